@@ -1,0 +1,1 @@
+"""Fusion encoders teach dual encoders."""

@@ -1,0 +1,174 @@
+"""Rows of a task to one padded batch; teacher and student see the same tensors.
+
+Decoding and resizing cost more than a small model's forward pass, so prepared pictures are kept in memory by content,
+up to a limit in bytes. What is unusual: a full cache stops taking pictures in instead of throwing the oldest out.
+Training visits every picture once an epoch in a new order; if the data is larger than the cache, a least-recently-used
+cache has mostly dropped a picture by the time it is asked for again, while a fixed set keeps its share of hits, and
+costs no bookkeeping.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .images import MAX_PIXELS, ImageError, decode_image, image_source
+from .tasks import Task
+
+_UNKNOWN_LABEL = -100
+"""The index that torch's cross-entropy leaves out."""
+
+_ID_COLUMNS = ("question_id", "identifier", "scene_id", "image_id", "id")
+
+
+class DistillationCollator:
+    """Makes `input_ids, attention_mask, pixel_values, pixel_mask, labels` of a list of rows.
+
+    Args:
+        processor: a `DualDistillProcessor`: `tokenizer`, `prepare_image(image) -> (3, H, W)` and
+            `pad_images(images) -> {"pixel_values", "pixel_mask"}`.
+        task: which columns are what.
+        label_names: the answers in the order of the logits; `task.label_names` or a vocabulary built from the training
+            answers.
+        max_text_length: longest text in tokens; longer ones are cut. None leaves them whole.
+        image_cache_mb: limit of the cache of prepared images in MB (1e6 bytes), in each data-loading process; 0 turns
+            it off. With `DataLoader(num_workers > 0)` set `persistent_workers=True`, or the cache ends with the epoch.
+        max_pixels: largest accepted picture, width x height in pixels.
+
+    Raises:
+        ValueError: `label_names` holds a name twice, or a limit is negative.
+
+    Example:
+        >>> from .tasks import TASKS
+        >>> collator = DistillationCollator(None, TASKS["nlvr"], ["false", "true"])
+        >>> collator([])
+        Traceback (most recent call last):
+        ValueError: A batch needs at least one row, but the list is empty.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        task: Task,
+        label_names: Sequence[str],
+        max_text_length: int | None = None,
+        image_cache_mb: float = 512,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if len(set(label_names)) < len(label_names):
+            twice = next(name for name in label_names if list(label_names).count(name) > 1)
+            raise ValueError(f"label_names holds {twice!r} more than once, but each label has one place in the logits.")
+        if image_cache_mb < 0:
+            raise ValueError(f"image_cache_mb is {image_cache_mb}, but a limit is 0 (no cache) or more.")
+        self.processor = processor
+        self.task = task
+        self.label_names = tuple(label_names)
+        self.max_text_length = max_text_length
+        self.image_cache_mb = image_cache_mb
+        self.max_pixels = max_pixels
+        self._label_ids = {name: index for index, name in enumerate(self.label_names)}
+        self._cache: dict[bytes, torch.Tensor] = {}
+        self._cached_bytes = 0
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """One batch.
+
+        Args:
+            rows: B rows with the task's columns; the label column may be absent from all of them. An entry `__index__`
+                names the row in errors; without it, the place in the batch and the id columns do.
+
+        Returns:
+            `input_ids`, `attention_mask` `(B, T)` int64, padded to the longest text; `pixel_values` `(B, N, 3, H, W)`
+            float32; `pixel_mask` `(B, N, H, W)`; `labels` `(B,)` int64, -100 where the answer is none of `label_names`.
+
+        Raises:
+            ImageError: a picture cannot be used.
+            ValueError: no rows, a column is missing, or a label is neither a string nor an index of `label_names`.
+        """
+        if not rows:
+            raise ValueError("A batch needs at least one row, but the list is empty.")
+        columns = (*self.task.image_columns, self.task.text_column)
+        for position, row in enumerate(rows):
+            for column in columns:
+                if column not in row:
+                    raise ValueError(
+                        f"Row {_row_name(row, position)} has no column {column!r}, which task {self.task.name!r} "
+                        f"needs; it has: {', '.join(row)}. (In a Trainer, set remove_unused_columns=False.)"
+                    )
+        text = self.processor.tokenizer(
+            [row[self.task.text_column] for row in rows],
+            padding="longest",
+            truncation=self.max_text_length is not None,
+            max_length=self.max_text_length,
+            return_tensors="pt",
+        )
+        images = self.processor.pad_images(
+            [
+                [self._prepare(row[column], _row_name(row, position)) for column in self.task.image_columns]
+                for position, row in enumerate(rows)
+            ]
+        )
+        batch = {
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+            "pixel_values": images["pixel_values"],
+            "pixel_mask": images["pixel_mask"],
+        }
+        if any(self.task.label_column in row for row in rows):
+            labels = [self._label(row, _row_name(row, position)) for position, row in enumerate(rows)]
+            batch["labels"] = torch.tensor(labels, dtype=torch.int64)
+        return batch
+
+    def _label(self, row: Mapping[str, Any], name: str) -> int:
+        label = row.get(self.task.label_column)
+        if label is None:
+            return _UNKNOWN_LABEL
+        if isinstance(label, str):
+            return self._label_ids.get(label, _UNKNOWN_LABEL)
+        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.label_names):
+            return label
+        raise ValueError(
+            f"Row {name}: the label in column {self.task.label_column!r} is {label!r}, but it is a name, or an index "
+            f"from 0 to {len(self.label_names) - 1} into label_names."
+        )
+
+    def _prepare(self, value: Any, row: str) -> torch.Tensor:
+        _, source = image_source(value, row)
+        key = _content_key(source)
+        prepared = self._cache.get(key)
+        if prepared is None:
+            image = decode_image(value, row, self.max_pixels)
+            try:
+                prepared = self.processor.prepare_image(image)
+            except (ValueError, ZeroDivisionError) as error:
+                raise ImageError(
+                    f"row {row}: the picture of {image.width} x {image.height} pixels cannot be resized ({error})."
+                ) from error
+            size = prepared.numel() * prepared.element_size()
+            if self._cached_bytes + size <= self.image_cache_mb * 1e6:
+                self._cache[key] = prepared
+                self._cached_bytes += size
+        return prepared
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the cached pictures: a worker process fills its own."""
+        return {**self.__dict__, "_cache": {}, "_cached_bytes": 0}
+
+
+def _content_key(source: bytes | Image.Image) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(source, Image.Image):
+        digest.update(repr((source.mode, source.size, sorted(map(str, source.info.items())))).encode())
+        digest.update(source.tobytes())
+    else:
+        digest.update(source)
+    return digest.digest()
+
+
+def _row_name(row: Mapping[str, Any], position: int) -> str:
+    if "__index__" in row:
+        return str(row["__index__"])
+    ids = ", ".join(f"{column} {row[column]}" for column in _ID_COLUMNS if column in row)
+    return f"{position} of its batch ({ids})" if ids else f"{position} of its batch"

@@ -1,0 +1,145 @@
+"""The configuration of the dual encoder: one transformer per modality and a shallow interaction."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .configuration_fusion_encoder import patch_grid, validate_tower
+
+
+@strict
+class DualEncoderTextConfig(PreTrainedConfig):
+    """Configuration of the text tower; the fields mean what they mean in `FusionEncoderConfig`.
+
+    Example:
+        >>> DualEncoderTextConfig(hidden_size=96, num_attention_heads=4).num_hidden_layers
+        12
+    """
+
+    model_type = "dual_distill_text_tower"
+    base_config_key = "text_config"
+
+    vocab_size: int = 30522
+    type_vocab_size: int = 2
+    max_position_embeddings: int = 40
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-12
+    qkv_bias: bool = True
+    recorded_layers: list[int] | tuple[int, ...] = (-1,)
+    pad_token_id: int | None = 0
+
+    def validate_architecture(self) -> None:
+        """Refuse widths that do not divide."""
+        super().validate_architecture()
+        validate_tower(self)
+
+
+@strict
+class DualEncoderVisionConfig(PreTrainedConfig):
+    """Configuration of the image tower; the fields mean what they mean in `FusionEncoderConfig`.
+
+    `modality_type_vocab_size` counts image slots only: row 0 is the first image of a row, row 1 the second.
+
+    Example:
+        >>> DualEncoderVisionConfig(hidden_size=96, num_attention_heads=4, image_size=64, patch_size=8).patch_grid
+        (8, 8)
+    """
+
+    model_type = "dual_distill_image_tower"
+    base_config_key = "vision_config"
+
+    modality_type_vocab_size: int = 1
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-12
+    image_size: int | list[int] | tuple[int, int] = 384
+    patch_size: int = 32
+    num_channels: int = 3
+    qkv_bias: bool = True
+    recorded_layers: list[int] | tuple[int, ...] = (-1,)
+
+    def validate_architecture(self) -> None:
+        """Refuse widths and grids that do not divide."""
+        super().validate_architecture()
+        validate_tower(self)
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of the position table."""
+        return patch_grid(self.image_size, self.patch_size)
+
+
+@strict
+class DualEncoderConfig(PreTrainedConfig):
+    """Configuration of a `DualEncoderModel`: two towers of equal width and head count, of any depths.
+
+    Args:
+        text_config: the text tower, a `DualEncoderTextConfig` or its fields as a dict.
+        vision_config: the image tower, a `DualEncoderVisionConfig` or its fields as a dict.
+        initializer_range: standard deviation of freshly drawn weights of interaction and head.
+        num_images: images in a row that `ForImagesAndTextClassification` expects (2 for NLVR2).
+        recorded_layers: layers, counted in each tower, whose queries and keys `output_query_states=True` returns.
+
+    Raises:
+        ValueError: the towers differ in width or head count; text queries could not be held against image keys.
+
+    Example:
+        >>> tower = {"hidden_size": 96, "num_attention_heads": 4}
+        >>> DualEncoderConfig(text_config=tower, vision_config=tower).hidden_size
+        96
+    """
+
+    model_type = "dual_distill_dual_encoder"
+    sub_configs_defaults = {"text_config": DualEncoderTextConfig, "vision_config": DualEncoderVisionConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    initializer_range: float | int = 0.02
+    num_images: int = 1
+    recorded_layers: list[int] | tuple[int, ...] = (-1,)
+
+    def validate_architecture(self) -> None:
+        """Refuse towers whose queries and keys do not fit each other."""
+        super().validate_architecture()
+        for name in ("hidden_size", "num_attention_heads"):
+            text, vision = getattr(self.text_config, name), getattr(self.vision_config, name)
+            if text != vision:
+                raise ValueError(
+                    f"the text tower has {name} {text}, the image tower {vision}; give both the same, or text queries "
+                    "cannot be held against image keys."
+                )
+
+    @property
+    def hidden_size(self) -> int:
+        """Width C of both towers and of the fused vector."""
+        return self.text_config.hidden_size
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Heads H of both towers."""
+        return self.text_config.num_attention_heads
+
+    @property
+    def vocab_size(self) -> int:
+        """Word pieces of the tokenizer."""
+        return self.text_config.vocab_size
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of the image tower's position table."""
+        return self.vision_config.patch_grid
+
+
+__all__ = ["DualEncoderConfig", "DualEncoderTextConfig", "DualEncoderVisionConfig"]

@@ -1,0 +1,489 @@
+"""The dual encoder: a text tower, an image tower, and a shallow interaction of their two pooled vectors.
+
+The towers never see each other, so either side can be encoded once, stored, and given back as `text_embeds=` or
+`image_embeds=`. Queries and keys of both towers are handed out in the layout of the fusion encoder, `[text; image]`, a
+pair a row, which is all that cross-modal attention distillation needs.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
+from .modeling_fusion_encoder import FusionEncoderPreTrainedModel, embed_image_rows, flatten_pairs
+from .modeling_layers import (
+    ImageEmbeddings,
+    Pooler,
+    TextEmbeddings,
+    TransformerAttention,
+    TransformerEncoder,
+    TransformerLayer,
+    classification_head,
+    classification_loss,
+    layers_to_record,
+)
+from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput, TowerOutput
+from .tower_initialization import copy_fusion_weights, dual_config_from_fusion
+
+
+class TowerTextEmbeddings(nn.Module):
+    """BERT-like embeddings plus the modality embedding of text."""
+
+    def __init__(self, config: DualEncoderTextConfig):
+        super().__init__()
+        self.text_embeddings = TextEmbeddings(config)
+        self.token_type_embeddings = nn.Embedding(1, config.hidden_size)
+
+    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None) -> torch.Tensor:
+        return self.text_embeddings(input_ids, token_type_ids) + self.token_type_embeddings.weight[0]
+
+
+class TowerImageEmbeddings(ImageEmbeddings):
+    """CLS token, patches and positions plus the modality embedding of the image's place in its row."""
+
+    def __init__(self, config: DualEncoderVisionConfig):
+        super().__init__()
+        self._add_image_parameters(config)
+        self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
+
+    def forward(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        images, mask = embed_image_rows(self, pixel_values, pixel_mask)
+        last = self.token_type_embeddings.num_embeddings - 1
+        slots = torch.arange(images.shape[1], device=images.device).clamp(max=last)
+        return images + self.token_type_embeddings(slots)[:, None], mask
+
+
+class DualEncoderPreTrainedModel(PreTrainedModel):
+    """What all dual encoder classes share: configuration, initialisation, abilities, the start from a fusion encoder."""
+
+    config: DualEncoderConfig
+    base_model_prefix = "dual_encoder"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # as in the fusion encoder: gradient accumulation must divide the loss
+    _no_split_modules = ["TowerTextEmbeddings", "TowerImageEmbeddings", "TransformerLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ImageEmbeddings):
+            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+            init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+
+    @classmethod
+    def from_fusion_encoder(
+        cls,
+        fusion_encoder: FusionEncoderPreTrainedModel,
+        text_layers: Sequence[int] | None = None,
+        vision_layers: Sequence[int] | None = None,
+    ) -> Self:
+        """Build a dual encoder whose towers, poolers, embeddings and head start from a fusion encoder's weights.
+
+        The towers' weights are copies and are not shared. The shallow interaction has no counterpart and is drawn anew;
+        so is the head when a bare `FusionEncoderModel` is given. Draw from a fixed seed for a repeatable start.
+
+        Args:
+            fusion_encoder: the model to start from; for a class with a head, one with the same head, or the bare model.
+            text_layers: fusion layers that the text tower takes, in order; None: all.
+            vision_layers: fusion layers that the image tower takes, in order; None: all.
+
+        Returns:
+            A model of this class, in the fusion encoder's dtype and on its device, in training mode.
+
+        Raises:
+            ValueError: a named layer does not exist, or the heads are of different kinds.
+        """
+        config = dual_config_from_fusion(fusion_encoder.config, text_layers, vision_layers)
+        config.architectures = [cls.__name__]
+        model = cls(config)
+        copy_fusion_weights(fusion_encoder, model, text_layers, vision_layers)
+        return model.to(device=fusion_encoder.device, dtype=fusion_encoder.dtype).train()
+
+
+class DualEncoderTextModel(DualEncoderPreTrainedModel):
+    """The text tower."""
+
+    config: DualEncoderTextConfig
+    base_model_prefix = "text_model"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": TransformerAttention}
+
+    def __init__(self, config: DualEncoderTextConfig):
+        super().__init__(config)
+        self.embeddings = TowerTextEmbeddings(config)
+        self.encoder = TransformerEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler = Pooler(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the word embeddings."""
+        return self.embeddings.text_embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings."""
+        self.embeddings.text_embeddings.word_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        recorded_layers: Sequence[int] = (),
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TowerOutput:
+        """Encode `(B, T)` word pieces; see `TowerOutput`."""
+        tokens = self.embeddings(input_ids, token_type_ids)
+        hidden_states, recorded = self.encoder(
+            tokens,
+            create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=tokens,
+                attention_mask=None if attention_mask is None else attention_mask.bool(),
+            ),
+            recorded_layers=recorded_layers,
+            **kwargs,
+        )
+        hidden_states = self.layernorm(hidden_states)
+        return TowerOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=self.pooler(hidden_states),
+            query_states=tuple(queries for queries, _ in recorded) or None,
+            key_states=tuple(keys for _, keys in recorded) or None,
+        )
+
+
+class DualEncoderVisionModel(DualEncoderPreTrainedModel):
+    """The image tower."""
+
+    config: DualEncoderVisionConfig
+    base_model_prefix = "vision_model"
+    input_modalities = ("image",)
+    _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": TransformerAttention}
+
+    def __init__(self, config: DualEncoderVisionConfig):
+        super().__init__(config)
+        self.embeddings = TowerImageEmbeddings(config)
+        self.encoder = TransformerEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler = Pooler(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the patch embeddings."""
+        return self.embeddings.patch_embeddings
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        recorded_layers: Sequence[int] = (),
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TowerOutput:
+        """Encode `(B, N, 3, H, W)` or `(B, 3, H, W)` pixels as B * N sequences; see `TowerOutput`."""
+        images, image_mask = self.embeddings(pixel_values, pixel_mask)
+        tokens = images.flatten(0, 1)
+        mask = None if image_mask is None else image_mask.flatten(0, 1)
+        hidden_states, recorded = self.encoder(
+            tokens,
+            create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=mask),
+            recorded_layers=recorded_layers,
+            **kwargs,
+        )
+        hidden_states = self.layernorm(hidden_states)
+        return TowerOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=self.pooler(hidden_states),
+            image_mask=tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask,
+            query_states=tuple(queries for queries, _ in recorded) or None,
+            key_states=tuple(keys for _, keys in recorded) or None,
+        )
+
+
+class DualEncoderModel(DualEncoderPreTrainedModel):
+    """The bare dual encoder: texts and images in, their pooled vectors and one fused vector a pair out.
+
+    Example:
+        >>> tower = dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+        >>> config = DualEncoderConfig(
+        ...     text_config={"vocab_size": 50, **tower}, vision_config={"image_size": 8, "patch_size": 4, **tower})
+        >>> model = DualEncoderModel(config).eval()
+        >>> ids, pixels = torch.ones(3, 5, dtype=torch.long), torch.zeros(3, 1, 3, 8, 8)
+        >>> output = model(input_ids=ids, pixel_values=pixels)
+        >>> stored = model(input_ids=ids, image_embeds=output.image_embeds)
+        >>> output.pooler_output.shape, torch.equal(stored.pooler_output, output.pooler_output)
+        (torch.Size([3, 1, 8]), True)
+    """
+
+    def __init__(self, config: DualEncoderConfig):
+        super().__init__(config)
+        self.text_model = DualEncoderTextModel(config.text_config)
+        self.vision_model = DualEncoderVisionModel(config.vision_config)
+        width = config.hidden_size
+        self.interaction = classification_head(2 * width, 2 * width, width)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the word embeddings."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings."""
+        self.text_model.set_input_embeddings(value)
+
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encode texts alone: `pooler_output` is `(B, C)`, what `forward` takes as `text_embeds`."""
+        output = self.text_model(input_ids, attention_mask, token_type_ids, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state,
+            pooler_output=output.pooler_output,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """Encode images alone: `pooler_output` is `(B, C)` for `(B, 3, H, W)` pixels, `(B, N, C)` for `(B, N, 3, H, W)`.
+
+        Either is what `forward` takes as `image_embeds`.
+        """
+        output = self.vision_model(pixel_values, pixel_mask, **kwargs)
+        rows = pixel_values.shape[:-3]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state,
+            pooler_output=output.pooler_output.unflatten(0, rows),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        output_query_states: bool | Sequence[int] | None = None,
+        output_key_states: bool | Sequence[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DualEncoderOutput:
+        """Encode B rows of one text and N images, either side from its inputs or from stored vectors.
+
+        Args:
+            input_ids: `(B, T)` word pieces; or give `text_embeds`.
+            attention_mask: `(B, T)`, 1 = real token; None: all real.
+            pixel_values: `(B, N, 3, H, W)`, or `(B, 3, H, W)` for one image a row; or give `image_embeds`.
+            pixel_mask: `(B, N, H, W)`, 1 = real pixel; None: all real.
+            token_type_ids: `(B, T)` text segments; None: all 0.
+            text_embeds: `(B, C)` from `get_text_features`.
+            image_embeds: `(B, N, C)` or `(B, C)` from `get_image_features`.
+            output_query_states: True for the queries of the config's `recorded_layers`, or a list of layers.
+            output_key_states: likewise for keys.
+            **kwargs: `output_hidden_states`, `output_attentions` (eager attention), and what attention functions take.
+
+        Returns:
+            A `DualEncoderOutput`.
+
+        Raises:
+            ValueError: a side is missing or given twice, or queries are asked for of a stored side.
+        """
+        for one, other, names in (
+            (input_ids, text_embeds, ("input_ids", "text_embeds")),
+            (pixel_values, image_embeds, ("pixel_values", "image_embeds")),
+        ):
+            if (one is None) == (other is None):
+                state = "neither was" if one is None else "both were"
+                raise ValueError(f"give either {names[0]} or {names[1]}; {state} given.")
+        layers = layers_to_record(output_query_states, output_key_states, self.config)
+        if layers and (text_embeds is not None or image_embeds is not None):
+            raise ValueError("stored vectors have no queries and keys; give input_ids and pixel_values to record them.")
+
+        text_output = vision_output = image_mask = None
+        if text_embeds is None:
+            text_output = self.text_model(input_ids, attention_mask, token_type_ids, recorded_layers=layers, **kwargs)
+            text_embeds = text_output.pooler_output
+        if image_embeds is None:
+            vision_output = self.vision_model(pixel_values, pixel_mask, recorded_layers=layers, **kwargs)
+            rows = (pixel_values.shape[0], 1 if pixel_values.dim() == 4 else pixel_values.shape[1])
+            image_embeds = vision_output.pooler_output.unflatten(0, rows)
+            image_mask = vision_output.image_mask.unflatten(0, rows)
+        elif image_embeds.dim() == 2:
+            image_embeds = image_embeds[:, None]
+        if text_embeds.shape[0] != image_embeds.shape[0]:
+            raise ValueError(
+                f"there are {text_embeds.shape[0]} texts and {image_embeds.shape[0]} rows of images; give one text for "
+                "each row of images."
+            )
+        pairs = torch.cat([text_embeds[:, None].expand(-1, image_embeds.shape[1], -1), image_embeds], dim=-1)
+        recorded = {"query_states": None, "key_states": None}
+        for name, wanted in (("query_states", output_query_states), ("key_states", output_key_states)):
+            if wanted:
+                recorded[name] = tuple(
+                    torch.cat([text.repeat_interleave(image_embeds.shape[1], dim=0), image], dim=2)
+                    for text, image in zip(text_output[name], vision_output[name], strict=True)
+                )
+        return DualEncoderOutput(
+            pooler_output=self.interaction(pairs),
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            image_mask=image_mask,
+            text_model_output=text_output,
+            vision_model_output=vision_output,
+            **recorded,
+        )
+
+
+class _DualEncoderForTask(DualEncoderPreTrainedModel):
+    """A dual encoder and a head; subclasses say how many images the head reads."""
+
+    def __init__(self, config: DualEncoderConfig, num_images: int):
+        super().__init__(config)
+        self.dual_encoder = DualEncoderModel(config)
+        self.num_images = num_images
+        in_features = num_images * config.hidden_size
+        self.classifier = classification_head(in_features, max(2, num_images) * config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def get_text_features(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> BaseModelOutputWithPooling:
+        """Encode texts alone; see `DualEncoderModel.get_text_features`."""
+        return self.dual_encoder.get_text_features(*args, **kwargs)
+
+    def get_image_features(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> BaseModelOutputWithPooling:
+        """Encode images alone; see `DualEncoderModel.get_image_features`."""
+        return self.dual_encoder.get_image_features(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_query_states: bool | Sequence[int] | None = None,
+        output_key_states: bool | Sequence[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EncoderForTaskOutput:
+        """Give one logit a label for each row; the inputs are those of `DualEncoderModel.forward`.
+
+        Args:
+            input_ids: `(B, T)`.
+            attention_mask: `(B, T)`.
+            pixel_values: `(B, N, 3, H, W)` or `(B, 3, H, W)`.
+            pixel_mask: `(B, N, H, W)`.
+            token_type_ids: `(B, T)`.
+            text_embeds: `(B, C)`, in place of the text inputs.
+            image_embeds: `(B, N, C)` or `(B, C)`, in place of the image inputs.
+            labels: `(B,)` integer classes, or `(B, labels)` soft scores in [0, 1].
+            output_query_states: True or a list of layers.
+            output_key_states: True or a list of layers.
+            **kwargs: as in `DualEncoderModel.forward`.
+
+        Returns:
+            An `EncoderForTaskOutput`.
+        """
+        output = self.dual_encoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            token_type_ids=token_type_ids,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            output_query_states=output_query_states,
+            output_key_states=output_key_states,
+            **kwargs,
+        )
+        logits = self.classifier(flatten_pairs(output.pooler_output, self.num_images))
+        return EncoderForTaskOutput(
+            loss=None if labels is None else classification_loss(logits, labels),
+            logits=logits,
+            pooler_output=output.pooler_output,
+            text_embeds=output.text_embeds,
+            image_embeds=output.image_embeds,
+            image_mask=output.image_mask,
+            query_states=output.query_states,
+            key_states=output.key_states,
+        )
+
+
+class DualEncoderForQuestionAnswering(_DualEncoderForTask):
+    """Dual encoder with an answer classifier (VQA): one question, one image.
+
+    Example:
+        >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> config = DualEncoderConfig(
+        ...     text_config={"vocab_size": 50, **tower}, vision_config={"image_size": 8, "patch_size": 4, **tower},
+        ...     num_labels=7)
+        >>> model = DualEncoderForQuestionAnswering(config)
+        >>> model(input_ids=torch.ones(3, 5, dtype=torch.long), pixel_values=torch.zeros(3, 3, 8, 8)).logits.shape
+        torch.Size([3, 7])
+    """
+
+    def __init__(self, config: DualEncoderConfig):
+        super().__init__(config, num_images=1)
+
+
+class DualEncoderForImagesAndTextClassification(_DualEncoderForTask):
+    """Dual encoder that classifies a text with `config.num_images` images (visual entailment 1, NLVR2 2).
+
+    Example:
+        >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> config = DualEncoderConfig(
+        ...     text_config={"vocab_size": 50, **tower}, vision_config={"image_size": 8, "patch_size": 4, **tower},
+        ...     num_images=2)
+        >>> model = DualEncoderForImagesAndTextClassification(config)
+        >>> model(input_ids=torch.ones(3, 5, dtype=torch.long), pixel_values=torch.zeros(3, 2, 3, 8, 8)).logits.shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, config: DualEncoderConfig):
+        super().__init__(config, num_images=config.num_images)
+
+
+__all__ = [
+    "DualEncoderForImagesAndTextClassification",
+    "DualEncoderForQuestionAnswering",
+    "DualEncoderModel",
+    "DualEncoderPreTrainedModel",
+    "DualEncoderTextModel",
+    "DualEncoderVisionModel",
+]

@@ -1,0 +1,388 @@
+"""Embeddings, attention and transformer layers that the fusion encoder and both towers of the dual encoder are made of.
+
+Unusual here:
+
+* Parameter names are those of transformers' `ViltModel`, so that its checkpoints fit without renaming.
+* Patches keep raster order and none is sampled away; padding is at the bottom and right and is masked.
+* The position table is interpolated to each image's own grid by two small matrix products instead of a Python loop, so
+  a batch of many sizes has no data-dependent shape, no host synchronisation and no graph break under `torch.compile`.
+* A layer hands out its queries and keys only when asked to, as ordinary outputs: they survive activation checkpointing
+  and sdpa, and layers that nobody asked keep nothing.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+QueriesAndKeys = tuple[torch.Tensor, torch.Tensor]
+
+
+def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> list[int]:
+    """Return `layers` with negative entries counted from the end.
+
+    Raises:
+        ValueError: a layer lies outside the model.
+
+    Example:
+        >>> resolve_layers([0, -1], 12)
+        [0, 11]
+    """
+    resolved = []
+    for layer in layers:
+        if not -num_hidden_layers <= layer < num_hidden_layers:
+            raise ValueError(
+                f"layer {layer} was asked for, but the model has {num_hidden_layers} layers; "
+                f"choose from {-num_hidden_layers} to {num_hidden_layers - 1}."
+            )
+        resolved.append(layer % num_hidden_layers)
+    return resolved
+
+
+def layers_to_record(
+    output_query_states: bool | Sequence[int] | None,
+    output_key_states: bool | Sequence[int] | None,
+    config: PreTrainedConfig,
+) -> list[int]:
+    """Return the layers to record: the caller's list, the config's for `True`, none for `False` or `None`.
+
+    Raises:
+        ValueError: queries and keys are asked for from different layers.
+    """
+    wanted = []
+    for value in (output_query_states, output_key_states):
+        if value is True:
+            wanted.append(list(config.recorded_layers))
+        elif value is not None and value is not False:
+            wanted.append(list(value))
+    if not wanted:
+        return []
+    if any(layers != wanted[0] for layers in wanted):
+        raise ValueError(
+            f"output_query_states names layers {wanted[0]}, output_key_states {wanted[1]}; "
+            "name the same layers in both, in the same order."
+        )
+    return wanted[0]
+
+
+class TextEmbeddings(nn.Module):
+    """Word + position + segment embeddings, normalised: `(B, T)` ids -> `(B, T, C)`."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.max_position_embeddings = config.max_position_embeddings
+
+    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
+        num_tokens = input_ids.shape[1]
+        if num_tokens > self.max_position_embeddings:
+            raise ValueError(
+                f"the text has {num_tokens} tokens, the model takes at most {self.max_position_embeddings}; "
+                "let the processor truncate it."
+            )
+        segments = self.token_type_embeddings.weight[0] if token_type_ids is None else self.token_type_embeddings(token_type_ids)
+        embeddings = self.word_embeddings(input_ids) + segments + self.position_embeddings.weight[:num_tokens]
+        return self.dropout(self.LayerNorm(embeddings))
+
+
+class PatchEmbeddings(nn.Module):
+    """One linear map per square patch: `(B, 3, H, W)` pixels -> `(B, C, H / patch, W / patch)`."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.num_channels = config.num_channels
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        channels, height, width = pixel_values.shape[-3:]
+        if channels != self.num_channels:
+            raise ValueError(f"pixel_values has {channels} channels, the model takes {self.num_channels}.")
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"pixel_values is {height} x {width} pixels, which does not divide into patches of {self.patch_size}; "
+                "let the processor resize and pad it (size_divisor = patch_size)."
+            )
+        return self.projection(pixel_values.to(self.projection.weight.dtype))
+
+
+class ImageEmbeddings(nn.Module):
+    """CLS token + patches + positions of each image's own grid.
+
+    The parameters live on the module that mixes this in (`FusionEmbeddings`, `VisionEmbeddings`), flat, under ViLT's names.
+    """
+
+    def _add_image_parameters(self, config: PreTrainedConfig) -> None:
+        self.grid = config.patch_grid
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.patch_embeddings = PatchEmbeddings(config)
+        self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + 1, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def embed_images(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embed `(B, 3, H, W)` pixels as `(B, 1 + I, C)` tokens and give their `(B, 1 + I)` mask (None: all real)."""
+        patches = self.patch_embeddings(pixel_values)
+        batch_size, width, rows, columns = patches.shape
+        patch_mask = None
+        if pixel_mask is not None:
+            if pixel_mask.shape != (batch_size, *pixel_values.shape[-2:]):
+                raise ValueError(
+                    f"pixel_mask has shape {tuple(pixel_mask.shape)}, pixel_values {tuple(pixel_values.shape)}; "
+                    "the mask needs one entry a pixel and no channel."
+                )
+            # A patch counts as real when its top left pixel is: processors pad whole patches at the bottom and right.
+            patch_mask = pixel_mask[:, :: self.patch_embeddings.patch_size, :: self.patch_embeddings.patch_size].bool()
+        positions = self.interpolate_positions(rows, columns, patch_mask)
+        tokens = torch.cat(
+            [self.cls_token.expand(batch_size, -1, -1), patches.flatten(2).transpose(1, 2)], dim=1
+        ) + positions.to(patches.dtype)
+        if patch_mask is not None:
+            patch_mask = torch.cat([patch_mask.new_ones(batch_size, 1), patch_mask.flatten(1)], dim=1)
+        return self.dropout(tokens), patch_mask
+
+    def interpolate_positions(self, rows: int, columns: int, patch_mask: torch.Tensor | None) -> torch.Tensor:
+        """Resize the position table bilinearly (corners aligned) to each image's grid, padded to `rows x columns`.
+
+        Returns:
+            `(B or 1, 1 + rows * columns, C)`; what stands at padded patches is masked and means nothing.
+        """
+        cls_position, table = self.position_embeddings[:, :1], self.position_embeddings[0, 1:]
+        if patch_mask is None:
+            if (rows, columns) == self.grid:
+                return self.position_embeddings
+            heights, widths = table.new_full((1,), rows), table.new_full((1,), columns)
+        else:
+            # The largest extent, not the first row's: one image may be padded in a way that the other is not.
+            heights, widths = patch_mask.any(2).sum(1), patch_mask.any(1).sum(1)
+        table = table.unflatten(0, self.grid).float()
+        row_weights = _bilinear_weights(heights, rows, self.grid[0])
+        column_weights = _bilinear_weights(widths, columns, self.grid[1])
+        positions = torch.einsum("brp,bsq,pqc->brsc", row_weights, column_weights, table).flatten(1, 2)
+        return torch.cat([cls_position.expand(positions.shape[0], -1, -1).float(), positions], dim=1)
+
+
+def _bilinear_weights(lengths: torch.Tensor, num_targets: int, num_sources: int) -> torch.Tensor:
+    """Return `(B, targets, sources)` weights that resize `num_sources` points to each of `lengths`, corners aligned."""
+    lengths = lengths.float().unsqueeze(1)
+    targets = torch.arange(num_targets, device=lengths.device).float()
+    # A single target point sits on the first source point, as torch's interpolate has it.
+    positions = targets * (num_sources - 1) / (lengths - 1).clamp(min=1)
+    sources = torch.arange(num_sources, device=lengths.device)
+    return (1 - (positions.unsqueeze(-1) - sources).abs()).clamp(min=0)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, the only form that returns its `(B, H, Q, K)` probabilities."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probs = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    probs = nn.functional.dropout(probs, p=dropout, training=module.training)
+    return torch.matmul(probs, value).transpose(1, 2).contiguous(), probs
+
+
+class SelfAttention(nn.Module):
+    """Query, key and value projections and the attention itself; returns queries and keys beside the result."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False  # sdpa would turn causal when there is no padding mask
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        input_shape = hidden_states.shape[:-1]
+        hidden_shape = (*input_shape, -1, self.head_dim)
+        query_states = self.query(hidden_states).view(hidden_shape).transpose(1, 2)
+        key_states = self.key(hidden_states).view(hidden_shape).transpose(1, 2)
+        value_states = self.value(hidden_states).view(hidden_shape).transpose(1, 2)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query_states,
+            key_states,
+            value_states,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return attn_output.reshape(*input_shape, -1), attn_weights, query_states, key_states
+
+
+class Projection(nn.Module):
+    """A linear map with dropout, the end of each residual branch; `dense` is ViLT's name."""
+
+    def __init__(self, in_features: int, out_features: int, dropout: float):
+        super().__init__()
+        self.dense = nn.Linear(in_features, out_features)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.dense(hidden_states))
+
+
+class Intermediate(nn.Module):
+    """The widening half of the MLP."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.dense(hidden_states))
+
+
+class TransformerAttention(nn.Module):
+    """Self-attention and its output projection; returns `(output, probabilities or None, queries, keys)`."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.output = Projection(config.hidden_size, config.hidden_size, config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        context, attn_weights, query_states, key_states = self.attention(hidden_states, attention_mask, **kwargs)
+        return self.output(context), attn_weights, query_states, key_states
+
+
+class TransformerLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer: attention and MLP, each behind a layer norm and around a residual."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.attention = TransformerAttention(config)
+        self.intermediate = Intermediate(config)
+        self.output = Projection(config.intermediate_size, config.hidden_size, config.hidden_dropout_prob)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        record: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, QueriesAndKeys | None]:
+        attention_output, _, query_states, key_states = self.attention(
+            self.layernorm_before(hidden_states), attention_mask, **kwargs
+        )
+        hidden_states = hidden_states + attention_output
+        hidden_states = hidden_states + self.output(self.intermediate(self.layernorm_after(hidden_states)))
+        return hidden_states, (query_states, key_states) if record else None
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of layers; `(B, L, C)` -> `(B, L, C)` and the queries and keys of the layers asked for."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.layer = nn.ModuleList([TransformerLayer(config) for _ in range(config.num_hidden_layers)])
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        recorded_layers: Sequence[int] = (),
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, list[QueriesAndKeys]]:
+        wanted = resolve_layers(recorded_layers, len(self.layer))
+        recorded = {}
+        for index, layer in enumerate(self.layer):
+            hidden_states, states = layer(hidden_states, attention_mask, record=index in wanted, **kwargs)
+            if states is not None:
+                recorded[index] = states
+        return hidden_states, [recorded[index] for index in wanted]
+
+
+class Pooler(nn.Module):
+    """First token through a linear map and tanh: `(B, L, C)` -> `(B, C)`."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.dense(hidden_states[:, 0]))
+
+
+def classification_head(in_features: int, hidden_features: int, num_labels: int) -> nn.Sequential:
+    """Build `Linear -> LayerNorm -> GELU -> Linear`, the head of every task and of the shallow interaction."""
+    return nn.Sequential(
+        nn.Linear(in_features, hidden_features),
+        nn.LayerNorm(hidden_features),
+        nn.GELU(),
+        nn.Linear(hidden_features, num_labels),
+    )
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Hard-label loss in nats per row.
+
+    Args:
+        logits: `(B, labels)`.
+        labels: `(B,)` integer classes (-100: row without a label) for cross-entropy, or `(B, labels)` soft scores in
+            [0, 1] for binary cross-entropy summed over answers, as VQA v2 is trained.
+
+    Raises:
+        ValueError: the labels have neither shape.
+
+    Example:
+        >>> round(classification_loss(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)  # ln 4
+        1.3863
+        >>> round(classification_loss(torch.zeros(1, 4), torch.zeros(1, 4)).item(), 4)  # 4 ln 2
+        2.7726
+    """
+    logits = logits.float()
+    if labels.is_floating_point() and labels.shape == logits.shape:
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum") / len(logits)
+    if not labels.is_floating_point() and labels.shape == logits.shape[:1]:
+        # Divided by the rows, not by the labelled ones: unlabelled rows must not change the weight of the others, and
+        # two half batches must add up to a whole one.
+        return nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100) / len(logits)
+    raise ValueError(
+        f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}, logits {tuple(logits.shape)}; give integer "
+        "classes (B,) or soft scores (B, labels)."
+    )

@@ -1,0 +1,120 @@
+"""One processor for teacher and student: transformers' image processor and any tokenizer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+
+Images = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
+
+
+class DualDistillProcessor(ProcessorMixin):
+    """Turns texts and images into the batch that both encoders read.
+
+    The image processor may be any of transformers' with a PIL back end. `ViltImageProcessorPil` keeps the aspect ratio;
+    `ViTImageProcessorPil` resizes to a fixed size. Images are padded at the bottom and right to the largest of the batch.
+
+    Args:
+        image_processor: resizes, rescales and normalises.
+        tokenizer: turns text into word pieces.
+
+    Example:
+        >>> from transformers import BertTokenizer, ViltImageProcessorPil
+        >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "?"]
+        >>> processor = DualDistillProcessor(
+        ...     ViltImageProcessorPil(size={"shortest_edge": 32}), BertTokenizer({word: i for i, word in enumerate(words)}))
+        >>> batch = processor(text=["what is it?", "what?"], images=[Image.new("RGB", (64, 64)), Image.new("RGB", (90, 64))])
+        >>> batch["input_ids"].shape, batch["pixel_values"].shape, batch["pixel_mask"].float().mean((1, 2, 3))
+        (torch.Size([2, 6]), torch.Size([2, 1, 3, 32, 32]), tensor([1., 1.]))
+    """
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any):
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    def __call__(
+        self,
+        images: Images | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Process B rows of one text and N images.
+
+        Args:
+            images: an image, one image a row, or N images a row (all rows alike).
+            text: a string, or one a row; padded to the longest, truncated to `max_length`.
+            max_length: longest text in tokens; None: the tokenizer's own limit.
+            **kwargs: further arguments of the tokenizer (`padding=`, `truncation=`).
+
+        Returns:
+            `input_ids`, `attention_mask` `(B, T)` and `pixel_values` `(B, N, 3, H, W)`, `pixel_mask` `(B, N, H, W)`, torch
+            tensors; only the sides that were given.
+
+        Raises:
+            ValueError: neither side is given, or their rows differ.
+        """
+        if images is None and text is None:
+            raise ValueError("give images, text, or both; got neither.")
+        batch: dict[str, torch.Tensor] = {}
+        if text is not None:
+            batch |= self.encode_text([text] if isinstance(text, str) else list(text), max_length=max_length, **kwargs)
+        if images is not None:
+            batch |= self.pad_images([[self.prepare_image(image) for image in row] for row in _as_rows(images)])
+        if images is not None and text is not None and len(batch["input_ids"]) != len(batch["pixel_values"]):
+            raise ValueError(
+                f"there are {len(batch['input_ids'])} texts and {len(batch['pixel_values'])} rows of images; give one "
+                "text for each row of images."
+            )
+        return BatchFeature(batch)
+
+    def encode_text(self, texts: list[str], max_length: int | None = None, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Tokenize `texts` as `input_ids` and `attention_mask`, `(B, T)`, padded to the longest."""
+        arguments = {"padding": True, "truncation": True, "return_token_type_ids": False, **kwargs, "return_tensors": "pt"}
+        return dict(self.tokenizer(texts, max_length=max_length, **arguments))
+
+    def prepare_image(self, image: Image.Image) -> torch.Tensor:
+        """Resize, rescale and normalise one RGB image to `(3, H, W)` float32."""
+        # One image alone is never padded, so that what is cached or stored does not depend on its batch.
+        return torch.as_tensor(self.image_processor(image, return_tensors="pt")["pixel_values"][0])
+
+    def pad_images(self, rows: Sequence[Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Pad prepared images to a common size.
+
+        Args:
+            rows: B rows of N tensors `(3, h, w)`.
+
+        Returns:
+            `pixel_values` `(B, N, 3, H, W)` and `pixel_mask` `(B, N, H, W)` int64, 1 = real pixel.
+
+        Raises:
+            ValueError: the rows have different numbers of images.
+        """
+        counts = sorted({len(row) for row in rows})
+        if len(counts) != 1 or not counts[0]:
+            raise ValueError(f"the rows of one batch have {counts} images; give every row the same number, at least one.")
+        height = max(image.shape[-2] for row in rows for image in row)
+        width = max(image.shape[-1] for row in rows for image in row)
+        pixel_values = torch.zeros(len(rows), counts[0], rows[0][0].shape[0], height, width)
+        pixel_mask = torch.zeros(len(rows), counts[0], height, width, dtype=torch.long)
+        for i, row in enumerate(rows):
+            for j, image in enumerate(row):
+                pixel_values[i, j, :, : image.shape[-2], : image.shape[-1]] = image
+                pixel_mask[i, j, : image.shape[-2], : image.shape[-1]] = 1
+        return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the tensors in a batch."""
+        return ["input_ids", "attention_mask", "pixel_values", "pixel_mask"]
+
+
+def _as_rows(images: Images) -> list[list[Image.Image]]:
+    if isinstance(images, Image.Image):
+        return [[images]]
+    return [[row] if isinstance(row, Image.Image) else list(row) for row in images]
+
+
+__all__ = ["DualDistillProcessor"]

@@ -1,0 +1,137 @@
+"""Cross-modal attention distillation: the student looks where the teacher looks."""
+
+import torch
+
+
+def attention_distillation_loss(
+    student_scores: torch.Tensor, teacher_scores: torch.Tensor, key_mask: torch.Tensor, query_mask: torch.Tensor
+) -> torch.Tensor:
+    """KL divergence from the student's cross-modal attention to the teacher's, in nats per query.
+
+    One call covers one direction; the caller adds the two. Per example, head and real query,
+    KL(softmax_k teacher || softmax_k student) over the real keys of the other modality; averaged over the heads and real
+    queries of an example, then over examples.
+
+    Args:
+        student_scores: `(B, H, Q, K)` queries @ keys / sqrt(head width), before softmax and mask. Receives the gradient.
+        teacher_scores: `(B, H, Q, K)`, the same block of the teacher. No gradient reaches it.
+        key_mask: `(B, K)` bool, True for a real key; each row needs one.
+        query_mask: `(B, Q)` bool, True for a real query.
+
+    Returns:
+        Scalar float32, nats, >= 0; 0 when the two agree.
+
+    Raises:
+        ValueError: the score shapes differ (most often unequal head counts), or a mask does not fit them.
+
+    Note:
+        Padded queries are left out of the mean; the authors' code counts them, so its value moves with the padding. The
+        mean is taken inside each example first, so that a row weighs the same alone, in a batch and across processes.
+
+    References:
+        Wang et al., EMNLP 2022, arXiv 2112.08723, cross-modal attention distillation.
+
+    Example:
+        >>> student, teacher = torch.zeros(1, 1, 1, 4), torch.tensor([[[[50.0, 0.0, 0.0, 0.0]]]])
+        >>> keys, queries = torch.ones(1, 4).bool(), torch.ones(1, 1).bool()
+        >>> round(attention_distillation_loss(student, teacher, keys, queries).item(), 4)   # ln 4
+        1.3863
+    """
+    if student_scores.shape != teacher_scores.shape or student_scores.dim() != 4:
+        raise ValueError(
+            f"student_scores has shape {tuple(student_scores.shape)}, teacher_scores {tuple(teacher_scores.shape)}; both "
+            "must be (B, H, Q, K). Unequal head counts need relation heads (relation_scores, or relation_heads=)."
+        )
+    rows, _, queries, keys = student_scores.shape
+    for name, mask, size in (("key_mask", key_mask, keys), ("query_mask", query_mask, queries)):
+        if mask.shape != (rows, size):
+            raise ValueError(f"{name} has shape {tuple(mask.shape)}, the scores ask for {(rows, size)}.")
+    # A finite floor: -inf would give 0 * inf = NaN in the divergence wherever a key is padded.
+    padding = ~key_mask.bool()[:, None, None, :]
+    floor = torch.finfo(torch.float32).min
+    student = student_scores.float().masked_fill(padding, floor).log_softmax(-1)
+    teacher = teacher_scores.detach().float().masked_fill(padding, floor).log_softmax(-1)
+    divergence = (teacher.exp() * (teacher - student).masked_fill(padding, 0.0)).sum(-1).mean(1)
+    real = query_mask.to(divergence.dtype)
+    return ((divergence * real).sum(1) / real.sum(1).clamp(min=1)).mean()
+
+
+def relation_scores(queries: torch.Tensor, keys: torch.Tensor, relation_heads: int | None = None) -> torch.Tensor:
+    """Scaled dot products of queries and keys, over the model's own heads or over relation heads.
+
+    Relation heads concatenate all heads and split them again into R: teacher and student may then differ in width and
+    in head count. Each model is scaled by the root of its own (relation) head width.
+
+    Args:
+        queries: `(B, H, Q, D)`.
+        keys: `(B, H, K, D)`.
+        relation_heads: R, must divide H * D; None: the H heads as they are.
+
+    Returns:
+        `(B, R or H, Q, K)`.
+
+    Raises:
+        ValueError: R does not divide the width.
+
+    References:
+        Wang et al., MiniLMv2, arXiv 2012.15828, section 3.
+
+    Example:
+        >>> relation_scores(torch.ones(1, 4, 2, 3), torch.ones(1, 4, 5, 3), relation_heads=2).shape
+        torch.Size([1, 2, 2, 5])
+    """
+    if relation_heads is not None:
+        width = queries.shape[1] * queries.shape[3]
+        if width % relation_heads:
+            raise ValueError(f"{relation_heads} relation heads do not divide the width {width}; choose a divisor of it.")
+        queries, keys = (
+            states.transpose(1, 2).flatten(2).unflatten(2, (relation_heads, -1)).transpose(1, 2) for states in (queries, keys)
+        )
+    return queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
+
+
+def attention_probs_to_scores(probs: torch.Tensor) -> torch.Tensor:
+    """Turn attention probabilities into scores whose softmax over any subset of keys is that subset, rescaled to sum 1.
+
+    Args:
+        probs: `(B, H, Q, K)`, >= 0; rows may sum to less than 1 (a block cut out of the joint attention).
+
+    Returns:
+        `(B, H, Q, K)` float32 log probabilities, finite.
+
+    Example:
+        >>> joint = torch.tensor([[[[0.1, 0.3, 0.6]]]])
+        >>> attention_probs_to_scores(joint[..., 1:]).softmax(-1)
+        tensor([[[[0.3333, 0.6667]]]])
+    """
+    return probs.detach().float().clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+def cross_modal_scores(
+    queries: torch.Tensor, keys: torch.Tensor, num_text_tokens: int, relation_heads: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of the two cross-modal blocks of a joint sequence `[text; image]`; the uni-modal blocks are never computed.
+
+    Args:
+        queries: `(B, H, T + 1 + I, D)`.
+        keys: `(B, H, T + 1 + I, D)`.
+        num_text_tokens: T, padding included.
+        relation_heads: as in `relation_scores`.
+
+    Returns:
+        text-to-image `(B, H, T, 1 + I)` and image-to-text `(B, H, 1 + I, T)`.
+
+    Example:
+        >>> states = torch.ones(2, 4, 7, 3)
+        >>> [tuple(scores.shape) for scores in cross_modal_scores(states, states, num_text_tokens=5)]
+        [(2, 4, 5, 2), (2, 4, 2, 5)]
+    """
+    text_queries, image_queries = queries[:, :, :num_text_tokens], queries[:, :, num_text_tokens:]
+    text_keys, image_keys = keys[:, :, :num_text_tokens], keys[:, :, num_text_tokens:]
+    return (
+        relation_scores(text_queries, image_keys, relation_heads),
+        relation_scores(image_queries, text_keys, relation_heads),
+    )
+
+
+__all__ = ["attention_distillation_loss", "attention_probs_to_scores", "cross_modal_scores", "relation_scores"]

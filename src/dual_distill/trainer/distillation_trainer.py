@@ -1,0 +1,160 @@
+"""A `Trainer` with a frozen teacher and an objective; without them it is the plain trainer with the same conveniences.
+
+Unusual here:
+
+* The teacher is no part of the student, of the optimizer, of a checkpoint, or of what accelerate prepares: it runs in
+  eval mode under `no_grad` and the run's own autocast.
+* Each loss term is averaged over the rows since the last log and gathered across processes, in training and evaluation.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from dual_distill.objectives import DiDEObjective
+
+from .distillation_config import DistillationTrainingArguments
+from .pairing import check_pair
+
+
+class DistillationTrainer(Trainer):
+    """Trains a student on what a frozen teacher shows, or any of the package's models on labels alone.
+
+    Args:
+        model: the student; without a teacher, any model with a task head.
+        args: a `DistillationTrainingArguments`; its weights describe the objective unless one is given.
+        teacher: frozen in place (`requires_grad_(False)`, `eval()`) and moved to the training device. A foreign teacher must
+            return `logits` and `attentions` of the joint sequence `[text; image CLS; patches]` in raster order.
+        objective: what is compared; None: `args.make_objective()` when there is a teacher.
+        **kwargs: as for `transformers.Trainer`; `processing_class` is saved with every checkpoint.
+
+    Raises:
+        ValueError: an objective without a teacher, or a pair that cannot be compared (vocabulary, patch grid, answers,
+            heads, layers); said before the first step.
+
+    References:
+        Wang et al., EMNLP 2022, arXiv 2112.08723.
+    """
+
+    # The loss is a mean over the rows of one micro-batch, so Trainer must divide it by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        args: DistillationTrainingArguments,
+        *,
+        teacher: PreTrainedModel | nn.Module | None = None,
+        objective: DiDEObjective | None = None,
+        **kwargs: Any,
+    ):
+        if teacher is None and objective is not None:
+            raise ValueError("an objective was given without a teacher; give teacher= as well, or leave objective= out.")
+        super().__init__(model=model, args=args, **kwargs)
+        self.teacher = teacher
+        self.objective = objective
+        self._term_sums: dict[str, torch.Tensor] = {}
+        self._term_rows = 0
+        if teacher is None:
+            return
+        student = self.accelerator.unwrap_model(self.model)
+        if objective is None:
+            self.objective = args.make_objective(multi_label=student.config.problem_type == "multi_label_classification")
+        check_pair(student, teacher, self.objective)
+        self.teacher = teacher.requires_grad_(False).eval().to(self.args.device)
+        self.objective.to(self.args.device)
+        self._teacher_requests = self._attention_requests(teacher)
+
+    def _attention_requests(self, teacher: nn.Module) -> dict[str, Any]:
+        """Return the keyword arguments that make the teacher hand out what the objective compares."""
+        layers = self.objective.teacher_layers
+        if not layers:
+            return {}
+        if "output_query_states" in inspect.signature(teacher.forward).parameters:
+            return {"output_query_states": layers, "output_key_states": layers}
+        return {"output_attentions": True}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss in nats per row, and the logits `(B, labels)` if `return_outputs`.
+
+        Only the logits are handed on, or evaluation would gather every query and key.
+        """
+        if self.objective is None:
+            loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
+            return (loss, {"logits": outputs["logits"]}) if return_outputs else loss
+        layers = self.objective.student_layers
+        # Hard labels are kept from a student that does not learn from them: the objective names every term.
+        hidden = set() if self.objective.label_weight else {"labels"}
+        student_outputs = model(
+            **{name: value for name, value in inputs.items() if name not in hidden},
+            output_query_states=layers or None,
+            output_key_states=layers or None,
+        )
+        with torch.no_grad(), self.accelerator.autocast():
+            teacher_outputs = self.teacher(
+                **{name: value for name, value in inputs.items() if name != "labels"}, **self._teacher_requests
+            )
+        losses = self.objective(student_outputs, teacher_outputs, inputs)
+        self._note_terms(losses, len(student_outputs.logits))
+        return (losses["loss"], {"logits": student_outputs.logits}) if return_outputs else losses["loss"]
+
+    def _note_terms(self, losses: Mapping[str, torch.Tensor], rows: int) -> None:
+        for name, value in losses.items():
+            if name != "loss":
+                # Stays on the device: reading it here would wait for it in every step.
+                self._term_sums[name] = self._term_sums.get(name, 0.0) + value.detach().float() * rows
+        self._term_rows += rows
+
+    def _take_terms(self) -> dict[str, float]:
+        """Return the mean of each term since the last call, over all processes, and start anew."""
+        sums, rows = self._term_sums, self._term_rows
+        self._term_sums, self._term_rows = {}, 0
+        if not sums:
+            return {}
+        totals = torch.stack([*sums.values(), torch.tensor(float(rows), device=self.args.device)])
+        totals = self.accelerator.reduce(totals, reduction="sum")
+        return {name: (totals[i] / totals[-1]).item() for i, name in enumerate(sums)}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the loss terms beside the loss they make up."""
+        if "loss" in logs:
+            logs = {**logs, **self._take_terms()}
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate, with the loss terms among the metrics."""
+        training_sums, training_rows = self._term_sums, self._term_rows
+        self._term_sums, self._term_rows = {}, 0
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        terms = {f"{metric_key_prefix}_{name}": value for name, value in self._take_terms().items()}
+        self._term_sums, self._term_rows = training_sums, training_rows
+        return output._replace(metrics={**output.metrics, **terms})
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimizer; head and shallow interaction get their own learning rate if the arguments say so."""
+        optimizer = super().create_optimizer(model)
+        factor = self.args.head_learning_rate_factor
+        if factor == 1.0:
+            return optimizer
+        named = (self.model if model is None else model).named_parameters()
+        heads = {id(parameter) for name, parameter in named if "classifier." in name or "interaction." in name}
+        for group in list(optimizer.param_groups):
+            chosen = [parameter for parameter in group["params"] if id(parameter) in heads]
+            if chosen:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in heads]
+                optimizer.add_param_group({**group, "params": chosen, "lr": group["lr"] * factor})
+        return optimizer
+
+
+__all__ = ["DistillationTrainer"]
