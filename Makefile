@@ -43,7 +43,7 @@ SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_inf
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 /usr/bin/python3)
 
 $(STAMP): pyproject.toml constraints.txt
-	@set -e; rm -f $@; \
+	@set -e; rm -f $@; found=; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		for candidate in $(CANDIDATES); do \
 			if "$$candidate" -c '$(SUITABLE)' >/dev/null 2>&1; then found="$$candidate"; break; fi; \

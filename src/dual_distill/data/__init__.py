@@ -7,6 +7,7 @@ from .images import ImageError, decode_image
 from .nlvr import load_nlvr
 from .scenes import generate_scenes, scene_answers
 from .tasks import TASKS, Task, get_task, load_task
+from .tokenizer import train_tokenizer
 
 __all__ = [
     "TASKS",
@@ -22,4 +23,5 @@ __all__ = [
     "load_nlvr",
     "load_task",
     "scene_answers",
+    "train_tokenizer",
 ]

@@ -138,7 +138,7 @@ def _decode(image: Image.Image, where: str, max_pixels: int) -> Image.Image:
     if width * height > max_pixels:
         raise ImageError(
             f"{where}: its header declares {width} x {height} = {width * height:,} pixels, more than the "
-            f"{max_pixels:,} that are allowed; drop the row, shrink the picture, or raise max_pixels if you trust the source."
+            f"{max_pixels:,} that are allowed; drop the row, shrink the picture, or raise max_pixels if you trust it."
         )
     if width * height == 0:
         raise ImageError(f"{where}: the picture has no pixels ({width} x {height}); drop the row.")

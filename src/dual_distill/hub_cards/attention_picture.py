@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["draw_attention_picture"]
 
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 _WIDEST, _NARROWEST = 1560, 960
 _MARGIN, _GAP, _LABEL_WIDTH = 32, 10, 232
 _QUESTION_SIZE, _TEXT_SIZE, _NOTE_SIZE, _SMALLEST_SIZE = 36, 26, 21, 14
@@ -218,21 +220,23 @@ def _draw_header(tile: Image.Image, lines: list[_Line], width: int) -> Image.Ima
     room = width - _MARGIN - left
     label_font = _font(_TEXT_SIZE)
     indent = min(max(label_font.getlength(line.label) for line in lines) + 24, room / 2)
-    placed: list[tuple[float, int, str, _Line]] = []
+    placed: list[tuple[float, int, str, tuple[int, int, int], _Font]] = []
     y = _MARGIN - 6
     for line in lines:
         start = indent if line.label else 0.0
         if line.label:
-            placed.append((left, y, _fit(line.label, indent - 24, _TEXT_SIZE)[1], _Line("", "", _QUIET)))
-        for text in _wrap(line.text, _font(line.size), room - start):
-            placed.append((left + start, y, text, line))
+            font, label = _fit(line.label, indent - 24, _TEXT_SIZE)
+            placed.append((left, y, label, _QUIET, font))
+        for text in _wrap(line.text, _font(line.size), room - start) or [""]:
+            font, text = _fit(text, room - start, line.size)
+            placed.append((left + start, y, text, line.colour, font))
             y += _line_height(line.size)
     header = Image.new("RGB", (width, max(y, _MARGIN + tile.height) + 20), "white")
     pen = ImageDraw.Draw(header)
     header.paste(tile, (_MARGIN, _MARGIN))
     pen.rectangle([_MARGIN - 1, _MARGIN - 1, _MARGIN + tile.width, _MARGIN + tile.height], outline=_RULE)
-    for x, top, text, line in placed:
-        pen.text((x, top), text, font=_font(line.size), fill=line.colour)
+    for x, top, text, colour, font in placed:
+        pen.text((x, top), text, font=font, fill=colour)
     return header
 
 
@@ -298,7 +302,7 @@ def _draw_legend(shared_scale: bool, width: int) -> Image.Image:
     return legend
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(size: int) -> _Font:
     return ImageFont.load_default(size=size)
 
 
@@ -311,7 +315,7 @@ def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
+def _wrap(text: str, font: _Font, width: float) -> list[str]:
     """The text in lines that fit where they can: it is broken between words only. No text, no lines."""
     if not text.strip():
         return []
@@ -325,7 +329,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     return lines
 
 
-def _fit(text: str, width: float, size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, str]:
+def _fit(text: str, width: float, size: int) -> tuple[_Font, str]:
     """The text in the largest font up to `size` in which it fits; cut short with dots where none does."""
     for candidate in range(size, _SMALLEST_SIZE - 1, -2):
         font = _font(candidate)

@@ -93,7 +93,8 @@ class DualEncoderConfig(PreTrainedConfig):
         recorded_layers: layers, counted in each tower, whose queries and keys `output_query_states=True` returns.
 
     Raises:
-        ValueError: the towers differ in width or head count; text queries could not be held against image keys.
+        StrictDataclassClassValidationError: the towers differ in width or head count; text queries could not be held
+            against image keys.
 
     Example:
         >>> tower = {"hidden_size": 96, "num_attention_heads": 4}

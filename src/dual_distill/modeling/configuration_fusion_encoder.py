@@ -33,7 +33,8 @@ class FusionEncoderConfig(PreTrainedConfig):
         pad_token_id: id of the padding token.
 
     Raises:
-        ValueError: `hidden_size` is no multiple of `num_attention_heads`, or `image_size` none of `patch_size`.
+        StrictDataclassClassValidationError: `hidden_size` is no multiple of `num_attention_heads`, or `image_size` none of
+            `patch_size`.
 
     Example:
         >>> config = FusionEncoderConfig(hidden_size=96, num_attention_heads=4, image_size=[50, 200], patch_size=10)

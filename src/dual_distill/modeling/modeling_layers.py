@@ -305,13 +305,14 @@ class TransformerLayer(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         record: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, QueriesAndKeys | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         attention_output, _, query_states, key_states = self.attention(
             self.layernorm_before(hidden_states), attention_mask, **kwargs
         )
         hidden_states = hidden_states + attention_output
         hidden_states = hidden_states + self.output(self.intermediate(self.layernorm_after(hidden_states)))
-        return hidden_states, (query_states, key_states) if record else None
+        # Flat: reentrant checkpointing would cut the gradient of tensors inside a nested tuple, without a word.
+        return (hidden_states, query_states, key_states) if record else (hidden_states, None, None)
 
 
 class TransformerEncoder(nn.Module):
@@ -331,9 +332,11 @@ class TransformerEncoder(nn.Module):
         wanted = resolve_layers(recorded_layers, len(self.layer))
         recorded = {}
         for index, layer in enumerate(self.layer):
-            hidden_states, states = layer(hidden_states, attention_mask, record=index in wanted, **kwargs)
-            if states is not None:
-                recorded[index] = states
+            hidden_states, query_states, key_states = layer(
+                hidden_states, attention_mask, record=index in wanted, **kwargs
+            )
+            if index in wanted:
+                recorded[index] = (query_states, key_states)
         return hidden_states, [recorded[index] for index in wanted]
 
 

@@ -1,0 +1,269 @@
+"""`dual-distill quickstart`: on generated pictures, in minutes on a laptop, from nothing to a distilled dual encoder.
+
+Stages: scenes, a tokenizer, a fusion teacher, a dual encoder alone, a dual encoder with distillation (equal start, equal
+steps), evaluation, latency, picture, report. Each trained stage leaves a folder and a `stage.json`; a second start of the
+same command skips the stages whose folders are complete.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+
+from dual_distill.data import DistillationCollator, Task, build_answer_vocabulary, decode_image, get_task, load_task
+from dual_distill.hub_cards import draw_attention_picture
+from dual_distill.inference import measure_pair_latency, word_attention
+from dual_distill.modeling import DualDistillProcessor
+from dual_distill.trainer import (
+    DataArguments,
+    DistillationTrainingArguments,
+    EvaluationReport,
+    ModelArguments,
+    build_processor,
+    load_model,
+    make_run,
+    predict_answers,
+    report_answers,
+    train,
+)
+
+from .quickstart_report import write_report
+
+_LATENCY_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much is generated and trained; the sizes of teacher and student are equal."""
+
+    train_scenes: int
+    validation_scenes: int
+    test_scenes: int
+    hidden_size: int
+    num_hidden_layers: int
+    teacher_steps: int
+    student_steps: int
+    batch_size: int = 128
+    num_attention_heads: int = 4
+    learning_rate: float = 2e-3
+    initializer_range: float = 0.06
+
+
+PRESETS = {
+    "smoke": Preset(200, 20, 40, 32, 2, teacher_steps=30, student_steps=20, batch_size=64),
+    "default": Preset(10_000, 300, 1_000, 96, 3, teacher_steps=1_500, student_steps=1_000),
+    "thorough": Preset(30_000, 500, 2_000, 96, 3, teacher_steps=6_000, student_steps=8_000),
+}
+
+# name of the folder -> what the report calls it
+STAGES = {
+    "teacher": "teacher (fusion encoder)",
+    "alone": "dual encoder alone (hard labels)",
+    "distilled": "dual encoder, distilled",
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser of this verb."""
+    parser = argparse.ArgumentParser(
+        prog="dual-distill quickstart",
+        description="Generate pictures with questions, train a fusion encoder (teacher), a dual encoder alone and a dual "
+        "encoder that is distilled from the teacher, and show accuracy, speed, and where each of them looks.",
+        epilog="A second start of the same command continues after the last finished stage.",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="default",
+        help="smoke: under a minute, learns nothing; default: minutes on two cores; thorough: hours (default: default)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and order (default: 0)")
+    parser.add_argument(
+        "--output-dir", type=Path, help="where everything is written (default: quickstart-PRESET-seedSEED)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON line last on stdout, everything else on stderr")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run(words: Sequence[str]) -> None:
+    """Run all stages and print the table."""
+    options = make_parser().parse_args(words)
+    output_dir = options.output_dir or Path(f"quickstart-{options.preset}-seed{options.seed}")
+    with redirect_stdout(sys.stderr):
+        report, table = quickstart(PRESETS[options.preset], options.preset, options.seed, output_dir)
+    print(json.dumps(report) if options.json else f"\n{table}\n\nwritten to {output_dir}: report.md, attention.png, checkpoints")
+
+
+def quickstart(preset: Preset, name: str, seed: int, output_dir: Path) -> tuple[dict[str, Any], str]:
+    """Run all stages; return the report as JSON and its table as text."""
+    settings = {"preset": name, "seed": seed, **asdict(preset)}
+    _claim(output_dir, settings)
+    start = time.perf_counter()
+    task = get_task("scenes")
+    _say("scenes and tokenizer")
+    data = load_task(
+        "scenes",
+        num_scenes={"train": preset.train_scenes, "validation": preset.validation_scenes, "test": preset.test_scenes},
+        seed=seed,
+    )
+    model_arguments = {"teacher": _shape(preset), "alone": _student(output_dir), "distilled": _student(output_dir)}
+    model_arguments["distilled"].teacher = str(output_dir / "teacher")
+    processor = build_processor(model_arguments["teacher"], data["train"][task.text_column])
+    stages = {}
+    for stage, title in STAGES.items():
+        steps = preset.teacher_steps if stage == "teacher" else preset.student_steps
+        stages[stage] = _finished(output_dir / stage) or _train_stage(
+            output_dir / stage, f"{title}, {steps:,} steps", model_arguments[stage], _training(preset, steps, seed), data, processor
+        )
+    _say("evaluation on the test split")
+    evaluations = _evaluate(task, data, processor, output_dir)
+    _say("latency")
+    models = {stage: load_model(str(output_dir / stage), task) for stage in STAGES}
+    label_names = build_answer_vocabulary(data["train"], task.label_column)
+    batch = DistillationCollator(processor, task, label_names)(
+        [data["test"][index] for index in range(min(_LATENCY_ROWS, len(data["test"])))]
+    )
+    latency = measure_pair_latency(models["teacher"], models["distilled"], batch)
+    _say("attention picture")
+    _draw(models, processor, task, data, evaluations, output_dir / "attention.png")
+    # A stage that an earlier start finished took its seconds then.
+    seconds = time.perf_counter() - start + sum(stage["seconds"] for stage in stages.values() if stage["earlier"])
+    reports = {stage: evaluation for stage, (evaluation, _) in evaluations.items()}
+    return write_report(
+        output_dir, settings, STAGES, reports, {stage: stages[stage]["seconds"] for stage in stages}, latency, seconds
+    )
+
+
+def _say(what: str) -> None:
+    print(f"== {what}", file=sys.stderr, flush=True)
+
+
+def _claim(output_dir: Path, settings: dict[str, Any]) -> None:
+    """Note the settings in a new folder; refuse one that belongs to other settings."""
+    file = output_dir / "settings.json"
+    if file.is_file():
+        found = json.loads(file.read_text())
+        if found != settings:
+            differing = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
+            raise ValueError(
+                f"{str(output_dir)!r} holds a quickstart with other settings ({', '.join(differing)} differ); choose another "
+                "--output-dir, or delete the folder."
+            )
+        return
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise ValueError(f"{str(output_dir)!r} is not empty and holds no quickstart; choose another --output-dir.")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    file = folder / "stage.json"
+    if not file.is_file():
+        return None
+    print(f"== {folder.name}: finished earlier, kept", file=sys.stderr, flush=True)
+    return {**json.loads(file.read_text()), "earlier": True}
+
+
+def _shape(preset: Preset) -> ModelArguments:
+    return ModelArguments(
+        architecture="fusion_encoder",
+        hidden_size=preset.hidden_size,
+        num_hidden_layers=preset.num_hidden_layers,
+        num_attention_heads=preset.num_attention_heads,
+        initializer_range=preset.initializer_range,
+        image_height=36,
+        image_width=36,
+        patch_size=12,
+        resize="fixed",
+        max_text_length=24,
+    )
+
+
+def _student(output_dir: Path) -> ModelArguments:
+    return ModelArguments(architecture="dual_encoder", init_from=str(output_dir / "teacher"), max_text_length=24)
+
+
+def _training(preset: Preset, steps: int, seed: int) -> dict[str, Any]:
+    return {
+        "max_steps": steps,
+        "per_device_train_batch_size": preset.batch_size,
+        "per_device_eval_batch_size": 512,
+        "learning_rate": preset.learning_rate,
+        "seed": seed,
+        "logging_steps": max(steps // 10, 1),
+        "save_strategy": "no",
+        "disable_tqdm": False,
+    }
+
+
+def _train_stage(
+    folder: Path,
+    title: str,
+    model_arguments: ModelArguments,
+    training: dict[str, Any],
+    data: DatasetDict,
+    processor: DualDistillProcessor,
+) -> dict[str, Any]:
+    _say(title)
+    arguments = DistillationTrainingArguments(output_dir=str(folder), **training)
+    prepared = make_run(model_arguments, DataArguments(task="scenes"), arguments, data=data, processor=processor)
+    metrics = train(prepared)
+    stage = {"seconds": metrics["train_runtime"], "steps": arguments.max_steps}
+    # Written last: a folder without it is trained again.
+    (folder / "stage.json").write_text(json.dumps(stage) + "\n")
+    return {**stage, "earlier": False}
+
+
+def _evaluate(
+    task: Task, data: DatasetDict, processor: DualDistillProcessor, output_dir: Path
+) -> dict[str, tuple[EvaluationReport, list[str]]]:
+    results = {}
+    for stage in STAGES:
+        model = load_model(str(output_dir / stage), task)
+        label_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        collator = DistillationCollator(processor, task, label_names)
+        answers = predict_answers(model, data["test"], collator, batch_size=512, description=stage)
+        # The baselines are the same for all three, so they are computed once.
+        results[stage] = (report_answers(answers, data["test"], task, data["train"] if stage == "teacher" else None), answers)
+    return results
+
+
+def _draw(
+    models: dict[str, Any],
+    processor: DualDistillProcessor,
+    task: Task,
+    data: DatasetDict,
+    evaluations: dict[str, tuple[EvaluationReport, list[str]]],
+    file: Path,
+) -> None:
+    """Draw the first relation question of the test split that teacher and distilled student get right, or the first row."""
+    test = data["test"]
+    labels, kinds = test[task.label_column], test[task.group_column]
+    chosen = 0
+    for index, (label, kind) in enumerate(zip(labels, kinds, strict=True)):
+        if kind == "relation" and all(evaluations[stage][1][index] == label for stage in ("teacher", "distilled")):
+            chosen = index
+            break
+    row = test[chosen]
+    image = decode_image(row[task.image_columns[0]], f"test {chosen}")
+    words: list[str] = []
+    maps = {}
+    for stage, title in STAGES.items():
+        words, maps[title] = word_attention(models[stage], processor, image, row[task.text_column])
+    picture = draw_attention_picture(
+        image,
+        words,
+        maps,
+        question=row[task.text_column],
+        answers={title: evaluations[stage][1][chosen] for stage, title in STAGES.items()},
+        right_answer=row[task.label_column],
+    )
+    picture.save(file)

@@ -1,0 +1,39 @@
+"""A word-piece tokenizer trained on the texts at hand, for models that are trained from nothing."""
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import BertTokenizer
+
+_SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 30_522, max_text_length: int = 40) -> BertTokenizer:
+    """Train BERT-style lower-case word pieces.
+
+    Args:
+        texts: training texts; repeated texts weigh more.
+        vocab_size: largest vocabulary, special tokens included; a small corpus gives a smaller one.
+        max_text_length: longest text in tokens that the tokenizer lets through when asked to truncate.
+
+    Returns:
+        A `BertTokenizer` with `[PAD]` at id 0.
+
+    Raises:
+        ValueError: there are no texts.
+
+    Example:
+        >>> tokenizer = train_tokenizer(["is there a red circle?", "is there a blue circle?"])
+        >>> tokenizer.convert_ids_to_tokens(tokenizer("a red circle")["input_ids"])
+        ['[CLS]', 'a', 'red', 'circle', '[SEP]']
+    """
+    texts = list(texts)
+    if not texts:
+        raise ValueError("a tokenizer needs at least one training text, but there is none.")
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer = normalizers.BertNormalizer(lowercase=True)
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trained.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=_SPECIAL_TOKENS, show_progress=False)
+    trained.train_from_iterator(texts, trainer)
+    return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=True, model_max_length=max_text_length)

@@ -1,0 +1,54 @@
+"""Where the words of a text look in an image: the attention that distillation compares, one map a word."""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+from dual_distill.modeling import DualDistillProcessor
+from dual_distill.objectives import cross_modal_scores
+
+
+@torch.inference_mode()
+def word_attention(
+    model: PreTrainedModel, processor: DualDistillProcessor, image: Image.Image, text: str, layer: int = -1
+) -> tuple[list[str], np.ndarray]:
+    """Text-to-image attention of one layer, averaged over heads and over the pieces of each word.
+
+    The probabilities are those that distillation compares: softmax over the image's tokens alone. What a word gives to
+    the image's CLS token is missing from its map, so a map sums to at most 1.
+
+    Args:
+        model: fusion or dual encoder, put into eval mode.
+        processor: its processor.
+        image: RGB.
+        text: what is asked; special tokens are left out of the result.
+        layer: counted as in `recorded_layers`.
+
+    Returns:
+        The W words and their maps `(W, rows, columns)`, float32, over the image's own patch grid.
+    """
+    model.eval()
+    batch = processor(images=image, text=text).to(model.device)
+    outputs = model(**batch, output_query_states=[layer], output_key_states=[layer])
+    num_text_tokens = batch["input_ids"].shape[1]
+    to_image, _ = cross_modal_scores(outputs.query_states[0], outputs.key_states[0], num_text_tokens)
+    probs = to_image[0].float().softmax(-1).mean(0)[:, 1:].cpu().numpy()
+
+    patch_size = getattr(model.config, "vision_config", model.config).patch_size
+    rows, columns = (side // patch_size for side in batch["pixel_values"].shape[-2:])
+    encoding = processor.tokenizer(text, truncation=True)
+    words: list[str] = []
+    maps: list[np.ndarray] = []
+    pieces_of: dict[int, list[int]] = {}
+    for position, word in enumerate(encoding.word_ids()):
+        if word is not None:
+            pieces_of.setdefault(word, []).append(position)
+    for pieces in pieces_of.values():
+        first, last = encoding.token_to_chars(pieces[0]), encoding.token_to_chars(pieces[-1])
+        words.append(text[first.start : last.end])
+        maps.append(probs[pieces].mean(0).reshape(rows, columns))
+    return words, np.stack(maps)
+
+
+__all__ = ["word_attention"]
