@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from dual_distill.objectives import DiDEObjective
@@ -75,6 +76,8 @@ class DistillationTrainingArguments(TrainingArguments):
             self.layer_map = {int(student): int(teacher) for student, teacher in self.layer_map.items()}
         if not self.head_learning_rate_factor > 0:
             raise ValueError(f"head_learning_rate_factor is {self.head_learning_rate_factor}; give a number above 0.")
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False  # nothing to pin for; torch would warn at every epoch
         super().__post_init__()
         self.make_objective(multi_label=False)
 

@@ -9,11 +9,13 @@ Unusual here:
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from dual_distill.objectives import DiDEObjective
@@ -140,6 +142,11 @@ class DistillationTrainer(Trainer):
         terms = {f"{metric_key_prefix}_{name}": value for name, value in self._take_terms().items()}
         self._term_sums, self._term_rows = training_sums, training_rows
         return output._replace(metrics={**output.metrics, **terms})
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Save model and processor, and no pickle of the arguments: it may hold tokens and paths, and nothing reads it."""
+        super()._save(output_dir, state_dict)
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer; head and shallow interaction get their own learning rate if the arguments say so."""
