@@ -35,7 +35,7 @@ bench: $(STAMP) ## every script in benchmarks/, results to benchmarks/results (o
 	@test -n "$(SCRIPTS)" || { echo "make bench: there is no script in benchmarks/ yet" >&2; exit 1; }
 	@set -e; for script in $(SCRIPTS); do echo "$$script $(ARGS)"; $(BIN)/python "$$script" $(ARGS); done
 
-SCRIPTS ?= $(sort $(wildcard benchmarks/*.py))
+SCRIPTS ?= $(sort $(wildcard benchmarks/[a-z]*.py))
 
 # A Python counts when it really starts (a version manager's shim may exist and fail), can make environments, and is one of
 # the versions that the pinned torch is built for.

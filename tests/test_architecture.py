@@ -16,6 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "dual_distill"
 REPOSITORY = SOURCE.parents[1]
 
 FLOORS = {
+    "__main__": 4,  # `python -m dual_distill` is the command
     "cli": 3,
     "trainer": 2,
     "inference": 2,

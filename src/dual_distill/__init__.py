@@ -1,5 +1,7 @@
 """dual_distill: a fusion encoder teaches a dual encoder, so that images are encoded once and asked many times."""
 
+from importlib.metadata import version
+
 from .data import load_task
 from .modeling import (
     DualDistillProcessor,
@@ -15,7 +17,7 @@ from .modeling import (
 from .objectives import DiDEObjective
 from .trainer import DistillationTrainer, DistillationTrainingArguments
 
-__version__ = "0.1.0"
+__version__ = version("dual-distill")
 
 __all__ = [
     "DiDEObjective",

@@ -68,7 +68,9 @@ def test_a_size_that_patches_do_not_divide_is_refused(kind, size):
 @pytest.mark.parametrize("name, values", [("hidden_size", (96, 48)), ("num_attention_heads", (4, 2))])
 def test_unequal_towers_are_refused(name, values):
     towers = [{"hidden_size": 96, "num_attention_heads": 4} | {name: value} for value in values]
-    with pytest.raises(StrictDataclassClassValidationError, match=f"the text tower has {name} {values[0]}, the image tower {values[1]}"):
+    with pytest.raises(
+        StrictDataclassClassValidationError, match=f"the text tower has {name} {values[0]}, the image tower {values[1]}"
+    ):
         DualEncoderConfig(text_config=towers[0], vision_config=towers[1])
 
 

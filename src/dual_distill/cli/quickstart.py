@@ -85,9 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="smoke: under a minute, learns nothing; default: minutes on two cores; thorough: hours (default: default)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and order (default: 0)")
-    parser.add_argument(
-        "--output-dir", type=Path, help="where everything is written (default: quickstart-PRESET-seedSEED)"
-    )
+    parser.add_argument("--output-dir", type=Path, help="where everything is written (default: quickstart-PRESET-seedSEED)")
     parser.add_argument("--json", action="store_true", help="print one JSON line last on stdout, everything else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -99,7 +97,9 @@ def run(words: Sequence[str]) -> None:
     output_dir = options.output_dir or Path(f"quickstart-{options.preset}-seed{options.seed}")
     with redirect_stdout(sys.stderr):
         report, table = quickstart(PRESETS[options.preset], options.preset, options.seed, output_dir)
-    print(json.dumps(report) if options.json else f"\n{table}\n\nwritten to {output_dir}: report.md, attention.png, checkpoints")
+    print(
+        json.dumps(report) if options.json else f"\n{table}\n\nwritten to {output_dir}: report.md, attention.png, checkpoints"
+    )
 
 
 def quickstart(preset: Preset, name: str, seed: int, output_dir: Path) -> tuple[dict[str, Any], str]:
@@ -121,7 +121,12 @@ def quickstart(preset: Preset, name: str, seed: int, output_dir: Path) -> tuple[
     for stage, title in STAGES.items():
         steps = preset.teacher_steps if stage == "teacher" else preset.student_steps
         stages[stage] = _finished(output_dir / stage) or _train_stage(
-            output_dir / stage, f"{title}, {steps:,} steps", model_arguments[stage], _training(preset, steps, seed), data, processor
+            output_dir / stage,
+            f"{title}, {steps:,} steps",
+            model_arguments[stage],
+            _training(preset, steps, seed),
+            data,
+            processor,
         )
     _say("evaluation on the test split")
     evaluations = _evaluate(task, data, processor, output_dir)
@@ -232,7 +237,10 @@ def _evaluate(
         collator = DistillationCollator(processor, task, label_names)
         answers = predict_answers(model, data["test"], collator, batch_size=512, description=stage)
         # The baselines are the same for all three, so they are computed once.
-        results[stage] = (report_answers(answers, data["test"], task, data["train"] if stage == "teacher" else None), answers)
+        results[stage] = (
+            report_answers(answers, data["test"], task, data["train"] if stage == "teacher" else None),
+            answers,
+        )
     return results
 
 

@@ -82,7 +82,10 @@ def _table(
         ]
         for stage, evaluation in evaluations.items()
     ]
-    baselines = {"text alone": evaluations["teacher"].text_only, "most frequent answer": evaluations["teacher"].majority}
+    baselines = {
+        "text alone": evaluations["teacher"].text_only,
+        "most frequent answer": evaluations["teacher"].majority,
+    }
     rows += [
         [name, f"{100 * share:.1f}", *("" for _ in range(len(header) - 2))]
         for name, share in baselines.items()

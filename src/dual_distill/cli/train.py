@@ -1,5 +1,6 @@
 """`dual-distill train RECIPE.yaml [--field value ...]`: one run, described by the fields of three dataclasses."""
 
+import argparse
 import dataclasses
 import difflib
 import json
@@ -52,6 +53,7 @@ def run(words: Sequence[str]) -> None:
         "output_dir": arguments[2].output_dir,
         "task": arguments[1].task,
         "seed": arguments[2].seed,
+        "steps": prepared.trainer.state.global_step,
         **{name: value for name, value in metrics.items() if isinstance(value, int | float)},
     }
     Path(arguments[2].output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -112,7 +114,7 @@ def check_names(fields: dict[str, Any]) -> None:
         raise ValueError(f"there is no field {name!r}; did you mean {nearest[0]!r}? `dual-distill train --help` lists all.")
 
 
-class _HelpFormatter(HfArgumentParser().formatter_class):
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, and keeps the lines of the epilog as they are."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:

@@ -58,7 +58,8 @@ def load_nlvr(
 
     Raises:
         FileNotFoundError: the folder lacks one of the splits.
-        ValueError: a file lacks a column, `permutations` is neither word, or `validation_rows` leaves no training row.
+        ValueError: a file lacks a column, `permutations` is neither word, or `validation_rows` is negative or leaves
+            no training row.
 
     References:
         Suhr et al., ACL 2017, "A Corpus of Natural Language for Visual Reasoning"; github.com/lil-lab/nlvr.
@@ -70,6 +71,8 @@ def load_nlvr(
     """
     if permutations not in ("all", "first"):
         raise ValueError(f"permutations is {permutations!r}, but it is 'all' or 'first'.")
+    if validation_rows < 0:
+        raise ValueError(f"validation_rows is {validation_rows}, but a number of rows is 0 or more.")
     splits = {split: read_columns(path, f"{split}-*.parquet", _COLUMNS) for split in ("train", "dev", "test")}
     train, validation = _hold_out_directories(splits.pop("train"), validation_rows, seed, Path(path))
     if permutations == "first":
@@ -103,7 +106,5 @@ def _hold_out_directories(train: pa.Table, rows: int, seed: int, path: Path) -> 
 def _arrange(table: pa.Table) -> pa.Table:
     label = pc.if_else(table["label"].cast(pa.bool_()), "true", "false")
     sentence_id = pc.list_element(pc.split_pattern(table["identifier"], "-"), 0)
-    arranged = table.append_column("sentence_id", sentence_id).set_column(
-        table.schema.get_field_index("label"), "label", label
-    )
+    arranged = table.append_column("sentence_id", sentence_id).set_column(table.schema.get_field_index("label"), "label", label)
     return arranged.select(list(_FEATURES)).cast(_FEATURES.arrow_schema)

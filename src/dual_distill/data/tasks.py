@@ -17,6 +17,7 @@ from datasets import DatasetDict, Image
 
 from .easy_vqa import EASY_VQA_LAYOUT, load_easy_vqa
 from .nlvr import NLVR_LAYOUT, load_nlvr
+from .nlvr_scenes import generate_nlvr_scenes, nlvr_scene_labels
 from .scenes import generate_scenes
 
 Head = Literal["question_answering", "images_and_text_classification"]
@@ -78,11 +79,20 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             label_names=("false", "true"),
             consistency_column="sentence_id",
         ),
+        "nlvr_scenes": Task(
+            name="nlvr_scenes",
+            head="images_and_text_classification",
+            image_columns=("image",),
+            text_column="sentence",
+            label_column="label",
+            label_names=tuple(nlvr_scene_labels()),
+            group_column="family",
+        ),
     }
 )
 """Every task by its name."""
 
-_GENERATORS: Mapping[str, Callable[..., DatasetDict]] = {"scenes": generate_scenes}
+_GENERATORS: Mapping[str, Callable[..., DatasetDict]] = {"scenes": generate_scenes, "nlvr_scenes": generate_nlvr_scenes}
 # name -> reader, and the sentence about the files that it expects
 _READERS: Mapping[str, tuple[Callable[..., DatasetDict], str]] = {
     "easy_vqa": (load_easy_vqa, EASY_VQA_LAYOUT),
@@ -144,7 +154,7 @@ def get_task(name: str) -> Task:
     Example:
         >>> get_task("easyvqa")
         Traceback (most recent call last):
-        ValueError: There is no task 'easyvqa'; did you mean 'easy_vqa'? Known are: easy_vqa, nlvr, scenes.
+        ValueError: There is no task 'easyvqa'; did you mean 'easy_vqa'? Known are: easy_vqa, nlvr, nlvr_scenes, scenes.
     """
     if name not in TASKS:
         raise ValueError(f"There is no task {name!r}{_suggestion(name, list(TASKS))}")

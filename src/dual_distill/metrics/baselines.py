@@ -1,7 +1,8 @@
 """What one gets without looking at the picture: the line that every vision-language model has to pass.
 
-Two readers of the text alone compete on a held-out part of the training data, never on test: the most frequent answer to
-exactly this text, and a logistic regression on word 1-, 2- and 3-grams. The better one is then fitted to all training rows.
+Two readers of the text alone compete on a held-out part of the training data, never on test: the most frequent answer
+to exactly this text, and a logistic regression on word 1-, 2- and 3-grams. The better one is then fitted to all
+training rows.
 """
 
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch.nn.functional import embedding_bag
 
 _HELD_OUT_SHARE = 0.1
 _PENALTIES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
@@ -102,8 +104,7 @@ def text_only_baseline(
 
     exact = _share_right(_exact_text_answers(fit_texts, fit_labels, check_texts), check_labels)
     by_penalty = [
-        _share_right(answers, check_labels)
-        for answers in _ngram_answers(fit_texts, fit_labels, check_texts, _PENALTIES)
+        _share_right(answers, check_labels) for answers in _ngram_answers(fit_texts, fit_labels, check_texts, _PENALTIES)
     ]
     held_out_accuracy = {"exact_text": exact, "ngrams": max(by_penalty)}
     method: Literal["exact_text", "ngrams"]
@@ -178,42 +179,39 @@ def _ngram_answers(
         counts[unique[text], label_ids[label]] += 1
     counts /= len(train_labels)
     columns: dict[str, int] = {}
-    train_grams = _ngram_matrix(list(unique), columns, grow=True)
-    grams = _ngram_matrix(texts, columns, grow=False)
+    train_grams = _ngram_ids(list(unique), columns, grow=True)
+    grams = _ngram_ids(list(dict.fromkeys(texts)), columns, grow=False)
+    places = {text: index for index, text in enumerate(dict.fromkeys(texts))}
     weight = torch.zeros(len(columns), len(names), requires_grad=True)
     bias = torch.zeros(len(names), requires_grad=True)
     answers = []
     for penalty in penalties:  # each starts where the stronger one ended
-        optimizer = torch.optim.LBFGS(
-            [weight, bias], max_iter=_MAX_ITERATIONS, history_size=10, line_search_fn="strong_wolfe"
-        )
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=_MAX_ITERATIONS, history_size=10, line_search_fn="strong_wolfe")
 
         def loss_and_gradient(penalty: float = penalty, optimizer: torch.optim.Optimizer = optimizer) -> torch.Tensor:
             optimizer.zero_grad()
-            log_probs = torch.log_softmax(train_grams @ weight + bias, dim=1)
+            log_probs = torch.log_softmax(embedding_bag(train_grams[0], weight, train_grams[1], mode="sum") + bias, dim=1)
             loss: torch.Tensor = -(counts * log_probs).sum() + penalty / 2 * weight.square().sum()
             loss.backward()
             return loss
 
         optimizer.step(loss_and_gradient)
         with torch.no_grad():
-            answers.append([names[index] for index in (grams @ weight + bias).argmax(dim=1).tolist()])
+            choices = (embedding_bag(grams[0], weight, grams[1], mode="sum") + bias).argmax(dim=1).tolist()
+        answers.append([names[choices[places[text]]] for text in texts])
     return answers
 
 
-def _ngram_matrix(texts: Sequence[str], columns: dict[str, int], grow: bool) -> torch.Tensor:
-    """Sparse `(texts, n-grams)` float32: how often each 1-, 2- and 3-gram occurs; unknown ones are left out."""
-    rows: list[int] = []
+def _ngram_ids(texts: Sequence[str], columns: dict[str, int], grow: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The 1- to 3-grams of all texts in one row, and where each text starts; unknown n-grams are left out."""
     ids: list[int] = []
-    for row, text in enumerate(texts):
+    starts: list[int] = []
+    for text in texts:
+        starts.append(len(ids))
         words = re.findall(r"\w+", text.lower())
-        for n in (1, 2, 3):
-            for start in range(len(words) - n + 1):
-                gram = " ".join(words[start : start + n])
-                if grow:
-                    columns.setdefault(gram, len(columns))
-                if gram in columns:
-                    rows.append(row)
-                    ids.append(columns[gram])
-    size = (len(texts), len(columns))
-    return torch.sparse_coo_tensor(torch.tensor([rows, ids]), torch.ones(len(ids)), size).coalesce()
+        grams = [" ".join(words[start : start + n]) for n in (1, 2, 3) for start in range(len(words) - n + 1)]
+        if grow:
+            for gram in grams:
+                columns.setdefault(gram, len(columns))
+        ids.extend(columns[gram] for gram in grams if gram in columns)
+    return torch.tensor(ids, dtype=torch.int64), torch.tensor(starts, dtype=torch.int64)

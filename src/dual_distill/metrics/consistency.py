@@ -11,17 +11,19 @@ class Consistency(evaluate.Metric):
     """Accuracy, and the share of sentences all of whose pictures are right, as an `evaluate.Metric`.
 
     `compute(predictions=, references=, sentence_ids=)` takes labels as strings or as integers and returns
-    `{"accuracy": share, "consistency": share, "num_sentences": count}`, shares in [0, 1]. A model that ignores the picture
-    answers a sentence alike everywhere, so its consistency falls far below its accuracy.
+    `{"accuracy": share, "consistency": share, "num_sentences": count}`, shares in [0, 1]. A model that ignores the
+    picture answers a sentence alike everywhere, so its consistency falls far below its accuracy.
 
     Raises:
         ValueError: nothing to average, or the three lengths differ.
 
     Note:
-        In NLVR v1 a sentence has up to four pictures, each in six permutations; here all of these rows have to be right.
+        In NLVR v1 a sentence has up to four pictures, each in six permutations; here all of these rows have to be
+        right.
 
     References:
-        Suhr et al., ACL 2019, "A Corpus for Reasoning about Natural Language Grounded in Photographs" (NLVR2), consistency.
+        Suhr et al., ACL 2019, "A Corpus for Reasoning about Natural Language Grounded in Photographs" (NLVR2),
+        consistency.
 
     Example:
         >>> metric = Consistency(keep_in_memory=True)
@@ -34,14 +36,10 @@ class Consistency(evaluate.Metric):
             description="Accuracy, and the share of sentences all of whose pictures are right.",
             citation="",
             inputs_description="predictions and references: labels; sentence_ids: equal for all rows of one sentence.",
-            features=[
-                Features({"predictions": Value(kind), "references": Value(kind)}) for kind in ("int64", "string")
-            ],
+            features=[Features({"predictions": Value(kind), "references": Value(kind)}) for kind in ("int64", "string")],
         )
 
-    def _compute(
-        self, predictions: Sequence[Any], references: Sequence[Any], sentence_ids: Sequence[Any]
-    ) -> dict[str, Any]:
+    def _compute(self, predictions: Sequence[Any], references: Sequence[Any], sentence_ids: Sequence[Any]) -> dict[str, Any]:
         is_right = [prediction == reference for prediction, reference in zip(predictions, references, strict=True)]
         by_sentence = _all_right(is_right, sentence_ids)
         return {

@@ -3,6 +3,7 @@
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForSequenceClassification,
     AutoModelForVisualQuestionAnswering,
     AutoProcessor,
 )
@@ -13,8 +14,6 @@ from .modeling_dual_encoder import (
     DualEncoderForImagesAndTextClassification,
     DualEncoderForQuestionAnswering,
     DualEncoderModel,
-    DualEncoderTextModel,
-    DualEncoderVisionModel,
 )
 from .modeling_fusion_encoder import (
     FusionEncoderForImagesAndTextClassification,
@@ -22,6 +21,7 @@ from .modeling_fusion_encoder import (
     FusionEncoderModel,
 )
 from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput, FusionEncoderOutput, TowerOutput
+from .modeling_towers import DualEncoderTextModel, DualEncoderVisionModel
 from .processing_dual_distill import DualDistillProcessor
 
 for _config, _model in (
@@ -38,6 +38,12 @@ for _config, _model in (
 ):
     AutoModelForVisualQuestionAnswering.register(_config, _model)
     AutoProcessor.register(_config, DualDistillProcessor)
+for _config, _model in (
+    (FusionEncoderConfig, FusionEncoderForImagesAndTextClassification),
+    (DualEncoderConfig, DualEncoderForImagesAndTextClassification),
+):
+    # transformers has no Auto class for "classify a text with images"; this one is what its examples load classifiers with.
+    AutoModelForSequenceClassification.register(_config, _model)
 
 __all__ = [
     "DualDistillProcessor",

@@ -29,6 +29,7 @@ class DualEncoderTextConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     initializer_range: float | int = 0.02
+    embedding_initializer_range: float | int | None = None
     layer_norm_eps: float | int = 1e-12
     qkv_bias: bool = True
     recorded_layers: list[int] | tuple[int, ...] = (-1,)
@@ -63,6 +64,7 @@ class DualEncoderVisionConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     initializer_range: float | int = 0.02
+    embedding_initializer_range: float | int | None = None
     layer_norm_eps: float | int = 1e-12
     image_size: int | list[int] | tuple[int, int] = 384
     patch_size: int = 32
@@ -103,6 +105,15 @@ class DualEncoderConfig(PreTrainedConfig):
     """
 
     model_type = "dual_distill_dual_encoder"
+    # As in `FusionEncoderConfig`.
+    keys_to_ignore_at_inference = [
+        "pooler_output",
+        "text_embeds",
+        "image_embeds",
+        "image_mask",
+        "query_states",
+        "key_states",
+    ]
     sub_configs_defaults = {"text_config": DualEncoderTextConfig, "vision_config": DualEncoderVisionConfig}
 
     text_config: dict | PreTrainedConfig | None = None

@@ -22,6 +22,8 @@ class FusionEncoderConfig(PreTrainedConfig):
         hidden_dropout_prob: dropout on embeddings and on every residual branch.
         attention_probs_dropout_prob: dropout on attention probabilities.
         initializer_range: standard deviation of freshly drawn weights.
+        embedding_initializer_range: that of freshly drawn word, position, modality and CLS embeddings; None:
+            `initializer_range`. Small models that are trained from nothing learn to look sooner with 1.0.
         layer_norm_eps: epsilon of the layer norms inside the encoder.
         image_size: pixels that the position table stands for: a number for a square, or `[height, width]`. Images of
             other sizes are accepted; the table is interpolated to each image's own grid.
@@ -43,6 +45,8 @@ class FusionEncoderConfig(PreTrainedConfig):
     """
 
     model_type = "dual_distill_fusion_encoder"
+    # Trainer.predict on rows without labels would else gather and pad all of these beside the logits.
+    keys_to_ignore_at_inference = ["pooler_output", "image_mask", "query_states", "key_states", "hidden_states", "attentions"]
 
     vocab_size: int = 30522
     type_vocab_size: int = 2
@@ -56,6 +60,7 @@ class FusionEncoderConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     initializer_range: float | int = 0.02
+    embedding_initializer_range: float | int | None = None
     layer_norm_eps: float | int = 1e-12
     image_size: int | list[int] | tuple[int, int] = 384
     patch_size: int = 32

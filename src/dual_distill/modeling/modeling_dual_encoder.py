@@ -6,220 +6,18 @@ pair a row, which is all that cross-modal attention distillation needs.
 """
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
-from .modeling_fusion_encoder import FusionEncoderPreTrainedModel, embed_image_rows, flatten_pairs
-from .modeling_layers import (
-    ImageEmbeddings,
-    Pooler,
-    TextEmbeddings,
-    TransformerAttention,
-    TransformerEncoder,
-    TransformerLayer,
-    classification_head,
-    classification_loss,
-    layers_to_record,
-)
-from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput, TowerOutput
-from .tower_initialization import copy_fusion_weights, dual_config_from_fusion
-
-
-class TowerTextEmbeddings(nn.Module):
-    """BERT-like embeddings plus the modality embedding of text."""
-
-    def __init__(self, config: DualEncoderTextConfig):
-        super().__init__()
-        self.text_embeddings = TextEmbeddings(config)
-        self.token_type_embeddings = nn.Embedding(1, config.hidden_size)
-
-    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None) -> torch.Tensor:
-        return self.text_embeddings(input_ids, token_type_ids) + self.token_type_embeddings.weight[0]
-
-
-class TowerImageEmbeddings(ImageEmbeddings):
-    """CLS token, patches and positions plus the modality embedding of the image's place in its row."""
-
-    def __init__(self, config: DualEncoderVisionConfig):
-        super().__init__()
-        self._add_image_parameters(config)
-        self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
-
-    def forward(
-        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        images, mask = embed_image_rows(self, pixel_values, pixel_mask)
-        last = self.token_type_embeddings.num_embeddings - 1
-        slots = torch.arange(images.shape[1], device=images.device).clamp(max=last)
-        return images + self.token_type_embeddings(slots)[:, None], mask
-
-
-class DualEncoderPreTrainedModel(PreTrainedModel):
-    """What all dual encoder classes share: configuration, initialisation, abilities, the start from a fusion encoder."""
-
-    config: DualEncoderConfig
-    base_model_prefix = "dual_encoder"
-    main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # as in the fusion encoder: gradient accumulation must divide the loss
-    _no_split_modules = ["TowerTextEmbeddings", "TowerImageEmbeddings", "TransformerLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, ImageEmbeddings):
-            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
-            init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
-
-    @classmethod
-    def from_fusion_encoder(
-        cls,
-        fusion_encoder: FusionEncoderPreTrainedModel,
-        text_layers: Sequence[int] | None = None,
-        vision_layers: Sequence[int] | None = None,
-    ) -> Self:
-        """Build a dual encoder whose towers, poolers, embeddings and head start from a fusion encoder's weights.
-
-        The towers' weights are copies and are not shared. The shallow interaction has no counterpart and is drawn anew;
-        so is the head when a bare `FusionEncoderModel` is given. Draw from a fixed seed for a repeatable start.
-
-        Args:
-            fusion_encoder: the model to start from; for a class with a head, one with the same head, or the bare model.
-            text_layers: fusion layers that the text tower takes, in order; None: all.
-            vision_layers: fusion layers that the image tower takes, in order; None: all.
-
-        Returns:
-            A model of this class, in the fusion encoder's dtype and on its device, in training mode.
-
-        Raises:
-            ValueError: a named layer does not exist, or the heads are of different kinds.
-        """
-        config = dual_config_from_fusion(fusion_encoder.config, text_layers, vision_layers)
-        config.architectures = [cls.__name__]
-        model = cls(config)
-        copy_fusion_weights(fusion_encoder, model, text_layers, vision_layers)
-        return model.to(device=fusion_encoder.device, dtype=fusion_encoder.dtype).train()
-
-
-class DualEncoderTextModel(DualEncoderPreTrainedModel):
-    """The text tower."""
-
-    config: DualEncoderTextConfig
-    base_model_prefix = "text_model"
-    main_input_name = "input_ids"
-    input_modalities = ("text",)
-    _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": TransformerAttention}
-
-    def __init__(self, config: DualEncoderTextConfig):
-        super().__init__(config)
-        self.embeddings = TowerTextEmbeddings(config)
-        self.encoder = TransformerEncoder(config)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.pooler = Pooler(config)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the word embeddings."""
-        return self.embeddings.text_embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embeddings."""
-        self.embeddings.text_embeddings.word_embeddings = value
-
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        recorded_layers: Sequence[int] = (),
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> TowerOutput:
-        """Encode `(B, T)` word pieces; see `TowerOutput`."""
-        tokens = self.embeddings(input_ids, token_type_ids)
-        hidden_states, recorded = self.encoder(
-            tokens,
-            create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=tokens,
-                attention_mask=None if attention_mask is None else attention_mask.bool(),
-            ),
-            recorded_layers=recorded_layers,
-            **kwargs,
-        )
-        hidden_states = self.layernorm(hidden_states)
-        return TowerOutput(
-            last_hidden_state=hidden_states,
-            pooler_output=self.pooler(hidden_states),
-            query_states=tuple(queries for queries, _ in recorded) or None,
-            key_states=tuple(keys for _, keys in recorded) or None,
-        )
-
-
-class DualEncoderVisionModel(DualEncoderPreTrainedModel):
-    """The image tower."""
-
-    config: DualEncoderVisionConfig
-    base_model_prefix = "vision_model"
-    input_modalities = ("image",)
-    _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": TransformerAttention}
-
-    def __init__(self, config: DualEncoderVisionConfig):
-        super().__init__(config)
-        self.embeddings = TowerImageEmbeddings(config)
-        self.encoder = TransformerEncoder(config)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.pooler = Pooler(config)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the patch embeddings."""
-        return self.embeddings.patch_embeddings
-
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        pixel_mask: torch.Tensor | None = None,
-        recorded_layers: Sequence[int] = (),
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> TowerOutput:
-        """Encode `(B, N, 3, H, W)` or `(B, 3, H, W)` pixels as B * N sequences; see `TowerOutput`."""
-        images, image_mask = self.embeddings(pixel_values, pixel_mask)
-        tokens = images.flatten(0, 1)
-        mask = None if image_mask is None else image_mask.flatten(0, 1)
-        hidden_states, recorded = self.encoder(
-            tokens,
-            create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=mask),
-            recorded_layers=recorded_layers,
-            **kwargs,
-        )
-        hidden_states = self.layernorm(hidden_states)
-        return TowerOutput(
-            last_hidden_state=hidden_states,
-            pooler_output=self.pooler(hidden_states),
-            image_mask=tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask,
-            query_states=tuple(queries for queries, _ in recorded) or None,
-            key_states=tuple(keys for _, keys in recorded) or None,
-        )
+from .configuration_dual_encoder import DualEncoderConfig
+from .modeling_fusion_encoder import flatten_pairs
+from .modeling_layers import classification_head, classification_loss, layers_to_record
+from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput
+from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
 
 
 class DualEncoderModel(DualEncoderPreTrainedModel):
@@ -483,7 +281,4 @@ __all__ = [
     "DualEncoderForImagesAndTextClassification",
     "DualEncoderForQuestionAnswering",
     "DualEncoderModel",
-    "DualEncoderPreTrainedModel",
-    "DualEncoderTextModel",
-    "DualEncoderVisionModel",
 ]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -25,6 +24,7 @@ from .modeling_layers import (
     TransformerLayer,
     classification_head,
     classification_loss,
+    initialize_embeddings,
     layers_to_record,
 )
 from .modeling_outputs import EncoderForTaskOutput, FusionEncoderOutput
@@ -69,9 +69,7 @@ def embed_image_rows(
     if pixel_mask is not None and pixel_mask.dim() == 3:
         pixel_mask = pixel_mask[:, None]
     rows = pixel_values.shape[:2]
-    tokens, mask = embeddings.embed_images(
-        pixel_values.flatten(0, 1), None if pixel_mask is None else pixel_mask.flatten(0, 1)
-    )
+    tokens, mask = embeddings.embed_images(pixel_values.flatten(0, 1), None if pixel_mask is None else pixel_mask.flatten(0, 1))
     return tokens.unflatten(0, rows), None if mask is None else mask.unflatten(0, rows)
 
 
@@ -95,9 +93,7 @@ class FusionEncoderPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ImageEmbeddings):
-            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
-            init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+        initialize_embeddings(module, self.config)
 
 
 class FusionEncoderModel(FusionEncoderPreTrainedModel):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -71,6 +72,16 @@ def layers_to_record(
     return wanted[0]
 
 
+def initialize_embeddings(module: nn.Module, config: PreTrainedConfig) -> None:
+    """Draw embeddings anew from a normal distribution of the width that the config names for them."""
+    std = getattr(config, "embedding_initializer_range", None) or config.initializer_range
+    if isinstance(module, nn.Embedding):
+        init.normal_(module.weight, std=std)
+    elif isinstance(module, ImageEmbeddings):
+        init.normal_(module.cls_token, std=std)
+        init.normal_(module.position_embeddings, std=std)
+
+
 class TextEmbeddings(nn.Module):
     """Word + position + segment embeddings, normalised: `(B, T)` ids -> `(B, T, C)`."""
 
@@ -90,7 +101,9 @@ class TextEmbeddings(nn.Module):
                 f"the text has {num_tokens} tokens, the model takes at most {self.max_position_embeddings}; "
                 "let the processor truncate it."
             )
-        segments = self.token_type_embeddings.weight[0] if token_type_ids is None else self.token_type_embeddings(token_type_ids)
+        segments = (
+            self.token_type_embeddings.weight[0] if token_type_ids is None else self.token_type_embeddings(token_type_ids)
+        )
         embeddings = self.word_embeddings(input_ids) + segments + self.position_embeddings.weight[:num_tokens]
         return self.dropout(self.LayerNorm(embeddings))
 
@@ -136,7 +149,7 @@ class ImageEmbeddings(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embed `(B, 3, H, W)` pixels as `(B, 1 + I, C)` tokens and give their `(B, 1 + I)` mask (None: all real)."""
         patches = self.patch_embeddings(pixel_values)
-        batch_size, width, rows, columns = patches.shape
+        batch_size, _, rows, columns = patches.shape
         patch_mask = None
         if pixel_mask is not None:
             if pixel_mask.shape != (batch_size, *pixel_values.shape[-2:]):
@@ -332,9 +345,7 @@ class TransformerEncoder(nn.Module):
         wanted = resolve_layers(recorded_layers, len(self.layer))
         recorded = {}
         for index, layer in enumerate(self.layer):
-            hidden_states, query_states, key_states = layer(
-                hidden_states, attention_mask, record=index in wanted, **kwargs
-            )
+            hidden_states, query_states, key_states = layer(hidden_states, attention_mask, record=index in wanted, **kwargs)
             if index in wanted:
                 recorded[index] = (query_states, key_states)
         return hidden_states, [recorded[index] for index in wanted]

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import is_valid_image
 
-Images = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
+# An image (PIL, numpy or torch, RGB), one a row, or N a row.
+Images = Any
 
 
 class DualDistillProcessor(ProcessorMixin):
@@ -21,6 +22,7 @@ class DualDistillProcessor(ProcessorMixin):
         tokenizer: turns text into word pieces.
 
     Example:
+        >>> from PIL import Image
         >>> from transformers import BertTokenizer, ViltImageProcessorPil
         >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "?"]
         >>> processor = DualDistillProcessor(
@@ -72,10 +74,16 @@ class DualDistillProcessor(ProcessorMixin):
 
     def encode_text(self, texts: list[str], max_length: int | None = None, **kwargs: Any) -> dict[str, torch.Tensor]:
         """Tokenize `texts` as `input_ids` and `attention_mask`, `(B, T)`, padded to the longest."""
-        arguments = {"padding": True, "truncation": True, "return_token_type_ids": False, **kwargs, "return_tensors": "pt"}
+        arguments = {
+            "padding": True,
+            "truncation": True,
+            "return_token_type_ids": False,
+            **kwargs,
+            "return_tensors": "pt",
+        }
         return dict(self.tokenizer(texts, max_length=max_length, **arguments))
 
-    def prepare_image(self, image: Image.Image) -> torch.Tensor:
+    def prepare_image(self, image: Any) -> torch.Tensor:
         """Resize, rescale and normalise one RGB image to `(3, H, W)` float32."""
         # One image alone is never padded, so that what is cached or stored does not depend on its batch.
         return torch.as_tensor(self.image_processor(image, return_tensors="pt")["pixel_values"][0])
@@ -111,10 +119,10 @@ class DualDistillProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values", "pixel_mask"]
 
 
-def _as_rows(images: Images) -> list[list[Image.Image]]:
-    if isinstance(images, Image.Image):
+def _as_rows(images: Images) -> list[list[Any]]:
+    if is_valid_image(images):
         return [[images]]
-    return [[row] if isinstance(row, Image.Image) else list(row) for row in images]
+    return [[row] if is_valid_image(row) else list(row) for row in images]
 
 
 __all__ = ["DualDistillProcessor"]

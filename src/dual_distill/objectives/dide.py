@@ -28,7 +28,8 @@ class DiDEObjective(nn.Module):
             by `soft_answer_loss` instead of `soft_label_loss`.
 
     Raises:
-        ValueError: a weight is negative, all are 0, the temperature is not positive, or the layer map is empty.
+        ValueError: a weight is negative, all are 0, the temperature or relation_heads is not positive, or the layer map is
+            empty.
 
     References:
         Wang et al., EMNLP 2022, arXiv 2112.08723. The paper writes which layers and weights; hard labels, temperature,
@@ -61,10 +62,12 @@ class DiDEObjective(nn.Module):
             "soft_label_weight": soft_label_weight,
             "label_weight": label_weight,
         }
-        if any(weight < 0 for weight in weights.values()) or not any(weights.values()):
+        if not all(weight >= 0 for weight in weights.values()) or not any(weights.values()):  # not: NaN is refused too
             raise ValueError(f"the weights are {weights}; give numbers >= 0, at least one above 0.")
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}; give a number above 0.")
+        if relation_heads is not None and relation_heads < 1:
+            raise ValueError(f"relation_heads is {relation_heads}; give a number above 0, or None for the models' own heads.")
         if layer_map is not None and not layer_map:
             raise ValueError("layer_map is empty; map at least one student layer, or set attention_weight to 0.")
         self.attention_weight = attention_weight

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from transformers import TrainingArguments
@@ -32,13 +33,14 @@ class DistillationTrainingArguments(TrainingArguments):
         default=1.0, metadata={"help": "Weight of the teacher's soft labels (recipe: 1). 0 leaves them out."}
     )
     label_weight: float = field(
-        default=0.0, metadata={"help": "Weight of hard labels beside the teacher (recipe: 0). Without a teacher they are all."}
+        default=0.0,
+        metadata={"help": "Weight of hard labels beside the teacher (recipe: 0). Without a teacher they are all."},
     )
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the soft labels (recipe: 1)."})
     layer_map: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'Student layer to teacher layer as JSON, for instance \'{"5": 11}\'; negative counts from the last. '
+            "help": "Student layer to teacher layer as JSON, for instance '{\"5\": 11}'; negative counts from the last. "
             "Default: last to last (recipe)."
         },
     )
@@ -55,7 +57,8 @@ class DistillationTrainingArguments(TrainingArguments):
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW (recipe: 0.01)."})
     adam_beta2: float = field(default=0.98, metadata={"help": "Beta2 of AdamW (recipe: 0.98)."})
     warmup_steps: float = field(
-        default=0.1, metadata={"help": "Warm-up as steps, or below 1 as a share of all steps (recipe: 0.1), then linear decay."}
+        default=0.1,
+        metadata={"help": "Warm-up as steps, or below 1 as a share of all steps (recipe: 0.1), then linear decay."},
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "The collator reads raw columns (text, images, label), so they are kept."}
@@ -88,7 +91,7 @@ class DistillationTrainingArguments(TrainingArguments):
             soft_label_weight=self.soft_label_weight,
             label_weight=self.label_weight,
             temperature=self.temperature,
-            layer_map=self.layer_map,
+            layer_map=cast("dict[int, int] | None", self.layer_map),
             relation_heads=self.relation_heads,
             multi_label=multi_label,
         )

@@ -66,15 +66,15 @@ class DistillationTrainer(Trainer):
             return
         student = self.accelerator.unwrap_model(self.model)
         if objective is None:
-            self.objective = args.make_objective(multi_label=student.config.problem_type == "multi_label_classification")
-        check_pair(student, teacher, self.objective)
+            objective = args.make_objective(multi_label=student.config.problem_type == "multi_label_classification")
+        check_pair(student, teacher, objective)
         self.teacher = teacher.requires_grad_(False).eval().to(self.args.device)
-        self.objective.to(self.args.device)
-        self._teacher_requests = self._attention_requests(teacher)
+        self.objective = objective.to(self.args.device)
+        self._teacher_requests = self._attention_requests(teacher, objective.teacher_layers)
 
-    def _attention_requests(self, teacher: nn.Module) -> dict[str, Any]:
+    @staticmethod
+    def _attention_requests(teacher: nn.Module, layers: list[int]) -> dict[str, Any]:
         """Return the keyword arguments that make the teacher hand out what the objective compares."""
-        layers = self.objective.teacher_layers
         if not layers:
             return {}
         if "output_query_states" in inspect.signature(teacher.forward).parameters:
@@ -92,7 +92,7 @@ class DistillationTrainer(Trainer):
 
         Only the logits are handed on, or evaluation would gather every query and key.
         """
-        if self.objective is None:
+        if self.objective is None or self.teacher is None:
             loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
             return (loss, {"logits": outputs["logits"]}) if return_outputs else loss
         layers = self.objective.student_layers
@@ -150,9 +150,10 @@ class DistillationTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer; head and shallow interaction get their own learning rate if the arguments say so."""
+        built_before = self.optimizer is not None  # by the caller, or by an earlier `train()`: its groups are settled
         optimizer = super().create_optimizer(model)
         factor = self.args.head_learning_rate_factor
-        if factor == 1.0:
+        if factor == 1.0 or built_before:
             return optimizer
         named = (self.model if model is None else model).named_parameters()
         heads = {id(parameter) for name, parameter in named if "classifier." in name or "interaction." in name}

@@ -20,8 +20,13 @@ def check_pair(student: nn.Module, teacher: nn.Module, objective: DiDEObjective)
     ours, theirs = student.config, getattr(teacher, "config", None)
     if theirs is None:
         return
-    _same(ours, theirs, "vocab_size", "a vocabulary of {} word pieces", "both must read the same word pieces: build the "
-          "student with the teacher's tokenizer, or with `from_fusion_encoder`")
+    _same(
+        ours,
+        theirs,
+        "vocab_size",
+        "a vocabulary of {} word pieces",
+        "both must read the same word pieces: build the student with the teacher's tokenizer, or with `from_fusion_encoder`",
+    )
     _same_patches(ours, theirs)
     _same(ours, theirs, "num_images", "{} images a row", "set num_images of both to the task's number of images")
     if objective.soft_label_weight:
@@ -33,11 +38,15 @@ def check_pair(student: nn.Module, teacher: nn.Module, objective: DiDEObjective)
 
 
 def _refuse(teacher_has: str, student_has: str, way_out: str) -> None:
-    raise ValueError(f"teacher and student cannot be paired: the teacher has {teacher_has}, the student {student_has}; {way_out}.")
+    raise ValueError(
+        f"teacher and student cannot be paired: the teacher has {teacher_has}, the student {student_has}; {way_out}."
+    )
 
 
 def _towers(config: Any) -> list[Any]:
-    return [tower for tower in (getattr(config, "text_config", None), getattr(config, "vision_config", None)) if tower] or [config]
+    return [tower for tower in (getattr(config, "text_config", None), getattr(config, "vision_config", None)) if tower] or [
+        config
+    ]
 
 
 def _field(config: Any, name: str) -> Any:

@@ -1,0 +1,83 @@
+"""Teacher, dual encoder alone, with soft labels, and distilled: equal start, equal steps, and equal time, on real data.
+
+    python benchmarks/compare_arms.py easy_vqa --data path/to/easy_vqa [--seeds 0] [--skip-teacher]
+
+Reads recipes/TASK_teacher.yaml, TASK_alone.yaml, TASK_soft.yaml, TASK_distilled.yaml. The arms at equal time are "alone" and
+"soft" with as many more steps as their step is faster than a distilled one, by the measured training time.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from _record import dual_distill, provenance, write
+
+STUDENTS = ("alone", "soft", "distilled")
+
+
+def main() -> None:
+    """Run, print a table and record it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--splits", nargs="+", default=["validation", "test"])
+    parser.add_argument("--set", nargs="*", default=[], help="further words for every training run, such as --set=--max_steps=10")
+    options = parser.parse_args()
+    source = provenance()
+    runs = []
+    for seed in options.seeds:
+        folder = options.runs_dir / options.task / f"seed{seed}"
+        teacher = train(options, "teacher", folder / "teacher", seed)
+        runs.append(teacher)
+        students = {}
+        for arm in STUDENTS:
+            students[arm] = train(options, arm, folder / arm, seed, folder / "teacher")
+            runs.append(students[arm])
+        for arm in ("alone", "soft"):
+            steps = round(students[arm]["steps"] * students["distilled"]["train_seconds"] / students[arm]["train_seconds"])
+            name = f"{arm}_equal_time"
+            runs.append(train(options, arm, folder / name, seed, folder / "teacher", steps=steps, name=name))
+    # Where the data lies is the user's affair.
+    source["command"] = source["command"].replace(options.data, "DATA")
+    write(options.task, {"runs": runs}, source)
+
+
+def train(
+    options: argparse.Namespace,
+    arm: str,
+    folder: Path,
+    seed: int,
+    teacher: Path | None = None,
+    steps: int | None = None,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Train and evaluate one arm."""
+    words = ["train", f"recipes/{options.task}_{arm}.yaml", "--data", options.data, "--output_dir", str(folder)]
+    words += ["--seed", str(seed), *options.set]
+    if teacher is not None:
+        words += ["--init_from", str(teacher)] + (["--teacher", str(teacher)] if arm != "alone" else [])
+    if steps is not None:
+        words += ["--max_steps", str(steps)]
+    trained = dual_distill(*words)
+    result: dict[str, Any] = {
+        "arm": name or arm,
+        "seed": seed,
+        "command": " ".join(["dual-distill", *words]).replace(options.data, "DATA"),
+        "steps": trained["steps"],
+        "train_seconds": trained["train_runtime"],
+    }
+    for split in options.splits:
+        baselines = [] if arm == "teacher" else ["--no-baselines"]
+        result[split] = dual_distill(
+            "evaluate", str(folder), "--task", options.task, "--data", options.data, "--split", split, *baselines
+        )
+        result[split].pop("model")
+    shares = " ".join(f"{split} {100 * result[split]['accuracy']:.2f}" for split in options.splits)
+    print(f"seed {seed} {result['arm']}: {shares} % after {result['steps']} steps, {result['train_seconds']:.0f} s", flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    main()

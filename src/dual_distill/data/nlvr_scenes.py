@@ -1,0 +1,273 @@
+"""Generated pictures in NLVR's style, with statements that are true or false and questions that have an answer.
+
+A fusion encoder trained from nothing on people's 12,000 sentences does not learn to see; here it can. Three grey boxes
+hold towers of square blocks or scattered shapes, at coordinates like those of NLVR v1. What is unusual: each statement
+stands beside one scene for which it is true and one for which it is false, so the words alone tell nothing; and beside
+the statements stand questions about colours and numbers, whose answers say more about a picture than true or false.
+"""
+
+import io
+import os
+import random
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value, concatenate_datasets
+from PIL import Image as PILImage
+from PIL import ImageDraw
+
+from .nlvr import load_nlvr
+from .nlvr_statements import COLOURS, SHAPES, Box, Boxes, BoxItem, draw_question, draw_statement, question_answers
+
+NUM_NLVR_SCENES = {"train": 20_000, "validation": 500, "test": 1_000}
+BOX_PX, GAP_PX = 100, 50
+_STEP_PX = 21
+_RGB = {"black": (0, 0, 0), "blue": (0, 153, 255), "yellow": (255, 255, 0)}
+_GREY, _GAP = (211, 211, 211), (128, 128, 128)
+_MAX_ATTEMPTS = 60
+_ITEM = [
+    {
+        "box": Value("int8"),
+        "shape": Value("string"),
+        "colour": Value("string"),
+        "size": Value("int8"),
+        "x": Value("int8"),
+        "y": Value("int8"),
+    }
+]
+_FEATURES = Features(
+    {
+        "image": Image(decode=False),
+        "sentence": Value("string"),
+        "label": Value("string"),
+        "identifier": Value("string"),
+        "sentence_id": Value("string"),
+        "permutation": Value("int8"),
+        "directory": Value("int16"),
+        "family": Value("string"),
+        "objects": _ITEM,
+    }
+)
+
+
+def generate_nlvr_scenes(
+    num_scenes: Mapping[str, int] | None = None,
+    statements_per_scene: int = 6,
+    questions_per_scene: int = 0,
+    tower_share: float = 0.65,
+    seed: int = 0,
+    nlvr: str | os.PathLike[str] | None = None,
+    nlvr_rows: int | None = None,
+) -> DatasetDict:
+    """Pictures of three boxes with balanced statements, and questions if asked for, always the same for one seed.
+
+    Args:
+        num_scenes: scenes in each split; None: `NUM_NLVR_SCENES`. No scene is in two splits or twice in one.
+        statements_per_scene: statements for each scene in the mean, an even number >= 2; half of them are true.
+        questions_per_scene: questions for each scene, >= 0; their labels are numbers and colours.
+        tower_share: share of scenes with towers, in [0, 1]; the others hold scattered shapes. NLVR has about two
+            thirds.
+        seed: of everything that is drawn.
+        nlvr: folder of NLVR v1, as `load_nlvr` reads it; its train rows then join train, and its validation, dev and
+            test rows take the place of the generated ones. So generated and human sentences are mixed, and one
+            tokenizer is trained on both.
+        nlvr_rows: at most so many of its train rows, drawn by `seed`; None: all.
+
+    Returns:
+        The columns of `load_nlvr`, and family (of the statement; "question"; "people") and objects (box, shape, colour,
+        size, x, y). The two rows of one statement share their sentence_id. `label` is "true" or "false", for questions
+        one of `question_answers()`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> scenes = generate_nlvr_scenes({"train": 4}, statements_per_scene=2)
+        >>> scenes["train"]["label"][:2], scenes["train"].num_rows
+        (['true', 'false'], 8)
+    """
+    num_scenes = NUM_NLVR_SCENES if num_scenes is None else num_scenes
+    _check_arguments(num_scenes, statements_per_scene, questions_per_scene, tower_share)
+    seen: set[Boxes] = set()
+    splits = {}
+    for split in sorted(num_scenes, key=lambda name: (name == "train", name)):
+        rng = random.Random(f"{seed} {split}")  # a string seed goes through SHA-512: no PYTHONHASHSEED in it
+        scenes = [_draw_new(rng, rng.random() < tower_share, seen) for _ in range(num_scenes[split])]
+        splits[split] = _write_split(split, scenes, statements_per_scene, questions_per_scene, rng)
+    if nlvr is not None:
+        people = load_nlvr(nlvr)
+        if nlvr_rows is not None and nlvr_rows < len(people["train"]):
+            people["train"] = people["train"].shuffle(seed=seed).select(range(nlvr_rows))
+        people = DatasetDict({split: _as_people(rows) for split, rows in people.items()})
+        splits = {**people, "train": concatenate_datasets([splits["train"], people["train"]])}
+    return DatasetDict({split: splits[split] for split in ("train", *sorted(splits)) if split in splits})
+
+
+def nlvr_scene_labels() -> list[str]:
+    """Every label: false, true, and the answers of questions.
+
+    Example:
+        >>> nlvr_scene_labels()[:3]
+        ['false', 'true', '0']
+    """
+    return ["false", "true", *question_answers()]
+
+
+def _check_arguments(num_scenes: Any, statements_per_scene: int, questions_per_scene: int, tower_share: float) -> None:
+    if not isinstance(num_scenes, Mapping):
+        raise ValueError(f"num_scenes maps split names to numbers, such as {{'train': 100}}, but it is {num_scenes!r}.")
+    for split, number in num_scenes.items():
+        if number < 4:
+            raise ValueError(
+                f"num_scenes[{split!r}] is {number}, but a split has 4 scenes or more: each statement needs one for "
+                "which it is true and one for which it is false."
+            )
+    if statements_per_scene < 2 or statements_per_scene % 2:
+        raise ValueError(f"statements_per_scene is {statements_per_scene}, but it is an even number, 2 or more.")
+    if questions_per_scene < 0:
+        raise ValueError(f"questions_per_scene is {questions_per_scene}, but it is 0 (none) or more.")
+    if not 0 <= tower_share <= 1:
+        raise ValueError(f"tower_share is {tower_share}, but a share is a number from 0 to 1.")
+
+
+# Scenes
+
+
+def _draw_new(rng: random.Random, towers: bool, seen: set[Boxes]) -> tuple[bool, Boxes]:
+    draw: Callable[[random.Random], Box] = _draw_tower if towers else _draw_scattered
+    for _ in range(1_000):
+        boxes = (draw(rng), draw(rng), draw(rng))
+        if boxes not in seen:
+            seen.add(boxes)
+            return towers, boxes
+    raise ValueError(f"no new scene in 1,000 attempts after {len(seen):,} scenes; ask for fewer.")
+
+
+def _draw_tower(rng: random.Random) -> Box:
+    colours = list(COLOURS)
+    blocks = []
+    for level in range(rng.randint(1, 4)):
+        colours.append(rng.choice(colours))  # an urn that grows: towers of one colour are common enough
+        blocks.append(BoxItem("square", colours[-1], 20, 40, 80 - _STEP_PX * level))
+    return tuple(blocks)
+
+
+def _draw_scattered(rng: random.Random) -> Box:
+    items: list[BoxItem] = []
+    number = rng.randint(1, 7)
+    palette = rng.sample(COLOURS, rng.choice((1, 2, 3, 3, 3)))
+    for _ in range(30 * number):
+        size = rng.choice((10, 20, 30))
+        free = BOX_PX - size
+        item = BoxItem(rng.choice(SHAPES), rng.choice(palette), size, _draw_place(rng, free), _draw_place(rng, free))
+        if all(_gap(item, other) >= 1 for other in items):
+            items.append(item)
+        if len(items) == number:
+            break
+    return tuple(items)
+
+
+def _draw_place(rng: random.Random, free: int) -> int:
+    chance = rng.random()
+    return free if chance < 0.25 else 0 if chance < 0.3 else rng.randint(1, free - 1)
+
+
+def _gap(one: BoxItem, other: BoxItem) -> int:
+    return max(
+        one.x - other.x - other.size, other.x - one.x - one.size, one.y - other.y - other.size, other.y - one.y - one.size
+    )
+
+
+def paint_boxes(boxes: Boxes) -> bytes:
+    """Paint three boxes side by side as a PNG of 400 x 100 pixels, as NLVR's pictures are.
+
+    Example:
+        >>> paint_boxes(((), (), ()))[:4]
+        b'\\x89PNG'
+    """
+    canvas = PILImage.new("RGB", (3 * BOX_PX + 2 * GAP_PX, BOX_PX), _GAP)
+    for index, box in enumerate(boxes):
+        left = index * (BOX_PX + GAP_PX)
+        canvas.paste(_GREY, (left, 0, left + BOX_PX, BOX_PX))
+        for item in box:
+            canvas.paste(_RGB[item.colour], (left + item.x, item.y), _shape_mask(item.shape, item.size))
+    buffer = io.BytesIO()
+    canvas.quantize(64).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=16)
+def _shape_mask(shape: str, size: int) -> PILImage.Image:
+    big = 8 * size
+    mask = PILImage.new("L", (big, big), 0)
+    pen = ImageDraw.Draw(mask)
+    if shape == "circle":
+        pen.ellipse((0, 0, big - 1, big - 1), fill=255)
+    elif shape == "triangle":
+        pen.polygon(((0, big - 1), (big - 1, big - 1), (big // 2, 0)), fill=255)
+    else:
+        pen.rectangle((0, 0, big, big), fill=255)
+    return mask.reduce(8)
+
+
+# Rows
+
+
+def _write_split(
+    split: str, scenes: list[tuple[bool, Boxes]], statements: int, questions: int, rng: random.Random
+) -> Dataset:
+    rows: list[tuple[int, str, str, str, str]] = []  # scene, sentence, label, sentence_id, family
+    of_kind = {kind: [index for index, (towers, _) in enumerate(scenes) if towers == kind] for kind in (True, False)}
+    while len(rows) < statements * len(scenes):
+        towers = scenes[rng.randrange(len(scenes))][0]
+        statement = draw_statement(rng, towers)
+        found: dict[bool, int] = {}
+        for _ in range(_MAX_ATTEMPTS):
+            index = rng.choice(of_kind[towers])
+            found.setdefault(statement.holds(scenes[index][1]), index)
+            if len(found) == 2:
+                number = f"{split}{len(rows) // 2}"
+                rows += [
+                    (found[truth], statement.text, str(truth).lower(), number, statement.family) for truth in (True, False)
+                ]
+                break
+    for index, (towers, boxes) in enumerate(scenes):
+        for turn in range(questions):
+            question = draw_question(rng, towers)
+            answer = question.answer(boxes)
+            if answer is not None:
+                rows.append((index, question.text, answer, f"{split}-question{index}.{turn}", question.family))
+    return _as_dataset(split, scenes, rows)
+
+
+def _as_dataset(split: str, scenes: list[tuple[bool, Boxes]], rows: list[tuple[int, str, str, str, str]]) -> Dataset:
+    pictures = [{"bytes": paint_boxes(boxes), "path": None} for _, boxes in scenes]
+    objects = [
+        [{"box": number, **item._asdict()} for number, box in enumerate(boxes) for item in box] for _, boxes in scenes
+    ]
+    columns: dict[str, list[Any]] = {
+        "image": [pictures[row[0]] for row in rows],
+        "sentence": [row[1] for row in rows],
+        "label": [row[2] for row in rows],
+        "identifier": [f"{row[3]}-{row[2]}" for row in rows],
+        "sentence_id": [row[3] for row in rows],
+        "permutation": [0] * len(rows),
+        "directory": [0] * len(rows),
+        "family": [row[4] for row in rows],
+        "objects": [objects[row[0]] for row in rows],
+    }
+    schema = _FEATURES.arrow_schema
+    table = pa.table([pa.array(columns[name], type=schema.field(name).type) for name in columns], schema=schema)
+    return Dataset(table, info=DatasetInfo(features=_FEATURES.copy()), split=split)
+
+
+def _as_people(rows: Dataset) -> Dataset:
+    table = rows.with_format("arrow")[:]
+    schema = _FEATURES.arrow_schema
+    table = table.append_column(schema.field("family"), pa.array(["people"] * len(table), pa.string()))
+    table = table.append_column(
+        schema.field("objects"), pa.array([[]] * len(table), type=schema.field("objects").type)
+    )
+    return Dataset(table.cast(schema), info=DatasetInfo(features=_FEATURES.copy()), split=rows.split)

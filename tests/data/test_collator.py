@@ -1,0 +1,189 @@
+import io
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import BertTokenizer, ViltImageProcessorPil
+
+from dual_distill.data import TASKS, DistillationCollator, ImageError, Task, load_task
+from dual_distill.data import collator as collator_module
+from dual_distill.modeling import DualDistillProcessor
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", "is", "it", "red", "what", "colour"]
+TWO_IMAGES = Task("pairs", "images_and_text_classification", ("left", "right"), "sentence", "label", ("false", "true"))
+
+
+@pytest.fixture(scope="module")
+def processor():
+    images = ViltImageProcessorPil(size={"shortest_edge": 16}, size_divisor=8)
+    return DualDistillProcessor(images, BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}))
+
+
+@pytest.fixture
+def rows(png):
+    return [
+        {"image": {"bytes": png((200, 0, 0), (32, 16)), "path": None}, "question": "is it red?", "answer": "yes"},
+        {"image": {"bytes": png((0, 0, 200), (16, 16)), "path": None}, "question": "what colour is it?", "answer": "blue"},
+        {"image": {"bytes": png((0, 0, 200), (16, 16)), "path": None}, "question": "is it?", "answer": "perhaps"},
+    ]
+
+
+@pytest.fixture
+def decodings(monkeypatch):
+    """Counts how often a picture is decoded."""
+    calls = []
+    decode = collator_module.decode_image
+    monkeypatch.setattr(collator_module, "decode_image", lambda *arguments: calls.append(arguments[1]) or decode(*arguments))
+    return calls
+
+
+def make(processor, **options):
+    return DistillationCollator(processor, TASKS["scenes"], ["yes", "no", "blue"], **options)
+
+
+def test_shapes_types_padding_and_labels(processor, rows):
+    batch = make(processor)(rows)
+    assert {name: (tuple(value.shape), value.dtype) for name, value in batch.items()} == {
+        "input_ids": ((3, 7), torch.int64),
+        "attention_mask": ((3, 7), torch.int64),
+        "pixel_values": ((3, 1, 3, 16, 24), torch.float32),  # ViLT makes 24 x 8 of 32 x 16: 1333 / 800 limits the side
+        "pixel_mask": ((3, 1, 16, 24), torch.int64),
+        "labels": ((3,), torch.int64),
+    }
+    assert batch["labels"].tolist() == [0, 2, -100]
+    assert batch["input_ids"][0].tolist() == [2, 6, 7, 8, 5, 3, 0]
+    assert batch["attention_mask"].sum(dim=1).tolist() == [6, 7, 5]
+    assert batch["pixel_mask"].sum(dim=(1, 2, 3)).tolist() == [8 * 24, 256, 256]
+    assert (batch["pixel_values"][1, 0, :, :, 16:] == 0).all()
+
+
+def test_the_collator_gives_what_the_processor_gives(processor, rows):
+    images = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
+    expected = processor(text=[row["question"] for row in rows], images=images)
+    batch = make(processor)(rows)
+    for name, value in expected.items():
+        assert torch.equal(batch[name], value), name
+
+
+def test_alone_equals_in_a_batch(processor, rows):
+    batch, alone = make(processor)(rows), make(processor)(rows[1:2])
+    assert torch.equal(batch["pixel_values"][1:2, :, :, :, :16], alone["pixel_values"])
+
+
+def test_several_images_a_row_keep_their_order(processor, png):
+    white, black = png((255, 255, 255), (16, 16)), png((0, 0, 0), (16, 16))
+    collate = DistillationCollator(processor, TWO_IMAGES, TWO_IMAGES.label_names)
+    batch = collate([{"left": white, "right": black, "sentence": "is it?", "label": "true"}])
+    assert batch["pixel_values"].shape == (1, 2, 3, 16, 16)
+    assert batch["pixel_values"].mean(dim=(0, 2, 3, 4)).tolist() == [1.0, -1.0]
+    assert batch["labels"].tolist() == [1]
+
+
+def test_labels_are_left_out_where_no_row_has_them(processor, rows):
+    unlabelled = [{key: value for key, value in row.items() if key != "answer"} for row in rows]
+    assert "labels" not in make(processor)(unlabelled)
+    assert make(processor)([rows[0], unlabelled[1], {**rows[2], "answer": None}])["labels"].tolist() == [0, -100, -100]
+
+
+def test_labels_may_be_indices(processor, rows):
+    assert make(processor)([{**rows[0], "answer": 2}])["labels"].tolist() == [2]
+    for wrong in (3, -1, True, 1.5):
+        with pytest.raises(ValueError, match=r"Row 0 of its batch: the label in column 'answer' is .*from 0 to 2"):
+            make(processor)([{**rows[0], "answer": wrong}])
+
+
+def test_long_texts_are_cut_on_request(processor, rows):
+    assert make(processor, max_text_length=4)(rows)["input_ids"].shape == (3, 4)
+
+
+def test_a_picture_is_decoded_once(processor, rows, decodings):
+    collate = make(processor)
+    first = collate(rows)
+    assert len(decodings) == 2  # the second and third row show one picture
+    second = collate(rows)
+    assert len(decodings) == 2
+    assert torch.equal(first["pixel_values"], second["pixel_values"])
+
+
+def test_the_cache_knows_contents_not_names(processor, rows, png, decodings, tmp_path):
+    collate = make(processor)
+    one, other = rows[0], rows[1]
+    collate([{**one, "image": {"bytes": one["image"]["bytes"], "path": "a.png"}}])
+    collate([{**one, "image": {"bytes": other["image"]["bytes"], "path": "a.png"}}])
+    collate([{**one, "image": one["image"]["bytes"]}])
+    assert len(decodings) == 2
+    picture = Image.new("RGB", (16, 16), (1, 2, 3))
+    collate([{**one, "image": picture}])
+    collate([{**one, "image": picture.copy()}])
+    assert len(decodings) == 3
+
+
+def test_a_full_cache_takes_nothing_more_in_and_keeps_what_it_has(processor, png, decodings):
+    size_mb = 3 * 16 * 16 * 4 / 1e6
+    collate = make(processor, image_cache_mb=2.5 * size_mb)
+    rows = [{"image": png((shade, 0, 0), (16, 16)), "question": "is it?"} for shade in range(4)]
+    for _ in range(3):
+        for row in rows:
+            collate([row])
+    assert len(decodings) == 2 + 2 * 3  # two pictures fit; the other two are decoded each time
+
+
+def test_no_cache(processor, rows, decodings):
+    collate = make(processor, image_cache_mb=0)
+    collate(rows)
+    collate(rows)
+    assert len(decodings) == 6
+
+
+def test_the_pickle_leaves_the_cache_behind(processor, rows):
+    collate = make(processor)
+    before = len(pickle.dumps(collate))
+    expected = collate(rows)
+    assert len(pickle.dumps(collate)) == before
+    copy = pickle.loads(pickle.dumps(collate))  # noqa: S301 a pickle of our own, as DataLoader makes it
+    assert all(torch.equal(value, expected[name]) for name, value in copy(rows).items())
+
+
+def test_workers_collate_the_same(processor):
+    data = load_task("scenes", num_scenes={"train": 4})["train"]
+    collate = DistillationCollator(processor, TASKS["scenes"], ["yes", "no"])
+    here = list(DataLoader(data, batch_size=8, collate_fn=collate))
+    there = list(DataLoader(data, batch_size=8, collate_fn=collate, num_workers=1))
+    assert len(here) == len(there) == 3
+    for one, other in zip(here, there, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("ids", "name"),
+    [
+        ({}, "row 1 of its batch: "),
+        ({"scene_id": "train-4", "question_id": 9}, "row 1 of its batch (question_id 9, scene_id train-4): "),
+        ({"__index__": 812, "scene_id": "train-4"}, "row 812: "),
+    ],
+)
+def test_an_unusable_picture_names_its_row(processor, rows, ids, name):
+    rows[1] = {**rows[1], **ids, "image": b"nothing"}
+    with pytest.raises(ImageError) as caught:
+        make(processor)(rows)
+    assert str(caught.value).startswith(name)
+
+
+def test_the_limit_on_pixels_reaches_the_decoder(processor, rows):
+    with pytest.raises(ImageError, match="32 x 16 = 512 pixels, more than the 511"):
+        make(processor, max_pixels=511)(rows)
+
+
+def test_each_error_by_its_message(processor, rows):
+    with pytest.raises(ValueError, match="A batch needs at least one row"):
+        make(processor)([])
+    with pytest.raises(
+        ValueError, match=r"Row 0 of its batch has no column 'question', which task 'scenes' needs; it has: image\."
+    ):
+        make(processor)([{"image": rows[0]["image"]}])
+    with pytest.raises(ValueError, match="label_names holds 'no' more than once"):
+        DistillationCollator(processor, TASKS["scenes"], ["no", "yes", "no"])
+    with pytest.raises(ValueError, match="image_cache_mb is -1"):
+        make(processor, image_cache_mb=-1)

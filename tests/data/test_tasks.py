@@ -1,0 +1,63 @@
+import dataclasses
+
+import pytest
+from datasets import Image
+
+from dual_distill.data import TASKS, DistillationCollator, build_answer_vocabulary, get_task, load_task
+
+
+def test_tasks_are_data_that_cannot_be_changed():
+    assert {name: task.name for name, task in TASKS.items()} == {name: name for name in TASKS}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TASKS["nlvr"].text_column = "question"
+    with pytest.raises(TypeError):
+        TASKS["mine"] = TASKS["nlvr"]
+
+
+def test_scenes_load_undecoded_with_the_columns_of_their_task():
+    data = load_task("scenes", num_scenes={"train": 2, "validation": 1, "test": 1}, seed=4)
+    task = TASKS["scenes"]
+    assert list(data) == ["train", "validation", "test"]
+    assert data["train"].features["image"] == Image(decode=False)
+    assert data["train"][0]["image"]["bytes"].startswith(b"\x89PNG")
+    assert {*task.image_columns, task.text_column, task.label_column, task.group_column} <= set(data["test"].column_names)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "rows"),
+    [
+        ("easy_vqa", "easy_vqa", {"train": 34_743, "validation": 3_832, "test": 9_673}),
+        ("nlvr", "nlvr1", {"train": 69_744, "validation": 4_704, "dev": 5_934, "test": 5_940}),
+    ],
+)
+def test_real_data_loads_with_the_columns_of_its_task(name, folder, rows, data_folder):
+    data = load_task(name, data_folder(folder))
+    task = TASKS[name]
+    assert data.num_rows == rows
+    columns = {*task.image_columns, task.text_column, task.label_column, task.consistency_column} - {None}
+    assert columns <= set(data["train"].column_names)
+    names = task.label_names or build_answer_vocabulary(data["train"], task.label_column)
+    assert set(data["test"].unique(task.label_column)) <= set(names)
+    assert DistillationCollator(None, task, names).label_names == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("nlvr2", {}, r"There is no task 'nlvr2'; did you mean 'nlvr'\? Known are: easy_vqa, nlvr, "),
+        ("Scene", {}, "There is no task 'Scene'; did you mean 'scenes'"),
+        ("imagenet", {}, r"There is no task 'imagenet'\. Known are"),
+        ("nlvr", {}, r"Task 'nlvr' is read from files: pass path=, a folder that holds train-\*\.parquet, dev-"),
+        ("easy_vqa", {}, "Task 'easy_vqa' is read from files: pass path=, a folder that holds images.parquet with the columns"),
+        ("scenes", {"path": "x"}, r"Task 'scenes' is generated, not read: leave path out \(it is 'x'\)"),
+        ("scenes", {"cels": 4}, "Task 'scenes' has no option 'cels'; did you mean 'cells'"),
+        ("nlvr", {"path": "x", "permutation": "all"}, "has no option 'permutation'; did you mean 'permutations'"),
+    ],
+)
+def test_each_error_by_its_message(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_task(name, **arguments)
+
+
+def test_a_task_by_its_name():
+    assert get_task("nlvr") is TASKS["nlvr"]

@@ -1,0 +1,43 @@
+"""Two processes of half a batch each are one process with the whole batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def run(folder, processes, rows, pair):
+    folder.mkdir()
+    command = [sys.executable, str(SCRIPT), str(folder), str(rows), pair]
+    if processes > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command[1:1] = torchrun
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    world_size, logs = json.loads((folder / "logs.json").read_text())
+    assert world_size == processes
+    return load_file(folder / "model" / "model.safetensors"), logs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", ["with_teacher", "without_teacher"])
+def test_two_processes_equal_one(pair, tmp_path):
+    alone, expected = run(tmp_path / "one", 1, 8, pair)
+    together, found = run(tmp_path / "two", 2, 4, pair)
+    assert alone.keys() == together.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+    assert len(found) == len(expected)
+    for one, other in zip(expected, found, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            if name.endswith("loss"):
+                assert other[name] == pytest.approx(one[name], rel=1e-4), name

@@ -1,0 +1,37 @@
+"""A run of the tiny pair, alone or under torchrun; `test_distributed.py` starts it.
+
+torchrun --nproc_per_node 2 two_processes.py OUTPUT ROWS_A_PROCESS with_teacher|without_teacher
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    from conftest import tiny_arguments, tiny_collator, tiny_rows, tiny_student, tiny_teacher
+
+    from dual_distill.trainer import DistillationTrainer
+
+    output, rows, pair = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    backend = {"ddp_backend": "gloo"} if "WORLD_SIZE" in os.environ else {}
+    arguments = tiny_arguments(
+        output, per_device_train_batch_size=rows, per_device_eval_batch_size=rows, eval_strategy="epoch", **backend
+    )
+    trainer = DistillationTrainer(
+        model=tiny_student(),
+        args=arguments,
+        train_dataset=tiny_rows(24),
+        eval_dataset=tiny_rows(16),
+        data_collator=tiny_collator,
+        **({"teacher": tiny_teacher()} if pair == "with_teacher" else {}),
+    )
+    trainer.train()
+    trainer.save_model(str(output / "model"))
+    if trainer.is_world_process_zero():
+        (output / "logs.json").write_text(json.dumps([trainer.args.world_size, trainer.state.log_history]))
+
+
+if __name__ == "__main__":
+    main()
