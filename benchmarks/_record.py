@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def dual_distill(*words: str) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit (with "+changes" if the tree is not clean), device, threads, versions, and this script's own command."""
+    """Commit (with "-dirty" if sources were changed), device, versions, start, and this script's own command."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], capture_output=True, check=True, text=True).stdout.strip()
@@ -31,17 +32,28 @@ def provenance() -> dict[str, Any]:
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "recipes", "benchmarks/*.py")
     return {
         "command": " ".join(["python", *sys.argv]),
-        "commit": git("rev-parse", "--short", "HEAD") + ("+changes" if changed else ""),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {platform.machine()}",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("dual-distill", "torch", "transformers", "datasets")},
+        "commit": git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else ""),
+        "device": device(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("dual-distill", "torch", "transformers", "datasets")},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def write(name: str, results: dict[str, Any], commit_before: dict[str, Any]) -> None:
-    """Write `results/NAME.json`."""
+def device() -> str:
+    """GPU by name, or processor by name with cores and threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def write(name: str, results: Any, source: dict[str, Any]) -> None:
+    """Write `results/NAME.json`: where the figures come from (`provenance()`, taken before the run), then the figures."""
     RESULTS.mkdir(exist_ok=True)
+    duration = datetime.now(UTC) - datetime.fromisoformat(source["started"])
     file = RESULTS / f"{name}.json"
-    file.write_text(json.dumps({**commit_before, **results}, indent=2) + "\n")
+    record = {**source, "duration_s": round(duration.total_seconds()), "results": results}
+    file.write_text(json.dumps(record, indent=2) + "\n")
     print(f"written: {file.relative_to(Path.cwd())}" if file.is_relative_to(Path.cwd()) else f"written: {file}")

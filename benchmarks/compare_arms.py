@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--splits", nargs="+", default=["validation", "test"])
-    parser.add_argument("--set", nargs="*", default=[], help="further words for every training run, such as --set=--max_steps=10")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="further words for every training run, such as --set=--max_steps=10"
+    )
     options = parser.parse_args()
     source = provenance()
     runs = []
@@ -41,7 +43,8 @@ def main() -> None:
             runs.append(train(options, arm, folder / name, seed, folder / "teacher", steps=steps, name=name))
     # Where the data lies is the user's affair.
     source["command"] = source["command"].replace(options.data, "DATA")
-    write(options.task, {"runs": runs}, source)
+    source["seed"] = options.seeds
+    write(options.task, runs, source)
 
 
 def train(

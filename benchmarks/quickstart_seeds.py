@@ -25,7 +25,8 @@ def main() -> None:
         report = dual_distill("quickstart", "--preset", options.preset, "--seed", str(seed), "--output-dir", str(folder))
         runs.append(report)
         print(f"seed {seed}: {row(report)}", flush=True)
-    write(f"quickstart_{options.preset}", {"runs": runs}, source)
+    source["seed"] = options.seeds
+    write(f"quickstart_{options.preset}", runs, source)
 
 
 def row(report: dict) -> str:

@@ -75,7 +75,7 @@ def box_has(phrase, objects):
     if match := re.fullmatch(r"a (\w+) block at the (top|base)", phrase):
         end = min if match[2] == "top" else max
         return end(objects, key=lambda o: o["y"])["colour"] == match[1]
-    if match := re.fullmatch(r"only (\w+) (?:blocks|items)", phrase):
+    if match := re.fullmatch(r"only (black|blue|yellow) (?:blocks|items)", phrase):
         return {o["colour"] for o in objects} == {match[1]}
     if match := re.fullmatch(r"only (\w+) and (\w+) (?:blocks|items)", phrase):
         return {o["colour"] for o in objects} == {match[1], match[2]}

@@ -13,7 +13,6 @@ from dual_distill.modeling import (
     DualEncoderConfig,
     DualEncoderTextConfig,
     DualEncoderVisionConfig,
-    FusionEncoderConfig,
 )
 
 PATCH = 4

@@ -125,7 +125,7 @@ def test_freshly_drawn_weights_have_the_configured_spread(cls, config):
 
 
 LOAD = """
-import sys, torch, dual_distill, dual_distill.modeling
+import json, sys, torch, dual_distill
 from transformers import AutoConfig, AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 from PIL import Image
 folder = sys.argv[1]

@@ -115,6 +115,18 @@ def test_padded_keys_and_queries_give_no_nan():
     assert not student.grad[1].any()
 
 
+def test_a_row_without_a_real_key_adds_nothing():
+    student, teacher, keys, queries = random_case()
+    student.requires_grad_()
+    keys[0] = False
+    loss = attention_distillation_loss(student, teacher, keys, queries)
+    loss.backward()
+    others = attention_distillation_loss(student[1:], teacher[1:], keys[1:], queries[1:])
+    torch.testing.assert_close(loss, others * 3 / 4)
+    assert student.grad.isfinite().all()
+    assert not student.grad[0].any()
+
+
 def test_gradient_reaches_the_student_only():
     student, teacher, keys, queries = random_case()
     student.requires_grad_()

@@ -194,7 +194,7 @@ def test_padding_of_any_content_changes_nothing(masks):
 
 def test_refusals_of_settings():
     for weights in ({"attention_weight": -1.0}, {"soft_label_weight": -0.1}, {"label_weight": -1.0}):
-        with pytest.raises(ValueError, match="the weights are .*; give numbers >= 0, at least one above 0"):
+        with pytest.raises(ValueError, match=r"the weights are .*; give numbers >= 0, at least one above 0"):
             DiDEObjective(**weights)
     with pytest.raises(ValueError, match="the weights are"):
         DiDEObjective(attention_weight=0.0, soft_label_weight=0.0)

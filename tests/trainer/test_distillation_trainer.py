@@ -81,10 +81,10 @@ def test_plain_training_is_transformers_trainer(build):
 
 
 def test_a_fusion_encoder_trains_without_a_teacher(build, make_teacher):
-    trainer = build(make_teacher(seed=3), None, num_train_epochs=10, eval_rows=None)
+    trainer = build(make_teacher(seed=3), None, num_train_epochs=10, optim="adamw_torch", learning_rate=3e-3)
     trainer.train()
     losses = logged(trainer, "loss")
-    assert losses[-1] < 0.8 * losses[0]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
     assert not any(term in entry for entry in trainer.state.log_history for term in TERMS)
 
 
@@ -129,6 +129,7 @@ def test_every_checkpoint_holds_student_and_processor_and_no_teacher(build, proc
             with safe_open(path, "pt") as file:
                 found |= set(file.keys())
         assert found == student
+        assert not (folder / "training_args.bin").exists()
         again = DualEncoderForQuestionAnswering.from_pretrained(folder)
         assert DualDistillProcessor.from_pretrained(folder).tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     assert_equal_weights(weights(trainer), again.state_dict(), exactly=True)
@@ -295,7 +296,7 @@ def test_bfloat16_mixed_precision_trains(build, make_rows):
     trainer = build(bf16=True, eval_rows=make_rows(4), num_train_epochs=5)
     trainer.train()
     losses = logged(trainer, "loss")
-    assert losses[-1] < losses[0]
+    assert sum(losses[-3:]) < sum(losses[:3])
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trainer.model.parameters())
     exact = build()
     exact.train()
@@ -344,7 +345,7 @@ def test_a_teacher_of_another_width_and_depth_teaches_through_relation_heads_and
     trainer = build(teacher=teacher, relation_heads=8, layer_map={0: 1, -1: 3}, num_train_epochs=10)
     trainer.train()
     losses = logged(trainer, "attention_loss")
-    assert losses[-1] < 0.9 * losses[0]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
 
 def test_an_objective_of_ones_own(build):

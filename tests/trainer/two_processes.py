@@ -11,7 +11,6 @@ from pathlib import Path
 
 def main() -> None:
     from conftest import tiny_arguments, tiny_collator, tiny_rows, tiny_student, tiny_teacher
-
     from dual_distill.trainer import DistillationTrainer
 
     output, rows, pair = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

@@ -54,6 +54,7 @@ class Preset:
     num_attention_heads: int = 4
     learning_rate: float = 2e-3
     initializer_range: float = 0.06
+    embedding_initializer_range: float = 1.0
 
 
 PRESETS = {
@@ -184,6 +185,7 @@ def _shape(preset: Preset) -> ModelArguments:
         num_hidden_layers=preset.num_hidden_layers,
         num_attention_heads=preset.num_attention_heads,
         initializer_range=preset.initializer_range,
+        embedding_initializer_range=preset.embedding_initializer_range,
         image_height=36,
         image_width=36,
         patch_size=12,

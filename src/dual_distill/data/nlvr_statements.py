@@ -332,7 +332,7 @@ def _as_answer(count: int) -> str | None:
 
 
 def _tower_question(rng: random.Random) -> Question:
-    kind = rng.choice(("towers", "towers", "blocks", "colour", "height"))
+    kind = rng.choice(("towers", "blocks", "colour", "colour", "height"))
     side = rng.choice(("left", "middle", "right"))
     index = ("left", "middle", "right").index(side)
     if kind == "towers":

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 COLOURS = ("red", "green", "blue", "yellow")
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("circle", "square", "triangle")
 QUESTION_TYPES = ("exist", "count", "colour", "shape", "relation", "comparison")
 MAX_OBJECTS = 6
 """Most shapes in one scene, and so the largest number that is an answer."""
 
-_PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
+_PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles"}
 _STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 _CORNERS = {"top left": (0, 0), "top right": (0, -1), "bottom left": (-1, 0), "bottom right": (-1, -1)}
 
@@ -81,7 +81,7 @@ class SceneQuestionWriter:
 
     Example:
         >>> writer = SceneQuestionWriter(random.Random(0), cells=3)
-        >>> scene = (SceneObject("circle", "red", 0, 0), SceneObject("cross", "blue", 0, 1))
+        >>> scene = (SceneObject("circle", "red", 0, 0), SceneObject("square", "blue", 0, 1))
         >>> writer.write(scene, "exist", asked=set()).question_type
         'exist'
     """
@@ -281,6 +281,6 @@ _FINDERS: dict[str, tuple[tuple[Finder, float], ...]] = {
     "count": ((_count_colour, 0.45), (_count_shape, 0.45), (_count_all, 0.1)),
     "colour": ((_colour_of_unique, 0.6), (_colour_in_corner, 0.4)),
     "shape": ((_shape_of_unique, 0.6), (_shape_in_corner, 0.4)),
-    "relation": ((_relation_colour, 0.3), (_relation_shape, 0.3), (_relation_exist, 0.4)),
+    "relation": ((_relation_colour, 0.4), (_relation_shape, 0.4), (_relation_exist, 0.2)),
     "comparison": ((_compare_colours, 0.5), (_compare_shapes, 0.5)),
 }

@@ -42,9 +42,7 @@ _FEATURES = Features(
         "question_type": Value("string"),
         "scene_id": Value("string"),
         "boxes": List(List(Value("int32"), length=4)),
-        "objects": List(
-            {"shape": Value("string"), "colour": Value("string"), "row": Value("int32"), "column": Value("int32")}
-        ),
+        "objects": List({"shape": Value("string"), "colour": Value("string"), "row": Value("int32"), "column": Value("int32")}),
     }
 )
 _COLUMNS = tuple(_FEATURES)
@@ -99,7 +97,7 @@ def scene_answers() -> list[str]:
 
     Example:
         >>> len(scene_answers())
-        17
+        16
     """
     return possible_answers()
 
@@ -199,9 +197,7 @@ def _draw_objects(rng: random.Random, cells: int) -> tuple[SceneObject, ...]:
     return tuple(scene)
 
 
-def _paint(
-    scene: tuple[SceneObject, ...], rng: random.Random, cells: int, cell_px: int
-) -> tuple[bytes, list[list[int]]]:
+def _paint(scene: tuple[SceneObject, ...], rng: random.Random, cells: int, cell_px: int) -> tuple[bytes, list[list[int]]]:
     """PNG bytes and one box a shape. Place, size and tint vary a little, so that a picture cannot be looked up."""
     paper = float(rng.randint(236, 255))
     canvas = np.full((cells * cell_px, cells * cell_px, 3), paper, dtype=np.float32)
@@ -226,16 +222,14 @@ def _shape_mask(
     """How much of each pixel of a cell a shape covers, `(cell_px, cell_px, 1)` in [0, 1], and its box in the cell."""
     oversampling = 8
     points = (np.arange(cell_px * oversampling) + 0.5) / (cell_px * oversampling) * 12.0  # a cell is 12 units wide
-    x, y = points[None, :] - 6.0 - shift_x, points[:, None] - 6.0 - shift_y
+    x, y = points[None, :] - 6.0 - shift_x / 2, points[:, None] - 6.0 - shift_y / 2
     radius = (4.0, 4.3, 4.6)[size]
     if shape == "circle":
         inside = x**2 + y**2 <= radius**2
     elif shape == "square":
         inside = np.maximum(abs(x), abs(y)) <= 0.86 * radius
-    elif shape == "triangle":  # upright: tip at -radius, base at 0.8 radius
+    else:  # an upright triangle: tip at -radius, base at 0.8 radius
         inside = (y <= 0.8 * radius) & (abs(x) <= (y + radius) / 1.8)
-    else:  # cross: two bars
-        inside = (np.minimum(abs(x), abs(y)) <= 0.33 * radius) & (np.maximum(abs(x), abs(y)) <= radius)
     cover = inside.reshape(cell_px, oversampling, cell_px, oversampling).mean(axis=(1, 3)).astype(np.float32)
     rows, columns = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
     return cover[:, :, None], (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)

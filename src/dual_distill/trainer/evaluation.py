@@ -101,7 +101,13 @@ def report_answers(
         train_labels = [str(label) for label in train[task.label_column]]
         majority = majority_baseline(train_labels, labels)
         baseline = text_only_baseline(
-            list(train[task.text_column]), train_labels, list(dataset[task.text_column]), labels, seed=seed
+            list(train[task.text_column]),
+            train_labels,
+            list(dataset[task.text_column]),
+            labels,
+            seed=seed,
+            # All rows of one sentence on one side of the held-out part, or memory would look like skill.
+            train_groups=list(train[task.consistency_column]) if task.consistency_column else None,
         )
     return EvaluationReport(
         rows=len(labels),

@@ -88,6 +88,10 @@ class ModelArguments:
     image_height: int = field(default=384, metadata={"help": "Height in pixels that the position table stands for."})
     image_width: int = field(default=384, metadata={"help": "Width in pixels that the position table stands for."})
     patch_size: int = field(default=32, metadata={"help": "Side of a patch in pixels."})
+    image_mean: float = field(
+        default=0.5, metadata={"help": "Brightness in [0, 1] that becomes 0; for drawings, that of the background."}
+    )
+    image_std: float = field(default=0.5, metadata={"help": "What the difference to image_mean is divided by, above 0."})
     resize: Literal["keep_aspect", "fixed"] = field(
         default="keep_aspect",
         metadata={"help": "keep_aspect: shorter side to image_height, as ViLT; fixed: to image_height x image_width."},
@@ -221,15 +225,15 @@ def train(run: Run) -> dict[str, float]:
 def build_processor(arguments: ModelArguments, texts: Any) -> DualDistillProcessor:
     """Build a processor for a model that starts from nothing: a tokenizer trained on `texts`, an image processor."""
     tokenizer = train_tokenizer(texts, arguments.vocab_size, arguments.max_text_length)
+    normalisation = {"image_mean": [arguments.image_mean] * 3, "image_std": [arguments.image_std] * 3}
     if arguments.resize == "fixed":
         image_processor: Any = ViTImageProcessorPil(
             size={"height": arguments.image_height, "width": arguments.image_width},
-            image_mean=[0.5] * 3,
-            image_std=[0.5] * 3,
+            **normalisation,
         )
     else:
         image_processor = ViltImageProcessorPil(
-            size={"shortest_edge": arguments.image_height}, size_divisor=arguments.patch_size
+            size={"shortest_edge": arguments.image_height}, size_divisor=arguments.patch_size, **normalisation
         )
     return DualDistillProcessor(image_processor, tokenizer)
 

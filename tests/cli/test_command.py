@@ -1,0 +1,152 @@
+"""The command as a user meets it: real processes, their exit codes, and one sentence for each mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TINY = {
+    "task": "scenes",
+    "data_options": {"num_scenes": {"train": 20, "validation": 4, "test": 5}},
+    "resize": "fixed",
+    "image_height": 36,
+    "image_width": 36,
+    "patch_size": 12,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_steps": 4,
+    "per_device_train_batch_size": 8,
+    "use_cpu": True,
+}
+
+
+def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dual_distill", *words], cwd=cwd, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def refusal(*words: str, cwd: Path) -> str:
+    """The one sentence on stderr of a command that must fail with exit code 2 and no traceback."""
+    done = command(*words, cwd=cwd)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    return done.stderr.strip().splitlines()[-1]
+
+
+def recipe(folder: Path, **fields: object) -> str:
+    file = folder / "recipe.yaml"
+    file.write_text(json.dumps({**TINY, **fields}))  # JSON is YAML
+    return file.name
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    done = command("train", recipe(folder, architecture="fusion_encoder", output_dir="teacher"), "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert results["steps"] == 4
+    assert 0 <= results["eval_accuracy"] <= 1
+    return folder / "teacher"
+
+
+def test_help_names_every_verb(tmp_path: Path) -> None:
+    done = command("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for verb in ("quickstart", "train", "evaluate"):
+        assert verb in done.stdout
+        verb_help = command(verb, "--help", cwd=tmp_path)
+        assert verb_help.returncode == 0
+        assert verb_help.stdout.startswith(f"usage: dual-distill {verb}")
+
+
+def test_an_unknown_verb_is_refused(tmp_path: Path) -> None:
+    assert "invalid choice: 'trian'" in refusal("trian", cwd=tmp_path)
+
+
+def test_a_wrong_field_names_the_nearest(tmp_path: Path) -> None:
+    assert "no field 'hidden_sise'; did you mean 'hidden_size'?" in refusal(
+        "train", recipe(tmp_path, hidden_sise=3), cwd=tmp_path
+    )
+    assert "no field 'learning_rat'; did you mean 'learning_rate'?" in refusal(
+        "train", recipe(tmp_path), "--learning_rat", "1", cwd=tmp_path
+    )
+
+
+def test_a_missing_recipe_and_one_that_is_no_mapping(tmp_path: Path) -> None:
+    assert "there is no recipe 'nowhere.yaml'" in refusal("train", "nowhere.yaml", cwd=tmp_path)
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    assert "a recipe is a mapping" in refusal("train", "list.yaml", cwd=tmp_path)
+    (tmp_path / "broken.yaml").write_text("a: [1,\n")
+    assert "no valid YAML" in refusal("train", "broken.yaml", cwd=tmp_path)
+
+
+def test_a_value_out_of_range_is_one_sentence_and_debug_shows_the_traceback(tmp_path: Path) -> None:
+    words = ("train", recipe(tmp_path, temperature=0), "--output_dir", "out")
+    assert "temperature is 0" in refusal(*words, cwd=tmp_path)
+    done = command(*words, "--debug", cwd=tmp_path)
+    assert "Traceback" in done.stderr
+    assert done.returncode not in (0, 2)
+
+
+def test_unknown_task_and_missing_data(tmp_path: Path) -> None:
+    assert "did you mean 'scenes'?" in refusal("train", recipe(tmp_path, task="scene", data_options=None), cwd=tmp_path)
+    assert "pass path=" in refusal("train", recipe(tmp_path, task="nlvr", data_options=None), cwd=tmp_path)
+
+
+def test_a_trained_checkpoint_loads_in_a_fresh_process_and_holds_no_pickle(teacher: Path) -> None:
+    names = {file.name for file in teacher.iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+    code = (
+        "import sys, dual_distill; from transformers import AutoModelForVisualQuestionAnswering as M, AutoProcessor as P;"
+        "m = M.from_pretrained(sys.argv[1]); p = P.from_pretrained(sys.argv[1]);"
+        "from PIL import Image; b = p(text='is there a circle?', images=Image.new('RGB', (36, 36)));"
+        "print(type(m).__name__, type(p).__name__, tuple(m(**b).logits.shape) == (1, m.config.num_labels))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(teacher)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["FusionEncoderForQuestionAnswering", "DualDistillProcessor", "True"]
+
+
+def test_a_student_learns_from_the_teacher_and_is_evaluated(teacher: Path) -> None:
+    folder = teacher.parent
+    student = recipe(folder, architecture="dual_encoder", init_from="teacher", teacher="teacher", output_dir="student")
+    done = command("train", student, "--logging_steps", "2", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert {"eval_attention_loss", "eval_soft_label_loss"} <= set(json.loads(done.stdout))
+
+    options = json.dumps(TINY["data_options"])
+    words = ("evaluate", "student", "--task", "scenes", "--data-options", options)
+    done = command(*words, "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["rows"] == 30
+    assert set(result["accuracy_by_group"]) == {"exist", "count", "colour", "shape", "relation", "comparison"}
+    # Each type has the same number of questions, so the overall share is the mean over the types.
+    assert result["accuracy"] == pytest.approx(sum(result["accuracy_by_group"].values()) / 6)
+    table = command(*words, cwd=folder).stdout
+    assert "text only" in table
+    assert f"{100 * result['accuracy']:.1f} %" in table
+    assert "no split 'dev'" in refusal(*words, "--split", "dev", cwd=folder)
+
+
+def test_a_pair_that_cannot_be_compared_is_refused_before_training(teacher: Path) -> None:
+    words = ("train", recipe(teacher.parent, architecture="dual_encoder", teacher="teacher", num_attention_heads=4))
+    sentence = refusal(*words, "--output_dir", "never", cwd=teacher.parent)
+    assert "the teacher has 2 attention heads, the student 4; set relation_heads" in sentence
+
+
+def test_an_interrupted_run_continues_from_its_last_checkpoint(tmp_path: Path) -> None:
+    fields = {"architecture": "fusion_encoder", "save_steps": 2, "seed": 3, "hidden_dropout_prob": 0.1}
+    whole = command("train", recipe(tmp_path, **fields), "--output_dir", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    (tmp_path / "half").mkdir()
+    (tmp_path / "whole" / "checkpoint-2").rename(tmp_path / "half" / "checkpoint-2")
+    resumed = command("train", recipe(tmp_path, **fields), "--output_dir", "half", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (tmp_path / "half" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()

@@ -1,0 +1,92 @@
+"""The quickstart end to end, in its smallest size: what it writes, what it prints, and a second start."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from transformers import AutoModelForVisualQuestionAnswering
+
+from dual_distill import DualDistillProcessor, DualEncoderForQuestionAnswering, FusionEncoderForQuestionAnswering
+
+
+def quickstart(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dual_distill", "quickstart", "--preset", "smoke", "--output-dir", str(folder), *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, float]:
+    folder = tmp_path_factory.mktemp("quickstart") / "out"
+    start = time.perf_counter()
+    done = quickstart(folder, "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    return folder, json.loads(done.stdout), time.perf_counter() - start
+
+
+def test_the_json_line_has_what_is_promised(finished: tuple[Path, dict, float]) -> None:
+    folder, report, _ = finished
+    for name in ("teacher", "alone", "distilled", "text_only"):
+        assert 0 <= report[name]["accuracy"] <= 1
+    assert set(report["ms_per_pair"]) == {"teacher", "student", "student_stored_images"}
+    assert all(value > 0 for value in report["ms_per_pair"].values())
+    assert (report["seed"], report["output_dir"]) == (0, str(folder))
+    assert report["seconds"] > 0
+    assert json.loads((folder / "report.json").read_text()) == report
+
+
+def test_it_writes_three_checkpoints_a_report_and_a_picture(finished: tuple[Path, dict, float]) -> None:
+    folder, report, _ = finished
+    kinds = {
+        "teacher": FusionEncoderForQuestionAnswering,
+        "alone": DualEncoderForQuestionAnswering,
+        "distilled": DualEncoderForQuestionAnswering,
+    }
+    for name, kind in kinds.items():
+        model = AutoModelForVisualQuestionAnswering.from_pretrained(folder / name)
+        assert type(model) is kind
+        assert not list((folder / name).glob("*.bin"))
+        batch = DualDistillProcessor.from_pretrained(folder / name)(
+            text="is there a circle?", images=Image.new("RGB", (36, 36))
+        )
+        assert model(**batch).logits.shape == (1, model.config.num_labels)
+    with Image.open(folder / "attention.png") as picture:
+        assert picture.width >= 900
+    page = (folder / "report.md").read_text()
+    assert f"{100 * report['distilled']['accuracy']:.1f}" in page
+    assert "attention.png" in page
+
+
+def test_a_second_start_keeps_what_is_finished_and_gives_the_same_figures(finished: tuple[Path, dict, float]) -> None:
+    folder, report, _ = finished
+    weights = (folder / "teacher" / "model.safetensors").stat().st_mtime_ns
+    (folder / "distilled" / "stage.json").unlink()  # as if the last stage had been interrupted
+    done = quickstart(folder, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "teacher: finished earlier, kept" in done.stderr
+    assert "distilled: finished earlier" not in done.stderr
+    assert (folder / "teacher" / "model.safetensors").stat().st_mtime_ns == weights
+    again = json.loads(done.stdout)
+    assert {name: again[name]["accuracy"] for name in ("teacher", "alone", "distilled")} == {
+        name: report[name]["accuracy"] for name in ("teacher", "alone", "distilled")
+    }
+
+
+def test_other_settings_or_a_foreign_folder_are_refused(finished: tuple[Path, dict, float], tmp_path: Path) -> None:
+    done = quickstart(finished[0], "--seed", "1")
+    assert done.returncode == 2
+    assert "other settings (seed differ)" in done.stderr
+    (tmp_path / "thesis.txt").write_text("mine")
+    done = quickstart(tmp_path)
+    assert done.returncode == 2
+    assert "is not empty and holds no quickstart" in done.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
