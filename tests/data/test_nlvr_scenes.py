@@ -11,14 +11,12 @@ from dual_distill.data import get_task, load_task
 from dual_distill.data.nlvr_scenes import generate_nlvr_scenes, nlvr_scene_labels, paint_boxes
 from dual_distill.data.nlvr_statements import BoxItem
 
-NUMBERS = {word: n for n, word in enumerate("no one two three four five six seven".split())}
+NUMBERS = {"no": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7}
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    return load_task(
-        "nlvr_scenes", num_scenes={"train": 300, "validation": 60}, questions_per_scene=6, statements_per_scene=6
-    )
+    return load_task("nlvr_scenes", num_scenes={"train": 300, "validation": 60}, questions_per_scene=6, statements_per_scene=6)
 
 
 # A reader of its own: it parses the sentence and counts over the flat list of objects.
@@ -65,9 +63,7 @@ def chosen(colour, noun, objects):
 
 def stacked(above, below, objects):
     """Pairs in which one block lies 21 pixels over another."""
-    return any(
-        (o["colour"], p["colour"]) == (above, below) and p["y"] - o["y"] == 21 for o in objects for p in objects
-    )
+    return any((o["colour"], p["colour"]) == (above, below) and p["y"] - o["y"] == 21 for o in objects for p in objects)
 
 
 def box_has(phrase, objects):
@@ -97,7 +93,9 @@ def is_true(sentence, objects):
         count = sum(box_has(match[4], box) for box in boxes)
         return exists(match, count)
     if match := re.fullmatch(r"there is (a|no) (\w+) block as the (top|base) of a tower(?: with (.*))?", sentence):
-        found = any(box_has(f"a {match[2]} block at the {match[3]}", box) and (not match[4] or box_has(match[4], box)) for box in boxes)
+        found = any(
+            box_has(f"a {match[2]} block at the {match[3]}", box) and (not match[4] or box_has(match[4], box)) for box in boxes
+        )
         return found == (match[1] == "a")
     if match := re.fullmatch(r"there is (a|no) (\w+) block (?:above|over|on) a (\w+) block", sentence):
         return any(stacked(match[2], match[3], box) for box in boxes) == (match[1] == "a")
@@ -167,9 +165,7 @@ def test_one_seed_gives_the_same_rows_and_another_does_not():
 
 
 def test_no_scene_is_in_two_splits(scenes):
-    train, validation = (
-        {str([dict(sorted(o.items())) for o in row["objects"]]) for row in scenes[split]} for split in scenes
-    )
+    train, validation = ({str([dict(sorted(o.items())) for o in row["objects"]]) for row in scenes[split]} for split in scenes)
     assert not train & validation
 
 
@@ -200,3 +196,12 @@ def test_the_picture_shows_the_objects_where_they_are():
 def test_errors_name_the_argument(options, message):
     with pytest.raises(ValueError, match=message):
         generate_nlvr_scenes(**options)
+
+
+def test_people_join_train_and_judge(data_folder):
+    folder = data_folder("nlvr1")
+    mixed, people = generate_nlvr_scenes({"train": 4}, nlvr=folder, nlvr_rows=50), load_task("nlvr", folder)
+    assert Counter(mixed["train"]["family"])["people"] == 50
+    assert mixed["train"].num_rows == 4 * 6 + 50
+    assert all(mixed[split]["identifier"] == people[split]["identifier"] for split in ("validation", "dev", "test"))
+    assert set(mixed["train"]["identifier"][-50:]) <= set(people["train"]["identifier"])

@@ -140,6 +140,17 @@ def test_refusals(cls, build, batch):
         model(**batch, output_query_states=[0, 1], output_key_states=[1, 0])
 
 
+@pytest.mark.parametrize("cls", [*BARE, *HEADED])
+def test_the_gradient_of_recorded_states_reaches_their_layer_and_those_below(cls, build, batch):
+    for name in ("query", "key"):
+        model = build(cls, num_hidden_layers=3).train()
+        model(**batch, **{f"output_{name}_states": [1]})[f"{name}_states"][0].square().sum().backward()
+        layers = {key: p.grad for key, p in model.named_parameters() if "encoder.layer." in key and p.dim() == 2}
+        for key, gradient in layers.items():
+            reached = "layer.0." in key or f"layer.1.attention.attention.{name}." in key
+            assert (gradient is not None and bool(gradient.any())) == reached, key
+
+
 @pytest.mark.parametrize("options", [{"use_reentrant": False}, {"use_reentrant": True}, None], ids=str)
 @pytest.mark.parametrize("cls", HEADED)
 def test_activation_checkpointing_changes_nothing(cls, options, build, batch):

@@ -124,20 +124,31 @@ def test_freshly_drawn_weights_have_the_configured_spread(cls, config):
             assert parameter.std().item() > 0.02, name
 
 
+@pytest.mark.parametrize("cls", [FusionEncoderModel, DualEncoderModel])
+def test_embeddings_may_be_drawn_wider_than_the_rest(cls, config):
+    torch.manual_seed(0)
+    fields = {"hidden_size": 64, "initializer_range": 0.02, "embedding_initializer_range": 0.5}
+    for name, parameter in cls(config(cls.config_class, **fields)).named_parameters():
+        if "embeddings" in name and "patch_embeddings" not in name and "LayerNorm" not in name and parameter.numel() > 200:
+            assert 0.4 < parameter.std().item() < 0.6, name
+        elif parameter.dim() > 1 and parameter.numel() > 200:
+            assert 0.01 < parameter.std().item() < 0.03, name
+
+
 LOAD = """
 import json, sys, torch, dual_distill
-from transformers import AutoConfig, AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoProcessor
+from transformers import AutoModelForVisualQuestionAnswering
 from PIL import Image
-folder = sys.argv[1]
-config = AutoConfig.from_pretrained(folder)
-processor = AutoProcessor.from_pretrained(folder)
-batch = processor(text=["what is it?"], images=[Image.new("RGB", (12, 8), "red")])
-model = AutoModelForVisualQuestionAnswering.from_pretrained(folder)
-bare = AutoModel.from_pretrained(folder)
-with torch.no_grad():
-    print(type(config).__name__, type(processor).__name__, type(model).__name__, type(bare).__name__)
-    print(model(**batch).logits.tolist())
-    print(bare(**batch).pooler_output.flatten().tolist())
+found = []
+for folder, auto in zip(sys.argv[1:], [AutoModelForVisualQuestionAnswering, AutoModelForSequenceClassification] * 2):
+    processor = AutoProcessor.from_pretrained(folder)
+    batch = processor(text=["what is it?"], images=[Image.new("RGB", (12, 8), "red")])
+    loaded = [AutoConfig.from_pretrained(folder), processor, auto.from_pretrained(folder), AutoModel.from_pretrained(folder)]
+    with torch.no_grad():
+        outputs = loaded[2](**batch).logits.flatten().tolist(), loaded[3](**batch).pooler_output.flatten().tolist()
+    found.append([[type(part).__name__ for part in loaded], *outputs])
+print(json.dumps(found))
 """
 
 
@@ -150,27 +161,19 @@ def processor():
     )
 
 
-@pytest.mark.parametrize(
-    "cls, names",
-    [
-        (
-            FusionEncoderForQuestionAnswering,
-            "FusionEncoderConfig DualDistillProcessor FusionEncoderForQuestionAnswering FusionEncoderModel",
-        ),
-        (
-            DualEncoderForQuestionAnswering,
-            "DualEncoderConfig DualDistillProcessor DualEncoderForQuestionAnswering DualEncoderModel",
-        ),
-    ],
-)
-def test_auto_classes_load_in_a_fresh_process(cls, names, build, processor, tmp_path):
-    model = build(cls, num_labels=3)
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    done = subprocess.run([sys.executable, "-c", LOAD, tmp_path], capture_output=True, text=True, check=False)
+def test_auto_classes_load_in_a_fresh_process(build, processor, tmp_path):
+    models = [build(cls, num_labels=3) for cls in HEADED]
+    folders = [tmp_path / type(model).__name__ for model in models]
+    for model, folder in zip(models, folders, strict=True):
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    done = subprocess.run([sys.executable, "-c", LOAD, *folders], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found, logits, pooled = done.stdout.strip().splitlines()[-3:]
-    assert found == names
-    output = model(**processor(text=["what is it?"], images=[Image.new("RGB", (12, 8), "red")]))
-    torch.testing.assert_close(torch.tensor(json.loads(logits)), output.logits, atol=1e-6, rtol=0)
-    torch.testing.assert_close(torch.tensor(json.loads(pooled)), output.pooler_output.flatten(), atol=1e-6, rtol=0)
+    batch = processor(text=["what is it?"], images=[Image.new("RGB", (12, 8), "red")])
+    for model, found in zip(models, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        names, logits, pooled = found
+        kind = "FusionEncoder" if "Fusion" in type(model).__name__ else "DualEncoder"
+        assert names == [f"{kind}Config", "DualDistillProcessor", type(model).__name__, f"{kind}Model"]
+        output = model(**batch)
+        torch.testing.assert_close(torch.tensor(logits), output.logits.flatten(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(torch.tensor(pooled), output.pooler_output.flatten(), atol=1e-6, rtol=0)

@@ -184,8 +184,8 @@ def paint_boxes(boxes: Boxes) -> bytes:
     """Paint three boxes side by side as a PNG of 400 x 100 pixels, as NLVR's pictures are.
 
     Example:
-        >>> paint_boxes(((), (), ()))[:4]
-        b'\\x89PNG'
+        >>> paint_boxes(((), (), ()))[1:4]
+        b'PNG'
     """
     canvas = PILImage.new("RGB", (3 * BOX_PX + 2 * GAP_PX, BOX_PX), _GAP)
     for index, box in enumerate(boxes):
@@ -215,9 +215,7 @@ def _shape_mask(shape: str, size: int) -> PILImage.Image:
 # Rows
 
 
-def _write_split(
-    split: str, scenes: list[tuple[bool, Boxes]], statements: int, questions: int, rng: random.Random
-) -> Dataset:
+def _write_split(split: str, scenes: list[tuple[bool, Boxes]], statements: int, questions: int, rng: random.Random) -> Dataset:
     rows: list[tuple[int, str, str, str, str]] = []  # scene, sentence, label, sentence_id, family
     of_kind = {kind: [index for index, (towers, _) in enumerate(scenes) if towers == kind] for kind in (True, False)}
     while len(rows) < statements * len(scenes):
@@ -244,9 +242,7 @@ def _write_split(
 
 def _as_dataset(split: str, scenes: list[tuple[bool, Boxes]], rows: list[tuple[int, str, str, str, str]]) -> Dataset:
     pictures = [{"bytes": paint_boxes(boxes), "path": None} for _, boxes in scenes]
-    objects = [
-        [{"box": number, **item._asdict()} for number, box in enumerate(boxes) for item in box] for _, boxes in scenes
-    ]
+    objects = [[{"box": number, **item._asdict()} for number, box in enumerate(boxes) for item in box] for _, boxes in scenes]
     columns: dict[str, list[Any]] = {
         "image": [pictures[row[0]] for row in rows],
         "sentence": [row[1] for row in rows],
@@ -267,7 +263,5 @@ def _as_people(rows: Dataset) -> Dataset:
     table = rows.with_format("arrow")[:]
     schema = _FEATURES.arrow_schema
     table = table.append_column(schema.field("family"), pa.array(["people"] * len(table), pa.string()))
-    table = table.append_column(
-        schema.field("objects"), pa.array([[]] * len(table), type=schema.field("objects").type)
-    )
+    table = table.append_column(schema.field("objects"), pa.array([[]] * len(table), type=schema.field("objects").type))
     return Dataset(table.cast(schema), info=DatasetInfo(features=_FEATURES.copy()), split=rows.split)

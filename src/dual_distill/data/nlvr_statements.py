@@ -7,6 +7,7 @@ box"). Bare numbers ("2 black blocks", "1 tower") mean exactly so many; "a" mean
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 COLOURS = ("black", "blue", "yellow")
@@ -127,9 +128,7 @@ def _colour(rng: random.Random) -> str:
 
 
 def _has_pair(above: str, below: str) -> _Test:
-    return lambda box: any(
-        lower.colour == below and upper.colour == above for lower, upper in zip(box, box[1:], strict=False)
-    )
+    return lambda box: any(lower.colour == below and upper.colour == above for lower, upper in pairwise(box))
 
 
 def _only(colours: set[str]) -> _Test:
