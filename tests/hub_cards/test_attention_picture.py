@@ -123,9 +123,7 @@ def test_the_picture_is_white_around_and_grows_by_bands(word_count):
     border = np.concatenate([np.asarray(picture)[:10].ravel(), np.asarray(picture)[:, :20].ravel()])
     assert (border == 255).all()
     assert picture.width <= 1560
-    one_band = draw_attention_picture(
-        Image.new("RGB", (36, 36)), ["w"], {"a": one_hot((0, 0))}, question="Where?"
-    ).height
+    one_band = draw_attention_picture(Image.new("RGB", (36, 36)), ["w"], {"a": one_hot((0, 0))}, question="Where?").height
     band_count = len(_split_into_bands(word_count, 8, 144))
     assert abs(picture.height - one_band) > 150 * (band_count - 1) - 100
 

@@ -97,11 +97,14 @@ def test_what_a_foreign_teacher_does_not_say_is_not_checked(make_student):
         check_pair(student, teacher, DiDEObjective())
 
 
-def test_vilts_configuration_is_understood(make_student):
-    """It says num_images = -1 for "not set"."""
+def test_vilts_configuration_is_understood_and_its_shuffled_attention_refused(make_student):
+    """It says num_images = -1 for "not set", and its patches have no order to compare."""
     fields = {"vocab_size": 60, "image_size": 12, "patch_size": 4, "num_attention_heads": 4, "num_hidden_layers": 2}
     teacher = torch.nn.Linear(1, 1)
     teacher.config = ViltConfig(**fields, hidden_size=16, num_labels=5)
-    check_pair(make_student(image_size=12), teacher, DiDEObjective())
+    soft_labels = DiDEObjective(attention_weight=0)
+    check_pair(make_student(image_size=12), teacher, soft_labels)
     with pytest.raises(ValueError, match="the teacher has a patch grid of 3 x 3"):
-        check_pair(make_student(), teacher, DiDEObjective())
+        check_pair(make_student(), teacher, soft_labels)
+    with pytest.raises(ValueError, match=r"ViLT draws its patches in a random order .*; load its weights into a FusionEncoder"):
+        check_pair(make_student(image_size=12), teacher, DiDEObjective())

@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sentence(error: Exception) -> str:
     """Return an error as one line; an unforeseen kind says what it is."""
+    if isinstance(error.__cause__, ValueError):  # a configuration's own sentence, wrapped by its validator
+        error = error.__cause__
     text = " ".join(str(error).split())
     if isinstance(error, ValueError | OSError) and text:
         return text

@@ -59,9 +59,7 @@ def load_easy_vqa(path: str | os.PathLike[str], validation_images: int = 400, se
     """
     images = read_columns(path, "images.parquet", _IMAGE_COLUMNS)
     questions = read_columns(path, "questions.parquet", _QUESTION_COLUMNS)
-    ids = {
-        split: images.filter(pc.equal(images["split"], split))["image_id"].to_pylist() for split in ("train", "test")
-    }
+    ids = {split: images.filter(pc.equal(images["split"], split))["image_id"].to_pylist() for split in ("train", "test")}
     if not 0 <= validation_images < max(len(ids["train"]), 1):
         raise ValueError(
             f"validation_images is {validation_images}, but it is 0 or more and fewer than the {len(ids['train'])} "
@@ -76,10 +74,7 @@ def load_easy_vqa(path: str | os.PathLike[str], validation_images: int = 400, se
         "test": _join(images, questions, "test", path),
     }
     return DatasetDict(
-        {
-            split: Dataset(table, info=DatasetInfo(features=_FEATURES.copy()), split=split)
-            for split, table in tables.items()
-        }
+        {split: Dataset(table, info=DatasetInfo(features=_FEATURES.copy()), split=split) for split, table in tables.items()}
     )
 
 

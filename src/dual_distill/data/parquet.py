@@ -64,13 +64,9 @@ def _with_image_struct(table: pa.Table, file: Path) -> pa.Table:
     if pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} >= {"bytes", "path"}:
         return table
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise ValueError(
-            f"The column 'image' of {str(file)!r} holds {kind}, but expected are bytes or {{bytes, path}}."
-        )
+        raise ValueError(f"The column 'image' of {str(file)!r} holds {kind}, but expected are bytes or {{bytes, path}}.")
     chunks = [
-        pa.StructArray.from_arrays(
-            [chunk.cast(pa.binary()), pa.nulls(len(chunk), pa.string())], names=["bytes", "path"]
-        )
+        pa.StructArray.from_arrays([chunk.cast(pa.binary()), pa.nulls(len(chunk), pa.string())], names=["bytes", "path"])
         for chunk in table["image"].chunks
     ]
     structs = pa.chunked_array(chunks, type=pa.struct([("bytes", pa.binary()), ("path", pa.string())]))

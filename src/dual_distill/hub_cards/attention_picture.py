@@ -108,9 +108,7 @@ def _checked_maps(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> dict[
     if isinstance(words, str) or len(words) == 0:
         raise ValueError(f"words must be a sequence of at least one word, got {words!r}.")
     if not maps:
-        raise ValueError(
-            "maps is empty: give at least one model's attention, name -> (words, grid height, grid width)."
-        )
+        raise ValueError("maps is empty: give at least one model's attention, name -> (words, grid height, grid width).")
     heat = {name: np.asarray(model_maps, dtype=np.float64) for name, model_maps in maps.items()}
     first_name, first = next(iter(heat.items()))
     for name, values in heat.items():
@@ -125,9 +123,7 @@ def _checked_maps(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> dict[
                 "shares of patches compare only on one grid."
             )
         if not np.isfinite(values).all() or values.min() < 0:
-            raise ValueError(
-                f"maps[{name!r}] holds a negative or non-finite number: give attention after softmax, not scores."
-            )
+            raise ValueError(f"maps[{name!r}] holds a negative or non-finite number: give attention after softmax, not scores.")
         sums = values.sum(axis=(1, 2))
         if sums.max() > 1 + 1e-3:  # room for the rounding of half precision
             raise ValueError(

@@ -181,10 +181,11 @@ class ImageEmbeddings(nn.Module):
         else:
             # The largest extent, not the first row's: one image may be padded in a way that the other is not.
             heights, widths = patch_mask.any(2).sum(1), patch_mask.any(1).sum(1)
-        table = table.unflatten(0, self.grid).float()
-        row_weights = _bilinear_weights(heights, rows, self.grid[0])
-        column_weights = _bilinear_weights(widths, columns, self.grid[1])
-        positions = torch.einsum("brp,bsq,pqc->brsc", row_weights, column_weights, table).flatten(1, 2)
+        with torch.autocast(table.device.type, enabled=False):  # positions are few and cheap, half precision would blur them
+            row_weights = _bilinear_weights(heights, rows, self.grid[0])
+            column_weights = _bilinear_weights(widths, columns, self.grid[1])
+            table = table.unflatten(0, self.grid).float()
+            positions = torch.einsum("brp,bsq,pqc->brsc", row_weights, column_weights, table).flatten(1, 2)
         return torch.cat([cls_position.expand(positions.shape[0], -1, -1).float(), positions], dim=1)
 
 

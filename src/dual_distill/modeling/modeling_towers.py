@@ -99,6 +99,7 @@ class DualEncoderPreTrainedModel(PreTrainedModel):
         """
         config = dual_config_from_fusion(fusion_encoder.config, text_layers, vision_layers)
         config.architectures = [cls.__name__]
+        config._attn_implementation = fusion_encoder.config._attn_implementation
         model = cls(config)
         copy_fusion_weights(fusion_encoder, model, text_layers, vision_layers)
         return model.to(device=fusion_encoder.device, dtype=fusion_encoder.dtype).train()

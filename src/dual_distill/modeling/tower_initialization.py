@@ -29,12 +29,16 @@ def dual_config_from_fusion(
         if layers is not None:
             shared["num_hidden_layers"] = len(resolve_layers(layers, config.num_hidden_layers))
         towers[name] = shared
+    depth = min(tower.get("num_hidden_layers", config.num_hidden_layers) for tower in towers.values())
+    recorded_layers = [layer for layer in config.recorded_layers if -depth <= layer < depth] or [-1]
+    for tower in towers.values():
+        tower["recorded_layers"] = recorded_layers
     towers["vision_config"]["modality_type_vocab_size"] = max(1, config.modality_type_vocab_size - 1)
     return DualEncoderConfig(
         **towers,
         initializer_range=config.initializer_range,
         num_images=config.num_images,
-        recorded_layers=config.recorded_layers,
+        recorded_layers=recorded_layers,
         id2label=config.id2label,
         label2id=config.label2id,
         problem_type=config.problem_type,

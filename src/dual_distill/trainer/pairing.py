@@ -32,6 +32,12 @@ def check_pair(student: nn.Module, teacher: nn.Module, objective: DiDEObjective)
     if objective.soft_label_weight:
         _same_labels(ours, theirs)
     if objective.attention_weight:
+        if getattr(theirs, "model_type", None) == "vilt":
+            raise ValueError(
+                "teacher and student cannot be paired: transformers' ViLT draws its patches in a random order in every forward "
+                "pass, so its attention names no patch; load its weights into a FusionEncoder class (the parameter names are "
+                "the same), or set attention_weight to 0."
+            )
         _comparable_heads(ours, theirs, objective)
         _layers_exist(ours, objective.student_layers, "student")
         _layers_exist(theirs, objective.teacher_layers, "teacher")
