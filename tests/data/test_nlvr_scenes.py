@@ -68,7 +68,7 @@ def stacked(above, below, objects):
 
 def box_has(phrase, objects):
     """Whether one box or tower has what stands behind "with"."""
-    if match := re.fullmatch(r"a (\w+) block at the (top|base)", phrase):
+    if match := re.fullmatch(r"a (\w+) (?:block|item) (?:at the|on) (top|base)", phrase):
         end = min if match[2] == "top" else max
         return end(objects, key=lambda o: o["y"])["colour"] == match[1]
     if match := re.fullmatch(r"only (black|blue|yellow) (?:blocks|items)", phrase):

@@ -1,7 +1,7 @@
 """Tasks as data, readers of official files, generated scenes, answer vocabularies, safe decoding, the collator."""
 
 from .answers import answer_coverage, build_answer_vocabulary
-from .collator import DistillationCollator
+from .collator import ID_COLUMNS, DistillationCollator
 from .easy_vqa import load_easy_vqa
 from .images import ImageError, decode_image
 from .nlvr import load_nlvr
@@ -10,6 +10,7 @@ from .tasks import TASKS, Task, get_task, load_task
 from .tokenizer import train_tokenizer
 
 __all__ = [
+    "ID_COLUMNS",
     "TASKS",
     "DistillationCollator",
     "ImageError",

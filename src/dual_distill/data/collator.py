@@ -20,7 +20,8 @@ from .tasks import Task
 _UNKNOWN_LABEL = -100
 """The index that torch's cross-entropy leaves out."""
 
-_ID_COLUMNS = ("question_id", "identifier", "scene_id", "image_id", "id")
+ID_COLUMNS = ("question_id", "identifier", "scene_id", "image_id", "id")
+"""Columns that name a row in an error, where the data has them."""
 
 
 class DistillationCollator:
@@ -170,5 +171,5 @@ def _content_key(source: bytes | Image.Image) -> bytes:
 def _row_name(row: Mapping[str, Any], position: int) -> str:
     if "__index__" in row:
         return str(row["__index__"])
-    ids = ", ".join(f"{column} {row[column]}" for column in _ID_COLUMNS if column in row)
+    ids = ", ".join(f"{column} {row[column]}" for column in ID_COLUMNS if column in row)
     return f"{position} of its batch ({ids})" if ids else f"{position} of its batch"

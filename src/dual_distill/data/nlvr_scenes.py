@@ -1,9 +1,12 @@
 """Generated pictures in NLVR's style, with statements that are true or false and questions that have an answer.
 
 A fusion encoder trained from nothing on people's 12,000 sentences does not learn to see; here it can. Three grey boxes
-hold towers of square blocks or scattered shapes, at coordinates like those of NLVR v1. What is unusual: each statement
-stands beside one scene for which it is true and one for which it is false, so the words alone tell nothing; and beside
-the statements stand questions about colours and numbers, whose answers say more about a picture than true or false.
+hold towers of square blocks or scattered shapes, at coordinates like those of NLVR v1. What is unusual:
+
+* Each statement stands beside one scene for which it is true and one for which it is false, so the words alone tell
+  nothing. The two are near copies, the same items in other boxes or one item changed, so neither does the amount of ink.
+* Beside the statements stand questions about colours and numbers, whose answers say more about a picture than true or
+  false.
 """
 
 import io
@@ -11,6 +14,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +31,7 @@ _STEP_PX = 21
 _RGB = {"black": (0, 0, 0), "blue": (0, 153, 255), "yellow": (255, 255, 0)}
 _GREY, _GAP = (211, 211, 211), (128, 128, 128)
 _MAX_ATTEMPTS = 60
+_MAX_STATEMENTS = 100
 _ITEM = [
     {
         "box": Value("int8"),
@@ -94,8 +99,8 @@ def generate_nlvr_scenes(
     splits = {}
     for split in sorted(num_scenes, key=lambda name: (name == "train", name)):
         rng = random.Random(f"{seed} {split}")  # a string seed goes through SHA-512: no PYTHONHASHSEED in it
-        scenes = [_draw_new(rng, rng.random() < tower_share, seen) for _ in range(num_scenes[split])]
-        splits[split] = _write_split(split, scenes, statements_per_scene, questions_per_scene, rng)
+        groups = _draw_groups(rng, num_scenes[split], tower_share, seen)
+        splits[split] = _write_split(split, groups, statements_per_scene, questions_per_scene, rng)
     if nlvr is not None:
         people = load_nlvr(nlvr)
         if nlvr_rows is not None and nlvr_rows < len(people["train"]):
@@ -135,14 +140,74 @@ def _check_arguments(num_scenes: Any, statements_per_scene: int, questions_per_s
 # Scenes
 
 
-def _draw_new(rng: random.Random, towers: bool, seen: set[Boxes]) -> tuple[bool, Boxes]:
-    draw: Callable[[random.Random], Box] = _draw_tower if towers else _draw_scattered
+def _draw_groups(rng: random.Random, number: int, tower_share: float, seen: set[Boxes]) -> list[tuple[bool, list[Boxes]]]:
+    """Groups of near copies, `number` scenes in all: a scene, its items in other boxes, and each of both with one change."""
+    groups = []
+    while number > 0:
+        towers = rng.random() < tower_share
+        base = _new(lambda: _draw_boxes(rng, towers), seen)  # noqa: B023
+        shuffled = _new(lambda: _rearrange(rng, base, towers), seen)  # noqa: B023
+        group = [base, shuffled, *(_new(lambda: _change_one(rng, boxes), seen) for boxes in (base, shuffled))]  # noqa: B023
+        groups.append((towers, group[:number]))
+        number -= len(group)
+    return groups
+
+
+def _new(draw: Callable[[], Boxes], seen: set[Boxes]) -> Boxes:
     for _ in range(1_000):
-        boxes = (draw(rng), draw(rng), draw(rng))
+        boxes = draw()
         if boxes not in seen:
             seen.add(boxes)
-            return towers, boxes
+            return boxes
     raise ValueError(f"no new scene in 1,000 attempts after {len(seen):,} scenes; ask for fewer.")
+
+
+def _draw_boxes(rng: random.Random, towers: bool) -> Boxes:
+    draw = _draw_tower if towers else _draw_scattered
+    return draw(rng), draw(rng), draw(rng)
+
+
+def _rearrange(rng: random.Random, boxes: Boxes, towers: bool) -> Boxes:
+    """The same items, dealt out anew; a few fall away where scattered ones find no room, or all are of one colour."""
+    items = [item for box in boxes for item in box]
+    rng.shuffle(items)
+    if not towers:
+        dealt: list[list[BoxItem]] = [[], [], []]
+        for item in items:
+            _put_down(rng, dealt[rng.randrange(3)], item)
+        return tuple(dealt[0]), tuple(dealt[1]), tuple(dealt[2])
+    if len({item.colour for item in items}) == 1 or len(items) in (3, 12):
+        return _change_one(rng, boxes)
+    while True:
+        heights = rng.choices((1, 2, 3, 4), k=3)
+        if sum(heights) == len(items):
+            break
+    piles = iter([items[: heights[0]], items[heights[0] : -heights[2]], items[-heights[2] :]])
+    restacked = [tuple(item._replace(y=80 - _STEP_PX * level) for level, item in enumerate(pile)) for pile in piles]
+    return restacked[0], restacked[1], restacked[2]
+
+
+def _change_one(rng: random.Random, boxes: Boxes) -> Boxes:
+    """One item gets another colour; a scattered one may get another shape or place instead."""
+    index = rng.choice([index for index in range(3) if boxes[index]] or [0])
+    if not boxes[index]:
+        return _draw_boxes(rng, towers=False)
+    place = rng.randrange(len(boxes[index]))
+    item, others = boxes[index][place], [*boxes[index][:place], *boxes[index][place + 1 :]]
+    is_block = item.x == 40 and item.y in (80, 59, 38, 17) and item.size == 20
+    kind = "colour" if is_block else rng.choice(("colour", "shape", "place"))
+    if kind == "place":
+        _put_down(rng, others, item)
+        changed = tuple(others)
+    else:
+        if kind == "colour":
+            item = item._replace(colour=rng.choice([colour for colour in COLOURS if colour != item.colour]))
+        else:
+            item = item._replace(shape=rng.choice([shape for shape in SHAPES if shape != item.shape]))
+        changed = (*boxes[index][:place], item, *boxes[index][place + 1 :])
+    new = [*boxes]
+    new[index] = changed
+    return new[0], new[1], new[2]
 
 
 def _draw_tower(rng: random.Random) -> Box:
@@ -156,17 +221,20 @@ def _draw_tower(rng: random.Random) -> Box:
 
 def _draw_scattered(rng: random.Random) -> Box:
     items: list[BoxItem] = []
-    number = rng.randint(1, 7)
     palette = rng.sample(COLOURS, rng.choice((1, 2, 3, 3, 3)))
-    for _ in range(30 * number):
-        size = rng.choice((10, 20, 30))
-        free = BOX_PX - size
-        item = BoxItem(rng.choice(SHAPES), rng.choice(palette), size, _draw_place(rng, free), _draw_place(rng, free))
+    for _ in range(rng.randint(1, 7)):
+        _put_down(rng, items, BoxItem(rng.choice(SHAPES), rng.choice(palette), rng.choice((10, 20, 30)), 0, 0))
+    return tuple(items)
+
+
+def _put_down(rng: random.Random, items: list[BoxItem], item: BoxItem) -> None:
+    """Add the item at a free place; leave it out if there is none to be found."""
+    free = BOX_PX - item.size
+    for _ in range(30):
+        item = item._replace(x=_draw_place(rng, free), y=_draw_place(rng, free))
         if all(_gap(item, other) >= 1 for other in items):
             items.append(item)
-        if len(items) == number:
-            break
-    return tuple(items)
+            return
 
 
 def _draw_place(rng: random.Random, free: int) -> int:
@@ -215,16 +283,22 @@ def _shape_mask(shape: str, size: int) -> PILImage.Image:
 # Rows
 
 
-def _write_split(split: str, scenes: list[tuple[bool, Boxes]], statements: int, questions: int, rng: random.Random) -> Dataset:
+def _write_split(
+    split: str, groups: list[tuple[bool, list[Boxes]]], statements: int, questions: int, rng: random.Random
+) -> Dataset:
     rows: list[tuple[int, str, str, str, str]] = []  # scene, sentence, label, sentence_id, family
-    of_kind = {kind: [index for index, (towers, _) in enumerate(scenes) if towers == kind] for kind in (True, False)}
-    while len(rows) < statements * len(scenes):
-        towers = scenes[rng.randrange(len(scenes))][0]
+    scenes = [(towers, boxes) for towers, group in groups for boxes in group]
+    starts = list(accumulate((len(group) for _, group in groups), initial=0))
+    of_kind = {kind: [index for index, (towers, _) in enumerate(groups) if towers == kind] for kind in (True, False)}
+    for _ in range(_MAX_STATEMENTS * statements * len(scenes)):
+        if len(rows) >= statements * len(scenes):
+            break
+        towers = rng.choice(groups)[0]
         statement = draw_statement(rng, towers)
-        found: dict[bool, int] = {}
         for _ in range(_MAX_ATTEMPTS):
             index = rng.choice(of_kind[towers])
-            found.setdefault(statement.holds(scenes[index][1]), index)
+            order = rng.sample(range(len(groups[index][1])), len(groups[index][1]))
+            found = {statement.holds(groups[index][1][place]): starts[index] + place for place in order}
             if len(found) == 2:
                 number = f"{split}{len(rows) // 2}"
                 rows += [

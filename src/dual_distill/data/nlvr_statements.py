@@ -64,13 +64,15 @@ def question_answers() -> list[str]:
 
 
 def draw_statement(rng: random.Random, towers: bool) -> Statement:
-    """Draw a statement about towers, or about scattered items.
+    """Draw a statement about towers (people also call them boxes with items), or about scattered items.
 
     Example:
         >>> draw_statement(random.Random(3), towers=True).text
-        'there are at least 2 towers with at least one yellow block'
+        'there is no black block over a blue block'
     """
-    return rng.choice(_TOWER_STATEMENTS if towers else _SCATTER_STATEMENTS)(rng)
+    if towers and rng.random() < 0.6:
+        return rng.choice(_TOWER_STATEMENTS)(rng)
+    return rng.choice((_box_with_end, *_SCATTER_STATEMENTS) if towers else _SCATTER_STATEMENTS)(rng)
 
 
 def draw_question(rng: random.Random, towers: bool) -> Question:
@@ -78,7 +80,7 @@ def draw_question(rng: random.Random, towers: bool) -> Question:
 
     Example:
         >>> draw_question(random.Random(1), towers=True).text
-        'how many blue blocks are there'
+        'how many black blocks are there'
     """
     return (_tower_question if towers else _scatter_question)(rng)
 
@@ -160,6 +162,17 @@ def _towers_with(rng: random.Random) -> Statement:
     words, rule = _existence(rng, "tower")
     phrase, test = _tower_property(rng)
     return Statement(f"{words} with {phrase}", "tower with", lambda boxes: rule(sum(map(test, boxes))))
+
+
+def _box_with_end(rng: random.Random) -> Statement:
+    words, rule = _existence(rng, "box")
+    place, colour = rng.choice(("on top", "at the top", "at the base")), _colour(rng)
+    end = 0 if place == "at the base" else -1
+    return Statement(
+        f"{words} with a {colour} item {place}",
+        "end of tower",
+        lambda boxes: rule(sum(box[end].colour == colour for box in boxes)),
+    )
 
 
 def _end_of_tower(rng: random.Random) -> Statement:

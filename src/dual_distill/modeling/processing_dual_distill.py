@@ -103,8 +103,16 @@ class DualDistillProcessor(ProcessorMixin):
         counts = sorted({len(row) for row in rows})
         if len(counts) != 1 or not counts[0]:
             raise ValueError(f"the rows of one batch have {counts} images; give every row the same number, at least one.")
-        height = max(image.shape[-2] for row in rows for image in row)
-        width = max(image.shape[-1] for row in rows for image in row)
+        images = [image for row in rows for image in row]
+        if len({image.shape for image in images}) == 1:
+            stacked = torch.stack(images)
+            pixel_mask = torch.ones(len(images), *stacked.shape[-2:], dtype=torch.long)
+            return {
+                "pixel_values": stacked.unflatten(0, (-1, counts[0])),
+                "pixel_mask": pixel_mask.unflatten(0, (-1, counts[0])),
+            }
+        height = max(image.shape[-2] for image in images)
+        width = max(image.shape[-1] for image in images)
         pixel_values = torch.zeros(len(rows), counts[0], rows[0][0].shape[0], height, width)
         pixel_mask = torch.zeros(len(rows), counts[0], height, width, dtype=torch.long)
         for i, row in enumerate(rows):

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel, ViltImageProcessorPil, ViT
 from transformers.trainer_utils import get_last_checkpoint
 
 from dual_distill.data import (
+    ID_COLUMNS,
     DistillationCollator,
     Task,
     build_answer_vocabulary,
@@ -197,8 +198,8 @@ def make_run(
         training_arguments,
         teacher=teacher,
         data_collator=collator,
-        train_dataset=_at_most(data["train"], data_arguments.max_train_rows, training_arguments.seed),
-        eval_dataset=_at_most(data["validation"], data_arguments.max_eval_rows, training_arguments.seed),
+        train_dataset=_rows(data["train"], task, data_arguments.max_train_rows, training_arguments.seed),
+        eval_dataset=_rows(data["validation"], task, data_arguments.max_eval_rows, training_arguments.seed),
         processing_class=processor,
         compute_metrics=accuracy_of_logits,
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
@@ -303,10 +304,13 @@ def load_model(checkpoint: str, task: Task, attn_implementation: str = "sdpa", r
     return cls.from_pretrained(checkpoint, revision=revision, dtype=torch.float32, attn_implementation=attn_implementation)
 
 
-def _at_most(dataset: Dataset, rows: int | None, seed: int) -> Dataset:
-    if rows is None or rows >= len(dataset):
+def _rows(dataset: Dataset, task: Task, limit: int | None, seed: int) -> Dataset:
+    """At most `limit` rows, without the columns (boxes, objects) that training only would decode and throw away."""
+    wanted = {*task.image_columns, task.text_column, task.label_column, *ID_COLUMNS}
+    dataset = dataset.select_columns([column for column in dataset.column_names if column in wanted])
+    if limit is None or limit >= len(dataset):
         return dataset
-    return dataset.shuffle(seed=seed).select(range(rows))
+    return dataset.shuffle(seed=seed).select(range(limit))
 
 
 __all__ = [
