@@ -145,6 +145,15 @@ def test_every_statement_and_answer_is_right(scenes):
     assert len(families) == 8, f"not every family was drawn: {families}"
 
 
+@pytest.mark.parametrize("near_copies", [True, False])
+def test_near_copies_differ_less(near_copies):
+    """In most pairs of near copies the towers hold as many blocks in all; in few pairs of any two scenes."""
+    rows = generate_nlvr_scenes({"train": 80}, tower_share=1.0, near_copies=near_copies)["train"].to_list()
+    assert all(is_true(row["sentence"], row["objects"]) == (row["label"] == "true") for row in rows)
+    same = [len(a["objects"]) == len(b["objects"]) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    assert (sum(same) / len(same) > 0.9) == near_copies
+
+
 def test_each_statement_is_once_true_and_once_false(scenes):
     labels = defaultdict(list)
     for row in scenes["train"].filter(lambda row: row["family"] != "question"):

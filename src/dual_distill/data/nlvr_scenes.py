@@ -4,7 +4,8 @@ A fusion encoder trained from nothing on people's 12,000 sentences does not lear
 hold towers of square blocks or scattered shapes, at coordinates like those of NLVR v1. What is unusual:
 
 * Each statement stands beside one scene for which it is true and one for which it is false, so the words alone tell
-  nothing. The two are near copies, the same items in other boxes or one item changed, so neither does the amount of ink.
+  nothing. The two can be near copies, the same items in other boxes or one item changed, so neither does the amount of
+  ink.
 * Beside the statements stand questions about colours and numbers, whose answers say more about a picture than true or
   false.
 """
@@ -13,7 +14,7 @@ import io
 import os
 import random
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -30,7 +31,7 @@ BOX_PX, GAP_PX = 100, 50
 _STEP_PX = 21
 _RGB = {"black": (0, 0, 0), "blue": (0, 153, 255), "yellow": (255, 255, 0)}
 _GREY, _GAP = (211, 211, 211), (128, 128, 128)
-_MAX_ATTEMPTS = 60
+_MAX_ATTEMPTS, _MAX_TRIED = 60, 30
 _MAX_STATEMENTS = 100
 _ITEM = [
     {
@@ -62,6 +63,7 @@ def generate_nlvr_scenes(
     statements_per_scene: int = 6,
     questions_per_scene: int = 0,
     tower_share: float = 0.65,
+    near_copies: bool = True,
     seed: int = 0,
     nlvr: str | os.PathLike[str] | None = None,
     nlvr_rows: int | None = None,
@@ -74,6 +76,8 @@ def generate_nlvr_scenes(
         questions_per_scene: questions for each scene, >= 0; their labels are numbers and colours.
         tower_share: share of scenes with towers, in [0, 1]; the others hold scattered shapes. NLVR has about two
             thirds.
+        near_copies: whether the two scenes of a statement are near copies of each other (hard, as people's examples are)
+            or any two scenes (easy: often the number of blocks gives the answer away).
         seed: of everything that is drawn.
         nlvr: folder of NLVR v1, as `load_nlvr` reads it; its train rows then join train, and its validation, dev and
             test rows take the place of the generated ones. So generated and human sentences are mixed, and one
@@ -99,8 +103,9 @@ def generate_nlvr_scenes(
     splits = {}
     for split in sorted(num_scenes, key=lambda name: (name == "train", name)):
         rng = random.Random(f"{seed} {split}")  # a string seed goes through SHA-512: no PYTHONHASHSEED in it
-        groups = _draw_groups(rng, num_scenes[split], tower_share, seen)
-        splits[split] = _write_split(split, groups, statements_per_scene, questions_per_scene, rng)
+        draw_groups = _draw_groups if near_copies else _draw_two_groups
+        groups = draw_groups(rng, num_scenes[split], tower_share, seen)
+        splits[split] = _write_split(split, groups, near_copies, statements_per_scene, questions_per_scene, rng)
     if nlvr is not None:
         people = load_nlvr(nlvr)
         if nlvr_rows is not None and nlvr_rows < len(people["train"]):
@@ -145,17 +150,29 @@ def _draw_groups(rng: random.Random, number: int, tower_share: float, seen: set[
     groups = []
     while number > 0:
         towers = rng.random() < tower_share
-        base = _new(lambda: _draw_boxes(rng, towers), seen)  # noqa: B023
-        shuffled = _new(lambda: _rearrange(rng, base, towers), seen)  # noqa: B023
-        group = [base, shuffled, *(_new(lambda: _change_one(rng, boxes), seen) for boxes in (base, shuffled))]  # noqa: B023
+        anew = partial(_draw_boxes, rng, towers)
+        base = _new(anew, anew, seen)
+        shuffled = _new(partial(_rearrange, rng, base, towers), anew, seen)
+        group = [base, shuffled, *(_new(partial(_change_one, rng, boxes), anew, seen) for boxes in (base, shuffled))]
         groups.append((towers, group[:number]))
         number -= len(group)
     return groups
 
 
-def _new(draw: Callable[[], Boxes], seen: set[Boxes]) -> Boxes:
-    for _ in range(1_000):
-        boxes = draw()
+def _draw_two_groups(rng: random.Random, number: int, tower_share: float, seen: set[Boxes]) -> list[tuple[bool, list[Boxes]]]:
+    """All towers, and all scattered scenes; each drawn by itself."""
+    kinds = [rng.random() < tower_share for _ in range(number)]
+    groups = []
+    for towers in sorted(set(kinds)):
+        draw = partial(_draw_boxes, rng, towers)
+        groups.append((towers, [_new(draw, draw, seen) for _ in range(kinds.count(towers))]))
+    return groups
+
+
+def _new(draw: Callable[[], Boxes], otherwise: Callable[[], Boxes], seen: set[Boxes]) -> Boxes:
+    """A scene that is not there yet: by `draw`, or, where its few results are used up, by `otherwise`."""
+    for attempt in range(1_000):
+        boxes = draw() if attempt < 20 else otherwise()
         if boxes not in seen:
             seen.add(boxes)
             return boxes
@@ -284,7 +301,12 @@ def _shape_mask(shape: str, size: int) -> PILImage.Image:
 
 
 def _write_split(
-    split: str, groups: list[tuple[bool, list[Boxes]]], statements: int, questions: int, rng: random.Random
+    split: str,
+    groups: list[tuple[bool, list[Boxes]]],
+    near_copies: bool,
+    statements: int,
+    questions: int,
+    rng: random.Random,
 ) -> Dataset:
     rows: list[tuple[int, str, str, str, str]] = []  # scene, sentence, label, sentence_id, family
     scenes = [(towers, boxes) for towers, group in groups for boxes in group]
@@ -293,11 +315,12 @@ def _write_split(
     for _ in range(_MAX_STATEMENTS * statements * len(scenes)):
         if len(rows) >= statements * len(scenes):
             break
-        towers = rng.choice(groups)[0]
+        towers = rng.choice(groups if near_copies else scenes)[0]
         statement = draw_statement(rng, towers)
-        for _ in range(_MAX_ATTEMPTS):
+        for _ in range(_MAX_ATTEMPTS if near_copies else 1):
             index = rng.choice(of_kind[towers])
-            order = rng.sample(range(len(groups[index][1])), len(groups[index][1]))
+            size = len(groups[index][1])
+            order = rng.sample(range(size), min(size, _MAX_TRIED))
             found = {statement.holds(groups[index][1][place]): starts[index] + place for place in order}
             if len(found) == 2:
                 number = f"{split}{len(rows) // 2}"
