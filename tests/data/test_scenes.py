@@ -47,14 +47,11 @@ def matching(phrase, objects):
     return found
 
 
-def lies(first, direction, second):
-    """Whether the first thing lies on that side of the second, at any distance."""
-    return {
-        "left of": first["column"] < second["column"],
-        "right of": first["column"] > second["column"],
-        "above": first["row"] < second["row"],
-        "below": first["row"] > second["row"],
-    }[direction]
+def beside(direction, anchor, objects):
+    """What lies in the neighbouring cell in that direction."""
+    row_step, column_step = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}[direction]
+    cell = (anchor["row"] + row_step, anchor["column"] + column_step)
+    return [o for o in objects if (o["row"], o["column"]) == cell]
 
 
 def only(found):
@@ -68,6 +65,9 @@ def referred(phrase, objects, cells):
     if corner:
         row, column = 0 if corner[1] == "top" else cells - 1, 0 if corner[2] == "left" else cells - 1
         return only([o for o in objects if (o["row"], o["column"]) == (row, column)])
+    relation = re.fullmatch(r"thing (left of|right of|above|below) the (.+)", phrase)
+    if relation:
+        return only(beside(relation[1], only(matching(relation[2], objects)), objects))
     return only(matching(phrase, objects))
 
 
@@ -78,9 +78,6 @@ def brute_force_answer(question, objects, cells=3):
             {"more": int.__gt__, "fewer": int.__lt__, "as many": int.__eq__}[how](
                 len(matching(a, objects)), len(matching(b, objects))
             )
-        ],
-        r"(?:is|does|do you see) the (.+?)(?: lie)? (left of|right of|above|below) the (.+)\?": lambda a, how, b: yes_no[
-            lies(only(matching(a, objects)), how, only(matching(b, objects)))
         ],
         r"is there a (.+) in the picture\?": lambda what: yes_no[bool(matching(what, objects))],
         r"(?:does the picture show|do you see) a (.+)\?": lambda what: yes_no[bool(matching(what, objects))],

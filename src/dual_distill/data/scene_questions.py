@@ -1,12 +1,12 @@
 """Questions about generated scenes: six types, one unambiguous answer each, answers as flat as the scenes allow.
 
-A question is first a *key*, such as `("relation", "triangle", "left of", "red thing")`, and its answer; only then a
+A question is first a *key*, such as `("relation_colour", "left of", "red circle")`, and its answer; only then a
 sentence, one of a few paraphrases. Among all keys that fit a scene, the writer takes the answer it has given least
 often so far, and for it the key it has used least often, so that reading a question tells almost nothing about its
 answer: the picture has to be looked at.
 
-Meaning of the words: "X is left of Y" compares columns and "X is above Y" rows, at any distance; it is asked only where
-they differ. X and Y are each named by one property, shape or colour, that nothing else in the picture has.
+Meaning of the words: "the thing left of X" is in the neighbouring cell in X's row, "the thing above X" in the neighbouring
+cell in X's column. X is always the only thing of its colour and shape in the picture.
 """
 
 import random
@@ -21,8 +21,7 @@ MAX_OBJECTS = 6
 """Most shapes in one scene, and so the largest number that is an answer."""
 
 _PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles"}
-# (smaller coordinate, larger coordinate, index of that coordinate in a SceneObject)
-_DIRECTIONS = (("left of", "right of", 3), ("above", "below", 2))
+_STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 _CORNERS = {"top left": (0, 0), "top right": (0, -1), "bottom left": (-1, 0), "bottom right": (-1, -1)}
 
 # form -> paraphrases. {0} and {1} are noun phrases written by the form's finder.
@@ -31,7 +30,8 @@ _SENTENCES = {
     "count": ("how many {0} are there?", "how many {0} does the picture show?", "what is the number of {0}?"),
     "colour": ("what colour is the {0}?", "which colour does the {0} have?", "what is the colour of the {0}?"),
     "shape": ("what shape is the {0}?", "which shape does the {0} have?", "what is the shape of the {0}?"),
-    "relation": ("is the {0} {1} the {2}?", "does the {0} lie {1} the {2}?", "do you see the {0} {1} the {2}?"),
+    "relation_colour": ("what colour is the thing {0} the {1}?", "which colour does the thing {0} the {1} have?"),
+    "relation_shape": ("what shape is the thing {0} the {1}?", "which shape does the thing {0} the {1} have?"),
     "more": ("are there more {0} than {1}?", "does the picture show more {0} than {1}?"),
     "fewer": ("are there fewer {0} than {1}?", "does the picture show fewer {0} than {1}?"),
     "same": ("are there as many {0} as {1}?", "does the picture show as many {0} as {1}?"),
@@ -191,15 +191,14 @@ def _shape_in_corner(scene: Scene, cells: int) -> Iterator[_Candidate]:
         yield _Candidate("shape", (f"thing in the {corner} corner",), item.shape)
 
 
-def _relation(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    named = [(name, item) for item in scene for name in _names(item, scene)]
-    for first_name, first in named:
-        for second_name, second in named:
-            for before, after, axis in _DIRECTIONS:
-                if first[axis] != second[axis]:  # in one column, neither is left of the other; nor is it the same thing
-                    is_before = first[axis] < second[axis]
-                    yield _Candidate("relation", (first_name, before, second_name), _yes_no(is_before))
-                    yield _Candidate("relation", (first_name, after, second_name), _yes_no(not is_before))
+def _relation_colour(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    for direction, anchor, neighbour in _neighbours(scene):
+        yield _Candidate("relation_colour", (direction, f"{anchor.colour} {anchor.shape}"), neighbour.colour)
+
+
+def _relation_shape(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    for direction, anchor, neighbour in _neighbours(scene):
+        yield _Candidate("relation_shape", (direction, f"{anchor.colour} {anchor.shape}"), neighbour.shape)
 
 
 def _comparisons(counts: list[tuple[str, int]]) -> Iterator[_Candidate]:
@@ -237,12 +236,17 @@ def _in_corners(scene: Scene, cells: int) -> Iterator[tuple[str, SceneObject]]:
             yield corner, item
 
 
-def _names(item: SceneObject, scene: Scene) -> Iterator[str]:
-    """Names by one property that nothing else in the scene has: "triangle", "red thing"; none for many things."""
-    if sum(other.shape == item.shape for other in scene) == 1:
-        yield item.shape
-    if sum(other.colour == item.colour for other in scene) == 1:
-        yield f"{item.colour} thing"
+def _neighbours(scene: Scene) -> Iterator[tuple[str, SceneObject, SceneObject]]:
+    """Each (direction, anchor of a kind that no other thing has, thing in the neighbouring cell in that direction)."""
+    by_cell = {(item.row, item.column): item for item in scene}
+    kinds = Counter((item.colour, item.shape) for item in scene)
+    for anchor in scene:
+        if kinds[anchor.colour, anchor.shape] > 1:
+            continue
+        for direction, (row_step, column_step) in _STEPS.items():
+            neighbour = by_cell.get((anchor.row + row_step, anchor.column + column_step))
+            if neighbour is not None:
+                yield direction, anchor, neighbour
 
 
 # type -> (finder, share of the type's questions). Shares hold as far as the scenes allow.
@@ -251,6 +255,6 @@ _FINDERS: dict[str, tuple[tuple[Finder, float], ...]] = {
     "count": ((_count_colour, 0.45), (_count_shape, 0.45), (_count_all, 0.1)),
     "colour": ((_colour_of_unique, 0.6), (_colour_in_corner, 0.4)),
     "shape": ((_shape_of_unique, 0.6), (_shape_in_corner, 0.4)),
-    "relation": ((_relation, 1.0),),
+    "relation": ((_relation_colour, 0.5), (_relation_shape, 0.5)),
     "comparison": ((_compare_colours, 0.5), (_compare_shapes, 0.5)),
 }

@@ -1,7 +1,7 @@
 """Generated pictures of coloured shapes with questions: a visual question answering task without a download.
 
 Small enough that a fusion encoder learns it in minutes on a laptop, and built so that a dual encoder finds it hard:
-answering "is the triangle above the red thing?" takes looking at the picture with the question in
+answering "what colour is the thing above the red circle?" takes looking at the picture with the question in
 mind. What is unusual: test is drawn first and train last, each from a stream of its own, so that validation and test
 stay the same when train grows.
 """
@@ -117,7 +117,7 @@ def _check_arguments(num_scenes: Mapping[str, int], questions_per_scene: int, ce
             "generate more scenes instead."
         )
     if not 2 <= cells <= 8:
-        raise ValueError(f"cells is {cells}, but the grid has 2 to 8 rows and columns: a relation needs two places.")
+        raise ValueError(f"cells is {cells}, but the grid has 2 to 8 rows and columns: a relation needs a neighbour.")
     if cell_px < 8:
         raise ValueError(f"cell_px is {cell_px}, but a cell needs 8 pixels or more to show which shape it holds.")
 
