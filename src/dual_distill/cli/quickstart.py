@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import DatasetDict
 
@@ -86,6 +86,12 @@ def make_parser() -> argparse.ArgumentParser:
         default="default",
         help="smoke: under a minute, learns nothing; default: minutes on two cores; thorough: hours (default: default)",
     )
+    parser.add_argument(
+        "--student-start",
+        choices=("random", "teacher"),
+        default="random",
+        help="both students start from random weights, or from the teacher's (default: random)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and order (default: 0)")
     parser.add_argument("--output-dir", type=Path, help="where everything is written (default: quickstart-PRESET-seedSEED)")
     parser.add_argument("--json", action="store_true", help="print one JSON line last on stdout, everything else on stderr")
@@ -98,15 +104,16 @@ def run(words: Sequence[str]) -> None:
     options = make_parser().parse_args(words)
     output_dir = options.output_dir or Path(f"quickstart-{options.preset}-seed{options.seed}")
     with redirect_stdout(sys.stderr):
-        report, table = quickstart(PRESETS[options.preset], options.preset, options.seed, output_dir)
+        settings = {"preset": options.preset, "seed": options.seed, "student_start": options.student_start}
+        report, table = quickstart(PRESETS[options.preset], settings, output_dir)
     print(
         json.dumps(report) if options.json else f"\n{table}\n\nwritten to {output_dir}: report.md, attention.png, checkpoints"
     )
 
 
-def quickstart(preset: Preset, name: str, seed: int, output_dir: Path) -> tuple[dict[str, Any], str]:
+def quickstart(preset: Preset, settings: dict[str, Any], output_dir: Path) -> tuple[dict[str, Any], str]:
     """Run all stages; return the report as JSON and its table as text."""
-    settings = {"preset": name, "seed": seed, **asdict(preset)}
+    seed, settings = settings["seed"], {**settings, **asdict(preset)}
     _claim(output_dir, settings)
     start = time.perf_counter()
     task = get_task("scenes")
@@ -116,8 +123,15 @@ def quickstart(preset: Preset, name: str, seed: int, output_dir: Path) -> tuple[
         num_scenes={"train": preset.train_scenes, "validation": preset.validation_scenes, "test": preset.test_scenes},
         seed=seed,
     )
-    model_arguments = {"teacher": _shape(preset), "alone": _student(output_dir), "distilled": _student(output_dir)}
+    model_arguments = {
+        "teacher": _model(preset, "fusion_encoder"),
+        "alone": _model(preset, "dual_encoder"),
+        "distilled": _model(preset, "dual_encoder"),
+    }
     model_arguments["distilled"].teacher = str(output_dir / "teacher")
+    if settings["student_start"] == "teacher":
+        for student in ("alone", "distilled"):
+            model_arguments[student].init_from = str(output_dir / "teacher")
     processor = build_processor(model_arguments["teacher"], data["train"][task.text_column])
     stages = {}
     for stage, title in STAGES.items():
@@ -179,9 +193,9 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     return {**json.loads(file.read_text()), "earlier": True}
 
 
-def _shape(preset: Preset) -> ModelArguments:
+def _model(preset: Preset, architecture: Literal["fusion_encoder", "dual_encoder"]) -> ModelArguments:
     return ModelArguments(
-        architecture="fusion_encoder",
+        architecture=architecture,
         hidden_size=preset.hidden_size,
         num_hidden_layers=preset.num_hidden_layers,
         num_attention_heads=preset.num_attention_heads,
@@ -194,10 +208,6 @@ def _shape(preset: Preset) -> ModelArguments:
         resize="fixed",
         max_text_length=24,
     )
-
-
-def _student(output_dir: Path) -> ModelArguments:
-    return ModelArguments(architecture="dual_encoder", init_from=str(output_dir / "teacher"), max_text_length=24)
 
 
 def _training(preset: Preset, steps: int, seed: int) -> dict[str, Any]:

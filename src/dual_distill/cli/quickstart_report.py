@@ -106,11 +106,12 @@ def _page(table: str, report: Mapping[str, Any]) -> str:
         if closed is not None
         else "The dual encoder alone is not below the teacher, so there is no gap to close."
     )
+    start = "the teacher's weights" if settings["student_start"] == "teacher" else "the same random weights"
     return f"""# dual-distill quickstart, preset {settings["preset"]}, seed {report["seed"]}
 
 {table}
 
-{sentence} Both students start from the teacher's weights and train for {settings["student_steps"]:,} steps of \
+{sentence} Both students start from {start} and train for {settings["student_steps"]:,} steps of \
 {settings["batch_size"]}; the teacher trained for {settings["teacher_steps"]:,}. {report["test_rows"]:,} test questions about \
 {settings["test_scenes"]:,} pictures that no other split contains. "text alone" answers without looking at the picture.
 

@@ -189,6 +189,8 @@ def make_run(
         label_names = list(task.label_names)
     else:
         label_names = build_answer_vocabulary(data["train"], task.label_column)
+    # Again, so that a student starts from the same random weights with a teacher and without one.
+    set_seed(training_arguments.seed)
     model = build_model(model_arguments, processor, task, label_names)
     collator = DistillationCollator(
         processor, task, label_names, model_arguments.max_text_length, data_arguments.image_cache_mb
