@@ -67,7 +67,7 @@ def test_training_rows_are_limited_and_leave_out_what_training_does_not_read(run
 
 
 def test_a_dual_encoder_cannot_start_a_fusion_encoder(run, tmp_path):
-    make, teacher = run
+    make, _ = run
     make("dual").trainer.save_model(str(tmp_path))
     with pytest.raises(ValueError, match="is a dual_encoder, which cannot start a fusion_encoder"):
         make("never", "fusion_encoder", init_from=str(tmp_path))
