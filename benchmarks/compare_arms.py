@@ -1,6 +1,7 @@
 """Teacher, dual encoder alone, with soft labels, and distilled: equal start, equal steps, and equal time, on real data.
 
-    python benchmarks/compare_arms.py easy_vqa --data path/to/easy_vqa [--seeds 0] [--skip-teacher]
+    python benchmarks/compare_arms.py easy_vqa --data path/to/easy_vqa [--seeds 0]
+    python benchmarks/compare_arms.py nlvr --data path/to/nlvr1 --teacher runs/nlvr/teacher --splits validation dev test
 
 Reads recipes/TASK_teacher.yaml, TASK_alone.yaml, TASK_soft.yaml, TASK_distilled.yaml. The arms at equal time are "alone" and
 "soft" with as many more steps as their step is faster than a distilled one, by the measured training time.
@@ -21,6 +22,7 @@ def main() -> None:
     parser.add_argument("task")
     parser.add_argument("--data", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--teacher", type=Path, help="a trained teacher; without it, one is trained for each seed")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--splits", nargs="+", default=["validation", "test"])
     parser.add_argument(
@@ -31,20 +33,24 @@ def main() -> None:
     runs = []
     for seed in options.seeds:
         folder = options.runs_dir / options.task / f"seed{seed}"
-        teacher = train(options, "teacher", folder / "teacher", seed)
-        runs.append(teacher)
+        teacher = options.teacher or folder / "teacher"
+        if options.teacher is None:
+            runs.append(train(options, "teacher", teacher, seed))
+        else:
+            runs.append({"arm": "teacher", "folder": str(teacher)} | evaluate(options, teacher, baselines=True))
+            print(f"teacher: {shares(options, runs[-1])}", flush=True)
         students = {}
         for arm in STUDENTS:
-            students[arm] = train(options, arm, folder / arm, seed, folder / "teacher")
+            students[arm] = train(options, arm, folder / arm, seed, teacher)
             runs.append(students[arm])
         for arm in ("alone", "soft"):
             steps = round(students[arm]["steps"] * students["distilled"]["train_seconds"] / students[arm]["train_seconds"])
             name = f"{arm}_equal_time"
-            runs.append(train(options, arm, folder / name, seed, folder / "teacher", steps=steps, name=name))
+            runs.append(train(options, arm, folder / name, seed, teacher, steps=steps, name=name))
     # Where the data lies is the user's affair.
     source["command"] = source["command"].replace(options.data, "DATA")
     source["seed"] = options.seeds
-    write(options.task, runs, source)
+    write(f"{options.task}_arms", runs, source)
 
 
 def train(
@@ -71,15 +77,25 @@ def train(
         "steps": trained["steps"],
         "train_seconds": trained["train_runtime"],
     }
-    for split in options.splits:
-        baselines = [] if arm == "teacher" else ["--no-baselines"]
-        result[split] = dual_distill(
-            "evaluate", str(folder), "--task", options.task, "--data", options.data, "--split", split, *baselines
-        )
-        result[split].pop("model")
-    shares = " ".join(f"{split} {100 * result[split]['accuracy']:.2f}" for split in options.splits)
-    print(f"seed {seed} {result['arm']}: {shares} % after {result['steps']} steps, {result['train_seconds']:.0f} s", flush=True)
+    result |= evaluate(options, folder, baselines=arm == "teacher")
+    seconds = f"{result['steps']} steps, {result['train_seconds']:.0f} s"
+    print(f"seed {seed} {result['arm']}: {shares(options, result)} after {seconds}", flush=True)
     return result
+
+
+def evaluate(options: argparse.Namespace, folder: Path, baselines: bool) -> dict[str, Any]:
+    """Evaluate a checkpoint on every split; text-only and majority baselines are the same for all, so once is enough."""
+    results = {}
+    for split in options.splits:
+        words = ["evaluate", str(folder), "--task", options.task, "--data", options.data, "--split", split]
+        results[split] = dual_distill(*words, *([] if baselines else ["--no-baselines"]))
+        results[split].pop("model")
+    return results
+
+
+def shares(options: argparse.Namespace, result: dict[str, Any]) -> str:
+    """Return the accuracies for the terminal."""
+    return " ".join(f"{split} {100 * result[split]['accuracy']:.2f} %" for split in options.splits)
 
 
 if __name__ == "__main__":

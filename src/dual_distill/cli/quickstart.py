@@ -37,6 +37,7 @@ from dual_distill.trainer import (
 from .quickstart_report import write_report
 
 _LATENCY_ROWS = 64
+_WORDS_IN_PICTURE = 10  # two bands of the picture
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--student-start",
-        choices=("teacher", "random"),
-        default="teacher",
-        help="both students start from the teacher's weights, or from the same random ones (default: teacher)",
+        choices=("random", "teacher"),
+        default="random",
+        help="both students start from the same random weights, or from the teacher's (default: random)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and order (default: 0)")
     parser.add_argument("--output-dir", type=Path, help="where everything is written (default: quickstart-PRESET-seedSEED)")
@@ -270,12 +271,13 @@ def _draw(
     evaluations: dict[str, tuple[EvaluationReport, list[str]]],
     file: Path,
 ) -> None:
-    """Draw the first relation question of the test split that teacher and distilled student get right, or the first row."""
+    """Draw the first short relation question that teacher and distilled student get right; else the first test row."""
     test = data["test"]
-    labels, kinds = test[task.label_column], test[task.group_column]
     chosen = 0
-    for index, (label, kind) in enumerate(zip(labels, kinds, strict=True)):
-        if kind == "relation" and all(evaluations[stage][1][index] == label for stage in ("teacher", "distilled")):
+    columns = (test[task.text_column], test[task.label_column], test[task.group_column])
+    for index, (question, label, kind) in enumerate(zip(*columns, strict=True)):
+        right = all(evaluations[stage][1][index] == label for stage in ("teacher", "distilled"))
+        if right and kind == "relation" and len(question.split()) <= _WORDS_IN_PICTURE:
             chosen = index
             break
     row = test[chosen]
@@ -291,5 +293,6 @@ def _draw(
         question=row[task.text_column],
         answers={title: evaluations[stage][1][chosen] for stage, title in STAGES.items()},
         right_answer=row[task.label_column],
+        shared_scale=True,  # a word that looks everywhere alike stays dark
     )
     picture.save(file)

@@ -111,9 +111,10 @@ def _page(table: str, report: Mapping[str, Any]) -> str:
 
 {table}
 
-{sentence} Both students start from {start} and train for {settings["student_steps"]:,} steps of \
-{settings["student_batch_size"]}; the teacher trained for {settings["teacher_steps"]:,} of \
-{settings["teacher_batch_size"]}. {report["test_rows"]:,} test questions about {settings["test_scenes"]:,} pictures that no other split contains. "text alone" answers without looking at the picture.
+{sentence} Both students start from {start} and
+train for {settings["student_steps"]:,} steps of {settings["student_batch_size"]}; the teacher trained for
+{settings["teacher_steps"]:,} of {settings["teacher_batch_size"]}. {report["test_rows"]:,} test questions about
+{settings["test_scenes"]:,} pictures that no other split contains. "text alone" answers without looking at the picture.
 
 Without stored images a dual encoder is no faster than a fusion encoder of the same size; the speed comes from encoding
 each image once.
