@@ -27,6 +27,7 @@ FLOORS = {
     "metrics": 1,
     "hub_cards": 1,
 }
+FOUNDATIONS = {"vqa_answers"}  # modules beside the rooms that every room may import; they import the standard library alone
 MODELING_MAY_IMPORT = {"torch", "transformers", "huggingface_hub.dataclasses"}
 NAMES_WITHOUT_A_NOUN = {"utils", "util", "helpers", "helper", "common", "misc"}
 ASKED_FOR_TROUBLE = {("trust_remote_code", "True"), ("allow_pickle", "True")}
@@ -71,7 +72,7 @@ def is_ours(module: str) -> bool:
 def rooms_imported(item: Import) -> set[str]:
     """`from dual_distill import data` names a room too, `from dual_distill import Name` asks the face."""
     if item.module == "dual_distill":
-        return {name if name in FLOORS else "" for name in item.names or ("",)}
+        return {name if name in {*FLOORS, *FOUNDATIONS} else "" for name in item.names or ("",)}
     return {room_of(item.module)}
 
 
@@ -82,6 +83,8 @@ def broken_arrows(room: str, items: list[Import]) -> list[str]:
         if not is_ours(item.module):
             continue
         for target in rooms_imported(item) - {room}:
+            if target in FOUNDATIONS:
+                continue
             if target == "":
                 reason = "no room imports the package's face: name the room that holds it"
             elif target not in FLOORS:
@@ -94,6 +97,15 @@ def broken_arrows(room: str, items: list[Import]) -> list[str]:
                 continue
             broken.append(f"line {item.line}: {room} imports dual_distill{'.' + target if target else ''}: {reason}")
     return broken
+
+
+def broken_foundation_imports(items: list[Import]) -> list[str]:
+    """What a foundation imports beside the standard library."""
+    return [
+        f"line {item.line}: imports {item.module}, but a foundation imports the standard library alone: every room stands on it"
+        for item in items
+        if item.level or item.module.split(".")[0] not in sys.stdlib_module_names
+    ]
 
 
 def broken_modeling_imports(items: list[Import]) -> list[str]:
@@ -151,7 +163,10 @@ every_room = [path.parent.name for path in sorted(SOURCE.glob("*/__init__.py"))]
 @in_every_file
 def test_arrows_run_down_only(path):
     room = room_of(".".join(path.relative_to(SOURCE.parent).with_suffix("").parts))
-    if room != "__init__":  # the face may show every room
+    if room in FOUNDATIONS:
+        problems = broken_foundation_imports(parsed(path)[1])
+        assert not problems, reported(path, problems)
+    elif room != "__init__":  # the face may show every room
         problems = broken_arrows(room, parsed(path)[1])
         assert not problems, reported(path, problems)
 
@@ -182,7 +197,7 @@ def test_every_folder_is_a_room_of_the_house():
     assert folders <= set(FLOORS), f"{folders - set(FLOORS)}: not in the picture of the house; draw it there first"
     assert folders == set(every_room), f"{folders ^ set(every_room)}: a room needs an __init__.py"
     loose = {path.stem for path in SOURCE.glob("*.py")} - {"__init__", "__main__"}
-    assert not loose, f"{loose}: a module lives in a room"
+    assert loose == FOUNDATIONS, f"{loose ^ FOUNDATIONS}: a module lives in a room, or is a foundation named above"
 
 
 def test_modeling_is_flat_and_stands_alone():
@@ -259,10 +274,25 @@ def test_the_guard_sees_an_arrow_that_goes_up_or_across(room, line, reason):
         ("trainer", "from dual_distill.modeling import X"),
         ("trainer", "from .arguments import X"),
         ("data", "import torch, dual_distill.data.tasks"),
+        ("data", "from dual_distill.vqa_answers import normalise_answer"),
+        ("metrics", "from dual_distill import vqa_answers"),
     ],
 )
 def test_the_guard_lets_an_arrow_down_pass(room, line):
     assert not broken_arrows(room, imports_of(ast.parse(line), f"dual_distill.{room}"))
+
+
+@pytest.mark.parametrize(
+    "line, passes",
+    [
+        ("import re, collections.abc", True),
+        ("import numpy", False),
+        ("from dual_distill.data import Task", False),
+        ("from .data import Task", False),
+    ],
+)
+def test_the_guard_of_the_foundations_lets_the_standard_library_pass(line, passes):
+    assert (not broken_foundation_imports(imports_of(ast.parse(line), "dual_distill"))) == passes
 
 
 @pytest.mark.parametrize(
