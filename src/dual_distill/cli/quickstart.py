@@ -52,7 +52,7 @@ class Preset:
     teacher_steps: int
     student_steps: int
     teacher_batch_size: int = 64
-    teacher_learning_rate: float = 1e-3
+    teacher_learning_rate: float = 1.5e-3
     student_batch_size: int = 128
     student_learning_rate: float = 2e-3
     num_attention_heads: int = 4
@@ -63,7 +63,7 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(200, 20, 40, hidden_size=32, num_hidden_layers=2, teacher_steps=30, student_steps=20),
-    "default": Preset(10_000, 300, 1_000, hidden_size=96, num_hidden_layers=4, teacher_steps=4_000, student_steps=1_000),
+    "default": Preset(10_000, 300, 1_000, hidden_size=96, num_hidden_layers=4, teacher_steps=5_000, student_steps=1_000),
     "thorough": Preset(40_000, 500, 2_000, hidden_size=128, num_hidden_layers=4, teacher_steps=12_000, student_steps=8_000),
 }
 
