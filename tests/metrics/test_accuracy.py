@@ -26,9 +26,9 @@ def test_arrays_are_accepted(metric):
 
 
 def test_batches_add_up(metric):
-    metric.add_batch(predictions=[1, 1], references=[1, 0])
-    metric.add_batch(predictions=[0], references=[0])
-    assert metric.compute(groups=["a", "b", "a"]) == {"accuracy": 2 / 3, "accuracy_by_group": {"a": 1.0, "b": 0.0}}
+    metric.add_batch(predictions=[1, 1], references=[1, 0], groups=["a", "b"])
+    metric.add_batch(predictions=[0], references=[0], groups=["a"])
+    assert metric.compute() == {"accuracy": 2 / 3, "accuracy_by_group": {"a": 1.0, "b": 0.0}}
 
 
 def test_overall_is_the_weighted_mean_of_the_groups(metric):
@@ -42,9 +42,22 @@ def test_overall_is_the_weighted_mean_of_the_groups(metric):
 
 
 def test_each_error_by_its_message(metric):
-    with pytest.raises(ValueError, match="There are 2 predictions and 1 groups, but each prediction has one group"):
+    with pytest.raises(ValueError, match="There are 2 predictions and 1 groups, but each prediction has one"):
         metric.compute(predictions=[1, 2], references=[1, 2], groups=["a"])
     with pytest.raises(ValueError, match="There are 1 predictions and 2 groups"):
         accuracy_by_group([True], ["a", "b"])
-    with pytest.raises(ValueError, match="Mismatch in the number of predictions"):
-        GroupedAccuracy(keep_in_memory=True).compute(predictions=[1, 2], references=[1])
+    with pytest.raises(ValueError, match="There are 2 predictions and 1 references, but each prediction has one"):
+        metric.compute(predictions=[1, 2], references=[1])
+    with pytest.raises(ValueError, match="Row 1 predicts 1 where the reference is 'yes', but both must be integers or both"):
+        metric.compute(predictions=["no", 1], references=["no", "yes"])
+
+
+def test_accuracy_of_each_class_of_visual_entailment(metric):
+    """Nine rows, three a class: contradiction 2 of 3 found, entailment 3 of 3, neutral 0 of 3."""
+    references = ["contradiction"] * 3 + ["entailment"] * 3 + ["neutral"] * 3
+    predictions = ["contradiction"] * 2 + ["entailment"] * 7
+    result = metric.compute(predictions=predictions, references=references, groups=references)
+    assert result == {
+        "accuracy": 5 / 9,
+        "accuracy_by_group": {"contradiction": 2 / 3, "entailment": 1.0, "neutral": 0.0},
+    }

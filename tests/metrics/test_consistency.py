@@ -31,3 +31,21 @@ def test_each_error_by_its_message():
         metric.compute(predictions=[1, 2], references=[1, 2], sentence_ids=["a"])
     with pytest.raises(ValueError, match="Consistency needs one prediction or more"):
         consistency([], [])
+
+
+def test_nlvr2_groups_the_image_pairs_of_one_sentence_and_keeps_two_sentences_of_one_set_apart():
+    """split-set-pair-sentence: the official script drops the pair, so dev-850 has the sentences 0 and 1 here."""
+    identifiers = ["dev-850-0-0", "dev-850-1-0", "dev-850-0-1", "dev-850-1-1", "dev-851-0-0"]
+    predictions = ["True", "False", "True", "True", "False"]
+    references = ["True", "False", "True", "False", "True"]
+    sentences = ["-".join(part for place, part in enumerate(name.split("-")) if place != 2) for name in identifiers]
+    result = Consistency().compute(predictions=predictions, references=references, sentence_ids=sentences)
+    assert result == {"accuracy": 3 / 5, "consistency": 1 / 3, "num_sentences": 3}
+
+
+def test_nlvr_groups_the_boxes_and_permutations_of_one_sentence():
+    """Two sentences with two boxes of six permutations each; one wrong permutation spoils its sentence."""
+    sentences = [sentence for sentence in ("12", "13") for _ in range(12)]
+    predictions = [True] * 23 + [False]
+    result = Consistency().compute(predictions=predictions, references=[True] * 24, sentence_ids=sentences)
+    assert result == {"accuracy": 23 / 24, "consistency": 0.5, "num_sentences": 2}

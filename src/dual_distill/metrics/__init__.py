@@ -1,15 +1,26 @@
-"""Metrics as `evaluate.Metric` classes, and the baselines that do not look at the picture."""
+"""Metrics as `evaluate.Metric` classes, the submission file of VQA, and the baselines that do not look at the picture."""
 
 from .accuracy import GroupedAccuracy, accuracy_by_group
 from .baselines import TextOnlyBaseline, majority_baseline, text_only_baseline
 from .consistency import Consistency, consistency
+from .retrieval import RetrievalRecall, retrieval_ranks, retrieval_recall
+from .streaming import StreamedMetric
+from .submission import write_submission
+from .vqa_score import VQAScore, vqa_score
 
 __all__ = [
     "Consistency",
     "GroupedAccuracy",
+    "RetrievalRecall",
+    "StreamedMetric",
     "TextOnlyBaseline",
+    "VQAScore",
     "accuracy_by_group",
     "consistency",
     "majority_baseline",
+    "retrieval_ranks",
+    "retrieval_recall",
     "text_only_baseline",
+    "vqa_score",
+    "write_submission",
 ]

@@ -6,27 +6,31 @@ from typing import Any
 import evaluate
 from datasets import Features, Value
 
+from .streaming import StreamedMetric, plain, right_answers
 
-class Consistency(evaluate.Metric):
+
+class Consistency(StreamedMetric):
     """Accuracy, and the share of sentences all of whose pictures are right, as an `evaluate.Metric`.
 
     `compute(predictions=, references=, sentence_ids=)` takes labels as strings or as integers and returns
     `{"accuracy": share, "consistency": share, "num_sentences": count}`, shares in [0, 1]. A model that ignores the
-    picture answers a sentence alike everywhere, so its consistency falls far below its accuracy.
+    picture answers a sentence alike everywhere, so its consistency falls far below its accuracy. Memory grows with the
+    sentences (one truth value each), not with the rows.
 
     Raises:
-        ValueError: nothing to average, or the three lengths differ.
+        ValueError: nothing to average, the lengths differ, or a prediction and its reference are of two kinds.
 
     Note:
-        In NLVR v1 a sentence has up to four pictures, each in six permutations; here all of these rows have to be
-        right.
+        What a sentence is: in NLVR v1 (`sentence-box`) the first number, so all boxes and their six permutations; in NLVR2
+        (`split-set-pair-sentence`) everything but the third part, so all image pairs of the set. Both are the grouping of
+        the official scripts (lil-lab/nlvr); these compare labels in lower case, ours as they are.
 
     References:
         Suhr et al., ACL 2019, "A Corpus for Reasoning about Natural Language Grounded in Photographs" (NLVR2),
         consistency.
 
     Example:
-        >>> metric = Consistency(keep_in_memory=True)
+        >>> metric = Consistency()
         >>> metric.compute(predictions=[1, 0, 1], references=[1, 1, 1], sentence_ids=["7", "7", "8"])["consistency"]
         0.5
     """
@@ -36,16 +40,26 @@ class Consistency(evaluate.Metric):
             description="Accuracy, and the share of sentences all of whose pictures are right.",
             citation="",
             inputs_description="predictions and references: labels; sentence_ids: equal for all rows of one sentence.",
-            features=[Features({"predictions": Value(kind), "references": Value(kind)}) for kind in ("int64", "string")],
+            features=[
+                Features({"predictions": Value(kind), "references": Value(kind), "sentence_ids": Value("string")})
+                for kind in ("int64", "string")
+            ],
         )
 
-    def _compute(self, predictions: Sequence[Any], references: Sequence[Any], sentence_ids: Sequence[Any]) -> dict[str, Any]:
-        is_right = [prediction == reference for prediction, reference in zip(predictions, references, strict=True)]
-        by_sentence = _all_right(is_right, sentence_ids)
+    def _start(self) -> None:
+        self._num_right = 0
+        self._by_sentence: dict[Any, bool] = {}
+
+    def _update(self, predictions: Any, references: Any, sentence_ids: Any) -> None:
+        is_right = right_answers(predictions, references)
+        self._num_right += sum(is_right)
+        _judge_sentences(is_right, plain(sentence_ids), self._by_sentence)
+
+    def _result(self) -> dict[str, Any]:
         return {
-            "accuracy": sum(is_right) / len(is_right),
-            "consistency": sum(by_sentence.values()) / len(by_sentence),
-            "num_sentences": len(by_sentence),
+            "accuracy": self._num_right / len(self),
+            "consistency": sum(self._by_sentence.values()) / len(self._by_sentence),
+            "num_sentences": len(self._by_sentence),
         }
 
 
@@ -66,11 +80,6 @@ def consistency(is_right: Sequence[bool], sentence_ids: Sequence[Any]) -> float:
         >>> consistency([True, True, True, False], ["1-a", "1-a", "2-a", "2-a"])
         0.5
     """
-    by_sentence = _all_right(is_right, sentence_ids)
-    return sum(by_sentence.values()) / len(by_sentence)
-
-
-def _all_right(is_right: Sequence[bool], sentence_ids: Sequence[Any]) -> dict[Any, bool]:
     if len(sentence_ids) != len(is_right):
         raise ValueError(
             f"There are {len(is_right)} predictions and {len(sentence_ids)} sentence ids, but each prediction has one."
@@ -78,6 +87,14 @@ def _all_right(is_right: Sequence[bool], sentence_ids: Sequence[Any]) -> dict[An
     if not is_right:
         raise ValueError("Consistency needs one prediction or more, but there is none.")
     by_sentence: dict[Any, bool] = {}
+    _judge_sentences(is_right, sentence_ids, by_sentence)
+    return sum(by_sentence.values()) / len(by_sentence)
+
+
+def _judge_sentences(is_right: Sequence[bool], sentence_ids: Sequence[Any], by_sentence: dict[Any, bool]) -> None:
+    """Add rows to what is known of their sentences."""
     for right, sentence_id in zip(is_right, sentence_ids, strict=True):
         by_sentence[sentence_id] = by_sentence.get(sentence_id, True) and right
-    return by_sentence
+
+
+__all__ = ["Consistency", "consistency"]
