@@ -3,6 +3,7 @@
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForVisualQuestionAnswering,
     AutoProcessor,
@@ -20,6 +21,7 @@ from .modeling_fusion_encoder import (
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
 )
+from .modeling_fusion_encoder_heads import FusionEncoderForImageTextRetrieval, FusionEncoderForMaskedLM
 from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput, FusionEncoderOutput, TowerOutput
 from .modeling_towers import DualEncoderTextModel, DualEncoderVisionModel
 from .processing_dual_distill import DualDistillProcessor
@@ -44,6 +46,7 @@ for _config, _model in (
 ):
     # transformers has no Auto class for "classify a text with images"; this one is what its examples load classifiers with.
     AutoModelForSequenceClassification.register(_config, _model)
+AutoModelForMaskedLM.register(FusionEncoderConfig, FusionEncoderForMaskedLM)
 
 __all__ = [
     "DualDistillProcessor",
@@ -58,7 +61,9 @@ __all__ = [
     "DualEncoderVisionModel",
     "EncoderForTaskOutput",
     "FusionEncoderConfig",
+    "FusionEncoderForImageTextRetrieval",
     "FusionEncoderForImagesAndTextClassification",
+    "FusionEncoderForMaskedLM",
     "FusionEncoderForQuestionAnswering",
     "FusionEncoderModel",
     "FusionEncoderOutput",

@@ -33,6 +33,7 @@ class FusionEncoderConfig(PreTrainedConfig):
         num_images: images in a row that `ForImagesAndTextClassification` expects (2 for NLVR2).
         recorded_layers: layers whose queries and keys `output_query_states=True` returns; negative counts from the last.
         pad_token_id: id of the padding token.
+        tie_word_embeddings: whether `ForMaskedLM` decodes words with the word embeddings.
 
     Raises:
         StrictDataclassClassValidationError: `hidden_size` is no multiple of `num_attention_heads`, or `image_size` none of
@@ -69,6 +70,7 @@ class FusionEncoderConfig(PreTrainedConfig):
     num_images: int = 1
     recorded_layers: list[int] | tuple[int, ...] = (-1,)
     pad_token_id: int | None = 0
+    tie_word_embeddings: bool = True
 
     def validate_architecture(self) -> None:
         """Refuse widths and grids that do not divide."""

@@ -88,8 +88,8 @@ class EncoderForTaskOutput(ModelOutput):
     """Output of every model with a task head.
 
     Attributes:
-        loss: scalar, nats per row, when labels were given.
-        logits: `(B, labels)`.
+        loss: scalar, nats per row (per labelled token for masked words), when labels were given.
+        logits: `(B, labels)`; `(B, N)` for retrieval, `(B, T, vocabulary)` for masked words.
         pooler_output: `(B, N, C)`, one fused vector a pair.
         text_embeds: `(B, C)`, dual encoder only.
         image_embeds: `(B, N, C)`, dual encoder only.

@@ -1,0 +1,264 @@
+"""Two heads that ViLT is pre-trained with and that rank and complete: image-text retrieval and masked words.
+
+Their parameters keep ViLT's names (`rank_output`, `mlm_score`), so that its checkpoints fit after one change of prefix. The
+heads that answer and classify lie beside the encoder in `modeling_fusion_encoder`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_fusion_encoder import FusionEncoderConfig
+from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel
+from .modeling_layers import classification_loss
+from .modeling_outputs import EncoderForTaskOutput
+
+
+class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
+    """Fusion encoder that scores how well a text fits each of N images: one logit a pair.
+
+    Every image is read as the first image of a pair of its own, so its score does not depend on its place in the row.
+
+    Example:
+        >>> config = FusionEncoderConfig(
+        ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        ...     image_size=8, patch_size=4)
+        >>> model = FusionEncoderForImageTextRetrieval(config)
+        >>> model(input_ids=torch.ones(2, 5, dtype=torch.long), pixel_values=torch.zeros(2, 4, 3, 8, 8)).logits.shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(self, config: FusionEncoderConfig):
+        super().__init__(config)
+        self.fusion_encoder = FusionEncoderModel(config)
+        self.rank_output = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_query_states: bool | Sequence[int] | None = None,
+        output_key_states: bool | Sequence[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EncoderForTaskOutput:
+        """Score each text with each image of its row; the inputs are those of `FusionEncoderModel.forward`.
+
+        Args:
+            input_ids: `(B, T)`.
+            attention_mask: `(B, T)`.
+            pixel_values: `(B, N, 3, H, W)`, N candidates a text, or `(B, 3, H, W)`.
+            pixel_mask: `(B, N, H, W)`.
+            token_type_ids: `(B, T)`.
+            labels: `(B,)` place of the image that fits, in `[0, N)`, for cross-entropy over the row's N >= 2 images; or
+                `(B, N)` float, 1 = fits, 0 = does not, for binary cross-entropy summed over the row.
+            output_query_states: True or a list of layers.
+            output_key_states: True or a list of layers.
+            **kwargs: as in `FusionEncoderModel.forward`.
+
+        Returns:
+            An `EncoderForTaskOutput` with `logits` `(B, N)`; the loss is in nats per row.
+
+        Raises:
+            ValueError: a shape does not fit, or the labels name one image of one.
+        """
+        if pixel_values is None:
+            raise ValueError("a fusion encoder reads text and image together; give pixel_values.")
+        num_images = pixel_values.shape[1] if pixel_values.dim() == 5 else 1
+        if labels is not None and num_images == 1 and labels.dim() == 1:
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)} and name the fitting image of a row, but the rows have one image "
+                "each; give two or more images a row, or float scores (B, 1)."
+            )
+
+        def once_an_image(rows: torch.Tensor | None) -> torch.Tensor | None:
+            return None if rows is None else rows.repeat_interleave(num_images, dim=0)
+
+        if pixel_values.dim() == 5:
+            if len(input_ids) != len(pixel_values):
+                raise ValueError(
+                    f"input_ids has {len(input_ids)} rows, pixel_values {len(pixel_values)}; give one text for each row of "
+                    "images."
+                )
+            pixel_values = pixel_values.flatten(0, 1)
+            pixel_mask = pixel_mask.flatten(0, 1) if pixel_mask is not None and pixel_mask.dim() == 4 else pixel_mask
+        output = self.fusion_encoder(
+            input_ids=once_an_image(input_ids),
+            attention_mask=once_an_image(attention_mask),
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            token_type_ids=once_an_image(token_type_ids),
+            output_query_states=output_query_states,
+            output_key_states=output_key_states,
+            **kwargs,
+        )
+        pooled = output.pooler_output[:, 0].unflatten(0, (-1, num_images))
+        logits = self.rank_output(pooled).squeeze(-1)
+        return EncoderForTaskOutput(
+            loss=None if labels is None else classification_loss(logits, labels),
+            logits=logits,
+            pooler_output=pooled,
+            image_mask=output.image_mask[:, 0].unflatten(0, (-1, num_images)),
+            query_states=output.query_states,
+            key_states=output.key_states,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+
+class MaskedWordTransform(nn.Module):
+    """Linear map, activation and layer norm before the decoder: `(B, T, C)` -> `(B, T, C)`."""
+
+    def __init__(self, config: FusionEncoderConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.activation(self.dense(hidden_states)))
+
+
+class MaskedWordHead(nn.Module):
+    """One logit a word piece for every text token: `(B, T, C)` -> `(B, T, vocabulary)`."""
+
+    def __init__(self, config: FusionEncoderConfig):
+        super().__init__()
+        self.transform = MaskedWordTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.transform(hidden_states))
+
+
+def masked_word_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the masked words, in nats per labelled token.
+
+    Args:
+        logits: `(B, T, vocabulary)`.
+        labels: `(B, T)` word pieces, -100 where nothing was masked.
+
+    Returns:
+        Scalar float32, the mean over the labelled tokens of the batch; 0 when it has none.
+
+    Raises:
+        ValueError: the labels have another shape.
+
+    Note:
+        Rows with more masked words weigh more, as in BERT and ViLT; two half batches therefore add up to a whole one only
+        when they hold equally many.
+
+    Example:
+        >>> labels = torch.tensor([[-100, 3, -100]])
+        >>> round(masked_word_loss(torch.zeros(1, 3, 8), labels).item(), 4)  # ln 8
+        2.0794
+    """
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, the text {tuple(logits.shape[:2])}; give one word piece a token, -100 "
+            "where none was masked."
+        )
+    loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+    return loss / (labels != -100).sum().clamp(min=1)
+
+
+class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
+    """Fusion encoder that completes masked words of a text with one image; the decoder is tied to the word embeddings.
+
+    Masked words do not pass through the pooler, which is there for `pooler_output` alone: under DistributedDataParallel
+    train with `ddp_find_unused_parameters=True`.
+
+    Example:
+        >>> config = FusionEncoderConfig(
+        ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        ...     image_size=8, patch_size=4)
+        >>> model = FusionEncoderForMaskedLM(config)
+        >>> model(input_ids=torch.ones(3, 5, dtype=torch.long), pixel_values=torch.zeros(3, 3, 8, 8)).logits.shape
+        torch.Size([3, 5, 50])
+    """
+
+    _tied_weights_keys = {"mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: FusionEncoderConfig):
+        super().__init__(config)
+        self.fusion_encoder = FusionEncoderModel(config)
+        self.mlm_score = MaskedWordHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the decoder."""
+        return self.mlm_score.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the decoder."""
+        self.mlm_score.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_query_states: bool | Sequence[int] | None = None,
+        output_key_states: bool | Sequence[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EncoderForTaskOutput:
+        """Give one logit a word piece for each text token; the inputs are those of `FusionEncoderModel.forward`.
+
+        Args:
+            input_ids: `(B, T)`, some of them the tokenizer's mask.
+            attention_mask: `(B, T)`.
+            pixel_values: `(B, 1, 3, H, W)` or `(B, 3, H, W)`.
+            pixel_mask: `(B, 1, H, W)`.
+            token_type_ids: `(B, T)`.
+            labels: `(B, T)` word pieces, -100 where nothing was masked.
+            output_query_states: True or a list of layers.
+            output_key_states: True or a list of layers.
+            **kwargs: as in `FusionEncoderModel.forward`.
+
+        Returns:
+            An `EncoderForTaskOutput` with `logits` `(B, T, vocabulary)`; the loss is in nats per labelled token.
+
+        Raises:
+            ValueError: a shape does not fit, or the rows have more than one image.
+        """
+        if pixel_values is not None and pixel_values.dim() == 5 and pixel_values.shape[1] != 1:
+            raise ValueError(
+                f"the rows have {pixel_values.shape[1]} images, but masked words are completed with one; give one image a row."
+            )
+        output = self.fusion_encoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            token_type_ids=token_type_ids,
+            output_query_states=output_query_states,
+            output_key_states=output_key_states,
+            **kwargs,
+        )
+        logits = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
+        return EncoderForTaskOutput(
+            loss=None if labels is None else masked_word_loss(logits, labels),
+            logits=logits,
+            pooler_output=output.pooler_output,
+            image_mask=output.image_mask,
+            query_states=output.query_states,
+            key_states=output.key_states,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+
+__all__ = ["FusionEncoderForImageTextRetrieval", "FusionEncoderForMaskedLM", "masked_word_loss"]
