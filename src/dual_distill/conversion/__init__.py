@@ -1,0 +1,27 @@
+"""Other people's checkpoints become ours, with proof of equal outputs.
+
+`load_teacher(name)` loads, `convert_vilt(model)` computes; `load_config(name)` looks at a checkpoint without its weights;
+`convert_folder(name, out)` writes the converted checkpoint once it is proved.
+"""
+
+from .folder import ConversionReport, convert_folder
+from .heads import HEADS, model_class
+from .proof import largest_difference, random_batch
+from .teacher import Teacher, load_config, load_teacher
+from .vilt import VILT_HEADS, convert_vilt, convert_vilt_config, convert_vilt_state_dict
+
+__all__ = [
+    "HEADS",
+    "VILT_HEADS",
+    "ConversionReport",
+    "Teacher",
+    "convert_folder",
+    "convert_vilt",
+    "convert_vilt_config",
+    "convert_vilt_state_dict",
+    "largest_difference",
+    "load_config",
+    "load_teacher",
+    "model_class",
+    "random_batch",
+]
