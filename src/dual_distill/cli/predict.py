@@ -1,0 +1,78 @@
+"""`dual-distill predict MODEL --image ... "question" ...`: ask a checkpoint about pictures."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from typing import Any
+
+import torch
+from transformers import pipeline
+
+from dual_distill.inference import ANSWERING_TASK, AnsweringModel
+from dual_distill.modeling import DualDistillProcessor
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser of this verb."""
+    parser = argparse.ArgumentParser(
+        prog="dual-distill predict",
+        description="Ask a checkpoint about pictures: the most probable answers to each question about each picture. A model "
+        "that reads N pictures together (NLVR2: 2) takes --image N at a time, and statements in place of questions.",
+        epilog='example: dual-distill predict runs/student --image photo.jpg "what is it?" "how many balls?" --top-k 3',
+    )
+    parser.add_argument("model", help="checkpoint folder or Hub repository")
+    parser.add_argument("questions", nargs="+", metavar="question", help="question or statement about the pictures")
+    parser.add_argument(
+        "--image", action="append", required=True, dest="images", metavar="FILE_OR_URL", help="a picture; may be repeated"
+    )
+    parser.add_argument("--top-k", type=int, default=5, help="answers a question (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="questions a forward pass (default: %(default)s)")
+    parser.add_argument("--revision", help="revision of a Hub repository")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print one JSON line on stdout, everything else on stderr")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run(words: Sequence[str]) -> None:
+    """Answer and print."""
+    # Intermixed, so that questions may stand before, between and after the options.
+    options = make_parser().parse_intermixed_args(words)
+    with redirect_stdout(sys.stderr):
+        predictions = predict(options)
+    result = {"model": options.model, "predictions": predictions}
+    print(json.dumps(result, ensure_ascii=False) if options.json else table(predictions))
+
+
+def predict(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Load, and ask every question about every picture (or group of pictures that are read together)."""
+    model = AnsweringModel.from_pretrained(options.model, revision=options.revision, dtype=torch.float32)
+    processor = DualDistillProcessor.from_pretrained(options.model, revision=options.revision)
+    answer = pipeline(ANSWERING_TASK, model=model, processor=processor, device=options.device)
+    together = model.num_images
+    if len(options.images) % together:
+        raise ValueError(
+            f"there are {len(options.images)} images, but {options.model} reads {together} together; give --image {together} "
+            "times for each group."
+        )
+    groups = [options.images[start : start + together] for start in range(0, len(options.images), together)]
+    requests = [{"image": group, "question": options.questions} for group in groups]
+    answers = answer(requests, top_k=options.top_k, batch_size=options.batch_size)
+    return [
+        {"images": group, "question": question, "answers": best}
+        for group, of_group in zip(groups, answers, strict=True)
+        for question, best in zip(options.questions, of_group, strict=True)
+    ]
+
+
+def table(predictions: list[dict[str, Any]]) -> str:
+    """Lay predictions out for reading: a block a question, probabilities in per cent."""
+    width = max(len(answer["answer"]) for prediction in predictions for answer in prediction["answers"])
+    blocks = []
+    for prediction in predictions:
+        lines = [f"{', '.join(prediction['images'])}: {prediction['question']}"]
+        lines += [f"  {answer['answer']:<{width}}  {100 * answer['score']:5.1f} %" for answer in prediction["answers"]]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)

@@ -1,0 +1,118 @@
+"""`dual-distill predict` as a user meets it: answers in a table, as JSON, and one sentence for each mistake."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import ViltImageProcessorPil
+
+from dual_distill.cli.predict import make_parser, run
+from dual_distill.data import train_tokenizer
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    DualEncoderConfig,
+    DualEncoderForImagesAndTextClassification,
+    DualEncoderForQuestionAnswering,
+)
+
+ANSWERS = {0: "yes", 1: "no", 2: "red"}
+
+
+def save(folder: Path, cls: type, **fields: object) -> str:
+    tokenizer = train_tokenizer(["is it red?", "what is it?", "both are red."])
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    config = DualEncoderConfig(
+        text_config={"vocab_size": len(tokenizer), **shape},
+        vision_config={"image_size": 16, "patch_size": 8, **shape},
+        id2label=ANSWERS,
+        label2id={name: place for place, name in ANSWERS.items()},
+        **fields,
+    )
+    cls(config).save_pretrained(folder)
+    DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": 16}, size_divisor=8), tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return save(tmp_path / "model", DualEncoderForQuestionAnswering)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[str]:
+    files = [str(tmp_path / f"{colour}.png") for colour in ("red", "blue", "white")]
+    for file in files:
+        Image.new("RGB", (20, 16), Path(file).stem).save(file)
+    return files
+
+
+@pytest.fixture
+def answered(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[dict]]:
+    def answered(*words: str) -> list[dict]:
+        capsys.readouterr()
+        run([*words, "--json", "--device", "cpu"])
+        out = capsys.readouterr().out
+        assert out.count("\n") == 1
+        return json.loads(out)["predictions"]
+
+    return answered
+
+
+def test_every_question_is_asked_about_every_image(model: str, images: list[str], answered: Callable) -> None:
+    found = answered(model, "--image", images[0], "--image", images[1], "is it red?", "what is it?")
+    assert [(row["images"], row["question"]) for row in found] == [
+        ([images[0]], "is it red?"),
+        ([images[0]], "what is it?"),
+        ([images[1]], "is it red?"),
+        ([images[1]], "what is it?"),
+    ]
+    for row in found:
+        assert {answer["answer"] for answer in row["answers"]} == set(ANSWERS.values())
+        assert sum(answer["score"] for answer in row["answers"]) == pytest.approx(1)
+    assert found[0]["answers"] != found[2]["answers"]
+
+
+def test_questions_stand_where_they_like_and_batches_change_nothing(model: str, images: list[str], answered: Callable) -> None:
+    after = answered(model, "--image", images[0], "is it red?", "what is it?", "--top-k", "2")
+    before = answered(model, "is it red?", "--top-k", "2", "what is it?", "--image", images[0], "--batch-size", "1")
+    for one, other in zip(after, before, strict=True):
+        assert [answer["answer"] for answer in one["answers"]] == [answer["answer"] for answer in other["answers"]]
+        assert [answer["score"] for answer in one["answers"]] == pytest.approx(
+            [answer["score"] for answer in other["answers"]], abs=1e-5
+        )
+        assert len(one["answers"]) == 2
+
+
+def test_images_that_are_read_together(tmp_path: Path, images: list[str], answered: Callable) -> None:
+    pair = save(tmp_path / "pair", DualEncoderForImagesAndTextClassification, num_images=2)
+    found = answered(pair, "--image", images[0], "--image", images[1], "both are red.", "--top-k", "1")
+    assert [row["images"] for row in found] == [images[:2]]
+    with pytest.raises(ValueError, match=r"there are 3 images, but .*pair reads 2 together; give --image 2 times"):
+        run([pair, *(word for image in images for word in ("--image", image)), "both are red."])
+
+
+def test_the_table_is_for_reading(model: str, images: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    run([model, "--image", images[0], "is it red?", "--top-k", "1", "--device", "cpu"])
+    title, line = capsys.readouterr().out.splitlines()
+    assert title == f"{images[0]}: is it red?"
+    answer, share, sign = line.split()
+    assert answer in ANSWERS.values()
+    assert 100 / 3 <= float(share) <= 100
+    assert sign == "%"
+
+
+def test_mistakes_by_their_sentences(model: str, images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"\(image 'nowhere.png'\): the file cannot be read"):
+        run([model, "--image", "nowhere.png", "is it red?"])
+    with pytest.raises(ValueError, match="Question 0 of a request is ''"):
+        run([model, "--image", images[0], ""])
+    with pytest.raises(ValueError, match="top_k is 0"):
+        run([model, "--image", images[0], "is it red?", "--top-k", "0"])
+    for words, message in (([model, "is it red?"], "required: --image"), ([model, "--image", images[0]], "question")):
+        with pytest.raises(SystemExit, match="2"):
+            make_parser().parse_intermixed_args(words)
+        assert message in capsys.readouterr().err

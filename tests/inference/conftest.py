@@ -1,0 +1,54 @@
+"""Tiny models with unlike weights, far from their initial values, and their processor."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from PIL import Image
+from transformers import PreTrainedModel, ViltImageProcessorPil
+
+from dual_distill.data import train_tokenizer
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    DualEncoderConfig,
+    FusionEncoderConfig,
+)
+
+ANSWERS = ("yes", "no", "red", "blue", "two")
+
+
+@pytest.fixture
+def answering_processor() -> DualDistillProcessor:
+    tokenizer = train_tokenizer(["is there a red circle?", "how many blue squares are there?", "xylophones"], vocab_size=60)
+    return DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": 16}, size_divisor=8), tokenizer)
+
+
+@pytest.fixture
+def answering_model(answering_processor: DualDistillProcessor) -> Callable[..., PreTrainedModel]:
+    def build(cls: type[PreTrainedModel], **fields: object) -> PreTrainedModel:
+        shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        text = {"vocab_size": len(answering_processor.tokenizer), "max_position_embeddings": 20}
+        image = {"image_size": 16, "patch_size": 8}
+        labels = {"id2label": dict(enumerate(ANSWERS)), "label2id": {name: place for place, name in enumerate(ANSWERS)}}
+        if cls.config_class is FusionEncoderConfig:
+            config = FusionEncoderConfig(**shape, **text, **image, **labels, **fields)
+        else:
+            config = DualEncoderConfig(text_config=shape | text, vision_config=shape | image, **labels, **fields)
+        model = cls(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    """Five pictures of unequal sizes."""
+    torch.manual_seed(3)
+    sizes = [(24, 16), (16, 16), (16, 30), (40, 20), (17, 23)]
+    return [
+        Image.frombytes("RGB", size, bytes(torch.randint(0, 256, (size[0] * size[1] * 3,), dtype=torch.uint8).tolist()))
+        for size in sizes
+    ]
