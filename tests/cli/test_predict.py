@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import ViltImageProcessorPil
+from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessorPil
 
 from dual_distill.cli.predict import make_parser, run
+from dual_distill.conversion import load_config
 from dual_distill.data import train_tokenizer
 from dual_distill.modeling import (
     DualDistillProcessor,
     DualEncoderConfig,
     DualEncoderForImagesAndTextClassification,
     DualEncoderForQuestionAnswering,
+    DualEncoderModel,
 )
 
 ANSWERS = {0: "yes", 1: "no", 2: "red"}
@@ -95,6 +97,38 @@ def test_images_that_are_read_together(tmp_path: Path, images: list[str], answer
         run([pair, *(word for image in images for word in ("--image", image)), "both are red."])
 
 
+def test_a_vilt_checkpoint_is_converted_on_the_way_in(
+    model: str, tmp_path: Path, images: list[str], answered: Callable
+) -> None:
+    folder = tmp_path / "vilt"
+    tokenizer = DualDistillProcessor.from_pretrained(model).tokenizer
+    config = ViltConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=16,
+        patch_size=8,
+        id2label=ANSWERS,
+        label2id={name: place for place, name in ANSWERS.items()},
+    )
+    vilt = ViltForQuestionAnswering(config).eval()
+    vilt.save_pretrained(folder)
+    ViltImageProcessorPil(size={"shortest_edge": 16}, size_divisor=8).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    [found] = answered(str(folder), "--image", images[0], "is it red?")
+    inputs = DualDistillProcessor.from_pretrained(model)(images=Image.open(images[0]), text="is it red?")
+    with torch.no_grad():
+        inputs["pixel_values"], inputs["pixel_mask"] = inputs["pixel_values"][:, 0], inputs["pixel_mask"][:, 0]
+        logits = vilt(**inputs).logits[0]
+    # Which of the two is the converted config's to say: a ViLT that was trained on soft scores has one sigmoid an answer.
+    is_multi_label = load_config(folder).problem_type == "multi_label_classification"
+    expected = logits.sigmoid() if is_multi_label else logits.softmax(-1)
+    scores = {answer["answer"]: answer["score"] for answer in found["answers"]}
+    assert [scores[ANSWERS[place]] for place in range(3)] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
 def test_the_table_is_for_reading(model: str, images: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     run([model, "--image", images[0], "is it red?", "--top-k", "1", "--device", "cpu"])
     title, line = capsys.readouterr().out.splitlines()
@@ -103,6 +137,14 @@ def test_the_table_is_for_reading(model: str, images: list[str], capsys: pytest.
     assert answer in ANSWERS.values()
     assert 100 / 3 <= float(share) <= 100
     assert sign == "%"
+
+
+def test_a_checkpoint_without_answers_is_refused(tmp_path: Path, images: list[str]) -> None:
+    body = save(tmp_path / "body", DualEncoderModel)
+    with pytest.raises(ValueError, match="DualEncoderModel gives no answers"):
+        run([body, "--image", images[0], "is it red?"])
+    with pytest.raises(ValueError, match="nowhere"):
+        run([str(tmp_path / "nowhere"), "--image", images[0], "is it red?"])
 
 
 def test_mistakes_by_their_sentences(model: str, images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

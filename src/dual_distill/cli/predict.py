@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import pipeline
 
-from dual_distill.inference import ANSWERING_TASK, AnsweringModel
-from dual_distill.modeling import DualDistillProcessor
+from dual_distill.conversion import load_teacher
+from dual_distill.inference import ANSWERING_TASK
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -22,7 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
         "that reads N pictures together (NLVR2: 2) takes --image N at a time, and statements in place of questions.",
         epilog='example: dual-distill predict runs/student --image photo.jpg "what is it?" "how many balls?" --top-k 3',
     )
-    parser.add_argument("model", help="checkpoint folder or Hub repository")
+    parser.add_argument("model", help="checkpoint folder or Hub repository, ours or a ViLT")
     parser.add_argument("questions", nargs="+", metavar="question", help="question or statement about the pictures")
     parser.add_argument(
         "--image", action="append", required=True, dest="images", metavar="FILE_OR_URL", help="a picture; may be repeated"
@@ -48,10 +48,9 @@ def run(words: Sequence[str]) -> None:
 
 def predict(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Load, and ask every question about every picture (or group of pictures that are read together)."""
-    model = AnsweringModel.from_pretrained(options.model, revision=options.revision, dtype=torch.float32)
-    processor = DualDistillProcessor.from_pretrained(options.model, revision=options.revision)
+    model, processor = load_teacher(options.model, revision=options.revision)  # a student of ours, too; a ViLT is converted
     answer = pipeline(ANSWERING_TASK, model=model, processor=processor, device=options.device)
-    together = model.num_images
+    together = answer.model.num_images
     if len(options.images) % together:
         raise ValueError(
             f"there are {len(options.images)} images, but {options.model} reads {together} together; give --image {together} "

@@ -33,6 +33,7 @@ class StreamedMetric(evaluate.Metric):
     """
 
     optional_columns: tuple[str, ...] = ()
+    _options: frozenset[str] | None  # the optional columns of the batches so far
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -105,15 +106,15 @@ class StreamedMetric(evaluate.Metric):
 
     def _clear(self) -> None:
         self._num_rows = 0
-        self._options: frozenset[str] | None = None
+        self._options = None
         self._start()
 
     def _start(self) -> None:
         """Set the sums to nothing."""
         raise NotImplementedError
 
-    def _update(self, **columns: Any) -> None:
-        """Take a batch of columns of equal length into the sums, or raise before anything is changed."""
+    def _update(self, *args: Any, **columns: Any) -> None:
+        """Take a batch of columns of equal length, given by name, into the sums, or raise before anything is changed."""
         raise NotImplementedError
 
     def _result(self) -> dict[str, Any]:

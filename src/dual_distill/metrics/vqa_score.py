@@ -1,6 +1,6 @@
 """The VQA score as the official evaluation computes it, slips included, for a published number is made of them."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +53,7 @@ class VQAScore(StreamedMetric):
 
     def _start(self) -> None:
         self._sum = 0.0
-        self._sums: dict[str, Counter[Any]] = {name: Counter() for name in self.optional_columns}
+        self._sums: dict[str, dict[Any, float]] = {name: defaultdict(float) for name in self.optional_columns}
         self._counts: dict[str, Counter[Any]] = {name: Counter() for name in self.optional_columns}
 
     def _update(self, predictions: Any, references: Any, **types: Any) -> None:
