@@ -72,9 +72,10 @@ class RandAugment:
         ValueError: a number is out of range.
 
     Note:
-        The list and its strengths are those of the public implementation that the recipe builds on, without colour inversion
-        and cutout; the paper's own list has an identity in the place of `solarize_add`. Its oddities are kept, for they
-        are the recipe: magnitude is no strength everywhere. At 9 of 30, posterize leaves one bit, solarize inverts what
+        The list and its strengths are those of the public ildoonet/pytorch-randaugment, less colour inversion and cutout. That
+        the recipe builds on it is inferred from what it leaves out (its own list was not at hand); the paper's list has an
+        identity in the place of `solarize_add`. The oddities of these strengths are kept: magnitude is no strength
+        everywhere. At 9 of 30, posterize leaves one bit, solarize inverts what
         is above grey level 76, and the four enhancements take away (factor 0.64). A translation is in pixels of the
         image as it is stored: it is made for photographs of several hundred pixels, and moves a picture of 36 px almost
         out of itself.
