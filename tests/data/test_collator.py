@@ -12,6 +12,8 @@ from dual_distill.data import collator as collator_module
 from dual_distill.modeling import DualDistillProcessor
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", "is", "it", "red", "what", "colour"]
+SOFT = Task("soft", "question_answering", ("image",), "question", "answer", answers_column="answers")
+PAIRS = Task("pairs", "image_text_retrieval", ("image",), "question")
 TWO_IMAGES = Task("pairs", "images_and_text_classification", ("left", "right"), "sentence", "label", ("false", "true"))
 
 
@@ -94,8 +96,68 @@ def test_labels_may_be_indices(processor, rows):
             make(processor)([{**rows[0], "answer": wrong}])
 
 
-def test_long_texts_are_cut_on_request(processor, rows):
+def test_long_texts_are_cut(processor, rows):
     assert make(processor, max_text_length=4)(rows)["input_ids"].shape == (3, 4)
+    rows[1]["question"] = "is it red? " * 10_000
+    assert make(processor, max_text_length=40)(rows)["input_ids"].shape == (3, 40)
+    assert make(processor)(rows)["input_ids"].shape == (3, 40_002)  # this tokenizer has no limit of its own
+    limited = BertTokenizer(vocab=processor.tokenizer.get_vocab(), model_max_length=12)
+    assert make(DualDistillProcessor(processor.image_processor, limited))(rows)["input_ids"].shape == (3, 12)
+
+
+@pytest.mark.parametrize("question", ["", "  \n", None, 7])
+def test_an_empty_question_names_its_row(processor, rows, question):
+    rows[1] |= {"question": question, "question_id": 9}
+    with pytest.raises(
+        ValueError, match=r"Row 1 of its batch \(question_id 9\): the text in column 'question' is .*, but a text"
+    ):
+        make(processor)(rows)
+
+
+def test_soft_scores_are_labels_where_several_people_answered(processor, rows):
+    collate = DistillationCollator(processor, SOFT, ["yes", "no", "blue"])
+    answers = [["yes"] * 3 + ["no"] * 2 + ["perhaps"] * 5, ["blue"] * 9 + ["no"], ["perhaps"] * 10]
+    labels = collate([{**row, "answers": said} for row, said in zip(rows, answers, strict=True)])["labels"]
+    assert labels.dtype == torch.float32
+    expected = torch.tensor([[0.9, 0.6, 0.0], [0.0, 0.3, 1.0], [0.0, 0.0, 0.0]])  # the last: outside the vocabulary
+    assert torch.equal(labels, expected)
+    partly = collate([{**rows[0], "answers": ["yes"]}, {**rows[1], "answers": None}, rows[2]])["labels"]
+    assert torch.equal(partly, torch.tensor([[0.3, 0.0, 0.0], [0.0] * 3, [0.0] * 3]))
+    assert collate(rows)["labels"].tolist() == [0, 2, -100]  # without the column, the one answer that there is
+    for wrong in ("yes", [1], 3):
+        with pytest.raises(
+            ValueError, match=r"Row 0 of its batch: the answers in column 'answers' are .*, but expected is a list"
+        ):
+            collate([{**rows[0], "answers": wrong}])
+
+
+def test_pairs_have_no_labels(processor, rows):
+    assert set(DistillationCollator(processor, PAIRS, ())(rows)) == {
+        "input_ids",
+        "attention_mask",
+        "pixel_values",
+        "pixel_mask",
+    }
+
+
+def test_an_augmentation_sees_each_picture_with_its_key(processor, png, decodings):
+    seen = []
+
+    def augment(image, key):
+        seen.append((image.mode, image.size, key))
+        return Image.new("RGB", image.size, (255, 255, 255) if key[2] else (0, 0, 0))
+
+    collate = DistillationCollator(processor, TWO_IMAGES, TWO_IMAGES.label_names, augmentation=augment)
+    picture = png((9, 9, 9), (16, 16))
+    row = {"left": picture, "right": picture, "sentence": "is it?", "label": "true"}
+    rows = [{**row, "__epoch__": 2, "__index__": index} for index in (7, 5)]
+    batch = collate(rows)
+    assert seen == [("RGB", (16, 16), (2, index, place)) for index in (7, 5) for place in (0, 1)]
+    assert batch["pixel_values"].mean(dim=(0, 2, 3, 4)).tolist() == [-1.0, 1.0]
+    collate(rows)
+    assert len(decodings) == 8  # nothing was kept
+    with pytest.raises(ValueError, match=r"Row 0 of its batch has no '__epoch__' and '__index__', .* wrap .* NumberedRows"):
+        collate([row])
 
 
 def test_a_picture_is_decoded_once(processor, rows, decodings):

@@ -44,13 +44,16 @@ def test_real_data_loads_with_the_columns_of_its_task(name, folder, rows, data_f
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("nlvr2", {}, r"There is no task 'nlvr2'; did you mean 'nlvr'\? Known are: easy_vqa, nlvr, "),
+        ("nlvr1", {}, r"There is no task 'nlvr1'; did you mean 'nlvr2?'\? Known are: captions, easy_vqa, nlvr, nlvr2, "),
         ("Scene", {}, "There is no task 'Scene'; did you mean 'scenes'"),
         ("imagenet", {}, r"There is no task 'imagenet'\. Known are"),
         ("nlvr", {}, r"Task 'nlvr' is read from files: pass path=, a folder that holds train-\*\.parquet, dev-"),
         ("easy_vqa", {}, "Task 'easy_vqa' is read from files: pass path=, a folder that holds images.parquet with the columns"),
         ("scenes", {"path": "x"}, r"Task 'scenes' is generated, not read: leave path out \(it is 'x'\)"),
         ("scenes", {"cels": 4}, "Task 'scenes' has no option 'cels'; did you mean 'cells'"),
+        ("vqa", {}, r"VQA v2 needs questions=, annotations= and images=, or path=, a folder that holds v2_OpenEnded"),
+        ("nlvr2", {}, r"Give images= and one or more of train=, validation=, test=, or path=, a folder that holds train\.json"),
+        ("vqa", {"path": "x", "question": "y"}, "Task 'vqa' has no option 'question'; did you mean 'questions'"),
         ("nlvr", {"path": "x", "permutation": "all"}, "has no option 'permutation'; did you mean 'permutations'"),
     ],
 )
@@ -61,3 +64,9 @@ def test_each_error_by_its_message(name, arguments, message):
 
 def test_a_task_by_its_name():
     assert get_task("nlvr") is TASKS["nlvr"]
+
+
+@pytest.mark.parametrize("name", ["vqa", "nlvr2", "snli_ve", "captions"])
+def test_a_folder_that_is_not_there_is_named_with_what_it_should_hold(name):
+    with pytest.raises(FileNotFoundError, match="There is no folder 'nowhere'; it should hold "):
+        load_task(name, "nowhere")

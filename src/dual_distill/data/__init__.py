@@ -1,28 +1,47 @@
 """Tasks as data, readers of official files, generated scenes, answer vocabularies, safe decoding, the collator."""
 
 from .answers import answer_coverage, build_answer_vocabulary
+from .augmentation import RandAugment
+from .captions import load_captions
 from .collator import ID_COLUMNS, DistillationCollator
 from .easy_vqa import load_easy_vqa
 from .images import ImageError, decode_image
 from .nlvr import load_nlvr
+from .nlvr2 import load_nlvr2
+from .numbered_rows import NumberedRows, RowEpochCallback
+from .own_data import OwnData, load_own_data
+from .reading import ReadingReport
 from .scenes import generate_scenes, scene_answers
-from .tasks import TASKS, Task, get_task, load_task
+from .snli_ve import load_snli_ve
+from .task_loading import load_task
+from .tasks import TASKS, Task, get_task
 from .tokenizer import train_tokenizer
+from .vqa import load_vqa
 
 __all__ = [
     "ID_COLUMNS",
     "TASKS",
     "DistillationCollator",
     "ImageError",
+    "NumberedRows",
+    "OwnData",
+    "RandAugment",
+    "ReadingReport",
+    "RowEpochCallback",
     "Task",
     "answer_coverage",
     "build_answer_vocabulary",
     "decode_image",
     "generate_scenes",
     "get_task",
+    "load_captions",
     "load_easy_vqa",
     "load_nlvr",
+    "load_nlvr2",
+    "load_own_data",
+    "load_snli_ve",
     "load_task",
+    "load_vqa",
     "scene_answers",
     "train_tokenizer",
 ]

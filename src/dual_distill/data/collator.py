@@ -4,15 +4,17 @@ Decoding and resizing cost more than a small model's forward pass, so prepared p
 up to a limit in bytes. What is unusual: a full cache stops taking pictures in instead of throwing the oldest out.
 Training visits every picture once an epoch in a new order; if the data is larger than the cache, a least-recently-used
 cache has mostly dropped a picture by the time it is asked for again, while a fixed set keeps its share of hits, and
-costs no bookkeeping.
+costs no bookkeeping. Pictures that are augmented differ in each epoch and are not kept.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
+
+from dual_distill.vqa_answers import soft_scores
 
 from .images import MAX_PIXELS, ImageError, decode_image, image_source
 from .tasks import Task
@@ -20,7 +22,10 @@ from .tasks import Task
 _UNKNOWN_LABEL = -100
 """The index that torch's cross-entropy leaves out."""
 
-ID_COLUMNS = ("question_id", "identifier", "scene_id", "image_id", "id")
+_NO_LIMIT = 1_000_000
+"""From here on, a tokenizer's `model_max_length` stands for none (transformers writes 1e30)."""
+
+ID_COLUMNS = ("question_id", "identifier", "scene_id", "pair_id", "image_id", "id")
 """Columns that name a row in an error, where the data has them."""
 
 
@@ -32,11 +37,14 @@ class DistillationCollator:
             `pad_images(images) -> {"pixel_values", "pixel_mask"}`.
         task: which columns are what.
         label_names: the answers in the order of the logits; `task.label_names` or a vocabulary built from the training
-            answers.
-        max_text_length: longest text in tokens; longer ones are cut. None leaves them whole.
+            answers; empty for a task without label.
+        max_text_length: longest text in tokens; longer ones are cut. None: the tokenizer's own limit, if it has one.
         image_cache_mb: limit of the cache of prepared images in MB (1e6 bytes), in each data-loading process; 0 turns
             it off. With `DataLoader(num_workers > 0)` set `persistent_workers=True`, or the cache ends with the epoch.
         max_pixels: largest accepted picture, width x height in pixels.
+        augmentation: `(RGB picture, key) -> RGB picture`, applied after decoding and before resizing, with
+            `key = (row["__epoch__"], row["__index__"], place of the image column)`, so that it can draw the same change
+            for the same key; the cache is not used. None changes nothing.
 
     Raises:
         ValueError: `label_names` holds a name twice, or a limit is negative.
@@ -57,6 +65,7 @@ class DistillationCollator:
         max_text_length: int | None = None,
         image_cache_mb: float = 512,
         max_pixels: int = MAX_PIXELS,
+        augmentation: Callable[[Image.Image, tuple[int, int, int]], Image.Image] | None = None,
     ) -> None:
         if len(set(label_names)) < len(label_names):
             twice = next(name for name in label_names if list(label_names).count(name) > 1)
@@ -69,6 +78,7 @@ class DistillationCollator:
         self.max_text_length = max_text_length
         self.image_cache_mb = image_cache_mb
         self.max_pixels = max_pixels
+        self.augmentation = augmentation
         self._label_ids = {name: index for index, name in enumerate(self.label_names)}
         self._cache: dict[bytes, torch.Tensor] = {}
         self._cached_bytes = 0
@@ -82,11 +92,15 @@ class DistillationCollator:
 
         Returns:
             `input_ids`, `attention_mask` `(B, T)` int64, padded to the longest text; `pixel_values` `(B, N, 3, H, W)`
-            float32; `pixel_mask` `(B, N, H, W)`; `labels` `(B,)` int64, -100 where the answer is none of `label_names`.
+            float32; `pixel_mask` `(B, N, H, W)`; `labels` `(B,)` int64, -100 where the answer is none of `label_names`. Where
+            the task has an `answers_column` and a row holds it, `labels` are soft scores `(B, answers)` float32 in [0, 1];
+            an answer that is none of `label_names` scores nothing, so that a row may be all zero, and is then trained to
+            give no answer.
 
         Raises:
             ImageError: a picture cannot be used.
-            ValueError: no rows, a column is missing, or a label is neither a string nor an index of `label_names`.
+            ValueError: no rows, a column is missing, a text is empty, a label is neither a string nor an index of
+                `label_names`, answers are not a list of strings, or an augmentation finds no `__epoch__` and `__index__`.
         """
         if not rows:
             raise ValueError("A batch needs at least one row, but the list is empty.")
@@ -98,32 +112,57 @@ class DistillationCollator:
                         f"Row {_row_name(row, position)} has no column {column!r}, which task {self.task.name!r} "
                         f"needs; it has: {', '.join(row)}. (In a Trainer, set remove_unused_columns=False.)"
                     )
+        max_length = self.max_text_length
+        if max_length is None and self.processor.tokenizer.model_max_length < _NO_LIMIT:
+            max_length = self.processor.tokenizer.model_max_length
         text = self.processor.tokenizer(
-            [row[self.task.text_column] for row in rows],
+            [self._text(row, _row_name(row, position)) for position, row in enumerate(rows)],
             padding="longest",
-            truncation=self.max_text_length is not None,
-            max_length=self.max_text_length,
+            truncation=max_length is not None,
+            max_length=max_length,
             return_tensors="pt",
         )
-        images = self.processor.pad_images(
-            [
-                [self._prepare(row[column], _row_name(row, position)) for column in self.task.image_columns]
-                for position, row in enumerate(rows)
-            ]
-        )
+        images = self.processor.pad_images([self._images(row, _row_name(row, position)) for position, row in enumerate(rows)])
         batch = {
             "input_ids": text["input_ids"],
             "attention_mask": text["attention_mask"],
             "pixel_values": images["pixel_values"],
             "pixel_mask": images["pixel_mask"],
         }
-        if any(self.task.label_column in row for row in rows):
+        if self.task.answers_column is not None and any(self.task.answers_column in row for row in rows):
+            batch["labels"] = torch.stack(
+                [self._scores(row.get(self.task.answers_column), _row_name(row, i)) for i, row in enumerate(rows)]
+            )
+        elif self.task.label_column is not None and any(self.task.label_column in row for row in rows):
             labels = [self._label(row, _row_name(row, position)) for position, row in enumerate(rows)]
             batch["labels"] = torch.tensor(labels, dtype=torch.int64)
         return batch
 
+    def _text(self, row: Mapping[str, Any], name: str) -> str:
+        text = row[self.task.text_column]
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"Row {name}: the text in column {self.task.text_column!r} is {text!r}, but a text has words; drop the row."
+            )
+        return text
+
+    def _scores(self, answers: Any, name: str) -> torch.Tensor:
+        """Soft scores `(answers,)` of what people answered; all zero for a row without answers."""
+        scores = torch.zeros(len(self.label_names))
+        if answers is None:
+            return scores
+        if not isinstance(answers, list | tuple) or not all(isinstance(answer, str) for answer in answers):
+            raise ValueError(
+                f"Row {name}: the answers in column {self.task.answers_column!r} are {answers!r}, but expected is a list of "
+                "strings."
+            )
+        for answer, score in soft_scores(answers).items():
+            if answer in self._label_ids:
+                scores[self._label_ids[answer]] = score
+        return scores
+
     def _label(self, row: Mapping[str, Any], name: str) -> int:
-        label = row.get(self.task.label_column)
+        label = row.get(str(self.task.label_column))
         if label is None:
             return _UNKNOWN_LABEL
         if isinstance(label, str):
@@ -135,22 +174,38 @@ class DistillationCollator:
             f"from 0 to {len(self.label_names) - 1} into label_names."
         )
 
-    def _prepare(self, value: Any, row: str) -> torch.Tensor:
-        _, source = image_source(value, row)
+    def _images(self, row: Mapping[str, Any], name: str) -> list[torch.Tensor]:
+        values = [row[column] for column in self.task.image_columns]
+        if self.augmentation is None:
+            return [self._cached(value, name) for value in values]
+        if not {"__epoch__", "__index__"} <= set(row):
+            raise ValueError(
+                f"Row {name} has no '__epoch__' and '__index__', from which an augmentation is drawn; wrap the data set in "
+                "NumberedRows (and set remove_unused_columns=False)."
+            )
+        keys = [(row["__epoch__"], row["__index__"], place) for place in range(len(values))]
+        pictures = [decode_image(value, name, self.max_pixels) for value in values]
+        return [self._prepare(self.augmentation(picture, key), name) for picture, key in zip(pictures, keys, strict=True)]
+
+    def _cached(self, value: Any, name: str) -> torch.Tensor:
+        _, source = image_source(value, name)
         key = _content_key(source)
         prepared = self._cache.get(key)
         if prepared is None:
-            image = decode_image(value, row, self.max_pixels)
-            try:
-                prepared = self.processor.prepare_image(image)
-            except (ValueError, ZeroDivisionError) as error:
-                raise ImageError(
-                    f"row {row}: the picture of {image.width} x {image.height} pixels cannot be resized ({error})."
-                ) from error
+            prepared = self._prepare(decode_image(value, name, self.max_pixels), name)
             size = prepared.numel() * prepared.element_size()
             if self._cached_bytes + size <= self.image_cache_mb * 1e6:
                 self._cache[key] = prepared
                 self._cached_bytes += size
+        return prepared
+
+    def _prepare(self, image: Image.Image, name: str) -> torch.Tensor:
+        try:
+            prepared: torch.Tensor = self.processor.prepare_image(image)
+        except (ValueError, ZeroDivisionError) as error:
+            raise ImageError(
+                f"row {name}: the picture of {image.width} x {image.height} pixels cannot be resized ({error})."
+            ) from error
         return prepared
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,26 +1,19 @@
 """Tasks as data: which columns hold images, text and label, and which head answers.
 
-A new data set is a reader that returns a `DatasetDict` and one entry in each of the two tables below. Pictures stay
-undecoded (`datasets.Image(decode=False)`): decoding happens in the collator, through the one safe decoder that names
-the row when it fails.
+A new data set is an entry in the table below and a reader in the table of `task_loading`. One's own data needs neither:
+`load_own_data` builds its `Task` itself.
 """
 
 import difflib
-import inspect
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
-from datasets import DatasetDict, Image
+from .nlvr_scenes import nlvr_scene_labels
+from .snli_ve import SNLI_VE_LABELS
 
-from .easy_vqa import EASY_VQA_LAYOUT, load_easy_vqa
-from .nlvr import NLVR_LAYOUT, load_nlvr
-from .nlvr_scenes import generate_nlvr_scenes, nlvr_scene_labels
-from .scenes import generate_scenes
-
-Head = Literal["question_answering", "images_and_text_classification"]
+Head = Literal["question_answering", "images_and_text_classification", "image_text_retrieval"]
 
 
 @dataclass(frozen=True)
@@ -29,14 +22,19 @@ class Task:
 
     Args:
         name: the name under which `TASKS` holds it.
-        head: which model head answers: one label out of an answer vocabulary, or one class for text and N images.
+        head: which model head answers: one label out of an answer vocabulary, one class for text and N images, or how
+            well text and image belong together.
         image_columns: one column an image, in the order in which the model sees them.
         text_column: question or sentence.
-        label_column: the answer as a string.
+        label_column: the answer as a string; None where each row is a pair that belongs together and nothing is answered.
         label_names: the classes in the order of the logits; None where the vocabulary is built from the training
             answers.
         group_column: column by which accuracy is split in reports, or None.
         consistency_column: column that is equal for all rows of one sentence, or None; see `metrics.consistency`.
+        answers_column: column of lists, what several people answered (normalised), or None. Where it is set, the labels of
+            a batch are `vqa_answers.soft_scores` instead of one class; `label_column` holds the most common of them.
+        min_answer_count: fewest training rows with an answer that becomes a class, where `label_names` is None.
+        image_id_column: column that is equal for all rows of one image, by which retrieval knows right pairs, or None.
 
     Example:
         >>> TASKS["scenes"].text_column, TASKS["nlvr"].label_names
@@ -47,10 +45,13 @@ class Task:
     head: Head
     image_columns: tuple[str, ...]
     text_column: str
-    label_column: str
+    label_column: str | None = None
     label_names: tuple[str, ...] | None = None
     group_column: str | None = None
     consistency_column: str | None = None
+    answers_column: str | None = None
+    min_answer_count: int = 1
+    image_id_column: str | None = None
 
 
 TASKS: Mapping[str, Task] = MappingProxyType(
@@ -88,55 +89,44 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             label_names=tuple(nlvr_scene_labels()),
             group_column="family",
         ),
+        "vqa": Task(
+            name="vqa",
+            head="question_answering",
+            image_columns=("image",),
+            text_column="question",
+            label_column="answer",
+            group_column="answer_type",
+            answers_column="answers",
+            min_answer_count=9,
+        ),
+        "nlvr2": Task(
+            name="nlvr2",
+            head="images_and_text_classification",
+            image_columns=("image_0", "image_1"),
+            text_column="sentence",
+            label_column="label",
+            label_names=("False", "True"),
+            consistency_column="sentence_id",
+        ),
+        "snli_ve": Task(
+            name="snli_ve",
+            head="images_and_text_classification",
+            image_columns=("image",),
+            text_column="sentence",
+            label_column="label",
+            label_names=SNLI_VE_LABELS,
+            group_column="label",
+        ),
+        "captions": Task(
+            name="captions",
+            head="image_text_retrieval",
+            image_columns=("image",),
+            text_column="caption",
+            image_id_column="image_id",
+        ),
     }
 )
 """Every task by its name."""
-
-_GENERATORS: Mapping[str, Callable[..., DatasetDict]] = {"scenes": generate_scenes, "nlvr_scenes": generate_nlvr_scenes}
-# name -> reader, and the sentence about the files that it expects
-_READERS: Mapping[str, tuple[Callable[..., DatasetDict], str]] = {
-    "easy_vqa": (load_easy_vqa, EASY_VQA_LAYOUT),
-    "nlvr": (load_nlvr, NLVR_LAYOUT),
-}
-
-
-def load_task(name: str, path: str | os.PathLike[str] | None = None, **options: Any) -> DatasetDict:
-    """The data of a task, with the splits train, validation and test (and dev, where the task has one).
-
-    Args:
-        name: one of `TASKS`.
-        path: the folder with the files of the data set; None for a task that is generated (scenes).
-        **options: keywords of the task's generator or reader: `generate_scenes`, `load_easy_vqa`, `load_nlvr`.
-
-    Returns:
-        A `DatasetDict` whose image columns are undecoded: `{"bytes": ..., "path": ...}`.
-
-    Raises:
-        ValueError: unknown name or option, `path` missing where files are needed or given where none are, or a file
-            that lacks a column.
-        FileNotFoundError: `path` does not hold the expected files.
-
-    Example:
-        >>> load_task("scenes", num_scenes={"train": 1})["train"].num_rows
-        6
-    """
-    task = get_task(name)
-    load = _GENERATORS[name] if name in _GENERATORS else _READERS[name][0]
-    known = [parameter for parameter in inspect.signature(load).parameters if parameter != "path"]
-    for option in options:
-        if option not in known:
-            raise ValueError(f"Task {name!r} has no option {option!r}{_suggestion(option, known)}")
-    if name in _READERS:
-        if path is None:
-            raise ValueError(f"Task {name!r} is read from files: pass path=, a folder that holds {_READERS[name][1]}")
-        data = load(path, **options)
-    else:
-        if path is not None:
-            raise ValueError(f"Task {name!r} is generated, not read: leave path out (it is {os.fspath(path)!r}).")
-        data = load(**options)
-    for column in task.image_columns:
-        data = data.cast_column(column, Image(decode=False))
-    return data
 
 
 def get_task(name: str) -> Task:
@@ -154,14 +144,27 @@ def get_task(name: str) -> Task:
     Example:
         >>> get_task("easyvqa")
         Traceback (most recent call last):
-        ValueError: There is no task 'easyvqa'; did you mean 'easy_vqa'? Known are: easy_vqa, nlvr, nlvr_scenes, scenes.
+        ValueError: There is no task 'easyvqa'; did you mean 'easy_vqa'? Known are: captions, easy_vqa, ...
     """
     if name not in TASKS:
-        raise ValueError(f"There is no task {name!r}{_suggestion(name, list(TASKS))}")
+        raise ValueError(f"There is no task {name!r}{nearest_name(name, list(TASKS))}")
     return TASKS[name]
 
 
-def _suggestion(given: str, known: list[str]) -> str:
+def nearest_name(given: str, known: list[str]) -> str:
+    """The end of a sentence about a name that does not exist: the nearest that does, and all of them.
+
+    Args:
+        given: the name.
+        known: those that exist.
+
+    Returns:
+        The end of the sentence, with its full stop.
+
+    Example:
+        >>> nearest_name("seeds", ["seed", "path"])
+        "; did you mean 'seed'? Known are: path, seed."
+    """
     nearest = difflib.get_close_matches(str(given).lower(), known, n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
     return f"{hint} Known are: {', '.join(sorted(known))}."

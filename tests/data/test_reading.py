@@ -1,0 +1,116 @@
+import re
+from collections import Counter
+
+import pytest
+from datasets import Features, Value
+
+from dual_distill.data import ReadingReport
+from dual_distill.data.entries import BadEntry, UniqueIds, document_entries, entry_text, entry_value, read_json_lines
+from dual_distill.data.image_folder import ImageFolder
+from dual_distill.data.reading import make_rows, rows_to_dataset
+
+
+def test_the_report_says_what_was_taken_and_what_not(capsys):
+    report = ReadingReport(
+        "mine",
+        rows={"train": 12_000, "test": 3},
+        left_out=Counter({"no majority": 2}),
+        notes=Counter({"answer outside": 1}),
+        bad={"missing image": [f"line {number}" for number in range(102)]},
+    )
+    report.show()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:5] == [
+        "mine: train 12,000 rows, test 3 rows",
+        "  left out 2: no majority",
+        "  taken 1: answer outside",
+        "  skipped 102: missing image",
+        "    line 0",
+    ]
+    assert lines[-2:] == ["    line 99", "    ... and 2 more, all in ReadingReport.bad"]
+
+
+def test_only_bad_entries_are_skipped():
+    def make_row(entry):
+        if entry == 1:
+            raise BadEntry("odd", "it is odd")
+        if entry == 3:
+            raise KeyError("a mistake of ours")
+        return {"x": entry} if entry else None
+
+    report = ReadingReport()
+    rows = make_rows(iter([("a", 0), ("b", 1), ("c", 2)]), make_row, report, skip_bad=True)
+    assert list(rows) == [{"x": 2}]
+    assert report.bad == {"odd": ["b: it is odd"]}
+    with pytest.raises(KeyError):
+        list(make_rows(iter([("d", 3)]), make_row, report, skip_bad=True))
+    with pytest.raises(ValueError, match=r"^b: it is odd; mend it, or leave such entries out with skip_bad=True"):
+        list(make_rows(iter([("b", 1)]), make_row, report, skip_bad=False))
+
+
+def test_rows_go_to_arrow_in_batches_and_are_not_held():
+    alive = []
+
+    def rows():
+        for number in range(25_000):
+            alive.append(number)
+            yield {"x": number}
+
+    report = ReadingReport()
+    dataset = rows_to_dataset(rows(), Features({"x": Value("int64")}), "train", report)
+    assert dataset.data.column("x").num_chunks == 3
+    assert dataset["x"][:] == alive
+    assert report.rows == {"train": 25_000}
+
+
+def test_lines_are_numbered_from_one_and_empty_ones_count(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf\r\n{"a": 1}\r\n\n  \n[1]\n{"a": \n\xff\n{"a": 2}')
+    found = [(place.removeprefix(f"{file}, "), entry) for place, entry in read_json_lines(file)]
+    assert [place for place, _ in found] == ["line 2", "line 5", "line 6", "line 7", "line 8"]
+    assert [entry for _, entry in found if isinstance(entry, dict)] == [{"a": 1}, {"a": 2}]
+    assert [entry.kind for _, entry in found if isinstance(entry, BadEntry)] == ["malformed line"] * 3
+
+
+def test_long_entries_are_cut_in_errors():
+    (_, problem), *_ = document_entries("a.json", ["x" * 500], "question", "id")
+    assert len(str(problem)) < 150
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "message"),
+    [
+        ({}, int, "there is no 'x' among no keys at all"),
+        ({"x": "1"}, int, "x is '1', but expected is a whole number"),
+        ({"x": True}, int, "x is True, but expected is a whole number"),
+        ({"x": 1}, str, "x is 1, but expected is text"),
+        ({"x": {}}, list, "x is {}, but expected is a list [...]"),
+    ],
+)
+def test_values_of_another_kind(entry, kind, message):
+    with pytest.raises(BadEntry, match=re.escape(message)):
+        entry_value(entry, "x", kind)
+
+
+def test_texts_and_ids():
+    assert entry_text({"x": " a "}, "x") == " a "
+    with pytest.raises(BadEntry, match="x is empty") as caught:
+        entry_text({"x": "\n"}, "x")
+    assert caught.value.kind == "empty x"
+    ids = UniqueIds("id")
+    assert [ids.add(value) for value in ("1", 1)] == ["1", 1]
+    with pytest.raises(BadEntry, match="id 1 occurs twice"):
+        ids.add(1)
+
+
+def test_an_image_folder_finds_the_first_name_that_is_there(tmp_path, monkeypatch):
+    (tmp_path / "b").mkdir()
+    for name in ("x.jpg", "b/x.jpg", "b/y.jpg"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    folder = ImageFolder(".")
+    assert folder.find("b/x.jpg", "x.jpg") == {"bytes": None, "path": str(tmp_path / "b" / "x.jpg")}
+    assert folder.find("y.jpg", "b/y.jpg")["path"] == str(tmp_path / "b" / "y.jpg")
+    assert folder.find(str(tmp_path / "x.jpg"))["path"] == str(tmp_path / "x.jpg")
+    with pytest.raises(BadEntry, match=r"the image is missing: .* holds no z\.jpg nor c/z\.jpg"):
+        folder.find("z.jpg", "c/z.jpg")
