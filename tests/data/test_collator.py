@@ -1,13 +1,15 @@
 import io
 import pickle
+import struct
+import zlib
 
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
-from transformers import BertTokenizer, ViltImageProcessorPil
+from transformers import BertTokenizer, ViltImageProcessorPil, ViTImageProcessorPil
 
-from dual_distill.data import TASKS, DistillationCollator, ImageError, Task, load_task
+from dual_distill.data import TASKS, DistillationCollator, ImageError, NumberedRows, RandAugment, Task, load_task
 from dual_distill.data import collator as collator_module
 from dual_distill.modeling import DualDistillProcessor
 
@@ -236,6 +238,40 @@ def test_an_unusable_picture_names_its_row(processor, rows, ids, name):
 def test_the_limit_on_pixels_reaches_the_decoder(processor, rows):
     with pytest.raises(ImageError, match="32 x 16 = 512 pixels, more than the 511"):
         make(processor, max_pixels=511)(rows)
+
+
+def test_numbered_rows_and_augmentation_repeat_by_seed_epoch_and_row(processor):
+    def pixels(epoch, order, seed=0):
+        rows = NumberedRows(load_task("scenes", num_scenes={"train": 2})["train"])
+        rows.set_epoch(epoch)
+        collate = make(processor, augmentation=RandAugment(seed=seed))
+        return {index: collate([rows[index]])["pixel_values"] for index in order}
+
+    first, again = pixels(0, [0, 1, 2, 7]), pixels(0, [7, 2, 0, 1])
+    assert all(torch.equal(first[index], again[index]) for index in first)
+    for other in (pixels(1, first), pixels(0, first, seed=1)):
+        assert not all(torch.equal(first[index], other[index]) for index in first)
+
+
+def png_that_declares(width, height):
+    """A PNG whose header promises any number of pixels, and which holds none."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def test_odd_pictures_are_taken_or_refused_in_one_sentence(processor, rows, png):
+    grey_and_alpha = make(processor)([{**rows[0], "image": png((0, 0), (16, 16), "LA")}])
+    assert grey_and_alpha["pixel_values"].unique().tolist() == [1.0]  # transparent is white
+    with pytest.raises(ImageError, match=r"^row 0 of its batch: its header declares .*; drop the row, or shrink the picture"):
+        make(processor)([{**rows[0], "image": png_that_declares(30_000, 30_000)}])
+    with pytest.raises(ImageError, match=r"^row 0 of its batch: the picture of 1 x 2000 pixels cannot be resized .*; crop it"):
+        make(processor)([{**rows[0], "image": png((9, 9, 9), (1, 2_000))}])  # ViLT's resizing leaves no column of it
+    fixed = DualDistillProcessor(ViTImageProcessorPil(size={"height": 16, "width": 16}), processor.tokenizer)
+    assert make(fixed)([{**rows[0], "image": png((9, 9, 9), (1, 2_000))}])["pixel_values"].shape == (1, 1, 3, 16, 16)
 
 
 def test_each_error_by_its_message(processor, rows):

@@ -291,6 +291,16 @@ def test_a_csv_file_that_is_wrong(folder, content, message):
         load_own_data(folder / "mine.csv")
 
 
+def test_a_csv_line_that_is_wrong_may_be_skipped(folder):
+    lines = ["image,question,answer", 'images/a.png,"why" not?,x', "images/b.png,why?,x", "images/c.png,why?", 'images/d.png,"']
+    (folder / "mine.csv").write_text("\n".join(lines))
+    report = ReadingReport()
+    files = {"train": folder / "mine.csv", "validation": write(folder / "other.csv", questions())}
+    assert load_own_data(files, skip_bad=True, report=report).data["train"]["image"][0]["path"].endswith("b.png")
+    places = [sentence.split(": ")[0].rpartition(", ")[2] for sentence in report.bad["malformed line"]]
+    assert places == ["line 2", "line 4", "line 5"]
+
+
 def test_a_header_without_the_column_is_no_matter_of_skipping(folder):
     file = write(folder / "mine.csv", questions())
     with pytest.raises(ValueError, match=r"mine\.csv: there is no column 'sentence'"):

@@ -48,18 +48,11 @@ def test_only_bad_entries_are_skipped():
         list(make_rows(iter([("b", 1)]), make_row, report, skip_bad=False))
 
 
-def test_rows_go_to_arrow_in_batches_and_are_not_held():
-    alive = []
-
-    def rows():
-        for number in range(25_000):
-            alive.append(number)
-            yield {"x": number}
-
+def test_rows_go_to_arrow_in_batches():
     report = ReadingReport()
-    dataset = rows_to_dataset(rows(), Features({"x": Value("int64")}), "train", report)
+    dataset = rows_to_dataset(({"x": number} for number in range(25_000)), Features({"x": Value("int64")}), "train", report)
     assert dataset.data.column("x").num_chunks == 3
-    assert dataset["x"][:] == alive
+    assert dataset["x"][:] == list(range(25_000))
     assert report.rows == {"train": 25_000}
 
 
@@ -83,7 +76,9 @@ def test_long_entries_are_cut_in_errors():
         ({}, int, "there is no 'x' among no keys at all"),
         ({"x": "1"}, int, "x is '1', but expected is a whole number"),
         ({"x": True}, int, "x is True, but expected is a whole number"),
+        ({"x": 2**63}, int, "x is 9223372036854775808, but expected is a whole number of 64 bits"),
         ({"x": 1}, str, "x is 1, but expected is text"),
+        ({"x": "half a pair: \ud83d"}, str, "but expected is text in Unicode"),
         ({"x": {}}, list, "x is {}, but expected is a list [...]"),
     ],
 )
@@ -101,6 +96,8 @@ def test_texts_and_ids():
     assert [ids.add(value) for value in ("1", 1)] == ["1", 1]
     with pytest.raises(BadEntry, match="id 1 occurs twice"):
         ids.add(1)
+    with pytest.raises(BadEntry, match=r"id is \[1\], but expected is a text or a number"):
+        ids.add([1])
 
 
 def test_an_image_folder_finds_the_first_name_that_is_there(tmp_path, monkeypatch):

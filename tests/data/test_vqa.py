@@ -129,6 +129,8 @@ BAD = [
     ("questions", lambda q: q[1].pop("image_id"), r"question 2 \(.*\): there is no 'image_id' among question, question_id"),
     ("questions", lambda q: q[1].update(image_id="1000"), r"question 2 \(.*\): image_id is '1000', but expected is a whole"),
     ("questions", lambda q: q.insert(1, "what?"), r"question 2: the question is 'what\?', but expected is an object"),
+    ("questions", lambda q: q[1].update(question_id=[1]), r"question 2 \(.*\): question_id is \[1\], but expected is a whole"),
+    ("annotations", lambda a: a[1].update(question_id={}), r"annotation 2 \(.*\): question_id is {}, but expected is a number"),
     ("annotations", lambda a: a.pop(1), r"question 2 \(question_id 10001\): .*annotations\.json has no answers"),
     ("annotations", lambda a: a.append(a[1]), r"annotation 5 \(question_id 10001\): question_id 10001 is annotated twice"),
     ("annotations", lambda a: a[1].update(image_id=9), r"question 2 \(.*\): its image_id is 1000, that of its annotation 9"),

@@ -204,7 +204,8 @@ class DistillationCollator:
             prepared: torch.Tensor = self.processor.prepare_image(image)
         except (ValueError, ZeroDivisionError) as error:
             raise ImageError(
-                f"row {name}: the picture of {image.width} x {image.height} pixels cannot be resized ({error})."
+                f"row {name}: the picture of {image.width} x {image.height} pixels cannot be resized ({error}); "
+                "crop it to a less extreme shape, or drop the row."
             ) from error
         return prepared
 

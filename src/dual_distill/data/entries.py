@@ -138,7 +138,12 @@ def entry_value(entry: Mapping[str, Any], name: str, kind: type) -> Any:
     if name not in entry:
         raise BadEntry("malformed entry", f"there is no {name!r} among {', '.join(map(str, entry)) or 'no keys at all'}")
     value = entry[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if fits and kind is str:
+        fits = is_unicode(value)
+    elif fits and kind is int:
+        fits = -(2**63) <= value < 2**63
+    if not fits:
         raise BadEntry("malformed entry", f"{name} is {_shortened(value)}, but expected is {_WORDS[kind]}")
     return value
 
@@ -166,6 +171,26 @@ def entry_text(entry: Mapping[str, Any], name: str) -> str:
     return text
 
 
+def is_unicode(text: str) -> bool:
+    r"""Whether a text can be written as UTF-8; half of a surrogate pair, which JSON may spell out, cannot.
+
+    Args:
+        text: any text.
+
+    Returns:
+        Whether it can.
+
+    Example:
+        >>> is_unicode("\u00e9"), is_unicode("\ud83d")
+        (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class UniqueIds:
     """Refuses an id that was there before.
 
@@ -186,7 +211,9 @@ class UniqueIds:
         self._seen: set[Any] = set()
 
     def add(self, value: Any) -> Any:
-        """Return the id, or raise `BadEntry` where it was there before."""
+        """Return the id, or raise `BadEntry` where it was there before or is neither text nor number."""
+        if not isinstance(value, str | int):
+            raise BadEntry(f"malformed {self.name}", f"{self.name} is {_shortened(value)}, but expected is a text or a number")
         if value in self._seen:
             raise BadEntry(f"duplicate {self.name}", f"{self.name} {value} occurs twice")
         self._seen.add(value)
@@ -216,7 +243,7 @@ def existing_file(file: FilePath) -> Path:
     return path
 
 
-_WORDS = {str: "text", int: "a whole number", list: "a list [...]", dict: "an object {...}"}
+_WORDS = {str: "text in Unicode", int: "a whole number of 64 bits", list: "a list [...]", dict: "an object {...}"}
 
 
 def _shortened(value: Any) -> str:

@@ -5,6 +5,7 @@ the pair name the sentence, which is judged for several pairs. Consistency count
 """
 
 import re
+from functools import partial
 from typing import Any
 
 from datasets import DatasetDict, Features, Image, Value
@@ -83,7 +84,7 @@ def load_nlvr2(
     splits = {}
     for split, file in files.items():
         ids = UniqueIds("identifier")
-        rows = make_rows(read_json_lines(file), lambda entry, ids=ids: _make_row(entry, folder, ids), report, skip_bad)
+        rows = make_rows(read_json_lines(file), partial(_make_row, images=folder, ids=ids), report, skip_bad)
         splits[split] = rows_to_dataset(rows, _FEATURES, split, report)
     report.show()
     return DatasetDict(splits)

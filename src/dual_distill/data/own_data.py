@@ -7,7 +7,6 @@ The result is what the official readers give, a `DatasetDict` with undecoded ima
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
 
 from .answers import build_answer_vocabulary
-from .entries import BadEntry, Entries, FilePath, UniqueIds
-from .image_folder import ImageFolder
+from .entries import BadEntry, Entries, FilePath
+from .own_rows import ROW_NUMBER, OwnColumns, RowMaker
 from .own_tables import OwnTable, find_tables
 from .reading import ReadingReport, make_rows, rows_to_dataset
 from .tasks import Head, Task, nearest_name
@@ -64,13 +63,13 @@ def load_own_data(
         label_column: column of the answer or class: text, a whole number, true or false, or a `ClassLabel`.
         answers_column: column of lists, what several people answered. Then labels are soft scores, and the column
             `label_column` is written anew with the most common of them. Not in CSV.
-        id_column: column of ids that must not repeat; None: ids are not looked at.
+        id_column: column of ids that must not repeat in a split; None: ids are not looked at.
         head: question_answering, or images_and_text_classification.
         label_names: the classes in the order of the logits. None: for classification the labels of train, in
             alphabetical order (whole numbers by size); for questions the answers of train, most frequent first.
         min_answer_count: fewest training rows with an answer that becomes a class; for questions without `label_names`.
         validation_share: share of train in (0, 1) that becomes validation where the data has none. All rows of one image
-            go together, where images are paths; which ones, `seed` draws.
+            (with several, of one first image) go together, where images are paths; which ones, `seed` draws.
         seed: of that draw.
         config: configuration of a data set on the Hub.
         revision: branch, tag or commit of a data set on the Hub.
@@ -93,7 +92,7 @@ def load_own_data(
         >>> own.task.label_names, own.data["train"]["label"][:]
         (('0', '1'), ['1', '0'])
     """
-    columns = _Columns(
+    columns = OwnColumns(
         (image_column,) if isinstance(image_column, str) else tuple(image_column),
         text_column,
         label_column,
@@ -111,8 +110,10 @@ def load_own_data(
         splits[split] = _read_split(table, split, columns, classes if is_class else None, report, skip_bad)
         if is_class and classes is None:  # train comes first
             feature = table.dataset.features[label_column] if table.dataset is not None else None
-            named = isinstance(feature, ClassLabel)
-            classes = list(feature.names) if named else _in_order(splits["train"].unique(label_column))
+            if isinstance(feature, ClassLabel):
+                classes = list(feature.names)
+            else:
+                classes = _in_order(splits["train"].unique(label_column))
     if "validation" not in splits:
         splits["train"], splits["validation"] = _hold_out(splits["train"], columns.images, validation_share, seed)
         report.rows |= {"train": splits["train"].num_rows, "validation": splits["validation"].num_rows}
@@ -128,22 +129,8 @@ def load_own_data(
     return OwnData(DatasetDict({split: splits[split] for split in order}), task)
 
 
-@dataclass(frozen=True)
-class _Columns:
-    images: tuple[str, ...]
-    text: str
-    label: str
-    answers: str | None
-    id: str | None
-
-    def read(self) -> list[str]:
-        """The columns that the data must have."""
-        label = self.label if self.answers is None else self.answers
-        return [*self.images, self.text, label, *([self.id] if self.id else [])]
-
-
 def _check_arguments(
-    columns: _Columns, head: str, label_names: Sequence[str] | None, min_answer_count: int, validation_share: float
+    columns: OwnColumns, head: str, label_names: Sequence[str] | None, min_answer_count: int, validation_share: float
 ) -> None:
     names = columns.read() + ([columns.label] if columns.answers else [])
     if len(set(names)) < len(names):
@@ -163,7 +150,7 @@ def _check_arguments(
 
 
 def _read_split(
-    table: OwnTable, split: str, columns: _Columns, classes: list[str] | None, report: ReadingReport, skip_bad: bool
+    table: OwnTable, split: str, columns: OwnColumns, classes: list[str] | None, report: ReadingReport, skip_bad: bool
 ) -> Dataset:
     features = Features({column: Image(decode=False) for column in columns.images})
     features |= {columns.text: Value("string"), columns.label: Value("string")}
@@ -172,7 +159,7 @@ def _read_split(
     if columns.id is not None:
         features[columns.id] = Value("string")
     if table.dataset is None:
-        make_row = _RowMaker(table, columns, columns.images, None, classes)
+        make_row = RowMaker(table, columns, columns.images, None, classes)
         return rows_to_dataset(make_rows(table.entries(), make_row, report, skip_bad), features, split, report)
     return _read_dataset(table.name, table.dataset, table, split, columns, features, classes, report, skip_bad)
 
@@ -182,7 +169,7 @@ def _read_dataset(
     dataset: Dataset,
     table: OwnTable,
     split: str,
-    columns: _Columns,
+    columns: OwnColumns,
     features: Features,
     classes: list[str] | None,
     report: ReadingReport,
@@ -192,6 +179,7 @@ def _read_dataset(
     for column in columns.read():
         if column not in dataset.column_names:
             raise ValueError(f"{name} has no column {column!r}{nearest_name(column, dataset.column_names)}")
+    dataset = dataset.with_format(None)
     if not dataset.num_rows:
         return rows_to_dataset([], features, split, report)  # which says that it is empty
     paths = tuple(column for column in columns.images if dataset.features[column] in _TEXT_TYPES)
@@ -207,13 +195,13 @@ def _read_dataset(
     light = dataset.select_columns([column for column in columns.read() if column not in pictures.column_names])
 
     def entries() -> Entries:
-        for number, row in enumerate(light.with_format(None)):
+        for number, row in enumerate(light):
             place = f"{name}, row {number}"
             bad = BadEntry("missing image", "the image is missing: there are neither bytes nor a file at its path")
-            yield place, bad if number in missing else row | {_NUMBER: number}
+            yield place, bad if number in missing else row | {ROW_NUMBER: number}
 
-    make_row = _RowMaker(table, columns, paths, dataset.features, classes)
-    good = {row.pop(_NUMBER): row for row in make_rows(entries(), make_row, report, skip_bad)}
+    make_row = RowMaker(table, columns, paths, dataset.features, classes)
+    good = {row.pop(ROW_NUMBER): row for row in make_rows(entries(), make_row, report, skip_bad)}
     if len(paths) == len(columns.images) or not good:
         return rows_to_dataset(good.values(), features, split, report)
     blank: dict[str, Any] = dict.fromkeys(name for name in features if name not in pictures.column_names)
@@ -239,72 +227,6 @@ def _rows_without_picture(pictures: Dataset, column: str) -> list[int]:
                 missing.append(number)
             number += 1
     return missing
-
-
-class _RowMaker:
-    """One row of one entry, images as paths; pictures that are no paths are left to the caller."""
-
-    def __init__(
-        self,
-        table: OwnTable,
-        columns: _Columns,
-        paths: tuple[str, ...],
-        features: Features | None,
-        classes: list[str] | None,
-    ) -> None:
-        self.table, self.columns, self.paths, self.classes = table, columns, paths, classes
-        self.label_feature = features.get(columns.label) if features is not None else None
-        self.needed = [column for column in columns.read() if column in paths or column not in columns.images]
-        self.folder = ImageFolder(table.folder)
-        self.ids = UniqueIds(columns.id or "id")
-
-    def __call__(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        columns = self.columns
-        for column in self.needed:
-            if column not in entry:
-                sentence = f"there is no column {column!r}{nearest_name(column, [str(name) for name in entry])}"
-                if self.table.name.endswith((".csv", ".tsv")):  # the header lacks it, so every line does
-                    raise ValueError(f"{self.table.name}: {sentence}")
-                raise BadEntry("malformed line", sentence.removesuffix("."))
-        row = {column: self.folder.find(_word(entry[column], column, "image")) for column in self.paths}
-        text = entry[columns.text]
-        _word(text, columns.text, "text")
-        row[columns.text] = text
-        if columns.answers is not None:
-            answers = _answers(entry[columns.answers], columns.answers)
-            row |= {columns.answers: answers, columns.label: Counter(answers).most_common(1)[0][0]}
-        else:
-            row[columns.label] = self._label(entry[columns.label])
-        if columns.id is not None:
-            row[columns.id] = str(self.ids.add(entry[columns.id]))
-        return row | ({_NUMBER: entry[_NUMBER]} if _NUMBER in entry else {})
-
-    def _label(self, value: Any) -> str:
-        column = self.columns.label
-        if isinstance(self.label_feature, ClassLabel) and isinstance(value, int):
-            value = self.label_feature.int2str(value) if value >= 0 else None
-        if isinstance(value, bool):
-            value = str(value).lower()
-        if isinstance(value, int):
-            value = str(value)
-        label = _word(value, column, "label")
-        if self.classes is not None and label not in self.classes:
-            raise BadEntry("unknown label", f"{column} is {label!r}{nearest_name(label, self.classes)}".removesuffix("."))
-        return label
-
-
-def _word(value: Any, column: str, noun: str) -> str:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise BadEntry(f"no {noun}", f"{column} is empty ({value!r}), but a row needs {_NOUNS[noun]}")
-    if not isinstance(value, str):
-        raise BadEntry(f"malformed {noun}", f"{column} is {value!r:.80}, but expected is {_NOUNS[noun]}")
-    return value.strip()
-
-
-def _answers(value: Any, column: str) -> list[str]:
-    if not isinstance(value, list) or not value:
-        raise BadEntry("no label", f"{column} is {value!r:.80}, but expected is a list of one answer or more")
-    return [_word(answer, column, "label") for answer in value]
 
 
 def _in_order(labels: Sequence[str]) -> list[str]:
@@ -342,9 +264,3 @@ _BINARY_TYPES = (
     Value("large_binary"),
     {"bytes": Value("binary"), "path": Value("string")},
 )
-_NUMBER = "__number__"
-_NOUNS = {
-    "image": "the path of an image",
-    "text": "a text of one word or more",
-    "label": "a word, a whole number, or true or false",
-}

@@ -4,6 +4,7 @@ About one pair in a hundred has no majority among its annotators and carries the
 and is left out, and counted, as every published number leaves it out.
 """
 
+from functools import partial
 from typing import Any
 
 from datasets import DatasetDict, Features, Image, Value
@@ -85,7 +86,7 @@ def load_snli_ve(
     for split, file in files.items():
         pair_ids: set[str] = set()
         entries = read_json_lines(file)
-        rows = make_rows(entries, lambda entry, ids=pair_ids: _make_row(entry, folder, ids, report), report, skip_bad)
+        rows = make_rows(entries, partial(_make_row, images=folder, pair_ids=pair_ids, report=report), report, skip_bad)
         splits[split] = rows_to_dataset(rows, _FEATURES, split, report)
     report.show()
     return DatasetDict(splits)
@@ -99,7 +100,7 @@ def _make_row(entry: Any, images: ImageFolder, pair_ids: set[str], report: Readi
     if label not in SNLI_VE_LABELS:
         raise BadEntry("unknown label", f"gold_label is {label!r}, but expected is {', '.join(SNLI_VE_LABELS)} or '-'")
     image_id = str(entry_value(entry, "Flickr30K_ID", str)).removesuffix(".jpg")
-    image, pair_id = images.find(f"{image_id}.jpg"), entry.get("pairID")
+    image, pair_id = images.find(f"{image_id}.jpg"), entry_value(entry, "pairID", str) if "pairID" in entry else None
     if pair_id in pair_ids:
         report.notes["pairID that occurred before"] += 1
     elif pair_id is not None:

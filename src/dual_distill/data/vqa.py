@@ -5,6 +5,7 @@ would never be scored apart from it. Training takes train and val together but f
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ _FEATURES = Features(
         "image_id": Value("int64"),
     }
 )
+
+_normalise = lru_cache(maxsize=100_000)(normalise_answer)  # millions of answers, most of which were there before
 
 Files = FilePath | Sequence[FilePath]
 
@@ -138,7 +141,7 @@ def _official_files(folder: Path) -> tuple[list[Path], list[Path], Path]:
 
 
 def _as_list(files: Files) -> list[FilePath]:
-    return list(files) if isinstance(files, Sequence) and not isinstance(files, str) else [files]  # type: ignore[list-item]
+    return list(files) if isinstance(files, Sequence) and not isinstance(files, str) else [files]
 
 
 def _hold_out(labelled: Dataset, rows: int, report: ReadingReport) -> dict[str, Dataset]:
@@ -167,13 +170,17 @@ def _read_pair(
     document = read_json_document(question_file, "questions")
     prefix = _image_prefix(document, question_file)
     answers = read_json_document(annotation_file, "annotations")["annotations"]
-    by_question: dict[Any, Any] = {}
-    repeated: list[tuple[str, Any]] = []
+    by_question: dict[int, tuple[str, Any]] = {}
+    unusable: list[tuple[str, Any]] = []
     for place, annotation in document_entries(annotation_file, answers, "annotation", "question_id"):
         if isinstance(annotation, BadEntry):
-            repeated.append((place, annotation))
-        elif (question_id := annotation.get("question_id")) in by_question:
-            repeated.append((place, BadEntry("duplicate question_id", f"question_id {question_id} is annotated twice")))
+            unusable.append((place, annotation))
+            continue
+        question_id = annotation.get("question_id")
+        if not isinstance(question_id, int):
+            unusable.append((place, BadEntry("malformed entry", f"question_id is {question_id!r}, but expected is a number")))
+        elif question_id in by_question:
+            unusable.append((place, BadEntry("duplicate question_id", f"question_id {question_id} is annotated twice")))
         else:
             by_question[question_id] = place, annotation
 
@@ -187,11 +194,11 @@ def _read_pair(
         return row | _answer_columns(annotation)
 
     def all_entries() -> Entries:
-        yield from repeated
-        asked = set()
+        yield from unusable
+        asked: set[Any] = set()
         for place, question in document_entries(question_file, document["questions"], "question", "question_id"):
-            if not isinstance(question, BadEntry):
-                asked.add(question.get("question_id"))
+            if not isinstance(question, BadEntry) and isinstance(question.get("question_id"), int):
+                asked.add(question["question_id"])
             yield place, question
         for question_id, (place, _) in by_question.items():
             if question_id not in asked:
@@ -205,7 +212,13 @@ def _read_questions(
 ) -> Iterable[dict[str, Any]]:
     document = read_json_document(file, "questions")
     prefix = _image_prefix(document, file)
-    unanswered = {"answer": None, "answers": [], "answers_as_given": [], "question_type": None, "answer_type": None}
+    unanswered: dict[str, Any] = {
+        "answer": None,
+        "answers": [],
+        "answers_as_given": [],
+        "question_type": None,
+        "answer_type": None,
+    }
     entries = document_entries(file, document["questions"], "question", "question_id")
     return make_rows(entries, lambda entry: _question_row(entry, images, prefix, ids) | unanswered, report, skip_bad)
 
@@ -240,8 +253,8 @@ def _answer_columns(annotation: Any) -> dict[str, Any]:
     if not given:
         raise BadEntry("no answers", "its annotation holds no answer")
     return {
-        "answer": normalise_answer(entry_value(annotation, "multiple_choice_answer", str)),
-        "answers": [normalise_answer(answer) for answer in given],
+        "answer": _normalise(entry_value(annotation, "multiple_choice_answer", str)),
+        "answers": [_normalise(answer) for answer in given],
         "answers_as_given": given,
         "question_type": entry_value(annotation, "question_type", str),
         "answer_type": entry_value(annotation, "answer_type", str),
