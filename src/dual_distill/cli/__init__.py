@@ -12,6 +12,8 @@ VERBS = {
     "quickstart": "train a teacher and two students on generated pictures, and show what distillation does",
     "train": "train a teacher, a plain model or a distilled student from a recipe",
     "evaluate": "evaluate a checkpoint on a task, with text-only and majority baselines beside it",
+    "predict": "ask a checkpoint about images: the most probable answers, with probabilities",
+    "convert": "convert a ViLT checkpoint of transformers, with proof of equal outputs",
 }
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from dual_distill.data import DistillationCollator, get_task, load_task
-from dual_distill.modeling import DualDistillProcessor
-from dual_distill.trainer import EvaluationReport, load_model, predict_answers, report_answers
+from dual_distill.conversion import load_config, load_teacher, saved_head
+from dual_distill.data import DistillationCollator
+from dual_distill.metrics import write_submission
+from dual_distill.trainer import DataArguments, EvaluationReport, load_data, predict_answers, report_answers
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -22,15 +23,22 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="example: dual-distill evaluate runs/student --task easy_vqa --data path/to/easy_vqa --json",
     )
     parser.add_argument("model", help="checkpoint folder or Hub repository")
-    parser.add_argument("--task", required=True, help="scenes, easy_vqa or nlvr")
-    parser.add_argument("--data", help="folder with the task's files; scenes needs none")
+    parser.add_argument("--task", required=True, help="scenes, easy_vqa, nlvr, vqa, nlvr2, snli_ve; or own")
+    parser.add_argument("--data", help="folder with the task's files; own: a file, folder or Hub data set; scenes needs none")
     parser.add_argument("--data-options", type=json.loads, default={}, help="options of the task's reader, as JSON")
+    parser.add_argument("--skip-bad", action="store_true", help="pass over rows with a missing image or a malformed line")
+    own = parser.add_argument_group("one's own data (--task own)")
+    own.add_argument("--image-column", nargs="+", default=["image"], help="column of the image, or several")
+    own.add_argument("--text-column", default="question", help="column of the question or sentence (default: %(default)s)")
+    own.add_argument("--label-column", default="answer", help="column of the answer or class (default: %(default)s)")
+    own.add_argument("--answers-column", help="column of lists, what several people answered")
     parser.add_argument("--split", default="test", help="which split (default: %(default)s)")
     parser.add_argument("--revision", help="revision of a Hub repository")
     parser.add_argument("--batch-size", type=int, default=128, help="rows a batch (default: %(default)s)")
     parser.add_argument("--max-rows", type=int, help="evaluate the first so many rows (default: all)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--no-baselines", action="store_true", help="leave out text-only and majority baselines")
+    parser.add_argument("--submission", type=Path, help="also write the answers in EvalAI's format (rows with question_id)")
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
     parser.add_argument("--json", action="store_true", help="print one JSON line on stdout, everything else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -42,32 +50,57 @@ def run(words: Sequence[str]) -> None:
     options = make_parser().parse_args(words)
     with redirect_stdout(sys.stderr):
         report = evaluate(options)
-    result = {"model": options.model, "task": options.task, "split": options.split, **report.to_dict()}
+    result = {"model": options.model, "task": options.task, "split": options.split}
+    if report is None:
+        print(json.dumps(result) if options.json else f"no labels in split {options.split}; answers in {options.submission}")
+        return
+    result |= report.to_dict()
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result) if options.json else table(report, f"{options.model} on {options.task}, {options.split}"))
 
 
-def evaluate(options: argparse.Namespace) -> EvaluationReport:
-    """Load, answer, and hold the answers against the split."""
-    task = get_task(options.task)
-    model = load_model(options.model, task, revision=options.revision).to(options.device)
-    processor = DualDistillProcessor.from_pretrained(options.model, revision=options.revision)
-    data = load_task(options.task, options.data, **options.data_options)
+def evaluate(options: argparse.Namespace) -> EvaluationReport | None:
+    """Load, answer, and hold the answers against the split; None where its rows have no labels."""
+    config = load_config(options.model, options.revision)
+    label_names = [config.id2label[index] for index in range(config.num_labels)]
+    arguments = DataArguments(
+        task=options.task,
+        data=options.data,
+        data_options=options.data_options,
+        skip_bad=options.skip_bad,
+        head=saved_head(config) if options.task == "own" else "question_answering",
+        image_column=options.image_column,
+        text_column=options.text_column,
+        label_column=options.label_column,
+        answers_column=options.answers_column,
+    )
+    task, data = load_data(arguments, label_names)
     if options.split not in data:
         raise ValueError(f"task {options.task!r} has no split {options.split!r}; it has {', '.join(data)}.")
     rows = data[options.split]
     if options.max_rows is not None:
         rows = rows.select(range(min(options.max_rows, len(rows))))
-    label_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    answers = predict_answers(model, rows, DistillationCollator(processor, task, label_names), options.batch_size)
+    model, processor = load_teacher(options.model, options.revision, task.head)
+    collator = DistillationCollator(processor, task, label_names)
+    answers = predict_answers(model.to(options.device), rows, collator, options.batch_size)
+    if options.submission:
+        if "question_id" not in rows.column_names:
+            raise ValueError(f"--submission needs a column question_id, but split {options.split!r} has none.")
+        write_submission(options.submission, rows["question_id"], answers)
+    if task.label_column not in rows.column_names or rows[0][task.label_column] is None:
+        if not options.submission:
+            raise ValueError(f"split {options.split!r} has no labels to hold answers against; give --submission FILE.")
+        return None
     return report_answers(answers, rows, task, None if options.no_baselines else data["train"])
 
 
 def table(report: EvaluationReport, title: str) -> str:
     """Lay a report out for reading, shares in per cent."""
-    lines = [(f"accuracy, {report.rows} rows", report.accuracy)]
+    lines = [] if report.vqa_score is None else [(f"VQA score, {report.rows} rows", report.vqa_score)]
+    lines += [(f"  {group}", share) for group, share in report.vqa_score_by_group.items()]
+    lines += [(f"accuracy, {report.rows} rows", report.accuracy)]
     lines += [(f"  {group}", share) for group, share in report.accuracy_by_group.items()]
     optional = {
         "consistency": report.consistency,

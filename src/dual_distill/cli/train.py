@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from dual_distill.trainer import DataArguments, DistillationTrainingArguments, ModelArguments, make_run, train
+from dual_distill.trainer import DataArguments, DistillationTrainingArguments, ModelArguments, make_run, plan_run, train
 
 _DATACLASSES = (ModelArguments, DataArguments, DistillationTrainingArguments)
 _EXAMPLE = """\
@@ -37,15 +37,24 @@ then a student that learns from it:
   dual-distill train student.yaml --init_from runs/teacher --teacher runs/teacher --output_dir runs/student
 
 A run that was interrupted continues from the last checkpoint in its output_dir.
-Fields are given as in the recipe, --field value; they override it. --json prints the results as one JSON line."""
+Fields are given as in the recipe, --field value; they override it. --json prints the results as one JSON line.
+--dry-run checks paths, columns, labels and the pairing of teacher and student, counts steps and memory, and trains nothing.
+
+one's own table, with a ViLT from the Hub as the start of a teacher:
+  dual-distill train --task own --data shop.csv --image_column photo --text_column question --label_column answer \\
+      --architecture fusion_encoder --init_from dandelin/vilt-b32-mlm --fresh_head --output_dir runs/shop_teacher"""
 
 
 def run(words: Sequence[str]) -> None:
     """Train as the recipe and the command line say."""
-    words = list(words)
-    as_json = "--json" in words
-    words = [word for word in words if word != "--json"]
-    arguments = parse_recipe(words)
+    flags = {word.replace("_", "-") for word in words if word.replace("_", "-") in ("--json", "--dry-run")}
+    as_json = "--json" in flags
+    arguments = parse_recipe([word for word in words if word.replace("_", "-") not in flags])
+    if "--dry-run" in flags:
+        with redirect_stdout(sys.stderr):
+            plan = plan_run(*arguments)
+        print(json.dumps(plan.to_dict()) if as_json else plan)
+        return
     with redirect_stdout(sys.stderr):
         prepared = make_run(*arguments)
         metrics = train(prepared) | prepared.trainer.evaluate()
@@ -74,7 +83,7 @@ def parse_recipe(words: Sequence[str]) -> tuple[ModelArguments, DataArguments, D
     parser = HfArgumentParser(
         _DATACLASSES,
         prog="dual-distill train",
-        usage="dual-distill train [RECIPE.yaml] [--field value ...] [--json] [--debug]",
+        usage="dual-distill train [RECIPE.yaml] [--field value ...] [--dry-run] [--json] [--debug]",
         description="Train a teacher, a plain model, or a student that is distilled from a teacher.",
         epilog=_EXAMPLE,
         formatter_class=_HelpFormatter,

@@ -7,7 +7,7 @@
 from .folder import ConversionReport, convert_folder
 from .heads import HEADS, model_class
 from .proof import largest_difference, random_batch
-from .teacher import Teacher, load_config, load_teacher
+from .teacher import Teacher, load_config, load_processor, load_teacher, saved_head
 from .vilt import VILT_HEADS, convert_vilt, convert_vilt_config, convert_vilt_state_dict
 
 __all__ = [
@@ -21,7 +21,9 @@ __all__ = [
     "convert_vilt_state_dict",
     "largest_difference",
     "load_config",
+    "load_processor",
     "load_teacher",
     "model_class",
     "random_batch",
+    "saved_head",
 ]

@@ -112,6 +112,17 @@ def load_config(
     return _resolve(found, name, head, fresh_head, label_names, num_images)[0]
 
 
+def load_processor(name_or_path: str | Path, revision: str | None = None) -> DualDistillProcessor:
+    """Return the processor that `load_teacher` would return, without the weights; same arguments.
+
+    Raises:
+        ValueError: the checkpoint cannot be found, is of another kind, or has no processor that can be read.
+    """
+    name = str(name_or_path)
+    folder = fetch(name, revision, weights=False)
+    return _read_processor(folder, name, read_config(folder, name))
+
+
 def saved_head(config: PreTrainedConfig) -> str | None:
     """Return the head that a checkpoint was saved with, None when its config does not say or names a class unknown here.
 

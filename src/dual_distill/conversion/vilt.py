@@ -80,7 +80,8 @@ def convert_vilt_config(config: ViltConfig, head: str = BARE) -> FusionEncoderCo
         num_images=num_images,
         id2label=dict(config.id2label),
         label2id=dict(config.label2id),
-        problem_type=config.problem_type,
+        # ViLT's answers are trained with a sigmoid each, which its config need not say.
+        problem_type="multi_label_classification" if head == "question_answering" else config.problem_type,
     )
     _refuse_dropped_patches(config.max_image_length, converted)
     return converted

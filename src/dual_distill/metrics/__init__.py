@@ -1,7 +1,7 @@
 """Metrics as `evaluate.Metric` classes, the submission file of VQA, and the baselines that do not look at the picture."""
 
 from .accuracy import GroupedAccuracy, accuracy_by_group
-from .baselines import TextOnlyBaseline, majority_baseline, text_only_baseline
+from .baselines import TextOnlyBaseline, majority_answer, majority_baseline, text_only_baseline
 from .consistency import Consistency, consistency
 from .retrieval import RetrievalRecall, retrieval_ranks, retrieval_recall
 from .streaming import StreamedMetric
@@ -17,6 +17,7 @@ __all__ = [
     "VQAScore",
     "accuracy_by_group",
     "consistency",
+    "majority_answer",
     "majority_baseline",
     "retrieval_ranks",
     "retrieval_recall",

@@ -58,8 +58,18 @@ def majority_baseline(train_labels: Sequence[str], test_labels: Sequence[str]) -
         0.25
     """
     _check_rows(train_labels, train_labels, test_labels, test_labels)
-    answer = _most_frequent(Counter(train_labels))
+    answer = majority_answer(train_labels)
     return sum(label == answer for label in test_labels) / len(test_labels)
+
+
+def majority_answer(train_labels: Sequence[str]) -> str:
+    """Return the most frequent training answer; among equals the alphabetically first.
+
+    Example:
+        >>> majority_answer(["yes", "no", "no", "yes"])
+        'no'
+    """
+    return _most_frequent(Counter(train_labels))
 
 
 def text_only_baseline(

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
+from dual_distill.conversion import load_teacher
 from dual_distill.objectives import DiDEObjective
 
 from .distillation_config import DistillationTrainingArguments
@@ -30,8 +31,9 @@ class DistillationTrainer(Trainer):
     Args:
         model: the student; without a teacher, any model with a task head.
         args: a `DistillationTrainingArguments`; its weights describe the objective unless one is given.
-        teacher: frozen in place (`requires_grad_(False)`, `eval()`) and moved to the training device. A foreign teacher must
-            return `logits` and `attentions` of the joint sequence `[text; image CLS; patches]` in raster order.
+        teacher: a model, or the name of a checkpoint (ours, or a ViLT, which is converted on the way in); frozen in place
+            (`requires_grad_(False)`, `eval()`) and moved to the training device. A foreign teacher must return `logits` and
+            `attentions` of the joint sequence `[text; image CLS; patches]` in raster order.
         objective: what is compared; None: `args.make_objective()` when there is a teacher.
         **kwargs: as for `transformers.Trainer`; `processing_class` is saved with every checkpoint.
 
@@ -51,12 +53,14 @@ class DistillationTrainer(Trainer):
         model: PreTrainedModel | nn.Module,
         args: DistillationTrainingArguments,
         *,
-        teacher: PreTrainedModel | nn.Module | None = None,
+        teacher: PreTrainedModel | nn.Module | str | Path | None = None,
         objective: DiDEObjective | None = None,
         **kwargs: Any,
     ):
         if teacher is None and objective is not None:
             raise ValueError("an objective was given without a teacher; give teacher= as well, or leave objective= out.")
+        if isinstance(teacher, str | Path):
+            teacher = load_teacher(teacher).model
         super().__init__(model=model, args=args, **kwargs)
         self.teacher = teacher
         self.objective = objective

@@ -1,6 +1,7 @@
 """How well a model does on a split: accuracy, overall and by group, with what the text alone can do beside it."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,14 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, PreTrainedModel
 
 from dual_distill.data import DistillationCollator, Task
-from dual_distill.metrics import accuracy_by_group, consistency, majority_baseline, text_only_baseline
+from dual_distill.metrics import (
+    VQAScore,
+    accuracy_by_group,
+    consistency,
+    majority_answer,
+    majority_baseline,
+    text_only_baseline,
+)
 
 
 @dataclass(frozen=True)
@@ -23,9 +31,12 @@ class EvaluationReport:
         accuracy: share answered right.
         accuracy_by_group: the same for each value of the task's group column.
         consistency: share of sentences all of whose images were judged right; None where the task has none.
-        text_only: accuracy of the better text-only reader; None where there are no training rows.
+        text_only: accuracy (VQA score, where there is one) of the better text-only reader; None without training rows.
         text_only_method: which reader that was.
-        majority: accuracy of the most frequent training answer; None where there are no training rows.
+        majority: the same of the most frequent training answer; None without training rows.
+        vqa_score: the official VQA score, where several people answered each question; None elsewhere. `accuracy` is then
+            against the most common of their answers.
+        vqa_score_by_group: the same for each value of the task's group column.
     """
 
     rows: int
@@ -35,6 +46,8 @@ class EvaluationReport:
     text_only: float | None = None
     text_only_method: str | None = None
     majority: float | None = None
+    vqa_score: float | None = None
+    vqa_score_by_group: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict that JSON takes."""
@@ -42,15 +55,22 @@ class EvaluationReport:
 
 
 def accuracy_of_logits(prediction: EvalPrediction) -> dict[str, float]:
-    """Return the accuracy of predicted classes `(B,)` against `label_ids` `(B,)`, as Trainer's `compute_metrics`.
+    """Return how right predicted classes `(B,)` are, as Trainer's `compute_metrics`.
 
-    A label of -100 (an answer that the vocabulary lacks) counts as wrong.
+    Against `label_ids` `(B,)` the accuracy; a label of -100 (an answer that the vocabulary lacks) counts as wrong. Against
+    soft scores `(B, labels)` the mean score of the predicted answers, `soft_accuracy`: near the VQA score, but over the
+    vocabulary's answers and by the scores that are trained on. `evaluate` computes the official score.
 
     Example:
         >>> accuracy_of_logits(EvalPrediction(np.array([1, 0]), np.array([1, -100])))
         {'accuracy': 0.5}
+        >>> accuracy_of_logits(EvalPrediction(np.array([1, 0]), np.array([[0.0, 1.0], [0.5, 0.0]])))
+        {'soft_accuracy': 0.75}
     """
-    return {"accuracy": float(np.mean(np.asarray(prediction.predictions) == np.asarray(prediction.label_ids)))}
+    chosen, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    if labels.ndim == 2:
+        return {"soft_accuracy": float(labels[np.arange(len(labels)), chosen].mean())}
+    return {"accuracy": float(np.mean(chosen == labels))}
 
 
 @torch.inference_mode()
@@ -94,30 +114,42 @@ def report_answers(
     """
     labels = [str(label) for label in dataset[task.label_column]]
     is_right = [answer == label for answer, label in zip(answers, labels, strict=True)]
-    groups = dataset[task.group_column] if task.group_column else None
+    groups = list(dataset[task.group_column]) if task.group_column else None
     sentences = dataset[task.consistency_column] if task.consistency_column else None
-    baseline = majority = None
-    if train is not None:
-        train_labels = [str(label) for label in train[task.label_column]]
-        majority = majority_baseline(train_labels, labels)
-        baseline = text_only_baseline(
-            list(train[task.text_column]),
-            train_labels,
-            list(dataset[task.text_column]),
-            labels,
-            seed=seed,
-            # All rows of one sentence on one side of the held-out part, or memory would look like skill.
-            train_groups=list(train[task.consistency_column]) if task.consistency_column else None,
-        )
-    return EvaluationReport(
+    people = dataset[task.given_answers_column or task.answers_column] if task.answers_column else None
+    scores = None if people is None else _vqa_scores(answers, people)
+    report = EvaluationReport(
         rows=len(labels),
         accuracy=sum(is_right) / len(is_right),
-        accuracy_by_group=accuracy_by_group(is_right, list(groups)) if groups is not None else {},
+        accuracy_by_group=accuracy_by_group(is_right, groups) if groups is not None else {},
         consistency=consistency(is_right, list(sentences)) if sentences is not None else None,
-        text_only=baseline.accuracy if baseline else None,
-        text_only_method=baseline.method if baseline else None,
-        majority=majority,
+        vqa_score=None if scores is None else scores["vqa_score"],
+        vqa_score_by_group=_vqa_scores(answers, people, groups)["vqa_score_by_answer_type"] if people and groups else {},
     )
+    if train is None:
+        return report
+    train_labels = [str(label) for label in train[task.label_column]]
+    baseline = text_only_baseline(
+        list(train[task.text_column]),
+        train_labels,
+        list(dataset[task.text_column]),
+        labels,
+        seed=seed,
+        # All rows of one sentence on one side of the held-out part, or memory would look like skill.
+        train_groups=list(train[task.consistency_column]) if task.consistency_column else None,
+    )
+    text_only, majority = baseline.accuracy, majority_baseline(train_labels, labels)
+    if people is not None:
+        text_only = _vqa_scores(baseline.predictions, people)["vqa_score"]
+        majority = _vqa_scores([majority_answer(train_labels)] * len(labels), people)["vqa_score"]
+    return replace(report, text_only=text_only, text_only_method=baseline.method, majority=majority)
+
+
+def _vqa_scores(
+    answers: Sequence[str], people: Sequence[list[str]], answer_types: Sequence[str] | None = None
+) -> dict[str, Any]:
+    scores: dict[str, Any] = VQAScore().compute(predictions=answers, references=people, answer_types=answer_types)
+    return scores
 
 
 __all__ = ["EvaluationReport", "accuracy_of_logits", "predict_answers", "report_answers"]

@@ -1,134 +1,70 @@
 """One training run from its arguments: data, processor, model, teacher and trainer put together.
 
 A recipe is three dataclasses side by side (`ModelArguments`, `DataArguments`, `DistillationTrainingArguments`), so a YAML
-file, the command line and Python say the same words.
+file, the command line and Python say the same words. `resolve` settles everything that needs no weights; `make_run` adds them.
 """
 
-import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, PreTrainedModel, ViltImageProcessorPil, ViTImageProcessorPil, set_seed
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, ViltImageProcessorPil, ViTImageProcessorPil, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from dual_distill.conversion import load_config, load_processor, load_teacher, model_class
 from dual_distill.data import (
     ID_COLUMNS,
     DistillationCollator,
+    NumberedRows,
+    RandAugment,
+    RowEpochCallback,
     Task,
+    answer_coverage,
     build_answer_vocabulary,
     get_task,
+    load_own_data,
     load_task,
     train_tokenizer,
 )
 from dual_distill.modeling import (
     DualDistillProcessor,
     DualEncoderConfig,
-    DualEncoderForImagesAndTextClassification,
-    DualEncoderForQuestionAnswering,
     FusionEncoderConfig,
-    FusionEncoderForImagesAndTextClassification,
-    FusionEncoderForQuestionAnswering,
 )
+from dual_distill.modeling.tower_initialization import dual_config_from_fusion
 
+from .arguments import DataArguments, ModelArguments
 from .distillation_config import DistillationTrainingArguments
 from .distillation_trainer import DistillationTrainer
 from .evaluation import accuracy_of_logits
 
-MODEL_CLASSES: dict[tuple[str, str], type[PreTrainedModel]] = {
-    ("fusion_encoder", "question_answering"): FusionEncoderForQuestionAnswering,
-    ("fusion_encoder", "images_and_text_classification"): FusionEncoderForImagesAndTextClassification,
-    ("dual_encoder", "question_answering"): DualEncoderForQuestionAnswering,
-    ("dual_encoder", "images_and_text_classification"): DualEncoderForImagesAndTextClassification,
-}
-_ARCHITECTURES = {FusionEncoderConfig.model_type: "fusion_encoder", DualEncoderConfig.model_type: "dual_encoder"}
+_CONFIGS: dict[str, type[PreTrainedConfig]] = {"fusion_encoder": FusionEncoderConfig, "dual_encoder": DualEncoderConfig}
 
 
-@dataclass
-class ModelArguments:
-    """Which model is trained and what it starts from.
+@dataclass(frozen=True)
+class Resolved:
+    """A run without its weights.
 
-    The shape fields (sizes, layers, resizing) are for a model that starts from nothing; a checkpoint brings its own.
-
-    Example:
-        >>> ModelArguments(architecture="dual_encoder", init_from="runs/teacher", teacher="runs/teacher").hidden_size
-        768
+    Attributes:
+        task: its columns and head.
+        data: its splits.
+        label_names: answers in the order of the logits.
+        processor: serves teacher and student.
+        collator: makes batches for training, evaluation and teacher alike.
+        student_config: of the model that is trained.
+        teacher_config: of the teacher, or None.
     """
 
-    architecture: Literal["fusion_encoder", "dual_encoder"] = field(
-        default="dual_encoder", metadata={"help": "fusion_encoder (a teacher) or dual_encoder (a student)."}
-    )
-    init_from: str | None = field(
-        default=None,
-        metadata={
-            "help": "Checkpoint to start from: of the same architecture, or a fusion encoder whose weights both towers take. "
-            "Default: random weights of the sizes below."
-        },
-    )
-    teacher: str | None = field(
-        default=None, metadata={"help": "Checkpoint of the frozen teacher. Default: none, hard labels alone."}
-    )
-    text_layers: list[int] | None = field(
-        default=None, metadata={"help": "Fusion layers that the text tower takes from init_from. Default: all."}
-    )
-    vision_layers: list[int] | None = field(
-        default=None, metadata={"help": "Fusion layers that the image tower takes from init_from. Default: all."}
-    )
-    hidden_size: int = field(default=768, metadata={"help": "Model width."})
-    num_hidden_layers: int = field(default=12, metadata={"help": "Transformer layers (of each tower)."})
-    num_attention_heads: int = field(default=12, metadata={"help": "Attention heads; must divide the width."})
-    intermediate_size: int | None = field(default=None, metadata={"help": "Width inside the MLP. Default: 4 x hidden_size."})
-    hidden_dropout_prob: float = field(default=0.0, metadata={"help": "Dropout (recipe of the paper: 0.1)."})
-    initializer_range: float = field(default=0.02, metadata={"help": "Standard deviation of fresh weights."})
-    embedding_initializer_range: float | None = field(
-        default=None,
-        metadata={"help": "That of fresh embeddings. Default: initializer_range; small models learn sooner with 1."},
-    )
-    image_height: int = field(default=384, metadata={"help": "Height in pixels that the position table stands for."})
-    image_width: int = field(default=384, metadata={"help": "Width in pixels that the position table stands for."})
-    patch_size: int = field(default=32, metadata={"help": "Side of a patch in pixels."})
-    image_mean: float = field(
-        default=0.5, metadata={"help": "Brightness in [0, 1] that becomes 0; for drawings, that of the background."}
-    )
-    image_std: float = field(default=0.5, metadata={"help": "What the difference to image_mean is divided by, above 0."})
-    resize: Literal["keep_aspect", "fixed"] = field(
-        default="keep_aspect",
-        metadata={"help": "keep_aspect: shorter side to image_height, as ViLT; fixed: to image_height x image_width."},
-    )
-    vocab_size: int = field(default=30522, metadata={"help": "Largest vocabulary of the tokenizer trained on the texts."})
-    max_text_length: int = field(default=40, metadata={"help": "Longest text in tokens."})
-    attn_implementation: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = field(
-        default="sdpa", metadata={"help": "How attention is computed."}
-    )
-
-
-@dataclass
-class DataArguments:
-    """What is learned from.
-
-    Example:
-        >>> DataArguments(task="nlvr", data="path/to/nlvr1").image_cache_mb
-        512.0
-    """
-
-    task: str = field(default="scenes", metadata={"help": "Task: scenes (generated), easy_vqa, nlvr."})
-    data: str | None = field(default=None, metadata={"help": "Folder with the task's files; scenes needs none."})
-    data_options: dict | str | None = field(
-        default=None, metadata={"help": "Further options of the task's reader, as JSON (or a mapping in the recipe)."}
-    )
-    max_train_rows: int | None = field(default=None, metadata={"help": "Train on at most so many rows, drawn by the seed."})
-    max_eval_rows: int | None = field(default=None, metadata={"help": "Evaluate on at most so many validation rows."})
-    image_cache_mb: float = field(default=512.0, metadata={"help": "Memory for prepared images in MB; 0: none."})
-
-    def __post_init__(self) -> None:
-        """Read options that were given as JSON."""
-        if isinstance(self.data_options, str):
-            try:
-                self.data_options = json.loads(self.data_options)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"data_options is {self.data_options!r}, which is no JSON: {error}.") from error
+    task: Task
+    data: DatasetDict
+    label_names: list[str]
+    processor: DualDistillProcessor
+    collator: DistillationCollator
+    student_config: PreTrainedConfig
+    teacher_config: PreTrainedConfig | None
 
 
 class Run(NamedTuple):
@@ -149,14 +85,14 @@ class Run(NamedTuple):
     label_names: list[str]
 
 
-def make_run(
+def resolve(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     training_arguments: DistillationTrainingArguments,
     data: DatasetDict | None = None,
     processor: DualDistillProcessor | None = None,
-) -> Run:
-    """Put a run together; nothing is trained yet.
+) -> Resolved:
+    """Settle all of a run that needs no weights: data, labels, processor and both configurations.
 
     Args:
         model_arguments: the model and its start.
@@ -168,45 +104,104 @@ def make_run(
     Raises:
         ValueError: the arguments do not fit each other, the task, or the checkpoints; the message says how to mend it.
     """
-    set_seed(training_arguments.seed)
-    task = get_task(data_arguments.task)
-    data = data or load_task(
-        data_arguments.task, data_arguments.data, **cast("dict[str, Any]", data_arguments.data_options or {})
-    )
-    source = model_arguments.init_from or model_arguments.teacher
+    task, data = load_data(data_arguments) if data is None else (get_task(data_arguments.task), data)
+    label_names = _label_names(model_arguments, data_arguments, task, data)
     if processor is None:
-        if source is not None:
-            processor = DualDistillProcessor.from_pretrained(source)
-        else:
+        source = model_arguments.init_from or model_arguments.teacher
+        if source is None:
             processor = build_processor(model_arguments, data["train"][task.text_column])
+        else:
+            revision = model_arguments.init_revision if model_arguments.init_from else model_arguments.teacher_revision
+            processor = load_processor(source, revision)
+    config = student_config(model_arguments, processor, task, label_names)
+    teacher_config = None
+    if model_arguments.teacher is not None:
+        teacher_config = load_config(model_arguments.teacher, model_arguments.teacher_revision, head=task.head)
+    longest_text = getattr(config, "text_config", config).max_position_embeddings
+    collator = DistillationCollator(
+        processor,
+        task,
+        label_names,
+        min(longest_text, model_arguments.max_text_length),
+        data_arguments.image_cache_mb,
+        augmentation=RandAugment(seed=training_arguments.seed) if data_arguments.augmentation == "randaugment" else None,
+    )
+    _check_labels(task, data, label_names)
+    return Resolved(task, data, label_names, processor, collator, config, teacher_config)
+
+
+def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None) -> tuple[Task, DatasetDict]:
+    """Read the data of a run, and the task that it is.
+
+    Args:
+        arguments: which data.
+        label_names: classes that one's own data must keep to, such as those of a checkpoint; None: those of its train split.
+
+    Raises:
+        ValueError: the task is unknown or has no labels to learn, or the data cannot be read.
+    """
+    options: dict[str, Any] = dict(arguments.data_options or {})
+    if arguments.skip_bad:
+        options["skip_bad"] = True
+    if arguments.task != "own":
+        task = get_task(arguments.task)
+        if task.label_column is None:
+            raise ValueError(
+                f"task {arguments.task!r} has pairs and no labels, which no head here learns from; choose a task with answers."
+            )
+        return task, load_task(arguments.task, arguments.data, **options)
+    if arguments.data is None:
+        raise ValueError("task own needs data=, a file, a folder, or the name of a data set on the Hub.")
+    own = load_own_data(
+        arguments.data,
+        image_column=arguments.image_column,
+        text_column=arguments.text_column,
+        label_column=arguments.label_column,
+        answers_column=arguments.answers_column,
+        head=arguments.head,
+        label_names=label_names,
+        min_answer_count=arguments.min_answer_count or 1,
+        **options,
+    )
+    return own.task, own.data
+
+
+def make_run(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: DistillationTrainingArguments,
+    data: DatasetDict | None = None,
+    processor: DualDistillProcessor | None = None,
+) -> Run:
+    """Put a run together; nothing is trained yet. Arguments and errors are those of `resolve`."""
+    set_seed(training_arguments.seed)
+    resolved = resolve(model_arguments, data_arguments, training_arguments, data, processor)
+    task, seed = resolved.task, training_arguments.seed
     teacher = None
     if model_arguments.teacher is not None:
-        teacher = load_model(model_arguments.teacher, task, model_arguments.attn_implementation)
-    if source is not None:
-        id2label = AutoConfig.from_pretrained(source).id2label
-        label_names = [id2label[index] for index in range(len(id2label))]
-    elif task.label_names is not None:
-        label_names = list(task.label_names)
-    else:
-        label_names = build_answer_vocabulary(data["train"], task.label_column)
+        teacher = load_teacher(
+            model_arguments.teacher,
+            model_arguments.teacher_revision,
+            task.head,
+            attn_implementation=model_arguments.attn_implementation,
+        ).model
     # Again, so that a student starts from the same random weights with a teacher and without one.
-    set_seed(training_arguments.seed)
-    model = build_model(model_arguments, processor, task, label_names)
-    collator = DistillationCollator(
-        processor, task, label_names, model_arguments.max_text_length, data_arguments.image_cache_mb
-    )
+    set_seed(seed)
+    model = build_model(model_arguments, resolved)
+    train_rows = _rows(resolved.data["train"], task, data_arguments.max_train_rows, seed)
     trainer = DistillationTrainer(
         model,
         training_arguments,
         teacher=teacher,
-        data_collator=collator,
-        train_dataset=_rows(data["train"], task, data_arguments.max_train_rows, training_arguments.seed),
-        eval_dataset=_rows(data["validation"], task, data_arguments.max_eval_rows, training_arguments.seed),
-        processing_class=processor,
+        data_collator=resolved.collator,
+        train_dataset=NumberedRows(train_rows) if resolved.collator.augmentation else train_rows,
+        eval_dataset=_rows(resolved.data["validation"], task, data_arguments.max_eval_rows, seed),
+        processing_class=resolved.processor,
         compute_metrics=accuracy_of_logits,
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
+        callbacks=[RowEpochCallback()],
     )
-    return Run(trainer, processor, data, task, label_names)
+    return Run(trainer, resolved.processor, resolved.data, task, resolved.label_names)
 
 
 def train(run: Run) -> dict[str, float]:
@@ -241,30 +236,109 @@ def build_processor(arguments: ModelArguments, texts: Any) -> DualDistillProcess
     return DualDistillProcessor(image_processor, tokenizer)
 
 
-def build_model(
-    arguments: ModelArguments, processor: DualDistillProcessor, task: Task, label_names: list[str]
-) -> PreTrainedModel:
-    """Build the model that is trained, from a checkpoint or from nothing, in float32."""
-    cls = MODEL_CLASSES[arguments.architecture, task.head]
-    if arguments.init_from is not None:
-        found = architecture_of(arguments.init_from)
-        if found == arguments.architecture:
-            return load_model(arguments.init_from, task, arguments.attn_implementation)
-        if found == "fusion_encoder":
-            fusion = load_model(arguments.init_from, task, arguments.attn_implementation)
-            model = cls.from_fusion_encoder(fusion, arguments.text_layers, arguments.vision_layers)
-            model.set_attn_implementation(arguments.attn_implementation)
-            return model
-        raise ValueError(
-            f"init_from {arguments.init_from!r} is a {found}, which cannot start a {arguments.architecture}; give a "
-            "checkpoint of the same architecture, or a fusion_encoder for a dual_encoder."
+def student_config(
+    arguments: ModelArguments, processor: DualDistillProcessor, task: Task, label_names: Sequence[str]
+) -> PreTrainedConfig:
+    """Return the configuration of the model that is trained: its checkpoint's, or one of the sizes in `arguments`."""
+    if arguments.init_from is None:
+        config = _config_from_sizes(arguments, processor, task, label_names)
+    else:
+        config = load_config(
+            arguments.init_from, arguments.init_revision, task.head, **_fresh_head(arguments, task, label_names)
         )
+        found = next(name for name, kind in _CONFIGS.items() if kind.model_type == config.model_type)
+        if found != arguments.architecture:
+            if found != "fusion_encoder":
+                raise ValueError(
+                    f"init_from {arguments.init_from!r} is a {found}, which cannot start a {arguments.architecture}; give a "
+                    "checkpoint of the same architecture, or a fusion_encoder for a dual_encoder."
+                )
+            config = dual_config_from_fusion(config, arguments.text_layers, arguments.vision_layers)
+    _settle(config, arguments, task)
+    return config
+
+
+def _settle(config: PreTrainedConfig, arguments: ModelArguments, task: Task) -> None:
+    """Write into a configuration what the run says about it, whatever checkpoint it came from."""
+    if task.answers_column is not None:
+        config.problem_type = "multi_label_classification"
+    if arguments.hidden_dropout_prob is not None:
+        for part in (config, getattr(config, "text_config", None), getattr(config, "vision_config", None)):
+            if part is not None and hasattr(part, "hidden_dropout_prob"):
+                part.hidden_dropout_prob = arguments.hidden_dropout_prob
+
+
+def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedModel:
+    """Build the model that is trained, from a checkpoint or from nothing, in float32."""
+    config, task = resolved.student_config, resolved.task
+    cls = model_class(config, task.head)
+    if arguments.init_from is None:
+        config._attn_implementation = arguments.attn_implementation
+        return cls(config)
+    start = load_teacher(
+        arguments.init_from,
+        arguments.init_revision,
+        task.head,
+        attn_implementation=arguments.attn_implementation,
+        **_fresh_head(arguments, task, resolved.label_names),
+    ).model
+    if isinstance(start, cls):
+        model = start
+    else:
+        model = cls.from_fusion_encoder(start, arguments.text_layers, arguments.vision_layers)
+        model.set_attn_implementation(arguments.attn_implementation)
+    _settle(model.config, arguments, task)
+    if arguments.hidden_dropout_prob is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = arguments.hidden_dropout_prob
+    return model
+
+
+def load_model(checkpoint: str, task: Task, attn_implementation: str = "sdpa", revision: str | None = None) -> PreTrainedModel:
+    """Load a checkpoint, ours or a ViLT, with the head of the task, in float32 whatever it was saved in."""
+    return load_teacher(checkpoint, revision, task.head, attn_implementation=attn_implementation).model
+
+
+def _fresh_head(arguments: ModelArguments, task: Task, label_names: Sequence[str]) -> dict[str, Any]:
+    if not arguments.fresh_head:
+        return {}
+    num_images = len(task.image_columns)
+    return {"fresh_head": True, "label_names": label_names, "num_images": num_images if num_images > 1 else None}
+
+
+def _label_names(model_arguments: ModelArguments, data_arguments: DataArguments, task: Task, data: DatasetDict) -> list[str]:
+    """The labels of the checkpoint whose head is used, else the teacher's, else the task's, else those of the data."""
+    source, revision = model_arguments.teacher, model_arguments.teacher_revision
+    if model_arguments.init_from is not None and not model_arguments.fresh_head:
+        source, revision = model_arguments.init_from, model_arguments.init_revision
+    if source is not None:
+        id2label = load_config(source, revision, head=task.head).id2label
+        return [id2label[index] for index in range(len(id2label))]
+    if task.label_names is not None:
+        return list(task.label_names)
+    return build_answer_vocabulary(data["train"], task.label_column, data_arguments.min_answer_count or task.min_answer_count)
+
+
+def _check_labels(task: Task, data: DatasetDict, label_names: Sequence[str]) -> None:
+    """Refuse data none of whose labels the head can give: a checkpoint for other answers."""
+    column = task.answers_column or task.label_column
+    if column is not None and not answer_coverage(data["train"], column, label_names):
+        names = ", ".join(repr(name) for name in list(label_names)[:3])
+        raise ValueError(
+            f"none of the labels in column {column!r} is among the {len(label_names):,} that the head gives ({names}, ...); "
+            "start from a checkpoint for this data, or set fresh_head."
+        )
+
+
+def _config_from_sizes(
+    arguments: ModelArguments, processor: DualDistillProcessor, task: Task, label_names: Sequence[str]
+) -> PreTrainedConfig:
     shape = {
         "hidden_size": arguments.hidden_size,
         "num_hidden_layers": arguments.num_hidden_layers,
         "num_attention_heads": arguments.num_attention_heads,
         "intermediate_size": arguments.intermediate_size or 4 * arguments.hidden_size,
-        "hidden_dropout_prob": arguments.hidden_dropout_prob,
         "initializer_range": arguments.initializer_range,
         "embedding_initializer_range": arguments.embedding_initializer_range,
     }
@@ -277,38 +351,18 @@ def build_model(
         "label2id": {name: index for index, name in enumerate(label_names)},
     }
     if arguments.architecture == "fusion_encoder":
-        config: Any = FusionEncoderConfig(**shape, **text, **image, **common, modality_type_vocab_size=1 + num_images)
-    else:
-        config = DualEncoderConfig(
-            text_config={**shape, **text},
-            vision_config={**shape, **image, "modality_type_vocab_size": num_images},
-            initializer_range=arguments.initializer_range,
-            **common,
-        )
-    config._attn_implementation = arguments.attn_implementation
-    return cls(config)
-
-
-def architecture_of(checkpoint: str, revision: str | None = None) -> str:
-    """Return `fusion_encoder` or `dual_encoder`; refuse a checkpoint that is neither."""
-    model_type = AutoConfig.from_pretrained(checkpoint, revision=revision).model_type
-    if model_type not in _ARCHITECTURES:
-        raise ValueError(
-            f"{checkpoint!r} holds a model of type {model_type!r}; give a checkpoint of type "
-            f"{' or '.join(_ARCHITECTURES)}, as `dual-distill train` writes them."
-        )
-    return _ARCHITECTURES[model_type]
-
-
-def load_model(checkpoint: str, task: Task, attn_implementation: str = "sdpa", revision: str | None = None) -> PreTrainedModel:
-    """Load a checkpoint with the head of the task, in float32 whatever it was saved in."""
-    cls = MODEL_CLASSES[architecture_of(checkpoint, revision), task.head]
-    return cls.from_pretrained(checkpoint, revision=revision, dtype=torch.float32, attn_implementation=attn_implementation)
+        return FusionEncoderConfig(**shape, **text, **image, **common, modality_type_vocab_size=1 + num_images)
+    return DualEncoderConfig(
+        text_config={**shape, **text},
+        vision_config={**shape, **image, "modality_type_vocab_size": num_images},
+        initializer_range=arguments.initializer_range,
+        **common,
+    )
 
 
 def _rows(dataset: Dataset, task: Task, limit: int | None, seed: int) -> Dataset:
     """At most `limit` rows, without the columns (boxes, objects) that training only would decode and throw away."""
-    wanted = {*task.image_columns, task.text_column, task.label_column, *ID_COLUMNS}
+    wanted = {*task.image_columns, task.text_column, task.label_column, task.answers_column, *ID_COLUMNS}
     dataset = dataset.select_columns([column for column in dataset.column_names if column in wanted])
     if limit is None or limit >= len(dataset):
         return dataset
@@ -316,13 +370,14 @@ def _rows(dataset: Dataset, task: Task, limit: int | None, seed: int) -> Dataset
 
 
 __all__ = [
-    "DataArguments",
-    "ModelArguments",
+    "Resolved",
     "Run",
-    "architecture_of",
     "build_model",
     "build_processor",
+    "load_data",
     "load_model",
     "make_run",
+    "resolve",
+    "student_config",
     "train",
 ]

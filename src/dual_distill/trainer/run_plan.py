@@ -1,0 +1,240 @@
+"""What a run would be, found out without weights and without training: `train --dry-run`.
+
+Everything that can go wrong before the first step does so here: paths, columns, pictures, labels, the pairing of teacher and
+student. Both models are built on torch's `meta` device, which has shapes and no memory, so ViLT-B/32 costs what a toy costs;
+what one step keeps for its backward pass is counted by running a batch of the largest shape through them.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from dual_distill.conversion import model_class
+from dual_distill.data import answer_coverage
+from dual_distill.modeling import DualDistillProcessor
+
+from .arguments import DataArguments, ModelArguments
+from .distillation_config import DistillationTrainingArguments
+from .pairing import check_pair
+from .recipe import Resolved, resolve
+
+_CHECKED_ROWS = 16
+_ADAM_STATES = 2
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run would be.
+
+    Attributes:
+        task: its name.
+        rows: split -> rows.
+        num_labels: answers or classes of the head.
+        label_coverage: share of the validation labels that the head can give, in [0, 1]; None without validation rows.
+        student: class of the model that is trained.
+        student_parameters: number of its parameters.
+        teacher: class of the teacher, or None.
+        teacher_parameters: number of its parameters, 0 without one.
+        steps: optimizer steps.
+        rows_per_step: rows of all processes and accumulated batches.
+        epochs: passes over the training rows.
+        memory_bytes: estimate for one process, by what it is for: weights, gradients, optimizer, teacher, activations (of
+            the largest batch: longest text, largest pictures).
+    """
+
+    task: str
+    rows: dict[str, int]
+    num_labels: int
+    label_coverage: float | None
+    student: str
+    student_parameters: int
+    teacher: str | None
+    teacher_parameters: int
+    steps: int
+    rows_per_step: int
+    epochs: float
+    memory_bytes: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict that JSON takes."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Lay the plan out for reading."""
+        lines = {
+            "task": self.task,
+            "rows": ", ".join(f"{split} {rows:,}" for split, rows in self.rows.items()),
+            "labels": f"{self.num_labels:,}"
+            + ("" if self.label_coverage is None else f" (cover {100 * self.label_coverage:.1f} % of the validation labels)"),
+            "model": f"{self.student}, {self.student_parameters / 1e6:,.1f} M parameters",
+            "teacher": f"{self.teacher}, {self.teacher_parameters / 1e6:,.1f} M parameters" if self.teacher else "none",
+            "steps": f"{self.steps:,} of {self.rows_per_step:,} rows, {self.epochs:.2f} epochs",
+            "memory": f"about {sum(self.memory_bytes.values()) / 1e9:,.1f} GB a process ("
+            + ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in self.memory_bytes.items() if size)
+            + ")",
+        }
+        return "\n".join(f"{name:<8} {value}" for name, value in lines.items())
+
+
+def plan_run(
+    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: DistillationTrainingArguments
+) -> RunPlan:
+    """Resolve and check a run; nothing is trained and no weights are read.
+
+    Raises:
+        ValueError: what would stop the run, in one sentence.
+    """
+    resolved = resolve(model_arguments, data_arguments, training_arguments)
+    _check_rows(resolved)
+    task, config, teacher_config = resolved.task, resolved.student_config, resolved.teacher_config
+    student_class = model_class(config, task.head)
+    teacher_class = None if teacher_config is None else model_class(teacher_config, task.head)
+    layers: list[int] = []
+    teacher_parameters = 0
+    with torch.device("meta"):
+        student = student_class(config)
+        if teacher_class is not None:
+            teacher = teacher_class(teacher_config)
+            teacher_parameters = _num_parameters(teacher)
+            objective = training_arguments.make_objective(multi_label=task.answers_column is not None)
+            check_pair(student, teacher, objective)
+            layers = objective.student_layers
+    steps, rows_per_step, steps_an_epoch = _count_steps(resolved, data_arguments, training_arguments)
+    return RunPlan(
+        task=task.name,
+        rows={split: len(rows) for split, rows in resolved.data.items()},
+        num_labels=len(resolved.label_names),
+        label_coverage=_coverage(resolved),
+        student=student_class.__name__,
+        student_parameters=_num_parameters(student),
+        teacher=None if teacher_class is None else teacher_class.__name__,
+        teacher_parameters=teacher_parameters,
+        steps=steps,
+        rows_per_step=rows_per_step,
+        epochs=steps / steps_an_epoch,
+        memory_bytes=estimate_memory(student_class, config, teacher_parameters, layers, resolved.processor, training_arguments),
+    )
+
+
+def _count_steps(
+    resolved: Resolved, data_arguments: DataArguments, arguments: DistillationTrainingArguments
+) -> tuple[int, int, int]:
+    """Steps of the run, rows a step, and steps an epoch."""
+    rows = min(len(resolved.data["train"]), data_arguments.max_train_rows or len(resolved.data["train"]))
+    rows_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    steps_an_epoch = math.ceil(rows / rows_per_step)
+    if arguments.max_steps > 0:
+        return arguments.max_steps, rows_per_step, steps_an_epoch
+    return math.ceil(arguments.num_train_epochs * steps_an_epoch), rows_per_step, steps_an_epoch
+
+
+def _coverage(resolved: Resolved) -> float | None:
+    """Share of the validation labels that the head can give."""
+    column = resolved.task.answers_column or resolved.task.label_column
+    rows = resolved.data["validation"]
+    return answer_coverage(rows, column, resolved.label_names) if column and len(rows) else None
+
+
+def estimate_memory(
+    student_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    teacher_parameters: int,
+    layers: list[int],
+    processor: DualDistillProcessor,
+    arguments: DistillationTrainingArguments,
+) -> dict[str, int]:
+    """Bytes that one training process needs, by what they are for.
+
+    Args:
+        student_class: of the model that is trained.
+        config: its configuration.
+        teacher_parameters: number of the teacher's parameters, 0 without one.
+        layers: layers whose queries and keys are recorded.
+        processor: knows the size of the largest picture.
+        arguments: batch size, precision, checkpointing.
+
+    Note:
+        Weights, gradients and AdamW's two states are exact for float32. Activations are those that autograd keeps of a batch
+        of the longest texts and largest pictures; with `bf16` or `fp16` they are taken as half as large. What the teacher's
+        forward pass holds for a moment, and what allocators and libraries add, is left out.
+    """
+    config = copy.deepcopy(config)
+    image_config = getattr(config, "vision_config", config)
+    height, width = largest_image(processor, image_config)
+    # A position table of just this size: resizing it would need values, and the meta device has none.
+    image_config.image_size = [height, width]
+    num_images = config.num_images if "Classification" in student_class.__name__ else 1
+    batch_size = arguments.train_batch_size
+    with torch.device("meta"):
+        model = student_class(config)
+        batch = {
+            "input_ids": torch.zeros(batch_size, _longest_text(config), dtype=torch.long),
+            "pixel_values": torch.zeros(batch_size, num_images, 3, height, width),
+        }
+    if arguments.gradient_checkpointing or arguments.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    kept = _kept_bytes(model, batch, layers)
+    weights = 4 * _num_parameters(model)
+    return {
+        "weights": weights,
+        "gradients": weights,
+        "optimizer": _ADAM_STATES * weights,
+        "teacher": 4 * teacher_parameters,
+        "activations": kept // 2 if arguments.bf16 or arguments.fp16 else kept,
+    }
+
+
+def _longest_text(config: PreTrainedConfig) -> int:
+    length: int = getattr(config, "text_config", config).max_position_embeddings
+    return length
+
+
+def largest_image(processor: DualDistillProcessor, config: PreTrainedConfig) -> tuple[int, int]:
+    """Height and width in pixels of the largest picture that an image processor makes.
+
+    ViLT's keeps the aspect ratio up to a longer side of 1333 / 800 of the shorter; others make one fixed size.
+    """
+    size = processor.image_processor.size
+    if "height" in size:
+        return size["height"], size["width"]
+    shorter = size["shortest_edge"]
+    longer = int(1333 / 800 * shorter)
+    return shorter, longer // config.patch_size * config.patch_size
+
+
+def _check_rows(resolved: Resolved) -> None:
+    """Put the first rows of each split through the collator: columns, pictures and labels are looked at."""
+    for split in ("train", "validation"):
+        rows = resolved.data[split]
+        if len(rows):
+            resolved.collator([rows[index] for index in range(min(_CHECKED_ROWS, len(rows)))])
+
+
+def _num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _kept_bytes(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], layers: list[int]) -> int:
+    """Bytes that autograd keeps between forward and backward, weights left out, each storage counted once."""
+    # By address of the storage: views share it, and on the meta device every data pointer is 0.
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # held on to, or an address would be used twice
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.train()(**batch, output_query_states=layers or None, output_key_states=layers or None)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+__all__ = ["RunPlan", "estimate_memory", "largest_image", "plan_run"]
