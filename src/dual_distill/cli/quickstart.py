@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from datasets import DatasetDict
 
-from dual_distill.data import DistillationCollator, Task, build_answer_vocabulary, decode_image, get_task, load_task
+from dual_distill.data import DistillationCollator, Task, decode_image, get_task, load_task
 from dual_distill.hub_cards import draw_attention_picture
 from dual_distill.inference import measure_pair_latency, word_attention
 from dual_distill.modeling import DualDistillProcessor
@@ -36,6 +37,8 @@ from dual_distill.trainer import (
 
 from .quickstart_report import write_report
 
+# What the teacher is asked first: about one thing each. It learns to see before it learns to count, relate and compare.
+_FIRST_TYPES = ("exist", "colour", "shape")
 _LATENCY_ROWS = 64
 _WORDS_IN_PICTURE = 10  # two bands of the picture
 
@@ -55,6 +58,8 @@ class Preset:
     teacher_learning_rate: float = 1.5e-3
     student_batch_size: int = 128
     student_learning_rate: float = 2e-3
+    # Share of the teacher's steps that see only questions of _FIRST_TYPES.
+    teacher_first_share: float = 0.14
     num_attention_heads: int = 4
     # Wide enough that queries and keys tell tokens apart from the start; 0.02 spends most of the run on a plateau.
     initializer_range: float = 0.12
@@ -145,14 +150,14 @@ def quickstart(preset: Preset, settings: dict[str, Any], output_dir: Path) -> tu
             f"{title}, {training['max_steps']:,} steps",
             model_arguments[stage],
             training,
-            data,
+            _in_teaching_order(data, preset, seed) if stage == "teacher" else data,
             processor,
         )
     _say("evaluation on the test split")
     evaluations = _evaluate(task, data, processor, output_dir)
     _say("latency")
     models = {stage: load_model(str(output_dir / stage), task) for stage in STAGES}
-    label_names = build_answer_vocabulary(data["train"], task.label_column)
+    label_names = [models["teacher"].config.id2label[index] for index in range(models["teacher"].config.num_labels)]
     batch = DistillationCollator(processor, task, label_names)(
         [data["test"][index] for index in range(min(_LATENCY_ROWS, len(data["test"])))]
     )
@@ -214,6 +219,23 @@ def _model(preset: Preset, architecture: Literal["fusion_encoder", "dual_encoder
     )
 
 
+def _in_teaching_order(data: DatasetDict, preset: Preset, seed: int) -> DatasetDict:
+    """The training rows of all of the teacher's steps, in the order in which it sees them.
+
+    First questions of `_FIRST_TYPES` alone, then all; within each part every row once before any row twice.
+    """
+    rng = np.random.default_rng([seed, preset.teacher_steps])
+    types = np.array(data["train"]["question_type"])
+    first = np.flatnonzero(np.isin(types, _FIRST_TYPES))
+    first_steps = round(preset.teacher_first_share * preset.teacher_steps)
+    parts = []
+    for rows, steps in ((first, first_steps), (np.arange(len(types)), preset.teacher_steps - first_steps)):
+        wanted = steps * preset.teacher_batch_size
+        epochs = -(-wanted // len(rows))
+        parts.append(np.concatenate([rng.permutation(rows) for _ in range(epochs)])[:wanted])
+    return DatasetDict({**data, "train": data["train"].select(np.concatenate(parts))})
+
+
 def _training(settings: dict[str, Any], role: str) -> dict[str, Any]:
     steps = settings[f"{role}_steps"]
     return {
@@ -223,6 +245,8 @@ def _training(settings: dict[str, Any], role: str) -> dict[str, Any]:
         "learning_rate": settings[f"{role}_learning_rate"],
         "seed": settings["seed"],
         "logging_steps": max(steps // 10, 1),
+        # The teacher's rows lie in their order already.
+        "train_sampling_strategy": "sequential" if role == "teacher" else "random",
         "save_strategy": "no",
         "disable_tqdm": False,
     }

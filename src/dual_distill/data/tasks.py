@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from .nlvr_scenes import nlvr_scene_labels
+from .scenes import scene_answers
 from .snli_ve import SNLI_VE_LABELS
 
 Head = Literal["question_answering", "images_and_text_classification", "image_text_retrieval"]
@@ -62,6 +63,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             image_columns=("image",),
             text_column="question",
             label_column="answer",
+            label_names=tuple(scene_answers()),
             group_column="question_type",
         ),
         "easy_vqa": Task(
