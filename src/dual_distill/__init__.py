@@ -2,7 +2,8 @@
 
 from importlib.metadata import version
 
-from .data import load_task
+from .conversion import load_teacher
+from .data import DistillationCollator, get_task, load_own_data, load_task
 from .modeling import (
     DualDistillProcessor,
     DualEncoderConfig,
@@ -11,6 +12,8 @@ from .modeling import (
     DualEncoderModel,
     FusionEncoderConfig,
     FusionEncoderForImagesAndTextClassification,
+    FusionEncoderForImageTextRetrieval,
+    FusionEncoderForMaskedLM,
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
 )
@@ -21,6 +24,7 @@ __version__ = version("dual-distill")
 
 __all__ = [
     "DiDEObjective",
+    "DistillationCollator",
     "DistillationTrainer",
     "DistillationTrainingArguments",
     "DualDistillProcessor",
@@ -29,9 +33,14 @@ __all__ = [
     "DualEncoderForQuestionAnswering",
     "DualEncoderModel",
     "FusionEncoderConfig",
+    "FusionEncoderForImageTextRetrieval",
     "FusionEncoderForImagesAndTextClassification",
+    "FusionEncoderForMaskedLM",
     "FusionEncoderForQuestionAnswering",
     "FusionEncoderModel",
     "__version__",
+    "get_task",
+    "load_own_data",
     "load_task",
+    "load_teacher",
 ]

@@ -158,8 +158,18 @@ def test_an_augmentation_sees_each_picture_with_its_key(processor, png, decoding
     assert batch["pixel_values"].mean(dim=(0, 2, 3, 4)).tolist() == [-1.0, 1.0]
     collate(rows)
     assert len(decodings) == 8  # nothing was kept
-    with pytest.raises(ValueError, match=r"Row 0 of its batch has no '__epoch__' and '__index__', .* wrap .* NumberedRows"):
-        collate([row])
+
+
+def test_rows_without_number_and_epoch_are_evaluated_and_not_augmented(processor, png, decodings):
+    """One collator serves training and evaluation: of one batch, the numbered row alone is augmented."""
+    collate = DistillationCollator(
+        processor, TWO_IMAGES, TWO_IMAGES.label_names, augmentation=lambda image, key: Image.new("RGB", image.size)
+    )
+    white = png((255, 255, 255), (16, 16))
+    row = {"left": white, "right": white, "sentence": "is it?", "label": "true"}
+    batch = collate([row, {**row, "__index__": 3}, {**row, "__epoch__": 0, "__index__": 3}])
+    assert batch["pixel_values"].mean(dim=(1, 2, 3, 4)).tolist() == [1.0, 1.0, -1.0]
+    assert len(decodings) == 3  # once for the first two rows, kept, and twice for the third
 
 
 def test_a_picture_is_decoded_once(processor, rows, decodings):

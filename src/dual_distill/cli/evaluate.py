@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -65,12 +66,13 @@ def evaluate(options: argparse.Namespace) -> EvaluationReport | None:
     """Load, answer, and hold the answers against the split; None where its rows have no labels."""
     config = load_config(options.model, options.revision)
     label_names = [config.id2label[index] for index in range(config.num_labels)]
+    head: Any = saved_head(config) if options.task == "own" else "question_answering"
     arguments = DataArguments(
         task=options.task,
         data=options.data,
         data_options=options.data_options,
         skip_bad=options.skip_bad,
-        head=saved_head(config) if options.task == "own" else "question_answering",
+        head=head,
         image_column=options.image_column,
         text_column=options.text_column,
         label_column=options.label_column,
@@ -82,18 +84,23 @@ def evaluate(options: argparse.Namespace) -> EvaluationReport | None:
     rows = data[options.split]
     if options.max_rows is not None:
         rows = rows.select(range(min(options.max_rows, len(rows))))
+    # What cannot be answered or written is said before minutes of answering.
+    if not len(rows):
+        raise ValueError(f"split {options.split!r} has no rows to evaluate (--max-rows: {options.max_rows}); give more.")
+    if options.submission and "question_id" not in rows.column_names:
+        raise ValueError(f"--submission needs a column question_id, but split {options.split!r} has none.")
+    has_labels = task.label_column in rows.column_names and rows[0][task.label_column] is not None
+    if not has_labels and not options.submission:
+        raise ValueError(f"split {options.split!r} has no labels to hold answers against; give --submission FILE.")
     model, processor = load_teacher(options.model, options.revision, task.head)
-    collator = DistillationCollator(processor, task, label_names)
+    longest_text = getattr(config, "text_config", config).max_position_embeddings
+    collator = DistillationCollator(
+        processor, task, label_names, min(longest_text, processor.tokenizer.model_max_length), image_cache_mb=0
+    )
     answers = predict_answers(model.to(options.device), rows, collator, options.batch_size)
     if options.submission:
-        if "question_id" not in rows.column_names:
-            raise ValueError(f"--submission needs a column question_id, but split {options.split!r} has none.")
-        write_submission(options.submission, rows["question_id"], answers)
-    if task.label_column not in rows.column_names or rows[0][task.label_column] is None:
-        if not options.submission:
-            raise ValueError(f"split {options.split!r} has no labels to hold answers against; give --submission FILE.")
-        return None
-    return report_answers(answers, rows, task, None if options.no_baselines else data["train"])
+        write_submission(options.submission, list(rows["question_id"]), answers)
+    return report_answers(answers, rows, task, None if options.no_baselines else data.get("train")) if has_labels else None
 
 
 def table(report: EvaluationReport, title: str) -> str:

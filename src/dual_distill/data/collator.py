@@ -17,6 +17,7 @@ from PIL import Image
 from dual_distill.vqa_answers import soft_scores
 
 from .images import MAX_PIXELS, ImageError, decode_image, image_source
+from .numbered_rows import EPOCH_COLUMN, INDEX_COLUMN
 from .tasks import Task
 
 _UNKNOWN_LABEL = -100
@@ -42,9 +43,10 @@ class DistillationCollator:
         image_cache_mb: limit of the cache of prepared images in MB (1e6 bytes), in each data-loading process; 0 turns
             it off. With `DataLoader(num_workers > 0)` set `persistent_workers=True`, or the cache ends with the epoch.
         max_pixels: largest accepted picture, width x height in pixels.
-        augmentation: `(RGB picture, key) -> RGB picture`, applied after decoding and before resizing, with
-            `key = (row["__epoch__"], row["__index__"], place of the image column)`, so that it can draw the same change
-            for the same key; the cache is not used. None changes nothing.
+        augmentation: `(RGB picture, key) -> RGB picture`, applied after decoding and before resizing to rows of
+            `NumberedRows`, and to no others: training rows are wrapped in it, evaluation rows are not, and one collator
+            serves both. `key = (row["__epoch__"], row["__index__"], place of the image column)`, so that it can draw the
+            same change for the same key; augmented pictures are not cached. None changes nothing.
 
     Raises:
         ValueError: `label_names` holds a name twice, or a limit is negative.
@@ -100,7 +102,7 @@ class DistillationCollator:
         Raises:
             ImageError: a picture cannot be used.
             ValueError: no rows, a column is missing, a text is empty, a label is neither a string nor an index of
-                `label_names`, answers are not a list of strings, or an augmentation finds no `__epoch__` and `__index__`.
+                `label_names`, or answers are not a list of strings.
         """
         if not rows:
             raise ValueError("A batch needs at least one row, but the list is empty.")
@@ -176,14 +178,9 @@ class DistillationCollator:
 
     def _images(self, row: Mapping[str, Any], name: str) -> list[torch.Tensor]:
         values = [row[column] for column in self.task.image_columns]
-        if self.augmentation is None:
+        if self.augmentation is None or not {EPOCH_COLUMN, INDEX_COLUMN} <= set(row):
             return [self._cached(value, name) for value in values]
-        if not {"__epoch__", "__index__"} <= set(row):
-            raise ValueError(
-                f"Row {name} has no '__epoch__' and '__index__', from which an augmentation is drawn; wrap the data set in "
-                "NumberedRows (and set remove_unused_columns=False)."
-            )
-        keys = [(row["__epoch__"], row["__index__"], place) for place in range(len(values))]
+        keys = [(row[EPOCH_COLUMN], row[INDEX_COLUMN], place) for place in range(len(values))]
         pictures = [decode_image(value, name, self.max_pixels) for value in values]
         return [self._prepare(self.augmentation(picture, key), name) for picture, key in zip(pictures, keys, strict=True)]
 
@@ -225,7 +222,7 @@ def _content_key(source: bytes | Image.Image) -> bytes:
 
 
 def _row_name(row: Mapping[str, Any], position: int) -> str:
-    if "__index__" in row:
-        return str(row["__index__"])
+    if INDEX_COLUMN in row:
+        return str(row[INDEX_COLUMN])
     ids = ", ".join(f"{column} {row[column]}" for column in ID_COLUMNS if column in row)
     return f"{position} of its batch ({ids})" if ids else f"{position} of its batch"

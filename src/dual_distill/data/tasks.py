@@ -34,6 +34,8 @@ class Task:
         consistency_column: column that is equal for all rows of one sentence, or None; see `metrics.consistency`.
         answers_column: column of lists, what several people answered (normalised), or None. Where it is set, the labels of
             a batch are `vqa_answers.soft_scores` instead of one class; `label_column` holds the most common of them.
+        given_answers_column: column of lists, the same answers as the annotation file has them, against which the official
+            VQA score is computed; None: `answers_column`.
         min_answer_count: fewest training rows with an answer that becomes a class, where `label_names` is None.
         image_id_column: column that is equal for all rows of one image, by which retrieval knows right pairs, or None.
 
@@ -51,6 +53,7 @@ class Task:
     group_column: str | None = None
     consistency_column: str | None = None
     answers_column: str | None = None
+    given_answers_column: str | None = None
     min_answer_count: int = 1
     image_id_column: str | None = None
 
@@ -99,6 +102,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             label_column="answer",
             group_column="answer_type",
             answers_column="answers",
+            given_answers_column="answers_as_given",
             min_answer_count=9,
         ),
         "nlvr2": Task(

@@ -1,8 +1,8 @@
 """Which model and which data: the arguments that a recipe, the command line and Python share."""
 
 import json
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin
 
 
 @dataclass
@@ -71,12 +71,19 @@ class ModelArguments:
         default="sdpa", metadata={"help": "How attention is computed."}
     )
 
+    def __post_init__(self) -> None:
+        """Refuse words that are none of a field's."""
+        _check_words(self)
+
 
 @dataclass
 class DataArguments:
     """What is learned from.
 
     The fields from `head` to `answers_column` describe one's own data (`task: own`); other tasks know theirs.
+
+    Raises:
+        ValueError: a field that takes one of several words has another, or `data_options` is no JSON.
 
     Example:
         >>> DataArguments(task="nlvr", data="path/to/nlvr1").image_cache_mb
@@ -122,12 +129,22 @@ class DataArguments:
     image_cache_mb: float = field(default=512.0, metadata={"help": "Memory for prepared images in MB; 0: none."})
 
     def __post_init__(self) -> None:
-        """Read options that were given as JSON."""
+        """Read options that were given as JSON, and one image column as a list of one."""
+        _check_words(self)
+        if isinstance(self.image_column, str):  # as a recipe may have it
+            self.image_column = [self.image_column]
         if isinstance(self.data_options, str):
             try:
                 self.data_options = json.loads(self.data_options)
             except json.JSONDecodeError as error:
                 raise ValueError(f"data_options is {self.data_options!r}, which is no JSON: {error}.") from error
+
+
+def _check_words(arguments: Any) -> None:
+    """Hold fields with a choice of words to their choice: a recipe's values are not checked by the command line's parser."""
+    for one in fields(arguments):
+        if get_origin(one.type) is Literal and (value := getattr(arguments, one.name)) not in get_args(one.type):
+            raise ValueError(f"{one.name} is {value!r}; give one of {', '.join(get_args(one.type))}.")
 
 
 __all__ = ["DataArguments", "ModelArguments"]

@@ -4,6 +4,7 @@ Unusual here:
 
 * The teacher is no part of the student, of the optimizer, of a checkpoint, or of what accelerate prepares: it runs in
   eval mode under `no_grad` and the run's own autocast.
+* Training rows that know their number (`NumberedRows`) are told each epoch, which augmentation is drawn from.
 * Each loss term is averaged over the rows since the last log and gathered across processes, in training and evaluation.
 """
 
@@ -19,6 +20,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from dual_distill.conversion import load_teacher
+from dual_distill.data import NumberedRows, RowEpochCallback
 from dual_distill.objectives import DiDEObjective
 
 from .distillation_config import DistillationTrainingArguments
@@ -39,7 +41,8 @@ class DistillationTrainer(Trainer):
 
     Raises:
         ValueError: an objective without a teacher, or a pair that cannot be compared (vocabulary, patch grid, answers,
-            heads, layers); said before the first step.
+            heads, layers); or a collator that augments rows of a training set that is no `NumberedRows`, which it would pass
+            over. Said before the first step.
 
     References:
         Wang et al., EMNLP 2022, arXiv 2112.08723.
@@ -59,22 +62,28 @@ class DistillationTrainer(Trainer):
     ):
         if teacher is None and objective is not None:
             raise ValueError("an objective was given without a teacher; give teacher= as well, or leave objective= out.")
-        if isinstance(teacher, str | Path):
-            teacher = load_teacher(teacher).model
+        taught_by = load_teacher(teacher).model if isinstance(teacher, str | Path) else teacher
         super().__init__(model=model, args=args, **kwargs)
-        self.teacher = teacher
+        if isinstance(self.train_dataset, NumberedRows):
+            self.add_callback(RowEpochCallback())
+        elif self.train_dataset is not None and getattr(self.data_collator, "augmentation", None) is not None:
+            raise ValueError(
+                "the collator has an augmentation, which is drawn from a row's number and epoch, but train_dataset is a "
+                f"{type(self.train_dataset).__name__} without them; give NumberedRows(train_dataset)."
+            )
+        self.teacher: nn.Module | None = taught_by
         self.objective = objective
         self._term_sums: dict[str, torch.Tensor] = {}
         self._term_rows = 0
-        if teacher is None:
+        if taught_by is None:
             return
         student = self.accelerator.unwrap_model(self.model)
         if objective is None:
             objective = args.make_objective(multi_label=student.config.problem_type == "multi_label_classification")
-        check_pair(student, teacher, objective)
-        self.teacher = teacher.requires_grad_(False).eval().to(self.args.device)
+        check_pair(student, taught_by, objective)
+        self.teacher = taught_by.requires_grad_(False).eval().to(self.args.device)
         self.objective = objective.to(self.args.device)
-        self._teacher_requests = self._attention_requests(teacher, objective.teacher_layers)
+        self._teacher_requests = self._attention_requests(taught_by, objective.teacher_layers)
 
     @staticmethod
     def _attention_requests(teacher: nn.Module, layers: list[int]) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from dual_distill.metrics import (
     text_only_baseline,
 )
 
+_FEWEST_ANSWERS = 4
+"""`vqa_score` refuses fewer: full agreement of three people would score below 1."""
+
 
 @dataclass(frozen=True)
 class EvaluationReport:
@@ -34,8 +37,8 @@ class EvaluationReport:
         text_only: accuracy (VQA score, where there is one) of the better text-only reader; None without training rows.
         text_only_method: which reader that was.
         majority: the same of the most frequent training answer; None without training rows.
-        vqa_score: the official VQA score, where several people answered each question; None elsewhere. `accuracy` is then
-            against the most common of their answers.
+        vqa_score: the official VQA score, where four people or more answered each question; None elsewhere. `accuracy` is
+            then against the most common of their answers.
         vqa_score_by_group: the same for each value of the task's group column.
     """
 
@@ -111,24 +114,30 @@ def report_answers(
         task: names the columns.
         train: rows that text-only and majority baselines learn from; None leaves them out.
         seed: of the text-only baseline.
+
+    Raises:
+        ValueError: the task has no labels.
     """
-    labels = [str(label) for label in dataset[task.label_column]]
+    label_column = task.label_column
+    if label_column is None:
+        raise ValueError(f"task {task.name!r} has pairs and no labels to hold answers against; choose a task with answers.")
+    labels = [str(label) for label in dataset[label_column]]
     is_right = [answer == label for answer, label in zip(answers, labels, strict=True)]
     groups = list(dataset[task.group_column]) if task.group_column else None
     sentences = dataset[task.consistency_column] if task.consistency_column else None
-    people = dataset[task.given_answers_column or task.answers_column] if task.answers_column else None
-    scores = None if people is None else _vqa_scores(answers, people)
+    people = _people(dataset, task)
+    scores = None if people is None else _vqa_scores(answers, people, groups)
     report = EvaluationReport(
         rows=len(labels),
         accuracy=sum(is_right) / len(is_right),
         accuracy_by_group=accuracy_by_group(is_right, groups) if groups is not None else {},
         consistency=consistency(is_right, list(sentences)) if sentences is not None else None,
         vqa_score=None if scores is None else scores["vqa_score"],
-        vqa_score_by_group=_vqa_scores(answers, people, groups)["vqa_score_by_answer_type"] if people and groups else {},
+        vqa_score_by_group=(scores or {}).get("vqa_score_by_answer_type", {}),
     )
     if train is None:
         return report
-    train_labels = [str(label) for label in train[task.label_column]]
+    train_labels = [str(label) for label in train[label_column]]
     baseline = text_only_baseline(
         list(train[task.text_column]),
         train_labels,
@@ -143,6 +152,14 @@ def report_answers(
         text_only = _vqa_scores(baseline.predictions, people)["vqa_score"]
         majority = _vqa_scores([majority_answer(train_labels)] * len(labels), people)["vqa_score"]
     return replace(report, text_only=text_only, text_only_method=baseline.method, majority=majority)
+
+
+def _people(dataset: Dataset, task: Task) -> list[list[str]] | None:
+    """What people answered, a list a row; None where the task has one answer a row, or too few for the official score."""
+    if task.answers_column is None:
+        return None
+    people = list(dataset[task.given_answers_column or task.answers_column])
+    return people if min(map(len, people)) >= _FEWEST_ANSWERS else None
 
 
 def _vqa_scores(

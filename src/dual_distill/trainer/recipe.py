@@ -7,7 +7,7 @@ file, the command line and Python say the same words. `resolve` settles everythi
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from datasets import Dataset, DatasetDict
 from torch import nn
@@ -20,7 +20,6 @@ from dual_distill.data import (
     DistillationCollator,
     NumberedRows,
     RandAugment,
-    RowEpochCallback,
     Task,
     answer_coverage,
     build_answer_vocabulary,
@@ -105,6 +104,7 @@ def resolve(
         ValueError: the arguments do not fit each other, the task, or the checkpoints; the message says how to mend it.
     """
     task, data = load_data(data_arguments) if data is None else (get_task(data_arguments.task), data)
+    _check_splits(data)
     label_names = _label_names(model_arguments, data_arguments, task, data)
     if processor is None:
         source = model_arguments.init_from or model_arguments.teacher
@@ -117,6 +117,11 @@ def resolve(
     teacher_config = None
     if model_arguments.teacher is not None:
         teacher_config = load_config(model_arguments.teacher, model_arguments.teacher_revision, head=task.head)
+    if config.num_images != len(task.image_columns):
+        raise ValueError(
+            f"a row of the data has {len(task.image_columns)} images ({', '.join(task.image_columns)}), but the model reads "
+            f"{config.num_images} with a {task.head} head; name other image columns, or set fresh_head or another head."
+        )
     longest_text = getattr(config, "text_config", config).max_position_embeddings
     collator = DistillationCollator(
         processor,
@@ -140,15 +145,12 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
     Raises:
         ValueError: the task is unknown or has no labels to learn, or the data cannot be read.
     """
-    options: dict[str, Any] = dict(arguments.data_options or {})
+    options = dict(cast("dict[str, Any]", arguments.data_options or {}))  # JSON has been read by now
     if arguments.skip_bad:
         options["skip_bad"] = True
     if arguments.task != "own":
         task = get_task(arguments.task)
-        if task.label_column is None:
-            raise ValueError(
-                f"task {arguments.task!r} has pairs and no labels, which no head here learns from; choose a task with answers."
-            )
+        _label_column(task)
         return task, load_task(arguments.task, arguments.data, **options)
     if arguments.data is None:
         raise ValueError("task own needs data=, a file, a folder, or the name of a data set on the Hub.")
@@ -199,7 +201,6 @@ def make_run(
         processing_class=resolved.processor,
         compute_metrics=accuracy_of_logits,
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
-        callbacks=[RowEpochCallback()],
     )
     return Run(trainer, resolved.processor, resolved.data, task, resolved.label_names)
 
@@ -317,13 +318,32 @@ def _label_names(model_arguments: ModelArguments, data_arguments: DataArguments,
         return [id2label[index] for index in range(len(id2label))]
     if task.label_names is not None:
         return list(task.label_names)
-    return build_answer_vocabulary(data["train"], task.label_column, data_arguments.min_answer_count or task.min_answer_count)
+    return build_answer_vocabulary(data["train"], _label_column(task), data_arguments.min_answer_count or task.min_answer_count)
+
+
+def _label_column(task: Task) -> str:
+    if task.label_column is None:
+        raise ValueError(
+            f"task {task.name!r} has pairs and no labels, which no head here learns from; choose a task with answers."
+        )
+    return task.label_column
+
+
+def _check_splits(data: DatasetDict) -> None:
+    """Refuse data that cannot be trained on, or not be evaluated after it."""
+    for split in ("train", "validation"):
+        if split not in data or not len(data[split]):
+            state = "has no rows" if split in data else "is missing"
+            raise ValueError(
+                f"the split {split!r} {state} (there are {', '.join(data)}), but a run needs rows to train on and rows to be "
+                "evaluated on; give files that hold some, or hold more rows out (data_options)."
+            )
 
 
 def _check_labels(task: Task, data: DatasetDict, label_names: Sequence[str]) -> None:
     """Refuse data none of whose labels the head can give: a checkpoint for other answers."""
-    column = task.answers_column or task.label_column
-    if column is not None and not answer_coverage(data["train"], column, label_names):
+    column = task.answers_column or _label_column(task)
+    if not answer_coverage(data["train"], column, label_names):
         names = ", ".join(repr(name) for name in list(label_names)[:3])
         raise ValueError(
             f"none of the labels in column {column!r} is among the {len(label_names):,} that the head gives ({names}, ...); "

@@ -1,23 +1,25 @@
 """What a run would be, found out without weights and without training: `train --dry-run`.
 
 Everything that can go wrong before the first step does so here: paths, columns, pictures, labels, the pairing of teacher and
-student. Both models are built on torch's `meta` device, which has shapes and no memory, so ViLT-B/32 costs what a toy costs;
-what one step keeps for its backward pass is counted by running a batch of the largest shape through them.
+student. Both models are made of fake tensors, which have shapes and no memory, so ViLT-B/32 costs what a toy costs; what one
+step keeps for its backward pass is counted by running a batch of the largest shape through the student. (Torch's `meta` device
+would not do: there sdpa falls back on the form of attention that keeps every probability, which no real device does.)
 """
 
-import copy
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dual_distill.conversion import model_class
 from dual_distill.data import answer_coverage
-from dual_distill.modeling import DualDistillProcessor
 
 from .arguments import DataArguments, ModelArguments
 from .distillation_config import DistillationTrainingArguments
@@ -45,7 +47,7 @@ class RunPlan:
         rows_per_step: rows of all processes and accumulated batches.
         epochs: passes over the training rows.
         memory_bytes: estimate for one process, by what it is for: weights, gradients, optimizer, teacher, activations (of
-            the largest batch: longest text, largest pictures).
+            the largest batch: longest texts, pictures of every shape); see `estimate_memory`.
     """
 
     task: str
@@ -97,7 +99,7 @@ def plan_run(
     teacher_class = None if teacher_config is None else model_class(teacher_config, task.head)
     layers: list[int] = []
     teacher_parameters = 0
-    with torch.device("meta"):
+    with FakeTensorMode():
         student = student_class(config)
         if teacher_class is not None:
             teacher = teacher_class(teacher_config)
@@ -105,6 +107,10 @@ def plan_run(
             objective = training_arguments.make_objective(multi_label=task.answers_column is not None)
             check_pair(student, teacher, objective)
             layers = objective.student_layers
+    # The two forms of which a CPU knows the cost; flex and flash attention keep what sdpa keeps.
+    config._attn_implementation = "eager" if model_arguments.attn_implementation == "eager" else "sdpa"
+    images = resolved.processor.image_processor
+    memory = estimate_memory(student_class, config, teacher_parameters, layers, images, training_arguments)
     steps, rows_per_step, steps_an_epoch = _count_steps(resolved, data_arguments, training_arguments)
     return RunPlan(
         task=task.name,
@@ -118,7 +124,7 @@ def plan_run(
         steps=steps,
         rows_per_step=rows_per_step,
         epochs=steps / steps_an_epoch,
-        memory_bytes=estimate_memory(student_class, config, teacher_parameters, layers, resolved.processor, training_arguments),
+        memory_bytes=memory,
     )
 
 
@@ -127,8 +133,10 @@ def _count_steps(
 ) -> tuple[int, int, int]:
     """Steps of the run, rows a step, and steps an epoch."""
     rows = min(len(resolved.data["train"]), data_arguments.max_train_rows or len(resolved.data["train"]))
-    rows_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    steps_an_epoch = math.ceil(rows / rows_per_step)
+    rows_per_batch = arguments.train_batch_size * arguments.world_size
+    rows_per_step = rows_per_batch * arguments.gradient_accumulation_steps
+    batches = rows // rows_per_batch if arguments.dataloader_drop_last else math.ceil(rows / rows_per_batch)
+    steps_an_epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
     if arguments.max_steps > 0:
         return arguments.max_steps, rows_per_step, steps_an_epoch
     return math.ceil(arguments.num_train_epochs * steps_an_epoch), rows_per_step, steps_an_epoch
@@ -146,7 +154,7 @@ def estimate_memory(
     config: PreTrainedConfig,
     teacher_parameters: int,
     layers: list[int],
-    processor: DualDistillProcessor,
+    image_processor: Any,
     arguments: DistillationTrainingArguments,
 ) -> dict[str, int]:
     """Bytes that one training process needs, by what they are for.
@@ -156,56 +164,55 @@ def estimate_memory(
         config: its configuration.
         teacher_parameters: number of the teacher's parameters, 0 without one.
         layers: layers whose queries and keys are recorded.
-        processor: knows the size of the largest picture.
-        arguments: batch size, precision, checkpointing.
+        image_processor: knows the size of the largest picture.
+        arguments: batch size, precision, optimizer, checkpointing.
 
     Note:
-        Weights, gradients and AdamW's two states are exact for float32. Activations are those that autograd keeps of a batch
-        of the longest texts and largest pictures; with `bf16` or `fp16` they are taken as half as large. What the teacher's
-        forward pass holds for a moment, and what allocators and libraries add, is left out.
+        Weights and gradients are exact for float32, AdamW's two states too; another optimizer is taken to have none.
+        Activations are those that autograd keeps of a padded batch of the longest texts and largest pictures, in the precision
+        of the run, with the kernels that torch takes on a CPU. What the teacher's forward pass holds for a moment, the losses,
+        and what allocators and libraries add are left out.
     """
-    config = copy.deepcopy(config)
-    image_config = getattr(config, "vision_config", config)
-    height, width = largest_image(processor, image_config)
-    # A position table of just this size: resizing it would need values, and the meta device has none.
-    image_config.image_size = [height, width]
-    num_images = config.num_images if "Classification" in student_class.__name__ else 1
-    batch_size = arguments.train_batch_size
-    with torch.device("meta"):
+    height, width = largest_images(image_processor, getattr(config, "vision_config", config))
+    batch_size, num_tokens = arguments.train_batch_size, getattr(config, "text_config", config).max_position_embeddings
+    with FakeTensorMode():
         model = student_class(config)
+        if arguments.gradient_checkpointing or arguments.activation_checkpointing:
+            model.activation_checkpointing_enable()
         batch = {
-            "input_ids": torch.zeros(batch_size, _longest_text(config), dtype=torch.long),
-            "pixel_values": torch.zeros(batch_size, num_images, 3, height, width),
+            "input_ids": torch.zeros(batch_size, num_tokens, dtype=torch.long),
+            "attention_mask": torch.ones(batch_size, num_tokens, dtype=torch.long),
+            "pixel_values": torch.zeros(batch_size, config.num_images, 3, height, width),
+            "pixel_mask": torch.ones(batch_size, config.num_images, height, width, dtype=torch.long),
         }
-    if arguments.gradient_checkpointing or arguments.activation_checkpointing:
-        model.activation_checkpointing_enable()
-    kept = _kept_bytes(model, batch, layers)
+        kept = _kept_bytes(model, batch, layers, is_half=arguments.bf16 or arguments.fp16)
     weights = 4 * _num_parameters(model)
     return {
         "weights": weights,
         "gradients": weights,
-        "optimizer": _ADAM_STATES * weights,
+        "optimizer": _ADAM_STATES * weights if "adam" in arguments.optim else 0,
         "teacher": 4 * teacher_parameters,
-        "activations": kept // 2 if arguments.bf16 or arguments.fp16 else kept,
+        "activations": kept,
     }
 
 
-def _longest_text(config: PreTrainedConfig) -> int:
-    length: int = getattr(config, "text_config", config).max_position_embeddings
-    return length
+def largest_images(image_processor: Any, config: PreTrainedConfig) -> tuple[int, int]:
+    """Height and width in pixels of the largest batch of pictures that an image processor makes.
 
+    ViLT's keeps the aspect ratio up to a longer side of 1333 / 800 of the shorter, and a portrait and a landscape picture pad
+    each other to a square of the longer side; others make one fixed size.
 
-def largest_image(processor: DualDistillProcessor, config: PreTrainedConfig) -> tuple[int, int]:
-    """Height and width in pixels of the largest picture that an image processor makes.
-
-    ViLT's keeps the aspect ratio up to a longer side of 1333 / 800 of the shorter; others make one fixed size.
+    Example:
+        >>> from transformers import ViltImageProcessorPil
+        >>> from dual_distill.modeling import FusionEncoderConfig
+        >>> largest_images(ViltImageProcessorPil(size={"shortest_edge": 384}), FusionEncoderConfig())
+        (608, 608)
     """
-    size = processor.image_processor.size
+    size = image_processor.size
     if "height" in size:
         return size["height"], size["width"]
-    shorter = size["shortest_edge"]
-    longer = int(1333 / 800 * shorter)
-    return shorter, longer // config.patch_size * config.patch_size
+    longer = int(1333 / 800 * size["shortest_edge"]) // config.patch_size * config.patch_size
+    return longer, longer
 
 
 def _check_rows(resolved: Resolved) -> None:
@@ -220,9 +227,9 @@ def _num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _kept_bytes(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], layers: list[int]) -> int:
+def _kept_bytes(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], layers: list[int], is_half: bool) -> int:
     """Bytes that autograd keeps between forward and backward, weights left out, each storage counted once."""
-    # By address of the storage: views share it, and on the meta device every data pointer is 0.
+    # By address of the storage: views share it, and fake tensors have no data to point at.
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # held on to, or an address would be used twice
 
@@ -232,9 +239,18 @@ def _kept_bytes(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], layer
             kept[storage._cdata] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    def note_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        note(inputs[0])
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            # What such a layer starts again from is kept by the checkpoint, of which autograd's hooks hear nothing.
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                stack.callback(module.register_forward_pre_hook(note_input).remove)
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor))
+        stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=is_half))
         model.train()(**batch, output_query_states=layers or None, output_key_states=layers or None)
     return sum(storage.nbytes() for storage in kept.values())
 
 
-__all__ = ["RunPlan", "estimate_memory", "largest_image", "plan_run"]
+__all__ = ["RunPlan", "estimate_memory", "largest_images", "plan_run"]
