@@ -48,7 +48,9 @@ def matching(phrase, objects):
 
 
 def beside(direction, anchor, objects):
-    """What lies in the neighbouring cell in that direction."""
+    """What lies in the neighbouring cell in that direction; "next to": in any of the four."""
+    if direction == "next to":
+        return [o for o in objects if abs(o["row"] - anchor["row"]) + abs(o["column"] - anchor["column"]) == 1]
     row_step, column_step = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}[direction]
     cell = (anchor["row"] + row_step, anchor["column"] + column_step)
     return [o for o in objects if (o["row"], o["column"]) == cell]
@@ -65,7 +67,7 @@ def referred(phrase, objects, cells):
     if corner:
         row, column = 0 if corner[1] == "top" else cells - 1, 0 if corner[2] == "left" else cells - 1
         return only([o for o in objects if (o["row"], o["column"]) == (row, column)])
-    relation = re.fullmatch(r"thing (left of|right of|above|below) the (.+)", phrase)
+    relation = re.fullmatch(r"thing (left of|right of|above|below|next to) the (.+)", phrase)
     if relation:
         return only(beside(relation[1], only(matching(relation[2], objects)), objects))
     return only(matching(phrase, objects))

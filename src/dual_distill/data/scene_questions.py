@@ -6,7 +6,8 @@ often so far, and for it the key it has used least often, so that reading a ques
 answer: the picture has to be looked at.
 
 Meaning of the words: "the thing left of X" is in the neighbouring cell in X's row, "the thing above X" in the neighbouring
-cell in X's column. X is always the only thing of its colour and shape in the picture.
+cell in X's column, and "the thing next to X" is the only one in the up to four neighbouring cells. X is always the only thing
+of its colour and shape in the picture.
 """
 
 import random
@@ -201,6 +202,16 @@ def _relation_shape(scene: Scene, cells: int) -> Iterator[_Candidate]:
         yield _Candidate("relation_shape", (direction, f"{anchor.colour} {anchor.shape}"), neighbour.shape)
 
 
+def _next_to_colour(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    for anchor, neighbour in _only_neighbours(scene):
+        yield _Candidate("relation_colour", ("next to", f"{anchor.colour} {anchor.shape}"), neighbour.colour)
+
+
+def _next_to_shape(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    for anchor, neighbour in _only_neighbours(scene):
+        yield _Candidate("relation_shape", ("next to", f"{anchor.colour} {anchor.shape}"), neighbour.shape)
+
+
 def _comparisons(counts: list[tuple[str, int]]) -> Iterator[_Candidate]:
     for first, first_count in counts:
         for second, second_count in counts:
@@ -249,12 +260,22 @@ def _neighbours(scene: Scene) -> Iterator[tuple[str, SceneObject, SceneObject]]:
                 yield direction, anchor, neighbour
 
 
+def _only_neighbours(scene: Scene) -> Iterator[tuple[SceneObject, SceneObject]]:
+    """Each (anchor of a kind that no other thing has, the one thing beside it) where there is just one."""
+    neighbours: dict[SceneObject, list[SceneObject]] = {}
+    for _, anchor, neighbour in _neighbours(scene):
+        neighbours.setdefault(anchor, []).append(neighbour)
+    for anchor, beside in neighbours.items():
+        if len(beside) == 1:
+            yield anchor, beside[0]
+
+
 # type -> (finder, share of the type's questions). Shares hold as far as the scenes allow.
 _FINDERS: dict[str, tuple[tuple[Finder, float], ...]] = {
     "exist": ((_exist_pair, 0.5), (_exist_colour, 0.25), (_exist_shape, 0.25)),
     "count": ((_count_colour, 0.45), (_count_shape, 0.45), (_count_all, 0.1)),
     "colour": ((_colour_of_unique, 0.6), (_colour_in_corner, 0.4)),
     "shape": ((_shape_of_unique, 0.6), (_shape_in_corner, 0.4)),
-    "relation": ((_relation_colour, 0.5), (_relation_shape, 0.5)),
+    "relation": ((_relation_colour, 0.25), (_relation_shape, 0.25), (_next_to_colour, 0.25), (_next_to_shape, 0.25)),
     "comparison": ((_compare_colours, 0.5), (_compare_shapes, 0.5)),
 }
