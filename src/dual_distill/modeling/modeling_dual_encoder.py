@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -85,6 +86,40 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
+
+    def project_text(self, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Give the text's half of the interaction's first linear map: `(..., C)` -> `(..., 2C)`, bias included.
+
+        That map is linear in text and image apart, so each half is computed once, however many pairs it is part of.
+        """
+        first = self.interaction[0]
+        return linear(text_embeds, first.weight[:, : self.config.hidden_size], first.bias)
+
+    def project_images(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Give the image's half of the interaction's first linear map: `(..., C)` -> `(..., 2C)`, without the bias."""
+        return linear(image_embeds, self.interaction[0].weight[:, self.config.hidden_size :])
+
+    def fuse_projections(self, text_projections: torch.Tensor, image_projections: torch.Tensor) -> torch.Tensor:
+        """Finish the interaction from its two halves.
+
+        Args:
+            text_projections: `(..., 2C)` from `project_text`.
+            image_projections: `(..., 2C)` from `project_images`; the two broadcast.
+
+        Returns:
+            `(..., C)` fused vectors, the `pooler_output` of `forward` up to rounding.
+
+        Example:
+            >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+            >>> model = DualEncoderModel(DualEncoderConfig(
+            ...     text_config=tower, vision_config={"image_size": 8, "patch_size": 4, **tower}))
+            >>> texts, images = torch.randn(3, 1, 8), torch.randn(1, 5, 8)
+            >>> every_pair = model.fuse_projections(model.project_text(texts), model.project_images(images))
+            >>> whole = model.interaction(torch.cat([texts.expand(3, 5, 8), images.expand(3, 5, 8)], dim=-1))
+            >>> torch.allclose(every_pair, whole, atol=1e-5)
+            True
+        """
+        return self.interaction[1:](text_projections + image_projections)
 
     @can_return_tuple
     def forward(
@@ -184,6 +219,27 @@ class _DualEncoderForTask(DualEncoderPreTrainedModel):
     def get_image_features(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> BaseModelOutputWithPooling:
         """Encode images alone; see `DualEncoderModel.get_image_features`."""
         return self.dual_encoder.get_image_features(*args, **kwargs)
+
+    def project_text(self, text_embeds: torch.Tensor) -> torch.Tensor:
+        """Give the text's half of the interaction; see `DualEncoderModel.project_text`."""
+        return self.dual_encoder.project_text(text_embeds)
+
+    def project_images(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Give the image's half of the interaction; see `DualEncoderModel.project_images`."""
+        return self.dual_encoder.project_images(image_embeds)
+
+    def logits_of_projections(self, text_projections: torch.Tensor, image_projections: torch.Tensor) -> torch.Tensor:
+        """Give the logits of B rows from the two halves of the interaction's first linear map.
+
+        Args:
+            text_projections: `(B, 2C)` from `project_text`, or `(1, 2C)`: one text for all rows.
+            image_projections: `(B, N, 2C)` from `project_images`, or `(1, N, 2C)`: the same images for all rows.
+
+        Returns:
+            `(B, labels)`, equal to `forward`'s logits up to rounding.
+        """
+        fused = self.dual_encoder.fuse_projections(text_projections[:, None], image_projections)
+        return self.classifier(flatten_pairs(fused, self.num_images))
 
     @can_return_tuple
     def forward(
