@@ -325,3 +325,38 @@ def test_a_batch_of_real_encoders_is_the_mean_of_its_rows():
         alone.append(losses(row))
     for name, value in together.items():
         torch.testing.assert_close(value, torch.stack([row[name] for row in alone]).mean(), atol=1e-5, rtol=0)
+
+
+def split_states(side):
+    """The same states as two towers hand them out: a pair of text and image a layer."""
+    apart = {
+        name: tuple((states[:, :, :TEXT], states[:, :, TEXT:]) for states in getattr(side, name))
+        for name in ("query_states", "key_states")
+    }
+    return SimpleNamespace(**{**vars(side), **apart})
+
+
+def test_states_of_two_towers_need_not_be_laid_side_by_side(masks):
+    batch, image = masks
+    student, teacher = outputs(mask=image, layers=2), outputs(mask=image, layers=2)
+    objective = DiDEObjective(layer_map={0: 0, 1: 1})
+    expected = objective(student, teacher, batch)["attention_loss"]
+    assert torch.equal(objective(split_states(student), teacher, batch)["attention_loss"], expected)
+    assert torch.equal(objective(student, split_states(teacher), batch)["attention_loss"], expected)
+    with pytest.raises(ValueError, match="the student recorded 9 tokens, the batch has 8"):
+        objective(split_states(student), teacher, {"attention_mask": batch["attention_mask"][:, 1:]})
+
+
+@pytest.mark.parametrize("relation_heads", [None, 4])
+def test_scores_given_back_by_a_cache_give_the_same_loss(masks, relation_heads):
+    batch, image = masks
+    student, teacher = outputs(mask=image, layers=2), outputs(mask=image, layers=2)
+    objective = DiDEObjective(layer_map={0: 0, 1: 1}, relation_heads=relation_heads)
+    expected = objective(student, teacher, batch)["attention_loss"]
+    scores = objective.teacher_scores(teacher, batch["attention_mask"], TEXT + IMAGE)
+    assert [tuple(block.shape) for block in scores[1]] == [
+        (3, relation_heads or 2, TEXT, IMAGE),
+        (3, relation_heads or 2, IMAGE, TEXT),
+    ]
+    found = objective(student, SimpleNamespace(logits=teacher.logits, cross_modal_scores=scores), batch)
+    torch.testing.assert_close(found["attention_loss"], expected, atol=1e-5, rtol=0)

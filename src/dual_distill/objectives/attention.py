@@ -80,14 +80,26 @@ def relation_scores(queries: torch.Tensor, keys: torch.Tensor, relation_heads: i
         >>> relation_scores(torch.ones(1, 4, 2, 3), torch.ones(1, 4, 5, 3), relation_heads=2).shape
         torch.Size([1, 2, 2, 5])
     """
-    if relation_heads is not None:
-        width = queries.shape[1] * queries.shape[3]
-        if width % relation_heads:
-            raise ValueError(f"{relation_heads} relation heads do not divide the width {width}; choose a divisor of it.")
-        queries, keys = (
-            states.transpose(1, 2).flatten(2).unflatten(2, (relation_heads, -1)).transpose(1, 2) for states in (queries, keys)
-        )
+    queries, keys = regroup_heads(queries, relation_heads), regroup_heads(keys, relation_heads)
     return queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
+
+
+def regroup_heads(states: torch.Tensor, relation_heads: int | None) -> torch.Tensor:
+    """Concatenate all heads of each token and split them again: `(B, H, L, D)` -> `(B, R, L, H * D / R)`; None: as they are.
+
+    Raises:
+        ValueError: R does not divide the width.
+
+    Example:
+        >>> regroup_heads(torch.ones(1, 4, 5, 3), relation_heads=2).shape
+        torch.Size([1, 2, 5, 6])
+    """
+    if relation_heads is None or relation_heads == states.shape[1]:
+        return states
+    width = states.shape[1] * states.shape[3]
+    if width % relation_heads:
+        raise ValueError(f"{relation_heads} relation heads do not divide the width {width}; choose a divisor of it.")
+    return states.transpose(1, 2).flatten(2).unflatten(2, (relation_heads, -1)).transpose(1, 2)
 
 
 def attention_probs_to_scores(probs: torch.Tensor) -> torch.Tensor:
@@ -134,4 +146,4 @@ def cross_modal_scores(
     )
 
 
-__all__ = ["attention_distillation_loss", "attention_probs_to_scores", "cross_modal_scores", "relation_scores"]
+__all__ = ["attention_distillation_loss", "attention_probs_to_scores", "cross_modal_scores", "regroup_heads", "relation_scores"]

@@ -1,12 +1,13 @@
 """The DiDE objective: soft labels and cross-modal attention of the last layer, both weight 1 in the paper's recipe."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from .attention import attention_distillation_loss, attention_probs_to_scores, cross_modal_scores
+from .attention import attention_distillation_loss, attention_probs_to_scores, relation_scores
+from .chunked_attention import chunked_attention_loss
 from .labels import soft_answer_loss, soft_label_loss
 
 
@@ -93,9 +94,9 @@ class DiDEObjective(nn.Module):
 
         Args:
             student_outputs: `logits`, `query_states` and `key_states` of `student_layers`, `image_mask`; `loss` when
-                `label_weight` is above 0.
+                `label_weight` is above 0. A layer's states are `(B * N, H, T + 1 + I, D)`, or a pair of text and image.
             teacher_outputs: `logits`, and either `query_states` and `key_states` of `teacher_layers`, or `attentions` of
-                all layers, `(B * N, H, T + 1 + I, T + 1 + I)` probabilities.
+                all layers, `(B * N, H, T + 1 + I, T + 1 + I)` probabilities, or `cross_modal_scores` (`teacher_scores`).
             batch: `attention_mask` `(B, T)`.
 
         Returns:
@@ -121,6 +122,38 @@ class DiDEObjective(nn.Module):
             total = total + self.label_weight * losses["label_loss"]
         return losses | {"loss": total}
 
+    def teacher_scores(
+        self, teacher_outputs: Any, attention_mask: torch.Tensor, num_tokens: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Cross-modal scores of the teacher, before softmax: what a cache keeps of its attention.
+
+        Args:
+            teacher_outputs: as in `forward`.
+            attention_mask: `(B, T)`.
+            num_tokens: T + 1 + I, padding included.
+
+        Returns:
+            For each of `teacher_layers` text-to-image `(B * N, H, T, 1 + I)` and image-to-text `(B * N, H, 1 + I, T)`, over
+            the relation heads where there are some. As `cross_modal_scores` of outputs, `forward` takes them in place of states.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        num_text_tokens = attention_mask.shape[1]
+        scores = []
+        for index in range(len(self.layer_map)):
+            if getattr(teacher_outputs, "query_states", None):
+                queries, keys = _recorded(teacher_outputs, "teacher", index, num_text_tokens, num_tokens)
+                scores.append(
+                    (
+                        relation_scores(queries.text.detach(), keys.image.detach(), self.relation_heads),
+                        relation_scores(queries.image.detach(), keys.text.detach(), self.relation_heads),
+                    )
+                )
+            else:
+                scores.append(self._given_scores(teacher_outputs, index, num_text_tokens, num_tokens))
+        return scores
+
     def _attention_loss(self, student_outputs: Any, teacher_outputs: Any, attention_mask: torch.Tensor) -> torch.Tensor:
         image_mask = student_outputs.image_mask
         num_images = image_mask.shape[1]
@@ -131,20 +164,35 @@ class DiDEObjective(nn.Module):
 
         total = torch.zeros((), device=image_mask.device)
         for index in range(len(self.layer_map)):
-            student_queries, student_keys = _recorded(student_outputs, "student", index, num_tokens)
-            student_blocks = cross_modal_scores(student_queries, student_keys, num_text_tokens, self.relation_heads)
-            teacher_blocks = self._teacher_blocks(teacher_outputs, index, num_text_tokens, num_tokens)
-            masks = ((image_mask, text_mask), (text_mask, image_mask))  # (keys, queries) of the two directions
-            for student, teacher, (keys, queries) in zip(student_blocks, teacher_blocks, masks, strict=True):
-                total = total + attention_distillation_loss(student, teacher, keys, queries)
+            queries, keys = _recorded(student_outputs, "student", index, num_text_tokens, num_tokens)
+            directions = (  # queries and keys of the student, masks of keys and queries
+                (queries.text, keys.image, image_mask, text_mask),
+                (queries.image, keys.text, text_mask, image_mask),
+            )
+            if getattr(teacher_outputs, "query_states", None):
+                their_queries, their_keys = _recorded(teacher_outputs, "teacher", index, num_text_tokens, num_tokens)
+                theirs = ((their_queries.text, their_keys.image), (their_queries.image, their_keys.text))
+                for (of_student, to_student, key_mask, query_mask), (of_teacher, to_teacher) in zip(
+                    directions, theirs, strict=True
+                ):
+                    total = total + chunked_attention_loss(
+                        of_student, to_student, of_teacher, to_teacher, key_mask, query_mask, self.relation_heads
+                    )
+                continue
+            # A teacher that gives matrices has them in memory already: chunks would save nothing.
+            given = self._given_scores(teacher_outputs, index, num_text_tokens, num_tokens)
+            for (of_student, to_student, key_mask, query_mask), teacher_scores in zip(directions, given, strict=True):
+                student_scores = relation_scores(of_student, to_student, self.relation_heads)
+                total = total + attention_distillation_loss(student_scores, teacher_scores, key_mask, query_mask)
         return total * num_images / len(self.layer_map)
 
-    def _teacher_blocks(
+    def _given_scores(
         self, outputs: Any, index: int, num_text_tokens: int, num_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if getattr(outputs, "query_states", None):
-            queries, keys = _recorded(outputs, "teacher", index, num_tokens)
-            return cross_modal_scores(queries.detach(), keys.detach(), num_text_tokens, self.relation_heads)
+        """Return the scores that a cache gave back, or those of a foreign teacher's probabilities."""
+        if getattr(outputs, "cross_modal_scores", None):
+            scores: tuple[torch.Tensor, torch.Tensor] = outputs.cross_modal_scores[index]
+            return scores
         attentions = getattr(outputs, "attentions", None)
         if not attentions:
             raise ValueError(
@@ -162,23 +210,50 @@ class DiDEObjective(nn.Module):
                 f"the teacher's attention covers {probs.shape[-1]} tokens, the student's sequence has {num_tokens}; "
                 "both must read [text; image CLS; patches] in raster order, padding included."
             )
-        scores = attention_probs_to_scores(probs)
-        return scores[:, :, :num_text_tokens, num_text_tokens:], scores[:, :, num_text_tokens:, :num_text_tokens]
+        # Cut first: the blocks within one modality are not needed.
+        text_to_image, image_to_text = (
+            probs[:, :, :num_text_tokens, num_text_tokens:],
+            probs[:, :, num_text_tokens:, :num_text_tokens],
+        )
+        return attention_probs_to_scores(text_to_image), attention_probs_to_scores(image_to_text)
 
 
-def _recorded(outputs: Any, role: str, index: int, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+class _States(NamedTuple):
+    """Queries or keys of one layer: text `(B * N, H, T, D)`, image `(B * N, H, 1 + I, D)`."""
+
+    text: torch.Tensor
+    image: torch.Tensor
+
+
+def _recorded(outputs: Any, role: str, index: int, num_text_tokens: int, num_tokens: int) -> tuple[_States, _States]:
     queries, keys = outputs.query_states, outputs.key_states
     if not queries or not keys or len(queries) <= index or len(keys) <= index:
         raise ValueError(
             f"the {role} recorded queries of {len(queries or ())} layers and keys of {len(keys or ())}, the objective maps "
             f"more; call it with output_query_states and output_key_states = {role}_layers."
         )
-    if queries[index].shape[2] != num_tokens:
+    return (
+        _split(queries[index], role, num_text_tokens, num_tokens),
+        _split(keys[index], role, num_text_tokens, num_tokens),
+    )
+
+
+def _split(
+    states: torch.Tensor | tuple[torch.Tensor, torch.Tensor], role: str, num_text_tokens: int, num_tokens: int
+) -> _States:
+    """Take one sequence `[text; image]` apart, or take what two towers recorded as it is, without a copy either way."""
+    if isinstance(states, torch.Tensor):
+        found = states.shape[2]
+        split = _States(states[:, :, :num_text_tokens], states[:, :, num_text_tokens:])
+    else:
+        split = _States(*states)
+        found = split.text.shape[2] + split.image.shape[2]
+    if found != num_tokens or split.text.shape[2] != num_text_tokens:
         raise ValueError(
-            f"the {role} recorded {queries[index].shape[2]} tokens, the batch has {num_tokens}; teacher and student must "
+            f"the {role} recorded {found} tokens, the batch has {num_tokens}; teacher and student must "
             "read the same text and the same patches."
         )
-    return queries[index], keys[index]
+    return split
 
 
 __all__ = ["DiDEObjective"]

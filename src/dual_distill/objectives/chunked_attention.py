@@ -1,0 +1,160 @@
+"""The attention loss of queries and keys without its score matrices: computed in chunks, and once more in the backward pass.
+
+`attention_distillation_loss` keeps about six `(B, H, Q, K)` matrices a layer and direction until the backward pass. Here a
+chunk of them exists at a time; what is kept is the queries and keys that the models hold anyway and one number a query.
+The price is each chunk's matrix products once more. `attention_distillation_loss` stays the reference that this is held to.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .attention import regroup_heads
+
+MAX_SCORES = 2**19
+"""Scores in a chunk: 2 MB a matrix in float32, which the caches of a processor hold."""
+
+
+def chunked_attention_loss(
+    student_queries: torch.Tensor,
+    student_keys: torch.Tensor,
+    teacher_queries: torch.Tensor,
+    teacher_keys: torch.Tensor,
+    key_mask: torch.Tensor,
+    query_mask: torch.Tensor,
+    relation_heads: int | None = None,
+    max_scores: int = MAX_SCORES,
+) -> torch.Tensor:
+    """`attention_distillation_loss` of `relation_scores`, in memory that does not grow with queries times keys.
+
+    One call covers one direction of one layer. Scores are computed in the dtype of the queries and keys, softmax and
+    divergence in float32, inside autocast too.
+
+    Args:
+        student_queries: `(B, H, Q, D)`. Receives the gradient.
+        student_keys: `(B, H, K, D)`, of the other modality. Receives the gradient.
+        teacher_queries: `(B, H', Q, D')`. No gradient reaches it.
+        teacher_keys: `(B, H', K, D')`. No gradient reaches it.
+        key_mask: `(B, K)` bool, True for a real key.
+        query_mask: `(B, Q)` bool, True for a real query.
+        relation_heads: as in `relation_scores`; needed when H and H' differ.
+        max_scores: most scores in a chunk, but at least those of one query.
+
+    Returns:
+        Scalar float32, nats, >= 0; equal to the plain version to 1e-5, and so is its gradient.
+
+    Raises:
+        ValueError: heads, queries or keys of the two sides differ in number, or a mask does not fit them.
+
+    Example:
+        >>> student, teacher = torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2)
+        >>> teacher[..., 0, 0] = 100.0
+        >>> real = torch.ones(1, 4).bool()
+        >>> loss = chunked_attention_loss(student[:, :, :1], student, teacher[:, :, :1], teacher, real, real[:, :1])
+        >>> round(loss.item(), 4)   # ln 4
+        1.3863
+    """
+    states = [
+        regroup_heads(states, relation_heads) for states in (student_queries, student_keys, teacher_queries, teacher_keys)
+    ]
+    shapes = [(queries.shape[:3], keys.shape[2]) for queries, keys in (states[:2], states[2:])]
+    if shapes[0] != shapes[1]:
+        (student, num_student_keys), (teacher, num_teacher_keys) = shapes
+        raise ValueError(
+            f"student_scores would have shape {(*student, num_student_keys)}, teacher_scores {(*teacher, num_teacher_keys)}; "
+            "both must be (B, H, Q, K). Unequal head counts need relation heads (relation_heads=)."
+        )
+    rows, _, num_queries = shapes[0][0]
+    for name, mask, size in (("key_mask", key_mask, shapes[0][1]), ("query_mask", query_mask, num_queries)):
+        if mask.shape != (rows, size):
+            raise ValueError(f"{name} has shape {tuple(mask.shape)}, the states ask for {(rows, size)}.")
+    loss: torch.Tensor = _ChunkedAttentionLoss.apply(*states, key_mask.bool(), query_mask.bool(), max_scores)
+    return loss
+
+
+class _ChunkedAttentionLoss(torch.autograd.Function):
+    """KL(teacher || student) and its gradient, (student probabilities - teacher probabilities) times the query's weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_queries: torch.Tensor,
+        student_keys: torch.Tensor,
+        teacher_queries: torch.Tensor,
+        teacher_keys: torch.Tensor,
+        key_mask: torch.Tensor,
+        query_mask: torch.Tensor,
+        max_scores: int,
+    ) -> torch.Tensor:
+        weights = _query_weights(key_mask, query_mask, student_queries.shape[1])
+        # log sum exp of each query's scores, with which the backward pass has its probabilities by one exponential.
+        normalizers = [weights.new_empty(student_queries.shape[:3]) for _ in range(2)]
+        total = weights.new_zeros(())
+        with torch.autocast(student_queries.device.type, enabled=False):
+            for part in _chunks(student_queries, student_keys, max_scores):
+                student = _masked_scores(student_queries, student_keys, key_mask, part)
+                teacher = _masked_scores(teacher_queries, teacher_keys, key_mask, part)
+                for normalizer, scores in zip(normalizers, (student, teacher), strict=True):
+                    normalizer[part.states] = scores.logsumexp(-1)
+                    scores -= normalizer[part.states].unsqueeze(-1)
+                # At a padded key the probability is 0 and the difference finite.
+                divergence = torch.einsum("bhqk,bhqk->bhq", teacher.exp(), teacher.sub_(student))
+                total += (divergence * weights[part.weights]).sum()
+        ctx.save_for_backward(student_queries, student_keys, teacher_queries, teacher_keys, key_mask, weights, *normalizers)
+        ctx.max_scores = max_scores
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        student_queries, student_keys, teacher_queries, teacher_keys, key_mask, weights, *normalizers = ctx.saved_tensors
+        weights = weights * grad_output
+        grad_queries, grad_keys = torch.empty_like(student_queries), torch.zeros_like(student_keys)
+        with torch.autocast(student_queries.device.type, enabled=False):
+            for part in _chunks(student_queries, student_keys, ctx.max_scores):
+                student = _masked_scores(student_queries, student_keys, key_mask, part)
+                teacher = _masked_scores(teacher_queries, teacher_keys, key_mask, part)
+                for normalizer, scores in zip(normalizers, (student, teacher), strict=True):
+                    scores.sub_(normalizer[part.states].unsqueeze(-1)).exp_()
+                scores = student.sub_(teacher).mul_(weights[part.weights].unsqueeze(-1)).to(student_queries.dtype)
+                scale = student_queries.shape[-1] ** -0.5
+                grad_queries[part.states] = scores @ (student_keys[part.rows] * scale)
+                grad_keys[part.rows] += scores.transpose(-1, -2) @ (student_queries[part.states] * scale)
+        return grad_queries, grad_keys, None, None, None, None, None
+
+
+class _Chunk:
+    """Some rows, and some of their queries."""
+
+    def __init__(self, rows: slice, queries: slice):
+        self.rows = rows
+        self.states = (rows, slice(None), queries)  # of (B, H, Q, ...)
+        self.weights = (rows, slice(None), queries)  # of (B, 1, Q)
+
+
+def _chunks(queries: torch.Tensor, keys: torch.Tensor, max_scores: int) -> Iterator[_Chunk]:
+    """Cut rows, and the queries of a row where one row is too many, into chunks of at most `max_scores` scores."""
+    rows, heads, num_queries, _ = queries.shape
+    of_a_query = heads * keys.shape[2]
+    queries_at_a_time = min(num_queries, max(1, max_scores // of_a_query))
+    rows_at_a_time = max(1, max_scores // (of_a_query * num_queries))
+    for row in range(0, rows, rows_at_a_time):
+        for query in range(0, num_queries, queries_at_a_time):
+            yield _Chunk(slice(row, row + rows_at_a_time), slice(query, query + queries_at_a_time))
+
+
+def _masked_scores(queries: torch.Tensor, keys: torch.Tensor, key_mask: torch.Tensor, part: _Chunk) -> torch.Tensor:
+    """Scores of a chunk in float32, padded keys at a finite floor: -inf would give NaN where a row has no real key."""
+    scores = (queries[part.states] * queries.shape[-1] ** -0.5) @ keys[part.rows].transpose(-1, -2)
+    return scores.float().masked_fill_(~key_mask[part.rows, None, None], torch.finfo(torch.float32).min / 2)
+
+
+def _query_weights(key_mask: torch.Tensor, query_mask: torch.Tensor, heads: int) -> torch.Tensor:
+    """Share of each query in the mean, `(B, 1, Q)`: equal inside an example, 0 for padding and for a row without a key."""
+    real = query_mask.float()
+    shares = real / real.sum(1, keepdim=True).clamp(min=1) / (heads * max(1, len(real)))
+    return (shares * key_mask.any(1, keepdim=True))[:, None]
+
+
+__all__ = ["MAX_SCORES", "chunked_attention_loss"]
