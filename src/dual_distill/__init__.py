@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from .conversion import load_teacher
 from .data import DistillationCollator, get_task, load_own_data, load_task
+from .inference import DualVisualQuestionAnsweringPipeline
 from .modeling import (
     DualDistillProcessor,
     DualEncoderConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "DualEncoderForImagesAndTextClassification",
     "DualEncoderForQuestionAnswering",
     "DualEncoderModel",
+    "DualVisualQuestionAnsweringPipeline",
     "FusionEncoderConfig",
     "FusionEncoderForImageTextRetrieval",
     "FusionEncoderForImagesAndTextClassification",

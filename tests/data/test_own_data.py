@@ -376,3 +376,14 @@ def test_a_column_of_the_data_set_that_is_missing_or_no_image(folder):
         ValueError, match=r"The column 'image' of split 'train' holds Value.*int64.*images are paths or pictures"
     ):
         load_own_data(DatasetDict(train=rows))
+
+
+def test_pictures_in_parquet_without_a_path_are_taken(tmp_path, png):
+    """pandas and pyarrow write `{"bytes": ..., "path": None}` with a path of type null."""
+    pictures = [{"bytes": png((number, 0, 0)), "path": None} for number in range(4)]
+    table = pa.table({"image": pictures, "question": ["what is it?"] * 4, "answer": ["a"] * 4})
+    assert pa.types.is_null(table.schema.field("image").type.field("path").type)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    own = load_own_data(tmp_path / "rows.parquet", validation_share=0.5)
+    assert own.data["train"].features["image"] == Image(decode=False)
+    assert {row["image"]["bytes"] for split in own.data.values() for row in split} == {one["bytes"] for one in pictures}

@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import HfArgumentParser
 
@@ -49,7 +50,10 @@ def run(words: Sequence[str]) -> None:
     """Train as the recipe and the command line say."""
     flags = {word.replace("_", "-") for word in words if word.replace("_", "-") in ("--json", "--dry-run")}
     as_json = "--json" in flags
-    arguments = parse_recipe([word for word in words if word.replace("_", "-") not in flags])
+    words = [word for word in words if word.replace("_", "-") not in flags]
+    if "--dry-run" in flags and not torch.cuda.is_available():
+        words += ["--use_cpu", "true"]  # a recipe for a GPU is planned where there is none
+    arguments = parse_recipe(words)
     if "--dry-run" in flags:
         with redirect_stdout(sys.stderr):
             plan = plan_run(*arguments)

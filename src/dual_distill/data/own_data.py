@@ -263,4 +263,5 @@ _BINARY_TYPES = (
     Value("binary"),
     Value("large_binary"),
     {"bytes": Value("binary"), "path": Value("string")},
+    {"bytes": Value("binary"), "path": Value("null")},  # as pandas and pyarrow write it where no path is given
 )
