@@ -1,7 +1,7 @@
 """The attention loss of queries and keys without its score matrices: computed in chunks, and once more in the backward pass.
 
 `attention_distillation_loss` keeps about six `(B, H, Q, K)` matrices a layer and direction until the backward pass. Here a
-chunk of them exists at a time; what is kept is the queries and keys that the models hold anyway and one number a query.
+chunk of them exists at a time; what is kept is the queries and keys that the models hold anyway.
 The price is each chunk's matrix products once more. `attention_distillation_loss` stays the reference that this is held to.
 """
 
@@ -12,8 +12,11 @@ import torch
 
 from .attention import regroup_heads
 
-MAX_SCORES = 2**19
-"""Scores in a chunk: 2 MB a matrix in float32, which the caches of a processor hold."""
+MAX_SCORES = {"cpu": 2**17}
+"""Scores in a chunk by kind of device: on a processor half a MB a matrix in float32, which its cache holds."""
+
+MAX_SCORES_ELSEWHERE = 2**23
+"""Scores in a chunk on any other device, 32 MB a matrix: a GPU loses more by many small kernels than by memory."""
 
 
 def chunked_attention_loss(
@@ -24,7 +27,7 @@ def chunked_attention_loss(
     key_mask: torch.Tensor,
     query_mask: torch.Tensor,
     relation_heads: int | None = None,
-    max_scores: int = MAX_SCORES,
+    max_scores: int | None = None,
 ) -> torch.Tensor:
     """`attention_distillation_loss` of `relation_scores`, in memory that does not grow with queries times keys.
 
@@ -39,7 +42,7 @@ def chunked_attention_loss(
         key_mask: `(B, K)` bool, True for a real key.
         query_mask: `(B, Q)` bool, True for a real query.
         relation_heads: as in `relation_scores`; needed when H and H' differ.
-        max_scores: most scores in a chunk, but at least those of one query.
+        max_scores: most scores in a chunk, but at least those of one query; None: what suits the device.
 
     Returns:
         Scalar float32, nats, >= 0; equal to the plain version to 1e-5, and so is its gradient.
@@ -69,6 +72,8 @@ def chunked_attention_loss(
     for name, mask, size in (("key_mask", key_mask, shapes[0][1]), ("query_mask", query_mask, num_queries)):
         if mask.shape != (rows, size):
             raise ValueError(f"{name} has shape {tuple(mask.shape)}, the states ask for {(rows, size)}.")
+    if max_scores is None:
+        max_scores = MAX_SCORES.get(student_queries.device.type, MAX_SCORES_ELSEWHERE)
     loss: torch.Tensor = _ChunkedAttentionLoss.apply(*states, key_mask.bool(), query_mask.bool(), max_scores)
     return loss
 
@@ -88,35 +93,28 @@ class _ChunkedAttentionLoss(torch.autograd.Function):
         max_scores: int,
     ) -> torch.Tensor:
         weights = _query_weights(key_mask, query_mask, student_queries.shape[1])
-        # log sum exp of each query's scores, with which the backward pass has its probabilities by one exponential.
-        normalizers = [weights.new_empty(student_queries.shape[:3]) for _ in range(2)]
         total = weights.new_zeros(())
         with torch.autocast(student_queries.device.type, enabled=False):
             for part in _chunks(student_queries, student_keys, max_scores):
-                student = _masked_scores(student_queries, student_keys, key_mask, part)
+                student = _masked_scores(student_queries, student_keys, key_mask, part).log_softmax(-1)
                 teacher = _masked_scores(teacher_queries, teacher_keys, key_mask, part)
-                for normalizer, scores in zip(normalizers, (student, teacher), strict=True):
-                    normalizer[part.states] = scores.logsumexp(-1)
-                    scores -= normalizer[part.states].unsqueeze(-1)
                 # At a padded key the probability is 0 and the difference finite.
-                divergence = torch.einsum("bhqk,bhqk->bhq", teacher.exp(), teacher.sub_(student))
-                total += (divergence * weights[part.weights]).sum()
-        ctx.save_for_backward(student_queries, student_keys, teacher_queries, teacher_keys, key_mask, weights, *normalizers)
+                divergence = teacher.softmax(-1).mul_(teacher.log_softmax(-1).sub_(student)).sum(-1)
+                total += divergence.mul_(weights[part.weights]).sum()
+        ctx.save_for_backward(student_queries, student_keys, teacher_queries, teacher_keys, key_mask, weights)
         ctx.max_scores = max_scores
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        student_queries, student_keys, teacher_queries, teacher_keys, key_mask, weights, *normalizers = ctx.saved_tensors
+        student_queries, student_keys, teacher_queries, teacher_keys, key_mask, weights = ctx.saved_tensors
         weights = weights * grad_output
         grad_queries, grad_keys = torch.empty_like(student_queries), torch.zeros_like(student_keys)
         with torch.autocast(student_queries.device.type, enabled=False):
             for part in _chunks(student_queries, student_keys, ctx.max_scores):
-                student = _masked_scores(student_queries, student_keys, key_mask, part)
-                teacher = _masked_scores(teacher_queries, teacher_keys, key_mask, part)
-                for normalizer, scores in zip(normalizers, (student, teacher), strict=True):
-                    scores.sub_(normalizer[part.states].unsqueeze(-1)).exp_()
+                student = _masked_scores(student_queries, student_keys, key_mask, part).softmax(-1)
+                teacher = _masked_scores(teacher_queries, teacher_keys, key_mask, part).softmax(-1)
                 scores = student.sub_(teacher).mul_(weights[part.weights].unsqueeze(-1)).to(student_queries.dtype)
                 scale = student_queries.shape[-1] ** -0.5
                 grad_queries[part.states] = scores @ (student_keys[part.rows] * scale)
@@ -157,4 +155,4 @@ def _query_weights(key_mask: torch.Tensor, query_mask: torch.Tensor, heads: int)
     return (shares * key_mask.any(1, keepdim=True))[:, None]
 
 
-__all__ = ["MAX_SCORES", "chunked_attention_loss"]
+__all__ = ["chunked_attention_loss"]

@@ -134,7 +134,7 @@ class DiDEObjective(nn.Module):
 
         Returns:
             For each of `teacher_layers` text-to-image `(B * N, H, T, 1 + I)` and image-to-text `(B * N, H, 1 + I, T)`, over
-            the relation heads where there are some. As `cross_modal_scores` of outputs, `forward` takes them in place of states.
+            the relation heads where there are some. `forward` takes them in place of states, as `cross_modal_scores`.
 
         Raises:
             ValueError: as `forward`.
