@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from huggingface_hub.errors import StrictDataclassError
+
 VERBS = {
     "quickstart": "train a teacher and two students on generated pictures, and show what distillation does",
     "train": "train a teacher, a plain model or a distilled student from a recipe",
@@ -63,9 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sentence(error: Exception) -> str:
     """Return an error as one line; an unforeseen kind says what it is."""
-    if isinstance(error.__cause__, ValueError):  # a configuration's own sentence, wrapped by its validator
-        error = error.__cause__
-    text = " ".join(str(error).split())
+    if isinstance(error, StrictDataclassError) and isinstance(error.__cause__, ValueError):
+        error = error.__cause__  # a configuration's own sentence, wrapped by its validator
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:  # a data loading process; torch puts its traceback here
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    text = " ".join(text.split())
     if isinstance(error, ValueError | OSError) and text:
         return text
     return f"{type(error).__name__}: {text}"

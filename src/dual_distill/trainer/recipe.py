@@ -43,6 +43,9 @@ from .evaluation import accuracy_of_logits
 _CONFIGS: dict[str, type[PreTrainedConfig]] = {"fusion_encoder": FusionEncoderConfig, "dual_encoder": DualEncoderConfig}
 
 
+_CHECKED_ROWS = 16
+
+
 @dataclass(frozen=True)
 class Resolved:
     """A run without its weights.
@@ -132,6 +135,7 @@ def resolve(
         augmentation=RandAugment(seed=training_arguments.seed) if data_arguments.augmentation == "randaugment" else None,
     )
     _check_labels(task, data, label_names)
+    _check_rows(data, collator)
     return Resolved(task, data, label_names, processor, collator, config, teacher_config)
 
 
@@ -338,6 +342,12 @@ def _check_splits(data: DatasetDict) -> None:
                 f"the split {split!r} {state} (there are {', '.join(data)}), but a run needs rows to train on and rows to be "
                 "evaluated on; give files that hold some, or hold more rows out (data_options)."
             )
+
+
+def _check_rows(data: DatasetDict, collator: DistillationCollator) -> None:
+    """Put the first rows of each split through the collator: columns, pictures and labels are looked at before any model."""
+    for split in ("train", "validation"):
+        collator([data[split][index] for index in range(min(_CHECKED_ROWS, len(data[split])))])
 
 
 def _check_labels(task: Task, data: DatasetDict, label_names: Sequence[str]) -> None:

@@ -26,7 +26,6 @@ from .distillation_config import DistillationTrainingArguments
 from .pairing import check_pair
 from .recipe import Resolved, resolve
 
-_CHECKED_ROWS = 16
 _ADAM_STATES = 2
 
 
@@ -93,7 +92,6 @@ def plan_run(
         ValueError: what would stop the run, in one sentence.
     """
     resolved = resolve(model_arguments, data_arguments, training_arguments)
-    _check_rows(resolved)
     task, config, teacher_config = resolved.task, resolved.student_config, resolved.teacher_config
     student_class = model_class(config, task.head)
     teacher_class = None if teacher_config is None else model_class(teacher_config, task.head)
@@ -213,14 +211,6 @@ def largest_images(image_processor: Any, config: PreTrainedConfig) -> tuple[int,
         return size["height"], size["width"]
     longer = int(1333 / 800 * size["shortest_edge"]) // config.patch_size * config.patch_size
     return longer, longer
-
-
-def _check_rows(resolved: Resolved) -> None:
-    """Put the first rows of each split through the collator: columns, pictures and labels are looked at."""
-    for split in ("train", "validation"):
-        rows = resolved.data[split]
-        if len(rows):
-            resolved.collator([rows[index] for index in range(min(_CHECKED_ROWS, len(rows)))])
 
 
 def _num_parameters(model: nn.Module) -> int:
