@@ -1,9 +1,15 @@
-"""What one does with a trained model: ask it, see where it looks, and how long it takes.
+"""What one does with a trained model: ask it, encode once and ask many, see where it looks, and how long it takes.
 
 Importing this room registers `pipeline("dual-visual-question-answering")` with transformers.
 """
 
 from .answering import ANSWERING_TASK, AnsweringModel, DualVisualQuestionAnsweringPipeline
+from .asking import RankedImage, Ranking, StoreAsker
+from .encoding import encode_images, encode_texts
+from .encoding_run import EncodingReport
+from .encoding_sources import open_images, read_texts
+from .export import ExportReport, export_onnx
+from .feature_store import FeatureStore
 from .image_sources import load_image
 from .latency import PairLatency, measure_pair_latency
 from .word_attention import word_attention
@@ -12,8 +18,19 @@ __all__ = [
     "ANSWERING_TASK",
     "AnsweringModel",
     "DualVisualQuestionAnsweringPipeline",
+    "EncodingReport",
+    "ExportReport",
+    "FeatureStore",
     "PairLatency",
+    "RankedImage",
+    "Ranking",
+    "StoreAsker",
+    "encode_images",
+    "encode_texts",
+    "export_onnx",
     "load_image",
     "measure_pair_latency",
+    "open_images",
+    "read_texts",
     "word_attention",
 ]

@@ -1,0 +1,113 @@
+"""Questions about pictures, answered from an exported folder without torch and without dual_distill.
+
+    dual-distill export runs/student runs/student-onnx
+    pip install numpy onnxruntime pillow tokenizers
+    python examples/answer_from_onnx.py runs/student-onnx --image photo.jpg "what is it?" "how many are there?"
+
+The image tower runs once; its vector could be stored and asked tomorrow. Each question costs the text tower and the head.
+"""
+
+# ruff: noqa: T201 - printing is what a script does
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+from tokenizers import Tokenizer
+
+
+class Answerer:
+    """Three graphs, the tokenizer and the image settings of one exported folder."""
+
+    def __init__(self, folder: Path):
+        self.about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        self.graphs = {
+            name: onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
+            for name, file in self.about["graphs"].items()
+        }
+        self.images = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.enable_truncation(self.about["max_text_tokens"])
+        self.tokenizer.enable_padding()  # with id 0; what stands there is masked
+
+    def encode_images(self, pictures: list[Image.Image]) -> np.ndarray:
+        """Encode the N pictures that the model reads together: `(1, N, C)`."""
+        expected = self.about["num_images"]
+        if len(pictures) != expected:
+            raise SystemExit(f"there are {len(pictures)} pictures, the model reads {expected} together; repeat --image.")
+        arrays = [self.prepare(picture) for picture in pictures]
+        height, width = (max(array.shape[side] for array in arrays) for side in (1, 2))
+        values = np.zeros((1, len(arrays), 3, height, width), np.float32)
+        mask = np.zeros((1, len(arrays), height, width), np.int64)
+        for place, array in enumerate(arrays):
+            values[0, place, :, : array.shape[1], : array.shape[2]] = array
+            mask[0, place, : array.shape[1], : array.shape[2]] = 1
+        [embeds] = self.graphs["image_tower"].run(None, {"pixel_values": values, "pixel_mask": mask})
+        return embeds
+
+    def prepare(self, picture: Image.Image) -> np.ndarray:
+        """Resize, rescale and normalise a picture as the processor does: `(3, H, W)` float32."""
+        picture = ImageOps.exif_transpose(picture).convert("RGB")
+        size = self.images["size"]
+        if "shortest_edge" in size:  # ViLT's rule: keep the shape, cap the longer side, round down to whole patches
+            shorter = size["shortest_edge"]
+            scale = shorter / min(picture.size)
+            scale = min(scale, int(1333 / 800 * shorter) / max(picture.size))
+            step = self.images["size_divisor"]
+            width, height = (int(side * scale + 0.5) // step * step for side in picture.size)
+        else:
+            width, height = size["width"], size["height"]
+        picture = picture.resize((width, height), Image.Resampling(self.images["resample"]))
+        values = np.asarray(picture, np.float32) * self.images["rescale_factor"]
+        values = (values - np.array(self.images["image_mean"])) / np.array(self.images["image_std"])
+        return values.astype(np.float32).transpose(2, 0, 1)
+
+    def answer(self, questions: list[str], image_embeds: np.ndarray) -> np.ndarray:
+        """Ask all questions about pictures encoded before: probabilities `(questions, answers)`."""
+        encoded = self.tokenizer.encode_batch(questions)
+        inputs = {
+            "input_ids": np.array([one.ids for one in encoded], np.int64),
+            "attention_mask": np.array([one.attention_mask for one in encoded], np.int64),
+        }
+        [text_embeds] = self.graphs["text_tower"].run(None, inputs)
+        rows = np.repeat(image_embeds, len(questions), axis=0)
+        [logits] = self.graphs["head"].run(None, {"text_embeds": text_embeds, "image_embeds": rows})
+        if self.about["probabilities"] == "sigmoid":
+            return 1 / (1 + np.exp(-logits))
+        powers = np.exp(logits - logits.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
+
+
+def main() -> None:
+    """Answer and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="what `dual-distill export` wrote")
+    parser.add_argument("questions", nargs="+", metavar="question")
+    parser.add_argument("--image", action="append", required=True, dest="images", type=Path, metavar="FILE")
+    parser.add_argument("--top-k", type=int, default=3, help="answers a question (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    options = parser.parse_intermixed_args()
+    answerer = Answerer(options.folder)
+    image_embeds = answerer.encode_images([Image.open(file) for file in options.images])
+    probabilities = answerer.answer(options.questions, image_embeds)
+    names = answerer.about["answers"]
+    predictions = [
+        {
+            "question": question,
+            "answers": [{"answer": names[i], "score": float(row[i])} for i in np.argsort(-row)[: options.top_k]],
+        }
+        for question, row in zip(options.questions, probabilities, strict=True)
+    ]
+    if options.json:
+        print(json.dumps(predictions, ensure_ascii=False))
+        return
+    for prediction in predictions:
+        print(prediction["question"])
+        for answer in prediction["answers"]:
+            print(f"  {answer['answer']}  {100 * answer['score']:.1f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""A dual encoder as three ONNX graphs: text tower, image tower, and the shallow head that answers from their vectors.
+
+Three instead of one, because a dual encoder is worth having where images are encoded once and asked many times: a service
+keeps the image vectors and runs text tower and head alone. Each graph takes any batch, text length and image size, and is
+held against torch in onnxruntime on two batches before the folder appears.
+"""
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from dual_distill.conversion import random_batch
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    DualEncoderForImagesAndTextClassification,
+    DualEncoderForQuestionAnswering,
+    FusionEncoderConfig,
+)
+
+EXPORT_FILE = "export.json"
+"""What a reader without this package needs to know: answers, how logits become probabilities, inputs and outputs."""
+
+GRAPHS = {"text_tower": "text_tower.onnx", "image_tower": "image_tower.onnx", "head": "head.onnx"}
+
+TOLERANCE = 1e-4
+"""Of the largest value, or of 1 where that is smaller."""
+
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+_LARGEST_SINGLE_FILE = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
+_MOST_ROWS = 65_536
+_MOST_PATCHES = 1024  # along one side
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how far it is from torch.
+
+    Attributes:
+        out: the folder that was written.
+        architecture: class of the model.
+        files: bytes by name of each graph's file, weights included.
+        largest_difference: of text vectors, image vectors and logits to torch on two batches, absolute.
+        largest_value: of those vectors and logits, absolute.
+    """
+
+    out: str
+    architecture: str
+    files: dict[str, int]
+    largest_difference: float
+    largest_value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes as a dict, for JSON."""
+        return asdict(self)
+
+
+class TextTower(nn.Module):
+    """Graph `text_tower`: `input_ids`, `attention_mask` `(B, T)` -> `text_embeds` `(B, C)`."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.tower = model.dual_encoder.text_model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Encode texts."""
+        pooled: torch.Tensor = self.tower(input_ids, attention_mask).pooler_output
+        return pooled
+
+
+class ImageTower(nn.Module):
+    """Graph `image_tower`: `pixel_values` `(B, N, 3, H, W)`, `pixel_mask` `(B, N, H, W)` -> `image_embeds` `(B, N, C)`."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.tower = model.dual_encoder.vision_model
+
+    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
+        """Encode images; N is the number that the model reads together."""
+        pooled: torch.Tensor = self.tower(pixel_values, pixel_mask).pooler_output
+        return pooled.unflatten(0, pixel_values.shape[:2])
+
+
+class Head(nn.Module):
+    """Graph `head`: `text_embeds` `(B, C)`, `image_embeds` `(B, N, C)` -> `logits` `(B, labels)`."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.interaction = model.dual_encoder.interaction
+        self.classifier = model.classifier
+
+    def forward(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Answer."""
+        text = text_embeds[:, None].expand(-1, image_embeds.shape[1], -1)
+        logits: torch.Tensor = self.classifier(self.interaction(torch.cat([text, image_embeds], dim=-1)).flatten(1))
+        return logits
+
+
+def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: str | Path) -> ExportReport:
+    """Write three ONNX graphs, the processor and `export.json` to a folder, after a comparison with torch.
+
+    Args:
+        model: a dual encoder with an answer or class head; put into eval mode.
+        processor: its processor, saved beside the graphs.
+        out: folder to write; must not exist or be empty. Nothing is left in it when the export fails.
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is not installed.
+        ValueError: the model is of another kind, is not float32, `out` is not empty, or the outputs differ.
+    """
+    out = Path(out)
+    kinds = (DualEncoderForQuestionAnswering, DualEncoderForImagesAndTextClassification)
+    if not isinstance(model, kinds):
+        raise ValueError(
+            f"{type(model).__name__} cannot be exported as text tower, image tower and head; give one of "
+            f"{', '.join(kind.__name__ for kind in kinds)}."
+        )
+    if model.dtype != torch.float32:
+        raise ValueError(f"the model is {model.dtype}; load it with dtype=torch.float32, as which graphs are compared.")
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise ImportError(f"{', '.join(missing)} is not installed, which export needs; pip install 'dual-distill[onnx]'.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{str(out)!r} is there already and not an empty folder; name a new one.")
+    model = model.cpu().eval()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
+        folder = Path(aside, "exported")
+        folder.mkdir()
+        _write_graphs(model, folder)
+        difference = compare_with_torch(model, folder)
+        allowed = TOLERANCE * max(1.0, difference["largest_value"])
+        if not difference["largest_difference"] <= allowed:  # not a number is refused too
+            raise ValueError(
+                f"the graphs in onnxruntime and {type(model).__name__} in torch differ by "
+                f"{difference['largest_difference']:.3g}, at most {allowed:.3g} is expected; nothing was written, and this is "
+                "a defect of the checkpoint (values that are not finite) or of the export: please report it."
+            )
+        processor.save_pretrained(folder)
+        description = describe(model, processor) | {"checked": {**difference, "tolerance": TOLERANCE}}
+        Path(folder, EXPORT_FILE).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        sizes = {name: sum(part.stat().st_size for part in folder.glob(f"{file}*")) for name, file in GRAPHS.items()}
+        folder.rename(out)
+    return ExportReport(out=str(out), architecture=type(model).__name__, files=sizes, **difference)
+
+
+def describe(model: PreTrainedModel, processor: DualDistillProcessor) -> dict[str, Any]:
+    """Return what `export.json` holds: how to feed the graphs and how to read what they give."""
+    config = model.config
+    is_multi_label = config.problem_type == "multi_label_classification"
+    longest = min(config.text_config.max_position_embeddings, processor.tokenizer.model_max_length)
+    return {
+        "format": "onnx",
+        "architecture": type(model).__name__,
+        "graphs": GRAPHS,
+        "answers": [config.id2label[place] for place in range(config.num_labels)],
+        "probabilities": "sigmoid" if is_multi_label else "softmax",
+        "num_images": model.num_images,
+        "max_text_tokens": longest,
+        "patch_size": config.vision_config.patch_size,
+        "hidden_size": config.hidden_size,
+        "versions": {name: version(name) for name in ("dual-distill", "torch", *_NEEDED)},
+    }
+
+
+def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
+    patch = model.config.vision_config.patch_size
+    example = _batch(model, num_rows=3, grid=(3, 4))
+    rows = Dim("batch", min=1, max=_MOST_ROWS)
+    tokens = Dim("tokens", min=1, max=model.config.text_config.max_position_embeddings)
+    height, width = (patch * Dim(name, min=1, max=_MOST_PATCHES) for name in ("patch_rows", "patch_columns"))
+    text = {0: rows, 1: tokens}
+    width_of = model.config.hidden_size
+    embeds = {
+        "text_embeds": torch.zeros(3, width_of),
+        "image_embeds": torch.zeros(3, model.num_images, width_of),
+    }
+    shapes: dict[str, dict[str, dict[int, Any]]] = {
+        "text_tower": {"input_ids": text, "attention_mask": text},
+        "image_tower": {
+            "pixel_values": {0: rows, 3: height, 4: width},
+            "pixel_mask": {0: rows, 2: height, 3: width},
+        },
+        "head": {"text_embeds": {0: rows}, "image_embeds": {0: rows}},
+    }
+    graphs: dict[str, tuple[nn.Module, Mapping[str, torch.Tensor], str]] = {
+        "text_tower": (TextTower(model), example, "text_embeds"),
+        "image_tower": (ImageTower(model), example, "image_embeds"),
+        "head": (Head(model), embeds, "logits"),
+    }
+    for name, (graph, inputs, output) in graphs.items():
+        _write_graph(graph.eval(), {key: inputs[key] for key in shapes[name]}, shapes[name], output, folder / GRAPHS[name])
+
+
+def _write_graph(graph: nn.Module, inputs: Mapping[str, torch.Tensor], shapes: dict[str, Any], output: str, file: Path) -> None:
+    size = sum(weight.numel() * weight.element_size() for weight in graph.parameters())
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    # The exporter warns of its own internals, of axes that share a name, and that torchvision (no part of this) is missing.
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        registration.setLevel(logging.ERROR)
+        try:
+            program = torch.onnx.export(
+                graph,
+                tuple(inputs.values()),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=list(inputs),
+                output_names=[output],
+                verbose=False,
+            )
+        finally:
+            registration.setLevel(level)
+    if program is None:
+        raise ValueError(f"torch returned no graph for {file.name}; check that torch and onnxscript fit each other.")
+    program.save(file, external_data=size > _LARGEST_SINGLE_FILE)
+
+
+@torch.inference_mode()
+def compare_with_torch(model: PreTrainedModel, folder: Path) -> dict[str, float]:
+    """Run two batches of unequal texts and images through the graphs in onnxruntime and through torch.
+
+    Args:
+        model: what was exported, in eval mode on the CPU.
+        folder: holds the graphs.
+
+    Returns:
+        `largest_difference` and `largest_value` over text vectors, image vectors and logits.
+    """
+    import onnxruntime
+
+    sessions = {
+        name: onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
+        for name, file in GRAPHS.items()
+    }
+    difference = largest = 0.0
+    for batch in (_batch(model, num_rows=3, grid=None), _batch(model, num_rows=1, grid=(2, 5))):
+        expected = model(**batch)
+        arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+        [text] = sessions["text_tower"].run(None, {name: arrays[name] for name in ("input_ids", "attention_mask")})
+        [image] = sessions["image_tower"].run(None, {name: arrays[name] for name in ("pixel_values", "pixel_mask")})
+        [logits] = sessions["head"].run(None, {"text_embeds": text, "image_embeds": image})
+        pairs = ((text, expected.text_embeds), (image, expected.image_embeds), (logits, expected.logits))
+        differences = [(torch.from_numpy(found) - wanted).abs().max() for found, wanted in pairs]
+        # torch's maximum keeps a NaN, Python's may lose it.
+        difference = torch.stack([*differences, torch.tensor(difference)]).max().item()
+        largest = max(largest, *(wanted.abs().max().item() for _, wanted in pairs))
+    return {"largest_difference": difference, "largest_value": largest}
+
+
+def _batch(model: PreTrainedModel, num_rows: int, grid: tuple[int, int] | None) -> dict[str, torch.Tensor]:
+    text, image = model.config.text_config, model.config.vision_config
+    shape = FusionEncoderConfig(
+        vocab_size=text.vocab_size,
+        max_position_embeddings=text.max_position_embeddings,
+        image_size=image.image_size,
+        patch_size=image.patch_size,
+        num_channels=image.num_channels,
+        num_images=model.num_images,
+    )
+    return random_batch(shape, num_rows=num_rows, num_tokens=7 + num_rows, grid=grid, seed=num_rows)
+
+
+__all__ = ["EXPORT_FILE", "GRAPHS", "ExportReport", "compare_with_torch", "describe", "export_onnx"]
