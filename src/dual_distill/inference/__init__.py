@@ -5,6 +5,7 @@ Importing this room registers `pipeline("dual-visual-question-answering")` with 
 
 from .answering import ANSWERING_TASK, AnsweringModel, DualVisualQuestionAnsweringPipeline
 from .asking import RankedImage, Ranking, StoreAsker
+from .benchmark import PairShape, Timing, alternate, half_depth, measure_answering, multiply_adds, peak_memory
 from .encoding import encode_images, encode_texts
 from .encoding_run import EncodingReport
 from .encoding_sources import open_images, read_texts
@@ -12,6 +13,7 @@ from .export import ExportReport, export_onnx
 from .feature_store import FeatureStore
 from .image_sources import load_image
 from .latency import PairLatency, measure_pair_latency
+from .model_identity import load_encoder
 from .word_attention import word_attention
 
 __all__ = [
@@ -22,15 +24,23 @@ __all__ = [
     "ExportReport",
     "FeatureStore",
     "PairLatency",
+    "PairShape",
     "RankedImage",
     "Ranking",
     "StoreAsker",
+    "Timing",
+    "alternate",
     "encode_images",
     "encode_texts",
     "export_onnx",
+    "half_depth",
+    "load_encoder",
     "load_image",
+    "measure_answering",
     "measure_pair_latency",
+    "multiply_adds",
     "open_images",
+    "peak_memory",
     "read_texts",
     "word_attention",
 ]

@@ -1,0 +1,308 @@
+"""How fast a checkpoint answers, beside the least arithmetic that its answers need.
+
+Everything that is compared runs in turn in one process, so that what else the machine does falls on all sides alike; only
+ratios of such medians mean something. Beside each stand its multiply-adds: a ratio far from theirs asks for a reason.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from dual_distill.modeling import DualEncoderConfig
+from dual_distill.modeling.modeling_towers import DualEncoderPreTrainedModel
+
+WAYS = ("fusion_encoder", "dual_encoder", "image_stored", "both_stored")
+"""Ways to answer about a pair; "stored" sides are encoded before the clock starts."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock time of one call, over many.
+
+    Attributes:
+        median_ms: milliseconds.
+        low_ms: lower quartile.
+        high_ms: upper quartile.
+        runs: timed calls.
+    """
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    runs: int
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the attributes as a dict, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PairShape:
+    """What a batch of pairs looks like.
+
+    Attributes:
+        batch_size: pairs B.
+        text_tokens: T, padding included.
+        real_tokens: those of them that are no padding.
+        image_size: height and width in pixels, multiples of the patch.
+    """
+
+    batch_size: int
+    text_tokens: int
+    real_tokens: int
+    image_size: tuple[int, int]
+
+
+def alternate(
+    ways: Mapping[str, Callable[[], object]], device: torch.device | str = "cpu", warmup: int = 3, repeats: int = 15
+) -> dict[str, Timing]:
+    """Time calls in turn, in one process; each round begins with another of them.
+
+    Args:
+        ways: what to call, by name.
+        device: waited for before and after each call when it is a GPU.
+        warmup: rounds that do not count.
+        repeats: rounds that do, at least 2.
+
+    Raises:
+        ValueError: fewer than 2 repeats, which have no spread.
+
+    Example:
+        >>> timings = alternate({"short": lambda: sum(range(10)), "long": lambda: sum(range(100_000))}, repeats=5)
+        >>> timings["short"].median_ms < timings["long"].median_ms, timings["long"].runs
+        (True, 5)
+    """
+    if repeats < 2:
+        raise ValueError(f"repeats is {repeats}; give 2 or more, or there is no spread.")
+    device = torch.device(device)
+    names = list(ways)
+    milliseconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(warmup + repeats):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            _synchronize(device)
+            start = time.perf_counter()
+            ways[name]()
+            _synchronize(device)
+            if number >= warmup:
+                milliseconds[name].append(1000 * (time.perf_counter() - start))
+    timings = {}
+    for name, values in milliseconds.items():
+        low, _, high = quantiles(values, n=4, method="inclusive")
+        timings[name] = Timing(median(values), low, high, len(values))
+    return timings
+
+
+def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
+    """Most bytes of tensors that lived at once during a call, beyond those that lived before it.
+
+    On the CPU torch's own allocations are counted (by its profiler), which is the same in every run; what libraries take
+    beside it, and what the allocator keeps back, is not in it. On a GPU it is torch's peak of allocated memory.
+
+    Example:
+        >>> peak_memory(lambda: torch.zeros(1000) + torch.zeros(1000))   # three vectors of 4,000 bytes
+        12000
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        call()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def multiply_adds(config: PreTrainedConfig, way: str, shape: PairShape) -> int:
+    """Multiply-adds of one pair, padding included: matrix products alone, no norms, softmaxes or position tables.
+
+    A layer of width C and MLP width F over L tokens takes `4 C^2 L + 2 C F L + 2 C L^2`.
+
+    Args:
+        config: of a fusion encoder for the way "fusion_encoder", of a dual encoder for the others.
+        way: one of `WAYS`.
+        shape: of the batch; a row has `config.num_images` images.
+
+    Example:
+        >>> from dual_distill.modeling import FusionEncoderConfig
+        >>> shape = PairShape(batch_size=1, text_tokens=40, real_tokens=12, image_size=(384, 512))
+        >>> round(multiply_adds(FusionEncoderConfig(num_labels=3129), "fusion_encoder", shape) / 1e9, 1)
+        21.2
+    """
+    images, width = config.num_images, config.hidden_size
+    patch = getattr(config, "vision_config", config).patch_size
+    patches = (shape.image_size[0] // patch) * (shape.image_size[1] // patch)
+    channels = getattr(config, "vision_config", config).num_channels
+    embedding = patches * channels * patch**2 * width
+    head_width = max(2, images) * width
+    head = images * width * head_width + head_width * config.num_labels
+    if way == "fusion_encoder":
+        tokens = shape.text_tokens + 1 + patches
+        return images * (embedding + _layers(config, tokens) + width**2) + head
+    interaction = images * (2 * width * 2 * width + 2 * width * width)
+    total = interaction + head
+    if way in ("dual_encoder", "image_stored"):
+        total += _layers(config.text_config, shape.text_tokens) + width**2
+    if way == "dual_encoder":
+        total += images * (embedding + _layers(config.vision_config, 1 + patches) + width**2)
+    return total
+
+
+def _layers(config: PreTrainedConfig, tokens: int) -> int:
+    width, inner = config.hidden_size, config.intermediate_size
+    layer = 4 * width**2 * tokens + 2 * width * inner * tokens + 2 * width * tokens**2
+    total: int = config.num_hidden_layers * layer
+    return total
+
+
+def random_pairs(config: PreTrainedConfig, shape: PairShape, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Draw a batch: texts with `real_tokens` real tokens, images without padding.
+
+    Raises:
+        ValueError: the shape does not fit the model.
+    """
+    text, image = getattr(config, "text_config", config), getattr(config, "vision_config", config)
+    if not 1 <= shape.real_tokens <= shape.text_tokens <= text.max_position_embeddings:
+        raise ValueError(
+            f"{shape.real_tokens} real of {shape.text_tokens} text tokens were asked for; the model takes 1 to "
+            f"{text.max_position_embeddings}, and real ones are at most all."
+        )
+    if any(side < image.patch_size or side % image.patch_size for side in shape.image_size):
+        raise ValueError(
+            f"images of {shape.image_size[0]} x {shape.image_size[1]} pixels do not divide into patches of {image.patch_size}; "
+            "give multiples of the patch."
+        )
+    draw = torch.Generator().manual_seed(seed)
+    size = (shape.batch_size, config.num_images)
+    attention_mask = torch.zeros(shape.batch_size, shape.text_tokens, dtype=torch.long)
+    attention_mask[:, : shape.real_tokens] = 1
+    return {
+        "input_ids": torch.randint(1, text.vocab_size, (shape.batch_size, shape.text_tokens), generator=draw),
+        "attention_mask": attention_mask,
+        "pixel_values": torch.randn(*size, image.num_channels, *shape.image_size, generator=draw),
+        "pixel_mask": torch.ones(*size, *shape.image_size, dtype=torch.long),
+    }
+
+
+@torch.inference_mode()
+def measure_answering(
+    models: Mapping[str, PreTrainedModel], shape: PairShape, warmup: int = 3, repeats: int = 15, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Time every way in which models answer about one batch of pairs, in turn.
+
+    Args:
+        models: by name, on one device; the first is what the others are compared with. A dual encoder is timed with nothing
+            stored, with images stored, and with both sides stored.
+        shape: of the batch.
+        warmup: rounds that do not count.
+        repeats: rounds that do.
+        seed: of the batch.
+
+    Returns:
+        For each model and way: `model`, `way`, batch and tokens, `latency_ms` a pair with its quartiles, `multiply_adds`, and
+        `times_faster` than the first way, measured and by multiply-adds.
+
+    Raises:
+        ValueError: the shape does not fit a model.
+    """
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    counts: dict[tuple[str, str], int] = {}
+    device = torch.device("cpu")
+    for name, model in models.items():
+        device = model.device
+        model.eval()
+        batch = {key: tensor.to(device) for key, tensor in random_pairs(model.config, shape, seed).items()}
+        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+        for way, inputs in _inputs(model, batch).items():
+            calls[name, way] = lambda model=model, inputs=inputs: model(**inputs)
+            counts[name, way] = multiply_adds(model.config, way, shape)
+    labels = {f"{name}/{way}": call for (name, way), call in calls.items()}
+    timings = alternate(labels, device, warmup, repeats)
+    first = next(iter(calls))
+    reference = timings["/".join(first)].median_ms
+    rows = []
+    for name, way in calls:
+        timing = timings[f"{name}/{way}"]
+        rows.append(
+            {
+                "model": name,
+                "way": way,
+                "batch_size": shape.batch_size,
+                "text_tokens": shape.text_tokens,
+                "real_tokens": shape.real_tokens,
+                "latency_ms": _rounded(timing.median_ms / shape.batch_size),
+                "latency_quartiles_ms": [_rounded(value / shape.batch_size) for value in (timing.low_ms, timing.high_ms)],
+                "runs": timing.runs,
+                "multiply_adds": counts[name, way],
+                "times_faster": _rounded(reference / timing.median_ms),
+                "times_fewer_multiply_adds": _rounded(counts[first] / counts[name, way]),
+            }
+        )
+    return rows
+
+
+def _inputs(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, Mapping[str, torch.Tensor]]:
+    """Return the inputs of each way, stored sides encoded."""
+    if not isinstance(model.config, DualEncoderConfig):
+        return {"fusion_encoder": batch}
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    image_embeds = model.get_image_features(batch["pixel_values"], batch["pixel_mask"]).pooler_output
+    text_embeds = model.get_text_features(**text).pooler_output
+    return {
+        "dual_encoder": batch,
+        "image_stored": {**text, "image_embeds": image_embeds},
+        "both_stored": {"text_embeds": text_embeds, "image_embeds": image_embeds},
+    }
+
+
+def half_depth(fusion_encoder: PreTrainedModel, dual_class: type[DualEncoderPreTrainedModel]) -> PreTrainedModel:
+    """A dual encoder whose towers take every second layer of a fusion encoder, the last among them.
+
+    Example:
+        >>> from dual_distill.modeling import DualEncoderModel, FusionEncoderConfig, FusionEncoderModel
+        >>> shape = dict(hidden_size=8, num_attention_heads=2, intermediate_size=16, vocab_size=20, image_size=32)
+        >>> fusion = FusionEncoderModel(FusionEncoderConfig(num_hidden_layers=4, **shape))
+        >>> half_depth(fusion, DualEncoderModel).config.text_config.num_hidden_layers
+        2
+    """
+    depth = fusion_encoder.config.num_hidden_layers
+    layers: Sequence[int] = range((depth - 1) % 2, depth, 2)
+    model: PreTrainedModel = dual_class.from_fusion_encoder(fusion_encoder, text_layers=layers, vision_layers=layers)
+    return model.eval()
+
+
+def _rounded(value: float) -> float:
+    """Four figures that count: a latency of 0.0123 ms loses nothing."""
+    return float(f"{value:.4g}")
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+__all__ = [
+    "WAYS",
+    "PairShape",
+    "Timing",
+    "alternate",
+    "half_depth",
+    "measure_answering",
+    "multiply_adds",
+    "peak_memory",
+    "random_pairs",
+]

@@ -1,0 +1,135 @@
+"""The clock, the peak of memory and the arithmetic, each against what is known beforehand."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dual_distill.inference import PairShape, alternate, half_depth, measure_answering, multiply_adds, peak_memory
+from dual_distill.inference.benchmark import random_pairs
+from dual_distill.modeling import (
+    DualEncoderForImagesAndTextClassification,
+    DualEncoderForQuestionAnswering,
+    FusionEncoderConfig,
+    FusionEncoderForImagesAndTextClassification,
+    FusionEncoderForQuestionAnswering,
+)
+
+TINY = {
+    "vocab_size": 60,
+    "max_position_embeddings": 12,
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 40,
+    "image_size": [16, 24],
+    "patch_size": 8,
+    "num_labels": 5,
+}
+SHAPE = PairShape(batch_size=3, text_tokens=9, real_tokens=4, image_size=(24, 16))
+
+
+def encoders(images=1):
+    if images == 1:
+        classes = FusionEncoderForQuestionAnswering, DualEncoderForQuestionAnswering
+    else:
+        classes = FusionEncoderForImagesAndTextClassification, DualEncoderForImagesAndTextClassification
+    fusion = classes[0]._from_config(FusionEncoderConfig(**TINY, num_images=images), attn_implementation="eager").eval()
+    return fusion, classes[1].from_fusion_encoder(fusion).eval()
+
+
+def counted(call):
+    """Multiply-adds by torch's own count of matrix products and convolutions."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_multiply_adds_are_those_that_torch_counts(images):
+    """Eager attention, no pixel mask and the table's own grid: then nothing but matrix products of the model is counted."""
+    fusion, dual = encoders(images)
+    shape = PairShape(3, 9, 9, (16, 24))
+    batch = random_pairs(fusion.config, shape)
+    del batch["pixel_mask"]
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    image_embeds, text_embeds = torch.zeros(3, images, 16), torch.zeros(3, 16)
+    ways = {
+        "fusion_encoder": lambda: fusion(**batch),
+        "dual_encoder": lambda: dual(**batch),
+        "image_stored": lambda: dual(**text, image_embeds=image_embeds),
+        "both_stored": lambda: dual(text_embeds=text_embeds, image_embeds=image_embeds),
+    }
+    for way, call in ways.items():
+        config = fusion.config if way == "fusion_encoder" else dual.config
+        assert multiply_adds(config, way, shape) * 3 == counted(call), way
+
+
+def test_calls_run_in_turn_and_each_begins_a_round():
+    order = []
+    ways = {name: lambda name=name: order.append(name) for name in "abc"}
+    timings = alternate(ways, warmup=1, repeats=3)
+    assert "".join(order) == "abc" + "bca" + "cab" + "abc"
+    assert [timing.runs for timing in timings.values()] == [3, 3, 3]
+
+
+def test_a_pause_takes_its_time():
+    timing = alternate({"pause": lambda: time.sleep(0.01)}, warmup=0, repeats=3)["pause"]
+    assert timing.low_ms >= 9.9
+    assert timing.low_ms <= timing.median_ms <= timing.high_ms
+    with pytest.raises(ValueError, match="repeats is 1; give 2 or more"):
+        alternate({"pause": lambda: None}, repeats=1)
+
+
+def test_the_peak_counts_what_lives_at_once():
+    def one_after_another():
+        for _ in range(5):
+            torch.zeros(1000)
+
+    assert peak_memory(one_after_another) == 4000
+    assert peak_memory(lambda: [torch.zeros(1000) for _ in range(5)]) == 20000
+    inner = nn.Linear(10, 10, bias=False)
+    peak_memory(lambda: inner(torch.ones(1, 10)).sum().backward())
+    assert inner.weight.grad is not None
+
+
+def test_every_way_is_timed_beside_its_arithmetic():
+    fusion, dual = encoders()
+    rows = measure_answering({"teacher": fusion, "student": dual}, SHAPE, warmup=1, repeats=3)
+    assert [(row["model"], row["way"]) for row in rows] == [
+        ("teacher", "fusion_encoder"),
+        ("student", "dual_encoder"),
+        ("student", "image_stored"),
+        ("student", "both_stored"),
+    ]
+    assert rows[0]["times_faster"] == rows[0]["times_fewer_multiply_adds"] == 1.0
+    for row in rows:
+        low, high = row["latency_quartiles_ms"]
+        assert 0 < low <= row["latency_ms"] <= high
+        assert (row["batch_size"], row["text_tokens"], row["real_tokens"], row["runs"]) == (3, 9, 4, 3)
+    fewer = [row["times_fewer_multiply_adds"] for row in rows]
+    assert fewer == sorted(fewer)
+
+
+def test_pairs_have_the_tokens_asked_for_and_the_same_seed_gives_the_same():
+    fusion, _ = encoders()
+    batch = random_pairs(fusion.config, SHAPE, seed=4)
+    assert batch["attention_mask"].sum(1).tolist() == [4, 4, 4]
+    assert batch["pixel_values"].shape == (3, 1, 3, 24, 16)
+    assert all(torch.equal(tensor, random_pairs(fusion.config, SHAPE, seed=4)[name]) for name, tensor in batch.items())
+    with pytest.raises(ValueError, match="10 real of 9 text tokens were asked for; the model takes 1 to 12"):
+        random_pairs(fusion.config, PairShape(3, 9, 10, (16, 24)))
+    with pytest.raises(ValueError, match="images of 20 x 24 pixels do not divide into patches of 8"):
+        random_pairs(fusion.config, PairShape(3, 9, 4, (20, 24)))
+
+
+def test_half_depth_takes_every_second_layer_and_the_last():
+    fusion, _ = encoders()
+    half = half_depth(fusion, DualEncoderForQuestionAnswering)
+    for tower in (half.dual_encoder.text_model, half.dual_encoder.vision_model):
+        assert len(tower.encoder.layer) == 2
+        for found, wanted in zip(tower.encoder.layer, (1, 3), strict=True):
+            expected = fusion.fusion_encoder.encoder.layer[wanted].attention.attention.query.weight
+            assert torch.equal(found.attention.attention.query.weight, expected)
