@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoModelForVisualQuestionAnswering, pipeline
 
-from dual_distill.cli.train import read_recipe
+from dual_distill.cli.recipe_parser import read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ANSWERS = {"no", "yes", "red", "blue"}

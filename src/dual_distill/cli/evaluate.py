@@ -15,32 +15,58 @@ from dual_distill.data import DistillationCollator
 from dual_distill.metrics import write_submission
 from dual_distill.trainer import DataArguments, EvaluationReport, load_data, predict_answers, report_answers
 
+_EPILOG = """\
+examples:
+  dual-distill evaluate runs/student --task easy_vqa --data path/to/easy_vqa --json
+  dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split validation
+  dual-distill evaluate path/to/vilt-nlvr2 --task nlvr2 --data path/to/nlvr2 --no-baselines
+  dual-distill evaluate runs/own/distilled --task own --data shop.csv --image-column photo --split validation
+
+the answers to VQA v2's test questions, for EvalAI:
+  dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split test --submission answers.json \\
+      --data-options '{"test_questions": "path/to/vqa_v2/v2_OpenEnded_mscoco_test2015_questions.json"}'"""
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser of this verb."""
     parser = argparse.ArgumentParser(
         prog="dual-distill evaluate",
-        description="Evaluate a checkpoint: accuracy, overall and by group, beside what the text alone gives.",
-        epilog="example: dual-distill evaluate runs/student --task easy_vqa --data path/to/easy_vqa --json",
+        description="Evaluate a checkpoint by what its task is judged by: accuracy, overall and by group, the official VQA\n"
+        "score, NLVR2's consistency; beside it what the words alone, without the picture, give.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="checkpoint folder or Hub repository")
+    parser.add_argument("model", help="checkpoint folder or Hub repository, ours or a ViLT")
     parser.add_argument("--task", required=True, help="scenes, easy_vqa, nlvr, vqa, nlvr2, snli_ve; or own")
     parser.add_argument("--data", help="folder with the task's files; own: a file, folder or Hub data set; scenes needs none")
-    parser.add_argument("--data-options", type=json.loads, default={}, help="options of the task's reader, as JSON")
-    parser.add_argument("--skip-bad", action="store_true", help="pass over rows with a missing image or a malformed line")
+    parser.add_argument("--data-options", metavar="JSON", help="options of the task's reader, as in the recipe")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="pass over rows with a missing image or a malformed line, and list them"
+    )
     own = parser.add_argument_group("one's own data (--task own)")
-    own.add_argument("--image-column", nargs="+", default=["image"], help="column of the image, or several")
-    own.add_argument("--text-column", default="question", help="column of the question or sentence (default: %(default)s)")
-    own.add_argument("--label-column", default="answer", help="column of the answer or class (default: %(default)s)")
-    own.add_argument("--answers-column", help="column of lists, what several people answered")
-    parser.add_argument("--split", default="test", help="which split (default: %(default)s)")
-    parser.add_argument("--revision", help="revision of a Hub repository")
-    parser.add_argument("--batch-size", type=int, default=128, help="rows a batch (default: %(default)s)")
-    parser.add_argument("--max-rows", type=int, help="evaluate the first so many rows (default: all)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    parser.add_argument("--no-baselines", action="store_true", help="leave out text-only and majority baselines")
-    parser.add_argument("--submission", type=Path, help="also write the answers in EvalAI's format (rows with question_id)")
-    parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
+    own.add_argument(
+        "--image-column", nargs="+", default=["image"], metavar="NAME", help="column of the image, or several (default: image)"
+    )
+    for option, default, what in (
+        ("--text-column", "question", "question or sentence"),
+        ("--label-column", "answer", "answer or class"),
+    ):
+        own.add_argument(option, default=default, metavar="NAME", help=f"column of the {what} (default: %(default)s)")
+    own.add_argument("--answers-column", metavar="NAME", help="column of lists, what several people answered")
+    parser.add_argument("--split", default="test", metavar="NAME", help="train, validation or test (default: %(default)s)")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub repository")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="rows a batch (default: %(default)s)")
+    parser.add_argument("--max-rows", type=int, metavar="N", help="evaluate the first N rows (default: all)")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--no-baselines", action="store_true", help="leave out the text-only and majority baselines, which read all of train"
+    )
+    parser.add_argument(
+        "--submission", type=Path, metavar="FILE", help="also write the answers as EvalAI takes them (rows with question_id)"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the results to this JSON file")
     parser.add_argument("--json", action="store_true", help="print one JSON line on stdout, everything else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -48,7 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(words: Sequence[str]) -> None:
     """Evaluate and print."""
-    options = make_parser().parse_args(words)
+    # A field of a recipe, --image_column, is an option here, --image-column: both spellings are understood.
+    options = make_parser().parse_args([word.replace("_", "-") if word.startswith("--") else word for word in words])
     with redirect_stdout(sys.stderr):
         report = evaluate(options)
     result = {"model": options.model, "task": options.task, "split": options.split}

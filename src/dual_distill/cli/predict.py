@@ -13,24 +13,39 @@ from transformers import pipeline
 from dual_distill.conversion import load_teacher
 from dual_distill.inference import ANSWERING_TASK
 
+_EPILOG = """\
+The probabilities of a model with one right answer add up to 100 %. One trained on several people's answers (VQA v2, and every
+ViLT with answers) gives each answer its own: two may both be right.
+
+examples:
+  dual-distill predict runs/student --image photo.jpg "what is it?" "how many balls?" --top-k 3
+  dual-distill predict path/to/vilt-vqa --image https://example.org/photo.jpg "what is it?"
+  dual-distill predict runs/nlvr2/distilled --image left.png --image right.png "both show a dog."\
+"""
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser of this verb."""
     parser = argparse.ArgumentParser(
         prog="dual-distill predict",
-        description="Ask a checkpoint about pictures: the most probable answers to each question about each picture. A model "
-        "that reads N pictures together (NLVR2: 2) takes --image N at a time, and statements in place of questions.",
-        epilog='example: dual-distill predict runs/student --image photo.jpg "what is it?" "how many balls?" --top-k 3',
+        description="Ask a checkpoint about pictures: the most probable answers to each question about each picture.\n"
+        "A model that reads N pictures together (NLVR2: 2) takes --image N at a time, and statements in place of questions.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="checkpoint folder or Hub repository, ours or a ViLT")
     parser.add_argument("questions", nargs="+", metavar="question", help="question or statement about the pictures")
     parser.add_argument(
         "--image", action="append", required=True, dest="images", metavar="FILE_OR_URL", help="a picture; may be repeated"
     )
-    parser.add_argument("--top-k", type=int, default=5, help="answers a question (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16, help="questions a forward pass (default: %(default)s)")
-    parser.add_argument("--revision", help="revision of a Hub repository")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--top-k", type=int, default=5, metavar="N", help="answers a question (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="questions a forward pass (default: %(default)s)"
+    )
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag, commit or refs/pr/N of a Hub repository")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line on stdout, everything else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
