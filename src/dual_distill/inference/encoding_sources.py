@@ -1,0 +1,297 @@
+"""What is to be encoded, as ids and a way to fetch each: a folder of images, Parquet, a data set, texts.
+
+An id is what a user finds an image by: its path below the folder, the value of an id column, or the number of its row.
+Nothing is decoded here, and of a folder nothing but names is read.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from PIL import Image
+
+from dual_distill.data.images import image_source
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+"""Endings of the files that a folder of images is searched for, of any case."""
+
+_NAMED = 3
+
+
+class Source(Protocol):
+    """Anything that can be encoded: ids in a fixed order, and the value of each."""
+
+    ids: list[str]
+
+    def value(self, identifier: str) -> Any:
+        """Return what `decode_image` accepts, or a text."""
+
+
+class FolderSource:
+    """The image files below a folder, in the order of their paths, which are their ids.
+
+    Args:
+        folder: searched with all its sub-folders; hidden files and folders and files of other kinds are passed over.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no image.
+
+    Example:
+        >>> FolderSource("no/such/folder")
+        Traceback (most recent call last):
+        FileNotFoundError: There is no folder 'no/such/folder' of images; relative paths start at the current folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(
+                f"There is no folder {str(folder)!r} of images; relative paths start at the current folder."
+            )
+        found = []
+        for place, folders, names in os.walk(self.folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            below = Path(place).relative_to(self.folder)
+            found += [
+                (below / name).as_posix()
+                for name in names
+                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+            ]
+        if not found:
+            raise ValueError(f"The folder {str(folder)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}); is it the right one?")
+        for name in found:
+            if not name.isprintable():
+                raise ValueError(
+                    f"The folder {str(folder)!r} holds a file whose name is no readable text ({name!r}); rename it."
+                )
+        self.ids = sorted(found)
+
+    def value(self, identifier: str) -> str:
+        """Return the path of an image."""
+        return str(self.folder / identifier)
+
+
+class DatasetSource:
+    """The images of a data set, undecoded.
+
+    Args:
+        rows: the data set.
+        image_column: its images, as `datasets.Image`, bytes or paths.
+        id_column: its ids, each once; None: the numbers of the rows.
+
+    Raises:
+        ValueError: there is no such column, or an id occurs twice.
+
+    Example:
+        >>> source = DatasetSource(Dataset.from_dict({"image": ["a.png", "b.png"], "name": ["a", "b"]}), id_column="name")
+        >>> source.ids, source.value("b")
+        (['a', 'b'], 'b.png')
+    """
+
+    def __init__(self, rows: Dataset, image_column: str = "image", id_column: str | None = None) -> None:
+        for column in (image_column, id_column):
+            if column is not None and column not in rows.column_names:
+                raise ValueError(
+                    f"The data set has no column {column!r}, only {', '.join(rows.column_names)}; name one of them."
+                )
+        if isinstance(rows.features[image_column], datasets.Image):
+            rows = rows.cast_column(image_column, datasets.Image(decode=False))
+        self._images = rows.select_columns([image_column])
+        self._column = image_column
+        self.ids = [str(number) for number in range(len(rows))]
+        if id_column is not None:
+            self.ids = _each_once([str(value) for value in rows[id_column]], f"the column {id_column!r}")
+        self._numbers = {identifier: number for number, identifier in enumerate(self.ids)}
+
+    def value(self, identifier: str) -> Any:
+        """Return an image as the data set holds it."""
+        return self._images[self._numbers[identifier]][self._column]
+
+
+class MappingSource:
+    """Images by id, as a mapping holds them.
+
+    Args:
+        images: id -> what `decode_image` accepts.
+
+    Raises:
+        ValueError: there is no image, or an id is no string.
+
+    Example:
+        >>> MappingSource({"a": "photos/a.png"}).value("a")
+        'photos/a.png'
+    """
+
+    def __init__(self, images: Mapping[str, Any]) -> None:
+        self._images = images
+        self.ids = list(images)
+        if not self.ids:
+            raise ValueError("There are no images; give one or more.")
+        if wrong := [identifier for identifier in self.ids if not isinstance(identifier, str)]:
+            raise ValueError(f"The id {wrong[0]!r} is a {type(wrong[0]).__name__}, but an id is a string; write it as one.")
+
+    def value(self, identifier: str) -> Any:
+        """Return an image as the mapping holds it."""
+        return self._images[identifier]
+
+
+class TextSource:
+    """Texts, which are their own ids; a text that occurs again is left out.
+
+    Args:
+        texts: strings with words in them.
+
+    Raises:
+        ValueError: there is none, or one is empty.
+
+    Example:
+        >>> TextSource(["what is it?", "is it red?", "what is it?"]).ids
+        ['what is it?', 'is it red?']
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.ids = list(dict.fromkeys(texts))
+        if not self.ids:
+            raise ValueError("There are no texts; give one or more.")
+        for text in self.ids:
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"A text is {text!r}, but it should be a string with words in it; leave it out.")
+
+    def value(self, identifier: str) -> str:
+        """Return the text."""
+        return identifier
+
+
+def open_images(
+    images: Any, image_column: str = "image", id_column: str | None = None, split: str | None = None
+) -> FolderSource | DatasetSource | MappingSource:
+    """Return the source of images from whatever names or holds them.
+
+    Args:
+        images: a folder of image files; a Parquet file; a folder that `Dataset.save_to_disk` wrote; a data set on the Hub; a
+            `datasets.Dataset`; or a mapping from id to image.
+        image_column: of Parquet and data sets.
+        id_column: likewise; None: the number of the row.
+        split: of a data set that has splits.
+
+    Returns:
+        The source.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it cannot be read, holds no images, or has splits and none is named.
+
+    Example:
+        >>> open_images({"a": "photos/a.png"}).ids
+        ['a']
+    """
+    if isinstance(images, Mapping) and not isinstance(images, DatasetDict):
+        return MappingSource(images)
+    if isinstance(images, Dataset | DatasetDict):
+        return DatasetSource(_one_split(images, split, "the data set"), image_column, id_column)
+    path = Path(images)
+    if path.suffix == ".parquet":
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {str(images)!r}; relative paths start at the current folder.")
+        return DatasetSource(Dataset.from_parquet(str(path)), image_column, id_column)
+    if path.is_dir():
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            return DatasetSource(_one_split(load_from_disk(str(path)), split, repr(str(images))), image_column, id_column)
+        return FolderSource(path)
+    if str(images).count("/") > 1 or str(images).startswith((".", "/", "~")):
+        return FolderSource(path)  # which says that there is none; a data set on the Hub is owner/name
+    try:
+        found = load_dataset(str(images), split=split)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{str(images)!r} is no folder and no Parquet file here, and no data set that can be fetched from the Hub "
+            f"({reason}); check the spelling."
+        ) from error
+    return DatasetSource(_one_split(found, split, repr(str(images))), image_column, id_column)
+
+
+def read_texts(file: str | os.PathLike[str]) -> list[str]:
+    """Return the lines of a UTF-8 text file, empty ones left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8.
+
+    Example:
+        >>> read_texts("no/such/file.txt")
+        Traceback (most recent call last):
+        FileNotFoundError: There is no file 'no/such/file.txt' of texts; relative paths start at the current folder.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(file)!r} of texts; relative paths start at the current folder.")
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(file)!r} is not UTF-8 ({error}); save it as UTF-8.") from error
+
+
+def image_bytes(value: Any, identifier: str) -> tuple[Any, str]:
+    """Fetch an image that is not decoded yet, and hash its content.
+
+    Args:
+        value: what `decode_image` accepts.
+        identifier: names the image in errors.
+
+    Returns:
+        What `decode_image` accepts, without a file left to read, and the SHA-256 in hexadecimal: of the encoded bytes, or of
+        mode, size and pixels of a PIL image.
+
+    Raises:
+        ImageError: the file cannot be read, or the value is of another type.
+
+    Example:
+        >>> image_bytes(b"abc", "x")[1][:8]
+        'ba7816bf'
+    """
+    name, content = image_source(value, identifier)
+    if isinstance(content, Image.Image):
+        return content, hashlib.sha256(f"{content.mode} {content.size}\n".encode() + content.tobytes()).hexdigest()
+    return {"bytes": content, "path": name}, hashlib.sha256(content).hexdigest()
+
+
+def _one_split(found: Dataset | DatasetDict, split: str | None, name: str) -> Dataset:
+    if not isinstance(found, DatasetDict):
+        return found
+    if split is None and len(found) == 1:
+        return next(iter(found.values()))
+    if split not in found:
+        raise ValueError(
+            f"There are the splits {', '.join(found)} in {name}, but {split or 'none'} is named; name one of them."
+        )
+    return found[split]
+
+
+def _each_once(ids: Sequence[str], where: str) -> list[str]:
+    twice = [identifier for identifier, number in Counter(ids).items() if number > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} ids occur more than once in {where}, such as {', '.join(map(repr, twice[:_NAMED]))}; an image is "
+            "found by its id, so give each its own."
+        )
+    return list(ids)
+
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "DatasetSource",
+    "FolderSource",
+    "MappingSource",
+    "Source",
+    "TextSource",
+    "image_bytes",
+    "open_images",
+    "read_texts",
+]

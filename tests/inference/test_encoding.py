@@ -1,0 +1,258 @@
+"""Encoding once: equal to the model's own features, the same bits after any interruption, alone or shared out."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+from dual_distill.inference import FeatureStore, encode_images, encode_texts
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    DualEncoderForImagesAndTextClassification,
+    DualEncoderForQuestionAnswering,
+    FusionEncoderForQuestionAnswering,
+)
+
+SCRIPT = Path(__file__).with_name("encode_in_a_process.py")
+TEXTS = ["is there a red circle?", "red?", "how many blue squares are there?", "is there a blue circle?", "red?"]
+
+
+@pytest.fixture
+def model(answering_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    return answering_model(DualEncoderForQuestionAnswering)
+
+
+@pytest.fixture
+def images(pictures: list[Image.Image]) -> dict[str, Image.Image]:
+    """Eleven pictures in five shapes."""
+    return {f"image {number}": pictures[number % 5].rotate(90 * (number // 5 % 2) * 2) for number in range(11)}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def encode(model: PreTrainedModel, processor: DualDistillProcessor, images: object, store: Path, **settings: object):
+    return encode_images(model, processor, images, store, **{"batch_size": 2, "shard_size": 4, "threads": 2, **settings})
+
+
+def test_a_stored_vector_is_the_models_own(model, answering_processor, images, tmp_path) -> None:
+    report = encode(model, answering_processor, images, tmp_path / "store", projected=True)
+    assert (report.rows, report.encoded, report.missing_shards, report.unreadable) == (11, 11, 0, {})
+    store = FeatureStore(tmp_path / "store")
+    assert store.ids() == list(images)
+    with torch.no_grad():
+        for name, image in images.items():
+            pixels = answering_processor(images=image)["pixel_values"]
+            pooled = model.get_image_features(pixels).pooler_output[0]
+            torch.testing.assert_close(store.read(store.places([name])), pooled, atol=1e-5, rtol=0)
+            projected = store.read(store.places([name]), "projected")
+            torch.testing.assert_close(projected, model.project_images(pooled), atol=1e-5, rtol=0)
+
+
+def test_texts_are_stored_once_each(model, answering_processor, tmp_path) -> None:
+    report = encode_texts(model, answering_processor, TEXTS, tmp_path / "store", batch_size=2, shard_size=3)
+    store = FeatureStore(report.store)
+    assert store.ids() == TEXTS[:4]
+    with torch.no_grad():
+        for text in TEXTS:
+            inputs = answering_processor(text=text)
+            torch.testing.assert_close(store[text], model.get_text_features(**inputs).pooler_output[0], atol=1e-5, rtol=0)
+
+
+def test_half_precision_is_the_full_one_rounded(model, answering_processor, images, tmp_path) -> None:
+    encode(model, answering_processor, images, tmp_path / "full")
+    encode(model, answering_processor, images, tmp_path / "half", dtype="float16")
+    full, half = FeatureStore(tmp_path / "full"), FeatureStore(tmp_path / "half")
+    assert torch.equal(half.read(range(11)), full.read(range(11)).half())
+
+
+def test_threads_change_no_bit(model, answering_processor, images, tmp_path) -> None:
+    for threads in (1, 5):
+        encode(model, answering_processor, images, tmp_path / str(threads), threads=threads)
+    assert contents(tmp_path / "1") == contents(tmp_path / "5")
+
+
+KILLED_BEFORE = {
+    "the plan": ("plan-*", "shard-*"),
+    "the first shard": ("shard-*",),
+    "the rows of a shard": ("shard-00001*", "shard-00002*"),
+    "the vectors of a shard": ("shard-00001.safetensors", "shard-00002*"),
+    "the vectors of a shard, while another process had done the next": ("shard-00001.safetensors",),
+}
+
+
+@pytest.mark.parametrize("gone", KILLED_BEFORE.values(), ids=KILLED_BEFORE)
+def test_a_killed_run_continues_to_the_same_bits(gone, model, answering_processor, images, tmp_path) -> None:
+    images["image 5"] = b"no picture"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    encode(model, answering_processor, images, whole)
+    shutil.copytree(whole, killed)
+    for pattern in gone:
+        for path in killed.glob(pattern):
+            path.unlink()
+    (killed / ".shard-00001.0123456789ab").write_bytes(b"half a file")
+    encode(model, answering_processor, images, killed)
+    assert contents(killed) == contents(whole)
+
+
+def start(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(SCRIPT), str(folder / "model"), str(folder / "images"), str(folder / "store")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture
+def saved(model, answering_processor, images, tmp_path) -> Path:
+    model.save_pretrained(tmp_path / "model")
+    answering_processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "images" / "below").mkdir(parents=True)
+    for name, image in images.items():
+        image.save(tmp_path / "images" / "below" / f"{name}.png")
+    return tmp_path
+
+
+def test_shared_out_by_rank(model, answering_processor, images, tmp_path, monkeypatch) -> None:
+    encode(model, answering_processor, images, tmp_path / "whole")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, encoded, missing in (("1", 4, 2), ("0", 7, 0)):
+        monkeypatch.setenv("RANK", rank)
+        report = encode(model, answering_processor, images, tmp_path / "shared")
+        assert (report.encoded, report.missing_shards) == (encoded, missing)
+    assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_for_real_and_continued_by_two_processes_at_once(saved, model, answering_processor) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    encode(model, answering_processor, str(saved / "images"), saved / "whole", model_name="tiny")
+    torch.set_num_threads(threads)
+    killed = start(saved, KILL_AT="4", RANK="0")  # its first shard is written, the next is begun
+    _, errors = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, errors
+    assert [path.name for path in (saved / "store").glob("*.safetensors")] == ["shard-00000.safetensors"]
+    with pytest.raises(ValueError, match="lacks 2 of 3 shards"):
+        FeatureStore(saved / "store")
+    both = [start(saved, RANK=rank) for rank in ("0", "1")]
+    for process, encoded in zip(both, (3, 4), strict=True):
+        said, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert said.split()[0] == str(encoded)
+    assert contents(saved / "store") == contents(saved / "whole")
+
+
+def test_new_images_are_encoded_alone(model, answering_processor, images, tmp_path) -> None:
+    first = dict(list(images.items())[:5])
+    store = tmp_path / "store"
+    encode(model, answering_processor, first, store)
+    before = contents(store)
+    assert encode(model, answering_processor, first, store).encoded == 0
+    assert contents(store) == before
+    turned = dict(sorted(images.items(), reverse=True))
+    report = encode(model, answering_processor, turned, store)
+    assert (report.encoded, report.rows) == (6, 11)
+    after = contents(store)
+    assert {name: after[name] for name in before} == before
+    assert FeatureStore(store).ids() == [*first, *(name for name in turned if name not in first)]
+
+
+def test_unreadable_images_are_listed_and_encoded_when_mended(model, answering_processor, images, tmp_path) -> None:
+    good = dict(images)
+    images["image 2"], images["image 9"], images["image 10"] = b"no picture", str(tmp_path / "nowhere.png"), b""
+    images["thin"] = Image.new("RGB", (4000, 1))
+    report = encode(model, answering_processor, images, tmp_path / "store")
+    assert (report.rows, report.encoded) == (8, 8)
+    assert list(report.unreadable) == ["image 2", "image 9", "image 10", "thin"]
+    assert "row image 2: the bytes are not a picture" in report.unreadable["image 2"]
+    assert "nowhere.png" in report.unreadable["image 9"]
+    assert "4000 x 1 pixels cannot be resized" in report.unreadable["thin"]
+    before = contents(tmp_path / "store")
+    assert encode(model, answering_processor, images, tmp_path / "store").encoded == 0
+    assert contents(tmp_path / "store") == before
+    mended = encode(model, answering_processor, good | {"thin": images["thin"]}, tmp_path / "store")
+    assert (mended.encoded, mended.rows, list(mended.unreadable)) == (3, 11, ["thin"])
+    encode(model, answering_processor, good, tmp_path / "good")
+    store, expected = FeatureStore(tmp_path / "store"), FeatureStore(tmp_path / "good")
+    for name in good:
+        torch.testing.assert_close(store[name], expected[name], atol=1e-5, rtol=0)
+
+
+def test_strict_ends_at_the_first_unreadable_image_and_keeps_what_is_done(model, answering_processor, images, tmp_path) -> None:
+    images["image 6"] = b"no picture"
+    with pytest.raises(ValueError, match=r"row image 6: the bytes are not a picture .* Without strict, it is listed"):
+        encode(model, answering_processor, images, tmp_path / "store", strict=True)
+    assert [path.name for path in (tmp_path / "store").glob("*.safetensors")] == ["shard-00000.safetensors"]
+
+
+def test_a_planned_image_that_vanished_is_listed(model, answering_processor, images, tmp_path) -> None:
+    encode(model, answering_processor, images, tmp_path / "store")
+    (tmp_path / "store" / "shard-00002.safetensors").unlink()
+    gone = images.pop("image 9")
+    report = encode(model, answering_processor, images, tmp_path / "store")
+    assert "was planned, but is not among those given now" in report.unreadable["image 9"]
+    assert encode(model, answering_processor, images | {"image 9": gone}, tmp_path / "store").unreadable == {}
+
+
+def test_verify_finds_an_image_that_changed(model, answering_processor, images, tmp_path) -> None:
+    encode(model, answering_processor, images, tmp_path / "store")
+    assert encode(model, answering_processor, images, tmp_path / "store", verify=True).encoded == 0
+    images["image 3"] = Image.new("RGB", (20, 20))
+    assert encode(model, answering_processor, images, tmp_path / "store").encoded == 0
+    with pytest.raises(ValueError, match=r"1 images are not those .* such as 'image 3'; give changed images new names"):
+        encode(model, answering_processor, images, tmp_path / "store", verify=True)
+
+
+def test_another_model_processor_or_setting_is_refused(model, answering_processor, images, tmp_path) -> None:
+    store = tmp_path / "store"
+    encode(model, answering_processor, images, store, model_name="runs/a", revision="0123456789abcdef")
+    encode(model, answering_processor, images, store, model_name="a copy")
+    with pytest.raises(ValueError, match=r"was made with dtype float32, not float16"):
+        encode(model, answering_processor, images, store, dtype="float16")
+    with pytest.raises(ValueError, match=r"was made with batch_size 2, not 3"):
+        encode(model, answering_processor, images, store, batch_size=3)
+    with pytest.raises(ValueError, match=r"is a store of images, not of texts"):
+        encode_texts(model, answering_processor, TEXTS, store)
+    answering_processor.image_processor.image_mean = (0.4, 0.5, 0.5)
+    with pytest.raises(ValueError, match=r"setting image_mean = \[0.5, 0.5, 0.5\], but the processor given has \[0.4"):
+        encode(model, answering_processor, images, store)
+    with torch.no_grad():
+        model.dual_encoder.vision_model.layernorm.bias[0] += 1e-6
+    with pytest.raises(ValueError, match=r"the model 'runs/a' at 0123456789ab \(weights \w{12}, float32\), not with 'b' \("):
+        encode(model, answering_processor, images, store, model_name="b")
+
+
+def test_models_that_encode_no_image_alone_are_refused(answering_model, answering_processor, images, tmp_path) -> None:
+    with pytest.raises(ValueError, match="FusionEncoderForQuestionAnswering reads text and image together"):
+        encode(answering_model(FusionEncoderForQuestionAnswering), answering_processor, images, tmp_path / "store")
+    two = answering_model(DualEncoderForImagesAndTextClassification, num_images=2)
+    with pytest.raises(ValueError, match="The model reads 2 images together"):
+        encode(two, answering_processor, images, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_broken_model_is_named_by_its_first_bad_vector(model, answering_processor, images, tmp_path) -> None:
+    torch.nn.init.constant_(model.dual_encoder.vision_model.layernorm.bias, float("nan"))
+    with pytest.raises(ValueError, match="The pooled vector of 'image 0' holds NaN"):
+        encode(model, answering_processor, images, tmp_path / "store")
+
+
+@pytest.mark.parametrize("settings, message", [({"shard_size": 0}, "shard_size is 0"), ({"dtype": "int8"}, "dtype is 'int8'")])
+def test_settings_out_of_range(settings, message, model, answering_processor, images, tmp_path) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode(model, answering_processor, images, tmp_path / "store", **settings)
+
+
+def test_a_rank_without_its_world(model, answering_processor, images, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="RANK is 2 and WORLD_SIZE 2"):
+        encode(model, answering_processor, images, tmp_path / "store")

@@ -1,0 +1,101 @@
+"""What is to be encoded: ids and values of folders, Parquet, data sets, mappings and texts."""
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Image as ImageColumn
+from PIL import Image
+
+from dual_distill.data import ImageError
+from dual_distill.inference import open_images, read_texts
+from dual_distill.inference.encoding_sources import TextSource, image_bytes
+
+
+def png(path: Path, colour: str = "red") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3), colour).save(path)
+    return path
+
+
+def test_a_folder_with_all_below_it_in_the_order_of_paths(tmp_path) -> None:
+    for name in ("b.png", "a/z.JPG", "a/b/c.webp", ".hidden.png", ".cache/d.png"):
+        png(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    source = open_images(str(tmp_path))
+    assert source.ids == ["a/b/c.webp", "a/z.JPG", "b.png"]
+    assert source.value("a/z.JPG") == str(tmp_path / "a" / "z.JPG")
+
+
+@pytest.fixture
+def rows(tmp_path) -> Dataset:
+    files = [png(tmp_path / f"{colour}.png", colour) for colour in ("red", "blue")]
+    columns = {"image": [{"bytes": file.read_bytes(), "path": None} for file in files], "sku": [17, 4]}
+    return Dataset.from_dict(columns, features=Features({"image": ImageColumn(), "sku": Value("int64")}))
+
+
+def test_a_parquet_file_a_saved_data_set_and_one_in_memory(rows, tmp_path) -> None:
+    rows.to_parquet(tmp_path / "shop.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    for images in (tmp_path / "shop.parquet", tmp_path / "saved", rows):
+        source = open_images(images, id_column="sku")
+        assert source.ids == ["17", "4"]
+        assert source.value("4")["bytes"] == (tmp_path / "blue.png").read_bytes()
+        assert open_images(images).ids == ["0", "1"]
+
+
+def test_one_split_of_several(rows, tmp_path) -> None:
+    both = DatasetDict({"train": rows, "test": rows.select([1])})
+    both.save_to_disk(tmp_path / "both")
+    assert open_images(str(tmp_path / "both"), id_column="sku", split="test").ids == ["4"]
+    with pytest.raises(ValueError, match=r"There are the splits train, test in .*both', but none is named"):
+        open_images(str(tmp_path / "both"))
+    with pytest.raises(ValueError, match="but dev is named"):
+        open_images(both, split="dev")
+    assert open_images(DatasetDict({"train": rows})).ids == ["0", "1"]
+
+
+def test_what_is_no_source(rows, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty' holds no image \(\.png"):
+        open_images(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*none\.parquet"):
+        open_images(str(tmp_path / "none.parquet"))
+    with pytest.raises(FileNotFoundError, match="There is no folder 'no/such/folder'"):
+        open_images("no/such/folder")
+    with pytest.raises(ValueError, match="'nobody/nothing' is no folder and no Parquet file here, and no data set"):
+        open_images("nobody/nothing")
+    with pytest.raises(ValueError, match="no column 'photo', only image, sku"):
+        open_images(rows, image_column="photo")
+    twice = Dataset.from_dict({"image": ["a", "b", "c"], "sku": ["x", "y", "x"]})
+    with pytest.raises(ValueError, match="1 ids occur more than once in the column 'sku', such as 'x'"):
+        open_images(twice, id_column="sku")
+    with pytest.raises(ValueError, match="There are no images"):
+        open_images({})
+    with pytest.raises(ValueError, match="The id 7 is a int"):
+        open_images({7: "a.png"})
+
+
+def test_texts_once_each(tmp_path) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("\ufeffwhat is it?\n\n is it red? \r\nwhat is it?\n", encoding="utf-8")
+    assert read_texts(file) == ["what is it?", "is it red?", "what is it?"]
+    assert TextSource(read_texts(file)).ids == ["what is it?", "is it red?"]
+    with pytest.raises(ValueError, match="A text is ''"):
+        TextSource(["a", ""])
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        read_texts(file)
+
+
+def test_the_hash_is_that_of_the_content(tmp_path) -> None:
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # of no byte at all
+    assert image_bytes(b"", "x")[1] == empty
+    file = png(tmp_path / "a.png")
+    value, sha256 = image_bytes(str(file), "a")
+    assert value == {"bytes": file.read_bytes(), "path": str(file)}
+    assert sha256 == image_bytes(file.read_bytes(), "b")[1]
+    red, blue = (Image.new("RGB", (4, 3), colour) for colour in ("red", "blue"))
+    assert image_bytes(red, "a")[1] == image_bytes(red.copy(), "b")[1] != image_bytes(blue, "a")[1]
+    with pytest.raises(ImageError, match=r"row a \(image 'nowhere.png'\): the file cannot be read"):
+        image_bytes("nowhere.png", "a")

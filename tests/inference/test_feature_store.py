@@ -1,0 +1,135 @@
+"""A store's folder and its reading: synthetic vectors whose every value is known from its place."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dual_distill.inference import FeatureStore
+from dual_distill.inference.feature_store_files import Manifest, StoreFolder
+
+WIDTH = 4
+
+
+def vectors(ids: list[str], width: int = WIDTH) -> torch.Tensor:
+    """The vector of "7" is 7, 7.5, 8, ..., so that float16 holds it as it is."""
+    return torch.tensor([[int(identifier) + column / 2 for column in range(width)] for identifier in ids]).reshape(-1, width)
+
+
+def make_store(path: Path, plans: list[list[str]], unreadable: tuple[str, ...] = (), dtype: str = "float32") -> StoreFolder:
+    """Shards of 3 ids; `unreadable` ones are left out where they come first."""
+    folder = StoreFolder(path)
+    folder.write_manifest(Manifest("image", dtype, WIDTH, True, 3, 2, {"name": "m"}, {}))
+    for ids in plans:
+        assert folder.add_plan(ids, 3)
+    left_out = set(unreadable)
+    for shard in folder.planned_shards():
+        problems = [{"id": name, "problem": f"row {name}: broken", "sha256": None} for name in shard.ids if name in left_out]
+        ids = [name for name in shard.ids if name not in left_out]
+        left_out -= {entry["id"] for entry in problems}
+        features = {"pooled": vectors(ids), "projected": -vectors(ids, 2 * WIDTH)}
+        features = {name: tensor.to(getattr(torch, dtype)) for name, tensor in features.items()}
+        folder.write_shard(shard.number, ids, [f"hash of {name}" for name in ids], features, problems)
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    """Shards of 0 1 2, 3 4 5, 6; then 7 8; 4 could not be read."""
+    return FeatureStore(make_store(tmp_path / "store", [list("0123456"), list("78")], ("4",)).path)
+
+
+def test_rows_in_the_order_of_the_plans(store: FeatureStore) -> None:
+    ids = list("01235678")
+    assert len(store) == 8
+    assert store.ids() == ids
+    assert torch.equal(torch.cat([piece for _, piece in store.pieces()]), vectors(ids))
+    assert torch.equal(torch.cat([piece for _, piece in store.pieces("projected")]), -vectors(ids, 2 * WIDTH))
+
+
+def test_pieces_say_where_they_start_and_are_no_longer_than_asked(store: FeatureStore) -> None:
+    pieces = list(store.pieces(rows=2))
+    assert [(start, len(piece)) for start, piece in pieces] == [(0, 2), (2, 1), (3, 2), (5, 1), (6, 2)]
+    for start, piece in pieces:
+        assert torch.equal(piece, vectors(store.ids(range(start, start + len(piece)))))
+
+
+def test_any_rows_in_any_order(store: FeatureStore) -> None:
+    places = store.places(["8", "0", "5", "0"])
+    assert places == [7, 0, 4, 0]
+    assert torch.equal(store.read(places), vectors(["8", "0", "5", "0"]))
+    assert torch.equal(store.read(places, "projected"), -vectors(["8", "0", "5", "0"], 2 * WIDTH))
+    assert store.ids(places) == ["8", "0", "5", "0"]
+    assert store.content_hashes([7, 3]) == ["hash of 8", "hash of 3"]
+    assert torch.equal(store["6"], vectors(["6"])[0])
+    assert store.holds(["4", "6", "9"]) == [False, True, False]
+    assert store.read([]).shape == (0, WIDTH)
+
+
+def test_unreadable_ones_are_listed_until_a_later_plan_has_them(tmp_path: Path, store: FeatureStore) -> None:
+    assert store.unreadable() == {"4": "row 4: broken"}
+    mended = FeatureStore(make_store(tmp_path / "mended", [list("0123456"), list("74")], ("4", "5")).path)
+    assert mended.unreadable() == {"5": "row 5: broken"}
+    assert mended.ids() == list("0123674")
+    assert torch.equal(mended["4"], vectors(["4"])[0])
+
+
+def test_half_precision_is_read_as_it_was_written(tmp_path: Path) -> None:
+    store = FeatureStore(make_store(tmp_path / "half", [list("0123")], dtype="float16").path)
+    assert store["3"].dtype == torch.float16
+    assert torch.equal(store["3"].float(), vectors(["3"])[0])
+    assert repr(store).endswith("4 images, 4 x float16)")
+
+
+def test_a_plan_is_created_once(tmp_path: Path) -> None:
+    folder = make_store(tmp_path / "store", [list("0123")])
+    other = StoreFolder(folder.path)
+    other.plans = list  # type: ignore[method-assign]  # another process that has not seen the first plan yet
+    assert not other.add_plan(["9"], 3)
+    assert [shard.ids for shard in folder.planned_shards()] == [["0", "1", "2"], ["3"]]
+    assert not list(folder.path.glob(".*"))
+
+
+def test_what_is_not_there_is_refused(store: FeatureStore, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"lacks 2 of the images asked for: row 4: broken; 'x'\. Its ids are like '0', '1'"):
+        store.places(["1", "4", "x"])
+    with pytest.raises(IndexError, match=r"Place 8 was asked for, but the store .* has places 0 to 7"):
+        store.read([8])
+    with pytest.raises(ValueError, match="holds pooled and projected vectors, not 'tokens'"):
+        next(store.pieces("tokens"))
+    with pytest.raises(FileNotFoundError, match="There is no feature store"):
+        FeatureStore(tmp_path / "nowhere")
+
+
+def test_an_unfinished_store_is_refused(store: FeatureStore) -> None:
+    (Path(store.path) / "shard-00001.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"lacks 1 of 4 shards \(the first is number 1\)"):
+        FeatureStore(store.path)
+
+
+def test_damaged_files_are_named(store: FeatureStore) -> None:
+    path = Path(store.path)
+    (path / "shard-00002.arrow").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"shard-00002\.arrow' is missing or damaged"):
+        store.ids()
+    content = (path / "shard-00001.safetensors").read_bytes()
+    (path / "shard-00001.safetensors").write_bytes(content[:-8])
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors' is damaged"):
+        FeatureStore(path)
+
+
+@pytest.mark.parametrize(
+    "content, message", [("[]", "not the manifest"), ("{", "not the manifest"), (json.dumps({"format": 9}), "has format 9")]
+)
+def test_a_manifest_of_another_kind(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        FeatureStore(tmp_path)
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"no feature store and is not empty \(thesis.txt\)"):
+        make_store(tmp_path, [["1"]])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
