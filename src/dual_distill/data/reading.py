@@ -92,7 +92,7 @@ def make_rows(
         except BadEntry as problem:
             if not skip_bad:
                 raise ValueError(
-                    f"{place}: {problem}; mend it, or leave such entries out with skip_bad=True, which lists them."
+                    f"{place}: {problem}; mend it, or leave such entries out with skip_bad=True (--skip_bad), which lists them."
                 ) from problem
             report.bad.setdefault(problem.kind, []).append(f"{place}: {problem}")
             continue
