@@ -1,0 +1,226 @@
+"""The model card, from what really happened: config.json and the weights' headers say what it is, `run.json` how it came about.
+
+The template holds sentences, this file decides which facts they get. What is not known is left out, never guessed.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from .checkpoint_folder import CARD, PICTURE, CheckpointFiles, collect
+from .hand_written import Card, put_together, take_apart
+from .run_record import RunRecord, read_run
+from .shipped_code import auto_class, split_architecture
+
+_TEMPLATE = "model_card.md.jinja"
+PIPELINE_TAGS = {"ForQuestionAnswering": "visual-question-answering", "ForMaskedLM": "fill-mask"}
+"""Head -> the Hub's name of its task; heads that the Hub has no name for get none."""
+
+_TASKS = {
+    "ForQuestionAnswering": "answers questions about images, from a fixed list of answers",
+    "ForImagesAndTextClassification": "classifies a sentence about images",
+    "ForImageTextRetrieval": "scores how well a text and an image match",
+    "ForMaskedLM": "fills in masked words of a text about an image",
+    "ForPreTraining": "was pre-trained on images and texts",
+    "Model": "gives vectors of texts and images, without a head for a task",
+}
+_TAGS = ("dual_distill", "vision-language", "distillation", "dual-encoder", "fusion-encoder")
+# What the card decides itself; other keys of a README's metadata stay as they are.
+_OURS = ("tags", "base_model", "base_model_relation", "pipeline_tag", "library_name", "datasets", "model-index")
+PAPERS = {
+    "dide": {
+        "name": "cross-modal attention distillation (DiDE)",
+        "reference": "Wang et al., *Distilled Dual-Encoder Model for Vision-Language Understanding*, EMNLP 2022",
+        "url": "https://arxiv.org/abs/2112.08723",
+        "bibtex": "@inproceedings{wang2022distilled,\n"
+        "  title = {Distilled Dual-Encoder Model for Vision-Language Understanding},\n"
+        "  author = {Wang, Zekun and Wang, Wenhui and Zhu, Haichao and Liu, Ming and Qin, Bing and Wei, Furu},\n"
+        "  booktitle = {EMNLP},\n  year = {2022},\n  url = {https://arxiv.org/abs/2112.08723}\n}",
+    }
+}
+"""Method of a run -> what the card says and cites."""
+
+
+def make_card(
+    checkpoint: CheckpointFiles,
+    run: RunRecord | None,
+    *,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    with_code: bool = False,
+    license_name: str | None = None,
+    kept: Card | None = None,
+) -> str:
+    """Write the card of a checkpoint.
+
+    Args:
+        checkpoint: its files.
+        run: how it came about; None: not known, and the card holds no numbers of quality.
+        repo_id: where it will lie; None: the quick start loads from the folder that it is run in.
+        revision: branch that it is pushed to; None: the main one.
+        with_code: whether the code lies beside it.
+        license_name: the Hub's identifier of its licence; None: that of the README's metadata, if any.
+        kept: an earlier README, whose hand-written part and further metadata stay.
+
+    Returns:
+        The text of README.md.
+
+    Raises:
+        ValueError: config.json names an architecture that this version does not have.
+    """
+    config = checkpoint.config
+    [architecture] = config.get("architectures") or [""]
+    family, head = split_architecture(architecture)
+    old = kept.metadata if kept else {}
+    license_name = license_name or old.get("license")
+    # Without code, transformers alone cannot load it: the library that can is named.
+    library = "transformers" if with_code else "dual_distill"
+    metadata = {
+        **_metadata(architecture, run, repo_id, library, old.get("tags") or ()),
+        **{name: value for name, value in old.items() if name not in _OURS},
+        **({"license": license_name} if license_name else {}),
+    }
+    text, image = config.get("text_config") or config, config.get("vision_config") or config
+    distilled = run is not None and run.method in PAPERS
+    facts = {
+        "title": repo_id.split("/")[-1] if repo_id else architecture,
+        "kind": f"A {'distilled ' if distilled else ''}{'dual' if family == 'DualEncoder' else 'fusion'} encoder",
+        "is_dual": family == "DualEncoder",
+        "task": _TASKS[head],
+        "architecture": architecture,
+        "parameters": _millions(checkpoint.parameters),
+        "layers": _layers(text, image),
+        "hidden_size": text["hidden_size"],
+        "heads": text["num_attention_heads"],
+        "image_size": _size(image["image_size"]),
+        "patch_size": image["patch_size"],
+        "text_length": text["max_position_embeddings"],
+        "num_images": config.get("num_images", 1),
+        "labels": len(config["id2label"]) if head in ("ForQuestionAnswering", "ForImagesAndTextClassification") else 0,
+        "label_word": "answers" if head == "ForQuestionAnswering" else "classes",
+        "source": repo_id or ".",
+        "revision": revision,
+        "with_code": with_code,
+        "auto_class": auto_class(architecture),
+        "picture": PICTURE if PICTURE in checkpoint.files else None,
+        "has_processor": "processor_config.json" in checkpoint.files,
+        "license": license_name,
+        "run": run,
+        "paper": PAPERS.get(run.method) if run else None,
+        "metrics": _metric_rows(run),
+        "settings": {name: _setting(value) for name, value in sorted(run.settings.items())} if run else {},
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    return put_together(metadata, environment.get_template(_TEMPLATE).render(facts), kept)
+
+
+def write_card(folder: str | Path, **options: Any) -> Path:
+    """Write README.md into the folder of a checkpoint; the hand-written part of one that is there stays.
+
+    Args:
+        folder: of the checkpoint, see `collect`.
+        **options: `repo_id`, `revision`, `with_code`, `license_name` of `make_card`.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: the folder holds no checkpoint that may be published.
+    """
+    file = Path(folder, CARD)
+    kept = take_apart(file.read_text(encoding="utf-8")) if file.is_file() else None
+    card = make_card(collect(folder), read_run(folder), kept=kept, **options)
+    file.write_text(card, encoding="utf-8")
+    return file
+
+
+def _metadata(
+    architecture: str, run: RunRecord | None, repo_id: str | None, library: str, old_tags: Sequence[str]
+) -> dict[str, Any]:
+    family, head = split_architecture(architecture)
+    tags = ["dual_distill", "vision-language", "dual-encoder" if family == "DualEncoder" else "fusion-encoder"]
+    if run is not None and run.method in PAPERS:
+        tags.append("distillation")
+    fields: dict[str, Any] = {
+        "tags": [*tags, *(tag for tag in old_tags if tag not in _TAGS)],
+        "library_name": library,
+        "pipeline_tag": PIPELINE_TAGS.get(head),
+    }
+    if run is not None:
+        # The base is what the weights started from; a teacher that only showed its answers is named in the text.
+        if run.start is not None and run.start.on_hub:
+            fields |= {"base_model": run.start.name, "base_model_relation": "finetune"}
+        if run.data.hub_id is not None:
+            fields["datasets"] = [run.data.hub_id]
+        if run.measurements:
+            fields["model_name"] = repo_id.split("/")[-1] if repo_id else architecture
+            fields["eval_results"] = [
+                EvalResult(
+                    task_type=PIPELINE_TAGS.get(head) or "image-text-classification",
+                    dataset_type=run.data.hub_id or run.data.name,
+                    dataset_name=run.data.name,
+                    dataset_split=one.split,
+                    dataset_revision=run.data.revision,
+                    metric_type=one.metric,
+                    metric_name=one.metric.replace("_", " "),
+                    metric_value=one.value,
+                )
+                for one in run.measurements
+            ]
+    # huggingface_hub checks the fields and lays model-index out.
+    checked: dict[str, Any] = yaml.safe_load(ModelCardData(**fields).to_yaml())
+    return checked
+
+
+def _metric_rows(run: RunRecord | None) -> list[dict[str, Any]]:
+    """Measurements as the table shows them: shares in per cent, other values as they are."""
+    rows = []
+    for one in run.measurements if run else ():
+        is_share = all(value is None or 0 <= value <= 1 for value in (one.value, one.teacher, one.text_only, one.majority))
+
+        def shown(value: float | None, is_share: bool = is_share) -> str:
+            return "" if value is None else f"{100 * value:.1f} %" if is_share else f"{value:.3g}"
+
+        rows.append(
+            {
+                "metric": one.metric.replace("_", " "),
+                "split": one.split,
+                "rows": "" if one.rows is None else f"{one.rows:,}",
+                **{name: shown(getattr(one, name)) for name in ("value", "teacher", "text_only", "majority")},
+                "groups": ", ".join(f"{group} {shown(value)}" for group, value in one.groups.items()),
+                "source": one.source,
+            }
+        )
+    return rows
+
+
+def _layers(text: Mapping[str, Any], image: Mapping[str, Any]) -> str:
+    if text is image:
+        return f"{text['num_hidden_layers']} layers"
+    return f"{text['num_hidden_layers']} text layers and {image['num_hidden_layers']} image layers"
+
+
+def _size(image_size: Any) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / 1e6:,.1f} M" if parameters >= 1e5 else f"{parameters:,}"
+
+
+def _setting(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+__all__ = ["PAPERS", "PIPELINE_TAGS", "make_card", "write_card"]

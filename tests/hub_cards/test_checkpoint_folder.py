@@ -1,0 +1,111 @@
+"""What of a folder may be published: each refusal by its sentence, each file by its kind."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dual_distill.hub_cards.checkpoint_folder import collect, refuse_leaks
+from dual_distill.hub_cards.shipped_code import add_code, code_files
+
+
+def test_what_goes_what_stays_and_how_many_parameters(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder(_name_or_path="runs/elsewhere", auto_map={"AutoConfig": "a.B"})
+    for name in ("training_args.bin", "trainer_state.json", "stage.json"):
+        (folder / name).write_text("{}")
+    (folder / "attention.png").write_bytes(b"\x89PNG\r\n\x1a\n and more")
+    found = collect(folder)
+    assert set(found.files) == {"attention.png", "config.json", "model.safetensors", "processor_config.json"}
+    assert found.left_out == ("stage.json", "trainer_state.json", "training_args.bin")
+    assert found.parameters == 8
+    assert not {"_name_or_path", "auto_map"} & set(json.loads(found.files["config.json"]))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "model.ckpt", "anything.pkl"])
+def test_a_pickle_is_refused_by_name(make_folder: Callable[..., Path], name: str) -> None:
+    folder = make_folder()
+    (folder / name).write_bytes(b"\x80\x04")
+    with pytest.raises(ValueError, match=f"{name} in .* is a pickle, which runs code on whoever loads it"):
+        collect(folder)
+
+
+def test_a_truncated_or_foreign_safetensors_file_is_refused(make_folder: Callable[..., Path]) -> None:
+    file = make_folder() / "model.safetensors"
+    whole = file.read_bytes()
+    for content, message in (
+        (whole[:-4], rf"has {len(whole) - 4} bytes, its header says {len(whole)}: it is truncated"),
+        (whole + b"more", f"has {len(whole) + 4} bytes, its header says"),
+        (whole[:20], "is no safetensors file, or is cut off in its header"),
+        (b"\x80\x04 a pickle under another name", "is no safetensors file"),
+        (b"", "is no safetensors file"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            collect(file.parent)
+
+
+def test_other_files_that_are_not_what_their_names_say(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder()
+    for name, content, message in (
+        ("attention.png", b"GIF89a", "is no PNG picture"),
+        ("tokenizer_config.json", b"{", "is no valid JSON"),
+        ("generation_config.json", b"[]", "holds a list; an object was expected"),
+        ("recipe.yaml", b"\xff\xfe", "is no text in UTF-8"),
+    ):
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} {message}"):
+            collect(folder)
+        (folder / name).unlink()
+
+
+def test_a_folder_without_config_or_weights(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no folder"):
+        collect(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"has no config\.json, so it holds no checkpoint"):
+        collect(tmp_path)
+    folder = make_folder()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    with pytest.raises(ValueError, match=r"lacks model-00001-of-00002\.safetensors"):
+        collect(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has no model\.safetensors, so it holds no weights"):
+        collect(folder)
+
+
+def test_answers_may_be_names_but_no_other_text_of_a_program_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "mark")
+    refuse_leaks({"config.json": json.dumps({"id2label": {"0": "mark"}}).encode(), "tokenizer.json": b'{"mark": 7}'})
+    with pytest.raises(ValueError, match=r"run\.json holds the name of the user who runs this"):
+        refuse_leaks({"run.json": b'{"by": "mark"}'})
+    with pytest.raises(ValueError, match=r"run\.json holds an absolute path of a machine, in line 1"):
+        refuse_leaks({"run.json": b'{"data": "/mnt/disk/vqa"}'})
+    with pytest.raises(ValueError, match=r"README\.md holds a path into a user's home"):
+        refuse_leaks({"README.md": b"see /home/somebody/notes"})
+    refuse_leaks({"README.md": b"and/or https://a.b/home/of/it, 3/4, </b>", "run.json": b'{"a": "easy_vqa/soft 3/4"}'})
+    assert_refused = [b"hf_" + b"a" * 34, b"-----BEGIN RSA PRIVATE KEY-----", b"ghp_" + b"1" * 36]
+    for token in assert_refused:
+        with pytest.raises(ValueError, match="holds a token or private key"):
+            refuse_leaks({"modeling.py": b"# " + token})
+
+
+def test_code_is_complete_and_points_to_itself(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder()
+    files = add_code(collect(folder).files, "DualEncoderForQuestionAnswering")
+    auto_map = json.loads(files["config.json"])["auto_map"]
+    assert auto_map["AutoModelForVisualQuestionAnswering"] == "modeling_dual_encoder.DualEncoderForQuestionAnswering"
+    assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForVisualQuestionAnswering"}
+    assert json.loads(files["processor_config.json"])["auto_map"] == {
+        "AutoProcessor": "processing_dual_distill.DualDistillProcessor"
+    }
+    assert "__init__.py" not in files
+    for name in code_files("DualEncoderForQuestionAnswering"):
+        assert b"dual_distill." not in files[name]
+    with pytest.raises(ValueError, match="names the architecture 'DualEncoderForVideos', which this version"):
+        code_files("DualEncoderForVideos")
+    with pytest.raises(ValueError, match="no Auto class of transformers loads FusionEncoderForImageTextRetrieval"):
+        code_files("FusionEncoderForImageTextRetrieval")
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"there is no processor_config\.json beside the model"):
+        add_code(collect(folder).files, "DualEncoderForQuestionAnswering")

@@ -1,0 +1,123 @@
+"""Cards of every kind of model: what they say, what they leave out, and what a person wrote in them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from dual_distill.hub_cards import DataOrigin, Measurement, Origin, RunRecord, write_card, write_run
+from dual_distill.hub_cards.hand_written import choose, put_together, take_apart
+
+RUN = RunRecord(
+    "dide",
+    DataOrigin("shop", {"train": 90}, hub_id="me/shop", revision="r1"),
+    teacher=Origin("teacher", "sha256:abc", on_hub=False),
+    settings={"max_steps": 1500},
+    seed=0,
+    measurements=(
+        Measurement("accuracy", 0.5, "test", "dual-distill evaluate", rows=10, teacher=0.625, text_only=0.375, majority=0.25),
+    ),
+)
+
+
+def test_a_distilled_dual_encoder_says_what_happened(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder()
+    write_run(folder, RUN)
+    card = write_card(folder, repo_id="me/student", license_name="mit").read_text()
+    for words in (
+        "A distilled dual encoder that answers questions about images",
+        "8 parameters, 3 text layers and 3 image layers of width 4 with 1 heads",
+        "8 x 12 pixels in patches of 4",
+        "it knows 2 answers",
+        "teacher (not on the Hub), revision `sha256:abc`",
+        "[shop](https://huggingface.co/datasets/me/shop), revision `r1`, 90 train rows",
+        "| accuracy | test | 10 | 50.0 % | 62.5 % | 37.5 % | 25.0 % | `dual-distill evaluate` |",
+        "`max_steps: 1500`",
+        "https://arxiv.org/abs/2112.08723",
+        "Licence of the weights: mit.",
+    ):
+        assert words in card
+    data = ModelCard(card).data
+    assert data.pipeline_tag == "visual-question-answering"
+    assert data.datasets == ["me/shop"]
+    assert data.base_model is None  # it started from random weights, and its teacher is not on the Hub
+    assert {"distillation", "dual-encoder"} <= set(data.tags)
+    [result] = data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_revision) == ("accuracy", 0.5, "r1")
+
+
+@pytest.mark.parametrize(
+    "architecture, tag, words",
+    [
+        ("FusionEncoderForQuestionAnswering", "visual-question-answering", "A fusion encoder that answers questions"),
+        ("DualEncoderForQuestionAnswering", "visual-question-answering", "A dual encoder that answers questions"),
+        ("DualEncoderForImagesAndTextClassification", None, "A dual encoder that classifies a sentence about images"),
+        ("FusionEncoderForMaskedLM", "fill-mask", "A fusion encoder that fills in masked words"),
+        ("FusionEncoderForImageTextRetrieval", None, "A fusion encoder that scores how well"),
+        ("DualEncoderModel", None, "without a head for a task"),
+    ],
+)
+def test_every_kind_of_model_has_a_card_without_numbers_it_does_not_know(
+    make_folder: Callable[..., Path], architecture: str, tag: str | None, words: str
+) -> None:
+    card = write_card(make_folder(architecture, num_images=2)).read_text()
+    assert words in card
+    assert ModelCard(card).data.pipeline_tag == tag
+    assert "No evaluation was noted beside these weights" in card
+    assert "No licence was given for these weights" in card
+    for absent in ("More Information Needed", "## Results", "## Training", "## Speed", "arxiv", "None", "Undefined", "\n\n\n"):
+        assert absent not in card
+    if "## Quick start" in card:
+        compile(card.split("```python\n")[1].split("```")[0], "quick start", "exec")
+
+
+def test_the_code_s_quick_start_needs_no_package(make_folder: Callable[..., Path]) -> None:
+    card = write_card(make_folder(), repo_id="me/model", with_code=True).read_text()
+    assert "from dual_distill" not in card
+    assert "from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor" in card
+    assert ModelCard(card).data.library_name == "transformers"
+
+
+def test_an_architecture_of_a_newer_version_is_refused_and_further_fields_are_not(make_folder: Callable[..., Path]) -> None:
+    write_card(make_folder(a_field_of_tomorrow=1))
+    with pytest.raises(ValueError, match="'DualEncoderForVideos', which this version of dual_distill does not have; update"):
+        write_card(make_folder("DualEncoderForVideos"))
+
+
+def test_hand_written_text_and_metadata_stay_where_they_are(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder()
+    (folder / "README.md").write_text("---\nlicense: mit\nlanguage: de\ntags: [shop]\n---\n# Mine\n")
+    first = write_card(folder).read_text()
+    assert first.endswith("<!-- dual_distill card ends -->\n\n# Mine\n")
+    metadata = yaml.safe_load(first.split("---\n")[1])
+    assert (metadata["license"], metadata["language"]) == ("mit", "de")
+    assert "shop" in metadata["tags"]
+    (folder / "README.md").write_text(first.replace("<!-- dual_distill card begins", "Above.\n\n<!-- dual_distill card begins"))
+    second = write_card(folder).read_text()
+    assert take_apart(second).before == "Above."
+    assert write_card(folder).read_text() == second
+
+
+def test_readmes_that_cannot_be_told_apart_are_refused() -> None:
+    for readme, message in (
+        ("---\na: [1\n---\n", "is no valid YAML"),
+        ("---\n- a\n---\n", "is a list; write `key: value` lines"),
+        ("<!-- dual_distill card begins -->\n", "does not have our two markers once each"),
+        ("<!-- dual_distill card ends --><!-- dual_distill card begins -->", "does not have our two markers once each"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            take_apart(readme)
+
+
+def test_the_hand_written_part_that_was_changed_wins() -> None:
+    written = put_together({"a": 1}, "ours", take_apart("old text"))
+    edited, other = (take_apart(written.replace("old text", text)) for text in ("new text", "newer text"))
+    same = take_apart(written)
+    assert choose(edited, same) == edited
+    assert choose(same, edited) == edited
+    assert choose(None, same) == same
+    assert choose(take_apart(""), same) == same
+    with pytest.raises(ValueError, match="both have hand-written text, and it differs"):
+        choose(edited, other)
