@@ -236,8 +236,8 @@ def _manifest(
     name = str(folder.path)
     found = folder.manifest()
     if found is None:
-        defaults = {"dtype": "float32", "projected": False, "batch_size": BATCH_SIZE, "shard_size": SHARD_SIZE}
-        values = {key: default if wanted[key] is None else wanted[key] for key, default in defaults.items()}
+        defaults: dict[str, Any] = {"dtype": "float32", "projected": False, "batch_size": BATCH_SIZE, "shard_size": SHARD_SIZE}
+        values: dict[str, Any] = {key: default if wanted[key] is None else wanted[key] for key, default in defaults.items()}
         found = Manifest(kind=kind, width=model.config.hidden_size, model=identity, processor=settings, **values)
         folder.write_manifest(found)
         return found

@@ -8,7 +8,7 @@ shard is written whole or made again from its beginning, and comes out the same,
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -198,7 +198,7 @@ class EncodingRun:
                 "into another folder."
             )
 
-    def _prepared(self, shards: list[PlannedShard]) -> Iterator[tuple[str, Future[Prepared]]]:
+    def _prepared(self, shards: list[PlannedShard]) -> Generator[tuple[str, Future[Prepared]], None, None]:
         """Yield ids and what threads make of them, in order; a few batches ahead, also across shards."""
         given = set(self.source.ids)
         threads = self.threads or min(_MOST_THREADS, os.cpu_count() or 1)
@@ -245,9 +245,9 @@ class EncodingRun:
         stored = {name: tensor.to(DTYPES[self.manifest.dtype]).cpu().contiguous() for name, tensor in features.items()}
         for name, tensor in stored.items():
             if not tensor.isfinite().all():
-                row = int((~tensor.isfinite().all(-1)).nonzero()[0])
+                first = int((~tensor.isfinite().all(-1)).nonzero()[0])
                 raise ValueError(
-                    f"The {name} vector of {ids[row]!r} holds NaN or a value beyond {self.manifest.dtype}; is the model "
+                    f"The {name} vector of {ids[first]!r} holds NaN or a value beyond {self.manifest.dtype}; is the model "
                     "trained and whole?"
                 )
         self.folder.write_shard(shard.number, ids, hashes, stored, unreadable)

@@ -205,7 +205,7 @@ def open_images(
             return DatasetSource(_one_split(load_from_disk(str(path)), split, repr(str(images))), image_column, id_column)
         return FolderSource(path)
     if str(images).count("/") > 1 or str(images).startswith((".", "/", "~")):
-        return FolderSource(path)  # which says that there is none; a data set on the Hub is owner/name
+        return FolderSource(images)  # which says that there is none; a data set on the Hub is owner/name
     try:
         found = load_dataset(str(images), split=split)
     except (OSError, ValueError) as error:
