@@ -1,0 +1,154 @@
+"""Pushed here, loaded by a stranger: fresh processes, with this package and without it, through HTTP, bit for bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import BertTokenizer, PreTrainedModel, ViltImageProcessorPil
+
+from dual_distill.hub_cards import DataOrigin, Measurement, Origin, RunRecord, Speed, push_folder, push_pretrained, write_run
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    DualEncoderConfig,
+    DualEncoderForQuestionAnswering,
+    FusionEncoderConfig,
+    FusionEncoderForQuestionAnswering,
+)
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "in", "the", "picture", "?"]
+ANSWERS = ["yes", "no", "red", "blue"]
+SIDE = 16
+
+# Prints a digest of the weights, and the logits as exact hexadecimal numbers for a picture and question that both sides know.
+COMPARE = """
+import hashlib, json, torch
+from PIL import Image
+batch = processor(text="what is in the picture?", images=Image.linear_gradient("L").resize((16, 16)).convert("RGB"))
+with torch.inference_mode():
+    logits = model(**batch).logits[0].double().tolist()
+weights = hashlib.sha256(b"".join(value.numpy().tobytes() for name, value in sorted(model.state_dict().items())))
+print("FOUND " + json.dumps([weights.hexdigest(), [value.hex() for value in logits]]))
+"""
+WITHOUT_PACKAGE = "import sys\nsys.modules['dual_distill'] = None  # importing it fails\n"
+
+
+def tiny(kind: str) -> PreTrainedModel:
+    torch.manual_seed(3)
+    body = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    text, image = {"vocab_size": len(WORDS), "max_position_embeddings": 8}, {"image_size": SIDE, "patch_size": 8}
+    labels = {"id2label": dict(enumerate(ANSWERS)), "label2id": {name: i for i, name in enumerate(ANSWERS)}}
+    if kind == "fusion":
+        model = FusionEncoderForQuestionAnswering(FusionEncoderConfig(**body, **text, **image, **labels))
+    else:
+        config = DualEncoderConfig(text_config={**body, **text}, vision_config={**body, **image}, **labels)
+        model = DualEncoderForQuestionAnswering(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+def saved(model: PreTrainedModel, folder: Path) -> DualDistillProcessor:
+    tokenizer = BertTokenizer({word: index for index, word in enumerate(WORDS)})
+    processor = DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": SIDE}, size_divisor=8), tokenizer)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return processor
+
+
+def fresh_process(code: str, environment: dict[str, str], cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def found_in(printed: str) -> list[tuple[str, list[str]]]:
+    """Digest of the weights and logits, for each COMPARE that ran."""
+    lines = [line for line in printed.splitlines() if line.startswith("FOUND ")]
+    return [(digest, logits) for digest, logits in (json.loads(line.removeprefix("FOUND ")) for line in lines)]
+
+
+def numbers(logits: list[str]) -> list[float]:
+    return [float.fromhex(value) for value in logits]
+
+
+def quick_start(card: str) -> str:
+    return card.split("```python\n")[1].split("```")[0]
+
+
+def found_here(
+    model: PreTrainedModel, processor: DualDistillProcessor, capsys: pytest.CaptureFixture[str]
+) -> tuple[str, list[str]]:
+    exec(COMPARE, {"model": model, "processor": processor})
+    [found] = found_in(capsys.readouterr().out)
+    return found
+
+
+def test_a_distilled_dual_encoder_loads_with_the_package_and_without_and_its_quick_start_runs_as_pasted(
+    hub, hub_environment: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, folder = tiny("dual"), tmp_path / "student"
+    processor = saved(model, folder)
+    run = RunRecord(
+        "dide",
+        DataOrigin("shop", {"train": 90, "test": 10}, hub_id="me/shop", revision="b" * 40),
+        teacher=Origin("me/teacher", "a" * 40, on_hub=True),
+        start=Origin("me/teacher", "a" * 40, on_hub=True),
+        measurements=(Measurement("accuracy", 0.5, "test", "dual-distill evaluate", rows=10, teacher=0.6, text_only=0.4),),
+        speed=Speed(2.0, 1.5, 0.1, "a processor", "dual-distill benchmark"),
+    )
+    write_run(folder, run)
+    push_folder(folder, "me/student", license_name="apache-2.0")
+    card = hub.repos["me/student"].files()["README.md"].decode()
+    checked = ModelCard(card).data
+    assert checked.base_model == "me/teacher"
+    [result] = checked.eval_results
+    assert (result.metric_value, result.dataset_split, result.dataset_type) == (0.5, "test", "me/shop")
+
+    # The model from the Hub, and in the same process the one from the folder.
+    local = f"model = DualEncoderForQuestionAnswering.from_pretrained({str(folder)!r})\n"
+    printed = fresh_process(quick_start(card) + COMPARE + local + COMPARE, hub_environment, tmp_path)
+    assert printed.splitlines()[0].split()[0] in ANSWERS
+    loaded, from_folder = found_in(printed)
+    assert loaded == from_folder  # bit for bit
+    digest, logits = found_here(model, processor, capsys)
+    assert loaded[0] == digest
+    # Weights lie elsewhere in this process's memory, and matrix products may round differently with that.
+    assert numbers(loaded[1]) == pytest.approx(numbers(logits), abs=1e-5)
+
+    push_folder(folder, "me/student-with-code", with_code=True)
+    card = hub.repos["me/student-with-code"].files()["README.md"].decode()
+    [without] = found_in(fresh_process(WITHOUT_PACKAGE + quick_start(card) + COMPARE, hub_environment, tmp_path))
+    assert without == loaded
+
+
+def test_a_fusion_encoder_loads_without_the_package_from_the_code_beside_it(
+    hub, hub_environment: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, folder = tiny("fusion"), tmp_path / "teacher"
+    processor = saved(model, folder)
+    push_folder(folder, "me/teacher", with_code=True)
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())  # the folder stays as it was
+    card = hub.repos["me/teacher"].files()["README.md"].decode()
+    [found] = found_in(fresh_process(WITHOUT_PACKAGE + quick_start(card) + COMPARE, hub_environment, tmp_path))
+    digest, logits = found_here(model, processor, capsys)
+    assert found[0] == digest
+    assert numbers(found[1]) == pytest.approx(numbers(logits), abs=1e-5)
+
+
+def test_a_model_pushes_itself_in_one_commit(hub) -> None:
+    model = tiny("dual")
+    address = push_pretrained(model, "me/itself", commit_message="From the model")
+    repo = hub.repos["me/itself"]
+    assert repo.titles == ["initial commit", "From the model"]
+    assert address.endswith(repo.branches["main"])
+    assert set(repo.files()) == {"README.md", "config.json", "model.safetensors"}
+    with pytest.raises(ValueError, match="tags and commit_description are not taken"):
+        push_pretrained(model, "me/itself", tags=["mine"])
