@@ -123,11 +123,12 @@ def table(result: dict[str, Any]) -> str:
         f"{'by arithmetic':>13}  model",
     ]
     for row in result["rows"]:
-        low, high = row["latency_quartiles_ms"]
+        tokens = f"{row['real_tokens']}/{row['text_tokens']}"
+        quartiles = " - ".join(f"{value:.4g}" for value in row["latency_quartiles_ms"])
         lines.append(
-            f"{row['batch_size']:>5} {row['real_tokens']:>3}/{row['text_tokens']:<3} {row['way']:<15} "
-            f"{row['latency_ms']:>10.4g} {f'{low:.4g} - {high:.4g}':>19} {row['multiply_adds'] / 1e9:>8.3f} {row['times_faster']:>8.4g} "
-            f"{row['times_fewer_multiply_adds']:>13.4g}  {row['model']}"
+            f"{row['batch_size']:>5} {tokens:>7} {row['way']:<15} {row['latency_ms']:>10.4g} {quartiles:>19} "
+            f"{row['multiply_adds'] / 1e9:>8.3f} {row['times_faster']:>8.4g} {row['times_fewer_multiply_adds']:>13.4g}  "
+            f"{row['model']}"
         )
     return "\n".join(lines)
 
