@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 TOKEN = "hf_" + "ThisIsTheTokenOfTheTests" * 2
 OWNER = "me"
-CUT, CORRUPT = "cut", "corrupt"
+CUT, CORRUPT, LOST = "cut", "corrupt", "lost"  # no answer; a flipped bit; done, but the answer never arrives
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 ENDPOINTS = {
     "create": ("POST", r"/api/repos/create"),
@@ -94,6 +94,8 @@ class Handler(BaseHTTPRequestHandler):
         """Stay quiet."""
 
     def answer(self, status: int, body: Any = None, headers: dict[str, str] | None = None) -> None:
+        if getattr(self, "is_lost", False):
+            return
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})}.items():
@@ -124,6 +126,8 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if name == failing and how == CORRUPT:
                 body = body[:-1] + bytes([body[-1] ^ 1])
+            self.is_lost = name == failing and how == LOST
+            self.close_connection = self.close_connection or self.is_lost
             with self.server.lock:
                 getattr(self, name.replace("-", "_"))(body, **found.groupdict())
             return

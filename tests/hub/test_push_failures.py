@@ -67,6 +67,19 @@ def test_a_wrong_checksum_is_found_before_the_commit(pushed) -> None:
     assert hub.repos[REPO].files()["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
+def test_a_commit_whose_answer_is_lost_may_be_there_and_a_second_try_is_safe(pushed) -> None:
+    hub, folder = pushed
+    hub.fail_at("commit", "lost")
+    with pytest.raises(PushError, match=r"could not be reached .*; the commit is there whole or not at all") as caught:
+        push_folder(folder, REPO)
+    assert caught.value.status is None
+    weights = (folder / "model.safetensors").read_bytes()
+    assert hub.repos[REPO].files()["model.safetensors"] == weights
+    hub.recover()
+    push_folder(folder, REPO)
+    assert hub.repos[REPO].files()["model.safetensors"] == weights
+
+
 def test_of_two_pushes_at_once_one_wins_and_the_other_says_so(pushed, make_folder: Callable[..., Path]) -> None:
     hub, folder = pushed
     winner = make_folder("winner", value=3.0)

@@ -32,13 +32,16 @@ class PushError(OSError):
 
 
 @contextmanager
-def spoken(step: str, repo_id: str, afterwards: str = "nothing was changed there") -> Iterator[None]:
+def spoken(
+    step: str, repo_id: str, afterwards: str = "nothing was changed there", without_answer: str | None = None
+) -> Iterator[None]:
     """Turn errors of the wire into a `PushError`; others pass.
 
     Args:
         step: what was being done, as in "creating the repository".
         repo_id: the repository.
         afterwards: what holds after a failure in this step.
+        without_answer: the same when no answer came; None: `afterwards`.
 
     Raises:
         PushError: the Hub refused, or could not be reached.
@@ -56,6 +59,8 @@ def spoken(step: str, repo_id: str, afterwards: str = "nothing was changed there
         if found is None:
             raise
         reason, status = found
+        if status is None and without_answer is not None:
+            afterwards = without_answer
         raise PushError(f"push to {repo_id!r}, {step}: {reason}; {afterwards}.", status) from error
 
 

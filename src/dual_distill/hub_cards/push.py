@@ -125,7 +125,12 @@ def push_folder(
         with spoken(f"making the branch {made_branch!r}", full_id):
             api.create_branch(full_id, branch=made_branch, revision=info.sha)
     try:
-        with spoken("sending files and the commit", full_id, "the files there are as they were, and a second try is safe"):
+        with spoken(
+            "sending files and the commit",
+            full_id,
+            "the files there are as they were, and a second try is safe",
+            "the commit is there whole or not at all, and a second try is safe",
+        ):
             commit = api.create_commit(
                 full_id,
                 operations,
