@@ -148,8 +148,11 @@ class StoreAsker:
         matches = 0
         for start, probs in self.probabilities(question, rows):
             scores, labels = probs.max(-1) if place is None else (probs[:, place], torch.full((len(probs),), place))
-            found = (scores >= threshold).nonzero()[:, 0]
-            matches += len(found)
+            is_match = scores >= threshold
+            matches += int(is_match.sum())
+            if len(best_scores) == top_k:
+                is_match &= scores > best_scores[-1]
+            found = is_match.nonzero()[:, 0]
             # Sorted stably and the earlier ones first: equal scores stay in the order of the store.
             best_scores, order = torch.cat([best_scores, scores[found]]).sort(descending=True, stable=True)
             order = order[:top_k]
@@ -177,7 +180,7 @@ class StoreAsker:
         text = self._text_projections([question])
         for start, piece in self.images.pieces(name, rows):
             with torch.inference_mode():
-                probs = self._probs(text, self._image_projections(piece)).cpu()
+                probs = self._probs(text, self._image_projections(piece, text)).cpu()
             yield start, probs
 
     def answer(self, image: str, questions: Sequence[str], top_k: int = 5) -> list[list[dict[str, str | float]]]:
@@ -197,7 +200,8 @@ class StoreAsker:
         _check_limits(top_k)
         places = self.images.places([image])
         with torch.inference_mode():
-            probs = self._probs(self._text_projections(questions), self._stored_projections(places))
+            text = self._text_projections(questions)
+            probs = self._probs(text, self._stored_projections(places, text))
         return self._best(probs.cpu(), top_k)
 
     def answer_pairs(
@@ -224,7 +228,7 @@ class StoreAsker:
             each = {question: number for number, question in enumerate(dict.fromkeys(questions))}
             with torch.inference_mode():
                 text = self._text_projections(list(each))[[each[question] for question in questions]]
-                probs = self._probs(text, self._stored_projections(places[start : start + rows]))
+                probs = self._probs(text, self._stored_projections(places[start : start + rows], text))
             answers += self._best(probs.cpu(), top_k)
         return answers
 
@@ -252,12 +256,12 @@ class StoreAsker:
             projections[fresh] = self.model.project_text(self.model.get_text_features(**inputs).pooler_output)
         return projections
 
-    def _stored_projections(self, places: Sequence[int]) -> torch.Tensor:
-        return self._image_projections(self.images.read(places, PROJECTED if self.images.has_projections else POOLED))
+    def _stored_projections(self, places: Sequence[int], text: torch.Tensor) -> torch.Tensor:
+        return self._image_projections(self.images.read(places, PROJECTED if self.images.has_projections else POOLED), text)
 
-    def _image_projections(self, vectors: torch.Tensor) -> torch.Tensor:
-        """`(images, 1, 2C)` of what the store holds."""
-        vectors = vectors.to(self.model.device, self.model.dtype)[:, None]
+    def _image_projections(self, vectors: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """`(images, 1, 2C)` of what the store holds, on the device and in the dtype of the text's half."""
+        vectors = vectors.to(text.device, text.dtype)[:, None]
         return vectors if self.images.has_projections else self.model.project_images(vectors)
 
     def _probs(self, text: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
