@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from .conversion import load_teacher
 from .data import DistillationCollator, get_task, load_own_data, load_task
+from .hub_cards import push_folder, push_pretrained, write_card
 from .inference import DualVisualQuestionAnsweringPipeline
 from .modeling import (
     DualDistillProcessor,
@@ -18,8 +19,14 @@ from .modeling import (
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
 )
+from .modeling.modeling_fusion_encoder import FusionEncoderPreTrainedModel
+from .modeling.modeling_towers import DualEncoderPreTrainedModel
 from .objectives import DiDEObjective
 from .trainer import DistillationTrainer, DistillationTrainingArguments
+
+# `modeling` travels with checkpoints and must not know the Hub's client, so its models get our one-commit push here.
+for _model in (FusionEncoderPreTrainedModel, DualEncoderPreTrainedModel):
+    _model.push_to_hub = push_pretrained
 
 __version__ = version("dual-distill")
 
@@ -45,4 +52,6 @@ __all__ = [
     "load_own_data",
     "load_task",
     "load_teacher",
+    "push_folder",
+    "write_card",
 ]

@@ -16,6 +16,8 @@ VERBS = {
     "evaluate": "evaluate a checkpoint on a task, with text-only and majority baselines beside it",
     "predict": "ask a checkpoint about images: the most probable answers, with probabilities",
     "convert": "convert a ViLT checkpoint of transformers, with proof of equal outputs",
+    "card": "write the model card of a checkpoint, with the evaluations that are given",
+    "push": "push a checkpoint with its card to the Hub in one commit",
 }
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130

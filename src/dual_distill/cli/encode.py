@@ -21,7 +21,8 @@ _EPILOG = """\
 
 A killed run continues with the same command, and the store comes out the same, bit for bit. Images that were added are encoded
 alone. Images that cannot be read are listed and do not end the run (--strict: they do); when they were mended, the same command
-encodes them. Several processes or machines with one shared folder: accelerate launch -m dual_distill encode ...
+encodes them. Several processes or machines with one shared folder:
+  accelerate launch --multi_gpu --num_processes 4 -m dual_distill encode ...      (CPUs: torchrun --nproc-per-node 2 -m ...)
 
 examples:
   dual-distill encode runs/student --images photos --out photos.store

@@ -7,20 +7,23 @@ same command skips the stages whose folders are complete.
 
 import argparse
 import json
+import platform
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from datasets import DatasetDict
 
 from dual_distill.data import DistillationCollator, Task, decode_image, get_task, load_task
-from dual_distill.hub_cards import draw_attention_picture
-from dual_distill.inference import measure_pair_latency, word_attention
+from dual_distill.hub_cards import Speed, add_evaluation, draw_attention_picture, read_run, write_run
+from dual_distill.inference import PairLatency, measure_pair_latency, word_attention
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.trainer import (
     DataArguments,
@@ -31,6 +34,7 @@ from dual_distill.trainer import (
     load_model,
     make_run,
     predict_answers,
+    record_run,
     report_answers,
     train,
 )
@@ -167,6 +171,8 @@ def quickstart(preset: Preset, settings: dict[str, Any], output_dir: Path) -> tu
     # A stage that an earlier start finished took its seconds then.
     seconds = time.perf_counter() - start + sum(stage["seconds"] for stage in stages.values() if stage["earlier"])
     reports = {stage: evaluation for stage, (evaluation, _) in evaluations.items()}
+    for stage in STAGES:
+        _complete_record(output_dir, stage, reports, latency)
     return write_report(
         output_dir, settings, STAGES, reports, {stage: stages[stage]["seconds"] for stage in stages}, latency, seconds
     )
@@ -264,6 +270,7 @@ def _train_stage(
     arguments = DistillationTrainingArguments(output_dir=str(folder), **training)
     prepared = make_run(model_arguments, DataArguments(task="scenes"), arguments, data=data, processor=processor)
     metrics = train(prepared)
+    record_run(prepared, model_arguments, DataArguments(task="scenes"), metrics, "dual-distill quickstart")
     stage = {"seconds": metrics["train_runtime"], "steps": arguments.max_steps}
     # Written last: a folder without it is trained again.
     (folder / "stage.json").write_text(json.dumps(stage) + "\n")
@@ -285,6 +292,25 @@ def _evaluate(
             answers,
         )
     return results
+
+
+def _complete_record(output_dir: Path, stage: str, reports: dict[str, EvaluationReport], latency: PairLatency) -> None:
+    """Add test accuracy, speed and picture to a stage's folder: what its model card shows."""
+    folder, source = output_dir / stage, "dual-distill quickstart"
+    record = read_run(folder)
+    if record is None:
+        raise ValueError(f"{str(folder)!r} has no run.json; delete the folder, so that the stage is trained again.")
+    rows = {"task": "scenes", "split": "test"}
+    teacher = {**rows, **reports["teacher"].to_dict()}
+    baselines = {name: teacher[name] for name in ("text_only", "majority")}
+    found = {**rows, **reports[stage].to_dict(), **baselines}
+    record = add_evaluation(record, found, source, None if stage == "teacher" else teacher)
+    if stage == "distilled":  # the student that was timed
+        device = f"{platform.machine()}, {torch.get_num_threads()} threads"
+        speed = Speed(latency.student, latency.teacher, latency.student_stored_images, device, source)
+        record = replace(record, speed=speed)
+    write_run(folder, record)
+    shutil.copyfile(output_dir / "attention.png", folder / "attention.png")
 
 
 def _draw(

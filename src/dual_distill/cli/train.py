@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dual_distill.trainer import make_run, plan_run, train
+from dual_distill.trainer import make_run, plan_run, record_run, train
 
 from .recipe_parser import FLAGS, parse_recipe, show_all_fields
 
@@ -40,6 +40,7 @@ def run(words: Sequence[str]) -> None:
         **{name: value for name, value in metrics.items() if isinstance(value, int | float)},
     }
     Path(arguments[2].output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    record_run(prepared, *arguments[:2], metrics, "dual-distill train")
     if as_json:
         print(json.dumps(results))
         return

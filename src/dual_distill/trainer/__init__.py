@@ -6,6 +6,7 @@ from .distillation_trainer import DistillationTrainer
 from .evaluation import EvaluationReport, predict_answers, report_answers
 from .pairing import check_pair
 from .recipe import Run, build_processor, load_data, load_model, make_run, train
+from .recording import record_run
 from .run_plan import RunPlan, plan_run
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "make_run",
     "plan_run",
     "predict_answers",
+    "record_run",
     "report_answers",
     "train",
 ]

@@ -21,6 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from dual_distill.conversion import load_teacher
 from dual_distill.data import NumberedRows, RowEpochCallback
+from dual_distill.hub_cards import PushReport, push_folder, write_card
 from dual_distill.objectives import DiDEObjective
 
 from .distillation_config import DistillationTrainingArguments
@@ -160,6 +161,51 @@ class DistillationTrainer(Trainer):
         """Save model and processor, and no pickle of the arguments: it may hold tokens and paths, and nothing reads it."""
         super()._save(output_dir, state_dict)
         Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Note the name of the repository; no constructor opens a socket, and the push creates it."""
+        self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        self.push_in_progress = None
+
+    def create_model_card(self, **kwargs: Any) -> None:
+        """Write the card from the record of the run (`run.json`, which `dual-distill train` leaves)."""
+        if self.is_world_process_zero():
+            write_card(self.args.output_dir, repo_id=self.args.hub_model_id)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> PushReport | None:
+        """Save, then push model, processor and card in one commit, and nothing else; None on other processes than the first.
+
+        Args:
+            commit_message: of the commit.
+            blocking: pushes are always awaited; there for Trainer's signature.
+            token: of the Hub; None: `args.hub_token`, else the one that is logged in.
+            revision: branch; None: `args.hub_revision`, else main.
+            private: whether a repository that is created is private.
+            **kwargs: there for Trainer's signature.
+        """
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.init_hf_repo()
+        return push_folder(
+            self.args.output_dir,
+            self.hub_model_id,
+            message=commit_message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            private=self.args.hub_private_repo if private is None else private,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Leave intermediate checkpoints here: stock pushes would send training_args.bin."""
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer; head and shallow interaction get their own learning rate if the arguments say so."""
