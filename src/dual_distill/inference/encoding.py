@@ -47,8 +47,8 @@ def encode_images(
 ) -> EncodingReport:
     """Encode images into a store: those that it does not hold yet.
 
-    Settings that are None are those of the store, where there is one already. Under `accelerate launch` or `torchrun` (RANK
-    and WORLD_SIZE are set) each process makes its share of the shards.
+    Settings that are None are those of the store, where there is one already. Under `torchrun`, and `accelerate launch` on
+    GPUs, which set RANK and WORLD_SIZE, each process makes its share of the shards.
 
     Args:
         model: a dual encoder that reads one image at a time; put into eval mode.
