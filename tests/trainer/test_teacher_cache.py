@@ -15,6 +15,7 @@ from dual_distill.trainer.teacher_cache import (
     ROW_KEYS,
     KeyedCollator,
     TeacherCache,
+    TeacherCacheCallback,
     estimate_bytes,
     row_keys,
     teacher_digest,
@@ -150,6 +151,15 @@ def test_a_full_buffer_is_written_out_and_another_process_reads_it(tmp_path, pai
     third = TeacherCache(tmp_path, "attention", SETTINGS, patch_size=4)
     third.outputs(batch, ask, OBJECTIVE)
     assert sum(asked) == 6
+
+
+@pytest.mark.parametrize("event", ["on_save", "on_evaluate", "on_train_end"])
+def test_the_callback_writes_what_waits(tmp_path, pair, batch, event):
+    cache = TeacherCache(tmp_path, "attention", SETTINGS, patch_size=4)
+    cache.outputs(batch, asking(pair[0])[0], OBJECTIVE)
+    assert not list(tmp_path.glob("*.safetensors"))
+    getattr(TeacherCacheCallback(cache), event)()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("change", ["word", "pixel", "size", "image"])

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from transformers import TrainerCallback
 
 from dual_distill.objectives import DiDEObjective
 
@@ -194,7 +195,8 @@ class TeacherCache:
         if estimated_bytes - held > free:
             raise ValueError(
                 f"the teacher cache will take about {estimated_bytes / 1e9:.1f} GB, of which {held / 1e9:.1f} GB are there, "
-                f"but {str(self.folder)!r} has {free / 1e9:.1f} GB left; cache logits alone, fewer layers, or give another disk."
+                f"but {str(self.folder)!r} has {free / 1e9:.1f} GB left; cache logits alone, fewer layers, or give another "
+                "disk."
             )
 
     def outputs(self, batch: Batch, teacher: Callable[[Batch], Any], objective: DiDEObjective) -> CachedTeacherOutputs:
@@ -329,13 +331,37 @@ class TeacherCache:
                     if block.shape != (heads, len(text), len(real)):
                         raise ValueError(
                             f"row {name} of the teacher cache {str(self.folder)!r} has attention of shape "
-                            f"{tuple(block.shape)}, the batch asks for {(heads, len(text), len(real))}; the cache is damaged, delete it."
+                            f"{tuple(block.shape)}, the batch asks for {(heads, len(text), len(real))}; the cache is "
+                            "damaged, delete it."
                         )
                     place = row * images + image
                     to_image[place, :, text[:, None], real] = block.float()
                     to_text[place, :, real[:, None], text] = self._tensor(name, f"{layer}.{image}.image_to_text").float()
             layers.append((to_image.to(device), to_text.to(device)))
         return CachedTeacherOutputs(logits, layers)
+
+
+class TeacherCacheCallback(TrainerCallback):
+    """Writes the rows that wait with each checkpoint, after each evaluation and at the end of training.
+
+    Args:
+        cache: what is written.
+    """
+
+    def __init__(self, cache: TeacherCache):
+        self.cache = cache
+
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        """Write, so that a run that is resumed asks no more than it must."""
+        self.cache.flush()
+
+    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Write."""
+        self.cache.flush()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Write."""
+        self.cache.flush()
 
 
 def _image_mask(batch: Batch, patch_size: int) -> torch.Tensor:
@@ -360,6 +386,7 @@ __all__ = [
     "CachedTeacherOutputs",
     "KeyedCollator",
     "TeacherCache",
+    "TeacherCacheCallback",
     "estimate_bytes",
     "row_keys",
     "teacher_digest",
