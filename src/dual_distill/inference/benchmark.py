@@ -7,6 +7,8 @@ ratios of such medians mean something. Beside each stand its multiply-adds: a ra
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from functools import partial
 from statistics import median, quantiles
 from typing import Any
 
@@ -228,7 +230,7 @@ def measure_answering(
         batch = {key: tensor.to(device) for key, tensor in random_pairs(model.config, shape, seed).items()}
         batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
         for way, inputs in _inputs(model, batch).items():
-            calls[name, way] = lambda model=model, inputs=inputs: model(**inputs)
+            calls[name, way] = partial(model, **inputs)
             counts[name, way] = multiply_adds(model.config, way, shape)
     labels = {f"{name}/{way}": call for (name, way), call in calls.items()}
     timings = alternate(labels, device, warmup, repeats)
