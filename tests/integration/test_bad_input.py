@@ -182,9 +182,7 @@ def test_a_run_is_refused_in_one_sentence_and_writes_nothing(kind: str, train: C
 
 def test_a_run_without_rows_to_be_evaluated_on_is_refused(train: Callable) -> None:
     printed, out = train("vqa", lambda folder: None, "--data_options", '{"validation_rows": 0}')
-    assert_refused(
-        printed, "the split 'validation' is missing (there are train), but a run needs rows to train on", out
-    )
+    assert_refused(printed, "the split 'validation' is missing (there are train), but a run needs rows to train on", out)
 
 
 def test_a_bad_picture_met_by_a_loading_process_is_one_sentence_too(train: Callable) -> None:
