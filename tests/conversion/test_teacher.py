@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from dual_distill.conversion import VILT_HEADS, largest_difference, load_config, load_teacher, random_batch
+from dual_distill.conversion import VILT_HEADS, largest_difference, load_config, load_processor, load_teacher, random_batch
 from dual_distill.modeling import (
     DualDistillProcessor,
     DualEncoderForQuestionAnswering,
@@ -293,6 +293,19 @@ def test_a_model_of_another_kind_and_a_folder_without_one(tmp_path):
         load_teacher(tmp_path, "main")
 
 
+def test_an_adapter_is_named_as_what_it_is(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an adapter of peft, not a model; load it onto its base with peft"):
+        load_teacher(tmp_path)
+
+
+def test_a_folder_whose_name_has_an_at_is_a_folder(save_vilt, tmp_path):
+    _, folder = save_vilt("ViltModel")
+    load_teacher(folder.rename(tmp_path / "vilt@v1"))
+    with pytest.raises(ValueError, match=r"vilt@v1' is a folder, which has no revision 'v1'"):
+        load_teacher(tmp_path / "vilt@v1", "v1")
+
+
 def test_a_checkpoint_without_a_processor(save_vilt):
     _, folder = save_vilt("ViltModel")
     for file in [*folder.glob("*processor*"), *folder.glob("*token*")]:
@@ -326,6 +339,12 @@ def test_a_revision_of_a_repository_is_read_from_the_cache(save_vilt, monkeypatc
     with pytest.raises(ValueError, match=r"'owner/name' has no model.safetensors but pytorch_model.bin"):
         load_teacher("owner/name")
     assert load_teacher("owner/name", revision="refs/pr/4").model.config.num_labels == 4
+    assert load_teacher("owner/name@refs/pr/4").model.config.num_labels == 4
+    assert load_config("owner/name@refs/pr/4", "refs/pr/4").num_labels == 4
+    with pytest.raises(ValueError, match="names the revision 'refs/pr/4', but 'main' is given as well; give one of the two"):
+        load_processor("owner/name@refs/pr/4", "main")
+    with pytest.raises(ValueError, match=r"'owner/name' .* could not be fetched from the Hub at revision 'refs/pr/6'"):
+        load_teacher("owner/name@refs/pr/6")
     with pytest.raises(ValueError, match=r"'owner/name' .* could not be fetched from the Hub at revision 'refs/pr/5'"):
         load_teacher("owner/name", revision="refs/pr/5")
     with pytest.raises(ValueError, match="'owner/other' is no folder here and could not be fetched from the Hub"):

@@ -15,10 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from dual_distill.hub_cards import split_revision
+
 logger = logging.getLogger(__name__)
 
 CONFIG_FILES = (
     "config.json",
+    "adapter_config.json",  # to say that an adapter is none of ours to load
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer*",
@@ -38,13 +41,15 @@ def fetch(name_or_path: str, revision: str | None = None, weights: bool = True) 
     """Return the folder of a checkpoint, fetched from the Hub unless it is one already.
 
     Args:
-        name_or_path: a folder, or `owner/name` on the Hub.
+        name_or_path: a folder, or `owner/name` or `owner/name@revision` on the Hub.
         revision: branch, tag, commit or `refs/pr/N` of a Hub repository.
         weights: whether the weights are fetched too.
 
     Raises:
-        ValueError: there is no such folder and none can be fetched, or a revision is asked of a folder.
+        ValueError: there is no such folder and none can be fetched, a revision is asked of a folder, or two revisions that
+            differ are given.
     """
+    name_or_path, revision = split_revision(name_or_path, revision)
     folder = Path(name_or_path)
     if folder.is_dir():
         if revision is not None:

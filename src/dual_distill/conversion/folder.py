@@ -54,7 +54,7 @@ def convert_folder(source: str | Path, out: Path, revision: str | None = None, h
     """Convert a ViLT checkpoint and write model and processor, after a proof on a random batch of unequal texts and images.
 
     Args:
-        source: a folder, or `owner/name` on the Hub, of one of `VILT_HEADS`.
+        source: a folder, or `owner/name` or `owner/name@revision` on the Hub, of one of `VILT_HEADS`.
         out: folder to write; must not exist or be empty. Nothing is left in it when the conversion fails.
         revision: branch, tag, commit or `refs/pr/N` of a Hub repository.
         head: one of `HEADS`; None: the one that the checkpoint was saved with; "bare" leaves it out.

@@ -40,7 +40,7 @@ def load_teacher(
     """Load a checkpoint of ours, or a ViLT of transformers, which is converted on the way in.
 
     Args:
-        name_or_path: a folder, or `owner/name` on the Hub.
+        name_or_path: a folder, or `owner/name` or `owner/name@revision` on the Hub.
         revision: branch, tag, commit or `refs/pr/N` of a Hub repository.
         head: one of `HEADS`; None: the one that the checkpoint was saved with (`architectures` in its config).
         fresh_head: draw the head anew, whatever the checkpoint has; `head` must be named. A warning lists the parameters
@@ -181,6 +181,11 @@ def _resolve(
 def read_config(folder: Path, name: str) -> PreTrainedConfig:
     """Read `config.json`; refuse what is neither ours nor a ViLT."""
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{name!r} holds an adapter of peft, not a model; load it onto its base with peft, `merge_and_unload` it, "
+                "`save_pretrained` what that gives, with the processor beside it, and give that folder."
+            )
         raise ValueError(f"{name!r} has no config.json; give the folder or repository of a saved model.")
     try:
         config = AutoConfig.from_pretrained(folder)

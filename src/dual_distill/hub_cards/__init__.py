@@ -6,6 +6,7 @@
 from .attention_picture import draw_attention_picture
 from .checkpoint_folder import PUBLISHED, collect
 from .hub_errors import PushError
+from .hub_names import split_revision
 from .model_card import make_card, write_card
 from .push import PushReport, push_folder, push_pretrained
 from .run_record import (
@@ -42,6 +43,7 @@ __all__ = [
     "push_pretrained",
     "read_json",
     "read_run",
+    "split_revision",
     "versions_now",
     "write_card",
     "write_run",

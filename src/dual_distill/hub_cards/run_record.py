@@ -16,6 +16,8 @@ from typing import Any, Literal, get_args
 
 from huggingface_hub import snapshot_download
 
+from .hub_names import split_revision
+
 RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"  # what `dual-distill train` writes
 FORMAT = 1
@@ -315,32 +317,30 @@ def origin_of(name_or_path: str | Path, revision: str | None = None) -> Origin:
     """Say which checkpoint a run used: the commit of a Hub repository loaded before, or the digest of a folder's weights.
 
     Args:
-        name_or_path: as it was loaded from.
+        name_or_path: as it was loaded from, `owner/name@revision` too.
         revision: branch, tag or commit that was asked for.
 
     Raises:
         ValueError: the folder has no safetensors weights, or the Hub repository is not in the local cache.
     """
-    folder = Path(name_or_path)
+    name, revision = split_revision(name_or_path, revision)
+    folder = Path(name)
     if folder.is_dir():
         weights = sorted(folder.glob("*.safetensors"))
         if not weights:
-            raise ValueError(
-                f"{str(name_or_path)!r} has no safetensors weights to know it by; give the folder of a checkpoint."
-            )
+            raise ValueError(f"{name!r} has no safetensors weights to know it by; give the folder of a checkpoint.")
         digest = hashlib.sha256()
         for file in weights:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return Origin(folder.resolve().name, f"sha256:{digest.hexdigest()}", on_hub=False)
     try:
-        snapshot = snapshot_download(str(name_or_path), revision=revision, local_files_only=True)
+        snapshot = snapshot_download(name, revision=revision, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{str(name_or_path)!r} is no folder and was not loaded from the Hub on this machine, so its commit is not known; "
-            "load it first."
+            f"{name!r} is no folder and was not loaded from the Hub on this machine, so its commit is not known; load it first."
         ) from error
-    return Origin(str(name_or_path), Path(snapshot).name, on_hub=True)  # the cache names snapshots by commit
+    return Origin(name, Path(snapshot).name, on_hub=True)  # the cache names snapshots by commit
 
 
 def differing_fields(*pairs: tuple[Any, Any]) -> dict[str, Any]:
