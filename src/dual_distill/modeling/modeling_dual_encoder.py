@@ -133,6 +133,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         image_embeds: torch.Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
+        join_states: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DualEncoderOutput:
         """Encode B rows of one text and N images, either side from its inputs or from stored vectors.
@@ -147,6 +148,8 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             image_embeds: `(B, N, C)` or `(B, C)` from `get_image_features`.
             output_query_states: True for the queries of the config's `recorded_layers`, or a list of layers.
             output_key_states: likewise for keys.
+            join_states: False hands out each layer's queries (and keys) as the pair (text, image) that the towers computed
+                instead of one sequence, which is a copy of both: what distilling many layers would pay for in memory.
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention), and what attention functions take.
 
         Returns:
@@ -186,10 +189,12 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         recorded = {"query_states": None, "key_states": None}
         for name, wanted in (("query_states", output_query_states), ("key_states", output_key_states)):
             if wanted:
-                recorded[name] = tuple(
-                    torch.cat([text.repeat_interleave(image_embeds.shape[1], dim=0), image], dim=2)
+                num_images = image_embeds.shape[1]
+                apart = tuple(
+                    (text if num_images == 1 else text.repeat_interleave(num_images, dim=0), image)
                     for text, image in zip(text_output[name], vision_output[name], strict=True)
                 )
+                recorded[name] = tuple(torch.cat(pair, dim=2) for pair in apart) if join_states else apart
         return DualEncoderOutput(
             pooler_output=self.interaction(pairs),
             text_embeds=text_embeds,
@@ -254,6 +259,7 @@ class _DualEncoderForTask(DualEncoderPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
+        join_states: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EncoderForTaskOutput:
         """Give one logit a label for each row; the inputs are those of `DualEncoderModel.forward`.
@@ -269,6 +275,7 @@ class _DualEncoderForTask(DualEncoderPreTrainedModel):
             labels: `(B,)` integer classes, or `(B, labels)` soft scores in [0, 1].
             output_query_states: True or a list of layers.
             output_key_states: True or a list of layers.
+            join_states: as in `DualEncoderModel.forward`.
             **kwargs: as in `DualEncoderModel.forward`.
 
         Returns:
@@ -284,6 +291,7 @@ class _DualEncoderForTask(DualEncoderPreTrainedModel):
             image_embeds=image_embeds,
             output_query_states=output_query_states,
             output_key_states=output_key_states,
+            join_states=join_states,
             **kwargs,
         )
         logits = self.classifier(flatten_pairs(output.pooler_output, self.num_images))

@@ -63,7 +63,7 @@ class DualEncoderOutput(ModelOutput):
         image_embeds: `(B, N, C)` pooled images, can be stored and given back as `image_embeds=`.
         image_mask: `(B, N, 1 + I)` bool, True = real image token; None when `image_embeds` were given.
         query_states: tuple, one `(B * N, H, T + 1 + I, D)` a recorded layer: text queries, then image queries, a pair a
-            row, laid out as the fusion encoder's.
+            row, laid out as the fusion encoder's; with `join_states=False` the two apart, `(text, image)` a layer.
         key_states: likewise.
         text_model_output: everything of the text tower; None when `text_embeds` were given.
         vision_model_output: everything of the image tower; None when `image_embeds` were given.

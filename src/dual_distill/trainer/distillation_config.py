@@ -9,6 +9,8 @@ from transformers import TrainingArguments
 
 from dual_distill.objectives import DiDEObjective
 
+from .teacher_cache import KINDS
+
 
 @dataclass
 class DistillationTrainingArguments(TrainingArguments):
@@ -48,6 +50,17 @@ class DistillationTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Heads over which attention is compared when teacher and student differ in heads or width."},
     )
+    cache_teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the teacher's results on disk and do not ask again: 'logits', or 'attention' (logits and cross-modal "
+            "scores). Default: ask in every step."
+        },
+    )
+    teacher_cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the teacher cache; runs of one teacher may share it. Default: OUTPUT_DIR/teacher_cache."},
+    )
     head_learning_rate_factor: float = field(
         default=1.0,
         metadata={"help": "Learning rate of the head and the shallow interaction over the base rate (recipe: 10 for VQA)."},
@@ -77,6 +90,13 @@ class DistillationTrainingArguments(TrainingArguments):
             if not isinstance(self.layer_map, dict):
                 raise ValueError(f"layer_map is {self.layer_map!r}; give an object of student layer to teacher layer.")
             self.layer_map = {int(student): int(teacher) for student, teacher in self.layer_map.items()}
+        if self.cache_teacher not in (None, *KINDS):
+            raise ValueError(f"cache_teacher is {self.cache_teacher!r}; give one of {', '.join(KINDS)}, or leave it out.")
+        if self.cache_teacher == "logits" and self.attention_weight:
+            raise ValueError(
+                f"cache_teacher is 'logits' but attention_weight {self.attention_weight}; cache attention, or set the weight "
+                "to 0."
+            )
         if not self.head_learning_rate_factor > 0:
             raise ValueError(f"head_learning_rate_factor is {self.head_learning_rate_factor}; give a number above 0.")
         if not torch.cuda.is_available():

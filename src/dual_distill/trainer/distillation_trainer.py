@@ -9,6 +9,8 @@ Unusual here:
 """
 
 import inspect
+import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ from dual_distill.objectives import DiDEObjective
 
 from .distillation_config import DistillationTrainingArguments
 from .pairing import check_pair
+from .teacher_cache import ROW_KEYS, KeyedCollator, TeacherCache, TeacherCacheCallback, estimate_bytes, teacher_digest
+
+logger = logging.getLogger(__name__)
 
 
 class DistillationTrainer(Trainer):
@@ -76,6 +81,7 @@ class DistillationTrainer(Trainer):
         self.objective = objective
         self._term_sums: dict[str, torch.Tensor] = {}
         self._term_rows = 0
+        self.teacher_cache: TeacherCache | None = None
         if taught_by is None:
             return
         student = self.accelerator.unwrap_model(self.model)
@@ -85,6 +91,52 @@ class DistillationTrainer(Trainer):
         self.teacher = taught_by.requires_grad_(False).eval().to(self.args.device)
         self.objective = objective.to(self.args.device)
         self._teacher_requests = self._attention_requests(taught_by, objective.teacher_layers)
+        # A student with two towers hands their states out apart: side by side they would be a copy.
+        takes = inspect.signature(student.forward).parameters
+        self._student_requests = {"join_states": False} if "join_states" in takes and objective.student_layers else {}
+        if args.cache_teacher is not None:
+            self.teacher_cache = self._open_teacher_cache(args.cache_teacher, taught_by, objective)
+            self.data_collator = KeyedCollator(self.data_collator)
+            self.add_callback(TeacherCacheCallback(self.teacher_cache))
+
+    def _open_teacher_cache(self, kind: str, teacher: nn.Module, objective: DiDEObjective) -> TeacherCache:
+        """Open the cache that the arguments name, and see that it will fit on the disk."""
+        augmentation = getattr(self.data_collator, "augmentation", None)
+        image_processor = getattr(self.processing_class, "image_processor", None)
+        config = teacher.config
+        patch_size = getattr(config, "vision_config", config).patch_size
+        cache = TeacherCache(
+            self.args.teacher_cache_dir or Path(self.args.output_dir, "teacher_cache"),
+            kind,
+            {
+                "teacher": teacher_digest(teacher),
+                "layers": objective.teacher_layers if kind == "attention" else [],
+                "relation_heads": objective.relation_heads,
+                "image_processor": None if image_processor is None else image_processor.to_dict(),
+                # Its settings, its seed among them.
+                "augmentation": None
+                if augmentation is None
+                else {"class": type(augmentation).__name__}
+                | {name: repr(value) for name, value in vars(augmentation).items() if not name.startswith("_")},
+            },
+            patch_size=patch_size,
+            rank=self.args.process_index,
+        )
+        if self.train_dataset is not None:
+            rows = len(self.train_dataset)
+            sample = self.data_collator([self.train_dataset[place] for place in range(min(rows, 32))])
+            passes = 1 if augmentation is None else math.ceil(self.args.num_train_epochs)
+            estimated = estimate_bytes(
+                sample,
+                rows * passes,
+                config.num_labels,
+                len(objective.teacher_layers) if kind == "attention" else 0,
+                objective.relation_heads or config.num_attention_heads,
+                patch_size,
+            )
+            logger.info("the teacher cache will take about %.2f GB", estimated / 1e9)
+            cache.check_space(estimated)
+        return cache
 
     @staticmethod
     def _attention_requests(teacher: nn.Module, layers: list[int]) -> dict[str, Any]:
@@ -111,19 +163,25 @@ class DistillationTrainer(Trainer):
             return (loss, {"logits": outputs["logits"]}) if return_outputs else loss
         layers = self.objective.student_layers
         # Hard labels are kept from a student that does not learn from them: the objective names every term.
-        hidden = set() if self.objective.label_weight else {"labels"}
+        hidden = {ROW_KEYS} if self.objective.label_weight else {ROW_KEYS, "labels"}
         student_outputs = model(
             **{name: value for name, value in inputs.items() if name not in hidden},
             output_query_states=layers or None,
             output_key_states=layers or None,
+            **self._student_requests,
         )
-        with torch.no_grad(), self.accelerator.autocast():
-            teacher_outputs = self.teacher(
-                **{name: value for name, value in inputs.items() if name != "labels"}, **self._teacher_requests
-            )
+        if self.teacher_cache is None:
+            teacher_outputs = self._ask_teacher(inputs)
+        else:
+            teacher_outputs = self.teacher_cache.outputs(inputs, self._ask_teacher, self.objective)
         losses = self.objective(student_outputs, teacher_outputs, inputs)
         self._note_terms(losses, len(student_outputs.logits))
         return (losses["loss"], {"logits": student_outputs.logits}) if return_outputs else losses["loss"]
+
+    def _ask_teacher(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        assert self.teacher is not None
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.teacher(**{name: value for name, value in inputs.items() if name != "labels"}, **self._teacher_requests)
 
     def _note_terms(self, losses: Mapping[str, torch.Tensor], rows: int) -> None:
         for name, value in losses.items():
