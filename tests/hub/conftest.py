@@ -76,6 +76,7 @@ class Hub(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.failure: tuple[str, int | str] | None = None
         self.before_commit: Callable[[], None] | None = None
+        self.commits_wait_at: threading.Barrier | None = None
         self.lock = threading.Lock()
 
     def fail_at(self, endpoint: str, how: int | str) -> None:
@@ -128,6 +129,8 @@ class Handler(BaseHTTPRequestHandler):
                 body = body[:-1] + bytes([body[-1] ^ 1])
             self.is_lost = name == failing and how == LOST
             self.close_connection = self.close_connection or self.is_lost
+            if name == "commit" and self.server.commits_wait_at is not None:
+                self.server.commits_wait_at.wait(timeout=600)
             with self.server.lock:
                 getattr(self, name.replace("-", "_"))(body, **found.groupdict())
             return
