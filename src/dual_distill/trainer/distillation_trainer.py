@@ -37,7 +37,7 @@ class DistillationTrainer(Trainer):
     """Trains a student on what a frozen teacher shows, or any of the package's models on labels alone.
 
     Args:
-        model: the student; without a teacher, any model with a task head.
+        model: the student, also wrapped by peft; without a teacher, any model with a task head.
         args: a `DistillationTrainingArguments`; its weights describe the objective unless one is given.
         teacher: a model, or the name of a checkpoint (ours, or a ViLT, which is converted on the way in); frozen in place
             (`requires_grad_(False)`, `eval()`) and moved to the training device. A foreign teacher must return `logits` and
@@ -56,6 +56,7 @@ class DistillationTrainer(Trainer):
 
     # The loss is a mean over the rows of one micro-batch, so Trainer must divide it by the accumulation steps.
     loss_is_scaled_for_ga = False
+    data_collator: Any
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class DistillationTrainer(Trainer):
         """Open the cache that the arguments name, and see that it will fit on the disk."""
         augmentation = getattr(self.data_collator, "augmentation", None)
         image_processor = getattr(self.processing_class, "image_processor", None)
-        config = teacher.config
+        config: Any = teacher.config
         patch_size = getattr(config, "vision_config", config).patch_size
         cache = TeacherCache(
             self.args.teacher_cache_dir or Path(self.args.output_dir, "teacher_cache"),
@@ -216,9 +217,17 @@ class DistillationTrainer(Trainer):
         return output._replace(metrics={**output.metrics, **terms})
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Save model and processor, and no pickle of the arguments: it may hold tokens and paths, and nothing reads it."""
+        """Save model or adapter and processor, and no pickle of the arguments: it may hold tokens, and nothing reads it."""
+        folder = Path(output_dir or self.args.output_dir)
+        card = folder / "README.md"
+        written = card.read_bytes() if card.is_file() else None
         super()._save(output_dir, state_dict)
-        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        # peft leaves an empty form for a card, or adds to the one that is there.
+        if written is not None:
+            card.write_bytes(written)
+        else:
+            card.unlink(missing_ok=True)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Note the name of the repository; no constructor opens a socket, and the push creates it."""
