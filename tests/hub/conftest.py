@@ -19,11 +19,24 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from transformers import BertTokenizer, PreTrainedModel, ViltImageProcessorPil
+
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    DualEncoderConfig,
+    DualEncoderForQuestionAnswering,
+    FusionEncoderConfig,
+    FusionEncoderForQuestionAnswering,
+)
 
 TOKEN = "hf_" + "ThisIsTheTokenOfTheTests" * 2
 OWNER = "me"
 CUT, CORRUPT, LOST = "cut", "corrupt", "lost"  # no answer; a flipped bit; done, but the answer never arrives
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "in", "the", "picture", "?"]
+ANSWERS = ["yes", "no", "red", "blue"]
+SIDE = 16
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 ENDPOINTS = {
     "create": ("POST", r"/api/repos/create"),
@@ -349,3 +362,39 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+def tiny(kind: str) -> PreTrainedModel:
+    """A dual or a fusion encoder with noise on every parameter, the same at each call."""
+    torch.manual_seed(3)
+    body = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    text, image = {"vocab_size": len(WORDS), "max_position_embeddings": 8}, {"image_size": SIDE, "patch_size": 8}
+    labels = {"id2label": dict(enumerate(ANSWERS)), "label2id": {name: i for i, name in enumerate(ANSWERS)}}
+    if kind == "fusion":
+        model = FusionEncoderForQuestionAnswering(FusionEncoderConfig(**body, **text, **image, **labels))
+    else:
+        config = DualEncoderConfig(text_config={**body, **text}, vision_config={**body, **image}, **labels)
+        model = DualEncoderForQuestionAnswering(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+def saved(model: PreTrainedModel, folder: Path) -> DualDistillProcessor:
+    """Write a model and a processor for it; returns the processor."""
+    tokenizer = BertTokenizer({word: index for index, word in enumerate(WORDS)})
+    processor = DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": SIDE}, size_divisor=8), tokenizer)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return processor
+
+
+@pytest.fixture
+def make_model() -> Callable[[str], PreTrainedModel]:
+    return tiny
+
+
+@pytest.fixture
+def save_model() -> Callable[[PreTrainedModel, Path], DualDistillProcessor]:
+    return saved

@@ -7,22 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import ModelCard
-from transformers import BertTokenizer, PreTrainedModel, ViltImageProcessorPil
+from transformers import PreTrainedModel
 
 from dual_distill.hub_cards import DataOrigin, Measurement, Origin, RunRecord, Speed, push_folder, push_pretrained, write_run
-from dual_distill.modeling import (
-    DualDistillProcessor,
-    DualEncoderConfig,
-    DualEncoderForQuestionAnswering,
-    FusionEncoderConfig,
-    FusionEncoderForQuestionAnswering,
-)
+from dual_distill.modeling import DualDistillProcessor
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "in", "the", "picture", "?"]
 ANSWERS = ["yes", "no", "red", "blue"]
-SIDE = 16
 
 # Prints a digest of the weights, and the logits as exact hexadecimal numbers for a picture and question that both sides know.
 COMPARE = """
@@ -35,30 +26,6 @@ weights = hashlib.sha256(b"".join(value.numpy().tobytes() for name, value in sor
 print("FOUND " + json.dumps([weights.hexdigest(), [value.hex() for value in logits]]))
 """
 WITHOUT_PACKAGE = "import sys\nsys.modules['dual_distill'] = None  # importing it fails\n"
-
-
-def tiny(kind: str) -> PreTrainedModel:
-    torch.manual_seed(3)
-    body = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    text, image = {"vocab_size": len(WORDS), "max_position_embeddings": 8}, {"image_size": SIDE, "patch_size": 8}
-    labels = {"id2label": dict(enumerate(ANSWERS)), "label2id": {name: i for i, name in enumerate(ANSWERS)}}
-    if kind == "fusion":
-        model = FusionEncoderForQuestionAnswering(FusionEncoderConfig(**body, **text, **image, **labels))
-    else:
-        config = DualEncoderConfig(text_config={**body, **text}, vision_config={**body, **image}, **labels)
-        model = DualEncoderForQuestionAnswering(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model.eval()
-
-
-def saved(model: PreTrainedModel, folder: Path) -> DualDistillProcessor:
-    tokenizer = BertTokenizer({word: index for index, word in enumerate(WORDS)})
-    processor = DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": SIDE}, size_divisor=8), tokenizer)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return processor
 
 
 def fresh_process(code: str, environment: dict[str, str], cwd: Path) -> str:
@@ -92,10 +59,10 @@ def found_here(
 
 
 def test_a_distilled_dual_encoder_loads_with_the_package_and_without_and_its_quick_start_runs_as_pasted(
-    hub, hub_environment: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub, hub_environment: dict[str, str], tmp_path: Path, make_model, save_model, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, folder = tiny("dual"), tmp_path / "student"
-    processor = saved(model, folder)
+    model, folder = make_model("dual"), tmp_path / "student"
+    processor = save_model(model, folder)
     run = RunRecord(
         "dide",
         DataOrigin("shop", {"train": 90, "test": 10}, hub_id="me/shop", revision="b" * 40),
@@ -130,10 +97,10 @@ def test_a_distilled_dual_encoder_loads_with_the_package_and_without_and_its_qui
 
 
 def test_a_fusion_encoder_loads_without_the_package_from_the_code_beside_it(
-    hub, hub_environment: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub, hub_environment: dict[str, str], tmp_path: Path, make_model, save_model, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, folder = tiny("fusion"), tmp_path / "teacher"
-    processor = saved(model, folder)
+    model, folder = make_model("fusion"), tmp_path / "teacher"
+    processor = save_model(model, folder)
     push_folder(folder, "me/teacher", with_code=True)
     assert "auto_map" not in json.loads((folder / "config.json").read_text())  # the folder stays as it was
     card = hub.repos["me/teacher"].files()["README.md"].decode()
@@ -143,8 +110,8 @@ def test_a_fusion_encoder_loads_without_the_package_from_the_code_beside_it(
     assert numbers(found[1]) == pytest.approx(numbers(logits), abs=1e-5)
 
 
-def test_a_model_pushes_itself_in_one_commit(hub) -> None:
-    model = tiny("dual")
+def test_a_model_pushes_itself_in_one_commit(hub, make_model) -> None:
+    model = make_model("dual")
     address = push_pretrained(model, "me/itself", commit_message="From the model")
     repo = hub.repos["me/itself"]
     assert repo.titles == ["initial commit", "From the model"]

@@ -1,4 +1,4 @@
-"""A folder that looks like a checkpoint, written without a model."""
+"""Folders that look like a checkpoint and like an adapter, written without a model."""
 
 import json
 from collections.abc import Callable
@@ -27,6 +27,29 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         (folder / "config.json").write_text(json.dumps(fields))
         (folder / "processor_config.json").write_text(json.dumps({"processor_class": "DualDistillProcessor"}))
         save_file({"weight": np.zeros((2, 4), np.float32)}, folder / "model.safetensors")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def make_adapter(tmp_path: Path) -> Callable[..., Path]:
+    """Write an adapter as peft does, with four numbers; fields of its configuration may be given."""
+
+    def make(**config: Any) -> Path:
+        folder = tmp_path / "adapter"
+        folder.mkdir(exist_ok=True)
+        fields = {
+            "auto_mapping": {"base_model_class": "DualEncoderForQuestionAnswering", "parent_library": "dual_distill.modeling"},
+            "base_model_name_or_path": "me/student",
+            "peft_type": "LORA",
+            "r": 2,
+            "revision": "a" * 40,
+            "target_modules": ["value", "query"],
+            **config,
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(fields))
+        save_file({"weight": np.zeros((2, 2), np.float32)}, folder / "adapter_model.safetensors")
         return folder
 
     return make

@@ -1,6 +1,8 @@
 """Cards of every kind of model: what they say, what they leave out, and what a person wrote in them."""
 
+import importlib.resources
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from dual_distill.hub_cards.hand_written import choose, put_together, take_apart
 RUN = RunRecord(
     "dide",
     DataOrigin("shop", {"train": 90}, hub_id="me/shop", revision="r1"),
-    teacher=Origin("teacher", "sha256:abc", on_hub=False),
+    teacher=Origin("teacher", "sha256:0123456789abcdef", on_hub=False),
     settings={"max_steps": 1500},
     seed=0,
     measurements=(
@@ -28,13 +30,14 @@ def test_a_distilled_dual_encoder_says_what_happened(make_folder: Callable[..., 
     card = write_card(folder, repo_id="me/student", license_name="mit").read_text()
     for words in (
         "A distilled dual encoder that answers questions about images",
-        "8 parameters, 3 text layers and 3 image layers of width 4 with 1 heads",
+        "8 parameters, 3 text layers and 3 image layers of width 4 with 1 attention head.",
         "8 x 12 pixels in patches of 4",
         "it knows 2 answers",
-        "teacher (not on the Hub), revision `sha256:abc`",
+        "teacher (not on the Hub), weights `sha256:0123456789ab` |",
         "[shop](https://huggingface.co/datasets/me/shop), revision `r1`, 90 train rows",
         "| accuracy | test | 10 | 50.0 % | 62.5 % | 37.5 % | 25.0 % | `dual-distill evaluate` |",
-        "`max_steps: 1500`",
+        "`max_steps: 1500`; [run.json](run.json) has them all.",
+        "it learned to give the teacher's answers and to look where the teacher looks.",
         "https://arxiv.org/abs/2112.08723",
         "Licence of the weights: mit.",
     ):
@@ -46,6 +49,30 @@ def test_a_distilled_dual_encoder_says_what_happened(make_folder: Callable[..., 
     assert {"distillation", "dual-encoder"} <= set(data.tags)
     [result] = data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_revision) == ("accuracy", 0.5, "r1")
+
+
+def test_a_card_says_what_the_run_did_and_no_more(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder()
+    settings = {"attention_weight": 0.0, "label_weight": 0.5, "hidden_size": 4, "seed": 3, "max_steps": 7, "learning_rate": 0.1}
+    measured = Measurement("accuracy", 2 / 3, "test", "dual-distill evaluate", rows=9, text_only=2 / 3)
+    write_run(folder, replace(RUN, settings=settings, steps=7, teacher=None, measurements=(measured,)))
+    card = write_card(folder).read_text()
+    assert "it learned to give the teacher's answers and from the labels themselves." in card
+    assert "from the defaults: `attention_weight: 0.0`, `label_weight: 0.5`, `learning_rate: 0.1`; [run.json]" in card
+    # Columns that nobody measured are not there, nor digits that nobody could.
+    assert "| metric | split | rows | this model | text alone | source |\n|---|---|---|---|---|---|\n" in card
+    assert "| accuracy | test | 9 | 66.7 % | 66.7 % | `dual-distill evaluate` |" in card
+    [result] = ModelCard(card).data.eval_results
+    assert result.metric_value == 0.6667
+    assert "In accuracy on test it is no better than a reader that never sees the image" in card
+    write_run(folder, RUN)
+    assert "no better than a reader" not in write_card(folder).read_text()
+
+
+def test_the_template_is_found_as_an_installed_package_finds_it() -> None:
+    template = importlib.resources.files("dual_distill.hub_cards") / "model_card.md.jinja"
+    assert template.read_text(encoding="utf-8").startswith("# {{ title }}")
+    assert (importlib.resources.files("dual_distill") / "py.typed").is_file()
 
 
 @pytest.mark.parametrize(

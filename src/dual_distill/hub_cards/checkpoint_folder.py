@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, read_adapter
 from .leak_scan import find_leak
 from .run_record import RUN_FILE, read_json
 
@@ -32,7 +33,7 @@ _JSON = (
 # Lists of words, any of which could be somebody's name.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
 _RECIPE = "recipe.yaml"
-PUBLISHED = (CONFIG, *WEIGHTS, *_JSON[1:], *_VOCABULARIES, _RECIPE, PICTURE)
+PUBLISHED = (CONFIG, *WEIGHTS, *_JSON[1:], *_VOCABULARIES, _RECIPE, PICTURE, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 """Names and patterns of the files that a push sends, beside the card, and with `--with-code` the code."""
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
@@ -49,14 +50,16 @@ class CheckpointFiles:
     Attributes:
         files: name -> content, or the path of weights, which are too large to hold.
         left_out: what else is in the folder, by name; folders end in "/".
-        config: content of config.json.
+        config: content of config.json; of an adapter, the class of its base alone.
         parameters: how many the weights hold.
+        adapter: None: a whole model.
     """
 
     files: dict[str, bytes | Path]
     left_out: tuple[str, ...]
     config: dict[str, Any]
     parameters: int
+    adapter: Adapter | None = None
 
     def sizes(self) -> dict[str, int]:
         """Return name -> bytes."""
@@ -69,16 +72,23 @@ def collect(folder: str | Path) -> CheckpointFiles:
     """Read what may be published from the folder of a checkpoint.
 
     Args:
-        folder: as `save_pretrained` or a Trainer wrote it.
+        folder: as `save_pretrained` or a Trainer wrote it; a whole model, or an adapter of peft.
 
     Raises:
-        ValueError: it is no folder of a checkpoint; a pickle lies in it; a file is damaged or not what its name says.
+        ValueError: it is no folder of a checkpoint; a pickle lies in it; a file is damaged or not what its name says; an
+            adapter's base is not on the Hub.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is no folder; give the one that a run or `save_pretrained` wrote.")
-    if not (folder / CONFIG).is_file():
+    is_adapter, is_model = (folder / ADAPTER_CONFIG).is_file(), (folder / CONFIG).is_file()
+    if not is_adapter and not is_model:
         raise ValueError(f"{str(folder)!r} has no {CONFIG}, so it holds no checkpoint; give the one that a run wrote.")
+    if is_adapter and is_model:
+        raise ValueError(
+            f"{str(folder)!r} has {CONFIG} and {ADAPTER_CONFIG}, a model and an adapter, and whoever loads it gets either; "
+            "keep them in folders of their own."
+        )
     files: dict[str, bytes | Path] = {}
     left_out, parameters = [], 0
     for path in sorted(folder.iterdir()):
@@ -98,6 +108,12 @@ def collect(folder: str | Path) -> CheckpointFiles:
             )
         elif name != CARD:
             left_out.append(name)
+    if is_adapter:
+        if ADAPTER_WEIGHTS not in files:
+            raise ValueError(f"{str(folder)!r} has no {ADAPTER_WEIGHTS}; save the adapter again with `save_pretrained`.")
+        adapter, pinned = read_adapter(read_json(folder / ADAPTER_CONFIG))
+        files[ADAPTER_CONFIG] = as_json(pinned)
+        return CheckpointFiles(files, tuple(left_out), {"architectures": [adapter.architecture]}, parameters, adapter)
     _check_weights(folder, files)
     files[CONFIG], config = _without_origin(files[CONFIG])
     return CheckpointFiles(files, tuple(left_out), config, parameters)

@@ -11,9 +11,10 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from .adapter import read_card
 from .checkpoint_folder import CARD, PICTURE, CheckpointFiles, collect
-from .hand_written import Card, put_together, take_apart
-from .run_record import RunRecord, read_run
+from .hand_written import Card, put_together
+from .run_record import RUN_FILE, Origin, RunRecord, read_run
 from .shipped_code import auto_class, split_architecture
 
 _TEMPLATE = "model_card.md.jinja"
@@ -31,6 +32,15 @@ _TASKS = {
 _TAGS = ("dual_distill", "vision-language", "distillation", "dual-encoder", "fusion-encoder")
 # What the card decides itself; other keys of a README's metadata stay as they are.
 _OURS = ("tags", "base_model", "base_model_relation", "pipeline_tag", "library_name", "datasets", "model-index")
+# The card says these elsewhere, or they change nothing of what is learned; run.json holds them.
+_NOT_WORTH_NAMING = {
+    "architecture", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_height",
+    "image_width", "patch_size", "max_text_length", "seed", "per_device_eval_batch_size", "logging_steps", "logging_strategy",
+    "eval_steps", "eval_strategy", "save_steps", "save_strategy", "save_total_limit", "dataloader_num_workers",
+    "image_cache_mb",
+}  # fmt: skip
+_DIGITS = 4  # of a share: a hundredth of a per cent
+_SHOWN_OF_A_DIGEST = len("sha256:") + 12
 PAPERS = {
     "dide": {
         "name": "cross-modal attention distillation (DiDE)",
@@ -78,41 +88,39 @@ def make_card(
     old = kept.metadata if kept else {}
     license_name = license_name or old.get("license")
     # Without code, transformers alone cannot load it: the library that can is named.
-    library = "transformers" if with_code else "dual_distill"
+    library = "peft" if checkpoint.adapter else "transformers" if with_code else "dual_distill"
     metadata = {
-        **_metadata(architecture, run, repo_id, library, old.get("tags") or ()),
+        **_metadata(checkpoint, run, repo_id, library, old.get("tags") or ()),
         **{name: value for name, value in old.items() if name not in _OURS},
         **({"license": license_name} if license_name else {}),
     }
-    text, image = config.get("text_config") or config, config.get("vision_config") or config
-    distilled = run is not None and run.method in PAPERS
     facts = {
+        **(_shape(checkpoint) if checkpoint.adapter is None else {}),
         "title": repo_id.split("/")[-1] if repo_id else architecture,
-        "kind": f"A {'distilled ' if distilled else ''}{'dual' if family == 'DualEncoder' else 'fusion'} encoder",
+        "kind": f"{'dual' if family == 'DualEncoder' else 'fusion'} encoder",
+        "is_distilled": run is not None and run.method in PAPERS,
         "is_dual": family == "DualEncoder",
         "task": _TASKS[head],
         "architecture": architecture,
         "parameters": _millions(checkpoint.parameters),
-        "layers": _layers(text, image),
-        "hidden_size": text["hidden_size"],
-        "heads": text["num_attention_heads"],
-        "image_size": _size(image["image_size"]),
-        "patch_size": image["patch_size"],
-        "text_length": text["max_position_embeddings"],
         "num_images": config.get("num_images", 1),
-        "labels": len(config["id2label"]) if head in ("ForQuestionAnswering", "ForImagesAndTextClassification") else 0,
+        "has_labels": head in ("ForQuestionAnswering", "ForImagesAndTextClassification"),
         "label_word": "answers" if head == "ForQuestionAnswering" else "classes",
         "source": repo_id or ".",
         "revision": revision,
         "with_code": with_code,
         "auto_class": auto_class(architecture),
+        "adapter": checkpoint.adapter,
         "picture": PICTURE if PICTURE in checkpoint.files else None,
         "has_processor": "processor_config.json" in checkpoint.files,
         "license": license_name,
         "run": run,
+        "run_file": RUN_FILE if RUN_FILE in checkpoint.files else None,
         "paper": PAPERS.get(run.method) if run else None,
+        "learned": _learned(run),
         "metrics": _metric_rows(run),
-        "settings": {name: _setting(value) for name, value in sorted(run.settings.items())} if run else {},
+        "blind": _no_better_than_blind(run),
+        "settings": _settings(run),
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -121,6 +129,7 @@ def make_card(
         lstrip_blocks=True,
         autoescape=False,
     )
+    environment.filters["origin"] = _origin
     return put_together(metadata, environment.get_template(_TEMPLATE).render(facts), kept)
 
 
@@ -138,19 +147,21 @@ def write_card(folder: str | Path, **options: Any) -> Path:
         ValueError: the folder holds no checkpoint that may be published.
     """
     file = Path(folder, CARD)
-    kept = take_apart(file.read_text(encoding="utf-8")) if file.is_file() else None
-    card = make_card(collect(folder), read_run(folder), kept=kept, **options)
+    card = make_card(collect(folder), read_run(folder), kept=read_card(file), **options)
     file.write_text(card, encoding="utf-8")
     return file
 
 
 def _metadata(
-    architecture: str, run: RunRecord | None, repo_id: str | None, library: str, old_tags: Sequence[str]
+    checkpoint: CheckpointFiles, run: RunRecord | None, repo_id: str | None, library: str, old_tags: Sequence[str]
 ) -> dict[str, Any]:
+    [architecture] = checkpoint.config["architectures"]
     family, head = split_architecture(architecture)
     tags = ["dual_distill", "vision-language", "dual-encoder" if family == "DualEncoder" else "fusion-encoder"]
     if run is not None and run.method in PAPERS:
         tags.append("distillation")
+    if checkpoint.adapter is not None:
+        tags.append(checkpoint.adapter.kind.lower())
     fields: dict[str, Any] = {
         "tags": [*tags, *(tag for tag in old_tags if tag not in _TAGS)],
         "library_name": library,
@@ -173,10 +184,12 @@ def _metadata(
                     dataset_revision=run.data.revision,
                     metric_type=one.metric,
                     metric_name=one.metric.replace("_", " "),
-                    metric_value=one.value,
+                    metric_value=round(one.value, _DIGITS),
                 )
                 for one in run.measurements
             ]
+    if checkpoint.adapter is not None:
+        fields |= {"base_model": checkpoint.adapter.base, "base_model_relation": "adapter"}
     # huggingface_hub checks the fields and lays model-index out.
     checked: dict[str, Any] = yaml.safe_load(ModelCardData(**fields).to_yaml())
     return checked
@@ -202,6 +215,55 @@ def _metric_rows(run: RunRecord | None) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _shape(checkpoint: CheckpointFiles) -> dict[str, Any]:
+    """What config.json says of a whole model; an adapter's is its base's."""
+    config = checkpoint.config
+    text, image = config.get("text_config") or config, config.get("vision_config") or config
+    return {
+        "layers": _layers(text, image),
+        "hidden_size": text["hidden_size"],
+        "heads": text["num_attention_heads"],
+        "image_size": _size(image["image_size"]),
+        "patch_size": image["patch_size"],
+        "text_length": text["max_position_embeddings"],
+        "labels": len(config["id2label"]),
+    }
+
+
+def _learned(run: RunRecord | None) -> str:
+    """What a distilled student was taught, by the weights of its losses where they differ from the trainer's defaults."""
+    settings = run.settings if run else {}
+    taught = (
+        ("soft_label_weight", 1.0, "to give the teacher's answers"),
+        ("attention_weight", 1.0, "to look where the teacher looks"),
+        ("label_weight", 0.0, "from the labels themselves"),
+    )
+    return " and ".join(words for name, default, words in taught if settings.get(name, default))
+
+
+def _settings(run: RunRecord | None) -> dict[str, str]:
+    if run is None:
+        return {}
+    stated = _NOT_WORTH_NAMING | ({"max_steps"} if run.steps is not None else set())
+    return {name: _setting(value) for name, value in sorted(run.settings.items()) if name not in stated}
+
+
+def _no_better_than_blind(run: RunRecord | None) -> list[str]:
+    """Metric and split on which a reader that never sees the image does as well."""
+    return [
+        f"{one.metric.replace('_', ' ')} on {one.split}"
+        for one in (run.measurements if run else ())
+        if one.text_only is not None and one.value <= one.text_only
+    ]
+
+
+def _origin(origin: Origin) -> str:
+    """A checkpoint that was used, in Markdown; the digest of a folder's weights is cut, run.json has all of it."""
+    if origin.on_hub:
+        return f"[{origin.name}](https://huggingface.co/{origin.name}), commit `{origin.revision}`"
+    return f"{origin.name} (not on the Hub), weights `{origin.revision[:_SHOWN_OF_A_DIGEST]}`"
 
 
 def _layers(text: Mapping[str, Any], image: Mapping[str, Any]) -> str:

@@ -14,7 +14,8 @@ from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
-from .checkpoint_folder import CARD, WEIGHTS, CheckpointFiles, collect, is_one_of, refuse_leaks
+from .adapter import ADAPTER_CONFIG, read_card
+from .checkpoint_folder import CARD, CONFIG, WEIGHTS, CheckpointFiles, collect, is_one_of, refuse_leaks
 from .hand_written import Card, choose, take_apart
 from .hub_errors import PushError, spoken
 from .model_card import make_card
@@ -66,7 +67,7 @@ def push_folder(
     with_code: bool = False,
     license_name: str | None = None,
 ) -> PushReport:
-    """Push a checkpoint's weights, configuration, processor, card, picture and recipe in one commit.
+    """Push a checkpoint's weights (or adapter), configuration, processor, card, picture and recipe in one commit.
 
     Args:
         folder: as `save_pretrained`, a Trainer or `dual-distill train` wrote it; only files of `PUBLISHED` go.
@@ -87,8 +88,11 @@ def push_folder(
     with spoken("checking its name", repo_id, "nothing was sent"):
         validate_repo_id(repo_id)
     checkpoint, run = collect(folder), read_run(folder)
-    readme = Path(folder, CARD)
-    local = take_apart(readme.read_text(encoding="utf-8")) if readme.is_file() else None
+    if checkpoint.adapter is not None and with_code:
+        raise ValueError(
+            "an adapter brings no code, which belongs beside its base; push the base with code, the adapter without."
+        )
+    local = read_card(Path(folder, CARD))
 
     def to_send(full_id: str, kept: Card | None) -> dict[str, bytes | Path]:
         card = make_card(
@@ -97,7 +101,7 @@ def push_folder(
         files = {**checkpoint.files, CARD: card.encode()}
         if with_code:
             files = add_code(files, checkpoint.config["architectures"][0])
-        refuse_leaks(files, _public_names(full_id, run))
+        refuse_leaks(files, _public_names(full_id, run, checkpoint))
         return files
 
     files = to_send(repo_id, local)
@@ -112,6 +116,7 @@ def push_folder(
         if private and not info.private:
             raise PushError(f"{full_id!r} is public, but private was asked for; make it private first, or push elsewhere.")
         names = {sibling.rfilename for sibling in info.siblings or ()}
+        _refuse_the_other_kind(full_id, names, checkpoint)
         remote = _remote_card(api, full_id, info.sha) if CARD in names else None
     files = to_send(full_id, choose(local, remote))
     # Left where they are, weights of an earlier push in another number of shards could be loaded instead of these.
@@ -226,11 +231,19 @@ def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> Card:
         return take_apart(file.read_text(encoding="utf-8"), f"{CARD} of {repo_id}")
 
 
-def _public_names(repo_id: str, run: RunRecord | None) -> tuple[str, ...]:
+def _refuse_the_other_kind(repo_id: str, names: set[str], checkpoint: CheckpointFiles) -> None:
+    """A repository with a model and an adapter in it loads as either, by what else is installed."""
+    if (CONFIG if checkpoint.adapter else ADAPTER_CONFIG) in names:
+        there, given = ("a whole model", "an adapter") if checkpoint.adapter else ("an adapter", "a whole model")
+        raise PushError(f"{repo_id!r} holds {there}, and {given} cannot stand beside it; push to a repository of its own.")
+
+
+def _public_names(repo_id: str, run: RunRecord | None, checkpoint: CheckpointFiles) -> tuple[str, ...]:
     """Repositories that the files may name although their owner is the user."""
+    base = checkpoint.adapter.base if checkpoint.adapter else None
     origins = [run.teacher, run.start] if run else []
     named = [origin.name for origin in origins if origin is not None and origin.on_hub]
-    return tuple(name for name in (repo_id, *named, run.data.hub_id if run else None) if name and "/" in name)
+    return tuple(name for name in (repo_id, base, *named, run.data.hub_id if run else None) if name and "/" in name)
 
 
 def _sizes(files: dict[str, bytes | Path]) -> dict[str, int]:
