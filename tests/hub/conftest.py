@@ -318,6 +318,8 @@ def hub(hub_server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub
     }.items():
         assert hasattr(constants, name)
         monkeypatch.setattr(constants, name, value)
+    # The functions of the module, `file_exists` and such, belong to a client that was made at import.
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub_server.url)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None, time=time.time))
     assert huggingface_hub.get_token() == TOKEN
