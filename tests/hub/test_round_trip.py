@@ -7,10 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
-from dual_distill.hub_cards import DataOrigin, Measurement, Origin, RunRecord, Speed, push_folder, push_pretrained, write_run
+from dual_distill.conversion import load_teacher
+from dual_distill.hub_cards import (
+    DataOrigin,
+    Measurement,
+    Origin,
+    RunRecord,
+    Speed,
+    origin_of,
+    push_folder,
+    push_pretrained,
+    write_run,
+)
 from dual_distill.modeling import DualDistillProcessor
 
 ANSWERS = ["yes", "no", "red", "blue"]
@@ -119,3 +131,20 @@ def test_a_model_pushes_itself_in_one_commit(hub, make_model) -> None:
     assert set(repo.files()) == {"README.md", "config.json", "model.safetensors"}
     with pytest.raises(ValueError, match="tags and commit_description are not taken"):
         push_pretrained(model, "me/itself", tags=["mine"])
+
+
+def test_a_name_with_a_revision_loads_that_commit(
+    hub, tmp_path: Path, make_model, save_model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    model = make_model("dual")
+    save_model(model, tmp_path / "student")
+    first = push_folder(tmp_path / "student", "me/student").commit
+    with torch.no_grad():
+        model.classifier[0].bias.add_(1)
+    model.save_pretrained(tmp_path / "student")
+    push_folder(tmp_path / "student", "me/student")
+    now, then = (load_teacher(name).model.classifier[0].bias for name in ("me/student", f"me/student@{first}"))
+    assert torch.equal(now, model.classifier[0].bias)
+    torch.testing.assert_close(now - then, torch.ones_like(now))
+    assert origin_of(f"me/student@{first}") == Origin("me/student", first, on_hub=True)

@@ -335,7 +335,8 @@ def origin_of(name_or_path: str | Path, revision: str | None = None) -> Origin:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return Origin(folder.resolve().name, f"sha256:{digest.hexdigest()}", on_hub=False)
     try:
-        snapshot = snapshot_download(name, revision=revision, local_files_only=True)
+        # One file, which everyone loads: a snapshot without its README, say, counts as incomplete.
+        snapshot = snapshot_download(name, revision=revision, local_files_only=True, allow_patterns="config.json")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name!r} is no folder and was not loaded from the Hub on this machine, so its commit is not known; load it first."
