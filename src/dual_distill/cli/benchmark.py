@@ -52,7 +52,9 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="checkpoint folder or Hub repository, ours or a ViLT")
+    parser.add_argument(
+        "model", metavar="MODEL", help="checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT"
+    )
     parser.add_argument("--against", metavar="MODEL", help="checkpoint that the ratios compare with, usually the teacher")
     parser.add_argument("--revision", help="revision of a Hub repository (of MODEL)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="pairs a batch (default: 1 16)")

@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="checkpoint folder or Hub repository, ours or a ViLT")
+    parser.add_argument("model", help="checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT")
     parser.add_argument("--task", required=True, help="scenes, easy_vqa, nlvr, vqa, nlvr2, snli_ve; or own")
     parser.add_argument("--data", help="folder with the task's files; own: a file, folder or Hub data set; scenes needs none")
     parser.add_argument("--data-options", metavar="JSON", help="options of the task's reader, as in the recipe")

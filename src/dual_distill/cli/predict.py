@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="checkpoint folder or Hub repository, ours or a ViLT")
+    parser.add_argument("model", help="checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT")
     parser.add_argument("questions", nargs="+", metavar="question", help="question or statement about the pictures")
     parser.add_argument(
         "--image", action="append", required=True, dest="images", metavar="FILE_OR_URL", help="a picture; may be repeated"

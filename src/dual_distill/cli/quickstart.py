@@ -306,7 +306,8 @@ def _complete_record(output_dir: Path, stage: str, reports: dict[str, Evaluation
     found = {**rows, **reports[stage].to_dict(), **baselines}
     record = add_evaluation(record, found, source, None if stage == "teacher" else teacher)
     if stage == "distilled":  # the student that was timed
-        device = f"{platform.machine()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        device = f"{platform.machine()}, {threads} {'thread' if threads == 1 else 'threads'}"
         speed = Speed(latency.student, latency.teacher, latency.student_stored_images, device, source)
         record = replace(record, speed=speed)
     write_run(folder, record)
