@@ -33,7 +33,7 @@ def test_evaluations_are_added_to_the_record_and_shown(folder: Path, capsys: pyt
     assert json.loads(capsys.readouterr().out) == {"card": str(folder / "README.md")}
     card = (folder / "README.md").read_text()
     source = "`dual-distill evaluate --task scenes --split test`"
-    assert f"| accuracy | test | 30 | 75.0 % | 87.5 % | 25.0 % |  | {source} |" in card
+    assert f"| accuracy | test | 30 | 75.0 % | 87.5 % | 25.0 % | {source} |" in card
     assert "| accuracy | validation |  | 50.0 % |" in card
     assert len(json.loads((folder / "run.json").read_text())["measurements"]) == 2
     run([str(folder)])

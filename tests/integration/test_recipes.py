@@ -101,7 +101,8 @@ def test_a_recipe_runs_and_its_model_loads(name: str, trained: Callable) -> None
     auto = AutoModelForVisualQuestionAnswering if is_answering else AutoModelForSequenceClassification
     model, loading = auto.from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values()), loading
-    assert type(model).__name__.startswith("Fusion" if name.endswith(("teacher", "pretrain", "statements")) else "Dual")
+    is_fusion = name.endswith(("teacher", "pretrain", "mixed", "towers"))
+    assert type(model).__name__.startswith("Fusion" if is_fusion else "Dual")
     saved = load_file(Path(folder, "model.safetensors"))
     assert saved.keys() == model.state_dict().keys()
     assert all(torch.equal(saved[key], tensor) for key, tensor in model.state_dict().items())

@@ -228,7 +228,8 @@ def _shape(checkpoint: CheckpointFiles) -> dict[str, Any]:
         "image_size": _size(image["image_size"]),
         "patch_size": image["patch_size"],
         "text_length": text["max_position_embeddings"],
-        "labels": len(config["id2label"]),
+        # transformers leaves its default labels, of which there are two, out of config.json.
+        "labels": len(config.get("id2label", ("LABEL_0", "LABEL_1"))),
     }
 
 
