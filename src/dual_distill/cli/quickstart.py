@@ -65,7 +65,7 @@ class Preset:
     # Share of the teacher's steps that see only questions of _FIRST_TYPES.
     teacher_first_share: float = 0.14
     num_attention_heads: int = 4
-    # Wide enough that queries and keys tell tokens apart from the start; 0.02 spends most of the run on a plateau.
+    # Wide enough that queries and keys of this width tell tokens apart from the start.
     initializer_range: float = 0.12
     embedding_initializer_range: float = 0.5
 

@@ -6,13 +6,14 @@ counters and forget it; they keep the interface (`add`, `add_batch`, `compute`),
 gives the same numbers as in one.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence, Sized
 from typing import Any
 
 import evaluate
 
 
-class StreamedMetric(evaluate.Metric):
+class StreamedMetric(evaluate.Metric, ABC):
     """An `evaluate.Metric` without a cache: subclasses keep sums in `_start`, `_update` and `_result`.
 
     Columns of `_info().features` are required; those in `optional_columns` are given in every batch or in none.
@@ -109,17 +110,17 @@ class StreamedMetric(evaluate.Metric):
         self._options = None
         self._start()
 
+    @abstractmethod
     def _start(self) -> None:
         """Set the sums to nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _update(self, *args: Any, **columns: Any) -> None:
         """Take a batch of columns of equal length, given by name, into the sums, or raise before anything is changed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _result(self) -> dict[str, Any]:
         """Return the result of the sums; there is one row or more."""
-        raise NotImplementedError
 
 
 def plain(column: Any) -> Sequence[Any]:

@@ -23,7 +23,7 @@ class FusionEncoderConfig(PreTrainedConfig):
         attention_probs_dropout_prob: dropout on attention probabilities.
         initializer_range: standard deviation of freshly drawn weights.
         embedding_initializer_range: that of freshly drawn word, position, modality and CLS embeddings; None:
-            `initializer_range`. Small models that are trained from nothing learn to look sooner with 1.0.
+            `initializer_range`.
         layer_norm_eps: epsilon of the layer norms inside the encoder.
         image_size: pixels that the position table stands for: a number for a square, or `[height, width]`. Images of
             other sizes are accepted; the table is interpolated to each image's own grid.

@@ -61,7 +61,7 @@ def accuracy_of_logits(prediction: EvalPrediction) -> dict[str, float]:
     """Return how right predicted classes `(B,)` are, as Trainer's `compute_metrics`.
 
     Against `label_ids` `(B,)` the accuracy; a label of -100 (an answer that the vocabulary lacks) counts as wrong. Against
-    soft scores `(B, labels)` the mean score of the predicted answers, `soft_accuracy`: near the VQA score, but over the
+    soft scores `(B, labels)` the mean score of the predicted answers, `soft_accuracy`: unlike the official VQA score over the
     vocabulary's answers and by the scores that are trained on. `evaluate` computes the official score.
 
     Example:
