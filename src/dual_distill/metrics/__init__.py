@@ -6,9 +6,10 @@ from .consistency import Consistency, consistency
 from .retrieval import RetrievalRecall, retrieval_ranks, retrieval_recall
 from .streaming import StreamedMetric
 from .submission import write_submission
-from .vqa_score import VQAScore, vqa_score
+from .vqa_score import FEWEST_ANSWERS, VQAScore, vqa_score
 
 __all__ = [
+    "FEWEST_ANSWERS",
     "Consistency",
     "GroupedAccuracy",
     "RetrievalRecall",

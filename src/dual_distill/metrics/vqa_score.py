@@ -12,7 +12,8 @@ from dual_distill.vqa_answers import normalise_answer, process_punctuation
 
 from .streaming import StreamedMetric, plain
 
-_FEWEST_ANSWERS = 4
+FEWEST_ANSWERS = 4
+"""Fewest answers to a question; with three, full agreement would score below 1."""
 
 
 class VQAScore(StreamedMetric):
@@ -100,9 +101,9 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
         >>> vqa_score("hot-dog", ["hot-dog"] * 10)   # they agree: "hot-dog" stays, the prediction becomes "hot dog"
         0.0
     """
-    if len(answers) < _FEWEST_ANSWERS:
+    if len(answers) < FEWEST_ANSWERS:
         raise ValueError(
-            f"A question has {len(answers)} answers, but the VQA score needs {_FEWEST_ANSWERS} or more, or an answer that "
+            f"A question has {len(answers)} answers, but the VQA score needs {FEWEST_ANSWERS} or more, or an answer that "
             "all people gave scores below 1; use GroupedAccuracy for data with one answer."
         )
     for text in (prediction, *answers):
@@ -117,4 +118,4 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     return thirds / (3 * len(answers))
 
 
-__all__ = ["VQAScore", "vqa_score"]
+__all__ = ["FEWEST_ANSWERS", "VQAScore", "vqa_score"]

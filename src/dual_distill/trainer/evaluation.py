@@ -13,6 +13,7 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from dual_distill.data import DistillationCollator, Task
 from dual_distill.metrics import (
+    FEWEST_ANSWERS,
     VQAScore,
     accuracy_by_group,
     consistency,
@@ -20,9 +21,6 @@ from dual_distill.metrics import (
     majority_baseline,
     text_only_baseline,
 )
-
-_FEWEST_ANSWERS = 4
-"""`vqa_score` refuses fewer: full agreement of three people would score below 1."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ def _people(dataset: Dataset, task: Task) -> list[list[str]] | None:
     if task.answers_column is None:
         return None
     people = list(dataset[task.given_answers_column or task.answers_column])
-    return people if min(map(len, people)) >= _FEWEST_ANSWERS else None
+    return people if min(map(len, people)) >= FEWEST_ANSWERS else None
 
 
 def _vqa_scores(
