@@ -4,9 +4,11 @@ from .attention import attention_distillation_loss, attention_probs_to_scores, c
 from .chunked_attention import chunked_attention_loss
 from .dide import DiDEObjective
 from .labels import soft_answer_loss, soft_label_loss
+from .objective import Objective
 
 __all__ = [
     "DiDEObjective",
+    "Objective",
     "attention_distillation_loss",
     "attention_probs_to_scores",
     "chunked_attention_loss",

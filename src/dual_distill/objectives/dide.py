@@ -1,17 +1,17 @@
 """The DiDE objective: soft labels and cross-modal attention of the last layer, both weight 1 in the paper's recipe."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from .attention import attention_distillation_loss, attention_probs_to_scores, relation_scores
 from .chunked_attention import chunked_attention_loss
 from .labels import soft_answer_loss, soft_label_loss
+from .objective import Objective, attention_requests
 
 
-class DiDEObjective(nn.Module):
+class DiDEObjective(Objective):
     """What a dual encoder imitates of a fusion encoder: its answers and its cross-modal attention.
 
     loss = attention_weight * attention + soft_label_weight * soft labels + label_weight * hard labels; a term of weight 0 is
@@ -88,6 +88,17 @@ class DiDEObjective(nn.Module):
     def teacher_layers(self) -> list[int]:
         """Layers whose queries and keys (or attentions) the teacher must give, in order."""
         return list(self.layer_map.values())
+
+    def student_requests(self, takes: Container[str]) -> dict[str, Any]:
+        """Ask for queries and keys; of two towers apart, since side by side they would be a copy."""
+        if not self.student_layers:
+            return {}
+        apart = {"join_states": False} if "join_states" in takes else {}
+        return {"output_query_states": self.student_layers, "output_key_states": self.student_layers} | apart
+
+    def teacher_requests(self, takes: Container[str]) -> dict[str, Any]:
+        """Ask for queries and keys, or a foreign teacher for its attentions."""
+        return attention_requests(self.teacher_layers, takes)
 
     def forward(self, student_outputs: Any, teacher_outputs: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Compare one batch.

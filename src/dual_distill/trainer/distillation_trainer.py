@@ -5,6 +5,8 @@ Unusual here:
 * The teacher is no part of the student, of the optimizer, of a checkpoint, or of what accelerate prepares: it runs in
   eval mode under `no_grad` and the run's own autocast.
 * Training rows that know their number (`NumberedRows`) are told each epoch, which augmentation is drawn from.
+* An objective's own parameters and state (a projection, a queue) are trained, saved and taken up again with the run.
+* An input called `teacher_NAME` is the teacher's alone, which reads it as `NAME`: the same regions in features of its own.
 * Each loss term is averaged over the rows since the last log and gathered across processes, in training and evaluation.
 """
 
@@ -24,13 +26,17 @@ from transformers.trainer_utils import EvalLoopOutput
 from dual_distill.conversion import load_teacher
 from dual_distill.data import NumberedRows, RowEpochCallback
 from dual_distill.hub_cards import PushReport, push_folder, write_card
-from dual_distill.objectives import DiDEObjective
+from dual_distill.objectives import DiDEObjective, Objective
 
 from .distillation_config import DistillationTrainingArguments
+from .objective_callback import ObjectiveCallback, load_objective, save_objective
 from .pairing import check_pair
 from .teacher_cache import ROW_KEYS, KeyedCollator, TeacherCache, TeacherCacheCallback, estimate_bytes, teacher_digest
 
 logger = logging.getLogger(__name__)
+
+TEACHER_PREFIX = "teacher_"
+"""Inputs whose name begins so are the teacher's."""
 
 
 class DistillationTrainer(Trainer):
@@ -64,7 +70,7 @@ class DistillationTrainer(Trainer):
         args: DistillationTrainingArguments,
         *,
         teacher: PreTrainedModel | nn.Module | str | Path | None = None,
-        objective: DiDEObjective | None = None,
+        objective: Objective | None = None,
         **kwargs: Any,
     ):
         if teacher is None and objective is not None:
@@ -91,11 +97,16 @@ class DistillationTrainer(Trainer):
         check_pair(student, taught_by, objective)
         self.teacher = taught_by.requires_grad_(False).eval().to(self.args.device)
         self.objective = objective.to(self.args.device)
-        self._teacher_requests = self._attention_requests(taught_by, objective.teacher_layers)
-        # A student with two towers hands their states out apart: side by side they would be a copy.
-        takes = inspect.signature(student.forward).parameters
-        self._student_requests = {"join_states": False} if "join_states" in takes and objective.student_layers else {}
+        self._teacher_requests = objective.teacher_requests(inspect.signature(taught_by.forward).parameters)
+        self._student_requests = objective.student_requests(inspect.signature(student.forward).parameters)
+        self._check_objective(objective)
+        self.add_callback(ObjectiveCallback(objective, self.accelerator, args.max_grad_norm))
         if args.cache_teacher is not None:
+            if not isinstance(objective, DiDEObjective):
+                raise ValueError(
+                    f"cache_teacher is {args.cache_teacher!r}, but a cache keeps what DiDEObjective compares, and the "
+                    f"objective is a {type(objective).__name__}; leave cache_teacher out."
+                )
             self.teacher_cache = self._open_teacher_cache(args.cache_teacher, taught_by, objective)
             self.data_collator = KeyedCollator(self.data_collator)
             self.add_callback(TeacherCacheCallback(self.teacher_cache))
@@ -139,14 +150,15 @@ class DistillationTrainer(Trainer):
             cache.check_space(estimated)
         return cache
 
-    @staticmethod
-    def _attention_requests(teacher: nn.Module, layers: list[int]) -> dict[str, Any]:
-        """Return the keyword arguments that make the teacher hand out what the objective compares."""
-        if not layers:
-            return {}
-        if "output_query_states" in inspect.signature(teacher.forward).parameters:
-            return {"output_query_states": layers, "output_key_states": layers}
-        return {"output_attentions": True}
+    def _check_objective(self, objective: Objective) -> None:
+        """Refuse what an objective's parameters cannot do: be trained where the student's are sharded, or not at all."""
+        if not any(True for _ in objective.parameters()):
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                f"a {type(objective).__name__} has parameters of its own, which are not sharded with the student; train it "
+                "with DistributedDataParallel (torchrun, or accelerate launch without FSDP and DeepSpeed)."
+            )
 
     def compute_loss(
         self,
@@ -160,29 +172,46 @@ class DistillationTrainer(Trainer):
         Only the logits are handed on, or evaluation would gather every query and key.
         """
         if self.objective is None or self.teacher is None:
-            loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
+            inputs = {name: value for name, value in inputs.items() if not name.startswith(TEACHER_PREFIX)}
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
             return (loss, {"logits": outputs["logits"]}) if return_outputs else loss
-        layers = self.objective.student_layers
-        # Hard labels are kept from a student that does not learn from them: the objective names every term.
-        hidden = {ROW_KEYS} if self.objective.label_weight else {ROW_KEYS, "labels"}
-        student_outputs = model(
-            **{name: value for name, value in inputs.items() if name not in hidden},
-            output_query_states=layers or None,
-            output_key_states=layers or None,
-            **self._student_requests,
-        )
+        student_outputs = self._ask_student(model, inputs)
         if self.teacher_cache is None:
-            teacher_outputs = self._ask_teacher(inputs)
+            teacher_outputs = self._ask_teacher(inputs, student_outputs)
         else:
-            teacher_outputs = self.teacher_cache.outputs(inputs, self._ask_teacher, self.objective)
+            assert isinstance(self.objective, DiDEObjective)
+            teacher_outputs = self.teacher_cache.outputs(
+                inputs, lambda part: self._ask_teacher(part, student_outputs), self.objective
+            )
+        self.objective.train(model.training)
         losses = self.objective(student_outputs, teacher_outputs, inputs)
-        self._note_terms(losses, len(student_outputs.logits))
+        self._note_terms(losses, len(inputs["input_ids"]))
         return (losses["loss"], {"logits": student_outputs.logits}) if return_outputs else losses["loss"]
 
-    def _ask_teacher(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+    def _ask_student(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+        """Return the student's outputs on a batch, with what the objective compares."""
+        assert self.objective is not None
+        # Hard labels are kept from a student that does not learn from them: the objective names every term.
+        hidden = {ROW_KEYS} if self.objective.label_weight else {ROW_KEYS, "labels"}
+        seen = {name: value for name, value in inputs.items() if name not in hidden and not name.startswith(TEACHER_PREFIX)}
+        return model(**seen, **self._student_requests)
+
+    def _ask_teacher(self, inputs: Mapping[str, torch.Tensor], student_outputs: Any) -> Any:
+        """Return the teacher's outputs on a batch.
+
+        Args:
+            inputs: the batch; a teacher with a cache is asked for the rows alone that the cache lacks.
+            student_outputs: of the whole batch, for teachers that are asked about what the student found.
+        """
         assert self.teacher is not None
+        own = {name.removeprefix(TEACHER_PREFIX): value for name, value in inputs.items() if name.startswith(TEACHER_PREFIX)}
+        shared = {
+            name: value
+            for name, value in inputs.items()
+            if name not in ("labels", ROW_KEYS) and not name.startswith(TEACHER_PREFIX)
+        }
         with torch.no_grad(), self.accelerator.autocast():
-            return self.teacher(**{name: value for name, value in inputs.items() if name != "labels"}, **self._teacher_requests)
+            return self.teacher(**{**shared, **own}, **self._teacher_requests)
 
     def _note_terms(self, losses: Mapping[str, torch.Tensor], rows: int) -> None:
         for name, value in losses.items():
@@ -274,21 +303,48 @@ class DistillationTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Leave intermediate checkpoints here: stock pushes would send training_args.bin."""
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save what a resumed run needs, the objective's state among it."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.objective is not None and self.args.should_save:
+            save_objective(self.objective, output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Take up what `_save_optimizer_and_scheduler` saved."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.objective is not None and checkpoint is not None:
+            load_objective(self.objective, checkpoint)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Build the optimizer; head and shallow interaction get their own learning rate if the arguments say so."""
+        """Build the optimizer, of student and objective; head and shallow interaction get their own rate if asked for.
+
+        Raises:
+            ValueError: an optimizer of the caller's lacks the objective's parameters.
+        """
         built_before = self.optimizer is not None  # by the caller, or by an earlier `train()`: its groups are settled
         optimizer = super().create_optimizer(model)
-        factor = self.args.head_learning_rate_factor
-        if factor == 1.0 or built_before:
+        own = [] if self.objective is None else [one for one in self.objective.parameters() if one.requires_grad]
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        missing = [parameter for parameter in own if id(parameter) not in held]
+        if built_before:
+            if missing:
+                raise ValueError(
+                    f"the optimizer lacks {len(missing)} parameters of the {type(self.objective).__name__}; give it "
+                    "objective.parameters() beside the student's."
+                )
             return optimizer
-        named = (self.model if model is None else model).named_parameters()
-        heads = {id(parameter) for name, parameter in named if "classifier." in name or "interaction." in name}
-        for group in list(optimizer.param_groups):
-            chosen = [parameter for parameter in group["params"] if id(parameter) in heads]
-            if chosen:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in heads]
-                optimizer.add_param_group({**group, "params": chosen, "lr": group["lr"] * factor})
+        factor = self.args.head_learning_rate_factor
+        if factor != 1.0:
+            named = (self.model if model is None else model).named_parameters()
+            heads = {id(parameter) for name, parameter in named if "classifier." in name or "interaction." in name}
+            for group in list(optimizer.param_groups):
+                chosen = [parameter for parameter in group["params"] if id(parameter) in heads]
+                if chosen:
+                    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in heads]
+                    optimizer.add_param_group({**group, "params": chosen, "lr": group["lr"] * factor})
+        if missing:
+            optimizer.add_param_group({"params": missing, "weight_decay": self.args.weight_decay})
         return optimizer
 
 
-__all__ = ["DistillationTrainer"]
+__all__ = ["TEACHER_PREFIX", "DistillationTrainer"]
