@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_fusion_encoder import patch_grid, validate_tower
+from .configuration_fusion_encoder import patch_grid, validate_tower, validate_weights
 
 
 @strict
@@ -93,10 +93,16 @@ class DualEncoderConfig(PreTrainedConfig):
         initializer_range: standard deviation of freshly drawn weights of interaction and head.
         num_images: images in a row that `ForImagesAndTextClassification` expects (2 for NLVR2).
         recorded_layers: layers, counted in each tower, whose queries and keys `output_query_states=True` returns.
+        projection_dim: width P of the vectors whose cosine ranks texts and images (pre-training and retrieval).
+        logit_scale_init: logarithm of the factor on those cosines before training; ln(1 / 0.07).
+        contrastive_weight: weight of the contrastive loss in pre-training; 0: not computed.
+        matching_weight: weight of the matching loss in pre-training; 0: not computed.
+        masked_word_weight: weight of the masked-word loss in pre-training; 0: not computed.
+        tie_word_embeddings: whether `ForPreTraining` decodes words with the word embeddings.
 
     Raises:
-        StrictDataclassClassValidationError: the towers differ in width or head count; text queries could not be held
-            against image keys.
+        StrictDataclassClassValidationError: the towers differ in width or head count (text queries could not be held
+            against image keys), projection_dim is not positive, or a weight is negative.
 
     Example:
         >>> tower = {"hidden_size": 96, "num_attention_heads": 4}
@@ -113,6 +119,13 @@ class DualEncoderConfig(PreTrainedConfig):
         "image_mask",
         "query_states",
         "key_states",
+        "text_features",
+        "image_features",
+        "text_pooler_output",
+        "image_pooler_output",
+        "negative_image_rows",
+        "negative_text_rows",
+        "masked_word_logits",
     ]
     sub_configs_defaults = {"text_config": DualEncoderTextConfig, "vision_config": DualEncoderVisionConfig}
 
@@ -121,10 +134,19 @@ class DualEncoderConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
     num_images: int = 1
     recorded_layers: list[int] | tuple[int, ...] = (-1,)
+    projection_dim: int = 256
+    logit_scale_init: float | int = 2.6592600369327783
+    contrastive_weight: float | int = 1.0
+    matching_weight: float | int = 1.0
+    masked_word_weight: float | int = 1.0
+    tie_word_embeddings: bool = True
 
     def validate_architecture(self) -> None:
-        """Refuse towers whose queries and keys do not fit each other."""
+        """Refuse towers whose queries and keys do not fit each other, and weights that mean nothing."""
         super().validate_architecture()
+        if self.projection_dim < 1:
+            raise ValueError(f"projection_dim is {self.projection_dim}; give a width of 1 or more.")
+        validate_weights(self, ("contrastive_weight", "matching_weight", "masked_word_weight"))
         for name in ("hidden_size", "num_attention_heads"):
             text, vision = getattr(self.text_config, name), getattr(self.vision_config, name)
             if text != vision:

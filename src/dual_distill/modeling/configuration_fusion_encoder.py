@@ -1,5 +1,7 @@
 """The configuration of the fusion encoder: one transformer over text and image tokens together."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -33,11 +35,24 @@ class FusionEncoderConfig(PreTrainedConfig):
         num_images: images in a row that `ForImagesAndTextClassification` expects (2 for NLVR2).
         recorded_layers: layers whose queries and keys `output_query_states=True` returns; negative counts from the last.
         pad_token_id: id of the padding token.
-        tie_word_embeddings: whether `ForMaskedLM` decodes words with the word embeddings.
+        tie_word_embeddings: whether `ForMaskedLM` and `ForPreTraining` decode words with the word embeddings.
+        matching_weight: weight of the matching loss in pre-training; 0: not computed.
+        masked_word_weight: weight of the masked-word loss in pre-training; 0: not computed.
+        norm_first: True for layer norms before attention and MLP and one at the end (ViLT), False for layer norms behind
+            each residual and none at the end (BERT).
+        visual_inputs: "patches" of pixels, or "regions" that an object detector found.
+        region_feature_size: width F of a region's feature vector.
+        region_layer_norm: whether projected regions are normalised.
+        max_regions: most regions an image.
+        region_boxes_id: names the detector whose boxes the model was trained on; None: not known. Teacher and student must
+            agree in it, or their regions do not correspond.
+        region_features_id: names the backbone that the region features came from; None: not known.
+        mask_token_id: id of the mask token, which captions are decoded with.
+        max_caption_tokens: positions that captions may take; object tags start behind them in `ForCaptioning`.
 
     Raises:
-        StrictDataclassClassValidationError: `hidden_size` is no multiple of `num_attention_heads`, or `image_size` none of
-            `patch_size`.
+        StrictDataclassClassValidationError: `hidden_size` is no multiple of `num_attention_heads`, `image_size` none of
+            `patch_size`, or `visual_inputs` neither of the two.
 
     Example:
         >>> config = FusionEncoderConfig(hidden_size=96, num_attention_heads=4, image_size=[50, 200], patch_size=10)
@@ -47,7 +62,18 @@ class FusionEncoderConfig(PreTrainedConfig):
 
     model_type = "dual_distill_fusion_encoder"
     # Trainer.predict on rows without labels would else gather and pad all of these beside the logits.
-    keys_to_ignore_at_inference = ["pooler_output", "image_mask", "query_states", "key_states", "hidden_states", "attentions"]
+    keys_to_ignore_at_inference = [
+        "pooler_output",
+        "image_mask",
+        "query_states",
+        "key_states",
+        "hidden_states",
+        "attentions",
+        "negative_image_rows",
+        "masked_word_logits",
+        "attention_pattern",
+        "past_key_values",
+    ]
 
     vocab_size: int = 30522
     type_vocab_size: int = 2
@@ -71,11 +97,58 @@ class FusionEncoderConfig(PreTrainedConfig):
     recorded_layers: list[int] | tuple[int, ...] = (-1,)
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = True
+    matching_weight: float | int = 1.0
+    masked_word_weight: float | int = 1.0
+    norm_first: bool = True
+    visual_inputs: str = "patches"
+    region_feature_size: int = 2048
+    region_layer_norm: bool = True
+    max_regions: int = 50
+    region_boxes_id: str | None = None
+    region_features_id: str | None = None
+    mask_token_id: int | None = None
+    max_caption_tokens: int = 40
+
+    @classmethod
+    def base_regions(cls, **fields: Any) -> "FusionEncoderConfig":
+        """Return BERT-base's shape over regions (12 layers x 768, layer norms behind): OSCAR's, the teacher's.
+
+        Args:
+            **fields: what shall differ.
+
+        Example:
+            >>> FusionEncoderConfig.base_regions(region_feature_size=1024).intermediate_size
+            3072
+        """
+        shape = {
+            "visual_inputs": "regions",
+            "norm_first": False,
+            "max_position_embeddings": 512,
+            "hidden_dropout_prob": 0.1,
+            "attention_probs_dropout_prob": 0.1,
+        }
+        return cls(**{**shape, **fields})
+
+    @classmethod
+    def minilm_regions(cls, **fields: Any) -> "FusionEncoderConfig":
+        """Return MiniLM's shape over regions (12 layers x 384, 12 heads, MLP 1,536): MiniVLM's, the student's.
+
+        Args:
+            **fields: what shall differ.
+
+        Example:
+            >>> FusionEncoderConfig.minilm_regions().hidden_size
+            384
+        """
+        return cls.base_regions(**{"hidden_size": 384, "intermediate_size": 1536, **fields})
 
     def validate_architecture(self) -> None:
-        """Refuse widths and grids that do not divide."""
+        """Refuse widths and grids that do not divide, and image tokens of a third kind."""
         super().validate_architecture()
         validate_tower(self)
+        validate_weights(self, ("matching_weight", "masked_word_weight"))
+        if self.visual_inputs not in ("patches", "regions"):
+            raise ValueError(f'visual_inputs is {self.visual_inputs!r}; choose "patches" or "regions".')
 
     @property
     def patch_grid(self) -> tuple[int, int]:
@@ -112,4 +185,11 @@ def validate_tower(config: PreTrainedConfig) -> None:
         )
 
 
-__all__ = ["FusionEncoderConfig", "patch_grid", "validate_tower"]
+def validate_weights(config: PreTrainedConfig, names: tuple[str, ...]) -> None:
+    """Raise a `ValueError` for a weight of a loss that is negative or no number."""
+    for name in names:
+        if not 0 <= getattr(config, name) < float("inf"):  # not: NaN is refused too
+            raise ValueError(f"{name} is {getattr(config, name)}; give a number >= 0, 0 to leave that loss out.")
+
+
+__all__ = ["FusionEncoderConfig", "patch_grid", "validate_tower", "validate_weights"]

@@ -19,6 +19,9 @@ class FusionEncoderOutput(ModelOutput):
         key_states: likewise.
         hidden_states: tuple of `(B * N, T + 1 + I, C)`, on request.
         attentions: tuple of `(B * N, H, T + 1 + I, T + 1 + I)`, on request, eager attention only.
+        attention_pattern: `(B, T + 1 + I, T + 1 + I)` bool, which query sees which key, under the mask of captions only.
+
+    With regions, R of them stand where `1 + I` does: regions have no CLS token.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -28,6 +31,7 @@ class FusionEncoderOutput(ModelOutput):
     key_states: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    attention_pattern: torch.BoolTensor | None = None
 
 
 @dataclass
@@ -112,4 +116,89 @@ class EncoderForTaskOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-__all__ = ["DualEncoderOutput", "EncoderForTaskOutput", "FusionEncoderOutput", "TowerOutput"]
+@dataclass
+class EncoderForPreTrainingOutput(ModelOutput):
+    """Output of both models for pre-training; a term that is switched off, or whose inputs were not given, is None.
+
+    Attributes:
+        loss: scalar, the terms in nats, weighted by the configuration.
+        contrastive_loss: scalar, nats per row, unweighted; dual encoder only.
+        matching_loss: scalar, nats per pair.
+        masked_word_loss: scalar, nats per masked token.
+        matching_logits: `(B, 2)`, column 1 = the pair matches; with ids the drawn pairs follow: `(3 * B, 2)` for the dual
+            encoder (matched pairs; each text with its drawn image; the drawn text with each image), `(2 * B, 2)` for the
+            fusion encoder (matched pairs; each text with its drawn image).
+        matching_labels: `(3 * B,)` or `(2 * B,)` int64: 1 matched, 0 drawn, -100 where none could be drawn.
+        negative_image_rows: `(B,)` int64, place of each text's drawn image among the rows of all processes; -1: none.
+        negative_text_rows: `(B,)` int64, likewise of each image's drawn text; dual encoder only.
+        masked_word_logits: `(B, T, vocabulary)` of the masked text.
+        pooler_output: `(B, 1, C)`, the fused vectors of the matched pairs.
+        text_embeds: `(B, C)`, dual encoder only.
+        image_embeds: `(B, 1, C)`, dual encoder only.
+        text_features: `(B, P)` projected, of length 1; dual encoder only.
+        image_features: `(B, P)` projected, of length 1; dual encoder only.
+        image_mask: `(B, 1, 1 + I)` bool, True = real image token.
+        query_states: tuple, one `(B, H, T + 1 + I, D)` a recorded layer, of the matched pairs with their unmasked text.
+        key_states: likewise.
+        hidden_states: tuple, on request, fusion encoder only, of the same pass.
+        attentions: tuple, on request, fusion encoder with eager attention only.
+    """
+
+    loss: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+    matching_loss: torch.FloatTensor | None = None
+    masked_word_loss: torch.FloatTensor | None = None
+    matching_logits: torch.FloatTensor | None = None
+    matching_labels: torch.LongTensor | None = None
+    negative_image_rows: torch.LongTensor | None = None
+    negative_text_rows: torch.LongTensor | None = None
+    masked_word_logits: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_features: torch.FloatTensor | None = None
+    image_features: torch.FloatTensor | None = None
+    image_mask: torch.BoolTensor | None = None
+    query_states: tuple[torch.FloatTensor, ...] | None = None
+    key_states: tuple[torch.FloatTensor, ...] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class DualEncoderForImageTextRetrievalOutput(ModelOutput):
+    """Output of `DualEncoderForImageTextRetrieval`; its first fields are those of transformers' `CLIPOutput`.
+
+    Attributes:
+        loss: scalar, contrastive, nats per row, when asked for.
+        logits_per_image: `(images, texts)`, cosine times the learned factor.
+        logits_per_text: `(texts, images)`.
+        text_embeds: `(texts, P)` projected, of length 1.
+        image_embeds: `(images, P)` projected, of length 1.
+        text_pooler_output: `(texts, C)` before the projection.
+        image_pooler_output: `(images, C)` before the projection.
+        image_mask: `(images, 1, 1 + I)` bool, True = real image token.
+        query_states: tuple, one `(B, H, T + 1 + I, D)` a recorded layer, text i beside image i.
+        key_states: likewise.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_pooler_output: torch.FloatTensor | None = None
+    image_pooler_output: torch.FloatTensor | None = None
+    image_mask: torch.BoolTensor | None = None
+    query_states: tuple[torch.FloatTensor, ...] | None = None
+    key_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+__all__ = [
+    "DualEncoderForImageTextRetrievalOutput",
+    "DualEncoderOutput",
+    "EncoderForPreTrainingOutput",
+    "EncoderForTaskOutput",
+    "FusionEncoderOutput",
+    "TowerOutput",
+]

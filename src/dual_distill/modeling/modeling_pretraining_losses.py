@@ -1,0 +1,306 @@
+"""What pre-training and retrieval compare: texts with images across all processes, and which pairs must not be told apart.
+
+Unusual here:
+
+* The gallery is the batch of all processes, gathered with gradients, and every mean is over all processes: two processes give
+  one process' loss and gradients once DistributedDataParallel has averaged them. So all processes must call alike.
+* A pair that some row of the gallery holds (equal ids, not equal places) is never a negative, whichever row it came from.
+* Hard negatives are drawn with noise that is computed from the ids. A draw depends neither on the order of the rows nor on
+  the process that they lie in, needs no random state, and differs from batch to batch.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import distributed, nn
+
+LARGEST_LOGIT_SCALE = math.log(100.0)
+# Odd 64-bit constants with evenly spread bits, as signed numbers: multiplication wraps around.
+_FIRST_FACTOR, _SECOND_FACTOR = -7046029254386353131, -4658895280553007687
+_NOISE_BITS = 23  # a float32 holds every half step between 0 and 2 ** 23
+
+
+class PairIds(NamedTuple):
+    """Which text and which image each row of the gallery holds; rows with equal ids hold the same.
+
+    Attributes:
+        image_ids: `(G,)` int64, of all processes, in their order.
+        caption_ids: `(G,)` int64.
+        first_row: place of this process' first row among the G.
+        num_rows: B, rows of this process.
+    """
+
+    image_ids: torch.Tensor
+    caption_ids: torch.Tensor
+    first_row: int
+    num_rows: int
+
+    @property
+    def own_rows(self) -> torch.Tensor:
+        """Places of this process' rows, `(B,)`."""
+        return torch.arange(self.first_row, self.first_row + self.num_rows, device=self.image_ids.device)
+
+
+def process_count() -> int:
+    """Return how many processes compute one batch together; 1 without `torch.distributed`."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+class _GatherRows(torch.autograd.Function):
+    """Equally shaped tensors of all processes, one after the other; its gradient is the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        ctx.num_rows = len(tensor)
+        gathered = [torch.empty_like(tensor) for _ in range(process_count())]
+        distributed.all_gather(gathered, tensor)
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        grad = grads[0].contiguous().clone()
+        distributed.all_reduce(grad)
+        first = distributed.get_rank() * ctx.num_rows
+        return grad[first : first + ctx.num_rows]
+
+
+def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the rows of all processes, in the order of the processes, with gradients; the tensor itself in one process.
+
+    The gradient of a gathered row is the sum over the processes, which averaging by DistributedDataParallel then turns into
+    that of the mean of all processes' losses.
+
+    Args:
+        tensor: `(B, ...)`; B and the other sizes may differ between processes, the number of dimensions may not.
+
+    Returns:
+        `(G, ...)`, G the sum of all B; zeros (False) fill rows up to the largest of each further size.
+
+    Example:
+        >>> gather_rows(torch.ones(2, 3)).shape
+        torch.Size([2, 3])
+    """
+    return _gather(tensor)[0]
+
+
+def _gather(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Gather as `gather_rows`, and say at which row of the result this process' rows start."""
+    if process_count() == 1:
+        return tensor, 0
+    shape = torch.tensor(tensor.shape, device=tensor.device)
+    shapes = [torch.empty_like(shape) for _ in range(process_count())]
+    distributed.all_gather(shapes, shape)
+    sizes = torch.stack(shapes).tolist()
+    largest = [max(size) for size in zip(*sizes, strict=True)]
+    carried = tensor.to(torch.uint8) if tensor.dtype is torch.bool else tensor
+    missing = [amount for size, most in zip(carried.shape, largest, strict=True) for amount in (most - size, 0)]
+    if any(missing):
+        carried = nn.functional.pad(carried, missing[::-1])
+    gathered: Any = _GatherRows.apply(carried.contiguous())
+    counts = [size[0] for size in sizes]
+    if len(set(counts)) > 1:
+        gathered = torch.cat([part[:count] for part, count in zip(gathered.split(largest[0]), counts, strict=True)])
+    return gathered.to(tensor.dtype), sum(counts[: distributed.get_rank()])
+
+
+def share_of_all(count: torch.Tensor | int, device: torch.device | None = None) -> torch.Tensor:
+    """Return what turns a mean over this process' `count` items into its part of the mean over the items of all processes.
+
+    The average over processes of `share * mean` is that mean; 1 in one process.
+
+    Args:
+        count: items of this process, a scalar.
+        device: where a plain number is put; not needed for a tensor.
+
+    Example:
+        >>> share_of_all(7)
+        tensor(1.)
+    """
+    own = torch.as_tensor(count, dtype=torch.float32, device=device)
+    if process_count() == 1:
+        return torch.ones_like(own)
+    total = own.clone()
+    distributed.all_reduce(total)
+    return own * process_count() / total.clamp(min=1)
+
+
+def gather_pair_ids(image_ids: torch.Tensor, caption_ids: torch.Tensor) -> PairIds:
+    """Gather the ids of the rows of all processes.
+
+    Args:
+        image_ids: `(B,)` int64; equal for equal images.
+        caption_ids: `(B,)` int64; equal for equal captions.
+
+    Raises:
+        ValueError: the shapes or types do not fit.
+
+    Example:
+        >>> gather_pair_ids(torch.tensor([5, 5]), torch.tensor([1, 2])).own_rows
+        tensor([0, 1])
+    """
+    ids = (image_ids, caption_ids)
+    if any(each.dim() != 1 or each.dtype != torch.int64 for each in ids) or len(image_ids) != len(caption_ids):
+        raise ValueError(
+            f"image_ids has shape {tuple(image_ids.shape)} and dtype {image_ids.dtype}, caption_ids "
+            f"{tuple(caption_ids.shape)} and {caption_ids.dtype}; give one int64 id a row in each."
+        )
+    gathered, first_row = _gather(torch.stack(ids, dim=1))
+    return PairIds(gathered[:, 0], gathered[:, 1], first_row, len(image_ids))
+
+
+def unlike_ids(num_rows: int, device: torch.device) -> torch.Tensor:
+    """Return ids that differ from row to row and from process to process, `(B,)`: nothing is known to be there twice."""
+    rank = distributed.get_rank() if process_count() > 1 else 0
+    return torch.arange(num_rows, device=device) + (rank << 32)
+
+
+def allowed_negatives(ids: PairIds, texts_ask: bool = True) -> torch.Tensor:
+    """Say which rows of the gallery may be negatives of this process' rows.
+
+    A row is none if its text and the other's image (or the reverse) are together in any row of the gallery; so the same
+    image, the same caption, and another image that the same caption is known to fit are all left out.
+
+    Args:
+        ids: of the gallery.
+        texts_ask: True holds own texts against the gallery's images, False own images against its texts.
+
+    Returns:
+        `(B, G)` bool.
+
+    Example:
+        >>> ids = gather_pair_ids(torch.tensor([1, 2, 1]), torch.tensor([7, 8, 9]))
+        >>> allowed_negatives(ids)  # rows 0 and 2 show the same image
+        tensor([[False,  True, False],
+                [ True, False,  True],
+                [False,  True, False]])
+    """
+    return ~torch.isin(_asked_codes(ids, texts_ask), _pair_codes(ids.caption_ids, ids.image_ids))
+
+
+def pair_similarities(
+    text_features: torch.Tensor, image_features: torch.Tensor, logit_scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hold own texts against the images of all processes, and own images against the texts of all.
+
+    Args:
+        text_features: `(B, P)` of length 1.
+        image_features: `(B, P)` of length 1.
+        logit_scale: logarithm of the factor (the inverse temperature); at most ln 100 of it is used.
+
+    Returns:
+        Own texts against images and own images against texts, both `(B, G)` float32, cosine times factor.
+
+    Example:
+        >>> similarities, _ = pair_similarities(torch.eye(2), torch.eye(2), torch.tensor(2.0).log())
+        >>> similarities
+        tensor([[2., 0.],
+                [0., 2.]])
+    """
+    with torch.autocast(text_features.device.type, enabled=False):
+        own = torch.stack([text_features.float(), image_features.float()], dim=1)
+        texts, images = gather_rows(own).unbind(1)
+        scale = logit_scale.float().clamp(max=LARGEST_LOGIT_SCALE).exp()
+        return own[:, 0] @ images.T * scale, own[:, 1] @ texts.T * scale
+
+
+def contrastive_loss(text_to_image: torch.Tensor, image_to_text: torch.Tensor, ids: PairIds) -> torch.Tensor:
+    """Image-text contrastive loss (ITC), in nats per row: the mean of both directions' cross-entropies.
+
+    Each text must find its own image among those that are allowed negatives, and each image its own text.
+
+    Args:
+        text_to_image: `(B, G)` from `pair_similarities`.
+        image_to_text: `(B, G)`.
+        ids: of the gallery.
+
+    Returns:
+        Scalar float32, >= 0; ln G when all similarities are equal and nothing is there twice, 0 without a negative. In
+        several processes it is this process' part of the mean over all.
+
+    References:
+        Radford et al., ICML 2021, arXiv 2103.00020 (the symmetric loss). Leaving out false negatives is ours.
+
+    Example:
+        >>> ids = gather_pair_ids(torch.arange(4), torch.arange(4))
+        >>> round(contrastive_loss(torch.zeros(4, 4), torch.zeros(4, 4), ids).item(), 4)  # ln 4
+        1.3863
+    """
+    own = ids.own_rows
+    total = text_to_image.new_zeros(())
+    for similarities, texts_ask in ((text_to_image, True), (image_to_text, False)):
+        compared = allowed_negatives(ids, texts_ask).scatter(1, own[:, None], True)
+        # A finite floor: exactly 0 after softmax, and no NaN in the gradient of a row without negatives.
+        scores = similarities.float().masked_fill(~compared, torch.finfo(torch.float32).min)
+        total = total + nn.functional.cross_entropy(scores, own)
+    return total / 2 * share_of_all(ids.num_rows, total.device)
+
+
+@torch.no_grad()
+def hard_negatives(similarities: torch.Tensor, ids: PairIds, texts_ask: bool = True) -> torch.Tensor:
+    """Draw one negative a row, in proportion to softmax(similarity) over what is allowed (each image or text once).
+
+    Args:
+        similarities: `(B, G)` from `pair_similarities`; zeros for a uniform draw.
+        ids: of the gallery.
+        texts_ask: True draws an image for each own text, False a text for each own image.
+
+    Returns:
+        Places in the gallery, `(B,)` int64; -1 for a row without an allowed negative.
+
+    Note:
+        By Gumbel-max: the largest of similarity + noise is distributed as that softmax. The noise is an integer hash of both
+        ids and of the sum of all ids in the gallery.
+
+    Example:
+        >>> ids = gather_pair_ids(torch.tensor([1, 2, 1]), torch.tensor([7, 8, 9]))
+        >>> hard_negatives(torch.zeros(3, 3), ids)
+        tensor([1, 0, 1])
+    """
+    asked = ids.image_ids if texts_ask else ids.caption_ids
+    again = (asked[:, None] == asked).tril(diagonal=-1).any(dim=1)  # an entry that an earlier row holds too
+    allowed = allowed_negatives(ids, texts_ask) & ~again
+    seed = _mix(ids.image_ids.sum() + _mix(ids.caption_ids.sum() + int(texts_ask)))
+    bits = _shift(_mix(_asked_codes(ids, texts_ask) + seed), 64 - _NOISE_BITS)
+    uniform = (bits.float() + 0.5) * 2.0**-_NOISE_BITS  # strictly between 0 and 1
+    scores = (similarities.float() - (-uniform.log()).log()).masked_fill(~allowed, -torch.inf)
+    best = scores.max(dim=1)
+    return torch.where(best.values > -torch.inf, best.indices, -1)
+
+
+def _asked_codes(ids: PairIds, texts_ask: bool) -> torch.Tensor:
+    """Return the code of each pair of an own row and an entry of the gallery, `(B, G)`."""
+    own = slice(ids.first_row, ids.first_row + ids.num_rows)
+    if texts_ask:
+        return _pair_codes(ids.caption_ids[own, None], ids.image_ids)
+    return _pair_codes(ids.caption_ids, ids.image_ids[own, None])
+
+
+def _pair_codes(caption_ids: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+    """Return one 64-bit code a pair; which of both is the caption matters."""
+    return _mix(_mix(caption_ids) + image_ids)
+
+
+def _mix(values: torch.Tensor) -> torch.Tensor:
+    """Spread every bit of int64 numbers over all 64, one number onto one number."""
+    values = (values ^ _shift(values, 30)) * _FIRST_FACTOR
+    values = (values ^ _shift(values, 27)) * _SECOND_FACTOR
+    return values ^ _shift(values, 31)
+
+
+def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shift int64 numbers to the right and fill with zeros, as if they had no sign."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+__all__ = [
+    "PairIds",
+    "allowed_negatives",
+    "contrastive_loss",
+    "gather_pair_ids",
+    "gather_rows",
+    "hard_negatives",
+    "pair_similarities",
+    "share_of_all",
+    "unlike_ids",
+]
