@@ -1,0 +1,160 @@
+"""What is known of the regions of one image: boxes in pixels, features, scores, tags; and the check that it is usable.
+
+A file of published features with a wrong width, a box outside its picture or a NaN trains without a word; all of them end
+here, in one sentence that says where.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+# Detectors and the files of others round; a box may stick out by this much and is then cut to the picture.
+ROUNDING_PX = 1.0
+_DIGITS_OF_AN_ID = 12
+
+
+class RegionSet(NamedTuple):
+    """The regions of one image, the most certain first where a detector found them.
+
+    Attributes:
+        features: `(R, F)` float32.
+        boxes_px: `(R, 4)` float32: x0, y0, x1, y1 in pixels of the upright image, x1 and y1 exclusive.
+        scores: `(R,)` float32, in [0, 1]; the detector's certainty.
+        tags: R words, the class of each region; "" where it has none.
+        width: of the image, in pixels.
+        height: likewise.
+        whole_image: the detector found nothing, and the one region is the whole image.
+
+    Example:
+        >>> regions = RegionSet(torch.zeros(1, 8), torch.tensor([[0.0, 5.0, 10.0, 10.0]]), torch.ones(1), ["cat"], 20, 10)
+        >>> regions.box_numbers()
+        tensor([[0.0000, 0.5000, 0.5000, 1.0000, 0.5000, 0.5000]])
+    """
+
+    features: torch.Tensor
+    boxes_px: torch.Tensor
+    scores: torch.Tensor
+    tags: Sequence[str]
+    width: int
+    height: int
+    whole_image: bool = False
+
+    def box_numbers(self) -> torch.Tensor:
+        """Return the six numbers that a model reads, `(R, 6)`: x0/W, y0/H, x1/W, y1/H, width/W, height/H, in [0, 1]."""
+        size = self.boxes_px.new_tensor([self.width, self.height, self.width, self.height])
+        boxes = self.boxes_px / size
+        return torch.cat([boxes, boxes[:, 2:] - boxes[:, :2]], dim=1)
+
+    def first(self, number: int) -> "RegionSet":
+        """Return the first regions, all where there are fewer."""
+        return self._replace(
+            features=self.features[:number],
+            boxes_px=self.boxes_px[:number],
+            scores=self.scores[:number],
+            tags=list(self.tags)[:number],
+        )
+
+    def checked(self, where: str, feature_size: int | None = None) -> "RegionSet":
+        """Return the same in float32 on the CPU, boxes cut to the picture, or say what is wrong with it.
+
+        Args:
+            where: names the image, or file and line, in errors.
+            feature_size: F that is expected; None: any.
+
+        Raises:
+            ValueError: there is no region, a shape does not fit, a value is not finite, or a box lies outside the picture by
+                more than `ROUNDING_PX`.
+
+        Example:
+            >>> RegionSet(torch.zeros(0, 8), torch.zeros(0, 4), torch.zeros(0), [], 20, 10).checked("photos/a.png")
+            Traceback (most recent call last):
+            ValueError: photos/a.png: there is no region at all; an image needs one or more, such as the whole image.
+        """
+        features, boxes, scores = (tensor.detach().cpu().float() for tensor in (self.features, self.boxes_px, self.scores))
+        number = len(boxes)
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"{where}: the picture is {self.width} x {self.height} pixels; give its width and height.")
+        if number == 0:
+            raise ValueError(f"{where}: there is no region at all; an image needs one or more, such as the whole image.")
+        if boxes.shape != (number, 4):
+            raise ValueError(f"{where}: boxes have shape {tuple(boxes.shape)}, expected are four numbers each, (R, 4).")
+        if features.dim() != 2 or len(features) != number:
+            raise ValueError(
+                f"{where}: features have shape {tuple(features.shape)}, expected is one row for each of {number} boxes."
+            )
+        if feature_size is not None and features.shape[1] != feature_size:
+            raise ValueError(
+                f"{where}: a feature vector is {features.shape[1]} wide, expected is {feature_size}; use one detector."
+            )
+        if scores.shape != (number,) or len(self.tags) != number:
+            raise ValueError(
+                f"{where}: there are {number} boxes, but scores of shape {tuple(scores.shape)} and {len(self.tags)} tags; give "
+                "one of each a box."
+            )
+        for name, values in (("feature", features), ("box", boxes), ("score", scores)):
+            if not values.isfinite().all():
+                first = int((~values.isfinite().reshape(number, -1).all(-1)).nonzero()[0])
+                raise ValueError(f"{where}: the {name} of region {first} holds NaN or infinity; make the regions again.")
+        return self._replace(
+            features=features.contiguous(),
+            boxes_px=self._inside(boxes, where),
+            scores=scores.contiguous(),
+            tags=[str(tag) for tag in self.tags],
+        )
+
+    def _inside(self, boxes: torch.Tensor, where: str) -> torch.Tensor:
+        limits = torch.tensor([self.width, self.height, self.width, self.height], dtype=torch.float32)
+        outside = ((boxes < -ROUNDING_PX) | (boxes > limits + ROUNDING_PX)).any(1) | (boxes[:, 2:] < boxes[:, :2]).any(1)
+        if outside.any():
+            first = int(outside.nonzero()[0])
+            numbers = ", ".join(f"{value:g}" for value in boxes[first].tolist())
+            raise ValueError(
+                f"{where}: box {first} is [{numbers}], which is not x0 <= x1, y0 <= y1 inside a picture of {self.width} x "
+                f"{self.height} pixels; boxes are corners in pixels, not [x, y, width, height] and not fractions."
+            )
+        return torch.minimum(boxes.clamp(min=0), limits).contiguous()
+
+
+def content_key(content: bytes) -> str:
+    """Return the SHA-256 of an image's encoded bytes, in hexadecimal.
+
+    Example:
+        >>> content_key(b"abc")[:8]
+        'ba7816bf'
+    """
+    return hashlib.sha256(content).hexdigest()
+
+
+def pixel_key(image: Image.Image) -> str:
+    """Return the SHA-256 of an image's size and its pixels, whatever file they came from.
+
+    Args:
+        image: RGB, as `decode_image` returns it.
+
+    Example:
+        >>> pixel_key(Image.new("RGB", (2, 1))) == pixel_key(Image.new("RGB", (1, 2)))
+        False
+    """
+    return hashlib.sha256(f"{image.mode} {image.size}\n".encode() + image.tobytes()).hexdigest()
+
+
+def maker_id(description: str, content: Any) -> str:
+    """Return what made boxes or features as one line: words for people, and the start of a digest of everything that matters.
+
+    Args:
+        description: the words, such as "detector facebook/detr-resnet-50 @ 1d5f47b, 10 to 50 boxes".
+        content: what the digest is of, as JSON holds it.
+
+    Example:
+        >>> maker_id("by hand", {"seed": 0})
+        'by hand [de7d7744ccd7]'
+    """
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return f"{description} [{digest[:_DIGITS_OF_AN_ID]}]"
+
+
+__all__ = ["ROUNDING_PX", "RegionSet", "content_key", "maker_id", "pixel_key"]
