@@ -6,11 +6,15 @@ from .captions import load_captions
 from .collator import ID_COLUMNS, DistillationCollator
 from .easy_vqa import load_easy_vqa
 from .images import ImageError, decode_image
+from .masking import WholeWordMasker
 from .nlvr import load_nlvr
 from .nlvr2 import load_nlvr2
 from .numbered_rows import NumberedRows, RowEpochCallback
 from .own_data import OwnData, load_own_data
+from .pretraining_collator import PreTrainingCollator
 from .reading import ReadingReport
+from .region_set import RegionSet
+from .region_store import RegionStore
 from .scenes import generate_scenes, scene_answers
 from .snli_ve import load_snli_ve
 from .task_loading import load_task
@@ -25,10 +29,14 @@ __all__ = [
     "ImageError",
     "NumberedRows",
     "OwnData",
+    "PreTrainingCollator",
     "RandAugment",
     "ReadingReport",
+    "RegionSet",
+    "RegionStore",
     "RowEpochCallback",
     "Task",
+    "WholeWordMasker",
     "answer_coverage",
     "build_answer_vocabulary",
     "decode_image",
