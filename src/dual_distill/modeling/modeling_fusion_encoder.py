@@ -1,6 +1,22 @@
 """The fusion encoder: one transformer reads text and image tokens together (ViLT's shape, in raster order).
 
-A row of N images is N image-text pairs: the text is repeated, each pair is one sequence `[text; image CLS; patches]`.
+A row of N images is N image-text pairs: the text is repeated, each pair is one sequence `[text; image CLS; patches]`, or
+`[text; object tags; regions]` where the config says `visual_inputs="regions"`.
+
+A BERT's weights fit a model with `norm_first=False` and regions under these names (left BERT's, right ours):
+
+    embeddings.{word,position,token_type}_embeddings  embeddings.text_embeddings.(the same), position table cut to length
+    embeddings.LayerNorm                              embeddings.text_embeddings.LayerNorm
+    encoder.layer.i.attention.self.{query,key,value}  encoder.layer.i.attention.attention.(the same)
+    encoder.layer.i.attention.output.dense            encoder.layer.i.attention.output.dense
+    encoder.layer.i.attention.output.LayerNorm        encoder.layer.i.layernorm_attention
+    encoder.layer.i.{intermediate,output}.dense       encoder.layer.i.(the same)
+    encoder.layer.i.output.LayerNorm                  encoder.layer.i.layernorm_output
+    pooler.dense                                      pooler.dense
+    cls.predictions.transform.{dense,LayerNorm}       mlm_score.transform.(the same), beside the body
+    cls.predictions.bias                              mlm_score.decoder.bias; its weight is tied to the words
+
+Only `embeddings.region_embeddings` (`projection`, `LayerNorm`) is then new.
 """
 
 from collections.abc import Sequence
@@ -15,6 +31,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_fusion_encoder import FusionEncoderConfig
+from .modeling_caption_mask import attention_mask_of, caption_positions, seq2seq_mask
 from .modeling_layers import (
     ImageEmbeddings,
     Pooler,
@@ -28,6 +45,7 @@ from .modeling_layers import (
     layers_to_record,
 )
 from .modeling_outputs import EncoderForTaskOutput, FusionEncoderOutput
+from .modeling_region_embeddings import RegionFusionEmbeddings
 
 
 class FusionEmbeddings(ImageEmbeddings):
@@ -45,10 +63,11 @@ class FusionEmbeddings(ImageEmbeddings):
         token_type_ids: torch.Tensor | None,
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return text `(B, T, C)`, images `(B, N, 1 + I, C)` and the image mask `(B, N, 1 + I)` (None: all real)."""
         modalities = self.token_type_embeddings.weight
-        text = self.text_embeddings(input_ids, token_type_ids) + modalities[0]
+        text = self.text_embeddings(input_ids, token_type_ids, position_ids) + modalities[0]
         images, mask = embed_image_rows(self, pixel_values, pixel_mask)
         slots = torch.arange(1, images.shape[1] + 1, device=images.device).clamp(max=modalities.shape[0] - 1)
         return text, images + self.token_type_embeddings(slots)[:, None], mask
@@ -83,7 +102,7 @@ class FusionEncoderPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # The loss is a mean over rows and is never scaled by `num_items_in_batch`: gradient accumulation must divide it.
     accepts_loss_kwargs = False
-    _no_split_modules = ["FusionEmbeddings", "TransformerLayer"]
+    _no_split_modules = ["FusionEmbeddings", "RegionFusionEmbeddings", "TransformerLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -112,9 +131,13 @@ class FusionEncoderModel(FusionEncoderPreTrainedModel):
 
     def __init__(self, config: FusionEncoderConfig):
         super().__init__(config)
-        self.embeddings = FusionEmbeddings(config)
+        self.reads_regions = config.visual_inputs == "regions"
+        self.embeddings = RegionFusionEmbeddings(config) if self.reads_regions else FusionEmbeddings(config)
         self.encoder = TransformerEncoder(config)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        # Post-norm layers end in a norm of their own.
+        self.layernorm: nn.Module = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.norm_first else nn.Identity()
+        )
         self.pooler = Pooler(config)
         self.post_init()
 
@@ -137,6 +160,10 @@ class FusionEncoderModel(FusionEncoderPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
+        region_features: torch.Tensor | None = None,
+        region_boxes: torch.Tensor | None = None,
+        region_mask: torch.Tensor | None = None,
+        caption_mask: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusionEncoderOutput:
         """Encode B rows of one text and N images.
@@ -146,24 +173,32 @@ class FusionEncoderModel(FusionEncoderPreTrainedModel):
             attention_mask: `(B, T)`, 1 = real token; None: all real.
             pixel_values: `(B, N, 3, H, W)`, or `(B, 3, H, W)` for one image a row.
             pixel_mask: `(B, N, H, W)`, 1 = real pixel, padding at the bottom and right; None: all real.
-            token_type_ids: `(B, T)` text segments; None: all 0.
+            token_type_ids: `(B, T)` text segments, 1 for object tags; None: all 0.
             output_query_states: True for the queries of the config's `recorded_layers`, or a list of layers.
             output_key_states: likewise for keys.
+            region_features: `(B, R, F)`, in place of pixels when the config reads regions; `(B, N, R, F)` for N images a row.
+            region_boxes: `(B, R, 6)`: x0 / W, y0 / H, x1 / W, y1 / H, w / W, h / H.
+            region_mask: `(B, R)`, 1 = real region; None: all real.
+            caption_mask: True: words (segment 0) see no later word, and tags and images see no word at all (`seq2seq_mask`);
+                False: all see all.
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention), and what attention functions take.
 
         Returns:
             A `FusionEncoderOutput`.
 
         Raises:
-            ValueError: a shape does not fit; the message names it.
+            ValueError: a shape or a region does not fit; the message names it.
         """
-        if pixel_values is None:
-            raise ValueError("a fusion encoder reads text and image together; give pixel_values.")
         recorded_layers = layers_to_record(output_query_states, output_key_states, self.config)
-        text, images, image_mask = self.embeddings(input_ids, token_type_ids, pixel_values, pixel_mask)
+        segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        position_ids = caption_positions(segments, attention_mask, self.config) if caption_mask else None
+        self._check_kind_of_image(pixel_values, region_features, region_boxes)
+        image_inputs = (region_features, region_boxes, region_mask) if self.reads_regions else (pixel_values, pixel_mask)
+        text, images, image_mask = self.embeddings(input_ids, token_type_ids, *image_inputs, position_ids=position_ids)
         if text.shape[0] != images.shape[0]:
             raise ValueError(
-                f"input_ids has {text.shape[0]} rows, pixel_values {images.shape[0]}; give one text for each row of images."
+                f"input_ids has {text.shape[0]} rows, {'region_features' if self.reads_regions else 'pixel_values'} "
+                f"{images.shape[0]}; give one text for each row of images."
             )
         num_images = images.shape[1]
         tokens = torch.cat([text.repeat_interleave(num_images, dim=0), images.flatten(0, 1)], dim=1)
@@ -172,12 +207,16 @@ class FusionEncoderModel(FusionEncoderPreTrainedModel):
             text_mask = text.new_ones(text.shape[:2], dtype=torch.bool) if attention_mask is None else attention_mask.bool()
             real = images.new_ones(images.shape[:3], dtype=torch.bool) if image_mask is None else image_mask
             mask = torch.cat([text_mask.repeat_interleave(num_images, dim=0), real.flatten(0, 1)], dim=1)
-        hidden_states, recorded = self.encoder(
-            tokens,
-            create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=mask),
-            recorded_layers=recorded_layers,
-            **kwargs,
-        )
+        pattern = None
+        if caption_mask:
+            pattern = seq2seq_mask(
+                segments, attention_mask, images.new_ones(images.shape[:3]) if image_mask is None else image_mask
+            )
+            itself = torch.eye(pattern.shape[1], dtype=torch.bool, device=pattern.device)  # padding must see something
+            layer_mask = attention_mask_of(pattern | itself, self.config, tokens, tokens)
+        else:
+            layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=mask)
+        hidden_states, recorded = self.encoder(tokens, layer_mask, recorded_layers=recorded_layers, **kwargs)
         hidden_states = self.layernorm(hidden_states)
         return FusionEncoderOutput(
             last_hidden_state=hidden_states,
@@ -185,7 +224,24 @@ class FusionEncoderModel(FusionEncoderPreTrainedModel):
             image_mask=images.new_ones(images.shape[:3], dtype=torch.bool) if image_mask is None else image_mask,
             query_states=tuple(queries for queries, _ in recorded) if output_query_states else None,
             key_states=tuple(keys for _, keys in recorded) if output_key_states else None,
+            attention_pattern=pattern,
         )
+
+    def _check_kind_of_image(
+        self, pixel_values: torch.Tensor | None, region_features: torch.Tensor | None, region_boxes: torch.Tensor | None
+    ) -> None:
+        if self.reads_regions and (region_features is None or region_boxes is None or pixel_values is not None):
+            raise ValueError(
+                "this fusion encoder reads text and regions together (visual_inputs is 'regions'); give region_features and "
+                "region_boxes, and no pixel_values."
+            )
+        if not self.reads_regions and region_features is not None:
+            raise ValueError(
+                "this fusion encoder reads patches, but was given region_features; give pixel_values, or build a model with "
+                "visual_inputs='regions'."
+            )
+        if not self.reads_regions and pixel_values is None:
+            raise ValueError("a fusion encoder reads text and image together; give pixel_values.")
 
 
 class _FusionEncoderForTask(FusionEncoderPreTrainedModel):
@@ -210,6 +266,9 @@ class _FusionEncoderForTask(FusionEncoderPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
+        region_features: torch.Tensor | None = None,
+        region_boxes: torch.Tensor | None = None,
+        region_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EncoderForTaskOutput:
         """Give one logit a label for each row; the inputs are those of `FusionEncoderModel.forward`.
@@ -223,6 +282,9 @@ class _FusionEncoderForTask(FusionEncoderPreTrainedModel):
             labels: `(B,)` integer classes, or `(B, labels)` soft scores in [0, 1].
             output_query_states: True or a list of layers.
             output_key_states: True or a list of layers.
+            region_features: `(B, R, F)` or `(B, N, R, F)`, in place of pixels.
+            region_boxes: `(B, R, 6)` or `(B, N, R, 6)`.
+            region_mask: `(B, R)` or `(B, N, R)`.
             **kwargs: as in `FusionEncoderModel.forward`.
 
         Returns:
@@ -236,6 +298,9 @@ class _FusionEncoderForTask(FusionEncoderPreTrainedModel):
             token_type_ids=token_type_ids,
             output_query_states=output_query_states,
             output_key_states=output_key_states,
+            region_features=region_features,
+            region_boxes=region_boxes,
+            region_mask=region_mask,
             **kwargs,
         )
         logits = self.classifier(flatten_pairs(output.pooler_output, self.num_images))

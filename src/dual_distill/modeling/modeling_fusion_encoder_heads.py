@@ -49,6 +49,9 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
+        region_features: torch.Tensor | None = None,
+        region_boxes: torch.Tensor | None = None,
+        region_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EncoderForTaskOutput:
         """Score each text with each image of its row; the inputs are those of `FusionEncoderModel.forward`.
@@ -63,6 +66,9 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
                 `(B, N)` float, 1 = fits, 0 = does not, for binary cross-entropy summed over the row.
             output_query_states: True or a list of layers.
             output_key_states: True or a list of layers.
+            region_features: `(B, R, F)` or `(B, N, R, F)`, in place of pixels.
+            region_boxes: `(B, R, 6)` or `(B, N, R, 6)`.
+            region_mask: `(B, R)` or `(B, N, R)`.
             **kwargs: as in `FusionEncoderModel.forward`.
 
         Returns:
@@ -71,34 +77,36 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
         Raises:
             ValueError: a shape does not fit, or the labels name one image of one.
         """
-        if pixel_values is None:
-            raise ValueError("a fusion encoder reads text and image together; give pixel_values.")
-        num_images = pixel_values.shape[1] if pixel_values.dim() == 5 else 1
+        rows, one_image = (pixel_values, 4) if region_features is None else (region_features, 3)
+        if rows is None:
+            raise ValueError("a fusion encoder reads text and image together; give pixel_values (or region_features).")
+        num_images = rows.shape[1] if rows.dim() > one_image else 1
         if labels is not None and num_images == 1 and labels.dim() == 1:
             raise ValueError(
                 f"labels have shape {tuple(labels.shape)} and name the fitting image of a row, but the rows have one image "
                 "each; give two or more images a row, or float scores (B, 1)."
             )
 
-        def once_an_image(rows: torch.Tensor | None) -> torch.Tensor | None:
-            return None if rows is None else rows.repeat_interleave(num_images, dim=0)
+        def once_an_image(text: torch.Tensor | None) -> torch.Tensor | None:
+            return None if text is None else text.repeat_interleave(num_images, dim=0)
 
-        if pixel_values.dim() == 5:
-            if len(input_ids) != len(pixel_values):
-                raise ValueError(
-                    f"input_ids has {len(input_ids)} rows, pixel_values {len(pixel_values)}; give one text for each row of "
-                    "images."
-                )
-            pixel_values = pixel_values.flatten(0, 1)
-            pixel_mask = pixel_mask.flatten(0, 1) if pixel_mask is not None and pixel_mask.dim() == 4 else pixel_mask
+        def one_a_row(images: torch.Tensor | None, dims: int) -> torch.Tensor | None:
+            return images.flatten(0, 1) if images is not None and images.dim() > dims else images
+
+        if rows.dim() > one_image and len(input_ids) != len(rows):
+            name = "pixel_values" if region_features is None else "region_features"
+            raise ValueError(f"input_ids has {len(input_ids)} rows, {name} {len(rows)}; give one text for each row of images.")
         output = self.fusion_encoder(
             input_ids=once_an_image(input_ids),
             attention_mask=once_an_image(attention_mask),
-            pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
+            pixel_values=one_a_row(pixel_values, 4),
+            pixel_mask=one_a_row(pixel_mask, 3),
             token_type_ids=once_an_image(token_type_ids),
             output_query_states=output_query_states,
             output_key_states=output_key_states,
+            region_features=one_a_row(region_features, 3),
+            region_boxes=one_a_row(region_boxes, 3),
+            region_mask=one_a_row(region_mask, 2),
             **kwargs,
         )
         pooled = output.pooler_output[:, 0].unflatten(0, (-1, num_images))
@@ -213,6 +221,9 @@ class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
+        region_features: torch.Tensor | None = None,
+        region_boxes: torch.Tensor | None = None,
+        region_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EncoderForTaskOutput:
         """Give one logit a word piece for each text token; the inputs are those of `FusionEncoderModel.forward`.
@@ -226,6 +237,9 @@ class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
             labels: `(B, T)` word pieces, -100 where nothing was masked.
             output_query_states: True or a list of layers.
             output_key_states: True or a list of layers.
+            region_features: `(B, R, F)`, in place of pixels.
+            region_boxes: `(B, R, 6)`.
+            region_mask: `(B, R)`.
             **kwargs: as in `FusionEncoderModel.forward`.
 
         Returns:
@@ -234,10 +248,11 @@ class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
         Raises:
             ValueError: a shape does not fit, or the rows have more than one image.
         """
-        if pixel_values is not None and pixel_values.dim() == 5 and pixel_values.shape[1] != 1:
-            raise ValueError(
-                f"the rows have {pixel_values.shape[1]} images, but masked words are completed with one; give one image a row."
-            )
+        for rows, one_image in ((pixel_values, 4), (region_features, 3)):
+            if rows is not None and rows.dim() > one_image and rows.shape[1] != 1:
+                raise ValueError(
+                    f"the rows have {rows.shape[1]} images, but masked words are completed with one; give one image a row."
+                )
         output = self.fusion_encoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -246,6 +261,9 @@ class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
             token_type_ids=token_type_ids,
             output_query_states=output_query_states,
             output_key_states=output_key_states,
+            region_features=region_features,
+            region_boxes=region_boxes,
+            region_mask=region_mask,
             **kwargs,
         )
         logits = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])

@@ -3,6 +3,8 @@
 Unusual here:
 
 * Parameter names are those of transformers' `ViltModel`, so that its checkpoints fit without renaming.
+* A layer is pre-norm (ViLT) unless the config says `norm_first=False` (BERT); the norms then bear other names, so that a
+  checkpoint of the one kind does not load into the other in silence.
 * Patches keep raster order and none is sampled away; padding is at the bottom and right and is masked.
 * The position table is interpolated to each image's own grid by two small matrix products instead of a Python loop, so
   a batch of many sizes has no data-dependent shape, no host synchronisation and no graph break under `torch.compile`.
@@ -23,6 +25,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 QueriesAndKeys = tuple[torch.Tensor, torch.Tensor]
+# Takes a layer's new keys and values and returns them behind those of earlier tokens.
+ExtendKeys = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> list[int]:
@@ -94,9 +98,14 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.max_position_embeddings = config.max_position_embeddings
 
-    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         num_tokens = input_ids.shape[1]
-        if num_tokens > self.max_position_embeddings:
+        if position_ids is None and num_tokens > self.max_position_embeddings:
             raise ValueError(
                 f"the text has {num_tokens} tokens, the model takes at most {self.max_position_embeddings}; "
                 "let the processor truncate it."
@@ -104,7 +113,9 @@ class TextEmbeddings(nn.Module):
         segments = (
             self.token_type_embeddings.weight[0] if token_type_ids is None else self.token_type_embeddings(token_type_ids)
         )
-        embeddings = self.word_embeddings(input_ids) + segments + self.position_embeddings.weight[:num_tokens]
+        table = self.position_embeddings
+        positions = table.weight[:num_tokens] if position_ids is None else table(position_ids)
+        embeddings = self.word_embeddings(input_ids) + segments + positions
         return self.dropout(self.LayerNorm(embeddings))
 
 
@@ -236,6 +247,7 @@ class SelfAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        extend_keys: ExtendKeys | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
         input_shape = hidden_states.shape[:-1]
@@ -243,6 +255,8 @@ class SelfAttention(nn.Module):
         query_states = self.query(hidden_states).view(hidden_shape).transpose(1, 2)
         key_states = self.key(hidden_states).view(hidden_shape).transpose(1, 2)
         value_states = self.value(hidden_states).view(hidden_shape).transpose(1, 2)
+        if extend_keys is not None:
+            key_states, value_states = extend_keys(key_states, value_states)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -303,15 +317,19 @@ class TransformerAttention(nn.Module):
 
 
 class TransformerLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer layer: attention and MLP, each behind a layer norm and around a residual."""
+    """Transformer layer: attention and MLP, each around a residual, with a layer norm before or behind (`norm_first`)."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.attention = TransformerAttention(config)
         self.intermediate = Intermediate(config)
         self.output = Projection(config.intermediate_size, config.hidden_size, config.hidden_dropout_prob)
-        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm_first = getattr(config, "norm_first", True)  # towers have no such field: they are pre-norm
+        norms = [nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in range(2)]
+        if self.norm_first:
+            self.layernorm_before, self.layernorm_after = norms
+        else:
+            self.layernorm_attention, self.layernorm_output = norms
 
     def forward(
         self,
@@ -320,11 +338,14 @@ class TransformerLayer(GradientCheckpointingLayer):
         record: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        attention_output, _, query_states, key_states = self.attention(
-            self.layernorm_before(hidden_states), attention_mask, **kwargs
-        )
+        normed = self.layernorm_before(hidden_states) if self.norm_first else hidden_states
+        attention_output, _, query_states, key_states = self.attention(normed, attention_mask, **kwargs)
         hidden_states = hidden_states + attention_output
-        hidden_states = hidden_states + self.output(self.intermediate(self.layernorm_after(hidden_states)))
+        if self.norm_first:
+            hidden_states = hidden_states + self.output(self.intermediate(self.layernorm_after(hidden_states)))
+        else:
+            hidden_states = self.layernorm_attention(hidden_states)
+            hidden_states = self.layernorm_output(hidden_states + self.output(self.intermediate(hidden_states)))
         # Flat: reentrant checkpointing would cut the gradient of tensors inside a nested tuple, without a word.
         return (hidden_states, query_states, key_states) if record else (hidden_states, None, None)
 
@@ -341,11 +362,14 @@ class TransformerEncoder(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         recorded_layers: Sequence[int] = (),
+        extend_keys: Sequence[ExtendKeys] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, list[QueriesAndKeys]]:
         wanted = resolve_layers(recorded_layers, len(self.layer))
         recorded = {}
         for index, layer in enumerate(self.layer):
+            if extend_keys is not None:
+                kwargs["extend_keys"] = extend_keys[index]
             hidden_states, query_states, key_states = layer(hidden_states, attention_mask, record=index in wanted, **kwargs)
             if index in wanted:
                 recorded[index] = (query_states, key_states)

@@ -1,0 +1,157 @@
+"""Image regions in place of patches: what an object detector found, as tokens beside the words.
+
+A region is a feature vector and the six numbers of its box. It has neither position nor segment: the box says where it lies,
+and regions are a set. What is asked of the inputs is checked here, at the door, because features come from files and a wrong
+one would only show as a model that does not learn.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from .modeling_layers import TextEmbeddings
+
+BOX_NUMBERS = 6
+# Boxes are quotients of float32 pixels, so an edge may lie a rounding error outside.
+_BOX_TOLERANCE = 1e-4
+
+
+def as_region_rows(tensor: torch.Tensor, name: str, dims: int) -> torch.Tensor:
+    """Give a tensor of one image a row its axis of images: `(B, R, ...)` -> `(B, 1, R, ...)`.
+
+    Args:
+        tensor: of `dims` axes, or one more when the axis of images is there.
+        name: names it in the error.
+        dims: axes without that of the images.
+
+    Raises:
+        ValueError: another number of axes.
+
+    Example:
+        >>> as_region_rows(torch.ones(2, 5), "region_mask", 2).shape
+        torch.Size([2, 1, 5])
+    """
+    if tensor.dim() == dims:
+        return tensor[:, None]
+    if tensor.dim() != dims + 1:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}; give {dims} axes for one image a row (rows, regions, ...), or {dims + 1} "
+            "for several (rows, images, regions, ...)."
+        )
+    return tensor
+
+
+def check_regions(features: torch.Tensor, boxes: torch.Tensor, mask: torch.Tensor, feature_size: int, max_regions: int) -> None:
+    """Refuse regions that the model cannot mean anything by.
+
+    Args:
+        features: `(P, R, F)`, P pictures.
+        boxes: `(P, R, 6)`.
+        mask: `(P, R)` bool, True = real region; what is not real is not looked at.
+        feature_size: F that the model was built for.
+        max_regions: most real regions a picture.
+
+    Raises:
+        ValueError: a shape does not fit, a real region has features that are not finite or a box outside the picture, or a
+            picture has no region or too many.
+
+    Example:
+        >>> check_regions(torch.zeros(1, 2, 4), torch.full((1, 2, 6), 2.0), torch.tensor([[True, False]]), 4, 50)
+        Traceback (most recent call last):
+        ValueError: region_boxes of picture 0 of the batch reach outside [0, 1]; give x0, y0, x1, y1, width and height ...
+    """
+    if features.shape[-1] != feature_size:
+        raise ValueError(
+            f"region_features are {features.shape[-1]} wide, the model was built for {feature_size}; give the features of the "
+            "detector that it was trained with, or set region_feature_size in the config of a new model."
+        )
+    if boxes.shape != (*features.shape[:-1], BOX_NUMBERS) or mask.shape != features.shape[:-1]:
+        raise ValueError(
+            f"region_features have shape {tuple(features.shape)}, region_boxes {tuple(boxes.shape)} and region_mask "
+            f"{tuple(mask.shape)}; give one box of {BOX_NUMBERS} numbers and one mask entry a region."
+        )
+    if torch.compiler.is_compiling():
+        return  # what follows reads values, which would break the graph
+    counts = mask.sum(1)
+    real = mask[..., None]
+    problems = torch.stack(
+        [
+            counts == 0,
+            counts > max_regions,
+            (real & ~features.isfinite()).flatten(1).any(1),
+            (real & ~((boxes >= -_BOX_TOLERANCE) & (boxes <= 1 + _BOX_TOLERANCE))).flatten(1).any(1),  # not: NaN is outside
+        ]
+    )
+    if not problems.any():
+        return
+    kind, picture = (int(place) for place in problems.nonzero()[0])
+    raise ValueError(
+        (
+            f"region_mask of picture {picture} of the batch has no region; give each picture one at least (the whole picture, "
+            "when the detector finds nothing).",
+            f"picture {picture} of the batch has {int(counts[picture])} regions, the model takes at most {max_regions}; keep "
+            "the best of them, or raise max_regions in the config.",
+            f"region_features of picture {picture} of the batch hold NaN or infinite numbers; extract its features again.",
+            f"region_boxes of picture {picture} of the batch reach outside [0, 1]; give x0, y0, x1, y1, width and height as "
+            "fractions of the picture's width and height.",
+        )[kind]
+    )
+
+
+class RegionEmbeddings(nn.Module):
+    """Features and box through one linear map, normalised: `(P, R, F)` and `(P, R, 6)` -> `(P, R, C)`."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.feature_size = config.region_feature_size
+        self.max_regions = config.max_regions
+        self.projection = nn.Linear(config.region_feature_size + BOX_NUMBERS, config.hidden_size)
+        self.LayerNorm: nn.Module = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.region_layer_norm else nn.Identity()
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, features: torch.Tensor, boxes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        check_regions(features, boxes, mask, self.feature_size, self.max_regions)
+        regions = torch.cat([features, boxes.to(features.dtype)], dim=-1)
+        # NaN in padding would come through a probability of zero.
+        regions = regions.masked_fill(~mask[..., None], 0.0).to(self.projection.weight.dtype)
+        return self.dropout(self.LayerNorm(self.projection(regions)))
+
+
+class RegionFusionEmbeddings(nn.Module):
+    """Text (words, then object tags) and regions of every pair; the regions have no position and no segment."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.text_embeddings = TextEmbeddings(config)
+        self.region_embeddings = RegionEmbeddings(config)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor | None,
+        region_features: torch.Tensor,
+        region_boxes: torch.Tensor,
+        region_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return text `(B, T, C)`, regions `(B, N, R, C)` and their mask `(B, N, R)`."""
+        features = as_region_rows(region_features, "region_features", 3)
+        boxes = as_region_rows(region_boxes, "region_boxes", 3)
+        if region_mask is None:
+            mask = torch.ones(features.shape[:-1], dtype=torch.bool, device=features.device)
+        else:
+            mask = as_region_rows(region_mask, "region_mask", 2).bool()
+        if features.shape[:-1] != boxes.shape[:-1] or features.shape[:-1] != mask.shape:
+            raise ValueError(
+                f"region_features have shape {tuple(region_features.shape)}, region_boxes {tuple(region_boxes.shape)} and "
+                f"region_mask {tuple(mask.shape)}; give one box of {BOX_NUMBERS} numbers and one mask entry a region."
+            )
+        rows = features.shape[:2]
+        regions = self.region_embeddings(features.flatten(0, 1), boxes.flatten(0, 1), mask.flatten(0, 1))
+        text = self.text_embeddings(input_ids, token_type_ids, position_ids)
+        return text, regions.unflatten(0, rows), mask
+
+
+__all__ = ["BOX_NUMBERS", "RegionEmbeddings", "RegionFusionEmbeddings", "as_region_rows", "check_regions"]
