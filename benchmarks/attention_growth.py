@@ -11,7 +11,7 @@ import argparse
 from typing import Any
 
 import torch
-from _record import provenance, write
+from _record import keep_freed_memory, provenance, write
 from _training_steps import WAYS, TrainingSteps
 
 from dual_distill.inference import PairShape, alternate
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="a model of no use, to try the script out")
     options = parser.parse_args()
+    keep_freed_memory()
     source = provenance() | {"seed": options.seed}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     deepest = max(options.layers)

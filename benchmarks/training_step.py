@@ -10,7 +10,7 @@ allocates, counted by its profiler in a step of its own. `--tiny` tries the scri
 import argparse
 
 import torch
-from _record import provenance, write
+from _record import keep_freed_memory, provenance, write
 from _training_steps import WAYS, TrainingSteps
 
 from dual_distill.inference import PairShape, alternate, multiply_adds
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="a model of no use, to try the script out")
     options = parser.parse_args()
+    keep_freed_memory()
     source = provenance() | {"seed": options.seed}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shape = PairShape(options.batch_size, options.text_tokens, options.real_tokens, (options.height, options.width))

@@ -49,7 +49,9 @@ def test_one_json_line_with_command_and_surroundings(folders, capsys):
     assert {"device", "cores", "threads", "versions"} <= set(result)
     assert (result["dtype"], result["image_size"], result["dual_encoders"]) == ("float32", [8, 24], [dual])
     assert [(row["batch_size"], row["way"]) for row in result["rows"]] == [
-        (size, way) for size in (1, 2) for way in ("fusion_encoder", "dual_encoder", "image_stored", "both_stored")
+        (size, way)
+        for size in (1, 2)
+        for way in ("fusion_encoder", "dual_encoder", "image_stored", "both_stored", "both_projected")
     ]
     assert {(row["text_tokens"], row["real_tokens"]) for row in result["rows"]} == {(6, 4)}
 
@@ -57,7 +59,7 @@ def test_one_json_line_with_command_and_surroundings(folders, capsys):
 def test_a_fusion_encoder_alone_is_held_against_the_dual_encoder_of_its_shape(folders, capsys):
     run([folders[0], *QUICK])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 2 * 4
+    assert len(lines) == 2 + 2 * 5
     assert lines[1].split()[:3] == ["batch", "tokens", "way"]
     assert "16 x 16 px" in lines[0]
     assert lines[3].endswith("dual encoder of its shape")

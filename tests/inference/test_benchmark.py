@@ -61,6 +61,7 @@ def test_multiply_adds_are_those_that_torch_counts(images):
         "dual_encoder": lambda: dual(**batch),
         "image_stored": lambda: dual(**text, image_embeds=image_embeds),
         "both_stored": lambda: dual(text_embeds=text_embeds, image_embeds=image_embeds),
+        "both_projected": lambda: dual.logits_of_projections(torch.zeros(3, 32), torch.zeros(3, images, 32)),
     }
     for way, call in ways.items():
         config = fusion.config if way == "fusion_encoder" else dual.config
@@ -73,6 +74,18 @@ def test_calls_run_in_turn_and_each_begins_a_round():
     timings = alternate(ways, warmup=1, repeats=3)
     assert "".join(order) == "abc" + "bca" + "cab" + "abc"
     assert [timing.runs for timing in timings.values()] == [3, 3, 3]
+
+
+def test_a_short_call_is_repeated_in_a_row_until_it_fills_its_round():
+    order = []
+    pauses = {"a": 0.002, "b": 0.0}
+    ways = {name: lambda name=name: (order.append(name), time.sleep(pauses[name])) for name in pauses}
+    timings = alternate(ways, warmup=1, repeats=2, min_round_ms=10)
+    calls = timings["a"].calls
+    assert 2 <= calls <= 5  # ceil(10 / 2), fewer where sleep overslept
+    assert timings["b"].calls > calls
+    assert order.count("a") == 1 + 2 * calls
+    assert timings["a"].median_ms >= 1.99  # of one call, not of the round
 
 
 def test_a_pause_takes_its_time():
@@ -103,6 +116,7 @@ def test_every_way_is_timed_beside_its_arithmetic():
         ("student", "dual_encoder"),
         ("student", "image_stored"),
         ("student", "both_stored"),
+        ("student", "both_projected"),
     ]
     assert rows[0]["times_faster"] == rows[0]["times_fewer_multiply_adds"] == 1.0
     for row in rows:

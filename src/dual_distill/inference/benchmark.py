@@ -4,6 +4,7 @@ Everything that is compared runs in turn in one process, so that what else the m
 ratios of such medians mean something. Beside each stand its multiply-adds: a ratio far from theirs asks for a reason.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +19,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from dual_distill.modeling import DualEncoderConfig
 from dual_distill.modeling.modeling_towers import DualEncoderPreTrainedModel
 
-WAYS = ("fusion_encoder", "dual_encoder", "image_stored", "both_stored")
-"""Ways to answer about a pair; "stored" sides are encoded before the clock starts."""
+WAYS = ("fusion_encoder", "dual_encoder", "image_stored", "both_stored", "both_projected")
+"""Ways to answer about a pair; "stored" sides are encoded before the clock starts, "projected" ones also went through their
+half of the interaction's first linear map (`encode --projected`)."""
+
+
+MIN_ROUND_MS = 50.0
+"""What a way of answering is called in a row for, at least."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +36,15 @@ class Timing:
         median_ms: milliseconds.
         low_ms: lower quartile.
         high_ms: upper quartile.
-        runs: timed calls.
+        runs: timed rounds.
+        calls: calls in a round.
     """
 
     median_ms: float
     low_ms: float
     high_ms: float
     runs: int
+    calls: int = 1
 
     def to_dict(self) -> dict[str, float]:
         """Return the attributes as a dict, for JSON."""
@@ -61,15 +69,24 @@ class PairShape:
 
 
 def alternate(
-    ways: Mapping[str, Callable[[], object]], device: torch.device | str = "cpu", warmup: int = 3, repeats: int = 15
+    ways: Mapping[str, Callable[[], object]],
+    device: torch.device | str = "cpu",
+    warmup: int = 3,
+    repeats: int = 15,
+    min_round_ms: float = 0.0,
 ) -> dict[str, Timing]:
     """Time calls in turn, in one process; each round begins with another of them.
+
+    A call of a millisecond after one of a second finds caches and clock as that one left them, which no user meets who asks
+    many times: `min_round_ms` repeats it in a row.
 
     Args:
         ways: what to call, by name.
         device: waited for before and after each call when it is a GPU.
         warmup: rounds that do not count.
         repeats: rounds that do, at least 2.
+        min_round_ms: a way is called as often in a row as filled this time in the warm-up; the time of one call is their
+            mean. 0, or no warm-up: once.
 
     Raises:
         ValueError: fewer than 2 repeats, which have no spread.
@@ -84,19 +101,24 @@ def alternate(
     device = torch.device(device)
     names = list(ways)
     milliseconds: dict[str, list[float]] = {name: [] for name in names}
+    calls = dict.fromkeys(names, 1)
     for number in range(warmup + repeats):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             _synchronize(device)
             start = time.perf_counter()
-            ways[name]()
+            for _ in range(calls[name]):
+                ways[name]()
             _synchronize(device)
+            elapsed = 1000 * (time.perf_counter() - start) / calls[name]
             if number >= warmup:
-                milliseconds[name].append(1000 * (time.perf_counter() - start))
+                milliseconds[name].append(elapsed)
+            else:
+                calls[name] = max(1, math.ceil(min_round_ms / max(elapsed, 1e-6)))
     timings = {}
     for name, values in milliseconds.items():
         low, _, high = quantiles(values, n=4, method="inclusive")
-        timings[name] = Timing(median(values), low, high, len(values))
+        timings[name] = Timing(median(values), low, high, len(values), calls[name])
     return timings
 
 
@@ -154,8 +176,8 @@ def multiply_adds(config: PreTrainedConfig, way: str, shape: PairShape) -> int:
     if way == "fusion_encoder":
         tokens = shape.text_tokens + 1 + patches
         return images * (embedding + _layers(config, tokens) + width**2) + head
-    interaction = images * (2 * width * 2 * width + 2 * width * width)
-    total = interaction + head
+    first_map = 0 if way == "both_projected" else images * 2 * width * 2 * width
+    total = first_map + images * 2 * width * width + head
     if way in ("dual_encoder", "image_stored"):
         total += _layers(config.text_config, shape.text_tokens) + width**2
     if way == "dual_encoder":
@@ -207,7 +229,7 @@ def measure_answering(
 
     Args:
         models: by name, on one device; the first is what the others are compared with. A dual encoder is timed with nothing
-            stored, with images stored, and with both sides stored.
+            stored, with images stored, with both sides stored, and with both sides stored after their half of the interaction.
         shape: of the batch.
         warmup: rounds that do not count.
         repeats: rounds that do.
@@ -228,11 +250,11 @@ def measure_answering(
         model.eval()
         batch = {key: tensor.to(device) for key, tensor in random_pairs(model.config, shape, seed).items()}
         batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
-        for way, inputs in _inputs(model, batch).items():
-            calls[name, way] = partial(model, **inputs)
+        for way, call in _calls(model, batch).items():
+            calls[name, way] = call
             counts[name, way] = multiply_adds(model.config, way, shape)
     labels = {f"{name}/{way}": call for (name, way), call in calls.items()}
-    timings = alternate(labels, device, warmup, repeats)
+    timings = alternate(labels, device, warmup, repeats, MIN_ROUND_MS)
     first = next(iter(calls))
     reference = timings["/".join(first)].median_ms
     rows = []
@@ -248,6 +270,7 @@ def measure_answering(
                 "latency_ms": _rounded(timing.median_ms / shape.batch_size),
                 "latency_quartiles_ms": [_rounded(value / shape.batch_size) for value in (timing.low_ms, timing.high_ms)],
                 "runs": timing.runs,
+                "calls_a_run": timing.calls,
                 "multiply_adds": counts[name, way],
                 "times_faster": _rounded(reference / timing.median_ms),
                 "times_fewer_multiply_adds": _rounded(counts[first] / counts[name, way]),
@@ -256,17 +279,19 @@ def measure_answering(
     return rows
 
 
-def _inputs(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, Mapping[str, torch.Tensor]]:
-    """Return the inputs of each way, stored sides encoded."""
+def _calls(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], object]]:
+    """Return each way as a call, stored sides encoded."""
     if not isinstance(model.config, DualEncoderConfig):
-        return {"fusion_encoder": batch}
+        return {"fusion_encoder": partial(model, **batch)}
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
     image_embeds = model.get_image_features(batch["pixel_values"], batch["pixel_mask"]).pooler_output
     text_embeds = model.get_text_features(**text).pooler_output
+    projections = model.project_text(text_embeds), model.project_images(image_embeds)
     return {
-        "dual_encoder": batch,
-        "image_stored": {**text, "image_embeds": image_embeds},
-        "both_stored": {"text_embeds": text_embeds, "image_embeds": image_embeds},
+        "dual_encoder": partial(model, **batch),
+        "image_stored": partial(model, **text, image_embeds=image_embeds),
+        "both_stored": partial(model, text_embeds=text_embeds, image_embeds=image_embeds),
+        "both_projected": partial(model.logits_of_projections, *projections),
     }
 
 
