@@ -68,6 +68,11 @@ class TrainingSteps:
         resident = sum(weight.numel() * weight.element_size() for weight in parameters)
         return resident + peak_memory(self.step(way), parameters[0].device)
 
+    def fixed_bytes(self) -> int:
+        """Weights of both models and gradients of the student: what no way of distilling changes."""
+        sizes = [weight.numel() * weight.element_size() for weight in self.student.parameters()]
+        return 2 * sum(sizes) + sum(weight.numel() * weight.element_size() for weight in self.teacher.parameters())
+
     def _teacher(self, **requests: Any) -> Any:
         with torch.no_grad():
             return self.teacher(**self.batch, **requests)

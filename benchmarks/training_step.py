@@ -52,6 +52,8 @@ def main() -> None:
         "dtype": "float32",
         "optimizer": None,
         # A backward pass takes two products for each of the forward pass; the attention loss is not in it.
+        # In every peak alike: the weights of both models and the student's gradients.
+        "weights_and_gradients_mb": round(steps.fixed_bytes() / 1e6, 1),
         "multiply_adds_of_the_floor": options.batch_size * (teacher + 3 * student),
         "steps": {
             way: {
@@ -59,6 +61,7 @@ def main() -> None:
                 "time_over_floor": round(timings[way].median_ms / floor, 4),
                 "peak_mb": round(peaks[way] / 1e6, 1),
                 "peak_over_floor": round(peaks[way] / peaks["floor"], 4),
+                "peak_beyond_weights_and_gradients_mb": round((peaks[way] - steps.fixed_bytes()) / 1e6, 1),
             }
             for way in WAYS
         },
