@@ -15,6 +15,8 @@ from .pretraining_collator import PreTrainingCollator
 from .reading import ReadingReport
 from .region_set import RegionSet
 from .region_store import RegionStore
+from .scene_captions import generate_scene_captions
+from .scene_statements import generate_scene_statements
 from .scenes import generate_scenes, scene_answers
 from .snli_ve import load_snli_ve
 from .task_loading import load_task
@@ -40,6 +42,8 @@ __all__ = [
     "answer_coverage",
     "build_answer_vocabulary",
     "decode_image",
+    "generate_scene_captions",
+    "generate_scene_statements",
     "generate_scenes",
     "get_task",
     "load_captions",
