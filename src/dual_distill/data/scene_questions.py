@@ -22,8 +22,8 @@ MAX_OBJECTS = 6
 """Most shapes in one scene, and so the largest number that is an answer."""
 
 _PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles"}
-_STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
-_CORNERS = {"top left": (0, 0), "top right": (0, -1), "bottom left": (-1, 0), "bottom right": (-1, -1)}
+STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+CORNERS = {"top left": (0, 0), "top right": (0, -1), "bottom left": (-1, 0), "bottom right": (-1, -1)}
 
 # form -> paraphrases. {0} and {1} are noun phrases written by the form's finder.
 _SENTENCES = {
@@ -241,7 +241,7 @@ def _shape_counts(scene: Scene) -> list[tuple[str, int]]:
 
 def _in_corners(scene: Scene, cells: int) -> Iterator[tuple[str, SceneObject]]:
     by_cell = {(item.row, item.column): item for item in scene}
-    for corner, (row, column) in _CORNERS.items():
+    for corner, (row, column) in CORNERS.items():
         item = by_cell.get((row % cells, column % cells))
         if item is not None:
             yield corner, item
@@ -254,7 +254,7 @@ def _neighbours(scene: Scene) -> Iterator[tuple[str, SceneObject, SceneObject]]:
     for anchor in scene:
         if kinds[anchor.colour, anchor.shape] > 1:
             continue
-        for direction, (row_step, column_step) in _STEPS.items():
+        for direction, (row_step, column_step) in STEPS.items():
             neighbour = by_cell.get((anchor.row + row_step, anchor.column + column_step))
             if neighbour is not None:
                 yield direction, anchor, neighbour

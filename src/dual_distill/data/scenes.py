@@ -8,8 +8,9 @@ stay the same when train grows.
 
 import io
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,8 @@ NUM_SCENES: Mapping[str, int] = {"train": 10_000, "validation": 500, "test": 1_0
 _MIN_OBJECTS = 3
 _MAX_ATTEMPTS = 1_000
 _RGB = {"red": (222, 45, 38), "green": (44, 160, 62), "blue": (49, 90, 224), "yellow": (244, 196, 20)}
+BOXES = List(List(Value("int32"), length=4))
+OBJECTS = List({"shape": Value("string"), "colour": Value("string"), "row": Value("int32"), "column": Value("int32")})
 _FEATURES = Features(
     {
         "image": Image(),
@@ -41,11 +44,10 @@ _FEATURES = Features(
         "answer": Value("string"),
         "question_type": Value("string"),
         "scene_id": Value("string"),
-        "boxes": List(List(Value("int32"), length=4)),
-        "objects": List({"shape": Value("string"), "colour": Value("string"), "row": Value("int32"), "column": Value("int32")}),
+        "boxes": BOXES,
+        "objects": OBJECTS,
     }
 )
-_COLUMNS = tuple(_FEATURES)
 
 
 def generate_scenes(
@@ -82,14 +84,15 @@ def generate_scenes(
         (12, (36, 36))
     """
     num_scenes = NUM_SCENES if num_scenes is None else num_scenes
-    _check_arguments(num_scenes, questions_per_scene, cells, cell_px)
-    seen: set[Signature] = set()
-    tables: dict[str, pa.Table] = {}
-    for split in sorted(num_scenes, key=lambda name: (name == "train", name)):
-        rng = random.Random(f"{seed} {split}")  # a string seed goes through SHA-512: no PYTHONHASHSEED in it
-        tables[split] = _generate_split(split, num_scenes[split], questions_per_scene, rng, cells, cell_px, seen)
-    info = DatasetInfo(features=_FEATURES)
-    return DatasetDict({split: Dataset(tables[split], info=info.copy(), split=split) for split in num_scenes})
+    drawn = draw_scenes(num_scenes, questions_per_scene, seed, cells, cell_px)
+    columns = empty_columns(num_scenes, _FEATURES)
+    for split, scene in drawn:
+        image, objects = {"bytes": scene.png, "path": None}, [item._asdict() for item in scene.objects]
+        for question in scene.questions:
+            row = (image, question.text, question.answer, question.question_type, scene.scene_id, scene.boxes, objects)
+            for name, value in zip(_FEATURES, row, strict=True):
+                columns[split][name].append(value)
+    return columns_to_splits(columns, _FEATURES)
 
 
 def scene_answers() -> list[str]:
@@ -100,6 +103,94 @@ def scene_answers() -> list[str]:
         16
     """
     return possible_answers()
+
+
+class DrawnScene(NamedTuple):
+    """One picture and what is known about it.
+
+    Attributes:
+        scene_id: "train-17".
+        objects: its shapes.
+        questions: about it, with their answers.
+        png: the picture.
+        boxes: `[x0, y0, x1, y1]` in pixels of each shape, x1 and y1 exclusive.
+    """
+
+    scene_id: str
+    objects: tuple[SceneObject, ...]
+    questions: list[Question]
+    png: bytes
+    boxes: list[list[int]]
+
+
+def draw_scenes(
+    num_scenes: Mapping[str, int], questions_per_scene: int = 6, seed: int = 0, cells: int = 3, cell_px: int = 12
+) -> Iterator[tuple[str, DrawnScene]]:
+    """The pictures of `generate_scenes`, one by one: what else is written about them shares images and splits with it.
+
+    Args:
+        num_scenes: as for `generate_scenes`, as are the others.
+        questions_per_scene: other numbers of questions go with other scenes.
+        seed: chooses the scenes.
+        cells: rows and columns of the grid.
+        cell_px: side of a cell in pixels.
+
+    Returns:
+        An iterator of a split and one of its scenes, in order; train comes last.
+
+    Raises:
+        ValueError: as for `generate_scenes`.
+
+    Example:
+        >>> [scene.scene_id for split, scene in draw_scenes({"train": 1, "test": 2})]
+        ['test-0', 'test-1', 'train-0']
+    """
+    _check_arguments(num_scenes, questions_per_scene, cells, cell_px)
+    return _draw_splits(num_scenes, questions_per_scene, seed, cells, cell_px)
+
+
+def _draw_splits(
+    num_scenes: Mapping[str, int], questions_per_scene: int, seed: int, cells: int, cell_px: int
+) -> Iterator[tuple[str, DrawnScene]]:
+    seen: set[Signature] = set()
+    for split in sorted(num_scenes, key=lambda name: (name == "train", name)):
+        rng = random.Random(f"{seed} {split}")  # a string seed goes through SHA-512: no PYTHONHASHSEED in it
+        writer = SceneQuestionWriter(rng, cells)
+        for index in range(num_scenes[split]):
+            scene, questions = _draw_scene(index, questions_per_scene, rng, cells, seen, writer)
+            png, boxes = _paint(scene, rng, cells, cell_px)
+            yield split, DrawnScene(f"{split}-{index}", scene, questions, png, boxes)
+
+
+Columns = dict[str, list[object]]
+
+
+def empty_columns(splits: Mapping[str, int], features: Features) -> dict[str, Columns]:
+    """An empty list for each column of each split; `columns_to_splits` takes them when they are filled."""
+    return {split: {name: [] for name in features} for split in splits}
+
+
+def columns_to_splits(columns: Mapping[str, Columns], features: Features) -> DatasetDict:
+    """The columns of each split as data sets.
+
+    Args:
+        columns: split -> column name -> values.
+        features: types of the columns.
+
+    Returns:
+        The splits in the order given.
+
+    Example:
+        >>> features = Features({"caption": Value("string")})
+        >>> columns_to_splits({"train": {"caption": ["a red circle"]}}, features)["train"][0]
+        {'caption': 'a red circle'}
+    """
+    schema, info = features.arrow_schema, DatasetInfo(features=features)
+    tables = {
+        split: pa.table([pa.array(lists[name], type=schema.field(name).type) for name in features], schema=schema)
+        for split, lists in columns.items()
+    }
+    return DatasetDict({split: Dataset(table, info=info.copy(), split=split) for split, table in tables.items()})
 
 
 Signature = frozenset[SceneObject]
@@ -120,37 +211,6 @@ def _check_arguments(num_scenes: Mapping[str, int], questions_per_scene: int, ce
         raise ValueError(f"cells is {cells}, but the grid has 2 to 8 rows and columns: a relation needs a neighbour.")
     if cell_px < 8:
         raise ValueError(f"cell_px is {cell_px}, but a cell needs 8 pixels or more to show which shape it holds.")
-
-
-def _generate_split(
-    split: str,
-    number: int,
-    questions_per_scene: int,
-    rng: random.Random,
-    cells: int,
-    cell_px: int,
-    seen: set[Signature],
-) -> pa.Table:
-    writer = SceneQuestionWriter(rng, cells)
-    columns: dict[str, list[object]] = {name: [] for name in _COLUMNS}
-    for index in range(number):
-        scene, questions = _draw_scene(index, questions_per_scene, rng, cells, seen, writer)
-        png, boxes = _paint(scene, rng, cells, cell_px)
-        objects = [item._asdict() for item in scene]
-        for question in questions:
-            values = (
-                {"bytes": png, "path": None},
-                question.text,
-                question.answer,
-                question.question_type,
-                f"{split}-{index}",
-                boxes,
-                objects,
-            )
-            for name, value in zip(_COLUMNS, values, strict=True):
-                columns[name].append(value)
-    schema = _FEATURES.arrow_schema
-    return pa.table([pa.array(columns[name], type=schema.field(name).type) for name in _COLUMNS], schema=schema)
 
 
 def _draw_scene(

@@ -16,12 +16,19 @@ from .easy_vqa import EASY_VQA_LAYOUT, load_easy_vqa
 from .nlvr import NLVR_LAYOUT, load_nlvr
 from .nlvr2 import NLVR2_LAYOUT, load_nlvr2
 from .nlvr_scenes import generate_nlvr_scenes
+from .scene_captions import generate_scene_captions
+from .scene_statements import generate_scene_statements
 from .scenes import generate_scenes
 from .snli_ve import SNLI_VE_LAYOUT, load_snli_ve
 from .tasks import get_task, nearest_name
 from .vqa import VQA_LAYOUT, load_vqa
 
-_GENERATORS: Mapping[str, Callable[..., DatasetDict]] = {"scenes": generate_scenes, "nlvr_scenes": generate_nlvr_scenes}
+_GENERATORS: Mapping[str, Callable[..., DatasetDict]] = {
+    "scenes": generate_scenes,
+    "nlvr_scenes": generate_nlvr_scenes,
+    "scene_captions": generate_scene_captions,
+    "scene_statements": generate_scene_statements,
+}
 # name -> reader, and the sentence about the files that it expects
 _READERS: Mapping[str, tuple[Callable[..., DatasetDict], str]] = {
     "easy_vqa": (load_easy_vqa, EASY_VQA_LAYOUT),
@@ -43,8 +50,9 @@ def load_task(name: str, path: str | os.PathLike[str] | None = None, **options: 
         name: one of `TASKS`.
         path: the folder with the files of the data set; None for a task that is generated (scenes), or whose files are
             named in the options.
-        **options: keywords of the task's generator or reader: `generate_scenes`, `generate_nlvr_scenes`, `load_easy_vqa`,
-            `load_nlvr`, `load_vqa`, `load_nlvr2`, `load_snli_ve`, `load_captions`.
+        **options: keywords of the task's generator or reader: `generate_scenes`, `generate_nlvr_scenes`,
+            `generate_scene_captions`, `generate_scene_statements`, `load_easy_vqa`, `load_nlvr`, `load_vqa`, `load_nlvr2`,
+            `load_snli_ve`, `load_captions`.
 
     Returns:
         A `DatasetDict` whose image columns are undecoded: `{"bytes": ..., "path": ...}`.

@@ -123,6 +123,23 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             label_names=SNLI_VE_LABELS,
             group_column="label",
         ),
+        "scene_captions": Task(
+            name="scene_captions",
+            head="image_text_retrieval",
+            image_columns=("image",),
+            text_column="caption",
+            image_id_column="image_id",
+        ),
+        "scene_statements": Task(
+            name="scene_statements",
+            head="images_and_text_classification",
+            image_columns=("image_0", "image_1"),
+            text_column="sentence",
+            label_column="label",
+            label_names=("False", "True"),
+            group_column="family",
+            consistency_column="sentence_id",
+        ),
         "captions": Task(
             name="captions",
             head="image_text_retrieval",
