@@ -9,12 +9,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from dual_distill.modeling import (
     DualEncoderConfig,
     DualEncoderForImagesAndTextClassification,
+    DualEncoderForImageTextRetrieval,
+    DualEncoderForPreTraining,
     DualEncoderForQuestionAnswering,
     DualEncoderModel,
     FusionEncoderConfig,
     FusionEncoderForImagesAndTextClassification,
     FusionEncoderForImageTextRetrieval,
     FusionEncoderForMaskedLM,
+    FusionEncoderForPreTraining,
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
 )
@@ -29,11 +32,14 @@ HEADS: Mapping[str, Mapping[str, type[PreTrainedModel]]] = MappingProxyType(
             "images_and_text_classification": FusionEncoderForImagesAndTextClassification,
             "image_text_retrieval": FusionEncoderForImageTextRetrieval,
             "masked_lm": FusionEncoderForMaskedLM,
+            "pretraining": FusionEncoderForPreTraining,
         },
         DualEncoderConfig.model_type: {
             BARE: DualEncoderModel,
             "question_answering": DualEncoderForQuestionAnswering,
             "images_and_text_classification": DualEncoderForImagesAndTextClassification,
+            "image_text_retrieval": DualEncoderForImageTextRetrieval,
+            "pretraining": DualEncoderForPreTraining,
         },
     }
 )

@@ -4,8 +4,10 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForPreTraining,
     AutoModelForSequenceClassification,
     AutoModelForVisualQuestionAnswering,
+    AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
 
@@ -16,13 +18,24 @@ from .modeling_dual_encoder import (
     DualEncoderForQuestionAnswering,
     DualEncoderModel,
 )
+from .modeling_dual_encoder_pretraining import DualEncoderForPreTraining
+from .modeling_dual_encoder_retrieval import DualEncoderForImageTextRetrieval
 from .modeling_fusion_encoder import (
     FusionEncoderForImagesAndTextClassification,
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
 )
 from .modeling_fusion_encoder_heads import FusionEncoderForImageTextRetrieval, FusionEncoderForMaskedLM
-from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput, FusionEncoderOutput, TowerOutput
+from .modeling_fusion_encoder_pretraining import FusionEncoderForPreTraining
+from .modeling_outputs import (
+    DualEncoderForImageTextRetrievalOutput,
+    DualEncoderOutput,
+    EncoderForPreTrainingOutput,
+    EncoderForTaskOutput,
+    FusionEncoderOutput,
+    TowerOutput,
+)
+from .modeling_pretraining_losses import allowed_negatives, gather_pair_ids, gather_rows, pair_similarities
 from .modeling_towers import DualEncoderTextModel, DualEncoderVisionModel
 from .processing_dual_distill import DualDistillProcessor
 
@@ -47,11 +60,17 @@ for _config, _model in (
     # transformers has no Auto class for "classify a text with images"; this one is what its examples load classifiers with.
     AutoModelForSequenceClassification.register(_config, _model)
 AutoModelForMaskedLM.register(FusionEncoderConfig, FusionEncoderForMaskedLM)
+AutoModelForPreTraining.register(FusionEncoderConfig, FusionEncoderForPreTraining)
+AutoModelForPreTraining.register(DualEncoderConfig, DualEncoderForPreTraining)
+AutoModelForZeroShotImageClassification.register(DualEncoderConfig, DualEncoderForImageTextRetrieval)
 
 __all__ = [
     "DualDistillProcessor",
     "DualEncoderConfig",
+    "DualEncoderForImageTextRetrieval",
+    "DualEncoderForImageTextRetrievalOutput",
     "DualEncoderForImagesAndTextClassification",
+    "DualEncoderForPreTraining",
     "DualEncoderForQuestionAnswering",
     "DualEncoderModel",
     "DualEncoderOutput",
@@ -59,13 +78,19 @@ __all__ = [
     "DualEncoderTextModel",
     "DualEncoderVisionConfig",
     "DualEncoderVisionModel",
+    "EncoderForPreTrainingOutput",
     "EncoderForTaskOutput",
     "FusionEncoderConfig",
     "FusionEncoderForImageTextRetrieval",
     "FusionEncoderForImagesAndTextClassification",
     "FusionEncoderForMaskedLM",
+    "FusionEncoderForPreTraining",
     "FusionEncoderForQuestionAnswering",
     "FusionEncoderModel",
     "FusionEncoderOutput",
     "TowerOutput",
+    "allowed_negatives",
+    "gather_pair_ids",
+    "gather_rows",
+    "pair_similarities",
 ]

@@ -6,6 +6,7 @@ pair a row, which is all that cross-modal attention distillation needs.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_fusion_encoder import flatten_pairs
 from .modeling_layers import classification_head, classification_loss, layers_to_record
-from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput
+from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput, TowerOutput
 from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
 
 
@@ -189,12 +190,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         recorded = {"query_states": None, "key_states": None}
         for name, wanted in (("query_states", output_query_states), ("key_states", output_key_states)):
             if wanted:
-                num_images = image_embeds.shape[1]
-                apart = tuple(
-                    (text if num_images == 1 else text.repeat_interleave(num_images, dim=0), image)
-                    for text, image in zip(text_output[name], vision_output[name], strict=True)
-                )
-                recorded[name] = tuple(torch.cat(pair, dim=2) for pair in apart) if join_states else apart
+                recorded[name] = join_recorded_states(text_output, vision_output, name, join_states, image_embeds.shape[1])
         return DualEncoderOutput(
             pooler_output=self.interaction(pairs),
             text_embeds=text_embeds,
@@ -204,6 +200,28 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             vision_model_output=vision_output,
             **recorded,
         )
+
+
+def join_recorded_states(
+    text_output: TowerOutput, vision_output: TowerOutput, name: str, join_states: bool = True, num_images: int = 1
+) -> tuple[Any, ...]:
+    """Lay the states that both towers recorded side by side, as the fusion encoder's sequence `[text; image]`, a pair a row.
+
+    Args:
+        text_output: of B texts.
+        vision_output: of B * N images.
+        name: `query_states` or `key_states`.
+        join_states: False leaves each layer's pair (text, image) apart.
+        num_images: N, images a text.
+
+    Returns:
+        One `(B * N, H, T + 1 + I, D)`, or one pair, a recorded layer.
+    """
+    apart = tuple(
+        (text if num_images == 1 else text.repeat_interleave(num_images, dim=0), image)
+        for text, image in zip(text_output[name], vision_output[name], strict=True)
+    )
+    return tuple(torch.cat(pair, dim=2) for pair in apart) if join_states else apart
 
 
 class _DualEncoderForTask(DualEncoderPreTrainedModel):

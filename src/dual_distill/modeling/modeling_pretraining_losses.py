@@ -178,6 +178,16 @@ def allowed_negatives(ids: PairIds, texts_ask: bool = True) -> torch.Tensor:
     return ~torch.isin(_asked_codes(ids, texts_ask), _pair_codes(ids.caption_ids, ids.image_ids))
 
 
+def inverse_temperature(logit_scale: torch.Tensor) -> torch.Tensor:
+    """Return the factor on cosines, e to the logit scale, at most 100.
+
+    Example:
+        >>> [round(factor, 2) for factor in inverse_temperature(torch.tensor([0.0, 9.0])).tolist()]
+        [1.0, 100.0]
+    """
+    return logit_scale.float().clamp(max=LARGEST_LOGIT_SCALE).exp()
+
+
 def pair_similarities(
     text_features: torch.Tensor, image_features: torch.Tensor, logit_scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,7 +210,7 @@ def pair_similarities(
     with torch.autocast(text_features.device.type, enabled=False):
         own = torch.stack([text_features.float(), image_features.float()], dim=1)
         texts, images = gather_rows(own).unbind(1)
-        scale = logit_scale.float().clamp(max=LARGEST_LOGIT_SCALE).exp()
+        scale = inverse_temperature(logit_scale)
         return own[:, 0] @ images.T * scale, own[:, 1] @ texts.T * scale
 
 
@@ -234,6 +244,26 @@ def contrastive_loss(text_to_image: torch.Tensor, image_to_text: torch.Tensor, i
         scores = similarities.float().masked_fill(~compared, torch.finfo(torch.float32).min)
         total = total + nn.functional.cross_entropy(scores, own)
     return total / 2 * share_of_all(ids.num_rows, total.device)
+
+
+def matching_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Image-text matching loss (ITM), in nats per pair.
+
+    Args:
+        logits: `(P, 2)`, column 1 = the pair matches.
+        labels: `(P,)` int64: 1 matched, 0 not, -100 for a place that holds no pair.
+
+    Returns:
+        Scalar float32, the mean over the labelled pairs; ln 2 for a head that gives every pair the same logits. In several
+        processes it is this process' part of the mean over all.
+
+    Example:
+        >>> round(matching_loss(torch.zeros(3, 2), torch.tensor([1, 0, -100])).item(), 4)  # ln 2
+        0.6931
+    """
+    count = (labels != -100).sum()
+    total = nn.functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
+    return total / count.clamp(min=1) * share_of_all(count)
 
 
 @torch.no_grad()
@@ -300,6 +330,8 @@ __all__ = [
     "gather_pair_ids",
     "gather_rows",
     "hard_negatives",
+    "inverse_temperature",
+    "matching_loss",
     "pair_similarities",
     "share_of_all",
     "unlike_ids",

@@ -87,7 +87,8 @@ class DualEncoderPreTrainedModel(PreTrainedModel):
         so is the head when a bare `FusionEncoderModel` is given. Draw from a fixed seed for a repeatable start.
 
         Args:
-            fusion_encoder: the model to start from; for a class with a head, one with the same head, or the bare model.
+            fusion_encoder: the model to start from; for a class with a head, one with the same head, or the bare model (for
+                retrieval, whose projections have no counterpart, one with any head).
             text_layers: fusion layers that the text tower takes, in order; None: all.
             vision_layers: fusion layers that the image tower takes, in order; None: all.
 

@@ -9,16 +9,27 @@ from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_layers import resolve_layers
 
+# Parts of heads that both kinds of encoder have, under one name.
+HEAD_PARTS = ("classifier", "itm_score", "mlm_score")
+
 
 def dual_config_from_fusion(
     config: FusionEncoderConfig, text_layers: Sequence[int] | None = None, vision_layers: Sequence[int] | None = None
 ) -> DualEncoderConfig:
     """Return the configuration of a dual encoder shaped like a fusion encoder, both towers as deep as the layers named.
 
+    Raises:
+        ValueError: the fusion encoder reads regions, or normalises behind its residuals; towers do neither.
+
     Example:
         >>> dual_config_from_fusion(FusionEncoderConfig(), text_layers=[0, 5, 11]).text_config.num_hidden_layers
         3
     """
+    if config.visual_inputs != "patches" or not config.norm_first:
+        raise ValueError(
+            f"the fusion encoder has visual_inputs {config.visual_inputs!r} and norm_first {config.norm_first}, but towers "
+            "read patches and normalise first; start from a fusion encoder that does."
+        )
     fields = config.to_dict()
     towers = {}
     for name, kind, layers in (
@@ -39,6 +50,7 @@ def dual_config_from_fusion(
         initializer_range=config.initializer_range,
         num_images=config.num_images,
         recorded_layers=recorded_layers,
+        tie_word_embeddings=config.tie_word_embeddings,
         id2label=config.id2label,
         label2id=config.label2id,
         problem_type=config.problem_type,
@@ -53,6 +65,8 @@ def copy_fusion_weights(
     vision_layers: Sequence[int] | None = None,
 ) -> None:
     """Copy a fusion encoder's weights into both towers (and the head, if both have one) of a dual encoder.
+
+    Projections to the space of contrastive features have no counterpart in a fusion encoder and stay as they are drawn.
 
     Raises:
         ValueError: the two heads are of different kinds.
@@ -78,13 +92,19 @@ def copy_fusion_weights(
         tower.load_state_dict(taken)
     if source is fusion or target is dual:
         return
-    heads = [[tuple(weight.shape) for weight in model.classifier.parameters()] for model in (source, target)]
-    if heads[0] != heads[1]:
-        raise ValueError(
-            f"the head of {type(source).__name__} has weights {heads[0]}, that of {type(target).__name__} {heads[1]}; "
-            "start from a fusion encoder with the same head, or from its bare `fusion_encoder`."
-        )
-    target.classifier.load_state_dict(source.classifier.state_dict())
+    for part in HEAD_PARTS:
+        if not hasattr(target, part):
+            continue
+        shapes = [
+            [tuple(weight.shape) for weight in getattr(model, part).parameters()] if hasattr(model, part) else []
+            for model in (source, target)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the head of {type(source).__name__} has weights {shapes[0]} in its {part}, that of {type(target).__name__} "
+                f"{shapes[1]}; start from a fusion encoder with the same head, or from its bare `fusion_encoder`."
+            )
+        getattr(target, part).load_state_dict(getattr(source, part).state_dict())
 
 
 __all__ = ["copy_fusion_weights", "dual_config_from_fusion"]

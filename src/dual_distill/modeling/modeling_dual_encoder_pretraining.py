@@ -1,0 +1,190 @@
+"""The dual encoder while it is pre-trained: which text belongs to which image, do two match, and which words are missing.
+
+Three terms of ALBEF's kind in a model whose towers never see each other. Matching and masked words pass through the shallow
+interaction alone: a pair by its two pooled vectors, a masked word by its own token state beside the pooled image. Negatives for
+matching are drawn by the similarities that the contrastive term trains, from the batch of all processes; they are pooled
+vectors that are there already, so they cost two small linear maps. Only masked words need a second pass of the text tower.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_dual_encoder import DualEncoderConfig
+from .modeling_dual_encoder_retrieval import ContrastiveDualEncoder
+from .modeling_fusion_encoder_heads import MaskedWordHead
+from .modeling_fusion_encoder_pretraining import MatchingHead, check_pretraining_inputs, masked_words_of_all, total_loss
+from .modeling_outputs import EncoderForPreTrainingOutput
+from .modeling_pretraining_losses import (
+    PairIds,
+    contrastive_loss,
+    gather_pair_ids,
+    gather_rows,
+    hard_negatives,
+    matching_loss,
+    pair_similarities,
+)
+
+
+class DualEncoderForPreTraining(ContrastiveDualEncoder):
+    """Dual encoder with contrastive, matching and masked-word terms.
+
+    A term is computed when its inputs are given and its weight in the configuration is not 0. With all three on, every
+    parameter gets a gradient, so DistributedDataParallel needs no `find_unused_parameters`; with fewer it does.
+
+    References:
+        Wang et al., EMNLP 2022, arXiv 2112.08723, of whose pre-training no code is published.
+        Li et al., NeurIPS 2021, arXiv 2107.07651 (ALBEF): hard negatives for matching drawn by contrastive similarity.
+
+    Example:
+        >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> config = DualEncoderConfig(
+        ...     text_config={"vocab_size": 50, **tower}, vision_config={"image_size": 8, "patch_size": 4, **tower})
+        >>> model = DualEncoderForPreTraining(config)
+        >>> text, labels = torch.ones(3, 5, dtype=torch.long), torch.full((3, 5), -100)
+        >>> labels[:, 2] = 7
+        >>> output = model(input_ids=text, pixel_values=torch.zeros(3, 3, 8, 8), masked_input_ids=text, masked_labels=labels,
+        ...                image_ids=torch.arange(3), caption_ids=torch.arange(3))
+        >>> output.matching_logits.shape, output.masked_word_logits.shape
+        (torch.Size([9, 2]), torch.Size([3, 5, 50]))
+        >>> round(output.contrastive_loss.item(), 4)  # equal texts, equal images: ln 3
+        1.0986
+    """
+
+    _tied_weights_keys = {
+        "mlm_score.decoder.weight": "dual_encoder.text_model.embeddings.text_embeddings.word_embeddings.weight"
+    }
+
+    def __init__(self, config: DualEncoderConfig):
+        super().__init__(config)
+        self.itm_score = MatchingHead(config.hidden_size)
+        self.mlm_score = MaskedWordHead(config.text_config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the decoder of masked words."""
+        return self.mlm_score.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the decoder of masked words."""
+        self.mlm_score.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        masked_input_ids: torch.Tensor | None = None,
+        masked_labels: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        caption_ids: torch.Tensor | None = None,
+        output_query_states: bool | Sequence[int] | None = None,
+        output_key_states: bool | Sequence[int] | None = None,
+        join_states: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EncoderForPreTrainingOutput:
+        """Compare B matched pairs with all others, and complete their masked words.
+
+        Args:
+            input_ids: `(B, T)`, the text as it is.
+            attention_mask: `(B, T)`.
+            pixel_values: `(B, 1, 3, H, W)` or `(B, 3, H, W)`, the image that belongs to each text.
+            pixel_mask: `(B, 1, H, W)`.
+            token_type_ids: `(B, T)`.
+            masked_input_ids: `(B, T)`, the same text with words masked; gives `masked_word_logits`.
+            masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives `masked_word_loss`.
+            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, gives `contrastive_loss` and `matching_loss`
+                against the texts and images of all processes, without pairs that are known to fit.
+            caption_ids: `(B,)` int64, equal for equal captions.
+            output_query_states: True or a list of layers, of the matched pairs with their unmasked text.
+            output_key_states: likewise.
+            join_states: as in `DualEncoderModel.forward`.
+            **kwargs: as in `DualEncoderModel.forward`, of that pass only.
+
+        Returns:
+            An `EncoderForPreTrainingOutput`; without ids `matching_logits` are `(B, 2)`, of the pairs as they are given.
+
+        Raises:
+            ValueError: a shape does not fit, rows have more than one image, or one of two inputs that belong together is
+                missing.
+
+        Note:
+            With `contrastive_weight` 0 nothing trains the similarities, and negatives are drawn uniformly.
+        """
+        check_pretraining_inputs(pixel_values, masked_input_ids, masked_labels, image_ids, caption_ids)
+        output = self.dual_encoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            token_type_ids=token_type_ids,
+            output_query_states=output_query_states,
+            output_key_states=output_key_states,
+            join_states=join_states,
+            **kwargs,
+        )
+        texts, images = output.text_embeds, output.image_embeds[:, 0]
+        results: dict[str, Any] = {
+            name: output[name]
+            for name in ("text_embeds", "image_embeds", "image_mask", "query_states", "key_states")
+            if output.get(name) is not None
+        }
+        ids = None if image_ids is None or caption_ids is None else gather_pair_ids(image_ids, caption_ids)
+        similarities = None
+        # What a switched-off term alone needs is left out: an output without a gradient would mislead
+        # `find_unused_parameters`.
+        if self.config.contrastive_weight:
+            results["text_features"], results["image_features"] = self.project_features(texts, images)
+            if ids is not None:
+                similarities = pair_similarities(results["text_features"], results["image_features"], self.logit_scale)
+                results["contrastive_loss"] = contrastive_loss(*similarities, ids)
+        if self.config.matching_weight:
+            results["pooler_output"] = output.pooler_output
+            fused = output.pooler_output[:, 0]
+            if ids is not None:
+                results |= _draw_negatives(similarities, ids)
+                rows = results["negative_image_rows"], results["negative_text_rows"]
+                fused = torch.cat([fused, self._fuse_drawn(texts, images, *rows)])
+            results["matching_logits"] = self.itm_score(fused)
+            if ids is not None:
+                results["matching_loss"] = matching_loss(results["matching_logits"], results["matching_labels"])
+        if self.config.masked_word_weight and masked_input_ids is not None:
+            masked = self.dual_encoder.text_model(masked_input_ids, attention_mask, token_type_ids)
+            seen = self.dual_encoder.fuse_projections(
+                self.dual_encoder.project_text(masked.last_hidden_state), self.dual_encoder.project_images(images)[:, None]
+            )
+            results["masked_word_logits"] = self.mlm_score(seen)
+            if masked_labels is not None:
+                results["masked_word_loss"] = masked_words_of_all(results["masked_word_logits"], masked_labels)
+        return EncoderForPreTrainingOutput(loss=total_loss(results, self.config), **results)
+
+    def _fuse_drawn(
+        self, texts: torch.Tensor, images: torch.Tensor, image_rows: torch.Tensor, text_rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Fuse own texts with drawn images, then drawn texts with own images: `(2 * B, C)`; row 0 stands where none was."""
+        all_texts, all_images = gather_rows(torch.stack([texts, images], dim=1)).unbind(1)
+        drawn_images, drawn_texts = all_images[image_rows.clamp(min=0)], all_texts[text_rows.clamp(min=0)]
+        pairs = [torch.cat([texts, drawn_texts]), torch.cat([drawn_images, images])]
+        return self.dual_encoder.interaction(torch.cat(pairs, dim=-1))
+
+
+def _draw_negatives(similarities: tuple[torch.Tensor, torch.Tensor] | None, ids: PairIds) -> dict[str, torch.Tensor]:
+    """Draw an image for each text and a text for each image, by their similarities (None: all alike)."""
+    if similarities is None:
+        alike = torch.zeros(ids.num_rows, len(ids.image_ids), device=ids.image_ids.device)
+        similarities = (alike, alike)
+    image_rows = hard_negatives(similarities[0], ids, texts_ask=True)
+    text_rows = hard_negatives(similarities[1], ids, texts_ask=False)
+    drawn = torch.cat([image_rows, text_rows])
+    labels = torch.cat([torch.ones_like(image_rows), torch.where(drawn < 0, -100, 0)])
+    return {"negative_image_rows": image_rows, "negative_text_rows": text_rows, "matching_labels": labels}
+
+
+__all__ = ["DualEncoderForPreTraining"]

@@ -1,0 +1,192 @@
+"""The fusion encoder while it is pre-trained: does a text match an image, and which words are missing.
+
+Both heads keep ViLT's parameter names (`itm_score`, `mlm_score`). Up to three passes through the encoder make one step: the
+matched pairs, each text with an image that is not its own, and the matched pairs with masked words. Queries, keys, hidden
+states and attentions are those of the first.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_fusion_encoder import FusionEncoderConfig
+from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel
+from .modeling_fusion_encoder_heads import MaskedWordHead, masked_word_loss
+from .modeling_outputs import EncoderForPreTrainingOutput
+from .modeling_pretraining_losses import gather_pair_ids, gather_rows, hard_negatives, matching_loss, share_of_all
+
+KEPT_OF_THE_ENCODER = ("image_mask", "query_states", "key_states", "hidden_states", "attentions")
+
+
+class MatchingHead(nn.Module):
+    """Two logits a fused vector, column 1 = text and image match: `(..., C)` -> `(..., 2)`."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.fc = nn.Linear(hidden_size, 2)
+
+    def forward(self, fused: torch.Tensor) -> torch.Tensor:
+        return self.fc(fused)
+
+
+class FusionEncoderForPreTraining(FusionEncoderPreTrainedModel):
+    """Fusion encoder with ViLT's two heads of pre-training: image-text matching and masked words.
+
+    A term is computed when its inputs are given and its weight in the configuration is not 0. With both terms on, every
+    parameter gets a gradient, so DistributedDataParallel needs no `find_unused_parameters`.
+
+    Example:
+        >>> config = FusionEncoderConfig(
+        ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        ...     image_size=8, patch_size=4)
+        >>> model = FusionEncoderForPreTraining(config)
+        >>> text, labels = torch.ones(3, 5, dtype=torch.long), torch.full((3, 5), -100)
+        >>> labels[:, 2] = 7
+        >>> output = model(input_ids=text, pixel_values=torch.zeros(3, 3, 8, 8), masked_input_ids=text, masked_labels=labels,
+        ...                image_ids=torch.arange(3), caption_ids=torch.arange(3))
+        >>> output.matching_logits.shape, output.masked_word_logits.shape
+        (torch.Size([6, 2]), torch.Size([3, 5, 50]))
+        >>> torch.allclose(output.loss, output.matching_loss + output.masked_word_loss)
+        True
+    """
+
+    _tied_weights_keys = {"mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: FusionEncoderConfig):
+        super().__init__(config)
+        self.fusion_encoder = FusionEncoderModel(config)
+        self.itm_score = MatchingHead(config.hidden_size)
+        self.mlm_score = MaskedWordHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the decoder of masked words."""
+        return self.mlm_score.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the decoder of masked words."""
+        self.mlm_score.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        masked_input_ids: torch.Tensor | None = None,
+        masked_labels: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        caption_ids: torch.Tensor | None = None,
+        output_query_states: bool | Sequence[int] | None = None,
+        output_key_states: bool | Sequence[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EncoderForPreTrainingOutput:
+        """Compare B matched pairs with drawn ones, and complete their masked words.
+
+        Args:
+            input_ids: `(B, T)`, the text as it is.
+            attention_mask: `(B, T)`.
+            pixel_values: `(B, 1, 3, H, W)` or `(B, 3, H, W)`, the image that belongs to each text.
+            pixel_mask: `(B, 1, H, W)`.
+            token_type_ids: `(B, T)`.
+            masked_input_ids: `(B, T)`, the same text with words masked; gives `masked_word_logits`.
+            masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives `masked_word_loss`.
+            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, each text is also held against an image that
+                is drawn from all processes, uniformly among those that are not known to fit it; gives `matching_loss`.
+                Pixels of all processes are then gathered.
+            caption_ids: `(B,)` int64, equal for equal captions.
+            output_query_states: True or a list of layers, of the matched pairs with their unmasked text.
+            output_key_states: likewise.
+            **kwargs: as in `FusionEncoderModel.forward`, of that pass too.
+
+        Returns:
+            An `EncoderForPreTrainingOutput`; without ids `matching_logits` are `(B, 2)`, of the pairs as they are given.
+
+        Raises:
+            ValueError: a shape does not fit, rows have more than one image, or one of two inputs that belong together is
+                missing.
+        """
+        check_pretraining_inputs(pixel_values, masked_input_ids, masked_labels, image_ids, caption_ids)
+        text = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        images = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+        output = self.fusion_encoder(
+            input_ids=input_ids,
+            **text,
+            **images,
+            output_query_states=output_query_states,
+            output_key_states=output_key_states,
+            **kwargs,
+        )
+        results: dict[str, Any] = {name: output[name] for name in KEPT_OF_THE_ENCODER if output.get(name) is not None}
+        if self.config.matching_weight:
+            # Left out otherwise: an output without a gradient would mislead `find_unused_parameters`.
+            results["pooler_output"] = output.pooler_output
+            fused = output.pooler_output[:, 0]
+            if image_ids is not None and caption_ids is not None:
+                ids = gather_pair_ids(image_ids, caption_ids)
+                rows = hard_negatives(torch.zeros(len(image_ids), len(ids.image_ids), device=image_ids.device), ids)
+                drawn = self.fusion_encoder(input_ids=input_ids, **text, **_drawn_images(pixel_values, pixel_mask, rows))
+                fused = torch.cat([fused, drawn.pooler_output[:, 0]])
+                results["negative_image_rows"] = rows
+                results["matching_labels"] = torch.cat([torch.ones_like(rows), torch.where(rows < 0, -100, 0)])
+            results["matching_logits"] = self.itm_score(fused)
+            if "matching_labels" in results:
+                results["matching_loss"] = matching_loss(results["matching_logits"], results["matching_labels"])
+        if self.config.masked_word_weight and masked_input_ids is not None:
+            masked = self.fusion_encoder(input_ids=masked_input_ids, **text, **images)
+            results["masked_word_logits"] = self.mlm_score(masked.last_hidden_state[:, : masked_input_ids.shape[1]])
+            if masked_labels is not None:
+                results["masked_word_loss"] = masked_words_of_all(results["masked_word_logits"], masked_labels)
+        return EncoderForPreTrainingOutput(loss=total_loss(results, self.config), **results)
+
+
+def check_pretraining_inputs(
+    pixel_values: torch.Tensor | None,
+    masked_input_ids: torch.Tensor | None,
+    masked_labels: torch.Tensor | None,
+    image_ids: torch.Tensor | None,
+    caption_ids: torch.Tensor | None,
+) -> None:
+    """Refuse inputs that belong together and are not, and more than one image a row."""
+    if (image_ids is None) != (caption_ids is None):
+        given, missing = ("caption_ids", "image_ids") if image_ids is None else ("image_ids", "caption_ids")
+        raise ValueError(f"{given} was given without {missing}; give both, so that no pair that fits is taken as a negative.")
+    if masked_labels is not None and masked_input_ids is None:
+        raise ValueError("masked_labels was given without masked_input_ids; give the masked text too.")
+    if pixel_values is not None and pixel_values.dim() == 5 and pixel_values.shape[1] != 1:
+        raise ValueError(f"the rows have {pixel_values.shape[1]} images, but a caption has one; give one image a row.")
+
+
+def masked_words_of_all(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return `masked_word_loss` as this process' part of the mean over the masked tokens of all processes."""
+    return masked_word_loss(logits, labels) * share_of_all((labels != -100).sum())
+
+
+def total_loss(results: Mapping[str, Any], config: PreTrainedConfig) -> torch.Tensor | None:
+    """Return the sum of the terms that were computed, weighted by the configuration; None if none was."""
+    weights = {name: getattr(config, name.removesuffix("loss") + "weight") for name in results if name.endswith("_loss")}
+    return sum(weight * results[name] for name, weight in weights.items()) if weights else None
+
+
+def _drawn_images(
+    pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, rows: torch.Tensor
+) -> dict[str, torch.Tensor | None]:
+    """Return the pixels of the rows drawn (of row 0 where none was) from all processes."""
+    gathered = gather_rows(pixel_values)
+    if pixel_mask is None and gathered is not pixel_values:  # another process' images may be larger
+        pixel_mask = pixel_values.new_ones(pixel_values.shape[:-3] + pixel_values.shape[-2:], dtype=torch.bool)
+    places = rows.clamp(min=0)
+    return {
+        "pixel_values": gathered[places],
+        "pixel_mask": None if pixel_mask is None else gather_rows(pixel_mask)[places],
+    }
+
+
+__all__ = ["FusionEncoderForPreTraining", "MatchingHead"]
