@@ -2,14 +2,17 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
-from dual_distill.objectives import DiDEObjective
+from dual_distill.objectives import DiDEObjective, DistillVLMObjective, PreTrainingObjective, RankingObjective
 
 from .teacher_cache import KINDS
+
+_HARD_WEIGHTS = ("contrastive_weight", "matching_weight", "masked_word_weight")
+"""Weights that a model for pre-training keeps in its configuration, because it computes these losses itself."""
 
 
 @dataclass
@@ -20,7 +23,7 @@ class DistillationTrainingArguments(TrainingArguments):
         ValueError: a weight, the temperature or the layer map is out of range; the message names it.
 
     References:
-        Wang et al., EMNLP 2022, arXiv 2112.08723.
+        Wang et al., EMNLP 2022, arXiv 2112.08723; Fang et al., ICCV 2021, arXiv 2104.02096 (method distillvlm).
 
     Example:
         >>> args = DistillationTrainingArguments(output_dir="out", layer_map='{"-1": -1, "0": 0}', use_cpu=True)
@@ -28,6 +31,13 @@ class DistillationTrainingArguments(TrainingArguments):
         ({-1: -1, 0: 0}, 0.98, False)
     """
 
+    method: Literal["dide", "distillvlm"] = field(
+        default="dide",
+        metadata={
+            "help": "What is distilled: dide (cross-modal attention, for a dual encoder) or distillvlm (whole attention "
+            "matrices and hidden states, for a small fusion encoder)."
+        },
+    )
     attention_weight: float = field(
         default=1.0, metadata={"help": "Weight of cross-modal attention distillation (recipe: 1). 0 leaves it out."}
     )
@@ -49,6 +59,55 @@ class DistillationTrainingArguments(TrainingArguments):
     relation_heads: int | None = field(
         default=None,
         metadata={"help": "Heads over which attention is compared when teacher and student differ in heads or width."},
+    )
+    hidden_weight: float = field(
+        default=1.0, metadata={"help": "distillvlm: weight of the hidden states' loss (the paper's is not published)."}
+    )
+    hidden_loss: Literal["nce", "mse", "none"] = field(
+        default="nce", metadata={"help": "distillvlm: noise-contrastive (paper), squared difference, or none."}
+    )
+    hidden_layers: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "distillvlm: student layer to teacher layer of the hidden states, as layer_map. Default: last to last."
+        },
+    )
+    hidden_pooled: bool = field(
+        default=False, metadata={"help": "distillvlm: compare the mean of a row's tokens in place of each token (paper: each)."}
+    )
+    queue_size: int = field(
+        default=4096, metadata={"help": "distillvlm: teacher token states kept as negatives (paper: 4,096)."}
+    )
+    nce_temperature: float = field(
+        default=0.07, metadata={"help": "distillvlm: temperature of the noise-contrastive loss (the paper's is not published)."}
+    )
+    contrastive_weight: float | None = field(
+        default=None,
+        metadata={"help": "Pre-training, retrieval: weight of the image-text contrastive loss. Default: the model's, 1."},
+    )
+    matching_weight: float | None = field(
+        default=None,
+        metadata={"help": "Pre-training: weight of image-text matching. Default: the model's, 1. 0 leaves it out."},
+    )
+    masked_word_weight: float | None = field(
+        default=None, metadata={"help": "Pre-training: weight of masked words. Default: the model's, 1. 0 leaves them out."}
+    )
+    masking_share: float = field(default=0.15, metadata={"help": "Pre-training: share of words that are masked (BERT: 0.15)."})
+    soft_matching_weight: float = field(
+        default=1.0, metadata={"help": "Pre-training: weight of the teacher's verdict on matched and hard pairs. 0: none."}
+    )
+    soft_masked_word_weight: float = field(
+        default=1.0, metadata={"help": "Pre-training: weight of the teacher's distribution over masked words. 0: none."}
+    )
+    ranking_weight: float = field(
+        default=1.0, metadata={"help": "Retrieval: weight of the teacher's ranking of hard negatives. 0 leaves it out."}
+    )
+    ranking_negatives: int = field(
+        default=4,
+        metadata={
+            "help": "Retrieval: entries that each text and each image is ranked against; the hardest for a student with a "
+            "teacher, drawn ones for a fusion encoder."
+        },
     )
     cache_teacher: str | None = field(
         default=None,
@@ -79,17 +138,14 @@ class DistillationTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check the ranges before anything is built."""
-        if isinstance(self.layer_map, str):
-            try:
-                self.layer_map = json.loads(self.layer_map)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"layer_map is {self.layer_map!r}, which is no JSON ({error}); write it as '{{\"-1\": -1}}'."
-                ) from error
-        if self.layer_map is not None:
-            if not isinstance(self.layer_map, dict):
-                raise ValueError(f"layer_map is {self.layer_map!r}; give an object of student layer to teacher layer.")
-            self.layer_map = {int(student): int(teacher) for student, teacher in self.layer_map.items()}
+        self.layer_map = _layer_map("layer_map", self.layer_map)
+        self.hidden_layers = _layer_map("hidden_layers", self.hidden_layers)
+        if self.method not in ("dide", "distillvlm"):
+            raise ValueError(f"method is {self.method!r}; give dide or distillvlm.")
+        if self.method == "distillvlm" and self.cache_teacher is not None:
+            raise ValueError(
+                f"cache_teacher is {self.cache_teacher!r}, but a cache keeps what dide compares; leave it out for distillvlm."
+            )
         if self.cache_teacher not in (None, *KINDS):
             raise ValueError(f"cache_teacher is {self.cache_teacher!r}; give one of {', '.join(KINDS)}, or leave it out.")
         if self.cache_teacher == "logits" and self.attention_weight:
@@ -99,22 +155,104 @@ class DistillationTrainingArguments(TrainingArguments):
             )
         if not self.head_learning_rate_factor > 0:
             raise ValueError(f"head_learning_rate_factor is {self.head_learning_rate_factor}; give a number above 0.")
+        if not 0 < self.masking_share <= 1:
+            raise ValueError(f"masking_share is {self.masking_share}; give a share of words above 0 and at most 1.")
+        if self.ranking_negatives < 1:
+            raise ValueError(f"ranking_negatives is {self.ranking_negatives}; give 1 or more.")
+        for name in _HARD_WEIGHTS:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):  # not: NaN is refused too
+                raise ValueError(f"{name} is {value}; give a number >= 0, 0 to leave that loss out.")
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False  # nothing to pin for; torch would warn at every epoch
         super().__post_init__()
         self.make_objective(multi_label=False)
+        self.make_pretraining_objective()
 
-    def make_objective(self, multi_label: bool) -> DiDEObjective:
-        """Build the objective that these arguments describe; the ranges of its weights are checked there."""
-        return DiDEObjective(
+    def make_objective(
+        self, multi_label: bool, student: Any = None, teacher: Any = None
+    ) -> DiDEObjective | DistillVLMObjective:
+        """Build the objective that these arguments describe; the ranges of its weights are checked there.
+
+        Args:
+            multi_label: whether each answer is a yes-or-no of its own.
+            student: configuration of the student, whose width the projection of distillvlm takes; None: width 1, to check.
+            teacher: that of the teacher.
+        """
+        shared: dict[str, Any] = {
+            "attention_weight": self.attention_weight,
+            "soft_label_weight": self.soft_label_weight,
+            "label_weight": self.label_weight,
+            "temperature": self.temperature,
+            "layer_map": cast("dict[int, int] | None", self.layer_map),
+            "relation_heads": self.relation_heads,
+            "multi_label": multi_label,
+        }
+        if self.method == "dide":
+            return DiDEObjective(**shared)
+        return DistillVLMObjective(
+            student_size=getattr(student, "hidden_size", 1),
+            teacher_size=getattr(teacher, "hidden_size", 1),
+            hidden_weight=self.hidden_weight,
+            hidden_loss=self.hidden_loss,
+            hidden_layers=cast("dict[int, int] | None", self.hidden_layers),
+            pooled=self.hidden_pooled,
+            queue_size=self.queue_size,
+            nce_temperature=self.nce_temperature,
+            **shared,
+        )
+
+    def make_pretraining_objective(self) -> PreTrainingObjective:
+        """Build the objective of pre-training that these arguments describe; its ranges are checked there."""
+        return PreTrainingObjective(
             attention_weight=self.attention_weight,
-            soft_label_weight=self.soft_label_weight,
-            label_weight=self.label_weight,
+            soft_matching_weight=self.soft_matching_weight,
+            soft_masked_word_weight=self.soft_masked_word_weight,
             temperature=self.temperature,
             layer_map=cast("dict[int, int] | None", self.layer_map),
             relation_heads=self.relation_heads,
-            multi_label=multi_label,
         )
+
+    def make_ranking_objective(self) -> RankingObjective:
+        """Build the objective of retrieval that these arguments describe; its ranges are checked there."""
+        return RankingObjective(
+            contrastive_weight=1.0 if self.contrastive_weight is None else self.contrastive_weight,
+            ranking_weight=self.ranking_weight,
+            attention_weight=self.attention_weight,
+            temperature=self.temperature,
+            layer_map=cast("dict[int, int] | None", self.layer_map),
+            relation_heads=self.relation_heads,
+        )
+
+    def write_weights(self, config: PreTrainedConfig) -> None:
+        """Write the weights of the hard terms that were given into the configuration of a model for pre-training.
+
+        Raises:
+            ValueError: a weight of a term that such a model does not have.
+        """
+        for name in _HARD_WEIGHTS:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not hasattr(config, name):
+                raise ValueError(
+                    f"{name} is {value}, but a {config.model_type} has no such term; leave it out, or pre-train another model."
+                )
+            setattr(config, name, value)
+
+
+def _layer_map(name: str, given: dict | str | None) -> dict | None:
+    """Read a map of layers that may be given as JSON, whose keys are strings."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} is {given!r}, which is no JSON ({error}); write it as '{{\"-1\": -1}}'.") from error
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise ValueError(f"{name} is {given!r}; give an object of student layer to teacher layer.")
+    return {int(student): int(teacher) for student, teacher in given.items()}
 
 
 __all__ = ["DistillationTrainingArguments"]

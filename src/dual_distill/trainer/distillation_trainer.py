@@ -93,7 +93,7 @@ class DistillationTrainer(Trainer):
             return
         student = self.accelerator.unwrap_model(self.model)
         if objective is None:
-            objective = args.make_objective(multi_label=student.config.problem_type == "multi_label_classification")
+            objective = self._make_objective(student, taught_by)
         check_pair(student, taught_by, objective)
         self.teacher = taught_by.requires_grad_(False).eval().to(self.args.device)
         self.objective = objective.to(self.args.device)
@@ -149,6 +149,11 @@ class DistillationTrainer(Trainer):
             logger.info("the teacher cache will take about %.2f GB", estimated / 1e9)
             cache.check_space(estimated)
         return cache
+
+    def _make_objective(self, student: nn.Module, teacher: nn.Module) -> Objective:
+        """Build the objective that the arguments describe, for these two."""
+        multi_label = student.config.problem_type == "multi_label_classification"
+        return self.args.make_objective(multi_label, student.config, getattr(teacher, "config", None))
 
     def _check_objective(self, objective: Objective) -> None:
         """Refuse what an objective's parameters cannot do: be trained where the student's are sharded, or not at all."""

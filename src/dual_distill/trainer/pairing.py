@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import nn
 
-from dual_distill.objectives import DiDEObjective
+from dual_distill.objectives import DiDEObjective, DistillVLMObjective, Objective
 
 
-def check_pair(student: nn.Module, teacher: nn.Module, objective: DiDEObjective) -> None:
+def check_pair(student: nn.Module, teacher: nn.Module, objective: Objective) -> None:
     """Raise a `ValueError` if this objective cannot compare these two; the sentence names both values and the way out.
 
     A foreign teacher's configuration may lack a field; what it does not say is not checked.
@@ -27,11 +27,13 @@ def check_pair(student: nn.Module, teacher: nn.Module, objective: DiDEObjective)
         "a vocabulary of {} word pieces",
         "both must read the same word pieces: build the student with the teacher's tokenizer, or with `from_fusion_encoder`",
     )
-    _same_patches(ours, theirs)
+    _same_images(ours, theirs)
     _same(ours, theirs, "num_images", "{} images a row", "set num_images of both to the task's number of images")
     if objective.soft_label_weight:
         _same_labels(ours, theirs)
-    if objective.attention_weight:
+    if isinstance(objective, DistillVLMObjective):
+        _comparable_tokens(ours, theirs, objective)
+    if isinstance(objective, DiDEObjective | DistillVLMObjective) and objective.attention_weight:
         if getattr(theirs, "model_type", None) == "vilt":
             raise ValueError(
                 "teacher and student cannot be paired: transformers' ViLT draws its patches in a random order in every forward "
@@ -75,6 +77,28 @@ def _patches(config: Any) -> tuple[Any, tuple[int, int]] | None:
     return patch, (height // patch, width // patch)
 
 
+def _same_images(ours: Any, theirs: Any) -> None:
+    """Refuse patches beside regions, unlike patch grids, and regions in boxes of two detectors."""
+    student, teacher = (_field(config, "visual_inputs") or "patches" for config in (ours, theirs))
+    if student != teacher:
+        _refuse(
+            f"{teacher} as visual_inputs",
+            f"{student}",
+            "image tokens are compared one by one: give both the same visual_inputs",
+        )
+    if student == "patches":
+        _same_patches(ours, theirs)
+        return
+    _same(
+        ours,
+        theirs,
+        "region_boxes_id",
+        "regions in the boxes of {!r}",
+        "region i must be the same box on both sides: adapt the teacher, that is, train it on its own features at the "
+        "student's boxes (dual-distill regions TEACHER_DETECTOR --boxes STUDENT_STORE)",
+    )
+
+
 def _same_patches(ours: Any, theirs: Any) -> None:
     student, teacher = _patches(ours), _patches(theirs)
     if student and teacher and student != teacher:
@@ -97,7 +121,29 @@ def _same_labels(ours: Any, theirs: Any) -> None:
     _refuse(f"answer {index} = {teacher[index]!r}", f"answer {index} = {student.get(index)!r}", way_out)
 
 
-def _comparable_heads(ours: Any, theirs: Any, objective: DiDEObjective) -> None:
+def _comparable_tokens(ours: Any, theirs: Any, objective: DistillVLMObjective) -> None:
+    """Refuse what cannot be compared token by token: two towers, unlike depths, another width than the projection's."""
+    for role, config in (("teacher", theirs), ("student", ours)):
+        if objective.attention_weight + objective.hidden_weight and getattr(config, "text_config", None) is not None:
+            raise ValueError(
+                f"teacher and student cannot be paired: the {role} has two towers, but distillvlm compares states of one "
+                "sequence of words and regions; take a fusion encoder, or method dide."
+            )
+    sides = (
+        ("teacher", theirs, objective.teacher_size, list(objective.hidden_layers.values())),
+        ("student", ours, objective.student_size, list(objective.hidden_layers)),
+    )
+    for role, config, size, layers in sides:
+        _layers_exist(config, layers, role, "hidden_layers")
+        width = _field(config, "hidden_size")
+        if layers and width is not None and width != size:
+            raise ValueError(
+                f"teacher and student cannot be paired: the {role} has width {width}, the objective was built for {size}; "
+                f"give it {role}_size={width}."
+            )
+
+
+def _comparable_heads(ours: Any, theirs: Any, objective: DiDEObjective | DistillVLMObjective) -> None:
     student, teacher = _field(ours, "num_attention_heads"), _field(theirs, "num_attention_heads")
     if objective.relation_heads is None:
         if student is not None and teacher is not None and student != teacher:
@@ -116,13 +162,13 @@ def _comparable_heads(ours: Any, theirs: Any, objective: DiDEObjective) -> None:
             )
 
 
-def _layers_exist(config: Any, layers: list[int], role: str) -> None:
+def _layers_exist(config: Any, layers: list[int], role: str, name: str = "layer_map") -> None:
     for tower in _towers(config):
         depth = getattr(tower, "num_hidden_layers", None)
         for layer in layers:
             if depth is not None and not -depth <= layer < depth:
                 raise ValueError(
-                    f"teacher and student cannot be paired: layer_map names layer {layer} of the {role}, which has {depth} "
+                    f"teacher and student cannot be paired: {name} names layer {layer} of the {role}, which has {depth} "
                     f"layers; choose from {-depth} to {depth - 1}."
                 )
 

@@ -102,7 +102,7 @@ def plan_run(
         if teacher_class is not None:
             teacher = teacher_class(teacher_config)
             teacher_parameters = _num_parameters(teacher)
-            objective = training_arguments.make_objective(multi_label=task.answers_column is not None)
+            objective = training_arguments.make_objective(task.answers_column is not None, config, teacher_config)
             check_pair(student, teacher, objective)
             layers = objective.student_layers
     # The two forms of which a CPU knows the cost; flex and flash attention keep what sdpa keeps.
