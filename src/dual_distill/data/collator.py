@@ -1,4 +1,4 @@
-"""Rows of a task to one padded batch; teacher and student see the same tensors.
+"""Rows of a task to one padded batch; teacher and student see the same tensors, or the same regions in features of their own.
 
 Decoding and resizing cost more than a small model's forward pass, so prepared pictures are kept in memory by content,
 up to a limit in bytes. What is unusual: a full cache stops taking pictures in instead of throwing the oldest out.
@@ -18,6 +18,9 @@ from dual_distill.vqa_answers import soft_scores
 
 from .images import MAX_PIXELS, ImageError, decode_image, image_source
 from .numbered_rows import EPOCH_COLUMN, INDEX_COLUMN
+from .region_inputs import MAX_REGIONS, NUM_TAGS, distinct_tags, pad_regions, tag_texts
+from .region_set import RegionSet
+from .region_store import RegionStore
 from .tasks import Task
 
 _UNKNOWN_LABEL = -100
@@ -47,9 +50,16 @@ class DistillationCollator:
             `NumberedRows`, and to no others: training rows are wrapped in it, evaluation rows are not, and one collator
             serves both. `key = (row["__epoch__"], row["__index__"], place of the image column)`, so that it can draw the
             same change for the same key; augmented pictures are not cached. None changes nothing.
+        regions: where the regions of each image are; the batch then holds them in place of pixels, and their tags behind the
+            text. None: pixels.
+        teacher_regions: the teacher's features of the same boxes, which the batch holds beside them; None: teacher and student
+            read the same.
+        num_tags: most object tags beside a text, each once; 0: none.
+        max_regions: most regions an image, the first of the store.
 
     Raises:
-        ValueError: `label_names` holds a name twice, or a limit is negative.
+        ValueError: `label_names` holds a name twice, a limit is negative, the two stores have other boxes, or an augmentation
+            is given beside regions, whose features it cannot change.
 
     Example:
         >>> from .tasks import TASKS
@@ -68,12 +78,21 @@ class DistillationCollator:
         image_cache_mb: float = 512,
         max_pixels: int = MAX_PIXELS,
         augmentation: Callable[[Image.Image, tuple[int, int, int]], Image.Image] | None = None,
+        regions: RegionStore | None = None,
+        teacher_regions: RegionStore | None = None,
+        num_tags: int = NUM_TAGS,
+        max_regions: int = MAX_REGIONS,
     ) -> None:
         if len(set(label_names)) < len(label_names):
             twice = next(name for name in label_names if list(label_names).count(name) > 1)
             raise ValueError(f"label_names holds {twice!r} more than once, but each label has one place in the logits.")
         if image_cache_mb < 0:
             raise ValueError(f"image_cache_mb is {image_cache_mb}, but a limit is 0 (no cache) or more.")
+        _check_stores(regions, teacher_regions, augmentation is not None)
+        self.regions = regions
+        self.teacher_regions = teacher_regions
+        self.num_tags = num_tags
+        self.max_regions = max_regions
         self.processor = processor
         self.task = task
         self.label_names = tuple(label_names)
@@ -97,12 +116,14 @@ class DistillationCollator:
             float32; `pixel_mask` `(B, N, H, W)`; `labels` `(B,)` int64, -100 where the answer is none of `label_names`. Where
             the task has an `answers_column` and a row holds it, `labels` are soft scores `(B, answers)` float32 in [0, 1];
             an answer that is none of `label_names` scores nothing, so that a row may be all zero, and is then trained to
-            give no answer.
+            give no answer. With `regions`, in place of pixels, `region_features` `(B, R, F)`, `region_boxes` `(B, R, 6)`,
+            `region_mask` `(B, R)` bool and `token_type_ids` `(B, T)`, 1 for tags; with `teacher_regions` also
+            `teacher_region_features` `(B, R, F')`.
 
         Raises:
             ImageError: a picture cannot be used.
-            ValueError: no rows, a column is missing, a text is empty, a label is neither a string nor an index of
-                `label_names`, or answers are not a list of strings.
+            ValueError: no rows, a column is missing, a text is empty, a store lacks an image, a label is neither a string nor
+                an index of `label_names`, or answers are not a list of strings.
         """
         if not rows:
             raise ValueError("A batch needs at least one row, but the list is empty.")
@@ -117,20 +138,13 @@ class DistillationCollator:
         max_length = self.max_text_length
         if max_length is None and self.processor.tokenizer.model_max_length < _NO_LIMIT:
             max_length = self.processor.tokenizer.model_max_length
-        text = self.processor.tokenizer(
-            [self._text(row, _row_name(row, position)) for position, row in enumerate(rows)],
-            padding="longest",
-            truncation=max_length is not None,
-            max_length=max_length,
-            return_tensors="pt",
+        names = [_row_name(row, position) for position, row in enumerate(rows)]
+        texts = [self._text(row, name) for row, name in zip(rows, names, strict=True)]
+        batch = (
+            self._with_regions(rows, names, texts, max_length)
+            if self.regions
+            else self._with_pixels(rows, names, texts, max_length)
         )
-        images = self.processor.pad_images([self._images(row, _row_name(row, position)) for position, row in enumerate(rows)])
-        batch = {
-            "input_ids": text["input_ids"],
-            "attention_mask": text["attention_mask"],
-            "pixel_values": images["pixel_values"],
-            "pixel_mask": images["pixel_mask"],
-        }
         if self.task.answers_column is not None and any(self.task.answers_column in row for row in rows):
             batch["labels"] = torch.stack(
                 [self._scores(row.get(self.task.answers_column), _row_name(row, i)) for i, row in enumerate(rows)]
@@ -139,6 +153,72 @@ class DistillationCollator:
             labels = [self._label(row, _row_name(row, position)) for position, row in enumerate(rows)]
             batch["labels"] = torch.tensor(labels, dtype=torch.int64)
         return batch
+
+    def _with_pixels(
+        self, rows: Sequence[Mapping[str, Any]], names: Sequence[str], texts: list[str], max_length: int | None
+    ) -> dict[str, torch.Tensor]:
+        text = self.processor.tokenizer(
+            texts, padding="longest", truncation=max_length is not None, max_length=max_length, return_tensors="pt"
+        )
+        images = self.processor.pad_images([self._images(row, name) for row, name in zip(rows, names, strict=True)])
+        return {
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+            "pixel_values": images["pixel_values"],
+            "pixel_mask": images["pixel_mask"],
+        }
+
+    def _with_regions(
+        self, rows: Sequence[Mapping[str, Any]], names: Sequence[str], texts: list[str], max_length: int | None
+    ) -> dict[str, torch.Tensor]:
+        regions = [self.find_regions(row, name) for row, name in zip(rows, names, strict=True)]
+        tags = [distinct_tags(row, self.num_tags) for row in regions]
+        batch = tag_texts(self.processor.tokenizer, texts, tags, max_length) | pad_regions(regions)
+        return batch | self.teacher_features(rows, names, regions)
+
+    def find_regions(self, row: Mapping[str, Any], name: str) -> list[RegionSet]:
+        """Return the regions of each image of a row, from the store.
+
+        Args:
+            row: with the task's image columns.
+            name: of the row, in errors.
+
+        Raises:
+            ImageError: a picture cannot be read.
+            ValueError: the store lacks it.
+        """
+        assert self.regions is not None
+        found = (self.regions.find_image(row[column], name) for column in self.task.image_columns)
+        return [one.first(self.max_regions) for one in found]
+
+    def teacher_features(
+        self, rows: Sequence[Mapping[str, Any]], names: Sequence[str], regions: Sequence[Sequence[RegionSet]]
+    ) -> dict[str, torch.Tensor]:
+        """Return `teacher_region_features` of a batch; nothing where teacher and student read the same.
+
+        Args:
+            rows: of the batch.
+            names: of the rows, in errors.
+            regions: what `find_regions` gave for each row.
+
+        Raises:
+            ValueError: the teacher's store lacks an image, or has another number of regions for it.
+        """
+        if self.teacher_regions is None:
+            return {}
+        theirs: list[list[RegionSet]] = []
+        for row, name, ours in zip(rows, names, regions, strict=True):
+            found = [
+                self.teacher_regions.find_image(row[column], name).first(self.max_regions) for column in self.task.image_columns
+            ]
+            for one, other in zip(ours, found, strict=True):
+                if len(one.boxes_px) != len(other.boxes_px):
+                    raise ValueError(
+                        f"Row {name}: {self.regions!r} has {len(one.boxes_px)} regions, {self.teacher_regions!r} "
+                        f"{len(other.boxes_px)}; make the teacher's anew at the student's boxes (--boxes)."
+                    )
+            theirs.append(found)
+        return {"teacher_region_features": pad_regions(theirs)["region_features"]}
 
     def _text(self, row: Mapping[str, Any], name: str) -> str:
         text = row[self.task.text_column]
@@ -209,6 +289,23 @@ class DistillationCollator:
     def __getstate__(self) -> dict[str, Any]:
         """Without the cached pictures: a worker process fills its own."""
         return {**self.__dict__, "_cache": {}, "_cached_bytes": 0}
+
+
+def _check_stores(regions: RegionStore | None, teacher_regions: RegionStore | None, is_augmented: bool) -> None:
+    if regions is None:
+        if teacher_regions is not None:
+            raise ValueError("teacher_regions are given without regions; give the student's store as well.")
+        return
+    if is_augmented:
+        raise ValueError(
+            "an augmentation is given beside regions, whose features do not change with it; leave one of them out."
+        )
+    if teacher_regions is not None and teacher_regions.boxes_id != regions.boxes_id:
+        raise ValueError(
+            f"the regions have boxes by {regions.boxes_id!r}, those of the teacher by {teacher_regions.boxes_id!r}, but region "
+            "i must be the same box on both sides; make the teacher's features at the student's boxes (dual-distill regions "
+            "... --boxes STUDENT_STORE), and train the teacher again on them."
+        )
 
 
 def _content_key(source: bytes | Image.Image) -> bytes:
