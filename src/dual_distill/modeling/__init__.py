@@ -3,6 +3,7 @@
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
@@ -25,6 +26,7 @@ from .modeling_fusion_encoder import (
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
 )
+from .modeling_fusion_encoder_captioning import FusionEncoderForCaptioning
 from .modeling_fusion_encoder_heads import FusionEncoderForImageTextRetrieval, FusionEncoderForMaskedLM
 from .modeling_fusion_encoder_pretraining import FusionEncoderForPreTraining
 from .modeling_outputs import (
@@ -60,6 +62,7 @@ for _config, _model in (
     # transformers has no Auto class for "classify a text with images"; this one is what its examples load classifiers with.
     AutoModelForSequenceClassification.register(_config, _model)
 AutoModelForMaskedLM.register(FusionEncoderConfig, FusionEncoderForMaskedLM)
+AutoModelForImageTextToText.register(FusionEncoderConfig, FusionEncoderForCaptioning)
 AutoModelForPreTraining.register(FusionEncoderConfig, FusionEncoderForPreTraining)
 AutoModelForPreTraining.register(DualEncoderConfig, DualEncoderForPreTraining)
 AutoModelForZeroShotImageClassification.register(DualEncoderConfig, DualEncoderForImageTextRetrieval)
@@ -81,6 +84,7 @@ __all__ = [
     "EncoderForPreTrainingOutput",
     "EncoderForTaskOutput",
     "FusionEncoderConfig",
+    "FusionEncoderForCaptioning",
     "FusionEncoderForImageTextRetrieval",
     "FusionEncoderForImagesAndTextClassification",
     "FusionEncoderForMaskedLM",

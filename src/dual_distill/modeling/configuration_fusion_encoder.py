@@ -47,7 +47,9 @@ class FusionEncoderConfig(PreTrainedConfig):
         region_boxes_id: names the detector whose boxes the model was trained on; None: not known. Teacher and student must
             agree in it, or their regions do not correspond.
         region_features_id: names the backbone that the region features came from; None: not known.
-        mask_token_id: id of the mask token, which captions are decoded with.
+        mask_token_id: id of the mask token, which captions are written with.
+        bos_token_id: id of the token that captions begin with (BERT's [CLS]).
+        eos_token_id: id of the token that captions end with (BERT's [SEP]).
         max_caption_tokens: positions that captions may take; object tags start behind them in `ForCaptioning`.
 
     Raises:
@@ -107,6 +109,8 @@ class FusionEncoderConfig(PreTrainedConfig):
     region_boxes_id: str | None = None
     region_features_id: str | None = None
     mask_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
     max_caption_tokens: int = 40
 
     @classmethod

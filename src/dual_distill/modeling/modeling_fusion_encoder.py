@@ -67,10 +67,16 @@ class FusionEmbeddings(ImageEmbeddings):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return text `(B, T, C)`, images `(B, N, 1 + I, C)` and the image mask `(B, N, 1 + I)` (None: all real)."""
         modalities = self.token_type_embeddings.weight
-        text = self.text_embeddings(input_ids, token_type_ids, position_ids) + modalities[0]
+        text = self.embed_text(input_ids, token_type_ids, position_ids)
         images, mask = embed_image_rows(self, pixel_values, pixel_mask)
         slots = torch.arange(1, images.shape[1] + 1, device=images.device).clamp(max=modalities.shape[0] - 1)
         return text, images + self.token_type_embeddings(slots)[:, None], mask
+
+    def embed_text(
+        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, position_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return text `(B, T, C)` alone."""
+        return self.text_embeddings(input_ids, token_type_ids, position_ids) + self.token_type_embeddings.weight[0]
 
 
 def embed_image_rows(

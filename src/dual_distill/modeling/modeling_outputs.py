@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import Cache
 from transformers.utils import ModelOutput
 
 
@@ -102,6 +103,8 @@ class EncoderForTaskOutput(ModelOutput):
         key_states: likewise.
         hidden_states: tuple, on request, fusion encoder only.
         attentions: tuple, on request, fusion encoder with eager attention only.
+        attention_pattern: `(B, T + 1 + I, T + 1 + I)` bool, which query sees which key; captioning only, on request.
+        past_key_values: keys and values of the words so far; captioning only, while a caption is written with a cache.
     """
 
     loss: torch.FloatTensor | None = None
@@ -114,6 +117,8 @@ class EncoderForTaskOutput(ModelOutput):
     key_states: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    attention_pattern: torch.BoolTensor | None = None
+    past_key_values: Cache | None = None
 
 
 @dataclass

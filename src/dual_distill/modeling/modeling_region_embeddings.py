@@ -150,8 +150,13 @@ class RegionFusionEmbeddings(nn.Module):
             )
         rows = features.shape[:2]
         regions = self.region_embeddings(features.flatten(0, 1), boxes.flatten(0, 1), mask.flatten(0, 1))
-        text = self.text_embeddings(input_ids, token_type_ids, position_ids)
-        return text, regions.unflatten(0, rows), mask
+        return self.embed_text(input_ids, token_type_ids, position_ids), regions.unflatten(0, rows), mask
+
+    def embed_text(
+        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, position_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return text `(B, T, C)` alone."""
+        return self.text_embeddings(input_ids, token_type_ids, position_ids)
 
 
 __all__ = ["BOX_NUMBERS", "RegionEmbeddings", "RegionFusionEmbeddings", "as_region_rows", "check_regions"]

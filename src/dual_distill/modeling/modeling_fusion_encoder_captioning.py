@@ -1,0 +1,369 @@
+"""A fusion encoder that describes an image: learnt as masked words under a one-way mask, written word by word.
+
+Unusual here: a word is not told from the word before it, but from a [MASK] in its own place, as the model was trained. So each
+step of decoding reads two tokens, the word just written and a new [MASK]; the keys of the word are kept, those of the [MASK]
+are not. Tags and image see no word, so they are read once for an image, however many beams describe it; what later words need
+of them are keys and values, which travel through `generate` as one tensor.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Cache, GenerationConfig, GenerationMixin
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_fusion_encoder import FusionEncoderConfig
+from .modeling_caption_mask import TAG_SEGMENT, WORD_SEGMENT, attention_mask_of, check_caption_length
+from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel
+from .modeling_fusion_encoder_heads import MaskedWordHead, masked_word_loss
+from .modeling_layers import ExtendKeys
+from .modeling_outputs import EncoderForTaskOutput
+
+MAX_NEW_TOKENS = 20
+"""Longest caption that is written unless told otherwise, in tokens."""
+
+
+class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
+    """Fusion encoder that writes captions, from patches as well as from object tags and regions.
+
+    Words of the caption (segment 0) see earlier words, tags (segment 1) and the image; those never see a word (`seq2seq_mask`).
+    `forward` learns masked words under this mask; `generate` writes: greedy, or in beams (`num_beams=5`), at most 20 tokens
+    unless told otherwise, up to the config's `eos_token_id`.
+
+    The pooler is there for `pooler_output` alone: under DistributedDataParallel train with `ddp_find_unused_parameters=True`.
+
+    Example:
+        >>> config = FusionEncoderConfig(
+        ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        ...     image_size=8, patch_size=4, bos_token_id=2, eos_token_id=3, mask_token_id=4)
+        >>> model = FusionEncoderForCaptioning(config).eval()
+        >>> model(input_ids=torch.ones(3, 5, dtype=torch.long), pixel_values=torch.zeros(3, 3, 8, 8)).logits.shape
+        torch.Size([3, 5, 50])
+        >>> captions = model.generate(pixel_values=torch.zeros(3, 3, 8, 8), num_beams=2, max_new_tokens=6)
+        >>> len(captions), captions[:, 0], captions.shape[1] <= 7
+        (3, tensor([2, 2, 2]), True)
+    """
+
+    main_input_name = "input_ids"  # what `generate` lengthens
+    _supports_flash_attn = False  # it has no mask of this kind
+    _tied_weights_keys = {"mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: FusionEncoderConfig):
+        super().__init__(config)
+        self.fusion_encoder = FusionEncoderModel(config)
+        self.mlm_score = MaskedWordHead(config)
+        self.generation_config = GenerationConfig(
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
+        self.post_init()
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        """Return the decoder."""
+        return self.mlm_score.decoder
+
+    def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
+        """Replace the decoder."""
+        self.mlm_score.decoder = new_embeddings
+
+    def use_tokens_of(self, tokenizer: Any) -> None:
+        """Take the ids that writing needs from a BERT-like tokenizer: [CLS] begins, [SEP] ends, [MASK] asks, [PAD] fills.
+
+        Args:
+            tokenizer: has `cls_token_id`, `sep_token_id`, `mask_token_id` and `pad_token_id`.
+
+        Raises:
+            ValueError: one of them is None.
+        """
+        ids = {
+            "bos_token_id": tokenizer.cls_token_id,
+            "eos_token_id": tokenizer.sep_token_id,
+            "mask_token_id": tokenizer.mask_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        for name, value in ids.items():
+            if value is None:
+                raise ValueError(f"the tokenizer has nothing for {name}; captions need [CLS], [SEP], [MASK] and [PAD].")
+            setattr(self.config, name, value)
+            if name != "mask_token_id":
+                setattr(self.generation_config, name, value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_query_states: bool | Sequence[int] | None = None,
+        output_key_states: bool | Sequence[int] | None = None,
+        region_features: torch.Tensor | None = None,
+        region_boxes: torch.Tensor | None = None,
+        region_mask: torch.Tensor | None = None,
+        output_attention_pattern: bool | None = None,
+        context_states: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EncoderForTaskOutput:
+        """Give one logit a word piece for each text token under the mask of captions.
+
+        Args:
+            input_ids: `(B, T)`, caption and tags, some words of the caption replaced by the tokenizer's mask.
+            attention_mask: `(B, T)`; padding may stand anywhere.
+            pixel_values: `(B, 1, 3, H, W)` or `(B, 3, H, W)`.
+            pixel_mask: `(B, 1, H, W)`.
+            token_type_ids: `(B, T)`, 0 for words, 1 for tags; None: all words.
+            labels: `(B, T)` word pieces, -100 where nothing was masked.
+            output_query_states: True or a list of layers.
+            output_key_states: True or a list of layers.
+            region_features: `(B, R, F)`, in place of pixels.
+            region_boxes: `(B, R, 6)`.
+            region_mask: `(B, R)`.
+            output_attention_pattern: whether to give `attention_pattern`, which query sees which key.
+            context_states: while writing, what `read_context` gave, in place of tags and image; `input_ids` are then the
+                words since the last step and a [MASK].
+            context_mask: likewise.
+            past_key_values: while writing, the words so far; it is lengthened by the new words, not by the [MASK].
+            **kwargs: as in `FusionEncoderModel.forward`.
+
+        Returns:
+            An `EncoderForTaskOutput` with `logits` `(B, T, vocabulary)`, `(B, 1, vocabulary)` while writing; the loss is in
+            nats per labelled token.
+
+        Raises:
+            ValueError: a shape does not fit, the rows have more than one image, or a caption is too long.
+        """
+        if context_states is not None:
+            return self._write(input_ids, context_states, context_mask, past_key_values)
+        self._check_one_image(pixel_values, region_features)
+        output = self.fusion_encoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            token_type_ids=token_type_ids,
+            output_query_states=output_query_states,
+            output_key_states=output_key_states,
+            region_features=region_features,
+            region_boxes=region_boxes,
+            region_mask=region_mask,
+            caption_mask=True,
+            **kwargs,
+        )
+        logits = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
+        return EncoderForTaskOutput(
+            loss=None if labels is None else masked_word_loss(logits, labels),
+            logits=logits,
+            pooler_output=output.pooler_output,
+            image_mask=output.image_mask,
+            query_states=output.query_states,
+            key_states=output.key_states,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            attention_pattern=output.attention_pattern if output_attention_pattern else None,
+        )
+
+    def read_context(
+        self, tag_ids: torch.Tensor, tag_mask: torch.Tensor, **image: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read tags and image once, for all the words that will be written about them.
+
+        Args:
+            tag_ids: `(B, K)` word pieces of the tags, K may be 0.
+            tag_mask: `(B, K)`, 1 = real.
+            **image: `pixel_values` and `pixel_mask`, or `region_features`, `region_boxes` and `region_mask`.
+
+        Returns:
+            Keys and values `(B, layers, 2, H, K + I, D)`, and a mask `(B, K + I)`, True = real; I tokens of the image.
+        """
+        states: list[torch.Tensor] = []
+
+        def keep(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            states.append(torch.stack([keys, values], dim=1))
+            return keys, values
+
+        output = self.fusion_encoder(
+            input_ids=tag_ids,
+            attention_mask=tag_mask,
+            token_type_ids=torch.full_like(tag_ids, TAG_SEGMENT),
+            caption_mask=True,
+            extend_keys=[keep] * self.config.num_hidden_layers,
+            **image,
+        )
+        return torch.stack(states, dim=1), torch.cat([tag_mask.bool(), output.image_mask[:, 0]], dim=1)
+
+    def _write(
+        self,
+        input_ids: torch.Tensor,
+        context_states: torch.Tensor,
+        context_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> EncoderForTaskOutput:
+        """Tell the word that the [MASK] at the end of `input_ids` stands for."""
+        num_new = input_ids.shape[1]
+        num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        check_caption_length(num_past + num_new, 0, self.config)
+        positions = torch.arange(num_past, num_past + num_new, device=input_ids.device).expand_as(input_ids)
+        tokens = self.fusion_encoder.embeddings.embed_text(input_ids, None, positions)
+        if context_mask is None:
+            context_mask = context_states.new_ones((len(tokens), context_states.shape[-2]), dtype=torch.bool)
+        earlier = context_mask.new_ones((len(tokens), num_new, num_past + num_new)).tril(num_past)
+        pattern = torch.cat([context_mask[:, None].expand(-1, num_new, -1), earlier], dim=2)
+        mask = attention_mask_of(pattern, self.config, tokens, tokens.new_empty(*pattern.shape[::2], 0))
+
+        def behind_context(layer: int) -> ExtendKeys:
+            def extend(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                if past_key_values is not None:
+                    keys, values = past_key_values.update(keys, values, layer)
+                context_keys, context_values = context_states[:, layer].unbind(1)
+                return torch.cat([context_keys, keys], dim=2), torch.cat([context_values, values], dim=2)
+
+            return extend
+
+        extend_keys = [behind_context(layer) for layer in range(self.config.num_hidden_layers)]
+        hidden_states, _ = self.fusion_encoder.encoder(tokens, mask, extend_keys=extend_keys)
+        if past_key_values is not None:
+            past_key_values.crop(-1)  # the keys of the [MASK]
+        logits = self.mlm_score(self.fusion_encoder.layernorm(hidden_states[:, -1:]))
+        return EncoderForTaskOutput(logits=logits, past_key_values=past_key_values)
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]  # captions begin with [CLS]; the text that is given holds tags
+        self,
+        input_ids: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        region_features: torch.Tensor | None = None,
+        region_boxes: torch.Tensor | None = None,
+        region_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Write a caption for each row, by transformers' `generate`.
+
+        Args:
+            input_ids: `(B, T)`, `[CLS] tags [SEP]` or `[CLS] [SEP] tags [SEP]` as the processor gives; None: no tags.
+            generation_config: as for transformers' `generate`; None: the model's own.
+            attention_mask: `(B, T)`.
+            token_type_ids: `(B, T)`, 1 for tags and what ends them; None: no tags.
+            pixel_values: `(B, 1, 3, H, W)` or `(B, 3, H, W)`.
+            pixel_mask: `(B, 1, H, W)`.
+            region_features: `(B, R, F)`, in place of pixels.
+            region_boxes: `(B, R, 6)`.
+            region_mask: `(B, R)`.
+            **kwargs: as for transformers' `generate`: `num_beams`, `max_new_tokens`, `length_penalty`, `do_sample`,
+                `use_cache`, `return_dict_in_generate`, and so on.
+
+        Returns:
+            `(B * num_return_sequences, L)` ids from [CLS] on, behind the end [PAD] (in beams [SEP], where [PAD] has the id 0);
+            or transformers' output classes.
+
+        Raises:
+            ValueError: the ids that writing needs are not in the config, or the rows hold words beside the tags.
+        """
+        wanted = generation_config or self.generation_config
+        begin = kwargs.get("bos_token_id", self._begin_token(wanted))
+        self._check_one_image(pixel_values, region_features)
+        images = pixel_values if region_features is None else region_features
+        if images is None:
+            raise ValueError("a caption is written about an image; give pixel_values, or region_features and region_boxes.")
+        tag_ids, tag_mask = self._tags_of(input_ids, attention_mask, token_type_ids, len(images))
+        image = {
+            "pixel_values": pixel_values,
+            "pixel_mask": pixel_mask,
+            "region_features": region_features,
+            "region_boxes": region_boxes,
+            "region_mask": region_mask,
+        }
+        start = torch.full((len(images), 1), begin, dtype=torch.long, device=images.device)
+        if kwargs.get("use_cache", wanted.use_cache) is False:
+            inputs = {"tag_ids": tag_ids, "tag_mask": tag_mask, **image}
+        else:
+            context_states, context_mask = self.read_context(tag_ids, tag_mask, **image)
+            inputs = {"context_states": context_states, "context_mask": context_mask}
+        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        return super().generate(start, generation_config=generation_config, **given, **kwargs)
+
+    def prepare_inputs_for_generation(  # type: ignore[override]  # ours alone are given
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Cache | None = None,
+        context_states: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
+        tag_ids: torch.Tensor | None = None,
+        tag_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Lay out a step: the words since the last one and a [MASK]; without a cache the whole text, tags first."""
+        words = torch.cat([input_ids, torch.full_like(input_ids[:, :1], self.config.mask_token_id)], dim=1)
+        if context_states is not None:
+            num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            return {
+                "input_ids": words[:, num_past:],
+                "context_states": context_states,
+                "context_mask": context_mask,
+                "past_key_values": past_key_values,
+            }
+        images = {name: value for name, value in kwargs.items() if name.startswith(("pixel", "region"))}
+        return {
+            "input_ids": torch.cat([tag_ids, words], dim=1),
+            "attention_mask": torch.cat([tag_mask, torch.ones_like(words)], dim=1),
+            "token_type_ids": torch.cat([torch.full_like(tag_ids, TAG_SEGMENT), torch.full_like(words, WORD_SEGMENT)], dim=1),
+            **images,
+        }
+
+    def _begin_token(self, generation_config: GenerationConfig) -> int:
+        begin = generation_config.bos_token_id
+        if begin is None:
+            begin = self.generation_config.bos_token_id
+        if begin is None or self.config.mask_token_id is None:
+            raise ValueError(
+                f"bos_token_id is {begin} and the config's mask_token_id {self.config.mask_token_id}, but captions begin with "
+                "the one and are written with the other; call model.use_tokens_of(tokenizer) and save the model again."
+            )
+        return begin
+
+    def _tags_of(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+        num_rows: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and mask `(B, K)` of the tags; refuse words, which the caption would have to begin with."""
+        if input_ids is None:
+            none = torch.zeros(num_rows, 0, dtype=torch.long, device=self.device)
+            return none, none
+        if len(input_ids) != num_rows:
+            raise ValueError(f"input_ids has {len(input_ids)} rows, the images {num_rows}; give one text for each image.")
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        segments = torch.full_like(input_ids, WORD_SEGMENT) if token_type_ids is None else token_type_ids
+        frame = [self.generation_config.bos_token_id, self.generation_config.eos_token_id, self.config.pad_token_id]
+        known = torch.tensor([-1 if token is None else token for token in frame], device=input_ids.device)
+        words = (segments == WORD_SEGMENT) & real.bool() & ~torch.isin(input_ids, known)
+        if words.any():
+            raise ValueError(
+                f"row {int(words.any(1).nonzero()[0])} of input_ids holds words beside the tags, but a caption is written from "
+                "its beginning; give [CLS] and the tags (token_type_ids 1) alone."
+            )
+        tags = real * (segments == TAG_SEGMENT)
+        columns = tags.any(dim=0)
+        return input_ids[:, columns], tags[:, columns]
+
+    @staticmethod
+    def _check_one_image(pixel_values: torch.Tensor | None, region_features: torch.Tensor | None) -> None:
+        for rows, one_image in ((pixel_values, 4), (region_features, 3)):
+            if rows is not None and rows.dim() > one_image and rows.shape[1] != 1:
+                raise ValueError(f"the rows have {rows.shape[1]} images, but a caption is written about one; give one a row.")
+
+
+__all__ = ["MAX_NEW_TOKENS", "FusionEncoderForCaptioning"]
