@@ -14,6 +14,7 @@ from .feature_store import FeatureStore
 from .image_sources import load_image
 from .latency import PairLatency, measure_pair_latency
 from .model_identity import load_encoder
+from .retrieval import PairTime, RetrievalReport, evaluate_retrieval
 from .word_attention import word_attention
 
 __all__ = [
@@ -25,13 +26,16 @@ __all__ = [
     "FeatureStore",
     "PairLatency",
     "PairShape",
+    "PairTime",
     "RankedImage",
     "Ranking",
+    "RetrievalReport",
     "StoreAsker",
     "Timing",
     "alternate",
     "encode_images",
     "encode_texts",
+    "evaluate_retrieval",
     "export_onnx",
     "half_depth",
     "load_encoder",

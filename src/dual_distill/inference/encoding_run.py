@@ -57,8 +57,20 @@ class EncodingReport:
         return asdict(self)
 
 
-class _ShapedBatches:
-    """Rows wait here until enough of one shape are there for a forward pass; the order follows from the rows alone."""
+class ShapedBatches:
+    """Rows wait here until enough of one shape are there for a forward pass; the order follows from the rows alone.
+
+    Args:
+        forward: rows of one shape -> `(rows, C)`.
+        batch_size: rows a forward pass.
+
+    Example:
+        >>> batches = ShapedBatches(lambda rows: torch.stack(rows).sum(1, keepdim=True), batch_size=2)
+        >>> for place, row in enumerate((torch.ones(2), torch.ones(3), torch.zeros(2))):
+        ...     batches.add(place, row)
+        >>> batches.finish(width=1).flatten()
+        tensor([2., 3., 0.])
+    """
 
     def __init__(self, forward: Callable[[list[torch.Tensor]], torch.Tensor], batch_size: int) -> None:
         self._forward, self._batch_size = forward, batch_size
@@ -67,6 +79,7 @@ class _ShapedBatches:
         self._encoded: list[torch.Tensor] = []
 
     def add(self, place: int, row: torch.Tensor) -> None:
+        """Take a row in, and encode a batch where one is full."""
         self._waiting.setdefault(row.shape, []).append((place, row))
         if len(self._waiting[row.shape]) == self._batch_size:
             self._run(row.shape)
@@ -222,7 +235,7 @@ class EncodingRun:
 
     def _encode(self, shard: PlannedShard, prepared: Iterator[tuple[str, Future[Prepared]]], bar: tqdm) -> int:
         """Encode and write one shard; return its rows."""
-        batches = _ShapedBatches(self.forward, self.manifest.batch_size)
+        batches = ShapedBatches(self.forward, self.manifest.batch_size)
         ids: list[str] = []
         hashes: list[str] = []
         unreadable: list[dict[str, Any]] = []
@@ -262,4 +275,4 @@ def process_share() -> tuple[int, int]:
     return rank, world_size
 
 
-__all__ = ["EncodingReport", "EncodingRun", "process_share"]
+__all__ = ["EncodingReport", "EncodingRun", "ShapedBatches", "process_share"]
