@@ -125,6 +125,7 @@ def build(
     source: str,
     *,
     fresh_head: bool = False,
+    carried: Mapping[str, torch.Tensor] | None = None,
     attn_implementation: str = "sdpa",
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
@@ -137,6 +138,8 @@ def build(
         head: weights of the head, under the names of `cls`; left out, with a warning, for a bare class or a fresh head.
         source: where the weights come from, for messages.
         fresh_head: draw the head anew; a warning says which parameters these are.
+        carried: weights of the head, under the names of `cls`, that come from a head of another kind; they are not drawn
+            anew, and `head` is left out.
         attn_implementation: how attention is computed.
         dtype: of the model.
 
@@ -151,7 +154,10 @@ def build(
     body_of = f"{cls.base_model_prefix}."
     is_bare = not any(name.startswith(body_of) for name in expected)
     weights = dict(body) if is_bare else {body_of + name: weight for name, weight in body.items()}
-    if head and (is_bare or fresh_head):
+    if carried:
+        weights |= carried
+        logger.warning("%s: its own head is of another kind; taken over from it: %s.", source, ", ".join(sorted(carried)))
+    elif head and (is_bare or fresh_head):
         logger.warning("%s: the weights of its own head are left out: %s.", source, ", ".join(head))
     elif head:
         weights |= head
@@ -163,7 +169,7 @@ def build(
         if original in weights:
             weights[name] = weights[original]
     fresh = [] if is_bare or not fresh_head else [name for name in expected if not name.startswith(body_of)]
-    fresh = [name for name in fresh if name not in model.all_tied_weights_keys]
+    fresh = [name for name in fresh if name not in model.all_tied_weights_keys and name not in (carried or {})]
     _refuse_what_does_not_fit({name: weight for name, weight in expected.items() if name not in fresh}, weights, cls, source)
     if fresh:
         logger.warning("%s: the head is drawn anew and must be trained: %s.", source, ", ".join(fresh))

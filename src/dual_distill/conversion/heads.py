@@ -46,6 +46,52 @@ HEADS: Mapping[str, Mapping[str, type[PreTrainedModel]]] = MappingProxyType(
 # Heads with one logit a label, whose labels a fresh head must be told.
 LABELLED_HEADS = frozenset({"question_answering", "images_and_text_classification"})
 
+# Parts of a saved head that another head takes over, by kind of model: (saved, wanted) -> parts. Where nothing is left to be
+# drawn (`FOLLOWS`), the wanted head needs no `fresh_head`.
+CARRIED: Mapping[str, Mapping[tuple[str, str], tuple[str, ...]]] = MappingProxyType(
+    {
+        FusionEncoderConfig.model_type: {
+            ("pretraining", "image_text_retrieval"): ("itm_score",),
+            ("pretraining", "masked_lm"): ("mlm_score",),
+            ("masked_lm", "pretraining"): ("mlm_score",),
+        },
+        DualEncoderConfig.model_type: {
+            ("pretraining", "image_text_retrieval"): ("text_projection", "image_projection", "logit_scale"),
+            ("image_text_retrieval", "pretraining"): ("text_projection", "image_projection", "logit_scale"),
+        },
+    }
+)
+FOLLOWS = frozenset({("pretraining", "image_text_retrieval"), ("pretraining", "masked_lm")})
+
+
+def carried_head(
+    head_weights: Mapping[str, torch.Tensor], model_type: str, saved: str | None, head: str
+) -> dict[str, torch.Tensor]:
+    """Return the weights that a head takes from the head that a checkpoint was saved with, under the wanted head's names.
+
+    A score of retrieval (`rank_output`) is the matching head's logit of "matches" less that of "does not": its sigmoid is the
+    probability that the matching head gave.
+
+    Args:
+        head_weights: of the saved head.
+        model_type: of our configuration.
+        saved: the head that they were saved with; None: not known.
+        head: the one wanted.
+
+    Returns:
+        Nothing where the two share no part.
+
+    Example:
+        >>> weights = {"itm_score.fc.weight": torch.tensor([[1.0, 2.0], [4.0, 3.0]])}
+        >>> carried_head(weights, FusionEncoderConfig.model_type, "pretraining", "image_text_retrieval")
+        {'rank_output.weight': tensor([[3., 1.]])}
+    """
+    parts = CARRIED[model_type].get((saved or "", head), ())
+    carried = {name: weight for name, weight in head_weights.items() if name.split(".")[0] in parts}
+    if "itm_score" not in parts:
+        return carried
+    return {name.replace("itm_score.fc", "rank_output"): weight[1:] - weight[:1] for name, weight in carried.items()}
+
 
 def model_class(config: PreTrainedConfig, head: str) -> type[PreTrainedModel]:
     """Return our class for a configuration of ours and a head.
@@ -116,4 +162,13 @@ def extend_modalities(body: dict[str, torch.Tensor], num_modalities: int) -> dic
     return {**body, name: torch.cat([table, table[-1:].repeat(num_modalities - len(table), 1)])}
 
 
-__all__ = ["BARE", "HEADS", "LABELLED_HEADS", "extend_modalities", "fresh_head_config", "model_class"]
+__all__ = [
+    "BARE",
+    "FOLLOWS",
+    "HEADS",
+    "LABELLED_HEADS",
+    "carried_head",
+    "extend_modalities",
+    "fresh_head_config",
+    "model_class",
+]

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from dual_distill.modeling import DualDistillProcessor
 
 from .checkpoint import build, fetch, read_weights, split_head
-from .heads import BARE, HEADS, extend_modalities, fresh_head_config, model_class
+from .heads import BARE, FOLLOWS, HEADS, carried_head, extend_modalities, fresh_head_config, model_class
 from .vilt import VILT_HEADS, convert_vilt_config, split_vilt_head
 
 
@@ -42,9 +42,12 @@ def load_teacher(
     Args:
         name_or_path: a folder, or `owner/name` or `owner/name@revision` on the Hub.
         revision: branch, tag, commit or `refs/pr/N` of a Hub repository.
-        head: one of `HEADS`; None: the one that the checkpoint was saved with (`architectures` in its config).
-        fresh_head: draw the head anew, whatever the checkpoint has; `head` must be named. A warning lists the parameters
-            that are left out and those that are fresh.
+        head: one of `HEADS`; None: the one that the checkpoint was saved with (`architectures` in its config). What was
+            pre-trained ("pretraining") loads as "image_text_retrieval" and a fusion encoder as "masked_lm" too, with the
+            weights that it has for them.
+        fresh_head: draw the head anew, whatever the checkpoint has; `head` must be named. Between "pretraining" and
+            "masked_lm" or "image_text_retrieval", the parts that both heads have are kept. A warning lists the parameters
+            that are left out, kept and fresh.
         label_names: answers or classes of a fresh head, in the order of the logits.
         num_images: images a row of a fresh classification head; None: 1.
         attn_implementation: how attention is computed.
@@ -89,7 +92,17 @@ def load_folder(
     body, rest = split_vilt_head(weights) if isinstance(found, ViltConfig) else split_head(weights, cls.base_model_prefix)
     if fresh_head and not hasattr(config, "vision_config"):
         body = extend_modalities(body, config.modality_type_vocab_size)
-    model = build(cls, config, body, rest, name, fresh_head=fresh_head, attn_implementation=attn_implementation, dtype=dtype)
+    model = build(
+        cls,
+        config,
+        body,
+        rest,
+        name,
+        fresh_head=fresh_head,
+        carried=carried_head(rest, config.model_type, saved_head(found), head),
+        attn_implementation=attn_implementation,
+        dtype=dtype,
+    )
     return Teacher(model, _read_processor(folder, name, found))
 
 
@@ -161,7 +174,7 @@ def _resolve(
         raise ValueError("a bare model has no head to be drawn anew; name another head or leave fresh_head out.")
     if not fresh_head and (label_names is not None or num_images is not None):
         raise ValueError("label_names and num_images describe a fresh head; set fresh_head, or leave them out.")
-    if not fresh_head and head != BARE and saved is not None and head != saved:
+    if not fresh_head and head != BARE and saved is not None and head != saved and (saved, head) not in FOLLOWS:
         raise ValueError(
             f"{name!r} was saved with the head {saved!r}, not {head!r}; leave head out, or set fresh_head to keep its body "
             f"and draw a new head {head!r}, which must then be trained."
