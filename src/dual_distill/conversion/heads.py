@@ -14,6 +14,7 @@ from dual_distill.modeling import (
     DualEncoderForQuestionAnswering,
     DualEncoderModel,
     FusionEncoderConfig,
+    FusionEncoderForCaptioning,
     FusionEncoderForImagesAndTextClassification,
     FusionEncoderForImageTextRetrieval,
     FusionEncoderForMaskedLM,
@@ -32,6 +33,7 @@ HEADS: Mapping[str, Mapping[str, type[PreTrainedModel]]] = MappingProxyType(
             "images_and_text_classification": FusionEncoderForImagesAndTextClassification,
             "image_text_retrieval": FusionEncoderForImageTextRetrieval,
             "masked_lm": FusionEncoderForMaskedLM,
+            "captioning": FusionEncoderForCaptioning,
             "pretraining": FusionEncoderForPreTraining,
         },
         DualEncoderConfig.model_type: {
@@ -54,6 +56,8 @@ CARRIED: Mapping[str, Mapping[tuple[str, str], tuple[str, ...]]] = MappingProxyT
             ("pretraining", "image_text_retrieval"): ("itm_score",),
             ("pretraining", "masked_lm"): ("mlm_score",),
             ("masked_lm", "pretraining"): ("mlm_score",),
+            ("pretraining", "captioning"): ("mlm_score",),
+            ("masked_lm", "captioning"): ("mlm_score",),
         },
         DualEncoderConfig.model_type: {
             ("pretraining", "image_text_retrieval"): ("text_projection", "image_projection", "logit_scale"),
@@ -61,7 +65,14 @@ CARRIED: Mapping[str, Mapping[tuple[str, str], tuple[str, ...]]] = MappingProxyT
         },
     }
 )
-FOLLOWS = frozenset({("pretraining", "image_text_retrieval"), ("pretraining", "masked_lm")})
+FOLLOWS = frozenset(
+    {
+        ("pretraining", "image_text_retrieval"),
+        ("pretraining", "masked_lm"),
+        ("pretraining", "captioning"),
+        ("masked_lm", "captioning"),
+    }
+)
 
 
 def carried_head(
