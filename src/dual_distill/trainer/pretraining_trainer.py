@@ -1,0 +1,192 @@
+"""Pre-training on image-text pairs: a model's own three losses, and what a frozen fusion encoder shows on the same pairs.
+
+Unusual here:
+
+* The student's forward pass draws the hard negatives, out of the rows of all processes. The teacher is asked about the very
+  same pairs afterwards, so it can only give soft labels to what the student found hard.
+* The teacher runs up to four times a step: on clean matched pairs, on both kinds of drawn pairs, and on masked texts. A pass
+  that no weight asks for does not happen.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from dual_distill.conversion import load_teacher
+from dual_distill.modeling.modeling_fusion_encoder_pretraining import FusionEncoderForPreTraining
+from dual_distill.modeling.modeling_pretraining_losses import (
+    allowed_negatives,
+    gather_pair_ids,
+    gather_rows,
+    pair_similarities,
+)
+from dual_distill.objectives import PreTrainingObjective, hard_terms
+
+from .distillation_config import DistillationTrainingArguments
+from .pair_trainer import IMAGE_INPUTS, TEXT_INPUTS, PairTrainer, pair_inputs
+
+
+class PreTrainingTrainer(PairTrainer):
+    """Pre-trains a fusion encoder or a dual encoder on pairs, a dual encoder with a frozen fusion encoder beside it if given.
+
+    Args:
+        model: `FusionEncoderForPreTraining` or `DualEncoderForPreTraining`. The hard terms' weights that `args` holds are
+            written into its configuration.
+        args: a `DistillationTrainingArguments`.
+        teacher: a `FusionEncoderForPreTraining`, or the name of a checkpoint of one; frozen in place.
+        objective: what is compared; None: `args.make_pretraining_objective()` when there is a teacher.
+        **kwargs: as for `PairTrainer`; batches are those of `PreTrainingCollator`.
+
+    Raises:
+        ValueError: a teacher that no weight asks for anything, a cache for it (its pairs and masked words are new in every
+            step), a contrastive weight for a fusion encoder, or a pair that cannot be compared.
+
+    References:
+        Wang et al., EMNLP 2022, arXiv 2112.08723; its pre-training half was not released.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        args: DistillationTrainingArguments,
+        *,
+        teacher: PreTrainedModel | nn.Module | str | Path | None = None,
+        objective: PreTrainingObjective | None = None,
+        **kwargs: Any,
+    ):
+        if isinstance(teacher, str | Path):
+            teacher = load_teacher(teacher, head="pretraining").model
+        args.write_weights(model.config)
+        super().__init__(model, args, teacher=teacher, objective=objective, **kwargs)
+        # Trainer computes a loss in evaluation where these are in the batch.
+        self.label_names = ["image_ids", "caption_ids"]
+
+    def _make_objective(self, student: nn.Module, teacher: nn.Module) -> PreTrainingObjective:
+        return self.args.make_pretraining_objective()
+
+    def _check_objective(self, objective: Any) -> None:
+        super()._check_objective(objective)
+        if not isinstance(self.teacher, FusionEncoderForPreTraining):
+            raise ValueError(
+                f"the teacher is a {type(self.teacher).__name__}, but pre-training asks a FusionEncoderForPreTraining; "
+                "pre-train a fusion encoder first, with head pretraining."
+            )
+        if not objective.needs_teacher:
+            raise ValueError(
+                "a teacher was given, but attention_weight, soft_matching_weight and soft_masked_word_weight are 0; give one "
+                "of them, or leave the teacher out."
+            )
+        models = (("student", self.accelerator.unwrap_model(self.model)), ("teacher", self.teacher))
+        for role, model in models:
+            for term in ("matching", "masked_word"):
+                if getattr(objective, f"soft_{term}_weight") and not getattr(model.config, f"{term}_weight"):
+                    raise ValueError(
+                        f"soft_{term}_weight is above 0, but the {role}'s configuration has {term}_weight 0 and computes no "
+                        f"logits to compare; give it a {term}_weight, or set soft_{term}_weight to 0."
+                    )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss in nats; of the outputs nothing is handed on, for the terms say what there is to say."""
+        if self.objective is None:
+            outputs = model(**inputs)
+            if outputs.loss is None:
+                raise ValueError("every term of pre-training has weight 0, so there is nothing to learn; give one a weight.")
+            losses = {**hard_terms(outputs), "loss": outputs.loss}
+        else:
+            outputs = self._ask_student(model, inputs)
+            losses = self.objective(outputs, self._ask_teacher(inputs, outputs), inputs)
+        if not model.training and getattr(outputs, "text_features", None) is not None:
+            losses = {**losses, "in_batch_recall": in_batch_recall(outputs.text_features, outputs.image_features, inputs)}
+        self._note_terms(losses, len(inputs["input_ids"]))
+        return (losses["loss"], {}) if return_outputs else losses["loss"]
+
+    def _ask_teacher(self, inputs: Mapping[str, torch.Tensor], student_outputs: Any) -> SimpleNamespace:
+        """Ask the teacher about matched pairs, the pairs that the student drew, and the masked texts.
+
+        Args:
+            inputs: the batch.
+            student_outputs: `negative_image_rows`, `negative_text_rows` `(B,)`, -1 = none.
+
+        Returns:
+            As far as the objective asks: states (or attentions) of the matched pairs, `matching_logits` `(3 * B, 2)` of the
+            student's pairs in its order, `masked_word_logits` `(B, T, V)`.
+        """
+        objective: Any = self.objective
+        answers = SimpleNamespace()
+        pairs = pair_inputs(inputs)
+        if objective.attention_weight or objective.soft_matching_weight:
+            answers = SimpleNamespace(**self._pass_to_teacher(pairs, self._teacher_requests))
+        if objective.soft_matching_weight:
+            drawn = self._drawn_pairs(student_outputs, pairs)
+            logits = [answers.matching_logits, *(self._pass_to_teacher(each).matching_logits for each in drawn)]
+            answers.matching_logits = torch.cat(logits)
+        if objective.soft_masked_word_weight:
+            answers.masked_word_logits = self._masked_words(inputs)
+        return answers
+
+    def _masked_words(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The teacher's logits for every place of the masked texts; its own head alone, so that nothing is encoded twice."""
+        teacher: Any = self.teacher
+        text = inputs["masked_input_ids"]
+        seen = {name: inputs[name] for name in ("attention_mask", *IMAGE_INPUTS) if name in inputs}
+        with torch.no_grad(), self.accelerator.autocast():
+            encoded = teacher.fusion_encoder(input_ids=text, **seen).last_hidden_state
+            logits: torch.Tensor = teacher.mlm_score(encoded[:, : text.shape[1]])
+        return logits
+
+    def _drawn_pairs(
+        self, student_outputs: Any, pairs: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Each own text with its drawn image, and each own image with its drawn text, out of the rows of all processes."""
+        with torch.no_grad():
+            gallery = {name: gather_rows(tensor) for name, tensor in pairs.items()}
+        # A place without a drawn pair (-1) is filled with the first row: its label says that it does not count.
+        images, texts = student_outputs.negative_image_rows.clamp(min=0), student_outputs.negative_text_rows.clamp(min=0)
+        own_text = {name: pairs[name] for name in TEXT_INPUTS if name in pairs}
+        own_images = {name: pairs[name] for name in IMAGE_INPUTS if name in pairs}
+        return (
+            {**own_text, **{name: gallery[name][images] for name in own_images}},
+            {**{name: gallery[name][texts] for name in own_text}, **own_images},
+        )
+
+
+@torch.no_grad()
+def in_batch_recall(
+    text_features: torch.Tensor, image_features: torch.Tensor, inputs: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """Share of texts and images that are nearest to their own partner in the batch of all processes, a scalar in [0, 1].
+
+    What equals the partner is not held against it; a tie with another counts as not found. It depends on the size of the batch.
+
+    Args:
+        text_features: `(B, P)` of length 1.
+        image_features: `(B, P)` of length 1.
+        inputs: `image_ids` and `caption_ids` `(B,)`.
+
+    Example:
+        >>> ids = torch.arange(2)
+        >>> in_batch_recall(torch.eye(2), torch.eye(2)[[0, 0]], {"image_ids": ids, "caption_ids": ids})
+        tensor(0.2500)
+    """
+    ids = gather_pair_ids(inputs["image_ids"], inputs["caption_ids"])
+    own = ids.own_rows[:, None]
+    found = []
+    similarities = pair_similarities(text_features, image_features, text_features.new_zeros(()))
+    for scores, texts_ask in zip(similarities, (True, False), strict=True):
+        is_as_near = (scores >= scores.gather(1, own)) & allowed_negatives(ids, texts_ask)
+        found.append(~is_as_near.any(1))
+    return torch.cat(found).float().mean()
+
+
+__all__ = ["PreTrainingTrainer", "in_batch_recall"]
