@@ -2,6 +2,7 @@
 
 from .answers import answer_coverage, build_answer_vocabulary
 from .augmentation import RandAugment
+from .captioning_collator import CaptioningCollator, CaptionMasker
 from .captions import load_captions
 from .collator import ID_COLUMNS, DistillationCollator
 from .easy_vqa import load_easy_vqa
@@ -11,6 +12,9 @@ from .nlvr import load_nlvr
 from .nlvr2 import load_nlvr2
 from .numbered_rows import NumberedRows, RowEpochCallback
 from .own_data import OwnData, load_own_data
+from .pair_loading import PairStreamCallback, load_place, pair_loader, save_place
+from .pair_sources import PairSource
+from .pair_streams import PairStream, load_pair_stream
 from .pretraining_collator import PreTrainingCollator
 from .reading import ReadingReport
 from .region_set import RegionSet
@@ -27,10 +31,15 @@ from .vqa import load_vqa
 __all__ = [
     "ID_COLUMNS",
     "TASKS",
+    "CaptionMasker",
+    "CaptioningCollator",
     "DistillationCollator",
     "ImageError",
     "NumberedRows",
     "OwnData",
+    "PairSource",
+    "PairStream",
+    "PairStreamCallback",
     "PreTrainingCollator",
     "RandAugment",
     "ReadingReport",
@@ -51,9 +60,13 @@ __all__ = [
     "load_nlvr",
     "load_nlvr2",
     "load_own_data",
+    "load_pair_stream",
+    "load_place",
     "load_snli_ve",
     "load_task",
     "load_vqa",
+    "pair_loader",
+    "save_place",
     "scene_answers",
     "train_tokenizer",
 ]
