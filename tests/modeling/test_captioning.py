@@ -338,18 +338,23 @@ def processor():
 
 
 def test_the_stock_pipeline_describes_images(writer, processor, tmp_path):
-    model = writer("patches", **dict.fromkeys(IDS))
+    model = writer("patches", eos_bias=-9.0, max_caption_tokens=24, **dict.fromkeys(IDS))
     model.use_tokens_of(processor.tokenizer)
     assert {name: getattr(model.config, name) for name in IDS} == IDS
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     describe = pipeline("image-text-to-text", model=str(tmp_path), device="cpu")
     assert type(describe.model) is FusionEncoderForCaptioning
-    picture = Image.new("RGB", (12, 8), "red")
-    found = describe(images=picture, text="", max_new_tokens=5)
-    written = model.generate(**processor(images=[picture]), max_new_tokens=5)
-    assert found[0]["generated_text"] == processor.tokenizer.decode(written[0], skip_special_tokens=True)
-    assert found[0]["generated_text"].strip()
+    pictures = [Image.new("RGB", (12, 8), "red"), Image.effect_noise((16, 8), 90).convert("RGB")]
+    pictures[0].save(tmp_path / "red.png")
+    written = model.generate(**processor(images=pictures), num_beams=3)
+    expected = processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+    assert all(len(words.split()) > 9 for words in expected)
+    found = describe(images=pictures, text=["", ""], generate_kwargs={"num_beams": 3})
+    assert [row["generated_text"] for row in found] == expected
+    found = describe(images=str(tmp_path / "red.png"), text="", generate_kwargs={"num_beams": 3, "max_new_tokens": 5})
+    alone = model.generate(**processor(images=pictures[:1]), num_beams=3, max_new_tokens=5)
+    assert found[0]["generated_text"] == processor.tokenizer.decode(alone[0], skip_special_tokens=True)
 
 
 def test_what_is_refused(writer, processor):

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig
+from transformers import BertConfig, BertTokenizer, ViltImageProcessorPil
 from transformers.models.bert.modeling_bert import BertModel
 
 from dual_distill.modeling import (
+    DualDistillProcessor,
     FusionEncoderConfig,
     FusionEncoderForImagesAndTextClassification,
     FusionEncoderForImageTextRetrieval,
@@ -240,6 +241,19 @@ def test_a_whole_bert_fits_and_gives_the_same_states(bert, build):
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
     torch.testing.assert_close(output.last_hidden_state, hidden, atol=1e-5, rtol=0)
     torch.testing.assert_close(output.pooler_output[:, 0], bert.pooler(hidden), atol=1e-5, rtol=0)
+
+
+def test_the_processor_lets_regions_pass():
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "is", "it"]
+    processor = DualDistillProcessor(ViltImageProcessorPil(), BertTokenizer({word: i for i, word in enumerate(words)}))
+    regions = {name: tensor for name, tensor in collate(make_rows()).items() if name.startswith("region")}
+    batch = processor(text=["is it", "it", "is"], regions=regions)
+    assert batch["input_ids"].shape == (3, 4)
+    assert all(batch[name] is tensor for name, tensor in regions.items())
+    with pytest.raises(ValueError, match="there are 2 texts and 3 rows of regions"):
+        processor(text=["is it", "it"], regions=regions)
+    with pytest.raises(ValueError, match="give images or regions, got both"):
+        processor(images=[1], regions=regions)
 
 
 # Bad input

@@ -30,7 +30,8 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
 
     Words of the caption (segment 0) see earlier words, tags (segment 1) and the image; those never see a word (`seq2seq_mask`).
     `forward` learns masked words under this mask; `generate` writes: greedy, or in beams (`num_beams=5`), at most 20 tokens
-    unless told otherwise, up to the config's `eos_token_id`.
+    unless told otherwise, up to the config's `eos_token_id`. One that reads patches works in transformers' own
+    `pipeline("image-text-to-text", model=folder)(images=picture, text="", generate_kwargs={"num_beams": 5})`.
 
     The pooler is there for `pooler_output` alone: under DistributedDataParallel train with `ddp_find_unused_parameters=True`.
 

@@ -1,6 +1,6 @@
 """One processor for teacher and student: transformers' image processor and any tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class DualDistillProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         *,
         max_length: int | None = None,
+        regions: Mapping[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Process B rows of one text and N images.
@@ -49,6 +50,8 @@ class DualDistillProcessor(ProcessorMixin):
             images: an image, one image a row, or N images a row (all rows alike).
             text: a string, or one a row; padded to the longest, truncated to `max_length`.
             max_length: longest text in tokens; None: the tokenizer's own limit.
+            regions: `region_features` `(B, R, F)`, `region_boxes` `(B, R, 6)` and `region_mask` `(B, R)` in place of images,
+                as they stand in the batch; the model checks them.
             **kwargs: further arguments of the tokenizer (`padding=`, `truncation=`).
 
         Returns:
@@ -56,15 +59,24 @@ class DualDistillProcessor(ProcessorMixin):
             tensors; only the sides that were given.
 
         Raises:
-            ValueError: neither side is given, or their rows differ.
+            ValueError: no side is given, images as well as regions are, or their rows differ.
         """
-        if images is None and text is None:
+        if images is None and text is None and regions is None:
             raise ValueError("give images, text, or both; got neither.")
+        if images is not None and regions is not None:
+            raise ValueError("give images or regions, got both; a model reads the one or the other.")
         batch: dict[str, torch.Tensor] = {}
         if text is not None:
             batch |= self.encode_text([text] if isinstance(text, str) else list(text), max_length=max_length, **kwargs)
         if images is not None:
             batch |= self.pad_images([[self.prepare_image(image) for image in row] for row in _as_rows(images)])
+        if regions is not None:
+            batch |= regions
+            if text is not None and len(batch["input_ids"]) != len(batch["region_features"]):
+                raise ValueError(
+                    f"there are {len(batch['input_ids'])} texts and {len(batch['region_features'])} rows of regions; give one "
+                    "text for each."
+                )
         if images is not None and text is not None and len(batch["input_ids"]) != len(batch["pixel_values"]):
             raise ValueError(
                 f"there are {len(batch['input_ids'])} texts and {len(batch['pixel_values'])} rows of images; give one "
