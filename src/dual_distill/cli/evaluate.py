@@ -12,8 +12,11 @@ import torch
 
 from dual_distill.conversion import load_config, load_teacher, saved_head
 from dual_distill.data import DistillationCollator
+from dual_distill.inference import RetrievalReport
 from dual_distill.metrics import write_submission
 from dual_distill.trainer import DataArguments, EvaluationReport, load_data, predict_answers, report_answers
+
+from .evaluate_retrieval import add_options, evaluate_pairs, retrieval_table, retrieval_task
 
 _EPILOG = """\
 examples:
@@ -21,6 +24,7 @@ examples:
   dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split validation
   dual-distill evaluate path/to/vilt-nlvr2 --task nlvr2 --data path/to/nlvr2 --no-baselines
   dual-distill evaluate runs/own/distilled --task own --data shop.csv --image-column photo --split validation
+  dual-distill evaluate runs/retrieval/dual --task captions --data path/to/coco --rerank runs/retrieval/fusion --rerank-top 16
 
 the answers to VQA v2's test questions, for EvalAI:
   dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split test --submission answers.json \\
@@ -32,12 +36,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dual-distill evaluate",
         description="Evaluate a checkpoint by what its task is judged by: accuracy, overall and by group, the official VQA\n"
-        "score, NLVR2's consistency; beside it what the words alone, without the picture, give.",
+        "score, NLVR2's consistency; beside it what the words alone, without the picture, give. Images and captions:\n"
+        "recall@1, @5, @10 and median rank both ways, alone and re-ranked by a fusion encoder, and the seconds of each.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT")
-    parser.add_argument("--task", required=True, help="scenes, easy_vqa, nlvr, vqa, nlvr2, snli_ve; or own")
+    parser.add_argument("--task", required=True, help="scenes, easy_vqa, nlvr, vqa, nlvr2, snli_ve, captions ...; or own")
     parser.add_argument("--data", help="folder with the task's files; own: a file, folder or Hub data set; scenes needs none")
     parser.add_argument("--data-options", metavar="JSON", help="options of the task's reader, as in the recipe")
     parser.add_argument(
@@ -66,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--submission", type=Path, metavar="FILE", help="also write the answers as EvalAI takes them (rows with question_id)"
     )
+    add_options(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the results to this JSON file")
     parser.add_argument("--json", action="store_true", help="print one JSON line on stdout, everything else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -76,17 +82,24 @@ def run(words: Sequence[str]) -> None:
     """Evaluate and print."""
     # A field of a recipe, --image_column, is an option here, --image-column: both spellings are understood.
     options = make_parser().parse_args([word.replace("_", "-") if word.startswith("--") else word for word in words])
+    pairs_task = retrieval_task(options)
     with redirect_stdout(sys.stderr):
-        report = evaluate(options)
+        report = evaluate(options) if pairs_task is None else evaluate_pairs(options, pairs_task)
     result = {"model": options.model, "task": options.task, "split": options.split}
     if report is None:
         print(json.dumps(result) if options.json else f"no labels in split {options.split}; answers in {options.submission}")
         return
+    if options.rerank is not None:
+        result["rerank"] = options.rerank
     result |= report.to_dict()
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result) if options.json else table(report, f"{options.model} on {options.task}, {options.split}"))
+    title = f"{options.model} on {options.task}, {options.split}"
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(retrieval_table(report, title) if isinstance(report, RetrievalReport) else table(report, title))
 
 
 def evaluate(options: argparse.Namespace) -> EvaluationReport | None:

@@ -1,0 +1,104 @@
+"""`dual-distill evaluate` on images with captions, as a user meets it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import ViltImageProcessorPil
+
+from dual_distill.cli.evaluate import run
+from dual_distill.data import get_task, load_task, train_tokenizer
+from dual_distill.inference import evaluate_retrieval
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    DualEncoderConfig,
+    DualEncoderForImageTextRetrieval,
+    FusionEncoderConfig,
+    FusionEncoderForImageTextRetrieval,
+)
+
+OPTIONS = {"num_scenes": {"test": 6, "validation": 2}, "captions_per_scene": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dual and a fusion encoder."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = train_tokenizer(load_task("scene_captions", **OPTIONS)["test"]["caption"])
+    processor = DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": 36}, size_divisor=12), tokenizer)
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text, image = {"vocab_size": len(tokenizer), "max_position_embeddings": 40}, {"image_size": 36, "patch_size": 12}
+    torch.manual_seed(0)
+    models = {
+        "dual": DualEncoderForImageTextRetrieval(
+            DualEncoderConfig(text_config=shape | text, vision_config=shape | image, projection_dim=8)
+        ),
+        "fusion": FusionEncoderForImageTextRetrieval(FusionEncoderConfig(**shape, **text, **image)),
+    }
+    for name, model in models.items():
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def words(folder: Path) -> list[str]:
+    return [str(folder / "dual"), "--task", "scene_captions", "--data-options", json.dumps(OPTIONS), "--device", "cpu"]
+
+
+def test_recalls_both_ways_alone_and_re_ranked(folder, words, capsys) -> None:
+    rerank = ["--rerank", str(folder / "fusion"), "--rerank-top", "3", "--fold-images", "2"]
+    run([*words, *rerank, "--json"])
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    result = json.loads(out)
+    processor = DualDistillProcessor.from_pretrained(folder / "dual")
+    report = evaluate_retrieval(
+        load_task("scene_captions", **OPTIONS)["test"],
+        get_task("scene_captions"),
+        DualEncoderForImageTextRetrieval.from_pretrained(folder / "dual"),
+        processor,
+        FusionEncoderForImageTextRetrieval.from_pretrained(folder / "fusion"),
+        processor,
+        rerank_top=3,
+        fold_images=2,
+    )
+    assert result["whole"] == report.whole
+    assert result["mean_of_folds"] == report.mean_of_folds
+    assert (result["images"], result["captions"], result["folds"], result["rerank_top"]) == (6, 12, 3, 3)
+    assert [time["way"] for time in result["times"]] == ["dual", "rerank", "fusion"]
+    assert result["rerank"] == str(folder / "fusion")
+
+
+def test_the_table(folder, words, capsys, tmp_path) -> None:
+    run([*words, "--rerank", str(folder / "fusion"), "--all-pairs", "--output", str(tmp_path / "found.json")])
+    out = capsys.readouterr().out
+    assert "6 images, 12 captions" in out
+    assert out.count("top 16 re-ranked") == out.count("dual encoder alone") == out.count("fusion encoder alone") == 2
+    assert "72 pairs, measured" in out
+    assert json.loads((tmp_path / "found.json").read_text())["split"] == "test"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--rerank-top", "4"], "--rerank-top and --all-pairs are about a fusion encoder; name it by --rerank"),
+        (["--split", "dev"], "has no split 'dev'; it has test, validation"),
+        (["--data-options", "[1]"], "--data-options is '\\[1\\]'; give a JSON object"),
+        (["--submission", "x.json"], "has images and captions, for which there is no --submission"),
+        (["--task", "scenes", "--rerank", "x", "--all-pairs"], "there is no --rerank, --all-pairs; leave it out"),
+    ],
+)
+def test_each_error_by_its_message(words, more: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run([*words, *more])
+
+
+def test_a_fusion_encoder_alone_is_pointed_to_its_place(folder, words, capsys: Callable) -> None:
+    with pytest.raises(ValueError, match=r"is a fusion encoder, which reads each pair; give the dual encoder .* by --rerank"):
+        run([str(folder / "fusion"), *words[1:]])
