@@ -108,3 +108,60 @@ def collate() -> Callable[..., dict[str, torch.Tensor]]:
 def batch(make_rows: Callable[..., list[Row]], collate: Callable[..., dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Three rows of unequal texts and images, padded."""
     return collate(make_rows())
+
+
+def make_pairs(image_ids: Sequence[int], caption_ids: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+    """Rows for pre-training, ragged; what an image or a caption is follows from its id, `id % 3` words are masked."""
+    rows = []
+    for image_id, caption_id in zip(image_ids, caption_ids, strict=True):
+        words = torch.Generator().manual_seed(caption_id)
+        text = torch.randint(5, 60, (3 + caption_id % 5,), generator=words)
+        masked, labels = text.clone(), torch.full_like(text, -100)
+        for place in range(1, 1 + caption_id % 3):
+            masked[place], labels[place] = 4, text[place]
+        size = (1 + image_id % 3) * PATCH, (1 + image_id // 3 % 3) * PATCH
+        image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1000 + image_id))
+        rows.append({
+            "input_ids": text,
+            "masked_input_ids": masked,
+            "masked_labels": labels,
+            "attention_mask": torch.ones_like(text),
+            "pixel_values": image,
+            "pixel_mask": torch.ones(1, *size, dtype=torch.long),
+            "image_ids": torch.tensor(image_id),
+            "caption_ids": torch.tensor(caption_id),
+        })  # fmt: skip
+    return rows
+
+
+def collate_pairs(rows: Sequence[dict[str, torch.Tensor]], num_tokens: int = 0) -> dict[str, torch.Tensor]:
+    """Pad rows for pre-training to the largest, masks and labels as they must be, the rest with noise."""
+    batch = {}
+    for name in rows[0]:
+        sizes = [max(sizes) for sizes in zip(*(row[name].shape for row in rows), strict=True)]
+        if len(sizes) == 1:
+            sizes = [max(*sizes, num_tokens)]
+        shape = len(rows), *sizes
+        if name == "pixel_values":
+            batch[name] = torch.randn(shape) * 10
+        elif name.endswith("input_ids"):
+            batch[name] = torch.randint(5, 60, shape)
+        else:
+            batch[name] = torch.full(shape, -100 if name == "masked_labels" else 0)
+        for i, row in enumerate(rows):
+            batch[name][(i, *(slice(size) for size in row[name].shape))] = row[name]
+    return batch
+
+
+@pytest.fixture
+def pair_batch() -> Callable[..., dict[str, torch.Tensor]]:
+    """A batch for pre-training of rows with these image ids and caption ids; None: all unlike."""
+
+    def pair_batch(
+        image_ids: Sequence[int] = (1, 2, 3, 4), caption_ids: Sequence[int] | None = None, num_tokens: int = 0
+    ) -> dict[str, torch.Tensor]:
+        if caption_ids is None:
+            caption_ids = [10 + image_id for image_id in image_ids]
+        return collate_pairs(make_pairs(image_ids, caption_ids), num_tokens)
+
+    return pair_batch
