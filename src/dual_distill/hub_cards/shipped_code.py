@@ -20,6 +20,7 @@ AUTO_CLASSES = {
     "ForImagesAndTextClassification": "AutoModelForSequenceClassification",
     "ForMaskedLM": "AutoModelForMaskedLM",
     "ForPreTraining": "AutoModelForPreTraining",
+    "ForCaptioning": "AutoModelForImageTextToText",
     "Model": "AutoModel",
 }
 """End of a model's name -> the Auto class that loads it; a head without one is loaded by its own class, from the package."""
