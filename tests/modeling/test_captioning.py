@@ -113,14 +113,13 @@ def test_a_longer_caption_does_not_move_tags_and_image(kind, writer):
 def test_attention_lies_where_the_pattern_says_and_nowhere_else(kind, writer):
     model = writer(kind, attn_implementation="eager")
     batch = captioned(kind)
-    output = model(**batch, output_attentions=True, output_attention_pattern=True)
+    output = model(**batch, output_attentions=True)
     pattern = output.attention_pattern
     assert torch.equal(pattern, seq2seq_mask(batch["token_type_ids"], batch["attention_mask"], output.image_mask))
     real = torch.cat([batch["attention_mask"].bool(), output.image_mask[:, 0]], 1)
     for probs in output.attentions:
         seen = (probs > 0).all(1) & real[:, :, None]
         assert torch.equal(seen, pattern)
-    assert model(**batch).attention_pattern is None
     # By hand: B rows, S queries, S keys.
     words = torch.cat([batch["token_type_ids"] == 0, torch.zeros_like(output.image_mask[:, 0])], 1)
     for row in range(2):
@@ -133,7 +132,7 @@ def test_attention_lies_where_the_pattern_says_and_nowhere_else(kind, writer):
 def test_recorded_queries_and_keys_give_the_attention_under_the_pattern(writer):
     model = writer("regions", attn_implementation="eager")
     output = model(
-        **captioned("regions"), output_attentions=True, output_attention_pattern=True, output_query_states=[0, 1],
+        **captioned("regions"), output_attentions=True, output_query_states=[0, 1],
         output_key_states=[0, 1], output_hidden_states=True,
     )  # fmt: skip
     real = output.attention_pattern.any(-1)

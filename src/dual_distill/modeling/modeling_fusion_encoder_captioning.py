@@ -107,7 +107,6 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         region_features: torch.Tensor | None = None,
         region_boxes: torch.Tensor | None = None,
         region_mask: torch.Tensor | None = None,
-        output_attention_pattern: bool | None = None,
         context_states: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -127,7 +126,6 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
             region_features: `(B, R, F)`, in place of pixels.
             region_boxes: `(B, R, 6)`.
             region_mask: `(B, R)`.
-            output_attention_pattern: whether to give `attention_pattern`, which query sees which key.
             context_states: while writing, what `read_context` gave, in place of tags and image; `input_ids` are then the
                 words since the last step and a [MASK].
             context_mask: likewise.
@@ -135,8 +133,8 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
             **kwargs: as in `FusionEncoderModel.forward`.
 
         Returns:
-            An `EncoderForTaskOutput` with `logits` `(B, T, vocabulary)`, `(B, 1, vocabulary)` while writing; the loss is in
-            nats per labelled token.
+            An `EncoderForTaskOutput` with `logits` `(B, T, vocabulary)`, `(B, 1, vocabulary)` while writing, and
+            `attention_pattern`, which query sees which key; the loss is in nats per labelled token.
 
         Raises:
             ValueError: a shape does not fit, the rows have more than one image, or a caption is too long.
@@ -168,7 +166,7 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
             key_states=output.key_states,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
-            attention_pattern=output.attention_pattern if output_attention_pattern else None,
+            attention_pattern=output.attention_pattern,
         )
 
     def read_context(
@@ -236,7 +234,7 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         return EncoderForTaskOutput(logits=logits, past_key_values=past_key_values)
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]  # captions begin with [CLS]; the text that is given holds tags
+    def generate(  # captions begin with [CLS]; the text that is given holds tags
         self,
         input_ids: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
@@ -294,7 +292,7 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         return super().generate(start, generation_config=generation_config, **given, **kwargs)
 
-    def prepare_inputs_for_generation(  # type: ignore[override]  # ours alone are given
+    def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
         past_key_values: Cache | None = None,
@@ -314,6 +312,8 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
                 "context_mask": context_mask,
                 "past_key_values": past_key_values,
             }
+        tag_ids = input_ids[:, :0] if tag_ids is None else tag_ids
+        tag_mask = torch.ones_like(tag_ids) if tag_mask is None else tag_mask
         images = {name: value for name, value in kwargs.items() if name.startswith(("pixel", "region"))}
         return {
             "input_ids": torch.cat([tag_ids, words], dim=1),

@@ -103,7 +103,7 @@ class EncoderForTaskOutput(ModelOutput):
         key_states: likewise.
         hidden_states: tuple, on request, fusion encoder only.
         attentions: tuple, on request, fusion encoder with eager attention only.
-        attention_pattern: `(B, T + 1 + I, T + 1 + I)` bool, which query sees which key; captioning only, on request.
+        attention_pattern: `(B, T + 1 + I, T + 1 + I)` bool, which query sees which key; captioning only.
         past_key_values: keys and values of the words so far; captioning only, while a caption is written with a cache.
     """
 
