@@ -2,6 +2,7 @@
 
 from .accuracy import GroupedAccuracy, accuracy_by_group
 from .baselines import TextOnlyBaseline, majority_answer, majority_baseline, text_only_baseline
+from .captioning import CaptionScores, CiderReward, write_captions
 from .consistency import Consistency, consistency
 from .retrieval import RetrievalRecall, retrieval_ranks, retrieval_recall
 from .streaming import StreamedMetric
@@ -10,6 +11,8 @@ from .vqa_score import FEWEST_ANSWERS, VQAScore, vqa_score
 
 __all__ = [
     "FEWEST_ANSWERS",
+    "CaptionScores",
+    "CiderReward",
     "Consistency",
     "GroupedAccuracy",
     "RetrievalRecall",
@@ -24,5 +27,6 @@ __all__ = [
     "retrieval_recall",
     "text_only_baseline",
     "vqa_score",
+    "write_captions",
     "write_submission",
 ]
