@@ -42,7 +42,8 @@ class DistillationCollator:
         task: which columns are what.
         label_names: the answers in the order of the logits; `task.label_names` or a vocabulary built from the training
             answers; empty for a task without label.
-        max_text_length: longest text in tokens; longer ones are cut. None: the tokenizer's own limit, if it has one.
+        max_text_length: longest text in tokens, its tags among them; longer ones are cut, the tags first. None: the
+            tokenizer's own limit, if it has one.
         image_cache_mb: limit of the cache of prepared images in MB (1e6 bytes), in each data-loading process; 0 turns
             it off. With `DataLoader(num_workers > 0)` set `persistent_workers=True`, or the cache ends with the epoch.
         max_pixels: largest accepted picture, width x height in pixels.
@@ -55,6 +56,7 @@ class DistillationCollator:
         teacher_regions: the teacher's features of the same boxes, which the batch holds beside them; None: teacher and student
             read the same.
         num_tags: most object tags beside a text, each once; 0: none.
+        max_tag_length: most tokens of the tags, beside those of the text; None: what `max_text_length` leaves.
         max_regions: most regions an image, the first of the store.
 
     Raises:
@@ -82,6 +84,7 @@ class DistillationCollator:
         teacher_regions: RegionStore | None = None,
         num_tags: int = NUM_TAGS,
         max_regions: int = MAX_REGIONS,
+        max_tag_length: int | None = None,
     ) -> None:
         if len(set(label_names)) < len(label_names):
             twice = next(name for name in label_names if list(label_names).count(name) > 1)
@@ -93,6 +96,7 @@ class DistillationCollator:
         self.teacher_regions = teacher_regions
         self.num_tags = num_tags
         self.max_regions = max_regions
+        self.max_tag_length = max_tag_length
         self.processor = processor
         self.task = task
         self.label_names = tuple(label_names)
@@ -138,13 +142,10 @@ class DistillationCollator:
         max_length = self.max_text_length
         if max_length is None and self.processor.tokenizer.model_max_length < _NO_LIMIT:
             max_length = self.processor.tokenizer.model_max_length
-        names = [_row_name(row, position) for position, row in enumerate(rows)]
+        names = row_names(rows)
         texts = [self._text(row, name) for row, name in zip(rows, names, strict=True)]
-        batch = (
-            self._with_regions(rows, names, texts, max_length)
-            if self.regions
-            else self._with_pixels(rows, names, texts, max_length)
-        )
+        images, tags = self.read_images(rows, names)
+        batch = self._encode(texts, tags, max_length) | images
         if self.task.answers_column is not None and any(self.task.answers_column in row for row in rows):
             batch["labels"] = torch.stack(
                 [self._scores(row.get(self.task.answers_column), _row_name(row, i)) for i, row in enumerate(rows)]
@@ -154,70 +155,51 @@ class DistillationCollator:
             batch["labels"] = torch.tensor(labels, dtype=torch.int64)
         return batch
 
-    def _with_pixels(
-        self, rows: Sequence[Mapping[str, Any]], names: Sequence[str], texts: list[str], max_length: int | None
-    ) -> dict[str, torch.Tensor]:
+    def read_images(
+        self, rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+    ) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+        """Return what a batch holds of its images, pixels or regions, and the object tags of each row (none for pixels).
+
+        Args:
+            rows: with the task's image columns.
+            names: of the rows, in errors.
+
+        Raises:
+            ImageError: a picture cannot be used.
+            ValueError: a store lacks an image.
+        """
+        if self.regions is None:
+            return self.processor.pad_images([self._images(row, name) for row, name in zip(rows, names, strict=True)]), []
+        regions = [self._find_regions(self.regions, row, name) for row, name in zip(rows, names, strict=True)]
+        tags = [distinct_tags(row, self.num_tags) for row in regions]
+        return pad_regions(regions) | self._teacher_features(rows, names, regions), tags
+
+    def _encode(self, texts: list[str], tags: list[list[str]], max_length: int | None) -> dict[str, torch.Tensor]:
+        if self.regions is not None:
+            together = max_length if self.max_tag_length is None else None
+            return tag_texts(self.processor.tokenizer, texts, tags, together, max_length, self.max_tag_length)
         text = self.processor.tokenizer(
             texts, padding="longest", truncation=max_length is not None, max_length=max_length, return_tensors="pt"
         )
-        images = self.processor.pad_images([self._images(row, name) for row, name in zip(rows, names, strict=True)])
-        return {
-            "input_ids": text["input_ids"],
-            "attention_mask": text["attention_mask"],
-            "pixel_values": images["pixel_values"],
-            "pixel_mask": images["pixel_mask"],
-        }
+        return {"input_ids": text["input_ids"], "attention_mask": text["attention_mask"]}
 
-    def _with_regions(
-        self, rows: Sequence[Mapping[str, Any]], names: Sequence[str], texts: list[str], max_length: int | None
-    ) -> dict[str, torch.Tensor]:
-        regions = [self.find_regions(row, name) for row, name in zip(rows, names, strict=True)]
-        tags = [distinct_tags(row, self.num_tags) for row in regions]
-        batch = tag_texts(self.processor.tokenizer, texts, tags, max_length) | pad_regions(regions)
-        return batch | self.teacher_features(rows, names, regions)
+    def _find_regions(self, store: RegionStore, row: Mapping[str, Any], name: str) -> list[RegionSet]:
+        return [store.find_image(row[column], name).first(self.max_regions) for column in self.task.image_columns]
 
-    def find_regions(self, row: Mapping[str, Any], name: str) -> list[RegionSet]:
-        """Return the regions of each image of a row, from the store.
-
-        Args:
-            row: with the task's image columns.
-            name: of the row, in errors.
-
-        Raises:
-            ImageError: a picture cannot be read.
-            ValueError: the store lacks it.
-        """
-        assert self.regions is not None
-        found = (self.regions.find_image(row[column], name) for column in self.task.image_columns)
-        return [one.first(self.max_regions) for one in found]
-
-    def teacher_features(
+    def _teacher_features(
         self, rows: Sequence[Mapping[str, Any]], names: Sequence[str], regions: Sequence[Sequence[RegionSet]]
     ) -> dict[str, torch.Tensor]:
-        """Return `teacher_region_features` of a batch; nothing where teacher and student read the same.
-
-        Args:
-            rows: of the batch.
-            names: of the rows, in errors.
-            regions: what `find_regions` gave for each row.
-
-        Raises:
-            ValueError: the teacher's store lacks an image, or has another number of regions for it.
-        """
+        """`teacher_region_features` of a batch; nothing where teacher and student read the same."""
         if self.teacher_regions is None:
             return {}
-        theirs: list[list[RegionSet]] = []
-        for row, name, ours in zip(rows, names, regions, strict=True):
-            found = [
-                self.teacher_regions.find_image(row[column], name).first(self.max_regions) for column in self.task.image_columns
-            ]
+        theirs = [self._find_regions(self.teacher_regions, row, name) for row, name in zip(rows, names, strict=True)]
+        for name, ours, found in zip(names, regions, theirs, strict=True):
             for one, other in zip(ours, found, strict=True):
                 if len(one.boxes_px) != len(other.boxes_px):
                     raise ValueError(
                         f"Row {name}: {self.regions!r} has {len(one.boxes_px)} regions, {self.teacher_regions!r} "
                         f"{len(other.boxes_px)}; make the teacher's anew at the student's boxes (--boxes)."
                     )
-            theirs.append(found)
         return {"teacher_region_features": pad_regions(theirs)["region_features"]}
 
     def _text(self, row: Mapping[str, Any], name: str) -> str:
@@ -316,6 +298,16 @@ def _content_key(source: bytes | Image.Image) -> bytes:
     else:
         digest.update(source)
     return digest.digest()
+
+
+def row_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What errors call the rows of a batch: their number, or their place and what identifies them.
+
+    Example:
+        >>> row_names([{"__index__": 7}, {"image_id": 3}])
+        ['7', '1 of its batch (image_id 3)']
+    """
+    return [_row_name(row, position) for position, row in enumerate(rows)]
 
 
 def _row_name(row: Mapping[str, Any], position: int) -> str:

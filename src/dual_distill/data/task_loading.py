@@ -27,6 +27,7 @@ _GENERATORS: Mapping[str, Callable[..., DatasetDict]] = {
     "scenes": generate_scenes,
     "nlvr_scenes": generate_nlvr_scenes,
     "scene_captions": generate_scene_captions,
+    "scene_captioning": generate_scene_captions,
     "scene_statements": generate_scene_statements,
 }
 # name -> reader, and the sentence about the files that it expects
@@ -37,6 +38,7 @@ _READERS: Mapping[str, tuple[Callable[..., DatasetDict], str]] = {
     "nlvr2": (load_nlvr2, NLVR2_LAYOUT),
     "snli_ve": (load_snli_ve, SNLI_VE_LAYOUT),
     "captions": (load_captions, CAPTIONS_LAYOUT),
+    "captioning": (load_captions, CAPTIONS_LAYOUT),
 }
 
 

@@ -14,7 +14,7 @@ from .nlvr_scenes import nlvr_scene_labels
 from .scenes import scene_answers
 from .snli_ve import SNLI_VE_LABELS
 
-Head = Literal["question_answering", "images_and_text_classification", "image_text_retrieval"]
+Head = Literal["question_answering", "images_and_text_classification", "image_text_retrieval", "captioning"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Task:
 
     Args:
         name: the name under which `TASKS` holds it.
-        head: which model head answers: one label out of an answer vocabulary, one class for text and N images, or how
-            well text and image belong together.
+        head: which model head answers: one label out of an answer vocabulary, one class for text and N images, how
+            well text and image belong together, or a caption that is written.
         image_columns: one column an image, in the order in which the model sees them.
         text_column: question or sentence.
         label_column: the answer as a string; None where each row is a pair that belongs together and nothing is answered.
@@ -147,6 +147,20 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             text_column="caption",
             image_id_column="image_id",
         ),
+        "scene_captioning": Task(
+            name="scene_captioning",
+            head="captioning",
+            image_columns=("image",),
+            text_column="caption",
+            image_id_column="image_id",
+        ),
+        "captioning": Task(
+            name="captioning",
+            head="captioning",
+            image_columns=("image",),
+            text_column="caption",
+            image_id_column="image_id",
+        ),
     }
 )
 """Every task by its name."""
@@ -167,7 +181,7 @@ def get_task(name: str) -> Task:
     Example:
         >>> get_task("easyvqa")
         Traceback (most recent call last):
-        ValueError: There is no task 'easyvqa'; did you mean 'easy_vqa'? Known are: captions, easy_vqa, ...
+        ValueError: There is no task 'easyvqa'; did you mean 'easy_vqa'? Known are: captioning, captions, easy_vqa, ...
     """
     if name not in TASKS:
         raise ValueError(f"There is no task {name!r}{nearest_name(name, list(TASKS))}")
