@@ -1,3 +1,5 @@
+import functools
+import http.server
 import importlib.util
 import itertools
 import json
@@ -7,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -27,6 +30,11 @@ def load(name):
 files = load("pair_files")
 script = load("stream_in_a_process")
 number = files.number
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
 
 
 def numbers(rows):
@@ -104,6 +112,42 @@ def test_parquet_with_several_captions_a_picture(tmp_path):
     assert rows[3]["__index__"] == "flickr/a.parquet: row 1 of group 0, caption 2"
 
 
+def test_phrases_of_img2datasets_further_columns(tmp_path):
+    about = json.dumps({"key": "1", "caption": None, "phrases": ["a thing 1", "one 1", " "]}).encode()
+    source = tars(files.write_tars(tmp_path / "vg", 1, 3, bad={1: {"txt": None, "json": about}}), caption_column="phrases")
+    passing = stream(source, shuffle_buffer=0, skip_bad=True)
+    assert [(row["__index__"], row["caption"]) for row in passing] == [
+        ("vg/00000.tar: 000000001, caption 1", "a thing 1"),
+        ("vg/00000.tar: 000000001, caption 2", "one 1"),
+    ]
+    assert passing.skipped == {"missing caption": 2, "empty caption": 1}
+
+
+def test_files_behind_an_address(tmp_path):
+    files.write_tars(tmp_path / "cc", 2, 4)
+    files.write_parquet(tmp_path / "all.parquet", range(5))
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert numbers(stream(tars(f"{address}/cc/00001.tar"), shuffle_buffer=0)) == [4, 5, 6, 7]
+        parquet = {"path": f"{address}/all.parquet", "kind": "parquet", "name": "all"}
+        assert sorted(numbers(stream(parquet))) == [0, 1, 2, 3, 4]
+        with pytest.raises(FileNotFoundError, match=r"There is no file 'http.*/none\.tar' for a source of kind 'webdataset'"):
+            stream(tars(f"{address}/none.tar"))
+        server.shutdown()
+
+
+def test_photographs_of_coco(data_folder):
+    folder = data_folder("coco_mini_ccby")
+    parquet = {"path": str(folder / "images.parquet"), "kind": "parquet", "caption_column": "captions"}
+    karpathy = {"path": str(folder / "annotations" / "dataset_karpathy_format.json"), "kind": "karpathy", "images": "."}
+    rows = list(stream(parquet, skip_bad=True))
+    assert len(rows) == 380  # all of its pictures can be decoded
+    with pytest.raises(ValueError, match=r"dataset_karpathy_format\.json, image 1 .*: the image is missing"):
+        stream(karpathy)  # the pictures lie in the Parquet file
+
+
 def test_an_epoch_has_every_row_once_in_an_order_of_its_own(pairs):
     def order(epoch, **options):
         found = mixed(pairs, **options)
@@ -128,8 +172,10 @@ def test_processes_share_the_rows(pairs, world_size):
     assert min(map(len, parts)) >= len(EVERY) // world_size - 6
 
 
-def test_workers_share_the_rows_of_a_process(pairs):
-    loaders = [pair_loader(mixed(pairs).split(rank, 2), 4, numbers, num_workers=2) for rank in range(2)]
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_workers_share_the_rows_of_a_process(pairs, world_size):
+    parts = [mixed(pairs).split(rank, world_size) for rank in range(world_size)]
+    loaders = [pair_loader(part, 4, numbers, num_workers=2) for part in parts]
     assert sorted(itertools.chain(*itertools.chain(*loaders))) == EVERY
     with pytest.raises(ValueError, match=r"3 workers read the shards of a process, but the source with the fewest has 2"):
         pair_loader(mixed(pairs).split(0, 2), 4, numbers, num_workers=3)

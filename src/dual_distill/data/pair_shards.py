@@ -19,7 +19,7 @@ from datasets import Features, Value
 from datasets.utils.file_utils import xopen
 
 from .entries import BadEntry
-from .pair_sources import IMAGE_SUFFIXES, Shard, listed_entries
+from .pair_sources import CAPTION_COLUMN, IMAGE_SUFFIXES, Shard, listed_entries
 
 BAD_KINDS = (
     "broken shard",
@@ -102,7 +102,7 @@ class _CheckedTarInfo(tarfile.TarInfo):
     """A header that must be there and be right: tarfile itself takes a missing or wrong one for the end of the archive."""
 
     @classmethod
-    def frombuf(cls, buf: Any, encoding: str | None, errors: str) -> Any:
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
         try:
             return super().frombuf(buf, encoding, errors)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -130,7 +130,7 @@ def _tar_rows(shard: Shard) -> Iterator[dict[str, Any]]:
                 member_key = (path.parent / stem).as_posix()
                 if member_key != key:
                     if key is not None:
-                        yield _sample(shard, key, parts, seen)
+                        yield from _sample(shard, key, parts, seen)
                     key, parts = member_key, {}
                 content = archive.extractfile(member)
                 parts[extension.lower()] = b"" if content is None else content.read()
@@ -139,22 +139,28 @@ def _tar_rows(shard: Shard) -> Iterator[dict[str, Any]]:
         yield _bad(f"{shard.name}: {key}" if key is not None else shard.name, "broken shard", why)
         return
     if key is not None:
-        yield _sample(shard, key, parts, seen)
+        yield from _sample(shard, key, parts, seen)
 
 
-def _sample(shard: Shard, key: str, parts: dict[str, bytes], seen: set[str]) -> dict[str, Any]:
+def _sample(shard: Shard, key: str, parts: dict[str, bytes], seen: set[str]) -> Iterator[dict[str, Any]]:
     place = f"{shard.name}: {key}"
     if key in seen:
-        return _bad(place, "duplicate key", "the key occurs twice in its shard")
+        yield _bad(place, "duplicate key", "the key occurs twice in its shard")
+        return
     seen.add(key)
     image = next(
         ({"bytes": content, "path": f"{key}.{name}"} for name, content in parts.items() if f".{name}" in IMAGE_SUFFIXES), None
     )
+    column = shard.source.caption_column
     try:
-        caption = parts["txt"].decode() if "txt" in parts else json.loads(parts.get("json", b"{}")).get("caption")
+        if column == CAPTION_COLUMN and "txt" in parts:
+            caption = parts["txt"].decode()
+        else:
+            caption = json.loads(parts.get("json", b"{}")).get(column)
     except (ValueError, AttributeError) as error:  # bytes that are not UTF-8, no JSON, or JSON that is no object
-        return _bad(place, "malformed caption", f"the caption cannot be read ({error})")
-    return _pair(image, caption, place)
+        yield _bad(place, "malformed caption", f"the caption cannot be read ({error})")
+        return
+    yield from _caption_rows(image, caption, place)
 
 
 def _parquet_rows(shard: Shard) -> Iterator[dict[str, Any]]:

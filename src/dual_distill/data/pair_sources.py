@@ -27,6 +27,7 @@ from .tasks import nearest_name
 KINDS = ("webdataset", "parquet", "folder", "karpathy", "coco")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 METADATA = "metadata.jsonl"
+CAPTION_COLUMN = "caption"
 _RANGES = 64
 
 
@@ -43,7 +44,8 @@ class PairSource:
         split: which split of Karpathy's file; the others have none.
         images: karpathy, coco: the folder of the images.
         image_column: parquet: column of the image, bytes or `{bytes, path}`.
-        caption_column: parquet, and `metadata.jsonl`: column of the caption, a string or a list of them.
+        caption_column: parquet, `metadata.jsonl`: column of the caption, a string or a list of them, one row each;
+            webdataset: "caption" is `key.txt` or, without one, that entry of `key.json`; another name is always an entry.
         name: what rows are called after; None: the folder of the files.
 
     Raises:
@@ -60,7 +62,7 @@ class PairSource:
     split: str = "train"
     images: str | None = None
     image_column: str = "image"
-    caption_column: str = "caption"
+    caption_column: str = CAPTION_COLUMN
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -72,7 +74,7 @@ class PairSource:
             said = "needs images=, the folder of its images" if self.images is None else "takes no images="
             raise ValueError(f"The source {self.path!r} of kind {self.kind!r} {said}.")
         if self.name is None:
-            object.__setattr__(self, "name", _folder_name(self.path))
+            object.__setattr__(self, "name", _folder_name(self.path, self.kind))
 
 
 @dataclass(frozen=True)
@@ -206,10 +208,10 @@ def listed_entries(source: PairSource, skip_bad: bool) -> tuple[Any, Counter[str
     return dataset, Counter({kind: len(sentences) for kind, sentences in report.bad.items()})
 
 
-def _folder_name(path: str) -> str:
-    parts = [part for part in path.replace("://", "/").split("/") if part]
-    plain = [part for part in parts if not any(sign in part for sign in "*?[") and Path(part).suffix == ""]
-    return plain[-1] if plain else "pairs"
+def _folder_name(path: str, kind: str) -> str:
+    parts = [part for part in path.split("://")[-1].split("/") if part]
+    folders = [part for part in (parts if kind == "folder" else parts[:-1]) if not any(sign in part for sign in "*?[")]
+    return folders[-1] if folders else "pairs"
 
 
 def _files(source: PairSource) -> list[str]:
