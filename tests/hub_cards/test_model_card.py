@@ -83,6 +83,7 @@ def test_the_template_is_found_as_an_installed_package_finds_it() -> None:
         ("DualEncoderForImagesAndTextClassification", None, "A dual encoder that classifies a sentence about images"),
         ("FusionEncoderForMaskedLM", "fill-mask", "A fusion encoder that fills in masked words"),
         ("FusionEncoderForImageTextRetrieval", None, "A fusion encoder that scores how well"),
+        ("FusionEncoderForCaptioning", "image-to-text", "A fusion encoder that writes captions of images"),
         ("DualEncoderModel", None, "without a head for a task"),
     ],
 )
@@ -98,6 +99,20 @@ def test_every_kind_of_model_has_a_card_without_numbers_it_does_not_know(
         assert absent not in card
     if "## Quick start" in card:
         compile(card.split("```python\n")[1].split("```")[0], "quick start", "exec")
+
+
+def test_a_model_of_regions_says_what_it_reads_and_promises_no_reading_of_pictures(make_folder: Callable[..., Path]) -> None:
+    fields = {"visual_inputs": "regions", "region_feature_size": 1024, "max_regions": 20}
+    card = write_card(make_folder("FusionEncoderForCaptioning", **fields)).read_text()
+    assert "It reads up to 20 regions an image, each with 1,024 features, and texts of up to 8 tokens." in card
+    assert "patches" not in card
+    assert "## Quick start" not in card
+
+
+def test_a_card_of_captions_writes_one(make_folder: Callable[..., Path]) -> None:
+    card = write_card(make_folder("FusionEncoderForCaptioning")).read_text()
+    assert "written = model.generate(**batch, num_beams=5)" in card
+    assert "what is in the picture?" not in card
 
 
 def test_the_code_s_quick_start_needs_no_package(make_folder: Callable[..., Path]) -> None:

@@ -18,7 +18,11 @@ from .run_record import RUN_FILE, Origin, RunRecord, read_run
 from .shipped_code import auto_class, split_architecture
 
 _TEMPLATE = "model_card.md.jinja"
-PIPELINE_TAGS = {"ForQuestionAnswering": "visual-question-answering", "ForMaskedLM": "fill-mask"}
+PIPELINE_TAGS = {
+    "ForQuestionAnswering": "visual-question-answering",
+    "ForMaskedLM": "fill-mask",
+    "ForCaptioning": "image-to-text",
+}
 """Head -> the Hub's name of its task; heads that the Hub has no name for get none."""
 
 _TASKS = {
@@ -26,6 +30,7 @@ _TASKS = {
     "ForImagesAndTextClassification": "classifies a sentence about images",
     "ForImageTextRetrieval": "scores how well a text and an image match",
     "ForMaskedLM": "fills in masked words of a text about an image",
+    "ForCaptioning": "writes captions of images",
     "ForPreTraining": "was pre-trained on images and texts",
     "Model": "gives vectors of texts and images, without a head for a task",
 }
@@ -104,6 +109,10 @@ def make_card(
         "architecture": architecture,
         "parameters": _millions(checkpoint.parameters),
         "num_images": config.get("num_images", 1),
+        "reads_regions": config.get("visual_inputs") == "regions",
+        "max_regions": config.get("max_regions", 50),
+        "region_feature_size": config.get("region_feature_size", 2048),
+        "writes_captions": head == "ForCaptioning",
         "has_labels": head in ("ForQuestionAnswering", "ForImagesAndTextClassification"),
         "label_word": "answers" if head == "ForQuestionAnswering" else "classes",
         "source": repo_id or ".",
