@@ -45,6 +45,11 @@ STARTS = {
     "nlvr_distilled": {"init_from": "nlvr_teacher", "teacher": "nlvr_teacher"},
 }
 OWN = {"own_teacher", "own_distilled"}  # tested in test_own_data.py
+PAIRS = {  # tested in test_pair_recipes.py
+    *(f"{what}_scenes_{arm}" for what in ("pretrain", "retrieval") for arm in ("teacher", "alone", "distilled")),
+    *(f"{what}_{arm}" for what in ("pretrain_coco_vg_cc3m_sbu", "retrieval_coco") for arm in ("teacher", "distilled")),
+    *(f"retrieval_flickr30k_{arm}" for arm in ("teacher", "distilled")),
+}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +90,7 @@ def trained(words_of: Callable, dual_distill: Callable) -> Callable[[str], tuple
 
 
 def test_every_recipe_is_run() -> None:
-    assert {file.stem for file in RECIPES.glob("*.yaml")} == {*STARTS, *OWN}
+    assert {file.stem for file in RECIPES.glob("*.yaml")} == {*STARTS, *OWN, *PAIRS}
 
 
 @pytest.mark.parametrize("name", STARTS)

@@ -66,6 +66,10 @@ class ModelArguments:
         metadata={"help": "keep_aspect: shorter side to image_height, as ViLT; fixed: to image_height x image_width."},
     )
     vocab_size: int = field(default=30522, metadata={"help": "Largest vocabulary of the tokenizer trained on the texts."})
+    projection_dim: int | None = field(
+        default=None,
+        metadata={"help": "Dual encoder: width of the vectors that pre-training and retrieval compare. Default: 256."},
+    )
     max_text_length: int = field(default=40, metadata={"help": "Longest text in tokens."})
     attn_implementation: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = field(
         default="sdpa", metadata={"help": "How attention is computed."}
@@ -93,7 +97,8 @@ class DataArguments:
     task: str = field(
         default="scenes",
         metadata={
-            "help": "scenes (generated), easy_vqa, nlvr, vqa, nlvr2, snli_ve; or own: a table, folder or Hub data set of yours."
+            "help": "scenes (generated), easy_vqa, nlvr, vqa, nlvr2, snli_ve; of pairs: scene_captions (generated), captions, "
+            "pairs (streamed); or own: a table, folder or Hub data set of yours."
         },
     )
     data: str | None = field(
@@ -106,8 +111,9 @@ class DataArguments:
     skip_bad: bool = field(
         default=False, metadata={"help": "Pass over rows with a missing image or a malformed line and list them."}
     )
-    head: Literal["question_answering", "images_and_text_classification"] = field(
-        default="question_answering", metadata={"help": "Own data: questions with free answers, or classes."}
+    head: Literal["question_answering", "images_and_text_classification", "pretraining", "image_text_retrieval"] = field(
+        default="question_answering",
+        metadata={"help": "Own data: questions with free answers, or classes. Pairs: pretraining; retrieval else."},
     )
     image_column: list[str] = field(
         default_factory=lambda: ["image"], metadata={"help": "Own data: column of the image, or several columns."}
@@ -119,6 +125,13 @@ class DataArguments:
     )
     min_answer_count: int | None = field(
         default=None, metadata={"help": "Fewest training rows with an answer that becomes a class. Default: the task's."}
+    )
+    tokenizer_tasks: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Generated tasks (scenes, scene_statements, nlvr_scenes) whose words a new tokenizer learns too, so that a "
+            "pre-trained model can be fine-tuned on them."
+        },
     )
     augmentation: Literal["none", "randaugment"] = field(
         default="none",

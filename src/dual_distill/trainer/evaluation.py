@@ -19,8 +19,10 @@ from dual_distill.metrics import (
     consistency,
     majority_answer,
     majority_baseline,
+    retrieval_recall,
     text_only_baseline,
 )
+from dual_distill.metrics.retrieval import RECALL_AT
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,29 @@ def accuracy_of_logits(prediction: EvalPrediction) -> dict[str, float]:
     if labels.ndim == 2:
         return {"soft_accuracy": float(labels[np.arange(len(labels)), chosen].mean())}
     return {"accuracy": float(np.mean(chosen == labels))}
+
+
+def recall_of_vectors(prediction: EvalPrediction) -> dict[str, float]:
+    """Return recall@1, @5 and @10 both ways over a whole split, as Trainer's `compute_metrics` of retrieval.
+
+    Args:
+        prediction: `predictions` `(texts (B, P), images (B, P))` of length 1, a row a pair; `label_ids` `(B,)`, equal for equal
+            images, of which the gallery holds one.
+
+    Returns:
+        `text_to_image_recall@1` to `@10` and `image_to_text_recall@1` to `@10`, and their mean, `mean_recall`, all in [0, 1].
+
+    Example:
+        >>> texts, images = np.eye(3)[[0, 1, 1]], np.eye(3)[[0, 0, 1]]
+        >>> found = recall_of_vectors(EvalPrediction((texts, images), np.array([7, 7, 8])))
+        >>> found["text_to_image_recall@1"], found["image_to_text_recall@1"], found["text_to_image_recall@5"]
+        (0.6666666666666666, 0.5, 1.0)
+    """
+    texts, images = (torch.as_tensor(np.asarray(vectors)) for vectors in prediction.predictions)
+    _, first, image_of_caption = np.unique(np.asarray(prediction.label_ids), return_index=True, return_inverse=True)
+    both = retrieval_recall(images[first] @ texts.T, image_of_caption.reshape(-1).tolist())
+    found = {f"{way}_recall@{k}": float(both[way][f"recall@{k}"]) for way in sorted(both, reverse=True) for k in RECALL_AT}
+    return {**found, "mean_recall": sum(found.values()) / len(found)}
 
 
 @torch.inference_mode()
@@ -167,4 +192,4 @@ def _vqa_scores(
     return scores
 
 
-__all__ = ["EvaluationReport", "accuracy_of_logits", "predict_answers", "report_answers"]
+__all__ = ["EvaluationReport", "accuracy_of_logits", "predict_answers", "recall_of_vectors", "report_answers"]

@@ -4,7 +4,7 @@ A recipe is three dataclasses side by side (`ModelArguments`, `DataArguments`, `
 file, the command line and Python say the same words. `resolve` settles everything that needs no weights; `make_run` adds them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -19,6 +19,7 @@ from dual_distill.data import (
     ID_COLUMNS,
     DistillationCollator,
     NumberedRows,
+    PreTrainingCollator,
     RandAugment,
     Task,
     answer_coverage,
@@ -28,21 +29,26 @@ from dual_distill.data import (
     load_task,
     train_tokenizer,
 )
-from dual_distill.modeling import (
-    DualDistillProcessor,
-    DualEncoderConfig,
-    FusionEncoderConfig,
-)
+from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, FusionEncoderConfig
 from dual_distill.modeling.tower_initialization import dual_config_from_fusion
 
 from .arguments import DataArguments, ModelArguments
 from .distillation_config import DistillationTrainingArguments
 from .distillation_trainer import DistillationTrainer
 from .evaluation import accuracy_of_logits
+from .pair_recipe import (
+    PAIR_HEADS,
+    STREAMED_PAIRS,
+    first_rows,
+    load_streamed_pairs,
+    make_pair_trainer,
+    num_rows,
+    pair_collator,
+    settle_head,
+    texts_of,
+)
 
 _CONFIGS: dict[str, type[PreTrainedConfig]] = {"fusion_encoder": FusionEncoderConfig, "dual_encoder": DualEncoderConfig}
-
-
 _CHECKED_ROWS = 16
 _PIECE = 10_000
 
@@ -53,8 +59,8 @@ class Resolved:
 
     Attributes:
         task: its columns and head.
-        data: its splits.
-        label_names: answers in the order of the logits.
+        data: its splits; `train` may be a stream of pairs.
+        label_names: answers in the order of the logits; none for pairs.
         processor: serves teacher and student.
         collator: makes batches for training, evaluation and teacher alike.
         student_config: of the model that is trained.
@@ -62,10 +68,10 @@ class Resolved:
     """
 
     task: Task
-    data: DatasetDict
+    data: Mapping[str, Any]
     label_names: list[str]
     processor: DualDistillProcessor
-    collator: DistillationCollator
+    collator: DistillationCollator | PreTrainingCollator
     student_config: PreTrainedConfig
     teacher_config: PreTrainedConfig | None
 
@@ -83,7 +89,7 @@ class Run(NamedTuple):
 
     trainer: DistillationTrainer
     processor: DualDistillProcessor
-    data: DatasetDict
+    data: Mapping[str, Any]
     task: Task
     label_names: list[str]
 
@@ -107,17 +113,24 @@ def resolve(
     Raises:
         ValueError: the arguments do not fit each other, the task, or the checkpoints; the message says how to mend it.
     """
-    task, data = load_data(data_arguments) if data is None else (get_task(data_arguments.task), data)
-    _check_splits(data)
-    label_names = _label_names(model_arguments, data_arguments, task, data)
+    splits: Mapping[str, Any]
+    if data is None:
+        task, splits = load_data(data_arguments)
+    else:
+        task, splits = settle_head(get_task(data_arguments.task), data_arguments.head), data
+    _check_splits(splits)
+    is_pairs = task.head in PAIR_HEADS
+    label_names = [] if is_pairs else _label_names(model_arguments, data_arguments, task, splits)
     if processor is None:
         source = model_arguments.init_from or model_arguments.teacher
         if source is None:
-            processor = build_processor(model_arguments, data["train"][task.text_column])
+            processor = build_processor(model_arguments, texts_of(splits["train"], task, data_arguments.tokenizer_tasks))
         else:
             revision = model_arguments.init_revision if model_arguments.init_from else model_arguments.teacher_revision
             processor = load_processor(source, revision)
     config = student_config(model_arguments, processor, task, label_names)
+    if task.head == "pretraining":
+        training_arguments.write_weights(config)
     teacher_config = None
     if model_arguments.teacher is not None:
         teacher_config = load_config(model_arguments.teacher, model_arguments.teacher_revision, head=task.head)
@@ -126,21 +139,24 @@ def resolve(
             f"a row of the data has {len(task.image_columns)} images ({', '.join(task.image_columns)}), but the model reads "
             f"{config.num_images} with a {task.head} head; name other image columns, or set fresh_head or another head."
         )
-    longest_text = getattr(config, "text_config", config).max_position_embeddings
-    collator = DistillationCollator(
-        processor,
-        task,
-        label_names,
-        min(longest_text, model_arguments.max_text_length),
-        data_arguments.image_cache_mb,
-        augmentation=RandAugment(seed=training_arguments.seed) if data_arguments.augmentation == "randaugment" else None,
-    )
-    _check_labels(task, data, label_names)
-    _check_rows(data, collator)
-    return Resolved(task, data, label_names, processor, collator, config, teacher_config)
+    longest_text = min(getattr(config, "text_config", config).max_position_embeddings, model_arguments.max_text_length)
+    if is_pairs:
+        collator: Any = pair_collator(processor, task, longest_text, data_arguments, training_arguments)
+    else:
+        collator = DistillationCollator(
+            processor,
+            task,
+            label_names,
+            longest_text,
+            data_arguments.image_cache_mb,
+            augmentation=RandAugment(seed=training_arguments.seed) if data_arguments.augmentation == "randaugment" else None,
+        )
+        _check_labels(task, splits, label_names)
+    _check_rows(splits, collator)
+    return Resolved(task, splits, label_names, processor, collator, config, teacher_config)
 
 
-def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None) -> tuple[Task, DatasetDict]:
+def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None) -> tuple[Task, Any]:
     """Read the data of a run, and the task that it is.
 
     Args:
@@ -148,15 +164,18 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
         label_names: classes that one's own data must keep to, such as those of a checkpoint; None: those of its train split.
 
     Raises:
-        ValueError: the task is unknown or has no labels to learn, or the data cannot be read.
+        ValueError: the task is unknown or has another head than asked for, or the data cannot be read.
     """
     options = dict(cast("dict[str, Any]", arguments.data_options or {}))  # JSON has been read by now
     if arguments.skip_bad:
         options["skip_bad"] = True
     if arguments.task != "own":
-        task = get_task(arguments.task)
-        _label_column(task)
+        if arguments.task == STREAMED_PAIRS.name:
+            return settle_head(STREAMED_PAIRS, arguments.head), load_streamed_pairs(arguments, options)
+        task = settle_head(get_task(arguments.task), arguments.head)
         return task, load_task(arguments.task, arguments.data, **options)
+    if arguments.head in PAIR_HEADS:
+        raise ValueError(f"head is {arguments.head!r}, but task own has labels; for pairs of your own choose task pairs.")
     if arguments.data is None:
         raise ValueError("task own needs data=, a file, a folder, or the name of a data set on the Hub.")
     own = load_own_data(
@@ -196,14 +215,17 @@ def make_run(
     set_seed(seed)
     model = build_model(model_arguments, resolved)
     train_rows = _rows(resolved.data["train"], task, data_arguments.max_train_rows, seed)
+    eval_rows = _rows(resolved.data["validation"], task, data_arguments.max_eval_rows, seed)
+    shared = {"data_collator": resolved.collator, "eval_dataset": eval_rows, "processing_class": resolved.processor}
+    if task.head in PAIR_HEADS:
+        trainer: DistillationTrainer = make_pair_trainer(model, training_arguments, task, teacher, train_rows, **shared)
+        return Run(trainer, resolved.processor, resolved.data, task, [])
     trainer = DistillationTrainer(
         model,
         training_arguments,
         teacher=teacher,
-        data_collator=resolved.collator,
-        train_dataset=NumberedRows(train_rows) if resolved.collator.augmentation else train_rows,
-        eval_dataset=_rows(resolved.data["validation"], task, data_arguments.max_eval_rows, seed),
-        processing_class=resolved.processor,
+        train_dataset=NumberedRows(train_rows) if data_arguments.augmentation != "none" else train_rows,
+        **shared,
         compute_metrics=accuracy_of_logits,
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
     )
@@ -309,11 +331,15 @@ def load_model(checkpoint: str, task: Task, attn_implementation: str = "sdpa", r
 def _fresh_head(arguments: ModelArguments, task: Task, label_names: Sequence[str]) -> dict[str, Any]:
     if not arguments.fresh_head:
         return {}
+    if task.head in PAIR_HEADS:
+        return {"fresh_head": True}
     num_images = len(task.image_columns)
     return {"fresh_head": True, "label_names": label_names, "num_images": num_images if num_images > 1 else None}
 
 
-def _label_names(model_arguments: ModelArguments, data_arguments: DataArguments, task: Task, data: DatasetDict) -> list[str]:
+def _label_names(
+    model_arguments: ModelArguments, data_arguments: DataArguments, task: Task, data: Mapping[str, Any]
+) -> list[str]:
     """The labels of the checkpoint whose head is used, else the teacher's, else the task's, else those of the data."""
     source, revision = model_arguments.teacher, model_arguments.teacher_revision
     if model_arguments.init_from is not None and not model_arguments.fresh_head:
@@ -327,17 +353,14 @@ def _label_names(model_arguments: ModelArguments, data_arguments: DataArguments,
 
 
 def _label_column(task: Task) -> str:
-    if task.label_column is None:
-        raise ValueError(
-            f"task {task.name!r} has pairs and no labels, which no head here learns from; choose a task with answers."
-        )
+    assert task.label_column is not None  # tasks without have another head
     return task.label_column
 
 
-def _check_splits(data: DatasetDict) -> None:
+def _check_splits(data: Mapping[str, Any]) -> None:
     """Refuse data that cannot be trained on, or not be evaluated after it."""
     for split in ("train", "validation"):
-        if split not in data or not len(data[split]):
+        if split not in data or num_rows(data[split]) == 0:
             state = "has no rows" if split in data else "is missing"
             raise ValueError(
                 f"the split {split!r} {state} (there are {', '.join(data)}), but a run needs rows to train on and rows to be "
@@ -345,13 +368,13 @@ def _check_splits(data: DatasetDict) -> None:
             )
 
 
-def _check_rows(data: DatasetDict, collator: DistillationCollator) -> None:
+def _check_rows(data: Mapping[str, Any], collator: DistillationCollator | PreTrainingCollator) -> None:
     """Put the first rows of each split through the collator: columns, pictures and labels are looked at before any model."""
     for split in ("train", "validation"):
-        collator([data[split][index] for index in range(min(_CHECKED_ROWS, len(data[split])))])
+        collator(first_rows(data[split], _CHECKED_ROWS))
 
 
-def _check_labels(task: Task, data: DatasetDict, label_names: Sequence[str]) -> None:
+def _check_labels(task: Task, data: Mapping[str, Any], label_names: Sequence[str]) -> None:
     """Refuse data none of whose labels the head can give: a checkpoint for other answers."""
     column = task.answers_column or _label_column(task)
     rows = data["train"]
@@ -380,23 +403,27 @@ def _config_from_sizes(
     text = {"vocab_size": len(processor.tokenizer), "max_position_embeddings": arguments.max_text_length}
     image = {"image_size": [arguments.image_height, arguments.image_width], "patch_size": arguments.patch_size}
     num_images = len(task.image_columns)
-    common = {
-        "num_images": num_images,
-        "id2label": dict(enumerate(label_names)),
-        "label2id": {name: index for index, name in enumerate(label_names)},
-    }
+    common: dict[str, Any] = {"num_images": num_images}
+    if task.head not in PAIR_HEADS:
+        common["id2label"] = dict(enumerate(label_names))
+        common["label2id"] = {name: index for index, name in enumerate(label_names)}
     if arguments.architecture == "fusion_encoder":
         return FusionEncoderConfig(**shape, **text, **image, **common, modality_type_vocab_size=1 + num_images)
     return DualEncoderConfig(
         text_config={**shape, **text},
         vision_config={**shape, **image, "modality_type_vocab_size": num_images},
         initializer_range=arguments.initializer_range,
+        **({} if arguments.projection_dim is None else {"projection_dim": arguments.projection_dim}),
         **common,
     )
 
 
-def _rows(dataset: Dataset, task: Task, limit: int | None, seed: int) -> Dataset:
+def _rows(dataset: Any, task: Task, limit: int | None, seed: int) -> Any:
     """At most `limit` rows, without the columns (boxes, objects) that training only would decode and throw away."""
+    if not isinstance(dataset, Dataset):
+        if limit is not None:
+            raise ValueError(f"max_train_rows is {limit}, but a stream of pairs is trained on for max_steps; leave it out.")
+        return dataset
     wanted = {*task.image_columns, task.text_column, task.label_column, task.answers_column, *ID_COLUMNS}
     dataset = dataset.select_columns([column for column in dataset.column_names if column in wanted])
     if limit is None or limit >= len(dataset):

@@ -13,12 +13,17 @@ from dual_distill.hub_cards import (
     versions_now,
     write_run,
 )
+from dual_distill.metrics.retrieval import RECALL_AT
 
 from .arguments import DataArguments, ModelArguments
 from .distillation_config import DistillationTrainingArguments
+from .pair_recipe import num_rows
 from .recipe import Run
 
-_METRICS = ("accuracy", "soft_accuracy")
+_METRICS = (
+    *("accuracy", "soft_accuracy", "in_batch_recall", "right_first_share", "mean_recall"),
+    *(f"{way}_recall@{k}" for way in ("text_to_image", "image_to_text") for k in RECALL_AT),
+)
 
 
 def record_run(run: Run, model: ModelArguments, data: DataArguments, metrics: Mapping[str, float], source: str) -> RunRecord:
@@ -35,7 +40,7 @@ def record_run(run: Run, model: ModelArguments, data: DataArguments, metrics: Ma
     defaults = DistillationTrainingArguments(output_dir="out", use_cpu=training.use_cpu)
     record = RunRecord(
         "dide" if model.teacher else "labels",
-        DataOrigin(run.task.name, {split: len(rows) for split, rows in run.data.items()}),
+        DataOrigin(run.task.name, _rows(run)),
         teacher=origin_of(model.teacher, model.teacher_revision) if model.teacher else None,
         start=origin_of(model.init_from, model.init_revision) if model.init_from else None,
         settings=differing_fields((model, ModelArguments()), (_without_paths(data), DataArguments()), (training, defaults)),
@@ -51,6 +56,12 @@ def record_run(run: Run, model: ModelArguments, data: DataArguments, metrics: Ma
     )
     write_run(training.output_dir, record)
     return record
+
+
+def _rows(run: Run) -> dict[str, int]:
+    """Rows of each split, as far as a stream of pairs says."""
+    counts = {split: num_rows(rows) for split, rows in run.data.items()}
+    return {split: count for split, count in counts.items() if count is not None}
 
 
 def _without_paths(data: DataArguments) -> DataArguments:

@@ -19,10 +19,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dual_distill.conversion import model_class
-from dual_distill.data import answer_coverage
+from dual_distill.data import PairStream, Task, answer_coverage
+from dual_distill.modeling import FusionEncoderConfig
 
 from .arguments import DataArguments, ModelArguments
 from .distillation_config import DistillationTrainingArguments
+from .pair_recipe import PAIR_HEADS, num_rows
 from .pairing import check_pair
 from .recipe import Resolved, resolve
 
@@ -35,8 +37,8 @@ class RunPlan:
 
     Attributes:
         task: its name.
-        rows: split -> rows.
-        num_labels: answers or classes of the head.
+        rows: split -> rows; None for a stream that does not say.
+        num_labels: answers or classes of the head; 0 for pairs.
         label_coverage: share of the validation labels that the head can give, in [0, 1]; None without validation rows.
         student: class of the model that is trained.
         student_parameters: number of its parameters.
@@ -44,13 +46,13 @@ class RunPlan:
         teacher_parameters: number of its parameters, 0 without one.
         steps: optimizer steps.
         rows_per_step: rows of all processes and accumulated batches.
-        epochs: passes over the training rows.
+        epochs: passes over the training rows; None where their number is not known.
         memory_bytes: estimate for one process, by what it is for: weights, gradients, optimizer, teacher, activations (of
             the largest batch: longest texts, pictures of every shape); see `estimate_memory`.
     """
 
     task: str
-    rows: dict[str, int]
+    rows: dict[str, int | None]
     num_labels: int
     label_coverage: float | None
     student: str
@@ -59,7 +61,7 @@ class RunPlan:
     teacher_parameters: int
     steps: int
     rows_per_step: int
-    epochs: float
+    epochs: float | None
     memory_bytes: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,12 +72,13 @@ class RunPlan:
         """Lay the plan out for reading."""
         lines = {
             "task": self.task,
-            "rows": ", ".join(f"{split} {rows:,}" for split, rows in self.rows.items()),
-            "labels": f"{self.num_labels:,}"
+            "rows": ", ".join(f"{split} {'not known' if rows is None else f'{rows:,}'}" for split, rows in self.rows.items()),
+            "labels": (f"{self.num_labels:,}" if self.num_labels else "none, pairs")
             + ("" if self.label_coverage is None else f" (cover {100 * self.label_coverage:.1f} % of the validation labels)"),
             "model": f"{self.student}, {self.student_parameters / 1e6:,.1f} M parameters",
             "teacher": f"{self.teacher}, {self.teacher_parameters / 1e6:,.1f} M parameters" if self.teacher else "none",
-            "steps": f"{self.steps:,} of {self.rows_per_step:,} rows, {self.epochs:.2f} epochs",
+            "steps": f"{self.steps:,} of {self.rows_per_step:,} rows"
+            + ("" if self.epochs is None else f", {self.epochs:.2f} epochs"),
             "memory": f"about {sum(self.memory_bytes.values()) / 1e9:,.1f} GB a process ("
             + ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in self.memory_bytes.items() if size)
             + ")",
@@ -102,17 +105,17 @@ def plan_run(
         if teacher_class is not None:
             teacher = teacher_class(teacher_config)
             teacher_parameters = _num_parameters(teacher)
-            objective = training_arguments.make_objective(task.answers_column is not None, config, teacher_config)
+            objective = _make_objective(task, training_arguments, config, teacher_config)
             check_pair(student, teacher, objective)
             layers = objective.student_layers
     # The two forms of which a CPU knows the cost; flex and flash attention keep what sdpa keeps.
     config._attn_implementation = "eager" if model_arguments.attn_implementation == "eager" else "sdpa"
     images = resolved.processor.image_processor
-    memory = estimate_memory(student_class, config, teacher_parameters, layers, images, training_arguments)
+    memory = estimate_memory(student_class, config, teacher_parameters, layers, images, training_arguments, task.head)
     steps, rows_per_step, steps_an_epoch = _count_steps(resolved, data_arguments, training_arguments)
     return RunPlan(
         task=task.name,
-        rows={split: len(rows) for split, rows in resolved.data.items()},
+        rows={split: num_rows(rows) for split, rows in resolved.data.items()},
         num_labels=len(resolved.label_names),
         label_coverage=_coverage(resolved),
         student=student_class.__name__,
@@ -121,16 +124,25 @@ def plan_run(
         teacher_parameters=teacher_parameters,
         steps=steps,
         rows_per_step=rows_per_step,
-        epochs=steps / steps_an_epoch,
+        epochs=None if steps_an_epoch is None else steps / steps_an_epoch,
         memory_bytes=memory,
     )
 
 
 def _count_steps(
     resolved: Resolved, data_arguments: DataArguments, arguments: DistillationTrainingArguments
-) -> tuple[int, int, int]:
-    """Steps of the run, rows a step, and steps an epoch."""
-    rows = min(len(resolved.data["train"]), data_arguments.max_train_rows or len(resolved.data["train"]))
+) -> tuple[int, int, int | None]:
+    """Steps of the run, rows a step, and steps an epoch, None where the number of rows is not known."""
+    available = num_rows(resolved.data["train"])
+    if isinstance(resolved.data["train"], PairStream) and arguments.max_steps < 1:
+        raise ValueError(f"max_steps is {arguments.max_steps}, but a stream of pairs has no end; say how many to train.")
+    if available is None:
+        return (
+            arguments.max_steps,
+            arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps,
+            None,
+        )
+    rows = min(available, data_arguments.max_train_rows or available)
     rows_per_batch = arguments.train_batch_size * arguments.world_size
     rows_per_step = rows_per_batch * arguments.gradient_accumulation_steps
     batches = rows // rows_per_batch if arguments.dataloader_drop_last else math.ceil(rows / rows_per_batch)
@@ -154,6 +166,7 @@ def estimate_memory(
     layers: list[int],
     image_processor: Any,
     arguments: DistillationTrainingArguments,
+    head: str | None = None,
 ) -> dict[str, int]:
     """Bytes that one training process needs, by what they are for.
 
@@ -164,6 +177,7 @@ def estimate_memory(
         layers: layers whose queries and keys are recorded.
         image_processor: knows the size of the largest picture.
         arguments: batch size, precision, optimizer, checkpointing.
+        head: of the task; heads that learn from pairs read more than one text and image a row.
 
     Note:
         Weights and gradients are exact for float32, AdamW's two states too; another optimizer is taken to have none.
@@ -183,6 +197,7 @@ def estimate_memory(
             "pixel_values": torch.zeros(batch_size, config.num_images, 3, height, width),
             "pixel_mask": torch.ones(batch_size, config.num_images, height, width, dtype=torch.long),
         }
+        batch = {**batch, **_of_pairs(head, batch, config, arguments)}
         kept = _kept_bytes(model, batch, layers, is_half=arguments.bf16 or arguments.fp16)
     weights = 4 * _num_parameters(model)
     return {
@@ -192,6 +207,32 @@ def estimate_memory(
         "teacher": 4 * teacher_parameters,
         "activations": kept,
     }
+
+
+def _make_objective(
+    task: Task, arguments: DistillationTrainingArguments, student: PreTrainedConfig, teacher: PreTrainedConfig | None
+) -> Any:
+    """The objective that the trainer of the task's head will build."""
+    if task.head == "pretraining":
+        return arguments.make_pretraining_objective()
+    if task.head in PAIR_HEADS:
+        return arguments.make_ranking_objective()
+    return arguments.make_objective(task.answers_column is not None, student, teacher)
+
+
+def _of_pairs(
+    head: str | None, batch: Mapping[str, torch.Tensor], config: PreTrainedConfig, arguments: DistillationTrainingArguments
+) -> dict[str, torch.Tensor]:
+    """What heads that learn from pairs read beside one text and one image a row, or in their place."""
+    if head not in PAIR_HEADS:
+        return {}
+    if head != "pretraining" and config.model_type == FusionEncoderConfig.model_type:
+        # Every pair of every list goes through in one pass.
+        pairs_a_row = 1 + 2 * arguments.ranking_negatives
+        return {name: tensor.repeat(pairs_a_row, *(1,) * (tensor.dim() - 1)) for name, tensor in batch.items()}
+    text = batch["input_ids"]
+    ids = {name: torch.arange(len(text)) for name in ("image_ids", "caption_ids")}
+    return ids if head != "pretraining" else {**ids, "masked_input_ids": text, "masked_labels": text}
 
 
 def largest_images(image_processor: Any, config: PreTrainedConfig) -> tuple[int, int]:

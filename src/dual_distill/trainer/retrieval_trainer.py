@@ -1,0 +1,241 @@
+"""Fine-tuning on image-text retrieval: a contrastive dual encoder that a fusion encoder teaches to rank, or that teacher.
+
+Unusual here:
+
+* A teacher is asked about few pairs: the matched ones, and for each text (and each image) those of the batch of all processes
+  that the student finds hardest. Everything else in the batch is left to the contrastive loss.
+* A fusion encoder has no similarities to choose by and no contrastive loss. It learns to put each text's own image first among
+  drawn ones, and each image's own text; all pairs go through it in one forward pass.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from dual_distill.conversion import load_teacher
+from dual_distill.modeling import FusionEncoderConfig, FusionEncoderForImageTextRetrieval
+from dual_distill.modeling.modeling_fusion_encoder_pretraining import FusionEncoderForPreTraining
+from dual_distill.modeling.modeling_pretraining_losses import (
+    PairIds,
+    allowed_negatives,
+    gather_pair_ids,
+    gather_rows,
+    pair_similarities,
+)
+from dual_distill.objectives import RankingObjective, hardest_negatives, right_first_loss
+
+from .distillation_config import DistillationTrainingArguments
+from .pair_trainer import IMAGE_INPUTS, TEXT_INPUTS, PairTrainer, pair_inputs
+
+
+class Lists(NamedTuple):
+    """What is ranked: B lists of images, one a text, and B lists of texts, one an image.
+
+    Attributes:
+        image_rows: `(B, K)` places of each text's negative images among the rows of all processes.
+        text_rows: `(B, K)` places of each image's negative texts.
+        is_listed: `(2 * B, 1 + K)` bool, whether such an entry exists; the first, the right one, always does.
+    """
+
+    image_rows: torch.Tensor
+    text_rows: torch.Tensor
+    is_listed: torch.Tensor
+
+
+class RetrievalTrainer(PairTrainer):
+    """Fine-tunes a dual encoder on retrieval, alone or with a fusion teacher, or a fusion encoder by itself.
+
+    Args:
+        model: `DualEncoderForImageTextRetrieval`, or `FusionEncoderForImageTextRetrieval` (without a teacher).
+        args: a `DistillationTrainingArguments`.
+        teacher: a `FusionEncoderForImageTextRetrieval`, or a `FusionEncoderForPreTraining`, whose matching score is taken; or
+            the name of a checkpoint of one; frozen in place.
+        objective: what is compared; None: `args.make_ranking_objective()` when there is a teacher.
+        **kwargs: as for `PairTrainer`; batches are those of `PreTrainingCollator` without masking.
+
+    Raises:
+        ValueError: a teacher for a fusion encoder, one that no weight asks for anything, or a cache for it.
+
+    References:
+        Wang et al., EMNLP 2022, arXiv 2112.08723; ranking hard negatives is ours.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        args: DistillationTrainingArguments,
+        *,
+        teacher: PreTrainedModel | nn.Module | str | Path | None = None,
+        objective: RankingObjective | None = None,
+        **kwargs: Any,
+    ):
+        self.is_fusion = model.config.model_type == FusionEncoderConfig.model_type
+        if teacher is not None and self.is_fusion:
+            raise ValueError(
+                "a teacher was given for a fusion encoder, which learns retrieval from the pairs alone; leave the teacher out, "
+                "or train a dual encoder."
+            )
+        if isinstance(teacher, str | Path):
+            teacher = load_teacher(teacher, head="image_text_retrieval").model
+        super().__init__(model, args, teacher=teacher, objective=objective, **kwargs)
+        # Trainer hands it to compute_metrics, and computes a loss in evaluation where it is in the batch.
+        self.label_names = ["image_ids"]
+
+    def _make_objective(self, student: nn.Module, teacher: nn.Module) -> RankingObjective:
+        return self.args.make_ranking_objective()
+
+    def _check_objective(self, objective: Any) -> None:
+        super()._check_objective(objective)
+        if not isinstance(self.teacher, FusionEncoderForImageTextRetrieval | FusionEncoderForPreTraining):
+            raise ValueError(
+                f"the teacher is a {type(self.teacher).__name__}, which scores no pairs; give a fusion encoder with head "
+                "image_text_retrieval or pretraining."
+            )
+        if not objective.needs_teacher:
+            raise ValueError(
+                "a teacher was given, but ranking_weight and attention_weight are 0; give one of them, or leave the teacher "
+                "out."
+            )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss in nats per row; with `return_outputs` the vectors of a dual encoder, for recall."""
+        if self.is_fusion:
+            losses, vectors = self._rank_by_fusion(model, inputs), {}
+        else:
+            losses, vectors = self._rank_by_vectors(model, inputs)
+        self._note_terms(losses, len(inputs["input_ids"]))
+        return (losses["loss"], vectors) if return_outputs else losses["loss"]
+
+    def _rank_by_vectors(
+        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        objective: Any = self.objective
+        outputs = model(**inputs, **(self._student_requests if objective is not None else {}))
+        vectors = {"text_vectors": outputs.text_embeds, "image_vectors": outputs.image_embeds}
+        if objective is None:
+            weight = 1.0 if self.args.contrastive_weight is None else self.args.contrastive_weight
+            return {"contrastive_loss": outputs.loss, "loss": weight * outputs.loss}, vectors
+        batch = dict(inputs)
+        lists = None
+        if objective.ranking_weight:
+            ids = gather_pair_ids(inputs["image_ids"], inputs["caption_ids"])
+            student: Any = self.accelerator.unwrap_model(model)
+            scale = student.logit_scale
+            if hasattr(scale, "full_tensor"):  # sharded
+                scale = scale.full_tensor()
+            similarities = pair_similarities(outputs.text_embeds, outputs.image_embeds, scale)
+            lists = choose_lists(*similarities, ids, self.args.ranking_negatives)
+            batch["is_listed"] = lists.is_listed
+            outputs["list_scores"] = listed_scores(*similarities, ids, lists)
+        return objective(outputs, self._ask_about_lists(inputs, lists), batch), vectors
+
+    def _ask_about_lists(self, inputs: Mapping[str, torch.Tensor], lists: Lists | None) -> SimpleNamespace:
+        """Ask the teacher for what the objective compares: attention of matched pairs, scores of lists if there are any."""
+        pairs = pair_inputs(inputs)
+        matched = self._pass_to_teacher(pairs, self._teacher_requests)
+        answers = SimpleNamespace(**matched)
+        if lists is None:
+            return answers
+        with torch.no_grad():
+            gallery = {name: gather_rows(tensor) for name, tensor in pairs.items()}
+        first = pair_scores(matched)
+        of_texts, of_images = [first], [first]
+        # One negative a row at a time: no pass is larger than that of the matched pairs.
+        for rows in lists.image_rows.unbind(1):
+            chosen = {name: gallery[name][rows] if name in IMAGE_INPUTS else tensor for name, tensor in pairs.items()}
+            of_texts.append(pair_scores(self._pass_to_teacher(chosen)))
+        for rows in lists.text_rows.unbind(1):
+            chosen = {name: gallery[name][rows] if name in TEXT_INPUTS else tensor for name, tensor in pairs.items()}
+            of_images.append(pair_scores(self._pass_to_teacher(chosen)))
+        answers.list_scores = torch.cat([torch.stack(of_texts, dim=1), torch.stack(of_images, dim=1)])
+        return answers
+
+    def _rank_by_fusion(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Rank each text's image and each image's text first among drawn ones; `2 * K + 1` pairs a row in one pass."""
+        ids = gather_pair_ids(inputs["image_ids"], inputs["caption_ids"])
+        noise = drawn_scores(ids)
+        lists = choose_lists(*noise, ids, self.args.ranking_negatives)
+        with torch.no_grad():
+            gallery = {name: gather_rows(tensor) for name, tensor in pair_inputs(inputs).items()}
+        num_negatives, own = lists.image_rows.shape[1], ids.own_rows
+        again = own.repeat_interleave(num_negatives)
+        texts, images = torch.cat([own, again, lists.text_rows.flatten()]), torch.cat([own, lists.image_rows.flatten(), again])
+        pairs = {name: gallery[name][texts if name in TEXT_INPUTS else images] for name in gallery}
+        scores = pair_scores(model(**pairs))
+        matched, of_texts, of_images = scores.split([len(own), len(again), len(again)])
+        right = matched.repeat(2)[:, None]
+        listed = torch.cat([right, torch.cat([of_texts, of_images]).unflatten(0, (-1, num_negatives))], dim=1)
+        losses = {"loss": right_first_loss(listed, lists.is_listed)}
+        if not model.training:
+            beaten = listed.masked_fill(~lists.is_listed, -torch.inf)[:, 1:].amax(1) < listed[:, 0]
+            losses["right_first_share"] = beaten.float().mean()
+        return losses
+
+
+def pair_scores(outputs: Any) -> torch.Tensor:
+    """Return how well text and image of each pair belong together, `(B,)` log-odds, of either fusion encoder.
+
+    Args:
+        outputs: with `matching_logits` `(B, 2)` of a model for pre-training, or `logits` `(B, 1)` of one for retrieval.
+    """
+    matching = getattr(outputs, "matching_logits", None)
+    if matching is not None:
+        return torch.as_tensor(matching[:, 1] - matching[:, 0])
+    return torch.as_tensor(outputs.logits[:, 0])
+
+
+def choose_lists(text_to_image: torch.Tensor, image_to_text: torch.Tensor, ids: PairIds, count: int) -> Lists:
+    """Choose the hardest allowed negatives of each text and each image, each image or text once a list.
+
+    Args:
+        text_to_image: `(B, G)` own texts against the images of all processes.
+        image_to_text: `(B, G)` own images against the texts of all.
+        ids: of the gallery.
+        count: negatives a list at most.
+
+    Example:
+        >>> ids = gather_pair_ids(torch.tensor([1, 2, 3]), torch.tensor([7, 8, 9]))
+        >>> similarities = torch.tensor([[0.9, 0.2, 0.5], [0.1, 0.9, 0.3], [0.6, 0.4, 0.9]])
+        >>> choose_lists(similarities, similarities.T, ids, 1).image_rows.flatten()
+        tensor([2, 2, 0])
+    """
+    rows, found = [], []
+    for scores, texts_ask in ((text_to_image, True), (image_to_text, False)):
+        asked = ids.image_ids if texts_ask else ids.caption_ids
+        is_again = (asked[:, None] == asked).tril(diagonal=-1).any(dim=1)  # an entry that an earlier row holds too
+        chosen, is_found = hardest_negatives(scores, allowed_negatives(ids, texts_ask) & ~is_again, count)
+        rows.append(chosen)
+        found.append(is_found)
+    is_listed = torch.cat(found)
+    return Lists(rows[0], rows[1], torch.cat([torch.ones_like(is_listed[:, :1]), is_listed], dim=1))
+
+
+def listed_scores(text_to_image: torch.Tensor, image_to_text: torch.Tensor, ids: PairIds, lists: Lists) -> torch.Tensor:
+    """Take the entries of the lists out of the similarities: `(2 * B, 1 + K)`, the right one first, texts' lists first."""
+    own = ids.own_rows[:, None]
+    both = ((text_to_image, lists.image_rows), (image_to_text, lists.text_rows))
+    return torch.cat([scores.gather(1, torch.cat([own, rows], dim=1)) for scores, rows in both])
+
+
+def drawn_scores(ids: PairIds) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw a random score for each own text with each image and the reverse, `(B, G)` each, the same for the same batch."""
+    shape = (2, ids.num_rows, len(ids.image_ids))
+    seed = int(ids.image_ids.sum() ^ ids.caption_ids.sum()) & 0x7FFFFFFF
+    # On the CPU, so that every device draws the same.
+    generator = torch.Generator().manual_seed(seed + ids.first_row)
+    scores = torch.rand(shape, generator=generator).to(ids.image_ids.device)
+    return scores[0], scores[1]
+
+
+__all__ = ["Lists", "RetrievalTrainer", "choose_lists", "drawn_scores", "listed_scores", "pair_scores"]

@@ -1,0 +1,220 @@
+"""Recipes of pre-training and retrieval through the command, on tiny scenes and on a few rows in the official formats.
+
+Each run starts from and is taught by what the recipe before it left, down to fine-tuning on answers and statements.
+"""
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForPreTraining
+
+from dual_distill.conversion import load_teacher
+from dual_distill.modeling import DualEncoderForImageTextRetrieval, FusionEncoderForImageTextRetrieval
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+STARTS = {
+    "pretrain_scenes_teacher": {},
+    "pretrain_scenes_alone": {},
+    "pretrain_scenes_distilled": {"teacher": "pretrain_scenes_teacher"},
+    "retrieval_scenes_teacher": {"init_from": "pretrain_scenes_teacher"},
+    "retrieval_scenes_alone": {"init_from": "pretrain_scenes_alone"},
+    "retrieval_scenes_distilled": {"init_from": "pretrain_scenes_distilled", "teacher": "retrieval_scenes_teacher"},
+    "pretrain_coco_vg_cc3m_sbu_teacher": {"init_from": "mlm"},
+    "pretrain_coco_vg_cc3m_sbu_distilled": {
+        "init_from": "pretrain_coco_vg_cc3m_sbu_teacher",
+        "teacher": "pretrain_coco_vg_cc3m_sbu_teacher",
+    },
+    "retrieval_coco_teacher": {"init_from": "mlm"},
+    "retrieval_coco_distilled": {"init_from": "pretrain_coco_vg_cc3m_sbu_distilled", "teacher": "retrieval_coco_teacher"},
+    "retrieval_flickr30k_teacher": {"init_from": "mlm"},
+    "retrieval_flickr30k_distilled": {
+        "init_from": "pretrain_coco_vg_cc3m_sbu_distilled",
+        "teacher": "retrieval_flickr30k_teacher",
+    },
+}
+SCENES = {"num_scenes": {"train": 12, "validation": 12, "test": 12}}
+TERMS = {
+    "pretrain_teacher": {"matching_loss", "masked_word_loss"},
+    "pretrain_alone": {"contrastive_loss", "matching_loss", "masked_word_loss", "in_batch_recall"},
+    "pretrain_distilled": {
+        *("contrastive_loss", "matching_loss", "masked_word_loss", "in_batch_recall"),
+        *("attention_loss", "soft_matching_loss", "soft_masked_word_loss"),
+    },
+    "retrieval_teacher": {"right_first_share"},
+    "retrieval_alone": {"contrastive_loss", "mean_recall", "text_to_image_recall@1", "image_to_text_recall@10"},
+    "retrieval_distilled": {"contrastive_loss", "ranking_loss", "attention_loss", "mean_recall", "image_to_text_recall@5"},
+}
+
+
+def jpg(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 32), (20 * number % 256, 90, 7 * number % 256)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_karpathy(folder: Path, name: str) -> None:
+    (folder / "images").mkdir(parents=True)
+    images = []
+    for number, split in enumerate(["train"] * 8 + ["val"] * 4 + ["test"] * 4):
+        (folder / "images" / f"{number}.jpg").write_bytes(jpg(number))
+        sentences = [
+            {"raw": f"a {'red' if number % 2 else 'blue'} shape {word}.", "sentid": 2 * number + turn}
+            for turn, word in enumerate(("is there", "show a color"))
+        ]
+        images.append(
+            {"filepath": "images", "filename": f"{number}.jpg", "imgid": number, "split": split, "sentences": sentences}
+        )
+    (folder / f"dataset_{name}.json").write_text(json.dumps({"images": images, "dataset": name}))
+
+
+def write_tars(folder: Path, count: int = 2, rows: int = 6) -> None:
+    folder.mkdir(parents=True)
+    for shard in range(count):
+        with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
+            for row in range(rows):
+                number = rows * shard + row
+                for suffix, content in (("jpg", jpg(number + 30)), ("txt", f"the shape is {number} red two".encode())):
+                    entry = tarfile.TarInfo(f"{number:09}.{suffix}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pairs")
+    for name in ("coco", "flickr30k"):
+        write_karpathy(root / name, name)
+    for name in ("vg", "cc3m", "sbu"):
+        write_tars(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def words_of(pairs: Path, vilts: dict, tiny_training: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    root = tmp_path_factory.mktemp("runs")
+
+    def words(name: str, trained: Callable) -> list[str]:
+        found = [str(RECIPES / f"{name}.yaml"), "--output_dir", str(root / name), *tiny_training]
+        for field, start in STARTS[name].items():
+            found += [f"--{field}", vilts.get(start) or trained(start)[0]]
+        if "scenes" in name:
+            return [*found, "--data_options", json.dumps(SCENES)]
+        return [*found, "--data", str(pairs if name.startswith("pretrain") else pairs / name.split("_")[1])]
+
+    return words
+
+
+@pytest.fixture(scope="module")
+def trained(words_of: Callable, dual_distill: Callable) -> Callable[[str], tuple[str, dict]]:
+    done: dict[str, tuple[str, dict]] = {}
+
+    def run(name: str) -> tuple[str, dict]:
+        if name not in done:
+            printed = dual_distill("train", *words_of(name, run), "--json", "--debug")
+            assert printed.code == 0, printed.err
+            results = json.loads(printed.out)
+            done[name] = results["output_dir"], results
+        return done[name]
+
+    return run
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_recipe_runs_says_every_term_and_its_model_loads(name: str, trained: Callable) -> None:
+    folder, results = trained(name)
+    assert results["steps"] == 2
+    kind = f"{name.split('_')[0]}_{name.split('_')[-1]}"
+    assert {f"eval_{term}" for term in TERMS[kind]} <= results.keys()
+    assert all(value == value for value in results.values())  # no NaN
+    is_fusion = name.endswith("teacher")
+    if name.startswith("pretrain"):
+        auto = AutoModelForPreTraining
+    else:
+        auto = FusionEncoderForImageTextRetrieval if is_fusion else DualEncoderForImageTextRetrieval
+    model, loading = auto.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading.values()), loading
+    assert type(model).__name__.startswith("Fusion" if is_fusion else "Dual")
+    saved = load_file(Path(folder, "model.safetensors"))
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in saved.items())
+    record = json.loads(Path(folder, "run.json").read_text())
+    measured = {one["metric"] for one in record["measurements"]}
+    assert measured == {name.removeprefix("eval_") for name in results if "recall" in name or "share" in name}
+    assert ("teacher" in record) == ("teacher" in STARTS[name])
+
+
+def test_retrieval_takes_over_what_pre_training_learned(trained: Callable) -> None:
+    """Two steps at a small rate change little: the projections are those of pre-training."""
+    before = load_file(Path(trained("pretrain_scenes_alone")[0], "model.safetensors"))
+    after = load_file(Path(trained("retrieval_scenes_alone")[0], "model.safetensors"))
+    for name in ("text_projection.weight", "image_projection.weight", "logit_scale"):
+        torch.testing.assert_close(after[name], before[name], atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("task", ["scenes", "scene_statements"])
+@pytest.mark.parametrize("start", ["pretrain_scenes_alone", "pretrain_scenes_distilled"])
+def test_a_pre_trained_student_is_fine_tuned_with_a_fine_tuned_teacher(
+    task: str, start: str, trained: Callable, dual_distill: Callable, tiny_training: list[str], tmp_path: Path
+) -> None:
+    shared = ["--task", task, "--data_options", json.dumps(SCENES), *tiny_training, "--json", "--debug", "--fresh_head", "true"]
+    begun = ["--init_from", trained("pretrain_scenes_teacher")[0], "--architecture", "fusion_encoder"]
+    printed = dual_distill("train", *shared, *begun, "--output_dir", tmp_path / "teacher")
+    assert printed.code == 0, printed.err
+    words = ["--init_from", trained(start)[0], "--teacher", tmp_path / "teacher", "--output_dir", tmp_path / "student"]
+    printed = dual_distill("train", *shared, *words)
+    assert printed.code == 0, printed.err
+    results = json.loads(printed.out)
+    assert results["eval_attention_loss"] > 0
+    assert 0 <= results["eval_accuracy"] <= 1
+    before, after = (load_teacher(folder).model.state_dict() for folder in (trained(start)[0], tmp_path / "student"))
+    body = "dual_encoder.text_model.encoder.layer.0.attention.attention.query.weight"
+    torch.testing.assert_close(after[body], before[body], atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["pretrain_scenes_distilled", "pretrain_coco_vg_cc3m_sbu_distilled", "retrieval_scenes_teacher"]
+)
+def test_dry_runs_say_what_the_run_does(
+    name: str, words_of: Callable, trained: Callable, dual_distill: Callable, tmp_path: Path
+) -> None:
+    words = [*words_of(name, trained), "--output_dir", tmp_path / "never"]
+    printed = dual_distill("train", *words, "--dry-run", "--json", "--debug")
+    assert printed.code == 0, printed.err
+    plan = json.loads(printed.out)
+    assert plan["steps"] == trained(name)[1]["steps"]
+    assert (plan["num_labels"], plan["rows_per_step"]) == (0, 4)
+    assert plan["memory_bytes"]["activations"] > 0
+    if name.startswith("pretrain_coco"):
+        assert plan["rows"] == {"train": None, "validation": 8}
+        assert plan["epochs"] is None
+    else:
+        assert plan["rows"]["train"] == 60
+    assert plan["teacher"] == (None if name.endswith("teacher") else "FusionEncoderForPreTraining")
+    shown = dual_distill("train", *words, "--dry-run").out
+    assert "none, pairs" in shown
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (
+            ["--task", "scenes", "--head", "pretraining"],
+            "head is 'pretraining', which learns from pairs, but task 'scenes' has",
+        ),
+        (["--task", "pairs", "--head", "pretraining"], "needs data_options with sources .* but sources is missing"),
+        (["--task", "pairs", "--data_options", '{"source": 1}'], "task 'pairs' has no option 'source'"),
+        (["--task", "own", "--head", "pretraining", "--data", "x.csv"], "task own has labels; for pairs of your own"),
+    ],
+)
+def test_what_does_not_fit_is_said(words: list[str], problem: str, dual_distill: Callable, tmp_path: Path) -> None:
+    printed = dual_distill("train", *words, "--output_dir", tmp_path, "--use_cpu", "true")
+    assert printed.code == 2
+    assert re.search(problem, printed.err), printed.err
