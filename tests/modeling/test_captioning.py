@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from transformers import BertTokenizer, ViltImageProcessorPil, pipeline
 
-from dual_distill.modeling import DualDistillProcessor, FusionEncoderForCaptioning
+from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, FusionEncoderForCaptioning
 from dual_distill.modeling.modeling_caption_mask import seq2seq_mask
 
 PAD, CLS, SEP, MASK = 0, 1, 2, 3
@@ -186,6 +186,42 @@ def test_the_loss_is_that_of_the_masked_words_and_reaches_everything_with_and_wi
     for name, grad in grads[0].items():
         if grad is not None:
             torch.testing.assert_close(grad, grads[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_what_was_learnt_as_masked_words_is_written():
+    """Six images, told apart by a feature and by a tag, each with a caption of its own of two to four words."""
+    torch.manual_seed(0)
+    config = FusionEncoderConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, initializer_range=0.1,
+        max_caption_tokens=8, max_position_embeddings=12, **IDS, **KINDS["regions"],
+    )  # fmt: skip
+    model = FusionEncoderForCaptioning(config)
+    words = [[10, 11], [10, 12, 11], [13, 12, 10, 11], [11, 13], [12, 10, 13], [13, 11, 12, 10]]
+    captions = torch.full((6, 6), PAD)
+    for row, caption in enumerate(words):
+        captions[row, : len(caption) + 2] = torch.tensor([CLS, *caption, SEP])
+    tags = torch.tensor([[20, SEP], [20, SEP], [20, SEP], [21, SEP], [21, SEP], [21, SEP]])
+    features = torch.eye(6)[[0, 1, 2] * 2][:, None]  # only feature and tag together say which image it is
+    images = {"region_features": features, "region_boxes": torch.rand(6, 1, 6)}
+    text = {
+        "attention_mask": torch.cat([(captions != PAD).long(), torch.ones_like(tags)], 1),
+        "token_type_ids": torch.cat([torch.zeros_like(captions), torch.ones_like(tags)], 1),
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        drawn = (torch.rand(6, 6) < 0.5) & (captions != PAD) & (captions != CLS)
+        labels = torch.full((6, 8), -100)
+        labels[:, :6][drawn] = captions[drawn]
+        ids = torch.cat([captions.masked_fill(drawn, MASK), tags], 1)
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels, **text, **images).loss.backward()
+        optimizer.step()
+    model.eval()
+    context = torch.cat([torch.tensor([[CLS, SEP]] * 6), tags], 1)
+    segments = torch.tensor([[0, 0, 1, 1]] * 6)
+    for num_beams in (1, 5):
+        written = model.generate(context, token_type_ids=segments, num_beams=num_beams, max_new_tokens=6, **images).tolist()
+        assert [[word for word in row if word > MASK] for row in written] == words
 
 
 # Writing
