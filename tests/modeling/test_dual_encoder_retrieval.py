@@ -1,6 +1,5 @@
 """The dual encoder as a retrieval model: cosines written out, CLIP's interface, transformers' stock pipeline."""
 
-import logging
 import math
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from PIL import Image
 from transformers import (
     AutoModelForZeroShotImageClassification,
-    AutoProcessor,
     BertTokenizer,
     ViltImageProcessorPil,
     pipeline,
@@ -157,20 +155,14 @@ def processor():
     )
 
 
-def test_the_stock_pipeline_gives_the_probabilities_of_doing_it_by_hand(build, processor, tmp_path, caplog):
+def test_the_stock_pipeline_gives_the_probabilities_of_doing_it_by_hand(build, processor, tmp_path):
     model = build(DualEncoderForImageTextRetrieval)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    loaded = AutoProcessor.from_pretrained(tmp_path)
-    classify = pipeline(
-        "zero-shot-image-classification",
-        model=AutoModelForZeroShotImageClassification.from_pretrained(tmp_path),
-        tokenizer=loaded.tokenizer,
-        image_processor=loaded.image_processor,
-    )
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path))
     image, names = Image.linear_gradient("L").convert("RGB").resize((16, 8)), ["red", "blue", "red blue"]
     found = classify(image, candidate_labels=names, hypothesis_template="a picture of {}.")
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert type(classify.model) is DualEncoderForImageTextRetrieval
     texts = processor(text=[f"a picture of {name}." for name in names])
     with torch.no_grad():
         expected = model(**texts, **processor(images=image)).logits_per_image[0].softmax(-1)
