@@ -192,8 +192,8 @@ def test_what_was_learnt_as_masked_words_is_written():
     """Six images, told apart by a feature and by a tag, each with a caption of its own of two to four words."""
     torch.manual_seed(0)
     config = FusionEncoderConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, initializer_range=0.1,
-        max_caption_tokens=8, max_position_embeddings=12, **IDS, **KINDS["regions"],
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        initializer_range=0.1, max_caption_tokens=8, max_position_embeddings=12, **IDS, **KINDS["regions"],
     )  # fmt: skip
     model = FusionEncoderForCaptioning(config)
     words = [[10, 11], [10, 12, 11], [13, 12, 10, 11], [11, 13], [12, 10, 13], [13, 11, 12, 10]]
