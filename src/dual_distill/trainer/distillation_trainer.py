@@ -98,7 +98,9 @@ class DistillationTrainer(Trainer):
         self.teacher = taught_by.requires_grad_(False).eval().to(self.args.device)
         self.objective = objective.to(self.args.device)
         self._teacher_requests = objective.teacher_requests(inspect.signature(taught_by.forward).parameters)
-        self._student_requests = objective.student_requests(inspect.signature(student.forward).parameters)
+        # A model wrapped by peft passes on what the one inside takes.
+        inside = getattr(student, "get_base_model", lambda: student)()
+        self._student_requests = objective.student_requests(inspect.signature(inside.forward).parameters)
         self._check_objective(objective)
         self.add_callback(ObjectiveCallback(objective, self.accelerator, args.max_grad_norm))
         if args.cache_teacher is not None:
