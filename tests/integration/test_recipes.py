@@ -49,6 +49,7 @@ PAIRS = {  # tested in test_pair_recipes.py
     *(f"{what}_scenes_{arm}" for what in ("pretrain", "retrieval") for arm in ("teacher", "alone", "distilled")),
     *(f"{what}_{arm}" for what in ("pretrain_coco_vg_cc3m_sbu", "retrieval_coco") for arm in ("teacher", "distilled")),
     *(f"retrieval_flickr30k_{arm}" for arm in ("teacher", "distilled")),
+    *(f"{task}_{arm}" for task in ("scenes", "scene_statements") for arm in ("teacher", "alone", "distilled")),
 }
 
 
