@@ -15,6 +15,7 @@ VERBS = {
     "train": "train a teacher, a plain model or a distilled student from a recipe",
     "evaluate": "evaluate a checkpoint on a task, with text-only and majority baselines beside it",
     "predict": "ask a checkpoint about images: the most probable answers, with probabilities",
+    "regions": "find the regions of images with an object detector, or read published ones, into a region store",
     "encode": "encode images or texts once, into a feature store",
     "ask": "ask a feature store: rank all its images, or answer about some",
     "export": "write the two towers and the head as ONNX graphs",
