@@ -175,7 +175,10 @@ def allowed_negatives(ids: PairIds, texts_ask: bool = True) -> torch.Tensor:
                 [ True, False,  True],
                 [False,  True, False]])
     """
-    return ~torch.isin(_asked_codes(ids, texts_ask), _pair_codes(ids.caption_ids, ids.image_ids))
+    asked = _asked_codes(ids, texts_ask)
+    # Searched, not `torch.isin`, which waits for the device to tell how many are unlike.
+    known = _pair_codes(ids.caption_ids, ids.image_ids).sort().values
+    return known[torch.searchsorted(known, asked).clamp(max=len(known) - 1)] != asked
 
 
 def inverse_temperature(logit_scale: torch.Tensor) -> torch.Tensor:
