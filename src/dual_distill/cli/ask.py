@@ -1,4 +1,4 @@
-"""`dual-distill ask MODEL STORE "question"`: questions to images that were encoded beforehand."""
+"""`dual-distill ask MODEL STORE "question"`: questions to images that were encoded beforehand, or a search among them."""
 
 import argparse
 import json
@@ -8,7 +8,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from dual_distill.inference import FeatureStore, StoreAsker, load_encoder
+from dual_distill.inference import FeatureStore, SearchResult, StoreAsker, StoreSearcher, load_encoder
+from dual_distill.inference.feature_store_files import NORMALISED
 
 from .encode import default_device
 
@@ -17,10 +18,15 @@ Without --image, each question is asked of all stored images, which are ranked: 
 of its most probable answer. With --image, the questions are asked of those images alone. --pairs FILE asks any questions of any
 images: JSON lines {"image": ID, "question": TEXT}.
 
+A store of a model with a retrieval head is searched instead, by the cosine of text and image: a store of images by texts, a
+store of texts by --image, a file or URL. --image ID with --text-store searches those texts by an image of the store.
+
 examples:
   dual-distill ask runs/student photos.store "is there a dog?" --answer yes --threshold 0.5 --top-k 20
   dual-distill ask runs/student photos.store "what is it?" "how many are there?" --image 2024/cat.jpg
-  dual-distill ask runs/student photos.store --pairs pairs.jsonl --text-store questions.store --json"""
+  dual-distill ask runs/student photos.store --pairs pairs.jsonl --text-store questions.store --json
+  dual-distill ask runs/retrieval photos.store "a dog on a beach" --top-k 20
+  dual-distill ask runs/retrieval captions.store --image beach.jpg --index faiss"""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -37,9 +43,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image", action="append", dest="images", metavar="ID", help="ask this image alone; may be repeated")
     parser.add_argument("--pairs", metavar="FILE", help="JSON lines of image and question, in place of questions")
     parser.add_argument("--answer", help="rank images by the probability of this answer")
-    parser.add_argument("--threshold", type=float, default=0.0, help="least probability (default: %(default)s)")
+    parser.add_argument("--threshold", type=float, help="least probability, or least cosine of a search (default: all)")
     parser.add_argument("--top-k", type=int, help="images a question (default: 10), or answers an image (default: 5)")
     parser.add_argument("--text-store", metavar="STORE", help="store of texts; questions that it holds are not encoded again")
+    parser.add_argument(
+        "--index", metavar="faiss[:SPEC]", help="search with an index of faiss, such as faiss:HNSW32 (default: none, exact)"
+    )
     parser.add_argument("--revision", help="revision of a Hub repository")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--json", action="store_true", help="print one JSON line on stdout, everything else on stderr")
@@ -55,13 +64,22 @@ def run(words: Sequence[str]) -> None:
     if options.json:
         print(json.dumps({"model": options.model, "store": options.store, **result}, ensure_ascii=False))
     else:
-        print(rankings_table(result) if "rankings" in result else answers_table(result["answers"]))
+        lay_out = searches_table if "index" in result else rankings_table
+        print(lay_out(result) if "rankings" in result else answers_table(result["answers"]))
 
 
 def ask(options: argparse.Namespace) -> dict[str, Any]:
     """Open the store, load the model, and ask in one of the three ways."""
-    if bool(options.questions) == (options.pairs is not None):
+    if options.questions and options.pairs is not None:
         raise ValueError("Give questions or --pairs FILE, one of the two.")
+    stored = FeatureStore(options.store)
+    texts = FeatureStore(options.text_store) if options.text_store is not None else None
+    if stored.manifest.vectors == NORMALISED:
+        return search(options, stored, texts)
+    if not options.questions and options.pairs is None:
+        raise ValueError("Give questions or --pairs FILE, one of the two.")
+    if options.index is not None:
+        raise ValueError("--index searches vectors of a retrieval head, but this store is asked questions; leave it out.")
     ranks = options.images is None and options.pairs is None
     if not ranks and options.answer is not None:
         raise ValueError("--answer ranks all images, but --image or --pairs names some; leave one out.")
@@ -70,30 +88,63 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
     pairs = [(image, question) for image in options.images or () for question in options.questions]
     if options.pairs is not None:
         pairs = read_pairs(options.pairs)
-    images = FeatureStore(options.store)
-    texts = FeatureStore(options.text_store) if options.text_store is not None else None
     model, processor, revision = load_encoder(options.model, options.revision)
     model.to(options.device or default_device())
-    asker = StoreAsker(model, processor, images, texts, model_name=options.model, revision=revision)
+    asker = StoreAsker(model, processor, stored, texts, model_name=options.model, revision=revision)
+    threshold = 0.0 if options.threshold is None else options.threshold
     if ranks:
         top_k = 10 if options.top_k is None else options.top_k
         rankings = []
         for question in options.questions:
-            ranking = asker.rank(question, options.answer, top_k, options.threshold)
+            ranking = asker.rank(question, options.answer, top_k, threshold)
             best = [ranked._asdict() for ranked in ranking.best]
             rankings.append({"question": question, "matches": ranking.matches, "images": best})
-        return {"stored_images": len(images), "rankings": rankings}
+        return {"stored_images": len(stored), "rankings": rankings}
     answers = asker.answer_pairs(pairs, top_k=5 if options.top_k is None else options.top_k)
     return {
         "answers": [
             {
                 "image": image,
                 "question": question,
-                "answers": [answer for answer in best if answer["score"] >= options.threshold],
+                "answers": [answer for answer in best if answer["score"] >= threshold],
             }
             for (image, question), best in zip(pairs, answers, strict=True)
         ]
     }
+
+
+def search(options: argparse.Namespace, stored: FeatureStore, texts: FeatureStore | None) -> dict[str, Any]:
+    """Search images for texts, or texts for images."""
+    for name in ("pairs", "answer"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is about answers, but the store {options.store!r} is one to search; leave it out.")
+    if bool(options.questions) == bool(options.images):
+        raise ValueError("Give texts to search images by, or --image to search texts by, one of the two.")
+    found_in, queries = stored, texts
+    if options.images and stored.manifest.kind == "image":
+        if texts is None:
+            raise ValueError("--image searches texts; give --text-store STORE, or a store of texts in place of that of images.")
+        found_in, queries = texts, stored
+    model, processor, revision = load_encoder(options.model, options.revision)
+    model.to(options.device or default_device())
+    searcher = StoreSearcher(
+        model, processor, found_in, queries, index=options.index, model_name=options.model, revision=revision
+    )
+    limits = {
+        "top_k": 10 if options.top_k is None else options.top_k,
+        "threshold": -1.0 if options.threshold is None else options.threshold,
+    }
+    if options.questions:
+        results, query, kind = searcher.by_texts(options.questions, **limits), "question", "image"
+    else:
+        results, query, kind = searcher.by_images(options.images, **limits), "image", "text"
+
+    def listed(given: str, result: SearchResult) -> dict[str, Any]:
+        rows = [{kind: found.id, "score": found.score} for found in result.best]
+        return {query: given, "matches": result.matches, f"{kind}s": rows}
+
+    rankings = [listed(given, result) for given, result in zip(options.questions or options.images, results, strict=True)]
+    return {f"stored_{kind}s": len(found_in), "index": options.index, "rankings": rankings}
 
 
 def read_pairs(file: str) -> list[tuple[str, str]]:
@@ -134,6 +185,18 @@ def rankings_table(result: dict[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
+def searches_table(result: dict[str, Any]) -> str:
+    """Lay searches out for reading: a block a query, an image or text with its cosine a line."""
+    query, kind = ("question", "image") if "stored_images" in result else ("image", "text")
+    blocks = []
+    for ranking in result["rankings"]:
+        matches = "" if ranking["matches"] is None else f"{ranking['matches']:,} of "
+        lines = [f"{ranking[query]}  ({matches}{result[f'stored_{kind}s']:,} {kind}s)"]
+        lines += [f"  {found['score']:6.3f}  {found[kind]}" for found in ranking[f"{kind}s"]]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
 def answers_table(answers: list[dict[str, Any]]) -> str:
     """Lay answers out for reading: a block a pair, an answer a line."""
     blocks = []
@@ -145,4 +208,4 @@ def answers_table(answers: list[dict[str, Any]]) -> str:
     return "\n\n".join(blocks)
 
 
-__all__ = ["answers_table", "ask", "make_parser", "rankings_table", "read_pairs", "run"]
+__all__ = ["answers_table", "ask", "make_parser", "rankings_table", "read_pairs", "run", "search", "searches_table"]

@@ -27,7 +27,9 @@ encodes them. Several processes or machines with one shared folder:
 examples:
   dual-distill encode runs/student --images photos --out photos.store
   dual-distill encode runs/student --images shop.parquet --id-column sku --out shop.store --dtype float16
-  dual-distill encode runs/student --texts questions.txt --out questions.store"""
+  dual-distill encode runs/student --texts questions.txt --out questions.store
+
+Of a model with a retrieval head the store keeps vectors of length 1 in one space, which `ask` searches by their cosines."""
 
 
 def make_parser() -> argparse.ArgumentParser:

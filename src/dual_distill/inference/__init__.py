@@ -15,6 +15,7 @@ from .image_sources import load_image
 from .latency import PairLatency, measure_pair_latency
 from .model_identity import load_encoder
 from .retrieval import PairTime, RetrievalReport, evaluate_retrieval
+from .searching import Found, SearchResult, StoreSearcher
 from .word_attention import word_attention
 
 __all__ = [
@@ -24,13 +25,16 @@ __all__ = [
     "EncodingReport",
     "ExportReport",
     "FeatureStore",
+    "Found",
     "PairLatency",
     "PairShape",
     "PairTime",
     "RankedImage",
     "Ranking",
     "RetrievalReport",
+    "SearchResult",
     "StoreAsker",
+    "StoreSearcher",
     "Timing",
     "alternate",
     "encode_images",

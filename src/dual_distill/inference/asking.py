@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from dual_distill.modeling import DualDistillProcessor
 
-from .encoding import longest_text
+from .best_rows import BestRows, check_top_k
+from .encoding import longest_text, searches
 from .feature_store import FeatureStore
 from .feature_store_files import POOLED, PROJECTED
 from .model_identity import (
@@ -107,8 +108,9 @@ class StoreAsker:
         revision: str | None = None,
     ) -> None:
         if getattr(model, "num_images", None) != 1 or not hasattr(model, "logits_of_projections"):
+            way_out = " (to search by cosine, StoreSearcher is the one)" if searches(model) else ""
             raise ValueError(
-                f"{type(model).__name__} does not answer about one image at a time; give a dual encoder with the head "
+                f"{type(model).__name__} does not answer about one image at a time{way_out}; give a dual encoder with the head "
                 "question_answering, or images_and_text_classification for one image."
             )
         for store, kind in ((images, "image"), (texts, "text")):
@@ -142,29 +144,20 @@ class StoreAsker:
         Raises:
             ValueError: the question is empty, the answer is none of the model's, or `top_k` or `threshold` is out of range.
         """
-        _check_limits(top_k, threshold)
+        check_top_k(top_k)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}, but a probability lies between 0 and 1.")
         place = None if answer is None else self._place(answer)
-        best_scores, best_rows, best_labels = torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
-        matches = 0
+        best = BestRows(top_k, threshold)
         for start, probs in self.probabilities(question, rows):
             scores, labels = probs.max(-1) if place is None else (probs[:, place], torch.full((len(probs),), place))
-            is_match = scores >= threshold
-            matches += int(is_match.sum())
-            if len(best_scores) == top_k:
-                is_match &= scores > best_scores[-1]
-            found = is_match.nonzero()[:, 0]
-            # Sorted stably and the earlier ones first: equal scores stay in the order of the store.
-            best_scores, order = torch.cat([best_scores, scores[found]]).sort(descending=True, stable=True)
-            order = order[:top_k]
-            best_scores = best_scores[:top_k].clone()
-            best_rows = torch.cat([best_rows, found + start])[order]
-            best_labels = torch.cat([best_labels, labels[found]])[order]
-        ids = self.images.ids(best_rows.tolist())
-        best = [
+            best.add(start, scores, labels)
+        ids = self.images.ids(best.rows.tolist())
+        ranked = [
             RankedImage(image, self._labels[label], score)
-            for image, label, score in zip(ids, best_labels.tolist(), best_scores.tolist(), strict=True)
+            for image, label, score in zip(ids, best.labels.tolist(), best.scores.tolist(), strict=True)
         ]
-        return Ranking(best, matches)
+        return Ranking(ranked, best.matches)
 
     def probabilities(self, question: str, rows: int = _ROWS) -> Iterator[tuple[int, torch.Tensor]]:
         """Ask one question of all stored images and keep nothing.
@@ -197,7 +190,7 @@ class StoreAsker:
         Raises:
             ValueError: the store has no such image, or a question is empty.
         """
-        _check_limits(top_k)
+        check_top_k(top_k)
         places = self.images.places([image])
         with torch.inference_mode():
             text = self._text_projections(questions)
@@ -220,7 +213,7 @@ class StoreAsker:
         Raises:
             ValueError: the store lacks an image, or a question is empty.
         """
-        _check_limits(top_k)
+        check_top_k(top_k)
         places = self.images.places([image for image, _ in pairs])
         answers = []
         for start in range(0, len(pairs), rows):
@@ -280,13 +273,6 @@ class StoreAsker:
             shown = ", ".join(self._labels[:10]) + (", ..." if len(self._labels) > 10 else "")
             raise ValueError(f"The answer {answer!r} is none of the model's {len(self._labels)} ({shown}); give one of them.")
         return self._labels.index(answer)
-
-
-def _check_limits(top_k: int, threshold: float = 0.0) -> None:
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise ValueError(f"top_k is {top_k!r}, but 1 or more are kept.")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}, but a probability lies between 0 and 1.")
 
 
 __all__ = ["RankedImage", "Ranking", "StoreAsker"]

@@ -8,14 +8,16 @@ import os
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from dual_distill.data import ImageError, decode_image
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig
+from dual_distill.modeling.modeling_dual_encoder_retrieval import ContrastiveDualEncoder
 
 from .encoding_run import EncodingReport, EncodingRun
 from .encoding_sources import DatasetSource, FolderSource, MappingSource, TextSource, image_bytes, open_images
-from .feature_store_files import DTYPES, Manifest, StoreFolder
+from .feature_store_files import DTYPES, NORMALISED, POOLED, Manifest, StoreFolder
 from .model_identity import (
     check_same_model,
     check_same_processor,
@@ -46,6 +48,9 @@ def encode_images(
     show_progress: bool = False,
 ) -> EncodingReport:
     """Encode images into a store: those that it does not hold yet.
+
+    Of a model with a retrieval head (`DualEncoderForImageTextRetrieval`) the store keeps projections of length 1, which
+    `StoreSearcher` compares by cosine; of others the pooled vectors, which `StoreAsker` asks.
 
     Settings that are None are those of the store, where there is one already. Under `torchrun`, and `accelerate launch` on
     GPUs, which set RANK and WORLD_SIZE, each process makes its share of the shards.
@@ -112,14 +117,15 @@ def encode_images(
 
     def forward(rows: list[torch.Tensor]) -> torch.Tensor:
         pixel_values = torch.stack(rows).to(model.device, model.dtype)
-        return model.get_image_features(pixel_values).pooler_output
+        return stored_vectors(model, model.get_image_features(pixel_values).pooler_output)
 
     wanted = {"dtype": dtype, "projected": projected, "batch_size": batch_size, "shard_size": shard_size}
     folder = StoreFolder(store)
     manifest = _manifest(
         folder, "image", model, model_identity(model, model_name, revision), image_processor_settings(processor), wanted
     )
-    run = EncodingRun(folder, manifest, source, prepare, content_hash, forward, model.project_images, strict, threads)
+    project = model.project_images if manifest.projected else None
+    run = EncodingRun(folder, manifest, source, prepare, content_hash, forward, project, strict, threads)
     return run(model, verify, show_progress)
 
 
@@ -171,7 +177,7 @@ def encode_texts(
         return processor.encode_text([value], max_length=max_tokens)["input_ids"][0], text_hash(value)
 
     def forward(rows: list[torch.Tensor]) -> torch.Tensor:
-        return model.get_text_features(torch.stack(rows).to(model.device)).pooler_output
+        return stored_vectors(model, model.get_text_features(torch.stack(rows).to(model.device)).pooler_output)
 
     wanted = {"dtype": dtype, "projected": projected, "batch_size": batch_size, "shard_size": shard_size}
     folder = StoreFolder(store)
@@ -179,13 +185,24 @@ def encode_texts(
         folder, "text", model, model_identity(model, model_name, revision), tokenizer_settings(processor, max_tokens), wanted
     )
     # One thread: the tokenizer has threads of its own and is not meant to be called from several.
-    run = EncodingRun(folder, manifest, source, prepare, text_hash, forward, model.project_text, strict=True, threads=1)
+    project = model.project_text if manifest.projected else None
+    run = EncodingRun(folder, manifest, source, prepare, text_hash, forward, project, strict=True, threads=1)
     return run(model, show_progress=show_progress)
 
 
 def longest_text(model: PreTrainedModel, processor: DualDistillProcessor) -> int:
     """Return the longest text in tokens: what the tokenizer lets through and the model's position table holds."""
     return min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
+
+
+def searches(model: PreTrainedModel) -> bool:
+    """Return whether a model puts images and texts in one space, where they are searched by cosine, instead of answering."""
+    return isinstance(model, ContrastiveDualEncoder)
+
+
+def stored_vectors(model: PreTrainedModel, vectors: torch.Tensor) -> torch.Tensor:
+    """Return what a store keeps of a tower's vectors: of a model that searches, float32 of length 1."""
+    return normalize(vectors.float(), dim=-1) if searches(model) else vectors
 
 
 def text_hash(text: str) -> str:
@@ -233,12 +250,19 @@ def _manifest(
             raise ValueError(f"{name} is {wanted[name]}, but it counts 1 or more.")
     if wanted["dtype"] not in {None, *DTYPES}:
         raise ValueError(f"dtype is {wanted['dtype']!r}, but vectors are stored as {' or '.join(DTYPES)}.")
+    if searches(model) and wanted["projected"]:
+        raise ValueError(
+            f"projected is set, but {type(model).__name__} compares vectors and has no interaction to store a half of; leave "
+            "projected out."
+        )
     name = str(folder.path)
     found = folder.manifest()
     if found is None:
         defaults: dict[str, Any] = {"dtype": "float32", "projected": False, "batch_size": BATCH_SIZE, "shard_size": SHARD_SIZE}
         values: dict[str, Any] = {key: default if wanted[key] is None else wanted[key] for key, default in defaults.items()}
-        found = Manifest(kind=kind, width=model.config.hidden_size, model=identity, processor=settings, **values)
+        width = model.config.projection_dim if searches(model) else model.config.hidden_size
+        vectors: Any = NORMALISED if searches(model) else POOLED
+        found = Manifest(kind=kind, width=width, model=identity, processor=settings, vectors=vectors, **values)
         folder.write_manifest(found)
         return found
     if found.kind != kind:
@@ -254,4 +278,14 @@ def _manifest(
     return found
 
 
-__all__ = ["BATCH_SIZE", "SHARD_SIZE", "EncodingReport", "encode_images", "encode_texts", "longest_text", "text_hash"]
+__all__ = [
+    "BATCH_SIZE",
+    "SHARD_SIZE",
+    "EncodingReport",
+    "encode_images",
+    "encode_texts",
+    "longest_text",
+    "searches",
+    "stored_vectors",
+    "text_hash",
+]

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from dual_distill.data import ImageError
 
 from .encoding_sources import Source
-from .feature_store_files import DTYPES, POOLED, PROJECTED, Manifest, PlannedShard, StoreFolder
+from .feature_store_files import DTYPES, PROJECTED, Manifest, PlannedShard, StoreFolder
 
 _WAITING_BATCHES = 4
 _MOST_THREADS = 16
@@ -112,8 +112,8 @@ class EncodingRun:
         prepare: id and value -> the tensor of a row and the hash of its content; called in threads. Raises `ImageError` for
             what cannot be read, with the attribute `sha256` where there was content.
         content_hash: id -> the hash alone.
-        forward: rows of one shape -> `(rows, C)`.
-        project: `(rows, C)` -> `(rows, 2C)`.
+        forward: rows of one shape -> `(rows, width)`.
+        project: `(rows, C)` -> `(rows, 2C)`; None: a store without these.
         strict: whether something unreadable ends the run.
         threads: that prepare; None: one a core.
     """
@@ -124,7 +124,7 @@ class EncodingRun:
     prepare: Callable[[str, Any], Prepared]
     content_hash: Callable[[str], str]
     forward: Callable[[list[torch.Tensor]], torch.Tensor]
-    project: Callable[[torch.Tensor], torch.Tensor]
+    project: Callable[[torch.Tensor], torch.Tensor] | None
     strict: bool
     threads: int | None
 
@@ -252,8 +252,8 @@ class EncodingRun:
                 hashes.append(sha256)
             bar.update()
         pooled = batches.finish(self.manifest.width)
-        features = {POOLED: pooled}
-        if self.manifest.projected:
+        features = {self.manifest.vectors: pooled}
+        if self.project is not None:
             features[PROJECTED] = self.project(pooled) if len(ids) else torch.zeros(0, 2 * self.manifest.width)
         stored = {name: tensor.to(DTYPES[self.manifest.dtype]).cpu().contiguous() for name, tensor in features.items()}
         for name, tensor in stored.items():

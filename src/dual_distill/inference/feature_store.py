@@ -65,33 +65,34 @@ class FeatureStore:
         manifest = self.manifest
         return f"FeatureStore({self.path!r}, {len(self):,} {manifest.kind}s, {manifest.width} x {manifest.dtype})"
 
-    def pieces(self, name: str = POOLED, rows: int = 1024) -> Iterator[tuple[int, torch.Tensor]]:
+    def pieces(self, name: str | None = None, rows: int = 1024) -> Iterator[tuple[int, torch.Tensor]]:
         """Run through all vectors in constant memory.
 
         Args:
-            name: "pooled", or "projected" where the store has it.
+            name: "pooled", or "projected" where the store has it; "normalised" where a retrieval head made it. None: what
+                `manifest.vectors` says.
             rows: most rows a piece.
 
         Yields:
-            The place of the first row, and `(rows, C)` (`2C` for projected) in the stored dtype.
+            The place of the first row, and `(rows, width)` (twice that for projected) in the stored dtype.
 
         Raises:
             ValueError: the store has no such vectors.
         """
-        self._check_name(name)
+        name = self._checked_name(name)
         for number, start in enumerate(self._starts[:-1]):
             shard_rows = self._starts[number + 1] - start
             for first in range(0, shard_rows, rows):
                 yield start + first, self._folder.read(number, name, first, min(first + rows, shard_rows))
 
-    def read(self, places: Sequence[int], name: str = POOLED) -> torch.Tensor:
-        """Return the vectors at some places, `(places, C)` in the stored dtype, in their order; a place may occur twice.
+    def read(self, places: Sequence[int], name: str | None = None) -> torch.Tensor:
+        """Return the vectors at some places, `(places, width)` in the stored dtype, in their order; a place may occur twice.
 
         Raises:
             IndexError: there is no such place.
             ValueError: the store has no such vectors.
         """
-        self._check_name(name)
+        name = self._checked_name(name)
         width = self.manifest.width * (2 if name == PROJECTED else 1)
         found = torch.empty(len(places), width, dtype=getattr(torch, self.manifest.dtype))
         for number, positions in self._by_shard(places).items():
@@ -182,12 +183,12 @@ class FeatureStore:
             shards.setdefault(bisect_right(self._starts, place) - 1, []).append(position)
         return shards
 
-    def _check_name(self, name: str) -> None:
-        names = [POOLED, PROJECTED] if self.has_projections else [POOLED]
-        if name not in names:
-            raise ValueError(
-                f"The store {self.path!r} holds {' and '.join(names)} vectors, not {name!r}; encode with projected=True."
-            )
+    def _checked_name(self, name: str | None) -> str:
+        names = [self.manifest.vectors, *([PROJECTED] if self.has_projections else [])]
+        if name is not None and name not in names:
+            how = "encode with projected=True" if name == PROJECTED and POOLED in names else "encode with another head"
+            raise ValueError(f"The store {self.path!r} holds {' and '.join(names)} vectors, not {name!r}; {how}.")
+        return name or names[0]
 
 
 __all__ = ["FeatureStore"]

@@ -8,6 +8,8 @@
 | `shard-00000.arrow` | `id` and `sha256` of the rows of that shard |
 | `shard-00000.safetensors` | `pooled` `(rows, C)`, and `projected` `(rows, 2C)` on request; written last: it says "done" |
 
+Of a model that searches by cosine, the vectors are `normalised` `(rows, P)`, its projections of length 1, in place of both.
+
 What is unusual: there is no file that several processes write. A plan is created once and never changed, a shard belongs to
 one process, and so a store of several machines is merged by the files lying in one folder.
 """
@@ -28,7 +30,7 @@ from safetensors.torch import save_file
 
 FORMAT = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-POOLED, PROJECTED = "pooled", "projected"
+POOLED, PROJECTED, NORMALISED = "pooled", "projected", "normalised"
 _MANIFEST = "store.json"
 _SHARD_SIZE = b"shard_size"
 _NAMED = 3
@@ -41,12 +43,13 @@ class Manifest:
     Attributes:
         kind: what was encoded.
         dtype: of the stored vectors, "float16" or "float32".
-        width: C of the pooled vectors.
+        width: C of the pooled vectors, P of normalised ones.
         projected: whether the `2C`-wide halves of the interaction are stored too.
         shard_size: ids a shard.
         batch_size: rows a forward pass.
         model: name, revision, digests of weights and configuration, and the dtype that it computed in.
         processor: settings of the image processor, or the digest of the tokenizer and its limit.
+        vectors: what is stored of each row: "pooled" to be asked questions, "normalised" to be searched by cosine.
         format: version of this layout.
     """
 
@@ -58,6 +61,7 @@ class Manifest:
     batch_size: int
     model: dict[str, Any]
     processor: dict[str, Any]
+    vectors: Literal["pooled", "normalised"] = POOLED
     format: int = FORMAT
 
 
@@ -195,7 +199,7 @@ class StoreFolder:
             number: of the shard.
             ids: one a row.
             hashes: likewise.
-            features: `pooled` `(rows, C)` and perhaps `projected` `(rows, 2C)`, contiguous, on the CPU.
+            features: the manifest's `vectors` `(rows, width)` and perhaps `projected` `(rows, 2C)`, contiguous, on the CPU.
             unreadable: as `unreadable()` returns it.
         """
         for leftover in self.path.glob(f".shard-{number:05}.*"):
@@ -211,7 +215,7 @@ class StoreFolder:
         _written(file, lambda temporary: save_file(features, temporary))
 
     def read(self, number: int, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Return rows `start` to `stop` of a shard's `pooled` or `projected`, in the stored dtype; the rest is not read.
+        """Return rows `start` to `stop` of a shard's vectors of that name, in the stored dtype; the rest is not read.
 
         Raises:
             ValueError: the file is damaged.
@@ -230,7 +234,7 @@ class StoreFolder:
         """
         try:
             with safe_open(self.features(number), "pt") as file:
-                return file.get_slice(POOLED).get_shape()[0]
+                return file.get_slice(next(iter(file.keys()))).get_shape()[0]
         except (SafetensorError, OSError) as error:
             raise ValueError(self._damaged(number, error)) from error
 
@@ -275,4 +279,4 @@ def _written(file: Path, write: Callable[[Path], object], exclusive: bool = Fals
         temporary.unlink(missing_ok=True)
 
 
-__all__ = ["DTYPES", "POOLED", "PROJECTED", "Manifest", "PlannedShard", "StoreFolder"]
+__all__ = ["DTYPES", "NORMALISED", "POOLED", "PROJECTED", "Manifest", "PlannedShard", "StoreFolder"]
