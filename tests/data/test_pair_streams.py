@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dual_distill.data import PairSource, load_pair_stream, load_place, pair_loader, save_place
+from dual_distill.data import PairSource, PairStreamCallback, load_pair_stream, load_place, pair_loader, save_place
 
 HERE = Path(__file__).parent
 
@@ -249,7 +249,7 @@ def test_sources_are_mixed_by_weight(tmp_path):
     assert sum(again[one] for one in range(300)) / again.total() == pytest.approx(0.75, abs=0.04)
 
 
-def test_bad_rows_are_errors_that_name_shard_and_key(tmp_path):
+def test_bad_rows_are_errors_that_name_shard_and_key(tmp_path, caplog):
     bad = {
         2: {"txt": b"  \n"},
         3: {"txt": None, "json": None},
@@ -282,6 +282,8 @@ def test_bad_rows_are_errors_that_name_shard_and_key(tmp_path):
     loader = pair_loader(stream(source, shuffle_buffer=3, skip_bad=True), 2, lambda rows: rows, num_workers=2)
     assert sum(len(batch) for batch in loader) == 7
     assert loader.dataset.skipped == passing.skipped  # the workers count too
+    PairStreamCallback().on_train_end(None, None, None, train_dataloader=loader)
+    assert caplog.messages[-1].startswith("process 0 passed over: 1 unusable image, 1 missing image, 1 missing caption, ")
 
 
 @pytest.mark.parametrize("cut", ["within a file", "between two files", "by a wrong header"])

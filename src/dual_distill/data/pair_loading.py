@@ -7,6 +7,7 @@ that a resumed run goes on at once. What a training loop has to do: take its bat
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .pair_streams import PairStream
+
+_logger = logging.getLogger(__name__)
 
 
 def pair_loader(
@@ -99,7 +102,7 @@ def load_place(loader: Any, folder: str | os.PathLike[str]) -> None:
 
 
 class PairStreamCallback(TrainerCallback):
-    """Saves the place of the stream with each checkpoint of a Trainer, and goes on from it.
+    """Saves the place of the stream with each checkpoint of a Trainer, goes on from it, and says what was passed over.
 
     A Trainer whose training data is no `PairStream` is left alone.
 
@@ -128,6 +131,12 @@ class PairStreamCallback(TrainerCallback):
             folder = _checkpoint(args, state)
             folder.mkdir(parents=True, exist_ok=True)
             save_place(train_dataloader, folder)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        """Log how many bad rows this process passed over, and why."""
+        if isinstance(train_dataloader.dataset, PairStream) and train_dataloader.dataset.skipped:
+            counts = ", ".join(f"{number:,} {kind}" for kind, number in train_dataloader.dataset.skipped.items())
+            _logger.warning("process %d passed over: %s", train_dataloader.dataset.rank, counts)
 
 
 def _checkpoint(args: Any, state: Any) -> Path:
