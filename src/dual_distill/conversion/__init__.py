@@ -4,6 +4,7 @@
 `convert_folder(name, out)` writes the converted checkpoint once it is proved.
 """
 
+from .bert import BertStart, start_from_bert
 from .folder import ConversionReport, convert_folder
 from .heads import HEADS, model_class
 from .proof import largest_difference, random_batch
@@ -13,6 +14,7 @@ from .vilt import VILT_HEADS, convert_vilt, convert_vilt_config, convert_vilt_st
 __all__ = [
     "HEADS",
     "VILT_HEADS",
+    "BertStart",
     "ConversionReport",
     "Teacher",
     "convert_folder",
@@ -26,4 +28,5 @@ __all__ = [
     "model_class",
     "random_batch",
     "saved_head",
+    "start_from_bert",
 ]

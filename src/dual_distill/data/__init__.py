@@ -5,6 +5,7 @@ from .augmentation import RandAugment
 from .captioning_collator import CaptioningCollator, CaptionMasker
 from .captions import load_captions
 from .collator import ID_COLUMNS, DistillationCollator
+from .detectors import Detector, load_detector
 from .easy_vqa import load_easy_vqa
 from .images import ImageError, decode_image
 from .masking import WholeWordMasker
@@ -19,7 +20,10 @@ from .pretraining_collator import PreTrainingCollator
 from .reading import ReadingReport
 from .region_set import RegionSet
 from .region_store import RegionStore
+from .region_tsv import read_region_tsv
+from .regions import RegionReport, extract_regions
 from .scene_captions import generate_scene_captions
+from .scene_regions import SceneBackbone, scene_region_store, train_scene_backbone
 from .scene_statements import generate_scene_statements
 from .scenes import generate_scenes, scene_answers
 from .snli_ve import load_snli_ve
@@ -33,6 +37,7 @@ __all__ = [
     "TASKS",
     "CaptionMasker",
     "CaptioningCollator",
+    "Detector",
     "DistillationCollator",
     "ImageError",
     "NumberedRows",
@@ -43,19 +48,23 @@ __all__ = [
     "PreTrainingCollator",
     "RandAugment",
     "ReadingReport",
+    "RegionReport",
     "RegionSet",
     "RegionStore",
     "RowEpochCallback",
+    "SceneBackbone",
     "Task",
     "WholeWordMasker",
     "answer_coverage",
     "build_answer_vocabulary",
     "decode_image",
+    "extract_regions",
     "generate_scene_captions",
     "generate_scene_statements",
     "generate_scenes",
     "get_task",
     "load_captions",
+    "load_detector",
     "load_easy_vqa",
     "load_nlvr",
     "load_nlvr2",
@@ -66,7 +75,10 @@ __all__ = [
     "load_task",
     "load_vqa",
     "pair_loader",
+    "read_region_tsv",
     "save_place",
     "scene_answers",
+    "scene_region_store",
+    "train_scene_backbone",
     "train_tokenizer",
 ]
