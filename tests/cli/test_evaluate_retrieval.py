@@ -15,8 +15,10 @@ from dual_distill.modeling import (
     DualDistillProcessor,
     DualEncoderConfig,
     DualEncoderForImageTextRetrieval,
+    DualEncoderForPreTraining,
     FusionEncoderConfig,
     FusionEncoderForImageTextRetrieval,
+    FusionEncoderForPreTraining,
 )
 
 OPTIONS = {"num_scenes": {"test": 6, "validation": 2}, "captions_per_scene": 2}
@@ -37,10 +39,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         "fusion": FusionEncoderForImageTextRetrieval(FusionEncoderConfig(**shape, **text, **image)),
     }
-    for name, model in models.items():
+    for model in models.values():
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.3)
+    dual, fusion = DualEncoderForPreTraining(models["dual"].config), FusionEncoderForPreTraining(models["fusion"].config)
+    dual.load_state_dict(models["dual"].state_dict(), strict=False)
+    fusion.fusion_encoder.load_state_dict(models["fusion"].fusion_encoder.state_dict())
+    with torch.no_grad():
+        fusion.itm_score.fc.weight[1] = fusion.itm_score.fc.weight[0] + models["fusion"].rank_output.weight[0]
+    models |= {"dual_pretraining": dual, "fusion_pretraining": fusion}
+    for name, model in models.items():
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
     return folder
@@ -73,6 +82,17 @@ def test_recalls_both_ways_alone_and_re_ranked(folder, words, capsys) -> None:
     assert (result["images"], result["captions"], result["folds"], result["rerank_top"]) == (6, 12, 3, 3)
     assert [time["way"] for time in result["times"]] == ["dual", "rerank", "fusion"]
     assert result["rerank"] == str(folder / "fusion")
+
+
+def test_pre_trained_checkpoints_do_without_training(folder, words, capsys) -> None:
+    """A matching head's margin ranks as the retrieval head that was made of it."""
+    run([*words, "--rerank", str(folder / "fusion")])
+    apart = capsys.readouterr().out.splitlines()
+    run([str(folder / "dual_pretraining"), *words[1:], "--rerank", str(folder / "fusion_pretraining")])
+    together = capsys.readouterr().out.splitlines()
+    table = slice(1, 7)
+    assert together[table] == apart[table]
+    assert "re-ranked" in together[3]
 
 
 def test_the_table(folder, words, capsys, tmp_path) -> None:

@@ -106,7 +106,7 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
             {
                 "image": image,
                 "question": question,
-                "answers": [answer for answer in best if answer["score"] >= threshold],
+                "answers": [answer for answer in best if float(answer["score"]) >= threshold],
             }
             for (image, question), best in zip(pairs, answers, strict=True)
         ]
@@ -130,14 +130,12 @@ def search(options: argparse.Namespace, stored: FeatureStore, texts: FeatureStor
     searcher = StoreSearcher(
         model, processor, found_in, queries, index=options.index, model_name=options.model, revision=revision
     )
-    limits = {
-        "top_k": 10 if options.top_k is None else options.top_k,
-        "threshold": -1.0 if options.threshold is None else options.threshold,
-    }
+    top_k = 10 if options.top_k is None else options.top_k
+    threshold = -1.0 if options.threshold is None else options.threshold
     if options.questions:
-        results, query, kind = searcher.by_texts(options.questions, **limits), "question", "image"
+        results, query, kind = searcher.by_texts(options.questions, top_k, threshold), "question", "image"
     else:
-        results, query, kind = searcher.by_images(options.images, **limits), "image", "text"
+        results, query, kind = searcher.by_images(options.images, top_k, threshold), "image", "text"
 
     def listed(given: str, result: SearchResult) -> dict[str, Any]:
         rows = [{kind: found.id, "score": found.score} for found in result.best]

@@ -267,7 +267,7 @@ def _beside(*directions: str) -> Callable[[Scene, int], set[Words]]:
 
     def find(scene: Scene, cells: int) -> set[Words]:
         by_cell = {(item.row, item.column): item for item in scene}
-        found = set()
+        found: set[Words] = set()
         for direction in directions:
             row_step, column_step = STEPS[direction]
             for anchor in scene:

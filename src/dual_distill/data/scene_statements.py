@@ -140,7 +140,7 @@ def generate_scene_statements(
             family = _FAMILIES[index % len(_FAMILIES)]
             statement, rows = _four_rows(family, index // statements_per_scene, pictures, rng)
             for left, right, truth in rows:
-                values = {
+                values: dict[str, object] = {
                     "sentence": statement.text,
                     "label": str(truth),
                     "family": statement.family,

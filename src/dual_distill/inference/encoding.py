@@ -261,7 +261,7 @@ def _manifest(
         defaults: dict[str, Any] = {"dtype": "float32", "projected": False, "batch_size": BATCH_SIZE, "shard_size": SHARD_SIZE}
         values: dict[str, Any] = {key: default if wanted[key] is None else wanted[key] for key, default in defaults.items()}
         width = model.config.projection_dim if searches(model) else model.config.hidden_size
-        vectors: Any = NORMALISED if searches(model) else POOLED
+        vectors = NORMALISED if searches(model) else POOLED
         found = Manifest(kind=kind, width=width, model=identity, processor=settings, vectors=vectors, **values)
         folder.write_manifest(found)
         return found

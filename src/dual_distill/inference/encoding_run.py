@@ -252,7 +252,7 @@ class EncodingRun:
                 hashes.append(sha256)
             bar.update()
         pooled = batches.finish(self.manifest.width)
-        features = {self.manifest.vectors: pooled}
+        features: dict[str, torch.Tensor] = {self.manifest.vectors: pooled}
         if self.project is not None:
             features[PROJECTED] = self.project(pooled) if len(ids) else torch.zeros(0, 2 * self.manifest.width)
         stored = {name: tensor.to(DTYPES[self.manifest.dtype]).cpu().contiguous() for name, tensor in features.items()}

@@ -30,7 +30,10 @@ from safetensors.torch import save_file
 
 FORMAT = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-POOLED, PROJECTED, NORMALISED = "pooled", "projected", "normalised"
+PROJECTED = "projected"
+Vectors = Literal["pooled", "normalised"]
+POOLED: Vectors = "pooled"
+NORMALISED: Vectors = "normalised"
 _MANIFEST = "store.json"
 _SHARD_SIZE = b"shard_size"
 _NAMED = 3
@@ -61,7 +64,7 @@ class Manifest:
     batch_size: int
     model: dict[str, Any]
     processor: dict[str, Any]
-    vectors: Literal["pooled", "normalised"] = POOLED
+    vectors: Vectors = POOLED
     format: int = FORMAT
 
 
@@ -279,4 +282,4 @@ def _written(file: Path, write: Callable[[Path], object], exclusive: bool = Fals
         temporary.unlink(missing_ok=True)
 
 
-__all__ = ["DTYPES", "NORMALISED", "POOLED", "PROJECTED", "Manifest", "PlannedShard", "StoreFolder"]
+__all__ = ["DTYPES", "NORMALISED", "POOLED", "PROJECTED", "Manifest", "PlannedShard", "StoreFolder", "Vectors"]
