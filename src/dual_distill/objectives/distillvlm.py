@@ -142,10 +142,7 @@ class DistillVLMObjective(Objective):
     def student_requests(self, takes: Container[str]) -> dict[str, Any]:
         """Ask for queries, keys and hidden states, as far as terms have a weight."""
         layers = {"output_query_states": self.student_layers, "output_key_states": self.student_layers}
-        # A model of captions says who sees whom; others let all see all.
-        pattern = {"output_attention_pattern": True} if "output_attention_pattern" in takes else {}
-        compared = (layers if self.student_layers else {}) | self._hidden_requests()
-        return compared | pattern if compared else {}
+        return (layers if self.student_layers else {}) | self._hidden_requests()
 
     def teacher_requests(self, takes: Container[str]) -> dict[str, Any]:
         """Ask for queries and keys (a foreign teacher for its attentions) and hidden states."""
