@@ -15,7 +15,7 @@ continues with the same call, and comes out the same, bit for bit.
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +96,13 @@ class StoredImage(NamedTuple):
     regions: RegionSet
 
 
+class UnreadableImage(NamedTuple):
+    """An image that is left out, and why."""
+
+    id: str
+    problem: str
+
+
 class RegionFolder:
     """Reads and writes the files of one region store.
 
@@ -164,10 +171,18 @@ class RegionFolder:
         text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
         write_whole(self.path / _MANIFEST, lambda file: file.write_text(text, encoding="utf-8"))
 
-    def plan(self, ids: Sequence[str], shard_size: int) -> list[PlannedShard]:
-        """Return all shards, after ids that are in no plan yet have got one of their own."""
+    def plan(self, ids: Sequence[str], shard_size: int, mended: Collection[str] = ()) -> list[PlannedShard]:
+        """Return all shards, after ids that are in no plan yet have got one of their own.
+
+        Args:
+            ids: in order.
+            shard_size: ids a new shard.
+            mended: ids that could not be read, and can be now; they are planned again.
+        """
         shards = self.planned_shards()
         known = {identifier for shard in shards for identifier in shard.ids}
+        waiting = {identifier for shard in shards if not self.features(shard.number).is_file() for identifier in shard.ids}
+        known -= set(mended) - waiting
         new = [identifier for identifier in ids if identifier not in known]
         if not new:
             return shards
@@ -201,10 +216,15 @@ class RegionFolder:
         return _open_arrow(self.path / f"shard-{number:05}.arrow")
 
     def unreadable(self) -> dict[str, str]:
-        """Return id -> problem of what was to be described and could not be read."""
-        found = {}
-        for file in sorted(self.path.glob("shard-*.unreadable.jsonl")):
-            for line in file.read_text(encoding="utf-8").split("\n"):
+        """Return id -> problem of what was to be described and could not be read, and was not since."""
+        found: dict[str, str] = {}
+        for number in range(self.num_planned_shards()):
+            if not self.features(number).is_file():
+                continue
+            for identifier in set(self.rows(number)["id"].to_pylist()).intersection(found) if found else ():
+                del found[identifier]
+            file = self.features(number).with_suffix(".unreadable.jsonl")
+            for line in file.read_text(encoding="utf-8").split("\n") if file.is_file() else ():
                 if line:
                     entry = json.loads(line)
                     found[entry["id"]] = entry["problem"]
@@ -262,7 +282,8 @@ def fill_store(
     folder: str | os.PathLike[str],
     manifest: RegionManifest,
     ids: Sequence[str],
-    describe: Callable[[list[str]], Iterator[StoredImage]],
+    describe: Callable[[list[str]], Iterable[StoredImage | UnreadableImage]],
+    mended: Collection[str] = (),
 ) -> int:
     """Write a store from a function that describes the images of one shard, in order; shards that are done are passed over.
 
@@ -270,7 +291,8 @@ def fill_store(
         folder: of the store; made, or continued.
         manifest: what the store is to say of itself.
         ids: of all images, each once.
-        describe: ids of one shard -> their rows.
+        describe: ids of one shard -> their rows, in this order.
+        mended: ids that could not be read, and can be now.
 
     Returns:
         How many images were added now.
@@ -285,11 +307,13 @@ def fill_store(
     store = RegionFolder(folder)
     store.begin(manifest)
     added = 0
-    for shard in store.plan(ids, manifest.shard_size):
+    for shard in store.plan(ids, manifest.shard_size, mended):
         if not store.features(shard.number).is_file():
             rows = list(describe(shard.ids))
-            store.write_shard(shard.number, rows, manifest)
-            added += len(rows)
+            images = [row for row in rows if isinstance(row, StoredImage)]
+            unreadable = {row.id: row.problem for row in rows if isinstance(row, UnreadableImage)}
+            store.write_shard(shard.number, images, manifest, unreadable)
+            added += len(images)
     return added
 
 
@@ -360,6 +384,7 @@ __all__ = [
     "RegionFolder",
     "RegionManifest",
     "StoredImage",
+    "UnreadableImage",
     "check_manifest",
     "fill_store",
     "write_whole",

@@ -99,6 +99,11 @@ class RegionStore:
         """Return the ids of all images, in the order in which they were given."""
         return [identifier for rows in self._rows for identifier in rows["id"].to_pylist()]
 
+    def counts(self) -> tuple[int, int]:
+        """Return how many images have the whole image as their one region, and how many regions there are."""
+        whole = sum(pc.sum(rows["whole_image"]).as_py() or 0 for rows in self._rows)
+        return whole, sum(int(self._region_bounds(number)[-1]) for number in range(len(self._rows)))
+
     def unreadable(self) -> dict[str, str]:
         """Return id -> problem of images that were to be described and could not be read."""
         return self._folder.unreadable()
