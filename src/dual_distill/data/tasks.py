@@ -14,7 +14,7 @@ from .nlvr_scenes import nlvr_scene_labels
 from .scenes import scene_answers
 from .snli_ve import SNLI_VE_LABELS
 
-Head = Literal["question_answering", "images_and_text_classification", "image_text_retrieval", "captioning"]
+Head = Literal["question_answering", "images_and_text_classification", "image_text_retrieval", "pretraining", "captioning"]
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,9 @@ class ModelArguments:
         metadata={"help": "keep_aspect: shorter side to image_height, as ViLT; fixed: to image_height x image_width."},
     )
     vocab_size: int = field(default=30522, metadata={"help": "Largest vocabulary of the tokenizer trained on the texts."})
+    norm_first: bool = field(
+        default=True, metadata={"help": "Layer norms before attention and MLP (ViLT); false: behind them (BERT, OSCAR)."}
+    )
     projection_dim: int | None = field(
         default=None,
         metadata={"help": "Dual encoder: width of the vectors that pre-training and retrieval compare. Default: 256."},
@@ -98,7 +101,8 @@ class DataArguments:
         default="scenes",
         metadata={
             "help": "scenes (generated), easy_vqa, nlvr, vqa, nlvr2, snli_ve; of pairs: scene_captions (generated), captions, "
-            "pairs (streamed); or own: a table, folder or Hub data set of yours."
+            "pairs (streamed); to write: scene_captioning (generated), captioning; or own: a "
+            "table, folder or Hub data set of yours."
         },
     )
     data: str | None = field(
@@ -132,6 +136,20 @@ class DataArguments:
             "help": "Generated tasks (scenes, scene_statements, nlvr_scenes) whose words a new tokenizer learns too, so that a "
             "pre-trained model can be fine-tuned on them."
         },
+    )
+    regions: str | None = field(
+        default=None,
+        metadata={"help": "Region store that the model reads in place of pixels (`dual-distill regions`). Default: pixels."},
+    )
+    teacher_regions: str | None = field(
+        default=None,
+        metadata={"help": "Region store of the teacher's features at the same boxes. Default: the teacher reads regions too."},
+    )
+    num_tags: int = field(default=20, metadata={"help": "Regions: most object tags beside a text; 0: none."})
+    max_tag_length: int = field(default=30, metadata={"help": "Regions: most tokens of the tags, beside those of the text."})
+    caption_training: Literal["masked_words", "self_critical"] = field(
+        default="masked_words",
+        metadata={"help": "Captioning: masked words, or the CIDEr of what the model writes itself (a second stage)."},
     )
     augmentation: Literal["none", "randaugment"] = field(
         default="none",

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from datasets import Dataset, Features, Image, Value
 from transformers import PreTrainedModel
@@ -24,6 +24,7 @@ from dual_distill.data import (
     load_pair_stream,
     load_task,
 )
+from dual_distill.data.tasks import Head
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig
 
 from .arguments import DataArguments
@@ -45,7 +46,7 @@ _TOKENIZER_SCENES = 300
 _FEATURES = Features({"image": Image(decode=False), "caption": Value("string")})
 
 
-def settle_head(task: Task, head: str) -> Task:
+def settle_head(task: Task, head: Head) -> Task:
     """Return a task with the head that a run asks for: pairs may be learned from in two ways, answers in one.
 
     Args:
@@ -152,7 +153,7 @@ def texts_of(split: Any, task: Task, other_tasks: Sequence[str] = ()) -> Any:
 
 def num_rows(split: Any) -> int | None:
     """Return how many rows a split has; None for a stream that does not say."""
-    return cast("int | None", split.num_rows) if isinstance(split, PairStream) else len(split)
+    return split.num_rows if isinstance(split, PairStream) else len(split)
 
 
 def pair_collator(

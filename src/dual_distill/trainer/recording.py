@@ -39,7 +39,7 @@ def record_run(run: Run, model: ModelArguments, data: DataArguments, metrics: Ma
     training = run.trainer.args
     defaults = DistillationTrainingArguments(output_dir="out", use_cpu=training.use_cpu)
     record = RunRecord(
-        "dide" if model.teacher else "labels",
+        training.method if model.teacher else "labels",
         DataOrigin(run.task.name, _rows(run)),
         teacher=origin_of(model.teacher, model.teacher_revision) if model.teacher else None,
         start=origin_of(model.init_from, model.init_revision) if model.init_from else None,
@@ -68,7 +68,7 @@ def _without_paths(data: DataArguments) -> DataArguments:
     """Where files lie on one machine is no part of what was done, and a push would refuse it."""
     options = cast("dict[str, Any]", data.data_options or {})
     kept = {name: value for name, value in options.items() if not any(_is_path(item) for item in _items(value))}
-    return replace(data, data_options=kept or None)
+    return replace(data, data_options=kept or None, regions=None, teacher_regions=None)
 
 
 def _items(value: Any) -> list[Any]:

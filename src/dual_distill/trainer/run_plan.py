@@ -194,8 +194,7 @@ def estimate_memory(
         batch = {
             "input_ids": torch.zeros(batch_size, num_tokens, dtype=torch.long),
             "attention_mask": torch.ones(batch_size, num_tokens, dtype=torch.long),
-            "pixel_values": torch.zeros(batch_size, config.num_images, 3, height, width),
-            "pixel_mask": torch.ones(batch_size, config.num_images, height, width, dtype=torch.long),
+            **_of_images(config, batch_size, height, width),
         }
         batch = {**batch, **_of_pairs(head, batch, config, arguments)}
         kept = _kept_bytes(model, batch, layers, is_half=arguments.bf16 or arguments.fp16)
@@ -218,6 +217,21 @@ def _make_objective(
     if task.head in PAIR_HEADS:
         return arguments.make_ranking_objective()
     return arguments.make_objective(task.answers_column is not None, student, teacher)
+
+
+def _of_images(config: PreTrainedConfig, batch_size: int, height: int, width: int) -> dict[str, torch.Tensor]:
+    """The largest images, or as many regions as the model takes."""
+    if getattr(config, "visual_inputs", "patches") == "regions":
+        rows = (batch_size, *((config.num_images,) if config.num_images > 1 else ()), config.max_regions)
+        return {
+            "region_features": torch.zeros(*rows, config.region_feature_size),
+            "region_boxes": torch.zeros(*rows, 6),
+            "region_mask": torch.ones(rows, dtype=torch.bool),
+        }
+    return {
+        "pixel_values": torch.zeros(batch_size, config.num_images, 3, height, width),
+        "pixel_mask": torch.ones(batch_size, config.num_images, height, width, dtype=torch.long),
+    }
 
 
 def _of_pairs(
