@@ -69,6 +69,27 @@ def test_a_card_says_what_the_run_did_and_no_more(make_folder: Callable[..., Pat
     assert "no better than a reader" not in write_card(folder).read_text()
 
 
+def test_a_student_of_distillvlm_cites_its_paper_and_says_what_it_learned(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder("FusionEncoderForCaptioning")
+    measured = Measurement("cider", 0.8, "test", "dual-distill evaluate", rows=9, teacher=0.95)
+    run = replace(RUN, method="distillvlm", measurements=(measured,))
+    taught = "to give the teacher's answers and to look where the teacher looks"
+    for settings, learned in (
+        ({}, f"{taught} and to have the teacher's hidden states."),
+        ({"hidden_loss": "none"}, f"{taught}."),
+        ({"label_weight": 1.0}, f"{taught} and to have the teacher's hidden states and from the labels themselves."),
+        ({"hidden_weight": 0.0, "soft_label_weight": 0.0}, "it learned to look where the teacher looks."),
+    ):
+        write_run(folder, replace(run, settings=settings))
+        card = write_card(folder).read_text()
+        assert learned in card
+    assert "https://arxiv.org/abs/2104.02096" in card
+    assert "@inproceedings{fang2021compressing" in card
+    assert "2112.08723" not in card
+    assert "| cider | test | 9 | 0.8 | 0.95 |" in card  # no share, though it lies below 1
+    assert {"distillation", "fusion-encoder"} <= set(ModelCard(card).data.tags)
+
+
 def test_the_template_is_found_as_an_installed_package_finds_it() -> None:
     template = importlib.resources.files("dual_distill.hub_cards") / "model_card.md.jinja"
     assert template.read_text(encoding="utf-8").startswith("# {{ title }}")

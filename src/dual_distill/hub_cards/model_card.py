@@ -55,7 +55,16 @@ PAPERS = {
         "  title = {Distilled Dual-Encoder Model for Vision-Language Understanding},\n"
         "  author = {Wang, Zekun and Wang, Wenhui and Zhu, Haichao and Liu, Ming and Qin, Bing and Wei, Furu},\n"
         "  booktitle = {EMNLP},\n  year = {2022},\n  url = {https://arxiv.org/abs/2112.08723}\n}",
-    }
+    },
+    "distillvlm": {
+        "name": "attention matrices and noise-contrastive hidden states (DistillVLM)",
+        "reference": "Fang et al., *Compressing Visual-linguistic Model via Knowledge Distillation*, ICCV 2021",
+        "url": "https://arxiv.org/abs/2104.02096",
+        "bibtex": "@inproceedings{fang2021compressing,\n"
+        "  title = {Compressing Visual-linguistic Model via Knowledge Distillation},\n"
+        "  author = {Fang, Zhiyuan and Wang, Jianfeng and Hu, Xiaowei and Wang, Lijuan and Yang, Yezhou and Liu, Zicheng},\n"
+        "  booktitle = {ICCV},\n  year = {2021},\n  url = {https://arxiv.org/abs/2104.02096}\n}",
+    },
 }
 """Method of a run -> what the card says and cites."""
 
@@ -208,7 +217,10 @@ def _metric_rows(run: RunRecord | None) -> list[dict[str, Any]]:
     """Measurements as the table shows them: shares in per cent, other values as they are."""
     rows = []
     for one in run.measurements if run else ():
-        is_share = all(value is None or 0 <= value <= 1 for value in (one.value, one.teacher, one.text_only, one.majority))
+        # CIDEr has no upper end, though most values lie below 1.
+        is_share = one.metric != "cider" and all(
+            value is None or 0 <= value <= 1 for value in (one.value, one.teacher, one.text_only, one.majority)
+        )
 
         def shown(value: float | None, is_share: bool = is_share) -> str:
             return "" if value is None else f"{100 * value:.1f} %" if is_share else f"{value:.3g}"
@@ -250,7 +262,15 @@ def _learned(run: RunRecord | None) -> str:
         ("attention_weight", 1.0, "to look where the teacher looks"),
         ("label_weight", 0.0, "from the labels themselves"),
     )
-    return " and ".join(words for name, default, words in taught if settings.get(name, default))
+    learned = [words for name, default, words in taught if settings.get(name, default)]
+    if run is not None and run.method == "distillvlm" and _compares_hidden_states(settings):
+        learned.insert(-1 if settings.get("label_weight") else len(learned), "to have the teacher's hidden states")
+    return " and ".join(learned)
+
+
+def _compares_hidden_states(settings: Mapping[str, Any]) -> bool:
+    """Whether hidden states were compared."""
+    return bool(settings.get("hidden_weight", 1.0)) and settings.get("hidden_loss", "nce") != "none"
 
 
 def _settings(run: RunRecord | None) -> dict[str, str]:

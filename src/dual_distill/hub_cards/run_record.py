@@ -21,7 +21,7 @@ from .hub_names import split_revision
 RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"  # what `dual-distill train` writes
 FORMAT = 1
-Method = Literal["labels", "dide"]
+Method = Literal["labels", "dide", "distillvlm"]
 
 _PACKAGES = ("dual-distill", "torch", "transformers", "datasets")
 # Where things lie on one machine, and what the Hub client is told: no part of what was done.
@@ -112,7 +112,8 @@ class RunRecord:
     """Everything about a run that a card may say.
 
     Attributes:
-        method: "labels" (hard labels alone) or "dide" (distilled from a fusion encoder).
+        method: "labels" (hard labels alone), or distilled from a fusion encoder: "dide" (a dual encoder) or "distillvlm" (a
+            smaller fusion encoder).
         data: what it learned from.
         teacher: the frozen teacher; None without one.
         start: the checkpoint whose weights it started from; None: random weights.
@@ -253,7 +254,7 @@ def _from_results(results: Mapping[str, Any]) -> RunRecord:
         if f"eval_{metric}" in results
     )
     return RunRecord(
-        method="dide" if distilled else "labels",
+        method="distillvlm" if "eval_hidden_loss" in results else "dide" if distilled else "labels",
         data=DataOrigin(str(results["task"])),
         seed=results.get("seed"),
         steps=results.get("steps"),
@@ -290,9 +291,9 @@ def add_evaluation(
                 f"the teacher was evaluated with {name} {teacher.get(name)!r}, the model with {evaluation[name]!r}; evaluate "
                 "both on the same rows."
             )
-    main = "vqa_score" if evaluation.get("vqa_score") is not None else "accuracy"
+    main = next((name for name in ("vqa_score", "cider") if evaluation.get(name) is not None), "accuracy")
     added = []
-    for metric in (main, "consistency"):
+    for metric in (main, "consistency", "bleu_4"):
         if evaluation.get(metric) is None:
             continue
         beside = {name: evaluation.get(name) for name in ("text_only", "majority")} if metric == main else {}

@@ -33,8 +33,8 @@ class CaptionReport:
     mean_words: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dict that JSON takes."""
-        return asdict(self)
+        """Return the fields as a dict that JSON takes; `rows` are the images."""
+        return {"rows": self.images, **asdict(self)}
 
 
 def captions_by_image(dataset: Dataset, task: Task) -> dict[int | str, list[str]]:
