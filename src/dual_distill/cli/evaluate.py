@@ -15,7 +15,9 @@ from dual_distill.data import DistillationCollator
 from dual_distill.inference import RetrievalReport
 from dual_distill.metrics import write_submission
 from dual_distill.trainer import DataArguments, EvaluationReport, load_data, predict_answers, report_answers
+from dual_distill.trainer.captioning_evaluation import CaptionReport
 
+from . import evaluate_captions as captions
 from .evaluate_retrieval import add_options, evaluate_pairs, retrieval_table, retrieval_task
 
 _EPILOG = """\
@@ -72,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--submission", type=Path, metavar="FILE", help="also write the answers as EvalAI takes them (rows with question_id)"
     )
     add_options(parser)
+    captions.add_options(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the results to this JSON file")
     parser.add_argument("--json", action="store_true", help="print one JSON line on stdout, everything else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -82,9 +85,14 @@ def run(words: Sequence[str]) -> None:
     """Evaluate and print."""
     # A field of a recipe, --image_column, is an option here, --image-column: both spellings are understood.
     options = make_parser().parse_args([word.replace("_", "-") if word.startswith("--") else word for word in words])
-    pairs_task = retrieval_task(options)
+    report: EvaluationReport | RetrievalReport | CaptionReport | None
     with redirect_stdout(sys.stderr):
-        report = evaluate(options) if pairs_task is None else evaluate_pairs(options, pairs_task)
+        if (pairs_task := retrieval_task(options)) is not None:
+            report = evaluate_pairs(options, pairs_task)
+        elif (captioning_task := captions.captioning_task(options)) is not None:
+            report = captions.evaluate_captions(options, captioning_task)
+        else:
+            report = evaluate(options)
     result = {"model": options.model, "task": options.task, "split": options.split}
     if report is None:
         print(json.dumps(result) if options.json else f"no labels in split {options.split}; answers in {options.submission}")
@@ -98,8 +106,10 @@ def run(words: Sequence[str]) -> None:
     title = f"{options.model} on {options.task}, {options.split}"
     if options.json:
         print(json.dumps(result))
+    elif isinstance(report, RetrievalReport):
+        print(retrieval_table(report, title))
     else:
-        print(retrieval_table(report, title) if isinstance(report, RetrievalReport) else table(report, title))
+        print(captions.caption_table(report, title) if isinstance(report, CaptionReport) else table(report, title))
 
 
 def evaluate(options: argparse.Namespace) -> EvaluationReport | None:
@@ -133,10 +143,9 @@ def evaluate(options: argparse.Namespace) -> EvaluationReport | None:
     if not has_labels and not options.submission:
         raise ValueError(f"split {options.split!r} has no labels to hold answers against; give --submission FILE.")
     model, processor = load_teacher(options.model, options.revision, task.head)
-    longest_text = getattr(config, "text_config", config).max_position_embeddings
-    collator = DistillationCollator(
-        processor, task, label_names, min(longest_text, processor.tokenizer.model_max_length), image_cache_mb=0
-    )
+    of_regions = captions.region_options(options, config)
+    longest_text = min(captions.text_tokens(config, of_regions), processor.tokenizer.model_max_length)
+    collator = DistillationCollator(processor, task, label_names, longest_text, image_cache_mb=0, **of_regions)
     answers = predict_answers(model.to(options.device), rows, collator, options.batch_size)
     if options.submission:
         write_submission(options.submission, list(rows["question_id"]), answers)
