@@ -1,6 +1,6 @@
 """Two gloo processes and one with the whole batch, on the models for pre-training; `test_pretraining_processes.py` starts it.
 
-python two_processes_pretraining.py OUTPUT
+python two_processes_pretraining.py OUTPUT ddp|fsdp2
 
 The two are forked before the first backward pass: one start of the package for all three.
 """
@@ -11,17 +11,15 @@ import sys
 from pathlib import Path
 
 CASES = {
-    "ragged": ((1, 2, 5, 3, 8, 4), (11, 12, 13, 14, 15, 19), 3),
-    "duplicates": ((1, 2, 2, 1, 3, 4), (11, 12, 13, 14, 12, 16), 3),
+    "unequal rows": ((1, 2, 5, 3, 8), (11, 12, 13, 14, 19), 3),
     # Captions whose number divides by 3 have no masked words: the second process has none.
-    "words in one process": ((1, 2, 3, 4), (11, 13, 12, 15), 2),
-    "unequal rows": ((1, 2, 3, 4, 2), (11, 12, 13, 14, 12), 3),
+    "duplicates": ((1, 2, 2, 1, 3, 4), (11, 13, 14, 12, 15, 12), 3),
     "nothing to draw": ((7, 7, 7, 7), (11, 12, 13, 14), 2),
 }
 
 
 def models():
-    """The models by name, and whether some of their parameters have no gradient."""
+    """The models by name."""
     from dual_distill.modeling import (
         DualEncoderForImageTextRetrieval,
         DualEncoderForPreTraining,
@@ -29,9 +27,9 @@ def models():
     )
 
     return {
-        "fusion": (FusionEncoderForPreTraining, False),
-        "dual": (DualEncoderForPreTraining, False),
-        "retrieval": (DualEncoderForImageTextRetrieval, True),
+        "fusion": FusionEncoderForPreTraining,
+        "dual": DualEncoderForPreTraining,
+        "retrieval": DualEncoderForImageTextRetrieval,
     }
 
 
@@ -64,7 +62,8 @@ def steps(model, body, batches):
                 found[f"{case}/{name}"] = value.detach().clone()
         for name, parameter in body.named_parameters():
             if parameter.grad is not None:
-                found[f"{case}/grad/{name}"] = parameter.grad.clone()
+                grad = parameter.grad
+                found[f"{case}/grad/{name}"] = grad.full_tensor() if hasattr(grad, "full_tensor") else grad.clone()
     return found
 
 
@@ -81,7 +80,23 @@ def batches(kind, rank=None):
     return made
 
 
-def main(output: Path, rank: int | None = None) -> None:
+def spread(body, way):
+    """The model as both processes share it."""
+    import torch
+    from torch.distributed.fsdp import fully_shard
+
+    from dual_distill.modeling.modeling_layers import TransformerLayer
+
+    if way == "ddp":
+        return torch.nn.parallel.DistributedDataParallel(body, find_unused_parameters="Retrieval" in type(body).__name__)
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    for module in body.modules():
+        if isinstance(module, TransformerLayer):
+            fully_shard(module, mesh=mesh)
+    return fully_shard(body, mesh=mesh)
+
+
+def main(output: Path, way: str, rank: int | None = None) -> None:
     import torch
     from safetensors.torch import save_file
     from torch import distributed
@@ -90,10 +105,10 @@ def main(output: Path, rank: int | None = None) -> None:
     if rank is not None:
         distributed.init_process_group("gloo", init_method=f"file://{output}/rendezvous", rank=rank, world_size=2)
     found = {}
-    for kind, (cls, has_idle_parameters) in models().items():
+    for kind, cls in models().items():
         model = body = tiny(cls)
         if rank is not None:
-            model = torch.nn.parallel.DistributedDataParallel(body, find_unused_parameters=has_idle_parameters)
+            model = spread(body, way)
         found |= {f"{kind}/{name}": value for name, value in steps(model, body, batches(kind, rank)).items()}
     save_file(found, output / ("alone.safetensors" if rank is None else f"process_{rank}.safetensors"))
     if rank is not None:
@@ -102,16 +117,16 @@ def main(output: Path, rank: int | None = None) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    folder = Path(sys.argv[1])
+    folder, way = Path(sys.argv[1]), sys.argv[2]
     models()  # imports everything once
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=main, args=(folder, rank)) for rank in range(2)]
+    processes = [context.Process(target=main, args=(folder, way, rank)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(250)
     if any(process.exitcode != 0 for process in processes):
         for process in processes:
             process.kill()
         sys.exit(f"the processes ended with {[process.exitcode for process in processes]}")
-    main(folder)
+    main(folder, way)

@@ -67,8 +67,8 @@ class ContrastiveDualEncoder(DualEncoderPreTrainedModel):
 class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
     """Dual encoder that ranks images for a text and texts for an image by the cosine of their projections.
 
-    The interaction gets no gradient: under DistributedDataParallel train with `ddp_find_unused_parameters=True`, which is
-    Trainer's default.
+    The interaction takes no part and gets no gradient: under DistributedDataParallel train with
+    `ddp_find_unused_parameters=True` (Trainer's default, but not with activation checkpointing).
 
     Example:
         >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
