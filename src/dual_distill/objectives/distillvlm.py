@@ -241,7 +241,8 @@ class DistillVLMObjective(Objective):
             if self.pooled:
                 student, teacher = pool_tokens(student, real), pool_tokens(teacher, real)
                 real = real.any(1, keepdim=True)
-            projected = self.projections[index](student.to(self.projections[index].weight.dtype))
+            # In float32, whatever the student's states are: a projection of its own is not cast with the model.
+            projected = self.projections[index](student.float())
             if self.hidden_loss == "mse":
                 total = total + squared_distance_loss(projected, teacher, real)
                 continue

@@ -154,8 +154,9 @@ class DistillationTrainer(Trainer):
 
     def _make_objective(self, student: nn.Module, teacher: nn.Module) -> Objective:
         """Build the objective that the arguments describe, for these two."""
-        multi_label = student.config.problem_type == "multi_label_classification"
-        return self.args.make_objective(multi_label, student.config, getattr(teacher, "config", None))
+        config: Any = student.config
+        multi_label = config.problem_type == "multi_label_classification"
+        return self.args.make_objective(multi_label, config, getattr(teacher, "config", None))
 
     def _check_objective(self, objective: Objective) -> None:
         """Refuse what an objective's parameters cannot do: be trained where the student's are sharded, or not at all."""
