@@ -10,19 +10,29 @@ from .modeling import (
     DualDistillProcessor,
     DualEncoderConfig,
     DualEncoderForImagesAndTextClassification,
+    DualEncoderForImageTextRetrieval,
+    DualEncoderForPreTraining,
     DualEncoderForQuestionAnswering,
     DualEncoderModel,
     FusionEncoderConfig,
+    FusionEncoderForCaptioning,
     FusionEncoderForImagesAndTextClassification,
     FusionEncoderForImageTextRetrieval,
     FusionEncoderForMaskedLM,
+    FusionEncoderForPreTraining,
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
 )
 from .modeling.modeling_fusion_encoder import FusionEncoderPreTrainedModel
 from .modeling.modeling_towers import DualEncoderPreTrainedModel
-from .objectives import DiDEObjective
-from .trainer import DistillationTrainer, DistillationTrainingArguments
+from .objectives import DiDEObjective, DistillVLMObjective
+from .trainer import (
+    CaptioningTrainer,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    PreTrainingTrainer,
+    RetrievalTrainer,
+)
 
 # `modeling` travels with checkpoints and must not know the Hub's client, so its models get our one-commit push here.
 for _model in (FusionEncoderPreTrainedModel, DualEncoderPreTrainedModel):
@@ -31,22 +41,30 @@ for _model in (FusionEncoderPreTrainedModel, DualEncoderPreTrainedModel):
 __version__ = version("dual-distill")
 
 __all__ = [
+    "CaptioningTrainer",
     "DiDEObjective",
+    "DistillVLMObjective",
     "DistillationCollator",
     "DistillationTrainer",
     "DistillationTrainingArguments",
     "DualDistillProcessor",
     "DualEncoderConfig",
+    "DualEncoderForImageTextRetrieval",
     "DualEncoderForImagesAndTextClassification",
+    "DualEncoderForPreTraining",
     "DualEncoderForQuestionAnswering",
     "DualEncoderModel",
     "DualVisualQuestionAnsweringPipeline",
     "FusionEncoderConfig",
+    "FusionEncoderForCaptioning",
     "FusionEncoderForImageTextRetrieval",
     "FusionEncoderForImagesAndTextClassification",
     "FusionEncoderForMaskedLM",
+    "FusionEncoderForPreTraining",
     "FusionEncoderForQuestionAnswering",
     "FusionEncoderModel",
+    "PreTrainingTrainer",
+    "RetrievalTrainer",
     "__version__",
     "get_task",
     "load_own_data",

@@ -22,8 +22,9 @@ AUTO_CLASSES = {
     "ForPreTraining": "AutoModelForPreTraining",
     "ForCaptioning": "AutoModelForImageTextToText",
     "Model": "AutoModel",
+    "DualEncoderForImageTextRetrieval": "AutoModelForZeroShotImageClassification",  # the fusion encoder's has none
 }
-"""End of a model's name -> the Auto class that loads it; a head without one is loaded by its own class, from the package."""
+"""A model's name, or its end -> the Auto class that loads it; a head without one is loaded by its own class, from the package."""
 
 
 def split_architecture(architecture: str) -> tuple[str, str]:
@@ -96,12 +97,12 @@ def add_code(files: dict[str, bytes | Path], architecture: str) -> dict[str, byt
 
 def auto_class(architecture: str) -> str | None:
     """Return the Auto class that loads a model; None where transformers has none."""
-    return AUTO_CLASSES.get(split_architecture(architecture)[1])
+    return AUTO_CLASSES.get(split_architecture(architecture)[1], AUTO_CLASSES.get(architecture))
 
 
 def _model_auto_map(architecture: str) -> dict[str, str]:
-    family, head = split_architecture(architecture)
-    if head not in AUTO_CLASSES:
+    family, loaded_by = split_architecture(architecture)[0], auto_class(architecture)
+    if loaded_by is None:
         raise ValueError(
             f"no Auto class of transformers loads {architecture}, so code beside it would be of no use; push without it."
         )
@@ -113,7 +114,7 @@ def _model_auto_map(architecture: str) -> dict[str, str]:
     return {
         "AutoConfig": reference(_CONFIG_CLASS[family]),
         "AutoModel": reference(f"{family}Model"),
-        AUTO_CLASSES[head]: reference(architecture),
+        loaded_by: reference(architecture),
     }
 
 
