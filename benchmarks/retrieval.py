@@ -4,8 +4,8 @@
 
 Starts from what `pretraining_2x2.py` pre-trained: the fusion encoder, and the dual encoder of the seed with and without its
 teacher. The fusion encoder is fine-tuned on retrieval; the plain dual encoder by contrast alone, the distilled one by contrast
-and the fusion encoder's ranking of hard negatives. Measured on the 1,000 test scenes with five captions each. With --coco the same
-models search 76 photographs with 380 captions: the way there, no more, for they have seen nothing but coloured shapes.
+and the fusion encoder's ranking of hard negatives. Measured on the 1,000 test scenes with five captions each. With --coco the
+same models search 76 photographs with 380 captions: the way there, no more, for they have seen nothing but coloured shapes.
 """
 
 import argparse
