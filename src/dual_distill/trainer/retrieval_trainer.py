@@ -74,7 +74,8 @@ class RetrievalTrainer(PairTrainer):
         objective: RankingObjective | None = None,
         **kwargs: Any,
     ):
-        self.is_fusion = model.config.model_type == FusionEncoderConfig.model_type
+        config: Any = model.config
+        self.is_fusion = config.model_type == FusionEncoderConfig.model_type
         if teacher is not None and self.is_fusion:
             raise ValueError(
                 "a teacher was given for a fusion encoder, which learns retrieval from the pairs alone; leave the teacher out, "
@@ -110,8 +111,9 @@ class RetrievalTrainer(PairTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss in nats per row; with `return_outputs` the vectors of a dual encoder, for recall."""
+        vectors: dict[str, torch.Tensor] = {}
         if self.is_fusion:
-            losses, vectors = self._rank_by_fusion(model, inputs), {}
+            losses = self._rank_by_fusion(model, inputs)
         else:
             losses, vectors = self._rank_by_vectors(model, inputs)
         self._note_terms(losses, len(inputs["input_ids"]))
