@@ -1,5 +1,6 @@
 """`dual-distill convert`: what it prints and writes, and its refusals in one sentence."""
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForVisualQuestionAnswering,
+    BertConfig,
+    BertForPreTraining,
     BertTokenizer,
     ViltConfig,
     ViltForQuestionAnswering,
@@ -16,6 +19,8 @@ from transformers import (
 )
 
 from dual_distill.cli.convert import run
+from dual_distill.conversion import load_teacher
+from dual_distill.data import read_region_tsv
 
 
 @pytest.fixture
@@ -60,6 +65,81 @@ def test_a_table_for_reading(vilt: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert list(lines) == ["written", "loads as", "parameters", "labels", "largest difference of pooler_output"]
     assert lines["loads as"].strip() == "FusionEncoderModel"
     assert lines["labels"].strip() == "none"
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """A folder with a tiny BERT of 90 positions and a masked-word head."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=8,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=90,
+    )
+    model = BertForPreTraining(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(tmp_path / "bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it"]
+    BertTokenizer({word: i for i, word in enumerate(words)}).save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store of one picture with one region, whose features are 7 wide."""
+    numbers = [torch.tensor([[0.0, 0, 30, 25]]), torch.randn(1, 7)]
+    encoded = [base64.b64encode(part.numpy().tobytes()).decode() for part in numbers]
+    (tmp_path / "features.tsv").write_text("\t".join(["7", "60", "50", "1", *encoded]) + "\n")
+    read_region_tsv(str(tmp_path / "features.tsv"), str(tmp_path / "store"), made_by="hand")
+    return tmp_path / "store"
+
+
+def test_a_bert_starts_a_captioning_model_over_the_regions_of_a_store(
+    bert: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = []
+    for name in ("one", "other"):
+        torch.manual_seed(len(name))
+        run([str(bert), str(bert.parent / name), "--regions", str(store), "--head", "captioning", "--json"])
+        reports.append(json.loads(capsys.readouterr().out))
+    assert reports[0]["architecture"] == "FusionEncoderForCaptioning"
+    assert (reports[0]["output"], reports[0]["labels"]) == ("last_hidden_state", 0)
+    assert reports[0]["largest_difference"] < 1e-5 < reports[0]["largest_value"]
+    assert all(".region_embeddings." in name for name in reports[0]["fresh"])
+    assert sorted(reports[0]["left_out"]) == ["cls.seq_relationship.bias", "cls.seq_relationship.weight"]
+    one, other = (load_teacher(bert.parent / name).model for name in ("one", "other"))
+    assert (one.config.region_feature_size, one.config.norm_first, one.config.visual_inputs) == (7, False, "regions")
+    assert one.config.max_position_embeddings == 70
+    assert all(torch.equal(weight, other.state_dict()[name]) for name, weight in one.state_dict().items())
+    # For questions the head is drawn for the answers of the data.
+    answers = load_teacher(bert.parent / "one", head="question_answering", fresh_head=True, label_names=["yes", "no"]).model
+    assert answers.config.id2label == {0: "yes", 1: "no"}
+    run([str(bert), str(bert.parent / "bare"), "--regions", str(store), "--max-positions", "50"])
+    printed = capsys.readouterr().out
+    lines = dict(line.split("  ", 1) for line in printed.splitlines())
+    assert lines["loads as"].strip() == "FusionEncoderModel"
+    assert "embeddings.region_embeddings.projection.weight" in lines["drawn anew, to be trained"]
+    assert load_teacher(bert.parent / "bare").model.config.max_position_embeddings == 50
+
+
+def test_refusals_of_starts(vilt: Path, bert: Path, store: Path) -> None:
+    out, regions = str(bert.parent / "new"), ["--regions", str(store)]
+    for words, message in (
+        ([str(vilt), out, *regions], "holds a model of type 'vilt', whose weights mean something else"),
+        ([str(bert), out], "type 'bert'.*a bert starts one over regions: `dual-distill convert`"),
+        ([str(bert), out, *regions, "--head", "question_answering"], "a BERT has no answers for --head question_answering"),
+        ([str(vilt), out, "--max-positions", "9"], "--max-positions is about a start over regions"),
+        ([str(bert), str(bert), *regions], "is there already and not an empty folder"),
+        ([str(store), out, *regions], r"has no config\.json"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(words)
+    assert not Path(out).exists()
 
 
 def test_help_names_classes_revisions_and_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,7 @@
-"""`dual-distill convert SOURCE OUT`: a ViLT checkpoint of transformers becomes one of ours, proved on a random batch."""
+"""`dual-distill convert SOURCE OUT`: a ViLT of transformers becomes one of ours, a BERT the start of one over regions.
+
+Either is proved on a random batch.
+"""
 
 import argparse
 import json
@@ -7,7 +10,9 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from dual_distill.conversion import HEADS, VILT_HEADS, ConversionReport, convert_folder
+from dual_distill.conversion import HEADS, MAX_POSITIONS, VILT_HEADS, ConversionReport, convert_folder, start_folder
+from dual_distill.conversion.heads import BARE, LABELLED_HEADS
+from dual_distill.data import RegionStore
 from dual_distill.modeling import FusionEncoderConfig
 
 _EPILOG = f"""\
@@ -23,27 +28,46 @@ as the teacher of `dual-distill train`, and in `dual-distill evaluate`.
 What is written is loaded again and compared with the original on a random batch of unequal texts and images; OUT appears
 only when the two agree. Converting first is not needed for training, which takes a ViLT's name for a teacher too.
 
+With --regions, SOURCE is a BERT-like checkpoint (MiniLM's too): OUT is then the start of a fusion encoder over regions, to be
+trained with `dual-distill train --init_from OUT`. Words, layers and pooler are the BERT's, held against it on random words
+without regions; the map of regions is drawn anew. --head captioning takes its masked-word head over as well, where it has one;
+for questions set fresh_head in training, whatever OUT has.
+
 examples:
   dual-distill convert dandelin/vilt-b32-finetuned-vqa runs/vilt-vqa
   dual-distill convert dandelin/vilt-b32-finetuned-vqa runs/vilt-vqa --revision refs/pr/N
-  dual-distill convert path/to/my-vilt runs/body --head bare --json"""
+  dual-distill convert path/to/my-vilt runs/body --head bare --json
+  dual-distill convert google-bert/bert-base-uncased runs/starts/bert --regions regions/teacher --head captioning"""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser of this verb."""
     parser = argparse.ArgumentParser(
         prog="dual-distill convert",
-        description="Convert a ViLT checkpoint of transformers to a fusion encoder with the same outputs.",
+        description="Convert a ViLT checkpoint of transformers to a fusion encoder with the same outputs, or start one over\n"
+        "regions from a BERT.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SOURCE", help="checkpoint folder or Hub repository of a ViLT")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="checkpoint folder or Hub repository of a ViLT, or with --regions of a BERT"
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; must be new or empty")
     parser.add_argument("--revision", help="branch, tag, commit or refs/pr/N of a Hub repository")
     parser.add_argument(
         "--head",
         choices=list(HEADS[FusionEncoderConfig.model_type]),
-        help="head of the checkpoint, for one whose config does not say; bare leaves the head out (default: as it was saved)",
+        help="head of the checkpoint, for one whose config does not say; bare leaves the head out (default: as it was saved; "
+        "with --regions bare)",
+    )
+    parser.add_argument(
+        "--regions", metavar="STORE", help="start a model that reads the features of this store (`dual-distill regions`)"
+    )
+    parser.add_argument(
+        "--max-positions",
+        type=int,
+        metavar="N",
+        help=f"with --regions: most places for words, tags among them (default: {MAX_POSITIONS}, 40 and 30, as in the recipes)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON line on stdout, everything else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -54,8 +78,27 @@ def run(words: Sequence[str]) -> None:
     """Convert and print."""
     options = make_parser().parse_args(words)
     with redirect_stdout(sys.stderr):
-        report = convert_folder(options.source, options.out, options.revision, options.head)
+        report = start(options) if options.regions is not None else convert(options)
     print(json.dumps(report.to_dict()) if options.json else summary(report))
+
+
+def convert(options: argparse.Namespace) -> ConversionReport:
+    """Convert a ViLT."""
+    if options.max_positions is not None:
+        raise ValueError("--max-positions is about a start over regions, but --regions is not given; leave it out.")
+    return convert_folder(options.source, options.out, options.revision, options.head)
+
+
+def start(options: argparse.Namespace) -> ConversionReport:
+    """Start a model over regions from a BERT."""
+    if options.head in LABELLED_HEADS:
+        raise ValueError(
+            f"a BERT has no answers for --head {options.head}; leave --head out, and set fresh_head in training, which draws "
+            "that head for the answers of the data."
+        )
+    most = MAX_POSITIONS if options.max_positions is None else options.max_positions
+    feature_size = RegionStore(options.regions).feature_size
+    return start_folder(options.source, options.out, feature_size, options.head or BARE, options.revision, most)
 
 
 def summary(report: ConversionReport) -> str:
@@ -67,8 +110,12 @@ def summary(report: ConversionReport) -> str:
         "labels": str(report.labels or "none"),
         f"largest difference of {report.output}": f"{report.largest_difference:.2e} (largest value {report.largest_value:.3g})",
     }
+    if report.fresh:
+        lines["drawn anew, to be trained"] = ", ".join(report.fresh)
+    if report.left_out:
+        lines["left out"] = ", ".join(report.left_out)
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
 
 
-__all__ = ["make_parser", "run", "summary"]
+__all__ = ["convert", "make_parser", "run", "start", "summary"]

@@ -1,11 +1,11 @@
 """Other people's checkpoints become ours, with proof of equal outputs.
 
 `load_teacher(name)` loads, `convert_vilt(model)` computes; `load_config(name)` looks at a checkpoint without its weights;
-`convert_folder(name, out)` writes the converted checkpoint once it is proved.
+`convert_folder(name, out)` writes the converted checkpoint once it is proved, `start_folder` one that begins with a BERT.
 """
 
 from .bert import BertStart, start_from_bert
-from .folder import ConversionReport, convert_folder
+from .folder import MAX_POSITIONS, ConversionReport, convert_folder, start_folder
 from .heads import HEADS, model_class
 from .proof import largest_difference, random_batch
 from .teacher import Teacher, load_config, load_processor, load_teacher, saved_head
@@ -13,6 +13,7 @@ from .vilt import VILT_HEADS, convert_vilt, convert_vilt_config, convert_vilt_st
 
 __all__ = [
     "HEADS",
+    "MAX_POSITIONS",
     "VILT_HEADS",
     "BertStart",
     "ConversionReport",
@@ -28,5 +29,6 @@ __all__ = [
     "model_class",
     "random_batch",
     "saved_head",
+    "start_folder",
     "start_from_bert",
 ]

@@ -208,7 +208,7 @@ def read_config(folder: Path, name: str) -> PreTrainedConfig:
     if not isinstance(config, ViltConfig) and config.model_type not in HEADS:
         raise ValueError(
             f"{name!r} holds a model of type {config.model_type!r}; give one of type {', '.join(HEADS)}, as `dual-distill "
-            "train` writes them, or vilt, which is converted."
+            "train` writes them, or vilt, which is converted (a bert starts one over regions: `dual-distill convert`)."
         )
     return config
 
