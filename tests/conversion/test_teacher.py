@@ -195,8 +195,8 @@ def test_a_bare_model_of_a_headed_one_leaves_the_head_out(save_vilt, said, tmp_p
     "arguments, message",
     [
         ({"head": "masked_lm"}, "was saved with the head 'question_answering', not 'masked_lm'; leave head out, or"),
-        ({"head": "captioning"}, "was saved with the head 'question_answering', not 'captioning'"),
-        ({"head": "captioning", "fresh_head": True}, "there is no head 'captioning' .* choose one of bare, question_answering"),
+        ({"head": "captions"}, "was saved with the head 'question_answering', not 'captions'"),
+        ({"head": "captions", "fresh_head": True}, "there is no head 'captions' .* choose one of bare, question_answering"),
         ({"fresh_head": True}, "fresh_head is set but no head is named"),
         ({"head": "bare", "fresh_head": True}, "a bare model has no head to be drawn anew"),
         ({"head": "question_answering", "fresh_head": True}, "needs label_names"),

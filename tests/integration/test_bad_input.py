@@ -369,7 +369,10 @@ def test_words_of_a_recipe_are_checked(dual_distill: Callable, tmp_path: Path) -
     for line, sentence in (
         ("architecture: dual", "architecture is 'dual'; give one of fusion_encoder, dual_encoder."),
         ("augmentation: rand", "augmentation is 'rand'; give one of none, randaugment."),
-        ("head: captions", "head is 'captions'; give one of question_answering, images_and_text_classification."),
+        (
+            "head: captions",
+            "head is 'captions'; give one of question_answering, images_and_text_classification, pretraining, image_text_retrieval.",
+        ),
     ):
         recipe.write_text(f"{line}\n")
         assert_refused(dual_distill("train", recipe, "--output_dir", tmp_path / "out"), sentence, tmp_path / "out")
