@@ -89,7 +89,10 @@ def write_tars(folder: Path, count: int = 2, rows: int = 6) -> None:
         with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
             for row in range(rows):
                 number = rows * shard + row
-                for suffix, content in (("jpg", jpg(number + 30)), ("txt", f"the shape is {number} red two".encode())):
+                caption = f"the shape is {number} red two"
+                # As Visual Genome is fetched: many phrases a picture, in the file beside it.
+                text = ("json", json.dumps({"phrases": [caption, "a red shape"]})) if folder.name == "vg" else ("txt", caption)
+                for suffix, content in (("jpg", jpg(number + 30)), (text[0], text[1].encode())):
                     entry = tarfile.TarInfo(f"{number:09}.{suffix}")
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
