@@ -51,7 +51,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the students; teachers have seed 0")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="of questions")
+    parser.add_argument("--caption-arms", nargs="+", choices=ARMS, default=list(ARMS), help="of captions")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/distillvlm"))
     options = parser.parse_args()
     source = provenance() | {"seed": options.seeds}
@@ -71,7 +72,7 @@ def main() -> None:
         runs.append({"task": task, "arm": "teacher_adapted", "seed": 0} | test(options, adapted, task, "adapted"))
         show(runs[-3:])
         for seed in options.seeds:
-            for arm in options.arms:
+            for arm in options.arms if task == "scenes" else options.caption_arms:
                 words = ["--regions", store(options, "light")]
                 if ARMS[arm] is not None:
                     taught_by = str(unadapted) if arm == "both_unadapted" else adapted["folder"]
