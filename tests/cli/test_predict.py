@@ -154,7 +154,11 @@ def test_mistakes_by_their_sentences(model: str, images: list[str], tmp_path: Pa
         run([model, "--image", images[0], ""])
     with pytest.raises(ValueError, match="top_k is 0"):
         run([model, "--image", images[0], "is it red?", "--top-k", "0"])
-    for words, message in (([model, "is it red?"], "required: --image"), ([model, "--image", images[0]], "question")):
+    with pytest.raises(ValueError, match="answers questions, but there is none; write one or more"):
+        run([model, "--image", images[0]])
+    with pytest.raises(ValueError, match="reads pixels, but --regions is given; leave it out"):
+        run([model, "--image", images[0], "is it red?", "--regions", "store"])
+    for words, message in (([model, "is it red?"], "required: --image"), ([model, "--image"], "expected one argument")):
         with pytest.raises(SystemExit, match="2"):
             make_parser().parse_intermixed_args(words)
         assert message in capsys.readouterr().err

@@ -51,6 +51,14 @@ PAIRS = {  # tested in test_pair_recipes.py
     *(f"retrieval_flickr30k_{arm}" for arm in ("teacher", "distilled")),
     *(f"{task}_{arm}" for task in ("scenes", "scene_statements") for arm in ("teacher", "alone", "distilled")),
 }
+REGIONS = {  # tested in test_region_recipes.py
+    *(
+        f"{task}_{arm}"
+        for task in ("scenes_regions", "scene_captioning_regions", "vqa_v2_regions", "coco_captions")
+        for arm in ("teacher", "adapted", "alone", "distilled")
+    ),
+    *("coco_captions_self_critical", "coco_captions_patches"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +99,7 @@ def trained(words_of: Callable, dual_distill: Callable) -> Callable[[str], tuple
 
 
 def test_every_recipe_is_run() -> None:
-    assert {file.stem for file in RECIPES.glob("*.yaml")} == {*STARTS, *OWN, *PAIRS}
+    assert {file.stem for file in RECIPES.glob("*.yaml")} == {*STARTS, *OWN, *PAIRS, *REGIONS}
 
 
 @pytest.mark.parametrize("name", STARTS)

@@ -28,6 +28,10 @@ examples:
   dual-distill evaluate runs/own/distilled --task own --data shop.csv --image-column photo --split validation
   dual-distill evaluate runs/retrieval/dual --task captions --data path/to/coco --rerank runs/retrieval/fusion --rerank-top 16
 
+models over regions, and captions in beams:
+  dual-distill evaluate runs/vqa_regions/distilled --task vqa --data path/to/vqa_v2 --split validation --regions regions/light
+  dual-distill evaluate runs/coco_captions/distilled --task captioning --data path/to/coco --regions regions/light --num-beams 5
+
 the answers to VQA v2's test questions, for EvalAI:
   dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split test --submission answers.json \\
       --data-options '{"test_questions": "path/to/vqa_v2/v2_OpenEnded_mscoco_test2015_questions.json"}'"""
@@ -44,7 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT")
-    parser.add_argument("--task", required=True, help="scenes, easy_vqa, nlvr, vqa, nlvr2, snli_ve, captions ...; or own")
+    parser.add_argument(
+        "--task", required=True, help="scenes, easy_vqa, nlvr, vqa, nlvr2, snli_ve, captions, captioning ...; or own"
+    )
     parser.add_argument("--data", help="folder with the task's files; own: a file, folder or Hub data set; scenes needs none")
     parser.add_argument("--data-options", metavar="JSON", help="options of the task's reader, as in the recipe")
     parser.add_argument(
@@ -71,7 +77,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--no-baselines", action="store_true", help="leave out the text-only and majority baselines, which read all of train"
     )
     parser.add_argument(
-        "--submission", type=Path, metavar="FILE", help="also write the answers as EvalAI takes them (rows with question_id)"
+        "--submission",
+        type=Path,
+        metavar="FILE",
+        help="also write the answers as EvalAI takes them (rows with question_id), captions as COCO's results",
     )
     add_options(parser)
     captions.add_options(parser)

@@ -27,9 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"most object tags a text (default: {NUM_TAGS}, 0 where none were learnt)",
     )
-    captions = parser.add_argument_group(
-        "models that write captions (captioning, scene_captioning); --submission: COCO's results"
-    )
+    captions = parser.add_argument_group("models that write captions")
     captions.add_argument("--num-beams", type=int, metavar="N", help=f"beams; 5 in the papers (default: {NUM_BEAMS}, greedy)")
     captions.add_argument("--max-new-tokens", type=int, metavar="N", help=f"longest caption (default: {MAX_NEW_TOKENS})")
 
@@ -43,11 +41,24 @@ def captioning_task(options: argparse.Namespace) -> Task | None:
     task = TASKS.get(options.task)
     if task is not None and task.head == CAPTIONING:
         return task
-    given = {"--num-beams": options.num_beams, "--max-new-tokens": options.max_new_tokens}
-    unfit = [name for name, value in given.items() if value is not None]
-    if unfit:
-        raise ValueError(f"task {options.task!r} writes nothing, so there is no {', '.join(unfit)}; leave it out.")
+    refuse_writing(options, f"task {options.task!r} writes nothing")
     return None
+
+
+def refuse_writing(options: argparse.Namespace, why: str) -> None:
+    """Refuse options of captioning where nothing is written.
+
+    Raises:
+        ValueError: one is given; the message begins with `why`.
+    """
+    given = {"--num-beams": options.num_beams, "--max-new-tokens": options.max_new_tokens}
+    if unfit := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"{why}, so there is no {', '.join(unfit)}; leave it out.")
+
+
+def writing_options(options: argparse.Namespace) -> dict[str, int]:
+    """Return what `generate` is told."""
+    return {"num_beams": options.num_beams or NUM_BEAMS, "max_new_tokens": options.max_new_tokens or MAX_NEW_TOKENS}
 
 
 def region_options(options: argparse.Namespace, config: PreTrainedConfig) -> dict[str, Any]:
@@ -112,8 +123,7 @@ def evaluate_captions(options: argparse.Namespace, task: Task) -> CaptionReport:
         rows,
         collator,
         options.batch_size,
-        num_beams=options.num_beams or NUM_BEAMS,
-        max_new_tokens=options.max_new_tokens or MAX_NEW_TOKENS,
+        **writing_options(options),
     )
     if options.submission:
         write_captions(options.submission, list(captions), list(captions.values()))
@@ -136,6 +146,8 @@ __all__ = [
     "caption_table",
     "captioning_task",
     "evaluate_captions",
+    "refuse_writing",
     "region_options",
     "text_tokens",
+    "writing_options",
 ]

@@ -1,4 +1,4 @@
-"""`dual-distill predict MODEL --image ... "question" ...`: ask a checkpoint about pictures."""
+"""`dual-distill predict MODEL --image ... "question" ...`: ask a checkpoint about pictures, or have it describe them."""
 
 import argparse
 import json
@@ -7,20 +7,32 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
+import datasets
 import torch
-from transformers import pipeline
+from transformers import PreTrainedModel, pipeline
 
 from dual_distill.conversion import load_teacher
+from dual_distill.data import CaptioningCollator, get_task
 from dual_distill.inference import ANSWERING_TASK
+from dual_distill.inference.image_sources import load_image
+from dual_distill.modeling import DualDistillProcessor, FusionEncoderForCaptioning
+from dual_distill.trainer.captioning_evaluation import describe_images
+
+from . import evaluate_captions as captions
 
 _EPILOG = """\
 The probabilities of a model with one right answer add up to 100 %. One trained on several people's answers (VQA v2, and every
 ViLT with answers) gives each answer its own: two may both be right.
 
+A model over regions takes --regions STORE, made of these pictures by `dual-distill regions` as it was for training. A model
+that writes captions takes no questions.
+
 examples:
   dual-distill predict runs/student --image photo.jpg "what is it?" "how many balls?" --top-k 3
   dual-distill predict path/to/vilt-vqa --image https://example.org/photo.jpg "what is it?"
-  dual-distill predict runs/nlvr2/distilled --image left.png --image right.png "both show a dog."\
+  dual-distill predict runs/nlvr2/distilled --image left.png --image right.png "both show a dog."
+  dual-distill predict runs/vqa_v2_regions/distilled --image photo.jpg --regions regions/photos "what is it?"
+  dual-distill predict runs/coco_captions/distilled --image photo.jpg --regions regions/photos --num-beams 5\
 """
 
 
@@ -29,12 +41,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dual-distill predict",
         description="Ask a checkpoint about pictures: the most probable answers to each question about each picture.\n"
-        "A model that reads N pictures together (NLVR2: 2) takes --image N at a time, and statements in place of questions.",
+        "A model that reads N pictures together (NLVR2: 2) takes --image N at a time, and statements in place of questions.\n"
+        "A model that writes captions describes each picture.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT")
-    parser.add_argument("questions", nargs="+", metavar="question", help="question or statement about the pictures")
+    parser.add_argument("questions", nargs="*", metavar="question", help="question or statement about the pictures")
     parser.add_argument(
         "--image", action="append", required=True, dest="images", metavar="FILE_OR_URL", help="a picture; may be repeated"
     )
@@ -42,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="questions a forward pass (default: %(default)s)"
     )
+    captions.add_options(parser)
     parser.add_argument("--revision", metavar="NAME", help="branch, tag, commit or refs/pr/N of a Hub repository")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)"
@@ -62,9 +76,15 @@ def run(words: Sequence[str]) -> None:
 
 
 def predict(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Load, and ask every question about every picture (or group of pictures that are read together)."""
+    """Load, and ask every question about every picture (or group of pictures that are read together), or describe them."""
     model, processor = load_teacher(options.model, revision=options.revision)  # a student of ours, too; a ViLT is converted
-    answer = pipeline(ANSWERING_TASK, model=model, processor=processor, device=options.device)
+    of_regions = captions.region_options(options, model.config)
+    if isinstance(model, FusionEncoderForCaptioning):
+        return describe(options, model, processor, of_regions)
+    captions.refuse_writing(options, f"{options.model!r} answers questions and writes nothing")
+    if not options.questions:
+        raise ValueError(f"{options.model!r} answers questions, but there is none; write one or more behind the options.")
+    answer = pipeline(ANSWERING_TASK, model=model, processor=processor, device=options.device, **of_regions)
     together = answer.model.num_images
     if len(options.images) % together:
         raise ValueError(
@@ -81,8 +101,30 @@ def predict(options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
+def describe(
+    options: argparse.Namespace, model: PreTrainedModel, processor: DualDistillProcessor, of_regions: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Write a caption about each picture."""
+    if options.questions:
+        raise ValueError(f"{options.model!r} writes captions and answers nothing; leave {options.questions[0]!r} out.")
+    task = get_task("captioning")
+    columns: dict[str, Any] = {
+        task.image_columns[0]: [load_image(image, repr(image)) for image in options.images],
+        str(task.image_id_column): list(range(len(options.images))),
+    }
+    features = {task.image_columns[0]: datasets.Image(), str(task.image_id_column): datasets.Value("int64")}
+    # Pixels as they are, in PNG, so that a store knows them again.
+    rows = datasets.Dataset.from_dict(columns, datasets.Features(features))
+    rows = rows.cast_column(task.image_columns[0], datasets.Image(decode=False))
+    collator = CaptioningCollator(processor, task, image_cache_mb=0, **of_regions)
+    written = describe_images(model.to(options.device), rows, collator, options.batch_size, **captions.writing_options(options))
+    return [{"images": [image], "caption": text} for image, text in zip(options.images, written.values(), strict=True)]
+
+
 def table(predictions: list[dict[str, Any]]) -> str:
-    """Lay predictions out for reading: a block a question, probabilities in per cent."""
+    """Lay predictions out for reading: a line a caption, or a block a question, probabilities in per cent."""
+    if "caption" in predictions[0]:
+        return "\n".join(f"{prediction['images'][0]}: {prediction['caption']}" for prediction in predictions)
     width = max(len(answer["answer"]) for prediction in predictions for answer in prediction["answers"])
     blocks = []
     for prediction in predictions:

@@ -31,7 +31,9 @@ def run(words: Sequence[str]) -> None:
         return
     with redirect_stdout(sys.stderr):
         prepared = make_run(*arguments)
-        metrics = train(prepared) | prepared.trainer.evaluate()
+        metrics = train(prepared)
+        if prepared.trainer.eval_dataset is not None:  # self-critical training has a reward, and no loss of validation rows
+            metrics |= prepared.trainer.evaluate()
     results = {
         "output_dir": arguments[2].output_dir,
         "task": arguments[1].task,

@@ -1,5 +1,7 @@
 """`pipeline("dual-visual-question-answering", model=...)`: questions to images, for both kinds of encoder.
 
+A model over regions takes the store that holds those of its images.
+
 What is unusual: a request is one image with any number of questions, and a dual encoder reads the image once for all of
 them. Transformers' own batching cuts a batch into single tensors, which knows neither padding of images nor shared
 images, so requests travel whole: they are prepared one by one, encoded `batch_size` at a time, and their questions are
@@ -16,7 +18,10 @@ from transformers import AutoConfig, Pipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from dual_distill.data import ImageError
+from dual_distill.data import ImageError, RegionStore
+from dual_distill.data.captioning_collator import TAG_LENGTH
+from dual_distill.data.region_inputs import NUM_TAGS, distinct_tags, pad_regions, tag_texts
+from dual_distill.data.region_set import RegionSet
 from dual_distill.modeling import (
     DualDistillProcessor,
     DualEncoderConfig,
@@ -49,12 +54,12 @@ class PreparedRequest:
     """One image (or the N images that a model reads together) and the questions to it.
 
     Attributes:
-        images: N tensors `(3, h, w)`.
+        images: N tensors `(3, h, w)`, or the regions of N images.
         questions: one or more.
         is_list: whether the questions came as a list, and the answers go as one.
     """
 
-    images: list[torch.Tensor]
+    images: list[torch.Tensor] | list[RegionSet]
     questions: list[str]
     is_list: bool
 
@@ -76,10 +81,13 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         processor: its `DualDistillProcessor`.
         top_k: answers a question, most probable first (default 5).
         batch_size: requests encoded at once and rows a forward pass (default 16); the answers do not depend on it.
+        regions: for a model that reads regions, the store that holds those of the images, which are found by their content.
+        num_tags: with regions, most object tags beside a question; 0 for a model that learnt none.
+        max_tag_length: with regions and tags, the model's places for words that tags may take.
         **kwargs: as for `transformers.Pipeline`: `device`, `num_workers`.
 
     Raises:
-        ValueError: the model has no such head, or there is no processor.
+        ValueError: the model has no such head, there is no processor, or a model over regions has no store (or the reverse).
 
     Example:
         >>> from PIL import Image
@@ -105,8 +113,22 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
     _load_image_processor = False
     _load_feature_extractor = False
 
-    def __init__(self, model: PreTrainedModel, processor: DualDistillProcessor | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: DualDistillProcessor | None = None,
+        regions: RegionStore | None = None,
+        num_tags: int = NUM_TAGS,
+        max_tag_length: int = TAG_LENGTH,
+        **kwargs: Any,
+    ) -> None:
         _check_head(type(model).__name__)
+        if (getattr(model.config, "visual_inputs", "patches") == "regions") != (regions is not None):
+            raise ValueError(
+                "The model reads pixels, but regions are given; leave them out."
+                if regions is not None
+                else "The model reads regions; give regions=RegionStore(folder), made of the images by `dual-distill regions`."
+            )
         if processor is None:
             raise ValueError(
                 "The pipeline has a model but no processor; give processor=DualDistillProcessor.from_pretrained(...), or the "
@@ -116,6 +138,9 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         text_config = getattr(model.config, "text_config", model.config)
         # A tokenizer may let through more than the model's position table holds.
         self._max_tokens = min(processor.tokenizer.model_max_length, text_config.max_position_embeddings)
+        self._regions, self._num_tags, self._max_tag_length = regions, num_tags, max_tag_length
+        if regions is not None and num_tags:
+            self._max_tokens = text_config.max_position_embeddings - max_tag_length
 
     def __call__(
         self,
@@ -219,6 +244,10 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
                 f"The request {name!r} has {len(images)} images, but the model reads {expected} together; for questions to "
                 "several images give one request for each."
             )
+        if self._regions is not None:
+            most = self.model.config.max_regions
+            found = [self._regions.find_image(load_image(image, repr(name)), repr(name)).first(most) for image in images]
+            return PreparedRequest(found, questions, is_list)
         return PreparedRequest([self._prepare(image, repr(name)) for image in images], questions, is_list)
 
     def _prepare(self, value: Any, name: str) -> torch.Tensor:
@@ -241,16 +270,26 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         logits = []
         for start in range(0, len(rows), batch_size):
             places, questions = zip(*rows[start : start + batch_size], strict=True)
-            text = self.processor.encode_text(list(questions), max_length=self._max_tokens)
-            inputs = {name: tensor.to(self.device) for name, tensor in text.items()}
-            if image_embeds is not None:
+            asked = [requests[place] for place in places]
+            inputs = {name: tensor.to(self.device) for name, tensor in self._words(list(questions), asked).items()}
+            if self._regions is not None:
+                inputs |= {name: tensor.to(self.device) for name, tensor in pad_regions([one.images for one in asked]).items()}
+            elif image_embeds is not None:
                 inputs["image_embeds"] = image_embeds[list(places)]
             else:
-                inputs |= self._pixels([requests[place].images for place in places])
+                inputs |= self._pixels([one.images for one in asked])
             logits.append(self.model(**inputs).logits.float().cpu())
         return list(torch.cat(logits).split([len(request.questions) for request in requests]))
 
-    def _pixels(self, rows: list[list[torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def _words(self, questions: list[str], asked: list[PreparedRequest]) -> dict[str, torch.Tensor]:
+        """Tokenize questions, behind each the tags of its regions."""
+        if self._regions is None:
+            return self.processor.encode_text(questions, max_length=self._max_tokens)
+        tags = [distinct_tags(request.images, self._num_tags) for request in asked]
+        limits = {"max_text_length": self._max_tokens, "max_tag_length": self._max_tag_length}
+        return tag_texts(self.processor.tokenizer, questions, tags, **limits)
+
+    def _pixels(self, rows: list[Any]) -> dict[str, torch.Tensor]:
         batch = self.processor.pad_images(rows)
         return {
             "pixel_values": batch["pixel_values"].to(self.device, self.model.dtype),

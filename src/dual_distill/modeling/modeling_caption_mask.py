@@ -9,6 +9,8 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
+from .modeling_layers import has_values
+
 WORD_SEGMENT, TAG_SEGMENT = 0, 1
 
 
@@ -80,7 +82,7 @@ def caption_positions(
     is_word = (token_type_ids == WORD_SEGMENT).long()
     words = (is_word * real).cumsum(1)
     tags = ((1 - is_word) * real).cumsum(1)
-    if token_type_ids.numel() and not torch.compiler.is_compiling():
+    if token_type_ids.numel() and has_values(token_type_ids):
         check_caption_length(int(words.max()), int(tags.max()), config)
     first_tag = config.max_caption_tokens
     return torch.where(is_word.bool(), words - 1, tags - 1 + first_tag).clamp(min=0, max=config.max_position_embeddings - 1)

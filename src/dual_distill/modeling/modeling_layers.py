@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -27,6 +28,19 @@ from transformers.utils import TransformersKwargs
 QueriesAndKeys = tuple[torch.Tensor, torch.Tensor]
 # Takes a layer's new keys and values and returns them behind those of earlier tokens.
 ExtendKeys = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether what a tensor holds can be looked at: not while a graph is compiled, nor where it has a shape and no memory.
+
+    Example:
+        >>> from torch._subclasses.fake_tensor import FakeTensorMode
+        >>> with FakeTensorMode():
+        ...     shape_alone = torch.zeros(2)
+        >>> has_values(torch.zeros(2)), has_values(shape_alone)
+        (True, False)
+    """
+    return not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
 
 
 def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from .modeling_layers import TextEmbeddings
+from .modeling_layers import TextEmbeddings, has_values
 
 BOX_NUMBERS = 6
 # Boxes are quotients of float32 pixels, so an edge may lie a rounding error outside.
@@ -70,8 +70,8 @@ def check_regions(features: torch.Tensor, boxes: torch.Tensor, mask: torch.Tenso
             f"region_features have shape {tuple(features.shape)}, region_boxes {tuple(boxes.shape)} and region_mask "
             f"{tuple(mask.shape)}; give one box of {BOX_NUMBERS} numbers and one mask entry a region."
         )
-    if torch.compiler.is_compiling():
-        return  # what follows reads values, which would break the graph
+    if not has_values(mask):
+        return  # what follows reads values, which would break a graph
     counts = mask.sum(1)
     real = mask[..., None]
     problems = torch.stack(
