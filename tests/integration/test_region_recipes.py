@@ -327,6 +327,17 @@ def test_dry_runs_say_what_the_run_does(name: str, words_of: Callable, trained: 
     assert plan["memory_bytes"]["activations"] > 0
 
 
+@pytest.mark.parametrize("name", ["coco_captions_distilled", "coco_captions_self_critical"])
+def test_half_precision_and_processes_that_load(
+    name: str, words_of: Callable, trained: Callable, dual_distill: Callable, tmp_path: Path
+) -> None:
+    """As the recipes have it; a store is opened again in each process."""
+    words = [*words_of(name, trained), "--output_dir", tmp_path / "out", "--bf16", "true", "--dataloader_num_workers", "1"]
+    printed = dual_distill("train", *words, "--dataloader_persistent_workers", "true", "--json", "--debug")
+    assert printed.code == 0, printed.err
+    assert all(weight.isfinite().all() for weight in load_file(tmp_path / "out" / "model.safetensors").values())
+
+
 def test_photographs_from_detector_to_scores(dual_distill: Callable, tmp_path: Path) -> None:
     """Format and plumbing, not quality: a random detector of a real class, a tiny model, real pictures and captions."""
     root = Path(os.environ.get("DUAL_DISTILL_DATA") or Path(__file__).parents[3] / "shared" / "data") / "coco_mini_ccby"

@@ -29,8 +29,8 @@ examples:
   dual-distill evaluate runs/retrieval/dual --task captions --data path/to/coco --rerank runs/retrieval/fusion --rerank-top 16
 
 models over regions, and captions in beams:
-  dual-distill evaluate runs/vqa_regions/distilled --task vqa --data path/to/vqa_v2 --split validation --regions regions/light
-  dual-distill evaluate runs/coco_captions/distilled --task captioning --data path/to/coco --regions regions/light --num-beams 5
+  dual-distill evaluate runs/vqa_v2_regions/distilled --task vqa --data vqa_v2 --split validation --regions regions/light
+  dual-distill evaluate runs/coco_captions/distilled --task captioning --data coco --regions regions/light --num-beams 5
 
 the answers to VQA v2's test questions, for EvalAI:
   dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split test --submission answers.json \\

@@ -56,7 +56,7 @@ def refuse_writing(options: argparse.Namespace, why: str) -> None:
         raise ValueError(f"{why}, so there is no {', '.join(unfit)}; leave it out.")
 
 
-def writing_options(options: argparse.Namespace) -> dict[str, int]:
+def writing_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return what `generate` is told."""
     return {"num_beams": options.num_beams or NUM_BEAMS, "max_new_tokens": options.max_new_tokens or MAX_NEW_TOKENS}
 

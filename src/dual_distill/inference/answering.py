@@ -21,7 +21,6 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from dual_distill.data import ImageError, RegionStore
 from dual_distill.data.captioning_collator import TAG_LENGTH
 from dual_distill.data.region_inputs import NUM_TAGS, distinct_tags, pad_regions, tag_texts
-from dual_distill.data.region_set import RegionSet
 from dual_distill.modeling import (
     DualDistillProcessor,
     DualEncoderConfig,
@@ -59,7 +58,7 @@ class PreparedRequest:
         is_list: whether the questions came as a list, and the answers go as one.
     """
 
-    images: list[torch.Tensor] | list[RegionSet]
+    images: list[Any]
     questions: list[str]
     is_list: bool
 
