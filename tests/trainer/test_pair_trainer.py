@@ -82,3 +82,11 @@ def test_a_run_that_was_cut_off_goes_on_at_its_row(stream, tmp_path):
 def test_a_stream_needs_a_number_of_steps(stream, tmp_path):
     with pytest.raises(ValueError, match="max_steps is -1, but a stream of pairs has no end"):
         build(tmp_path, stream, max_steps=-1)
+
+
+def test_the_temperature_is_not_decayed(tmp_path, stream):
+    trainer = build(tmp_path, stream)
+    decayed = trainer.get_decay_parameter_names(trainer.model)
+    assert "logit_scale" in dict(trainer.model.named_parameters())
+    assert "logit_scale" not in decayed
+    assert "text_projection.weight" in decayed

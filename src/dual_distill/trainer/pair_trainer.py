@@ -67,6 +67,10 @@ class PairTrainer(DistillationTrainer):
         stream = self.train_dataset.split(self.args.process_index, self.args.world_size)
         return pair_loader(stream, self.args.train_batch_size, self.data_collator, workers, **options)
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Name the parameters that weight decay pulls to 0: not the temperature, for which 0 is no natural place."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("logit_scale")]
+
     def _pass_to_teacher(self, batch: Mapping[str, torch.Tensor], requests: Mapping[str, Any] | None = None) -> Any:
         assert self.teacher is not None
         with torch.no_grad(), self.accelerator.autocast():

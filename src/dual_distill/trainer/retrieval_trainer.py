@@ -83,6 +83,8 @@ class RetrievalTrainer(PairTrainer):
             )
         if isinstance(teacher, str | Path):
             teacher = load_teacher(teacher, head="image_text_retrieval").model
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = True  # the shallow interaction, which no similarity passes through
         super().__init__(model, args, teacher=teacher, objective=objective, **kwargs)
         # Trainer hands it to compute_metrics, and computes a loss in evaluation where it is in the batch.
         self.label_names = ["image_ids"]
