@@ -44,7 +44,7 @@ def test_real_data_loads_with_the_columns_of_its_task(name, folder, rows, data_f
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("nlvr1", {}, r"There is no task 'nlvr1'; did you mean 'nlvr2?'\? Known are: captioning, captions, easy_vqa, nlvr, nlvr2, "),
+        ("nlvr1", {}, r"There is no task 'nlvr1'; did you mean 'nlvr2?'\? Known are: captioning, captions, easy_vqa, nlvr, "),
         ("Scene", {}, "There is no task 'Scene'; did you mean 'scenes'"),
         ("imagenet", {}, r"There is no task 'imagenet'\. Known are"),
         ("nlvr", {}, r"Task 'nlvr' is read from files: pass path=, a folder that holds train-\*\.parquet, dev-"),

@@ -24,7 +24,7 @@ AUTO_CLASSES = {
     "Model": "AutoModel",
     "DualEncoderForImageTextRetrieval": "AutoModelForZeroShotImageClassification",  # the fusion encoder's has none
 }
-"""A model's name, or its end -> the Auto class that loads it; a head without one is loaded by its own class, from the package."""
+"""A model's name, or its end -> the Auto class that loads it; a head without one is loaded by its class, from the package."""
 
 
 def split_architecture(architecture: str) -> tuple[str, str]:
