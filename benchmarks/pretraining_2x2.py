@@ -62,7 +62,8 @@ def main() -> None:
         runs += [{"arm": "teacher pre-training", "seed": teacher_seed, **figures(teacher)}, *pretraining]
     table = summary(runs, options.tasks)
     print(*(f"{row['task']:<18} {row['what']:<42} {row['shown']}" for row in table), sep="\n")
-    write("pretraining_2x2", {"table": table, "runs": runs}, source)
+    only = "" if options.tasks == list(TASKS) else "_" + "_".join(options.tasks)
+    write(f"pretraining_2x2{only}", {"table": table, "runs": runs}, source)
 
 
 def run(options: argparse.Namespace, recipe: str, folder: Path, seed: int, *words: str) -> dict[str, Any]:
