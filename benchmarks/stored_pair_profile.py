@@ -2,8 +2,8 @@
 
     python benchmarks/stored_pair_profile.py
 
-Random weights in ViLT-B/32's width with 3,129 answers, float32; towers of one layer, for they take no part. Beside each linear map
-stand the bytes of its weights, which batch 1 reads once for each pair.
+Random weights in ViLT-B/32's width with 3,129 answers, float32; towers of one layer, for they take no part. Beside it stand
+the sizes of the three maps' weights, which batch 1 reads once for each pair.
 """
 
 import torch
