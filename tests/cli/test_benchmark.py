@@ -47,6 +47,7 @@ def test_one_json_line_with_command_and_surroundings(folders, capsys):
     result = json.loads(line)
     assert result["command"].startswith(f"dual-distill benchmark {dual} --against {fusion}")
     assert {"device", "cores", "threads", "versions"} <= set(result)
+    assert result["prepacked_layers"] > 0
     assert (result["dtype"], result["image_size"], result["dual_encoders"]) == ("float32", [8, 24], [dual])
     assert [(row["batch_size"], row["way"]) for row in result["rows"]] == [
         (size, way)
@@ -73,3 +74,10 @@ def test_a_dual_encoder_alone_is_compared_with_itself_and_bad_shapes_are_refused
     assert result["rows"][0]["times_faster"] == 1.0
     with pytest.raises(ValueError, match="11 real of 11 text tokens were asked for; the model takes 1 to 10"):
         run([folders[1], *QUICK, "--text-tokens", "11"])
+
+
+def test_layers_of_torch_itself_are_timed_on_request(folders, capsys):
+    run([folders[1], *QUICK, "--no-prepacking", "--json"])
+    assert json.loads(capsys.readouterr().out)["prepacked_layers"] == 0
+    run([folders[1], *QUICK, "--no-prepacking"])
+    assert "linear layers of torch" in capsys.readouterr().out.splitlines()[0]

@@ -1,6 +1,4 @@
-"""Positions, layer lists and the hard-label loss, each against torch or a number known beforehand."""
-
-import math
+"""Positions and layer lists, each against torch or a number known beforehand."""
 
 import pytest
 import torch
@@ -8,7 +6,6 @@ from torch import nn
 
 from dual_distill.modeling import DualEncoderVisionModel, FusionEncoderModel
 from dual_distill.modeling.modeling_layers import (
-    classification_loss,
     eager_attention_forward,
     layers_to_record,
     resolve_layers,
@@ -86,46 +83,3 @@ def test_eager_attention_of_equal_scores_is_the_mean():
     assert output.shape == (1, 2, 1, 4)
     torch.testing.assert_close(output[0, :, 0], torch.tensor([[2.0, 3.0, 4.0, 5.0]] * 2))
     torch.testing.assert_close(probs[0, 0], torch.tensor([[0.5, 0.5, 0.0]] * 2))
-
-
-def test_hard_labels_are_cross_entropy_over_all_rows():
-    logits = torch.randn(4, 5)
-    labels = torch.tensor([0, 4, 2, 2])
-    torch.testing.assert_close(classification_loss(logits, labels), nn.functional.cross_entropy(logits, labels))
-    torch.testing.assert_close(classification_loss(torch.zeros(2, 8), torch.tensor([1, 7])), torch.tensor(math.log(8)))
-
-
-def test_rows_without_a_label_count_as_rows_but_give_no_loss_and_no_gradient():
-    logits = torch.zeros(4, 5, requires_grad=True)
-    loss = classification_loss(logits, torch.tensor([0, -100, -100, 2]))
-    torch.testing.assert_close(loss, torch.tensor(math.log(5) / 2))
-    loss.backward()
-    assert logits.grad[[0, 3]].abs().min() > 0
-    assert not logits.grad[[1, 2]].any()
-    assert classification_loss(logits, torch.full((4,), -100)).item() == 0
-
-
-def test_soft_scores_are_binary_cross_entropy_summed_over_answers():
-    logits, scores = torch.randn(3, 4), torch.rand(3, 4)
-    expected = sum(
-        -(scores[i, j] * logits[i, j].sigmoid().log() + (1 - scores[i, j]) * (1 - logits[i, j].sigmoid()).log())
-        for i in range(3)
-        for j in range(4)
-    )
-    torch.testing.assert_close(classification_loss(logits, scores), expected / 3)
-
-
-def test_two_half_batches_add_up_to_the_whole():
-    logits, labels = torch.randn(4, 5), torch.tensor([1, -100, 3, 0])
-    halves = (classification_loss(logits[:2], labels[:2]) + classification_loss(logits[2:], labels[2:])) / 2
-    torch.testing.assert_close(classification_loss(logits, labels), halves)
-
-
-@pytest.mark.parametrize("labels", [torch.zeros(3), torch.zeros(4, dtype=torch.long), torch.zeros(3, 5).long()], ids=str)
-def test_labels_of_another_shape_are_refused(labels):
-    with pytest.raises(ValueError, match=r"give integer classes \(B,\) or soft scores \(B, labels\)"):
-        classification_loss(torch.zeros(3, 5), labels)
-
-
-def test_half_precision_logits_give_a_float32_loss():
-    assert classification_loss(torch.zeros(2, 4, dtype=torch.bfloat16), torch.tensor([0, 1])).dtype == torch.float32

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from dual_distill.inference import FeatureStore, SearchResult, StoreAsker, StoreSearcher, load_encoder
+from dual_distill.inference import FeatureStore, SearchResult, StoreAsker, StoreSearcher, load_encoder, prepack_linear_layers
 from dual_distill.inference.feature_store_files import NORMALISED
 
 from .encode import default_device
@@ -90,6 +90,7 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
         pairs = read_pairs(options.pairs)
     model, processor, revision = load_encoder(options.model, options.revision)
     model.to(options.device or default_device())
+    prepack_linear_layers(model)
     asker = StoreAsker(model, processor, stored, texts, model_name=options.model, revision=revision)
     threshold = 0.0 if options.threshold is None else options.threshold
     if ranks:
@@ -127,6 +128,7 @@ def search(options: argparse.Namespace, stored: FeatureStore, texts: FeatureStor
         found_in, queries = texts, stored
     model, processor, revision = load_encoder(options.model, options.revision)
     model.to(options.device or default_device())
+    prepack_linear_layers(model)
     searcher = StoreSearcher(
         model, processor, found_in, queries, index=options.index, model_name=options.model, revision=revision
     )

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dual_distill.conversion import load_teacher
-from dual_distill.inference import PairShape, measure_answering
+from dual_distill.inference import PairShape, measure_answering, prepack_linear_layers
 from dual_distill.modeling import (
     DualEncoderConfig,
     DualEncoderForImagesAndTextClassification,
@@ -33,9 +33,10 @@ _TWINS: dict[type[PreTrainedModel], Any] = {
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _EPILOG = """\
-A dual encoder is timed three times: nothing stored, images stored, texts and images stored. --against puts another model
-first (its fusion encoder), and the ratios say how many times faster than that. A fusion encoder without --against is held
-against the dual encoder of the same shape that could be distilled from it; what is computed does not depend on weights.
+A dual encoder is timed four times: nothing stored, images stored, texts and images stored, and both stored by
+`encode --projected`. --against puts another model first (its fusion encoder), and the ratios say how many times faster than
+that. A fusion encoder without --against is held against the dual encoder of the same shape that could be distilled from it;
+what is computed does not depend on weights.
 
 All run in turn in one process; only ratios are worth comparing between machines. "by arithmetic" is what the multiply-adds
 alone would give.
@@ -64,6 +65,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--text-tokens", type=int, help="tokens a text, padding included (default: the model's most)")
     parser.add_argument("--real-tokens", type=int, help="tokens that are no padding (default: all)")
     parser.add_argument("--dtype", choices=list(_DTYPES), default="float32", help="default: %(default)s")
+    parser.add_argument(
+        "--no-prepacking",
+        action="store_true",
+        help="time torch's own linear layers; without this, a float32 model on the processor keeps its weights as oneDNN reads "
+        "them fastest, as encode, ask and predict do",
+    )
     parser.add_argument("--threads", type=int, help="of the processor (default: torch's choice)")
     parser.add_argument("--warmup", type=int, default=3, help="rounds that do not count (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=15, help="rounds that do (default: %(default)s)")
@@ -93,6 +100,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         models = {options.against: load_teacher(options.against, dtype=dtype).model} | models
     elif type(model) in _TWINS:
         models["dual encoder of its shape"] = _TWINS[type(model)].from_fusion_encoder(model).eval()
+    models = {name: each.to(options.device) for name, each in models.items()}
+    prepacked = 0 if options.no_prepacking else sum([prepack_linear_layers(each) for each in models.values()])
     config = model.config
     text, image = getattr(config, "text_config", config), getattr(config, "vision_config", config)
     size = options.image_size or [side * image.patch_size for side in image.patch_grid]
@@ -100,8 +109,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for batch_size in options.batch_sizes:
         shape = PairShape(batch_size, text_tokens, options.real_tokens or text_tokens, (size[0], size[1]))
-        on_device = {name: each.to(options.device) for name, each in models.items()}
-        rows += measure_answering(on_device, shape, options.warmup, options.repeats)
+        rows += measure_answering(models, shape, options.warmup, options.repeats)
     return {
         "model": options.model,
         "against": next(iter(models)) if len(models) > 1 else None,
@@ -109,6 +117,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "dtype": options.dtype,
+        "prepacked_layers": prepacked,
         "image_size": list(size),
         "dual_encoders": [name for name, each in models.items() if isinstance(each.config, DualEncoderConfig)],
         "versions": {name: version(name) for name in ("dual-distill", "torch", "transformers")},
@@ -120,7 +129,7 @@ def table(result: dict[str, Any]) -> str:
     """Lay a result out for reading."""
     lines = [
         f"{result['device']}, {result['threads']} threads, {result['dtype']}, {result['image_size'][0]} x "
-        f"{result['image_size'][1]} px",
+        f"{result['image_size'][1]} px, linear layers {'prepacked' if result['prepacked_layers'] else 'of torch'}",
         f"{'batch':>5} {'tokens':>7} {'way':<15} {'ms a pair':>10} {'quartiles':>19} {'GMAC':>8} {'faster':>8} "
         f"{'by arithmetic':>13}  model",
     ]

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import torch
 
-from dual_distill.inference import EncodingReport, encode_images, encode_texts, load_encoder, open_images, read_texts
+from dual_distill.inference import (
+    EncodingReport,
+    encode_images,
+    encode_texts,
+    load_encoder,
+    open_images,
+    prepack_linear_layers,
+    read_texts,
+)
 
 _MOST_LISTED = 20
 _EPILOG = """\
@@ -86,6 +94,7 @@ def encode(options: argparse.Namespace) -> EncodingReport:
         images = open_images(options.images, options.image_column, options.id_column, options.split)
     model, processor, revision = load_encoder(options.model, options.revision)
     model.to(options.device or default_device())
+    prepack_linear_layers(model)
     settings = {
         "dtype": options.dtype,
         "projected": options.projected,

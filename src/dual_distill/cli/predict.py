@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, pipeline
 
 from dual_distill.conversion import load_teacher
 from dual_distill.data import CaptioningCollator, get_task
-from dual_distill.inference import ANSWERING_TASK
+from dual_distill.inference import ANSWERING_TASK, prepack_linear_layers
 from dual_distill.inference.image_sources import load_image
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderForCaptioning
 from dual_distill.trainer.captioning_evaluation import describe_images
@@ -78,6 +78,7 @@ def run(words: Sequence[str]) -> None:
 def predict(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Load, and ask every question about every picture (or group of pictures that are read together), or describe them."""
     model, processor = load_teacher(options.model, revision=options.revision)  # a student of ours, too; a ViLT is converted
+    prepack_linear_layers(model)
     of_regions = captions.region_options(options, model.config)
     if isinstance(model, FusionEncoderForCaptioning):
         return describe(options, model, processor, of_regions)

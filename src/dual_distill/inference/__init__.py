@@ -14,6 +14,7 @@ from .feature_store import FeatureStore
 from .image_sources import load_image
 from .latency import PairLatency, measure_pair_latency
 from .model_identity import load_encoder
+from .prepacking import prepack_linear_layers
 from .retrieval import PairTime, RetrievalReport, evaluate_retrieval
 from .searching import Found, SearchResult, StoreSearcher
 from .word_attention import word_attention
@@ -49,6 +50,7 @@ __all__ = [
     "multiply_adds",
     "open_images",
     "peak_memory",
+    "prepack_linear_layers",
     "read_texts",
     "word_attention",
 ]

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_dual_encoder import DualEncoderConfig
+from .modeling_classification import TwoSidedLinear, classification_head, classification_loss
 from .modeling_fusion_encoder import flatten_pairs
-from .modeling_layers import classification_head, classification_loss, layers_to_record
+from .modeling_layers import layers_to_record
 from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput, TowerOutput
 from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
 
@@ -42,7 +42,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         self.text_model = DualEncoderTextModel(config.text_config)
         self.vision_model = DualEncoderVisionModel(config.vision_config)
         width = config.hidden_size
-        self.interaction = classification_head(2 * width, 2 * width, width)
+        self.interaction = classification_head(2 * width, 2 * width, width, first_layer=TwoSidedLinear)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -93,12 +93,13 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
 
         That map is linear in text and image apart, so each half is computed once, however many pairs it is part of.
         """
-        first = self.interaction[0]
-        return linear(text_embeds, first.weight[:, : self.config.hidden_size], first.bias)
+        first: TwoSidedLinear = self.interaction[0]
+        return first.first_half(text_embeds)
 
     def project_images(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """Give the image's half of the interaction's first linear map: `(..., C)` -> `(..., 2C)`, without the bias."""
-        return linear(image_embeds, self.interaction[0].weight[:, self.config.hidden_size :])
+        first: TwoSidedLinear = self.interaction[0]
+        return first.second_half(image_embeds)
 
     def fuse_projections(self, text_projections: torch.Tensor, image_projections: torch.Tensor) -> torch.Tensor:
         """Finish the interaction from its two halves.

@@ -32,6 +32,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_caption_mask import attention_mask_of, caption_positions, seq2seq_mask
+from .modeling_classification import classification_head, classification_loss
 from .modeling_layers import (
     ImageEmbeddings,
     Pooler,
@@ -39,8 +40,6 @@ from .modeling_layers import (
     TransformerAttention,
     TransformerEncoder,
     TransformerLayer,
-    classification_head,
-    classification_loss,
     initialize_embeddings,
     layers_to_record,
 )

@@ -13,8 +13,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_fusion_encoder import FusionEncoderConfig
+from .modeling_classification import classification_loss
 from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel
-from .modeling_layers import classification_loss
 from .modeling_outputs import EncoderForTaskOutput
 
 
