@@ -4,7 +4,7 @@
 
 Encoding: the image tower in ViLT-B/32's shape with random weights, float32, JPEG files of 640 x 480 pixels that become 384 x
 512. One side reads, hashes, decodes, resizes, encodes and writes; the other runs the same tower over the same pixels, prepared
-beforehand, in the same batches. They take turns. Loading the model and the digest of its weights come once a command, before
+beforehand, in the same batches. They take turns. The model's linear layers are prepacked for all sides, as in the command. Loading the model and the digest of its weights come once a command, before
 the first image, and are not in it. A GPU needs some thousand --images for a steady state.
 
 Asking: a store of synthetic vectors, opened, and ranked by one answer; beside it the same product on a plain float32 tensor
@@ -30,7 +30,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ViltImageProcessorPil
 
 from dual_distill.data import train_tokenizer
-from dual_distill.inference import FeatureStore, StoreAsker, alternate, encode_images
+from dual_distill.inference import FeatureStore, StoreAsker, alternate, encode_images, prepack_linear_layers
 from dual_distill.inference.feature_store_files import DTYPES, Manifest, StoreFolder
 from dual_distill.inference.model_identity import image_processor_settings, model_identity
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, DualEncoderForQuestionAnswering
@@ -82,6 +82,7 @@ def make_model(width: int, layers: int, labels: int, image_size: list[int]) -> t
     )
     model = DualEncoderForQuestionAnswering(config).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    prepack_linear_layers(model)
     return model, DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": min(image_size)}), tokenizer)
 
 
