@@ -4,8 +4,9 @@
 
 Encoding: the image tower in ViLT-B/32's shape with random weights, float32, JPEG files of 640 x 480 pixels that become 384 x
 512. One side reads, hashes, decodes, resizes, encodes and writes; the other runs the same tower over the same pixels, prepared
-beforehand, in the same batches. They take turns. The model's linear layers are prepacked for all sides, as in the command. Loading the model and the digest of its weights come once a command, before
-the first image, and are not in it. A GPU needs some thousand --images for a steady state.
+beforehand, in the same batches. They take turns. Linear layers are prepacked on all sides, as in the command. Loading the model
+and the digest of its weights come once a command, before the first image, and are not in it. A GPU needs some thousand --images
+for a steady state.
 
 Asking: a store of synthetic vectors, opened, and ranked by one answer; beside it the same product on a plain float32 tensor
 in memory, in pieces of the same size, with the same softmax and a sort. They take turns. The store was just written, so its
