@@ -188,7 +188,8 @@ def test_a_fusion_encoder_has_no_contrastive_term(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pretraining", "retrieval"])
-def test_two_processes_equal_one(kind, tmp_path):
+@pytest.mark.parametrize("way", [[], ["fsdp2"]], ids=["ddp", "fsdp2"])
+def test_two_processes_equal_one(way, kind, tmp_path):
     """Two epochs of 24 rows, batches of 8, all terms of distillation: weights and every logged term."""
     runs = []
     for processes in (1, 2):
@@ -197,6 +198,7 @@ def test_two_processes_equal_one(kind, tmp_path):
         command = [sys.executable, str(SCRIPT), str(folder), str(8 // processes), kind]
         if processes > 1:
             command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+            command += way
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]

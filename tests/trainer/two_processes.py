@@ -8,6 +8,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 
 def main() -> None:
     from conftest import tiny_arguments, tiny_collator, tiny_rows, tiny_student, tiny_teacher
@@ -30,6 +32,8 @@ def main() -> None:
     trainer.save_model(str(output / "model"))
     if trainer.is_world_process_zero():
         (output / "logs.json").write_text(json.dumps([trainer.args.world_size, trainer.state.log_history]))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

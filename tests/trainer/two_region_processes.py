@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 
@@ -31,6 +32,8 @@ def main() -> None:
     save_file(state, output / f"objective-{trainer.args.process_index}.safetensors")
     if trainer.is_world_process_zero():
         (output / "logs.json").write_text(json.dumps([trainer.args.world_size, trainer.state.log_history]))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

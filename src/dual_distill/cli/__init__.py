@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = make_parser().parse_known_args(words[:1] or ["--help"])[0].verb
     try:
         import_module(f"{__name__}.{verb}").run(words[1:])
+        _leave_process_group()
     except KeyboardInterrupt:
         if debug:
             raise
@@ -68,6 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dual-distill {verb}: {_sentence(error)} (--debug shows the traceback)", file=sys.stderr)
         return EXIT_BAD_INPUT
     return 0
+
+
+def _leave_process_group() -> None:
+    """Under `accelerate launch`: a process that just ends may break the connection of one that is still at work."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _sentence(error: Exception) -> str:
