@@ -75,6 +75,12 @@ def test_unreadable_ones_are_listed_until_a_later_plan_has_them(tmp_path: Path, 
     assert torch.equal(mended["4"], vectors(["4"])[0])
 
 
+def test_an_id_may_hold_what_other_programs_take_for_the_end_of_a_line(tmp_path: Path) -> None:
+    broken = "a\u2028b"
+    store = FeatureStore(make_store(tmp_path / "lines", [[broken, "7"]], (broken,)).path)
+    assert store.unreadable() == {broken: f"row {broken}: broken"}
+
+
 def test_half_precision_is_read_as_it_was_written(tmp_path: Path) -> None:
     store = FeatureStore(make_store(tmp_path / "half", [list("0123")], dtype="float16").path)
     assert store["3"].dtype == torch.float16

@@ -106,7 +106,7 @@ class RegionStore:
 
     def unreadable(self) -> dict[str, str]:
         """Return id -> problem of images that were to be described and could not be read."""
-        return self._folder.unreadable()
+        return self._folder.all_unreadable()
 
     def find(self, key: str | int) -> RegionSet:
         """Return the regions of an image.

@@ -212,7 +212,7 @@ def extract_regions(
     settings = {"threshold": threshold, "min_regions": min_regions, "max_regions": max_regions}
     run = _Extraction(detector, images, boxes, settings, batch_size, strict, threads)
     manifest = _manifest(run, dtype, shard_size)
-    mended = [identifier for identifier in folder.unreadable() if run.is_readable(identifier)]
+    mended = [identifier for identifier in folder.all_unreadable() if run.is_readable(identifier)]
     done = sum(len(shard.ids) for shard in folder.planned_shards() if folder.features(shard.number).is_file())
     with (
         tqdm(total=max(0, len(images.ids) - done), unit=" images", desc="regions", disable=not show_progress) as run.bar,

@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from dual_distill.data import ImageError
+from dual_distill.data.sharded_folder import PlannedShard
 
 from .encoding_sources import Source
-from .feature_store_files import DTYPES, PROJECTED, Manifest, PlannedShard, StoreFolder
+from .feature_store_files import DTYPES, PROJECTED, Manifest, StoreFolder
 
 _WAITING_BATCHES = 4
 _MOST_THREADS = 16
