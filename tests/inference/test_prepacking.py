@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dual_distill.inference import prepack_linear_layers
+from dual_distill.inference import prepack_linear_layers, prepacking
 from dual_distill.modeling import (
     DualEncoderConfig,
     DualEncoderForQuestionAnswering,
@@ -19,6 +19,11 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 
 TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 IMAGE = {"image_size": 32, "patch_size": 8}
+
+
+@pytest.fixture(autouse=True)
+def small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepacking, "_LEAST_MULTIPLY_ADDS", 0)
 
 
 @pytest.fixture
@@ -123,3 +128,16 @@ def test_another_dtype_takes_the_plain_way(batch: dict[str, torch.Tensor], dual:
 
 def test_no_layer_is_touched_in_another_dtype(dual: DualEncoderForQuestionAnswering) -> None:
     assert prepack_linear_layers(dual.bfloat16()) == 0
+
+
+@torch.inference_mode()
+def test_small_products_take_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    layer = nn.Linear(512, 256)
+    plain = copy.deepcopy(layer)
+    prepack_linear_layers(layer)
+    assert torch.equal(layer(torch.ones(7, 512)), plain(torch.ones(7, 512)))
+    assert "_packed" not in vars(layer)
+    features = torch.randn(2, 4, 512)  # 8 x 512 x 256 = 2^20
+    torch.testing.assert_close(layer(features), plain(features), atol=1e-5, rtol=1e-5)
+    assert "_packed" in vars(layer)

@@ -13,14 +13,17 @@ from dual_distill.modeling.modeling_classification import TwoSidedLinear
 _ROWS = 256
 """Rows of input that the layout is made for. Layouts for 1, 16 and 256 rows were timed at 1 to 1,024 rows: this one was best
 or close to it everywhere."""
+_LEAST_MULTIPLY_ADDS = 2**20
+"""Products below this take the plain way: a call of oneDNN costs some 20 microseconds before it begins, in which MKL finishes
+a small one (layers of 32 to 768 squared with 1 to 640 rows were timed; they break even about here)."""
 
 
 def prepack_linear_layers(model: nn.Module) -> int:
     """Let a model's linear layers keep a second copy of their weights, laid out for oneDNN.
 
     The copy is made at a layer's first call, and anew when its weights have changed (unless through `.data`, which hides the
-    change from torch as well). It is used in calls without gradients, in float32, on the processor; any other call computes
-    what it always did. The model's weights, names and files stay what they are.
+    change from torch as well). It is used in calls without gradients, in float32, on the processor, of a million
+    multiply-adds or more; any other call computes what it always did. The model's weights, names and files stay what they are.
 
     Args:
         model: any; it is changed in place, and takes up to twice its memory once it was called.
@@ -69,6 +72,7 @@ class PrepackedLinear(nn.Linear):
             torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")
             or torch.compiler.is_compiling()
+            or features.numel() * self.out_features < _LEAST_MULTIPLY_ADDS
             or not _is_plain(features)
             or not _is_plain(weight)
         ):
