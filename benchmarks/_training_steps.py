@@ -4,6 +4,7 @@ A step is teacher forward, student forward and backward, as `DistillationTrainer
 and no optimizer is in it, which would be the same for all.
 """
 
+import argparse
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,30 @@ WAYS = {
     "all_layers": "soft labels and attention of every layer",
     "output_attentions": "soft labels and attention of the last layer by output_attentions=True under eager attention",
 }
+
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 200}
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Arguments of a benchmark of one shape of steps."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--text-tokens", type=int, default=40, help="padding included")
+    parser.add_argument("--real-tokens", type=int, default=12)
+    parser.add_argument("--height", type=int, default=384, help="pixels")
+    parser.add_argument("--width", type=int, default=512, help="pixels")
+    parser.add_argument("--dropout", type=float, default=0.1, help="on residual branches, in every way alike (the recipe's)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tiny", action="store_true", help="a model of no use, to try the script out")
+    return parser
+
+
+def steps_of(options: argparse.Namespace, device: str) -> tuple["TrainingSteps", PairShape]:
+    """The steps that those arguments name, with 3,129 answers."""
+    shape = PairShape(options.batch_size, options.text_tokens, options.real_tokens, (options.height, options.width))
+    fields = {"num_labels": 3129, **(TINY if options.tiny else {})}
+    return TrainingSteps(fields, shape, options.dropout, device, options.seed), shape
 
 
 class TrainingSteps:
@@ -64,14 +89,12 @@ class TrainingSteps:
     def peak_bytes(self, way: str) -> int:
         """Weights of both models, and the most bytes that one step adds to them: activations, gradients, recorded states."""
         self.student.zero_grad(set_to_none=True)  # the last step's gradients would count as freed by this one
-        parameters = (*self.teacher.parameters(), *self.student.parameters())
-        resident = sum(weight.numel() * weight.element_size() for weight in parameters)
-        return resident + peak_memory(self.step(way), parameters[0].device)
+        return sum(weight.nbytes for weight in self.weights) + peak_memory(self.step(way), self.weights[0].device)
 
-    def fixed_bytes(self) -> int:
-        """Weights of both models and gradients of the student: what no way of distilling changes."""
-        sizes = [weight.numel() * weight.element_size() for weight in self.student.parameters()]
-        return 2 * sum(sizes) + sum(weight.numel() * weight.element_size() for weight in self.teacher.parameters())
+    @property
+    def weights(self) -> tuple[torch.Tensor, ...]:
+        """Both models'."""
+        return (*self.teacher.parameters(), *self.student.parameters())
 
     def _teacher(self, **requests: Any) -> Any:
         with torch.no_grad():

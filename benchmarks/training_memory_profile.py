@@ -8,39 +8,25 @@ is of the moment: the teacher's pass, the operation under way, or gradients that
 script out.
 """
 
-import argparse
 from collections import Counter
 
 import torch
 from _record import keep_freed_memory, provenance, write
-from _training_steps import WAYS, TrainingSteps
-from training_step import TINY
-
-from dual_distill.inference import PairShape
+from _training_steps import WAYS, TrainingSteps, make_parser, steps_of
 
 KINDS = ("attention probabilities", "MLP inside", "width of the model", "other")
 
 
 def main() -> None:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--text-tokens", type=int, default=40, help="padding included")
-    parser.add_argument("--real-tokens", type=int, default=12)
-    parser.add_argument("--height", type=int, default=384, help="pixels")
-    parser.add_argument("--width", type=int, default=512, help="pixels")
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tiny", action="store_true", help="a model of no use, to try the script out")
-    options = parser.parse_args()
+    options = make_parser(__doc__).parse_args()
     keep_freed_memory()
     source = provenance() | {"seed": options.seed}
-    shape = PairShape(options.batch_size, options.text_tokens, options.real_tokens, (options.height, options.width))
-    steps = TrainingSteps({"num_labels": 3129, **(TINY if options.tiny else {})}, shape, options.dropout, "cpu", options.seed)
+    steps, _ = steps_of(options, "cpu")
     rows = []
     for way in WAYS:
         kept = kept_bytes(steps, way)
-        peak, weights = steps.peak_bytes(way), sum(weight.nbytes for weight in weights_of(steps))
+        peak, weights = steps.peak_bytes(way), sum(weight.nbytes for weight in steps.weights)
         row = {"step": way, "peak_mb": megabytes(peak), "weights_mb": megabytes(weights)}
         row |= {f"kept_{kind.replace(' ', '_')}_mb": megabytes(kept[kind]) for kind in KINDS}
         row["beyond_weights_and_kept_mb"] = megabytes(peak - weights - sum(kept.values()))
@@ -52,7 +38,7 @@ def main() -> None:
 
 def kept_bytes(steps: TrainingSteps, way: str) -> Counter[str]:
     """Bytes that a forward pass keeps for the backward pass, by kind."""
-    weights = {weight.untyped_storage().data_ptr() for weight in weights_of(steps)}
+    weights = {weight.untyped_storage().data_ptr() for weight in steps.weights}
     inputs = {tensor.untyped_storage().data_ptr() for tensor in (*steps.batch.values(), steps.labels)}
     kept: dict[int, tuple[str, int]] = {}
 
@@ -68,11 +54,6 @@ def kept_bytes(steps: TrainingSteps, way: str) -> Counter[str]:
     for kind, size in kept.values():
         totals[kind] += size
     return totals
-
-
-def weights_of(steps: TrainingSteps) -> tuple[torch.Tensor, ...]:
-    """Both models'."""
-    return (*steps.student.parameters(), *steps.teacher.parameters())
 
 
 def megabytes(size: int) -> float:

@@ -7,37 +7,23 @@ the floor, the step without distillation. Peak memory is weights, activations an
 allocates, counted by its profiler in a step of its own. `--tiny` tries the script out and writes nothing.
 """
 
-import argparse
-
 import torch
 from _record import keep_freed_memory, provenance, write
-from _training_steps import WAYS, TrainingSteps
+from _training_steps import WAYS, make_parser, steps_of
 
-from dual_distill.inference import PairShape, alternate, multiply_adds
-
-TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 200}
+from dual_distill.inference import alternate, multiply_adds
 
 
 def main() -> None:
     """Measure, print and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--text-tokens", type=int, default=40, help="padding included")
-    parser.add_argument("--real-tokens", type=int, default=12)
-    parser.add_argument("--height", type=int, default=384, help="pixels")
-    parser.add_argument("--width", type=int, default=512, help="pixels")
-    parser.add_argument("--dropout", type=float, default=0.1, help="on residual branches, in every way alike (the recipe's)")
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=9, help="timed rounds; each runs every step once")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tiny", action="store_true", help="a model of no use, to try the script out")
     options = parser.parse_args()
     keep_freed_memory()
     source = provenance() | {"seed": options.seed}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = PairShape(options.batch_size, options.text_tokens, options.real_tokens, (options.height, options.width))
-    fields = {"num_labels": 3129, **(TINY if options.tiny else {})}
-    steps = TrainingSteps(fields, shape, options.dropout, device, options.seed)
+    steps, shape = steps_of(options, device)
     timings = alternate({way: steps.step(way) for way in WAYS}, device, options.warmup, options.repeats)
     peaks = {way: steps.peak_bytes(way) for way in WAYS}
     floor = timings["floor"].median_ms
@@ -52,8 +38,6 @@ def main() -> None:
         "dtype": "float32",
         "optimizer": None,
         # A backward pass takes two products for each of the forward pass; the attention loss is not in it.
-        # In every peak alike: the weights of both models and the student's gradients.
-        "weights_and_gradients_mb": round(steps.fixed_bytes() / 1e6, 1),
         "multiply_adds_of_the_floor": options.batch_size * (teacher + 3 * student),
         "steps": {
             way: {
@@ -61,7 +45,6 @@ def main() -> None:
                 "time_over_floor": round(timings[way].median_ms / floor, 4),
                 "peak_mb": round(peaks[way] / 1e6, 1),
                 "peak_over_floor": round(peaks[way] / peaks["floor"], 4),
-                "peak_beyond_weights_and_gradients_mb": round((peaks[way] - steps.fixed_bytes()) / 1e6, 1),
             }
             for way in WAYS
         },

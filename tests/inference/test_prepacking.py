@@ -141,3 +141,4 @@ def test_small_products_take_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> N
     features = torch.randn(2, 4, 512)  # 8 x 512 x 256 = 2^20
     torch.testing.assert_close(layer(features), plain(features), atol=1e-5, rtol=1e-5)
     assert "_packed" in vars(layer)
+    assert torch.equal(layer(input=features), layer(features))

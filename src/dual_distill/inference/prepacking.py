@@ -1,8 +1,8 @@
 """Linear layers whose weights are laid out once for the processor, as oneDNN reads them fastest.
 
-torch hands float32 matrix products on x86 to MKL, which rearranges the weights anew in every call and is slow on processors of
-other makers. oneDNN reads weights that were rearranged beforehand, which suits answering, where they do not change. The numbers
-are the same up to rounding; how much faster it is stands in `docs/performance.md`, and depends on the processor.
+torch hands float32 matrix products on x86 to MKL. oneDNN can read weights that were rearranged beforehand, which suits answering,
+where they do not change. The numbers are the same up to rounding; how much faster it is depends on the processor
+(`benchmarks/prepacking.py`, `docs/performance.md`).
 """
 
 import torch
@@ -11,11 +11,10 @@ from torch import nn
 from dual_distill.modeling.modeling_classification import TwoSidedLinear
 
 _ROWS = 256
-"""Rows of input that the layout is made for. Layouts for 1, 16 and 256 rows were timed at 1 to 1,024 rows: this one was best
-or close to it everywhere."""
+"""Rows of input that the layout is made for; it is used for any number of them."""
 _LEAST_MULTIPLY_ADDS = 2**20
 """Products below this take the plain way: a call of oneDNN costs some 20 microseconds before it begins, in which MKL finishes
-a small one (layers of 32 to 768 squared with 1 to 640 rows were timed; they break even about here)."""
+a small one (`benchmarks/results/prepacking.json`: they break even about here)."""
 
 
 def prepack_linear_layers(model: nn.Module) -> int:
@@ -56,10 +55,10 @@ def prepack_linear_layers(model: nn.Module) -> int:
 class PrepackedLinear(nn.Linear):
     """An `nn.Linear` that keeps its weights in oneDNN's layout as well."""
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (as torch names it)
         """Give `(..., in_features)` -> `(..., out_features)`."""
-        product = self._product(features, "whole", slice(None), self.bias)
-        return super().forward(features) if product is None else product
+        product = self._product(input, "whole", slice(None), self.bias)
+        return super().forward(input) if product is None else product
 
     def __getstate__(self) -> dict[str, object]:
         # A copy of the layer, in this process or another, makes its own: oneDNN's tensors cannot be copied.
