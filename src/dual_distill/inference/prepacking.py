@@ -1,7 +1,7 @@
 """Linear layers whose weights are laid out once for the processor, as oneDNN reads them fastest.
 
-torch hands float32 matrix products on x86 to MKL. oneDNN can read weights that were rearranged beforehand, which suits answering,
-where they do not change. The numbers are the same up to rounding; how much faster it is depends on the processor
+torch hands float32 matrix products on x86 to MKL. oneDNN can read weights that were rearranged beforehand, which suits
+answering, where they do not change. The numbers are the same up to rounding; how much faster it is depends on the processor
 (`benchmarks/prepacking.py`, `docs/performance.md`).
 """
 
