@@ -26,8 +26,8 @@ def dual_distill(*words: str) -> dict[str, Any]:
 def keep_freed_memory() -> None:
     """Start this script again with a C library that keeps what is freed, as guides to training on a CPU advise.
 
-    glibc hands large freed blocks back to the system at once, so each step asks for their pages anew, which varies more than
-    what is compared here. Elsewhere than under glibc the variables mean nothing.
+    glibc hands large freed blocks back to the system at once, so each step asks for their pages anew, which varies more
+    than what is compared here. Elsewhere than under glibc the variables mean nothing.
     """
     settings = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
     if any(os.environ.get(name) != value for name, value in settings.items()):

@@ -1,7 +1,7 @@
 """The training steps that are compared: the same teacher, student and batch, with and without distillation.
 
-A step is teacher forward, student forward and backward, as `DistillationTrainer` runs it; gradients are dropped before each,
-and no optimizer is in it, which would be the same for all.
+A step is teacher forward, student forward and backward, as `DistillationTrainer` runs it; gradients are dropped before
+each, and no optimizer is in it, which would be the same for all.
 """
 
 import argparse
@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 
-from dual_distill.inference import PairShape, peak_memory
-from dual_distill.inference.benchmark import random_pairs
-from dual_distill.modeling import DualEncoderForQuestionAnswering, FusionEncoderConfig, FusionEncoderForQuestionAnswering
+from dual_distill.inference import PairShape, peak_memory, random_pairs
+from dual_distill.modeling import (
+    DualEncoderForQuestionAnswering,
+    FusionEncoderConfig,
+    FusionEncoderForQuestionAnswering,
+)
 from dual_distill.objectives import DiDEObjective, attention_distillation_loss, cross_modal_scores, soft_answer_loss
 
 WAYS = {
@@ -35,7 +38,9 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--real-tokens", type=int, default=12)
     parser.add_argument("--height", type=int, default=384, help="pixels")
     parser.add_argument("--width", type=int, default=512, help="pixels")
-    parser.add_argument("--dropout", type=float, default=0.1, help="on residual branches, in every way alike (the recipe's)")
+    parser.add_argument(
+        "--dropout", type=float, default=0.1, help="on residual branches, in every way alike (the recipe's)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="a model of no use, to try the script out")
     return parser
@@ -62,7 +67,10 @@ class TrainingSteps:
     def __init__(self, fields: dict[str, Any], shape: PairShape, dropout: float, device: str, seed: int):
         torch.manual_seed(seed)
         config = FusionEncoderConfig(
-            **fields, image_size=list(shape.image_size), hidden_dropout_prob=dropout, problem_type="multi_label_classification"
+            **fields,
+            image_size=list(shape.image_size),
+            hidden_dropout_prob=dropout,
+            problem_type="multi_label_classification",
         )
         self.layers = range(config.num_hidden_layers)
         self.teacher = FusionEncoderForQuestionAnswering(config).requires_grad_(False).eval().to(device)
@@ -124,7 +132,8 @@ class TrainingSteps:
     def _output_attentions(self) -> torch.Tensor:
         """What one writes with the means that transformers has: every layer of both models gives its probabilities.
 
-        A dual encoder's own attention never crosses the modalities, so the student's side is queries times keys here too.
+        A dual encoder's own attention never crosses the modalities, so the student's side is queries times keys here
+        too.
         """
         student = self.student(**self.batch, output_query_states=[-1], output_key_states=[-1], output_attentions=True)
         teacher = self._teacher(output_attentions=True)

@@ -2,9 +2,9 @@
 
     python benchmarks/attention_growth.py [--grids 8 12 16 24 32] [--layers 3 6 12] [--batch-size 2]
 
-Image tokens are the square of a grid's side (64 to 1,024), at 12 layers; layers vary at the default grid of 12. ViLT-B/32's
-width, random weights, float32, dropout 0. Ratios are to the floor, the step without distillation, of the same shape.
-`--tiny` tries the script out and writes nothing.
+Image tokens are the square of a grid's side (64 to 1,024), at 12 layers; layers vary at the default grid of 12.
+ViLT-B/32's width, random weights, float32, dropout 0. Ratios are to the floor, the step without distillation, of the
+same shape. `--tiny` tries the script out and writes nothing.
 """
 
 import argparse
@@ -60,7 +60,8 @@ def main() -> None:
             )
             row = rows[-1]
             print(
-                f"{row['image_tokens']:>7} {layers:>6}  {way:<18} {row['median_ms']:>10.1f} {row['time_over_floor']:>8.3f} "
+                f"{row['image_tokens']:>7} {layers:>6}  {way:<18} {row['median_ms']:>10.1f} "
+                f"{row['time_over_floor']:>8.3f} "
                 f"{row['peak_mb']:>9.1f} {row['peak_over_floor']:>8.3f}"
             )
     results = {"batch_size": options.batch_size, "text_tokens": options.text_tokens, "dtype": "float32", "steps": rows}

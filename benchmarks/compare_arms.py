@@ -3,8 +3,8 @@
     python benchmarks/compare_arms.py easy_vqa --data path/to/easy_vqa [--seeds 0]
     python benchmarks/compare_arms.py nlvr --data path/to/nlvr1 --teacher runs/nlvr/teacher --splits validation dev test
 
-Reads recipes/TASK_teacher.yaml, TASK_alone.yaml, TASK_soft.yaml, TASK_distilled.yaml. The arms at equal time are "alone" and
-"soft" with as many more steps as their step is faster than a distilled one, by the measured training time.
+Reads recipes/TASK_teacher.yaml, TASK_alone.yaml, TASK_soft.yaml, TASK_distilled.yaml. The arms at equal time are
+"alone" and "soft" with as many more steps as their step is faster than a distilled one, by the measured training time.
 """
 
 import argparse
@@ -44,7 +44,9 @@ def main() -> None:
             students[arm] = train(options, arm, folder / arm, seed, teacher)
             runs.append(students[arm])
         for arm in ("alone", "soft"):
-            steps = round(students[arm]["steps"] * students["distilled"]["train_seconds"] / students[arm]["train_seconds"])
+            steps = round(
+                students[arm]["steps"] * students["distilled"]["train_seconds"] / students[arm]["train_seconds"]
+            )
             name = f"{arm}_equal_time"
             runs.append(train(options, arm, folder / name, seed, teacher, steps=steps, name=name))
     # Where the data lies is the user's affair.

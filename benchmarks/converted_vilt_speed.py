@@ -1,10 +1,11 @@
-"""ViLT of transformers against its conversion: milliseconds a batch, in turn, in one process, and the largest difference.
+"""ViLT of transformers against its conversion: milliseconds a batch, in turn, in one process, and the largest
+difference.
 
     python benchmarks/converted_vilt_speed.py [--repeats 15] [--height 384 --width 512 --batch-size 4 --tokens 12]
 
-Random weights in ViLT-B/32's shape, float32: what is computed does not depend on their values. transformers' ViLT has eager
-attention only; the conversion runs under sdpa, and once more under eager, which tells attention and the rest apart.
-`--tiny` tries the script out and writes nothing.
+Random weights in ViLT-B/32's shape, float32: what is computed does not depend on their values. transformers' ViLT has
+eager attention only; the conversion runs under sdpa, and once more under eager, which tells attention and the rest
+apart. `--tiny` tries the script out and writes nothing.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import torch
 from _record import provenance, write
 from transformers import ViltConfig, ViltForQuestionAnswering
 
-from dual_distill.conversion import convert_vilt, largest_difference, random_batch
+from dual_distill.teachers import convert_vilt, largest_difference, random_batch
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -78,8 +79,13 @@ def main() -> None:
     }
     for name, value in latency.items():
         print(f"{name:<20} {value:10.2f} ms a batch of {options.batch_size}")
-    print(f"transformers / converted, sdpa: {results['speed_ratio_sdpa']:.2f}, eager: {results['speed_ratio_eager']:.2f}")
-    print(f"largest logit difference {difference['largest_difference']:.2e} (largest logit {difference['largest_value']:.3g})")
+    print(
+        f"transformers / converted, sdpa: {results['speed_ratio_sdpa']:.2f}, eager: {results['speed_ratio_eager']:.2f}"
+    )
+    print(
+        f"largest logit difference {difference['largest_difference']:.2e} (largest logit "
+        f"{difference['largest_value']:.3g})"
+    )
     if not options.tiny:
         write("converted_vilt_speed", results, source)
 

@@ -1,11 +1,12 @@
 """DistillVLM on generated scenes with regions: is adaptation needed, and which term helps? Questions and captions.
 
-    python benchmarks/distillvlm_scenes.py [--seeds 0 1 2] [--tasks scenes scene_captioning] [--runs-dir runs/distillvlm]
+    python benchmarks/distillvlm_scenes.py [--seeds 0 1 2] [--tasks scenes scene_captioning] [--runs-dir
+    runs/distillvlm]
 
-Two convolutional backbones are trained here. The teacher's is wide, and reads the true boxes; the student's is narrow, and its
-boxes stand for a light detector's: each side moved by up to 2 px, 5 % of the objects missed, in another order. No object tags:
-they would name colour and shape. The teacher is trained on its own boxes, and trained again ("adapted") on the student's
-boxes in its own features. Every student starts from the same random weights and takes equal steps:
+Two convolutional backbones are trained here. The teacher's is wide, and reads the true boxes; the student's is narrow,
+and its boxes stand for a light detector's: each side moved by up to 2 px, 5 % of the objects missed, in another order.
+No object tags: they would name colour and shape. The teacher is trained on its own boxes, and trained again ("adapted")
+on the student's boxes in its own features. Every student starts from the same random weights and takes equal steps:
 
     alone          hard labels
     soft           the adapted teacher's answers (masked words)
@@ -13,11 +14,12 @@ boxes in its own features. Every student starts from the same random weights and
     mse            soft, and squared difference of the last hidden states, token by token
     nce            soft, and the noise-contrastive loss of the last hidden states, with a queue of 4,096
     both           soft, attention and nce
-    both_unadapted as both, by the teacher before it was adapted, reading its own features at the student's boxes. The package
+    both_unadapted as both, by the teacher before it was adapted, reading its own features at the student's boxes. The
+    package
                    refuses this pair; the script writes the student's boxes into a copy of the teacher's configuration
 
-Questions: accuracy on the test split. Captions: CIDEr of greedy captions of its pictures. There is no choice of checkpoints.
-A run that is finished already is read, not repeated.
+Questions: accuracy on the test split. Captions: CIDEr of greedy captions of its pictures. There is no choice of
+checkpoints. A run that is finished already is read, not repeated.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from typing import Any
 from _record import dual_distill, provenance, write
 
 from dual_distill.data import generate_scenes
-from dual_distill.data.scene_regions import backbone_accuracy, scene_region_store, train_scene_backbone
+from dual_distill.regions import backbone_accuracy, scene_region_store, train_scene_backbone
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NUM_SCENES = {"train": 10_000, "validation": 300, "test": 1_000}
@@ -146,7 +148,9 @@ def test(options: argparse.Namespace, result: dict[str, Any], task: str, regions
         words += ["--no-baselines"] if task == "scenes" else []
         file.write_text(json.dumps(dual_distill("evaluate", *words)))
     evaluated = json.loads(file.read_text())
-    kept = {name: value for name, value in evaluated.items() if name not in ("model", "task", "split") and value is not None}
+    kept = {
+        name: value for name, value in evaluated.items() if name not in ("model", "task", "split") and value is not None
+    }
     kept["score"] = evaluated[TASKS[task]]
     return kept | {"command": result["command"], "steps": result["steps"], "train_seconds": result["train_runtime"]}
 

@@ -2,19 +2,20 @@
 
     python benchmarks/feature_store.py [--images 64 --batch-size 16 --rows 1000000 --width 768 --labels 2 --repeats 2]
 
-Encoding: the image tower in ViLT-B/32's shape with random weights, float32, JPEG files of 640 x 480 pixels that become 384 x
-512. One side reads, hashes, decodes, resizes, encodes and writes; the other runs the same tower over the same pixels, prepared
-beforehand, in the same batches. They take turns. Linear layers are prepacked on all sides, as in the command. Loading the model
-and the digest of its weights come once a command, before the first image, and are not in it. A GPU needs some thousand --images
-for a steady state.
+Encoding: the image tower in ViLT-B/32's shape with random weights, float32, JPEG files of 640 x 480 pixels that become
+384 x
+512. One side reads, hashes, decodes, resizes, encodes and writes; the other runs the same tower over the same pixels,
+prepared beforehand, in the same batches. They take turns. Linear layers are prepacked on all sides, as in the command.
+Loading the model and the digest of its weights come once a command, before the first image, and are not in it. A GPU
+needs some thousand --images for a steady state.
 
-Asking: a store of synthetic vectors, opened, and ranked by one answer; beside it the same product on a plain float32 tensor
-in memory, in pieces of the same size, with the same softmax and a sort. They take turns. The store was just written, so its
-pages are in the system's cache where that has room. `--tiny` tries the script out and writes nothing.
+Asking: a store of synthetic vectors, opened, and ranked by one answer; beside it the same product on a plain float32
+tensor in memory, in pieces of the same size, with the same softmax and a sort. They take turns. The store was just
+written, so its pages are in the system's cache where that has room. `--tiny` tries the script out and writes nothing.
 
-What it costs: the shallow interaction and the head of width 768 are 3.5 million multiply-adds an image, so a question to a
-million images is 7 TFLOP, some 85 s of one processor core on either side, and an image of the tower is 33 GFLOP. Hence few
-repeats, and a warm-up over a tenth of the rows; at these durations neither changes a median by a percent.
+What it costs: the shallow interaction and the head of width 768 are 3.5 million multiply-adds an image, so a question
+to a million images is 7 TFLOP, some 85 s of one processor core on either side, and an image of the tower is 33 GFLOP.
+Hence few repeats, and a warm-up over a tenth of the rows; at these durations neither changes a median by a percent.
 """
 
 import argparse
@@ -31,9 +32,18 @@ from PIL import Image
 from transformers import PreTrainedModel, ViltImageProcessorPil
 
 from dual_distill.data import train_tokenizer
-from dual_distill.inference import FeatureStore, StoreAsker, alternate, encode_images, prepack_linear_layers
-from dual_distill.inference.feature_store_files import DTYPES, Manifest, StoreFolder
-from dual_distill.inference.model_identity import image_processor_settings, model_identity
+from dual_distill.inference import (
+    DTYPES,
+    FeatureStore,
+    Manifest,
+    StoreAsker,
+    StoreFolder,
+    alternate,
+    encode_images,
+    image_processor_settings,
+    model_identity,
+    prepack_linear_layers,
+)
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, DualEncoderForQuestionAnswering
 
 QUESTION = "is there a red circle?"
@@ -45,13 +55,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=64, help="JPEG files that are encoded")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--encode-repeats", type=int, default=2, help="timed rounds of encoding, after one that does not count")
+    parser.add_argument(
+        "--encode-repeats", type=int, default=2, help="timed rounds of encoding, after one that does not count"
+    )
     parser.add_argument("--rows", type=int, default=1_000_000, help="stored images that are asked")
     parser.add_argument("--width", type=int, default=768, help="of their vectors")
     parser.add_argument("--labels", type=int, default=2, help="answers of the head")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float16", help="of the stored vectors")
     parser.add_argument("--repeats", type=int, default=2, help="timed rounds of asking")
-    parser.add_argument("--folder", type=Path, help="where images and stores are written and removed again (default: /tmp)")
+    parser.add_argument(
+        "--folder", type=Path, help="where images and stores are written and removed again (default: /tmp)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="models of no use, to try the script out")
     options = parser.parse_args()
@@ -67,7 +81,9 @@ def main() -> None:
         write("feature_store", results, source)
 
 
-def make_model(width: int, layers: int, labels: int, image_size: list[int]) -> tuple[PreTrainedModel, DualDistillProcessor]:
+def make_model(
+    width: int, layers: int, labels: int, image_size: list[int]
+) -> tuple[PreTrainedModel, DualDistillProcessor]:
     """Return a dual encoder with random weights, and a processor that brings the shorter side to that of the image size."""
     tokenizer = train_tokenizer([QUESTION])
     tower = {
@@ -104,7 +120,9 @@ def encoding(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     def bare() -> float:
         start = time.perf_counter()
         outputs = [
-            model.get_image_features(torch.stack(pixels[first : first + options.batch_size]).to(model.device)).pooler_output
+            model.get_image_features(
+                torch.stack(pixels[first : first + options.batch_size]).to(model.device)
+            ).pooler_output
             for first in range(0, len(pixels), options.batch_size)
         ]
         torch.cat(outputs).cpu()
@@ -113,7 +131,9 @@ def encoding(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     seconds: dict[str, list[float]] = {"encode": [], "bare tower": []}
     for number in range(1 + options.encode_repeats):
         store = folder / f"store-{number}"
-        report = encode_images(model, processor, folder / "images", store, batch_size=options.batch_size, dtype="float16")
+        report = encode_images(
+            model, processor, folder / "images", store, batch_size=options.batch_size, dtype="float16"
+        )
         bare_seconds = bare()
         if number:
             seconds["encode"].append(report.seconds)

@@ -1,11 +1,13 @@
-"""Milliseconds a pair: fusion encoder, dual encoder, half-depth dual encoder; nothing stored, image stored, both stored.
+"""Milliseconds a pair: fusion encoder, dual encoder, half-depth dual encoder; nothing stored, image stored, both
+stored.
 
     python benchmarks/inference_speed.py [--batch-sizes 1 16 64] [--height 384 --width 512]
 
-Random weights in ViLT-B/32's shape with 3,129 answers, float32: what is computed does not depend on their values. Texts of 40
-tokens of which 12 are real, and of 12 tokens. All ways of one shape run in turn in one process; "times faster" is the ratio of
-medians to the fusion encoder, beside it the ratio of multiply-adds. Linear layers of all models are prepacked, as `encode`,
-`ask` and `predict` do it; `--no-prepacking` times torch's own instead. `--tiny` tries the script out and writes nothing.
+Random weights in ViLT-B/32's shape with 3,129 answers, float32: what is computed does not depend on their values. Texts
+of 40 tokens of which 12 are real, and of 12 tokens. All ways of one shape run in turn in one process; "times faster" is
+the ratio of medians to the fusion encoder, beside it the ratio of multiply-adds. Linear layers of all models are
+prepacked, as `encode`, `ask` and `predict` do it; `--no-prepacking` times torch's own instead. `--tiny` tries the
+script out and writes nothing.
 """
 
 import argparse
@@ -15,7 +17,11 @@ import torch
 from _record import provenance, write
 
 from dual_distill.inference import PairShape, half_depth, measure_answering, prepack_linear_layers
-from dual_distill.modeling import DualEncoderForQuestionAnswering, FusionEncoderConfig, FusionEncoderForQuestionAnswering
+from dual_distill.modeling import (
+    DualEncoderForQuestionAnswering,
+    FusionEncoderConfig,
+    FusionEncoderForQuestionAnswering,
+)
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 200}
 TEXTS = ((40, 12), (12, 12))
@@ -36,7 +42,9 @@ def main() -> None:
     source = provenance() | {"seed": options.seed}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(options.seed)
-    fusion = FusionEncoderForQuestionAnswering(FusionEncoderConfig(num_labels=3129, **(TINY if options.tiny else {}))).eval()
+    fusion = FusionEncoderForQuestionAnswering(
+        FusionEncoderConfig(num_labels=3129, **(TINY if options.tiny else {}))
+    ).eval()
     models = {
         "fusion_encoder": fusion.to(device),
         "dual_encoder": DualEncoderForQuestionAnswering.from_fusion_encoder(fusion).eval().to(device),
@@ -48,7 +56,9 @@ def main() -> None:
         for text_tokens, real_tokens in TEXTS:
             shape = PairShape(batch_size, text_tokens, real_tokens, (options.height, options.width))
             rows += measure_answering(models, shape, options.warmup, options.repeats, options.seed)
-    print(f"{'batch':>5} {'tokens':>7}  {'model':<15} {'way':<15} {'ms a pair':>10} {'faster':>9} {'by arithmetic':>13}")
+    print(
+        f"{'batch':>5} {'tokens':>7}  {'model':<15} {'way':<15} {'ms a pair':>10} {'faster':>9} {'by arithmetic':>13}"
+    )
     for row in rows:
         tokens = f"{row['real_tokens']}/{row['text_tokens']}"
         print(

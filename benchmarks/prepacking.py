@@ -2,16 +2,15 @@
 
     python benchmarks/prepacking.py
 
-Random weights, float32. Both sides of a case run in turn in one process. Products of fewer than a million multiply-adds are
-forced through oneDNN here, to show where it stops to pay.
+Random weights, float32. Both sides of a case run in turn in one process. Products of fewer than a million multiply-adds
+are forced through oneDNN here, to show where it stops to pay.
 """
 
 import torch
 from _record import provenance, write
 from torch import nn
 
-from dual_distill.inference import PairShape, alternate, prepack_linear_layers, prepacking
-from dual_distill.inference.benchmark import random_pairs
+from dual_distill.inference import PairShape, alternate, prepack_linear_layers, prepacking, random_pairs
 from dual_distill.modeling import FusionEncoderConfig, FusionEncoderForQuestionAnswering
 
 WIDTHS, ROWS, BATCHES = (96, 192, 384, 768), (1, 16, 160, 640), (1, 16)

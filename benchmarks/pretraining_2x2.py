@@ -1,12 +1,14 @@
-"""Pre-training with and without distillation, times fine-tuning with and without: four students a task, teacher beside them.
+"""Pre-training with and without distillation, times fine-tuning with and without: four students a task, teacher beside
+them.
 
     python benchmarks/pretraining_2x2.py [--seeds 0 1 2] [--tasks scenes scene_statements] [--runs-dir runs/pretraining]
 
-On generated scenes: a fusion encoder is pre-trained on captions (matching, masked words) and fine-tuned on each task; it
-teaches. A dual encoder is pre-trained on the same captions from random weights, on its own losses alone or with the pre-trained
-fusion encoder's attention, matching and masked words beside them; each of the two is fine-tuned on hard labels, or on the
-fine-tuned teacher's answers and attention. Equal steps and equal starts in every row. Validation, early stopping or a choice of
-checkpoint there is none; accuracies are those of the test split. A run that is finished already is read, not repeated.
+On generated scenes: a fusion encoder is pre-trained on captions (matching, masked words) and fine-tuned on each task;
+it teaches. A dual encoder is pre-trained on the same captions from random weights, on its own losses alone or with the
+pre-trained fusion encoder's attention, matching and masked words beside them; each of the two is fine-tuned on hard
+labels, or on the fine-tuned teacher's answers and attention. Equal steps and equal starts in every row. Validation,
+early stopping or a choice of checkpoint there is none; accuracies are those of the test split. A run that is finished
+already is read, not repeated.
 """
 
 import argparse
@@ -28,7 +30,9 @@ def main() -> None:
     parser.add_argument("--teacher-seeds", type=int, nargs="+", help="of the teacher beside each (default: the same)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/pretraining"))
-    parser.add_argument("--set", nargs="*", default=[], help="further words for every training run, such as --max_steps=10")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="further words for every training run, such as --max_steps=10"
+    )
     options = parser.parse_args()
     source = provenance() | {"seed": options.seeds}
     runs: list[dict[str, Any]] = []
@@ -38,12 +42,19 @@ def main() -> None:
         students = {
             "plain": run(options, "pretrain_scenes_alone", folder / "pretrained_plain", seed),
             "distilled": run(
-                options, "pretrain_scenes_distilled", folder / "pretrained_distilled", seed, "--teacher", teacher["folder"]
+                options,
+                "pretrain_scenes_distilled",
+                folder / "pretrained_distilled",
+                seed,
+                "--teacher",
+                teacher["folder"],
             ),
         }
         for task in options.tasks:
             tuned = run(options, f"{task}_teacher", of_teacher / task, teacher_seed, "--init_from", teacher["folder"])
-            runs.append({"task": task, "seed": seed, "teacher_seed": teacher_seed, "arm": "teacher"} | test(tuned, task))
+            runs.append(
+                {"task": task, "seed": seed, "teacher_seed": teacher_seed, "arm": "teacher"} | test(tuned, task)
+            )
             for start, student in students.items():
                 for tuning, recipe in (("plain", f"{task}_alone"), ("distilled", f"{task}_distilled")):
                     words = ["--init_from", student["folder"]]
@@ -69,7 +80,16 @@ def main() -> None:
 def run(options: argparse.Namespace, recipe: str, folder: Path, seed: int, *words: str) -> dict[str, Any]:
     """Train one model, or read what an earlier start of this command left."""
     results = folder / "results.json"
-    command = ["train", str(RECIPES / f"{recipe}.yaml"), "--seed", str(seed), "--output_dir", str(folder), *words, *options.set]
+    command = [
+        "train",
+        str(RECIPES / f"{recipe}.yaml"),
+        "--seed",
+        str(seed),
+        "--output_dir",
+        str(folder),
+        *words,
+        *options.set,
+    ]
     if not results.is_file():
         dual_distill(*command)
     shown = ["dual-distill", "train", f"recipes/{recipe}.yaml", *command[2:]]

@@ -37,7 +37,9 @@ def main() -> None:
 
 def row(report: dict) -> str:
     """Return one line for the terminal."""
-    shares = " ".join(f"{name} {100 * report[name]['accuracy']:.1f}" for name in ("teacher", "alone", "distilled", "text_only"))
+    shares = " ".join(
+        f"{name} {100 * report[name]['accuracy']:.1f}" for name in ("teacher", "alone", "distilled", "text_only")
+    )
     return f"{shares} % in {report['seconds']:.0f} s"
 
 

@@ -1,11 +1,14 @@
-"""Image-text retrieval: the dual encoder alone, and with its best k re-ranked by the fusion encoder; recall and seconds.
+"""Image-text retrieval: the dual encoder alone, and with its best k re-ranked by the fusion encoder; recall and
+seconds.
 
     python benchmarks/retrieval.py --pretrained runs/pretraining [--coco path/to/coco_mini_ccby] [--seed 0]
 
-Starts from what `pretraining_2x2.py` pre-trained: the fusion encoder, and the dual encoder of the seed with and without its
-teacher. The fusion encoder is fine-tuned on retrieval; the plain dual encoder by contrast alone, the distilled one by contrast
-and the fusion encoder's ranking of hard negatives. Measured on the 1,000 test scenes with five captions each. With --coco the
-same models search 76 photographs with 380 captions: the way there, no more, for they have seen nothing but coloured shapes.
+Starts from what `pretraining_2x2.py` pre-trained: the fusion encoder, and the dual encoder of the seed with and without
+its teacher. The fusion encoder is fine-tuned on retrieval; the plain dual encoder by contrast alone, the distilled one
+by contrast and the fusion encoder's ranking of hard negatives. Measured on the 1,000 test scenes with five captions
+each. With --coco the
+same models search 76 photographs with 380 captions: the way there, no more, for they have seen nothing but coloured
+shapes.
 """
 
 import argparse
@@ -26,7 +29,9 @@ def main() -> None:
     """Run, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained", type=Path, default=Path("runs/pretraining"), help="runs of pretraining_2x2.py")
-    parser.add_argument("--coco", type=Path, help="folder with images.parquet and annotations/dataset_karpathy_format.json")
+    parser.add_argument(
+        "--coco", type=Path, help="folder with images.parquet and annotations/dataset_karpathy_format.json"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--teacher-seed", type=int, default=0)
     parser.add_argument("--rerank-top", type=int, default=16)
@@ -62,7 +67,14 @@ def run(options: argparse.Namespace, arm: str, start: Path, *words: str) -> dict
     """Train one model, or read what an earlier start of this command left."""
     folder = options.runs_dir / arm
     results = folder / "results.json"
-    command = ["train", str(RECIPES / f"retrieval_scenes_{arm}.yaml"), "--seed", str(options.seed), "--init_from", str(start)]
+    command = [
+        "train",
+        str(RECIPES / f"retrieval_scenes_{arm}.yaml"),
+        "--seed",
+        str(options.seed),
+        "--init_from",
+        str(start),
+    ]
     command += ["--output_dir", str(folder), *words]
     if not results.is_file():
         dual_distill(*command)

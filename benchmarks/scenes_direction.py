@@ -2,9 +2,10 @@
 
     python benchmarks/scenes_direction.py CHECKPOINT [--seed 0]
 
-Relation questions of the test split ("what colour is the thing left of the red circle?"), split by how many different answers
-the neighbours of the named thing would give: where there is one, no direction is needed; where there are two, a model that
-ignores the direction is right half the time.
+Relation questions of the test split ("what colour is the thing left of the red circle?"), split by how many different
+answers
+the neighbours of the named thing would give: where there is one, no direction is needed; where there are two, a model
+that ignores the direction is right half the time.
 """
 
 import argparse
@@ -37,7 +38,12 @@ def main() -> None:
         kind = "next to" if "next to" in row["question"] else "direction"
         is_right[kind, num_answers(row["question"], row["objects"])].append(answer == row["answer"])
     results = [
-        {"kind": kind, "different_answers_of_neighbours": number, "rows": len(rights), "accuracy": sum(rights) / len(rights)}
+        {
+            "kind": kind,
+            "different_answers_of_neighbours": number,
+            "rows": len(rights),
+            "accuracy": sum(rights) / len(rights),
+        }
         for (kind, number), rights in sorted(is_right.items())
     ]
     for result in results:

@@ -1,11 +1,12 @@
-"""Why a stored pair takes what it takes: each operation of `logits_of_projections` at batch 1 and 16, by torch's profiler.
+"""Why a stored pair takes what it takes: each operation of `logits_of_projections` at batch 1 and 16, by torch's
+profiler.
 
     python benchmarks/stored_pair_profile.py
 
-Random weights in ViLT-B/32's width with 3,129 answers, float32; towers of one layer, for they take no part. Two ways in turn:
-torch's own linear layers, and prepacked ones. Beside them stand what the machine can do: bytes a second of a sum over as many
-numbers as the three maps have weights (rotating over eight such sets, so that the last one's cache does not count), and
-multiply-adds a second of 2,048 rows through a prepacked layer of 2,048 squared.
+Random weights in ViLT-B/32's width with 3,129 answers, float32; towers of one layer, for they take no part. Two ways in
+turn: torch's own linear layers, and prepacked ones. Beside them stand what the machine can do: bytes a second of a sum
+over as many numbers as the three maps have weights (rotating over eight such sets, so that the last one's cache does
+not count), and multiply-adds a second of 2,048 rows through a prepacked layer of 2,048 squared.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,9 @@ def main() -> None:
     models["prepacked"] = DualEncoderForQuestionAnswering(config).eval()
     prepack_linear_layers(models["prepacked"])
     model = models["prepacked"]
-    weights = [layer.weight.numel() for layer in (model.dual_encoder.interaction[3], model.classifier[0], model.classifier[3])]
+    weights = [
+        layer.weight.numel() for layer in (model.dual_encoder.interaction[3], model.classifier[0], model.classifier[3])
+    ]
     machine = {"read_gb_s": read_speed(sum(weights)), "multiply_adds_g_s": product_speed()}
     print(machine)
     rows = []

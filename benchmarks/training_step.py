@@ -2,9 +2,10 @@
 
     python benchmarks/training_step.py [--batch-size 16 --text-tokens 40 --real-tokens 12 --height 384 --width 512]
 
-Random weights in ViLT-B/32's shape with 3,129 answers, float32: what is computed does not depend on their values. Ratios are to
-the floor, the step without distillation. Peak memory is weights, activations and gradients: on the CPU the bytes that torch
-allocates, counted by its profiler in a step of its own. `--tiny` tries the script out and writes nothing.
+Random weights in ViLT-B/32's shape with 3,129 answers, float32: what is computed does not depend on their values.
+Ratios are to the floor, the step without distillation. Peak memory is weights, activations and gradients: on the CPU
+the bytes that torch allocates, counted by its profiler in a step of its own. `--tiny` tries the script out and writes
+nothing.
 """
 
 import torch
@@ -52,7 +53,8 @@ def main() -> None:
     for way, row in results["steps"].items():
         print(
             f"{way:<18} {row['median_ms']:>10.1f} ms ({row['low_ms']:.1f} - {row['high_ms']:.1f}) "
-            f"{row['time_over_floor']:>7.3f} x floor   {row['peak_mb']:>9.1f} MB {row['peak_over_floor']:>7.3f} x floor   "
+            f"{row['time_over_floor']:>7.3f} x floor   {row['peak_mb']:>9.1f} MB {row['peak_over_floor']:>7.3f} x "
+            f"floor   "
             f"{WAYS[way]}"
         )
     ours, theirs = (results["steps"][way] for way in ("last_layer", "output_attentions"))

@@ -4,7 +4,8 @@
     pip install numpy onnxruntime pillow tokenizers
     python examples/answer_from_onnx.py runs/student-onnx --image photo.jpg "what is it?" "how many are there?"
 
-The image tower runs once; its vector could be stored and asked tomorrow. Each question costs the text tower and the head.
+The image tower runs once; its vector could be stored and asked tomorrow. Each question costs the text tower and the
+head.
 """
 
 # ruff: noqa: T201 - printing is what a script does
@@ -36,7 +37,9 @@ class Answerer:
         """Encode the N pictures that the model reads together: `(1, N, C)`."""
         expected = self.about["num_images"]
         if len(pictures) != expected:
-            raise SystemExit(f"there are {len(pictures)} pictures, the model reads {expected} together; repeat --image.")
+            raise SystemExit(
+                f"there are {len(pictures)} pictures, the model reads {expected} together; repeat --image."
+            )
         arrays = [self.prepare(picture) for picture in pictures]
         height, width = (max(array.shape[side] for array in arrays) for side in (1, 2))
         values = np.zeros((1, len(arrays), 3, height, width), np.float32)

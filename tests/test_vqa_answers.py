@@ -92,7 +92,9 @@ def test_the_steps_one_by_one():
     assert process_digits_and_articles("The CAT,  two") == "cat, 2"
 
 
-@pytest.mark.parametrize(("text", "twice"), [("A Hot-Dog!", "hot dog"), ("none of the two", "0 of 2"), ("1,000", "1000")])
+@pytest.mark.parametrize(
+    ("text", "twice"), [("A Hot-Dog!", "hot dog"), ("none of the two", "0 of 2"), ("1,000", "1000")]
+)
 def test_once_is_enough(text, twice):
     assert normalise_answer(normalise_answer(text)) == twice
 

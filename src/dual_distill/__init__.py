@@ -2,7 +2,6 @@
 
 from importlib.metadata import version
 
-from .conversion import load_teacher
 from .data import DistillationCollator, get_task, load_own_data, load_task
 from .hub_cards import push_folder, push_pretrained, write_card
 from .inference import DualVisualQuestionAnsweringPipeline
@@ -14,6 +13,7 @@ from .modeling import (
     DualEncoderForPreTraining,
     DualEncoderForQuestionAnswering,
     DualEncoderModel,
+    DualEncoderPreTrainedModel,
     FusionEncoderConfig,
     FusionEncoderForCaptioning,
     FusionEncoderForImagesAndTextClassification,
@@ -22,10 +22,10 @@ from .modeling import (
     FusionEncoderForPreTraining,
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
+    FusionEncoderPreTrainedModel,
 )
-from .modeling.modeling_fusion_encoder import FusionEncoderPreTrainedModel
-from .modeling.modeling_towers import DualEncoderPreTrainedModel
 from .objectives import DiDEObjective, DistillVLMObjective
+from .teachers import load_teacher
 from .trainer import (
     CaptioningTrainer,
     DistillationTrainer,

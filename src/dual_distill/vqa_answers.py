@@ -1,10 +1,10 @@
 """Free answers made comparable: the official VQA normalisation, and the scores of ten people's answers.
 
-Readers (`data`), metrics and the answering pipeline must agree on when two answers are the same, and rooms do not import
-one another; so this one module stands outside the rooms, and imports the standard library alone. What is unusual: the
-rules reproduce the official evaluation to the letter, its slips included, for a published score is made of them. "a.m."
-loses its full stops, "none" is the number 0 and "no" is not, "somebody'd" loses its apostrophe, and capital "Im" never
-meets its contraction since words are lowered first.
+Readers (`data`), metrics and the answering pipeline must agree on when two answers are the same, and rooms do not
+import one another; so this one module stands outside the rooms, and imports the standard library alone. What is
+unusual: the rules reproduce the official evaluation to the letter, its slips included, for a published score is made of
+them. "a.m." loses its full stops, "none" is the number 0 and "no" is not, "somebody'd" loses its apostrophe, and
+capital "Im" never meets its contraction since words are lowered first.
 """
 
 import re
@@ -18,21 +18,26 @@ _STOP_BEFORE_NO_DIGIT = re.compile(r"\.(?!\d)")
 _MOST_STOPS_REMOVED = 32  # re.UNICODE stands in the place of re.sub's count there, and its value is 32
 _NUMBER_WORDS = {"none": "0"} | {
     word: str(number)
-    for number, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
+    for number, word in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
 }
 _ARTICLES = frozenset({"a", "an", "the"})
 # Each is restored where exactly one of its apostrophes was dropped.
 _CONTRACTED = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
-    how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
-    oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
-    someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
-    they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
-    where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all
-    y'all'll y'all'd've you'd you'd've you'll you're you've
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
+    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
+    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
+    wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 _CONTRACTIONS = {
-    word[:place] + word[place + 1 :]: word for word in _CONTRACTED.split() for place, sign in enumerate(word) if sign == "'"
+    word[:place] + word[place + 1 :]: word
+    for word in _CONTRACTED.split()
+    for place, sign in enumerate(word)
+    if sign == "'"
 } | {"somebody'd": "somebodyd"}
 _SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
 
@@ -104,8 +109,8 @@ def normalise_answer(text: str) -> str:
         text: an answer.
 
     Returns:
-        The answer after `strip_answer`, `process_punctuation` and `process_digits_and_articles`; empty where nothing but
-        articles and punctuation was there.
+        The answer after `strip_answer`, `process_punctuation` and `process_digits_and_articles`; empty where nothing
+        but articles and punctuation was there.
 
     References:
         Antol et al., ICCV 2015; visualqa.org/evaluation.html, "before evaluating machine generated answers".
@@ -121,7 +126,8 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
     """How right each answer of a question is: 0.3 for one person who gave it, 0.6 for two, 0.9 for three, 1 for more.
 
     The usual training target. With ten answers it is what the official evaluation gives to that answer: the mean over
-    the ten people of min(1, matches among the other nine / 3). It is not min(1, count / 3), the rule of thumb often quoted.
+    the ten people of min(1, matches among the other nine / 3). It is not min(1, count / 3), the rule of thumb often
+    quoted.
 
     Args:
         answers: what people said, usually ten answers, compared as they are: normalise them first.

@@ -75,9 +75,13 @@ def test_the_answers_are_those_of_predict(folder: Path, asked: Callable) -> None
     predicted = asked(
         *QUESTIONS, *(word for name in names for word in ("--image", str(folder / "images" / name))), verb=run_predict
     )["predictions"]
-    answers = asked(str(folder / "store"), *QUESTIONS, *(word for name in names for word in ("--image", name)))["answers"]
+    answers = asked(str(folder / "store"), *QUESTIONS, *(word for name in names for word in ("--image", name)))[
+        "answers"
+    ]
     pairs = folder / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps({"image": row["image"], "question": row["question"]}) + "\n" for row in answers))
+    pairs.write_text(
+        "".join(json.dumps({"image": row["image"], "question": row["question"]}) + "\n" for row in answers)
+    )
     assert asked(str(folder / "store"), "--pairs", str(pairs))["answers"] == answers
     for row, expected in zip(answers, predicted, strict=True):
         assert (row["question"], [f"{folder}/images/{row['image']}"]) == (expected["question"], expected["images"])

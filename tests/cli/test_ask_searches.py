@@ -38,7 +38,9 @@ def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
         Image.new("RGB", (20, 16), colour).save(tmp_path / "images" / f"{colour}.png")
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     for option, name in (("--images", "images"), ("--texts", "texts.txt")):
-        run_encode([str(tmp_path / "model"), option, str(tmp_path / name), "--out", str(tmp_path / f"{name}.store"), "--json"])
+        run_encode(
+            [str(tmp_path / "model"), option, str(tmp_path / name), "--out", str(tmp_path / f"{name}.store"), "--json"]
+        )
     return tmp_path
 
 

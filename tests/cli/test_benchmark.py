@@ -42,7 +42,22 @@ def folders(tmp_path):
 
 def test_one_json_line_with_command_and_surroundings(folders, capsys):
     fusion, dual = folders
-    run([dual, "--against", fusion, *QUICK, "--text-tokens", "6", "--real-tokens", "4", "--image-size", "8", "24", "--json"])
+    run(
+        [
+            dual,
+            "--against",
+            fusion,
+            *QUICK,
+            "--text-tokens",
+            "6",
+            "--real-tokens",
+            "4",
+            "--image-size",
+            "8",
+            "24",
+            "--json",
+        ]
+    )
     [line] = capsys.readouterr().out.splitlines()
     result = json.loads(line)
     assert result["command"].startswith(f"dual-distill benchmark {dual} --against {fusion}")

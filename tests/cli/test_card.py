@@ -28,7 +28,12 @@ def test_evaluations_are_added_to_the_record_and_shown(folder: Path, capsys: pyt
     mine = {"model": "runs/student", "task": "scenes", "split": "test", "rows": 30, "accuracy": 0.75, "text_only": 0.25}
     (folder.parent / "mine.json").write_text(json.dumps(mine))
     (folder.parent / "teacher.json").write_text(json.dumps({**mine, "accuracy": 0.875}))
-    words = ["--evaluation", str(folder.parent / "mine.json"), "--teacher-evaluation", str(folder.parent / "teacher.json")]
+    words = [
+        "--evaluation",
+        str(folder.parent / "mine.json"),
+        "--teacher-evaluation",
+        str(folder.parent / "teacher.json"),
+    ]
     run([str(folder), *words, "--json"])
     assert json.loads(capsys.readouterr().out) == {"card": str(folder / "README.md")}
     card = (folder / "README.md").read_text()

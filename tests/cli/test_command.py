@@ -30,7 +30,12 @@ TINY = {
 
 def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "dual_distill", *words], cwd=cwd, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-m", "dual_distill", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
 
 
@@ -104,7 +109,8 @@ def test_a_refusal_is_a_process_that_ends_with_exit_code_2(tmp_path: Path) -> No
     done = command("train", "nowhere.yaml", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.strip() == (
-        "dual-distill train: there is no recipe 'nowhere.yaml'; give the path of a YAML file. (--debug shows the traceback)"
+        "dual-distill train: there is no recipe 'nowhere.yaml'; give the path of a YAML file. (--debug shows the "
+        "traceback)"
     )
 
 
@@ -148,7 +154,8 @@ def test_a_trained_checkpoint_loads_in_a_fresh_process_and_holds_no_pickle(teach
     assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
     code = (
-        "import sys, dual_distill; from transformers import AutoModelForVisualQuestionAnswering as M, AutoProcessor as P;"
+        "import sys, dual_distill; from transformers import AutoModelForVisualQuestionAnswering as M, AutoProcessor "
+        "as P;"
         "m = M.from_pretrained(sys.argv[1]); p = P.from_pretrained(sys.argv[1]);"
         "from PIL import Image; b = p(text='is there a circle?', images=Image.new('RGB', (36, 36)));"
         "print(type(m).__name__, type(p).__name__, tuple(m(**b).logits.shape) == (1, m.config.num_labels))"

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from dual_distill.cli.convert import run
-from dual_distill.conversion import load_teacher
-from dual_distill.data import read_region_tsv
+from dual_distill.regions import read_region_tsv
+from dual_distill.teachers import load_teacher
 
 
 @pytest.fixture
@@ -117,7 +117,9 @@ def test_a_bert_starts_a_captioning_model_over_the_regions_of_a_store(
     assert one.config.max_position_embeddings == 70
     assert all(torch.equal(weight, other.state_dict()[name]) for name, weight in one.state_dict().items())
     # For questions the head is drawn for the answers of the data.
-    answers = load_teacher(bert.parent / "one", head="question_answering", fresh_head=True, label_names=["yes", "no"]).model
+    answers = load_teacher(
+        bert.parent / "one", head="question_answering", fresh_head=True, label_names=["yes", "no"]
+    ).model
     assert answers.config.id2label == {0: "yes", 1: "no"}
     run([str(bert), str(bert.parent / "bare"), "--regions", str(store), "--max-positions", "50"])
     printed = capsys.readouterr().out
@@ -132,7 +134,10 @@ def test_refusals_of_starts(vilt: Path, bert: Path, store: Path) -> None:
     for words, message in (
         ([str(vilt), out, *regions], "holds a model of type 'vilt', whose weights mean something else"),
         ([str(bert), out], "type 'bert'.*a bert starts one over regions: `dual-distill convert`"),
-        ([str(bert), out, *regions, "--head", "question_answering"], "a BERT has no answers for --head question_answering"),
+        (
+            [str(bert), out, *regions, "--head", "question_answering"],
+            "a BERT has no answers for --head question_answering",
+        ),
         ([str(vilt), out, "--max-positions", "9"], "--max-positions is about a start over regions"),
         ([str(bert), str(bert), *regions], "is there already and not an empty folder"),
         ([str(store), out, *regions], r"has no config\.json"),
@@ -147,7 +152,11 @@ def test_help_names_classes_revisions_and_an_example(capsys: pytest.CaptureFixtu
         run(["--help"])
     printed = capsys.readouterr().out
     assert printed.startswith("usage: dual-distill convert")
-    for word in ("ViltForQuestionAnswering", "--revision refs/pr/N", "dual-distill convert dandelin/vilt-b32-finetuned-vqa"):
+    for word in (
+        "ViltForQuestionAnswering",
+        "--revision refs/pr/N",
+        "dual-distill convert dandelin/vilt-b32-finetuned-vqa",
+    ):
         assert word in printed
 
 

@@ -25,7 +25,9 @@ def model(tmp_path: Path) -> str:
     )
     folder = tmp_path / "model"
     DualEncoderForQuestionAnswering(config).save_pretrained(folder)
-    DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": 16}, size_divisor=8), tokenizer).save_pretrained(folder)
+    DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": 16}, size_divisor=8), tokenizer).save_pretrained(
+        folder
+    )
     return str(folder)
 
 
@@ -69,7 +71,9 @@ def test_texts_of_a_file(model: str, tmp_path: Path, encoded: Callable) -> None:
     assert FeatureStore(tmp_path / "store").ids() == ["is it red?", "what is it?"]
 
 
-def test_the_summary_is_for_reading(model: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_is_for_reading(
+    model: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (images / "broken.jpg").write_bytes(b"nothing")
     run([model, "--images", str(images), "--out", str(tmp_path / "store"), "--device", "cpu"])
     captured = capsys.readouterr()
@@ -81,7 +85,9 @@ def test_the_summary_is_for_reading(model: str, images: Path, tmp_path: Path, ca
     assert "4/4" in captured.err  # the bar
 
 
-def test_mistakes_by_their_sentences(model: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_by_their_sentences(
+    model: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = ["--out", str(tmp_path / "store"), "--device", "cpu"]
     with pytest.raises(FileNotFoundError, match=r"There is no folder '\./nowhere' of images"):
         run([model, "--images", "./nowhere", *store])

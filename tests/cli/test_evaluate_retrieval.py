@@ -43,7 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.3)
-    dual, fusion = DualEncoderForPreTraining(models["dual"].config), FusionEncoderForPreTraining(models["fusion"].config)
+    dual, fusion = (
+        DualEncoderForPreTraining(models["dual"].config),
+        FusionEncoderForPreTraining(models["fusion"].config),
+    )
     dual.load_state_dict(models["dual"].state_dict(), strict=False)
     fusion.fusion_encoder.load_state_dict(models["fusion"].fusion_encoder.state_dict())
     with torch.no_grad():
@@ -120,5 +123,7 @@ def test_each_error_by_its_message(words, more: list[str], message: str) -> None
 
 
 def test_a_fusion_encoder_alone_is_pointed_to_its_place(folder, words, capsys: Callable) -> None:
-    with pytest.raises(ValueError, match=r"is a fusion encoder, which reads each pair; give the dual encoder .* by --rerank"):
+    with pytest.raises(
+        ValueError, match=r"is a fusion encoder, which reads each pair; give the dual encoder .* by --rerank"
+    ):
         run([str(folder / "fusion"), *words[1:]])

@@ -16,7 +16,9 @@ from dual_distill.modeling import (
 )
 
 TOKENIZER = train_tokenizer(["what is it?"], vocab_size=40)
-REPORT = ExportReport("runs/onnx", "DualEncoderForQuestionAnswering", {"text_tower": 2_500_000, "head": 1_000}, 3e-7, 1.25)
+REPORT = ExportReport(
+    "runs/onnx", "DualEncoderForQuestionAnswering", {"text_tower": 2_500_000, "head": 1_000}, 3e-7, 1.25
+)
 
 
 def fusion_config():
@@ -68,7 +70,9 @@ def test_one_json_line(tmp_path, folder_of, capsys):
 
 def test_a_fusion_encoder_is_refused_in_a_sentence(tmp_path, folder_of):
     folder = folder_of(FusionEncoderForQuestionAnswering(fusion_config()))
-    with pytest.raises(ValueError, match="FusionEncoderForQuestionAnswering cannot be exported as text tower, image tower"):
+    with pytest.raises(
+        ValueError, match="FusionEncoderForQuestionAnswering cannot be exported as text tower, image tower"
+    ):
         export.run([str(folder), str(tmp_path / "out")])
 
 

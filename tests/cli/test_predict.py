@@ -10,7 +10,6 @@ from PIL import Image
 from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessorPil
 
 from dual_distill.cli.predict import make_parser, run
-from dual_distill.conversion import load_config
 from dual_distill.data import train_tokenizer
 from dual_distill.modeling import (
     DualDistillProcessor,
@@ -19,6 +18,7 @@ from dual_distill.modeling import (
     DualEncoderForQuestionAnswering,
     DualEncoderModel,
 )
+from dual_distill.teachers import load_config
 
 ANSWERS = {0: "yes", 1: "no", 2: "red"}
 
@@ -35,7 +35,9 @@ def save(folder: Path, cls: type, **fields: object) -> str:
         **fields,
     )
     cls(config).save_pretrained(folder)
-    DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": 16}, size_divisor=8), tokenizer).save_pretrained(folder)
+    DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": 16}, size_divisor=8), tokenizer).save_pretrained(
+        folder
+    )
     return str(folder)
 
 
@@ -78,7 +80,9 @@ def test_every_question_is_asked_about_every_image(model: str, images: list[str]
     assert found[0]["answers"] != found[2]["answers"]
 
 
-def test_questions_stand_where_they_like_and_batches_change_nothing(model: str, images: list[str], answered: Callable) -> None:
+def test_questions_stand_where_they_like_and_batches_change_nothing(
+    model: str, images: list[str], answered: Callable
+) -> None:
     after = answered(model, "--image", images[0], "is it red?", "what is it?", "--top-k", "2")
     before = answered(model, "is it red?", "--top-k", "2", "what is it?", "--image", images[0], "--batch-size", "1")
     for one, other in zip(after, before, strict=True):
@@ -122,7 +126,8 @@ def test_a_vilt_checkpoint_is_converted_on_the_way_in(
     with torch.no_grad():
         inputs["pixel_values"], inputs["pixel_mask"] = inputs["pixel_values"][:, 0], inputs["pixel_mask"][:, 0]
         logits = vilt(**inputs).logits[0]
-    # Which of the two is the converted config's to say: a ViLT that was trained on soft scores has one sigmoid an answer.
+    # Which of the two is the converted config's to say: a ViLT that was trained on soft scores has one sigmoid an
+    # answer.
     is_multi_label = load_config(folder).problem_type == "multi_label_classification"
     expected = logits.sigmoid() if is_multi_label else logits.softmax(-1)
     scores = {answer["answer"]: answer["score"] for answer in found["answers"]}
@@ -147,7 +152,9 @@ def test_a_checkpoint_without_answers_is_refused(tmp_path: Path, images: list[st
         run([str(tmp_path / "nowhere"), "--image", images[0], "is it red?"])
 
 
-def test_mistakes_by_their_sentences(model: str, images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_by_their_sentences(
+    model: str, images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match=r"\(image 'nowhere.png'\): the file cannot be read"):
         run([model, "--image", "nowhere.png", "is it red?"])
     with pytest.raises(ValueError, match="Question 0 of a request is ''"):

@@ -8,13 +8,24 @@ import pytest
 
 from dual_distill.cli.recipe_parser import DATACLASSES, FLAGS, parse_recipe
 from dual_distill.cli.train import run
-from dual_distill.trainer import DataArguments, ModelArguments
+from dual_distill.runs import DataArguments, ModelArguments
 
 
 def test_fields_override_the_recipe_in_either_spelling(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("hidden_size: 32\nlearning_rate: 1e-3\nimage_column: photo\ndata_options: {seed: 4}\nuse_cpu: true\n")
-    words = [str(recipe), "--hidden-size", "64", "--data_options", '{"seed": 5}', "--skip_bad", "--output_dir", str(tmp_path)]
+    recipe.write_text(
+        "hidden_size: 32\nlearning_rate: 1e-3\nimage_column: photo\ndata_options: {seed: 4}\nuse_cpu: true\n"
+    )
+    words = [
+        str(recipe),
+        "--hidden-size",
+        "64",
+        "--data_options",
+        '{"seed": 5}',
+        "--skip_bad",
+        "--output_dir",
+        str(tmp_path),
+    ]
     model, data, training = parse_recipe(words)
     assert model == ModelArguments(hidden_size=64)
     assert data == DataArguments(image_column=["photo"], data_options={"seed": 5}, skip_bad=True)

@@ -12,13 +12,17 @@ from PIL import Image
 from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessorPil, ResNetConfig
 
 from dual_distill.cli import main
-from dual_distill.data import RegionStore
+from dual_distill.regions import RegionStore
 
 
 def save_detector(folder, width, short_side=48):
     """A DETR with random weights."""
     resnet = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 8, 12, width], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"]
+        embedding_size=8,
+        hidden_sizes=[8, 8, 12, width],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage4"],
     )
     config = DetrConfig(
         backbone_config=resnet,
@@ -89,7 +93,18 @@ def test_published_features(tmp_path, capsys) -> None:
     (tmp_path / "butd.tsv").write_text("\t".join(columns) + "\n")
     store = str(tmp_path / "store")
     assert (
-        main(["regions", "--tsv", str(tmp_path / "butd.tsv"), "--made-by", "bottom-up attention", "--out", store, "--json"])
+        main(
+            [
+                "regions",
+                "--tsv",
+                str(tmp_path / "butd.tsv"),
+                "--made-by",
+                "bottom-up attention",
+                "--out",
+                store,
+                "--json",
+            ]
+        )
         == 0
     )
     report = printed(capsys)
@@ -110,7 +125,17 @@ def test_photographs_from_end_to_end(tmp_path, capsys) -> None:
     pq.write_table(few, tmp_path / "few.parquet")
     light = save_detector(tmp_path / "detector", 32, short_side=160)
     store = str(tmp_path / "store")
-    command = ["regions", light, "--images", str(tmp_path / "few.parquet"), "--id-column", "image_id", "--out", store, "--json"]
+    command = [
+        "regions",
+        light,
+        "--images",
+        str(tmp_path / "few.parquet"),
+        "--id-column",
+        "image_id",
+        "--out",
+        store,
+        "--json",
+    ]
     assert main([*command, "--batch-size", "2"]) == 0
     report = printed(capsys)
     assert (report["images"], report["unreadable"], report["feature_size"]) == (5, {}, 32)
@@ -129,8 +154,14 @@ def test_photographs_from_end_to_end(tmp_path, capsys) -> None:
         (["x", "--out", "y"], "A detector and --images are needed, or --tsv"),
         (["--images", "x", "--out", "y"], "A detector and --images are needed, or --tsv"),
         (["x", "--images", "no/such/folder", "--out", "y"], "There is no folder 'no/such/folder' of images"),
-        (["x", "--images", "y", "--out", "z", "--labels", "l"], "--labels is about published features, but --tsv is not given"),
-        (["x", "--tsv", "y", "--out", "z", "--threshold", "0"], "MODEL, --threshold is about finding regions, but --tsv holds"),
+        (
+            ["x", "--images", "y", "--out", "z", "--labels", "l"],
+            "--labels is about published features, but --tsv is not given",
+        ),
+        (
+            ["x", "--tsv", "y", "--out", "z", "--threshold", "0"],
+            "MODEL, --threshold is about finding regions, but --tsv holds",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(words, message, capsys) -> None:

@@ -52,7 +52,12 @@ def test_auto_contrast_stretches_and_equalize_spreads():
 
 @pytest.mark.parametrize(
     ("name", "strength", "to"),
-    [("translate_x", 3.0, (2, 6)), ("translate_x", -3.0, (8, 6)), ("translate_y", 3.0, (5, 3)), ("translate_y", -3.0, (5, 9))],
+    [
+        ("translate_x", 3.0, (2, 6)),
+        ("translate_x", -3.0, (8, 6)),
+        ("translate_y", 3.0, (5, 3)),
+        ("translate_y", -3.0, (5, 9)),
+    ],
 )
 def test_translation_moves_by_pixels_and_leaves_black(name, strength, to):
     image = Image.new("RGB", (12, 12), (255, 255, 255))
@@ -73,7 +78,9 @@ def test_shear_moves_a_row_by_its_height_and_rotation_keeps_the_middle():
     assert OPERATIONS["rotate"].apply(square, 90).getpixel((10, 10)) == (0, 255, 0)
 
 
-@pytest.mark.parametrize(("name", "factor"), [("color", 1.0), ("contrast", 1.0), ("brightness", 1.0), ("sharpness", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "factor"), [("color", 1.0), ("contrast", 1.0), ("brightness", 1.0), ("sharpness", 1.0)]
+)
 def test_a_factor_of_one_changes_nothing(name, factor):
     assert OPERATIONS[name].apply(noise(), factor).tobytes() == noise().tobytes()
 

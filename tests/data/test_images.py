@@ -97,7 +97,14 @@ def test_all_ways_of_giving_a_picture_agree(tmp_path):
     content = encode(Image.new("RGB", (2, 2), (3, 4, 5)))
     file = tmp_path / "x.png"
     file.write_bytes(content)
-    ways = [content, bytearray(content), str(file), file, {"bytes": content, "path": None}, {"bytes": None, "path": str(file)}]
+    ways = [
+        content,
+        bytearray(content),
+        str(file),
+        file,
+        {"bytes": content, "path": None},
+        {"bytes": None, "path": str(file)},
+    ]
     assert {decode_image(way, row=0).tobytes() for way in ways} == {bytes([3, 4, 5] * 4)}
 
 
@@ -158,9 +165,15 @@ def test_postscript_is_not_opened():
         (b"", "row 5: the bytes are not a picture of a known format"),
         ({"bytes": b"hello", "path": "y.jpg"}, "row 5 (image 'y.jpg'): the bytes are not a picture"),
         ("no/such/file.png", "row 5 (image 'no/such/file.png'): the file cannot be read (No such file or directory)"),
-        (3.5, "row 5: a picture is a PIL image, bytes, a path or a dict with 'bytes' and 'path', but this one is a float"),
+        (
+            3.5,
+            "row 5: a picture is a PIL image, bytes, a path or a dict with 'bytes' and 'path', but this one is a float",
+        ),
         (Image.new("F", (2, 2)), "row 5: mode 'F'"),
-        (Image.new("I", (2, 2), 70_000), "row 5: mode 'I' is read as 16-bit grey (0 to 65535), but its values run from 70000"),
+        (
+            Image.new("I", (2, 2), 70_000),
+            "row 5: mode 'I' is read as 16-bit grey (0 to 65535), but its values run from 70000",
+        ),
         (Image.new("I", (2, 2), -1), "row 5: mode 'I' is read as 16-bit grey"),
         (Image.new("RGB", (0, 3)), "row 5: the picture has no pixels (0 x 3)"),
     ],

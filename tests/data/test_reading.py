@@ -5,9 +5,9 @@ import pytest
 from datasets import Features, Value
 
 from dual_distill.data import ReadingReport
-from dual_distill.data.entries import BadEntry, UniqueIds, document_entries, entry_text, entry_value, read_json_lines
-from dual_distill.data.image_folder import ImageFolder
+from dual_distill.data.datasets.image_folder import ImageFolder
 from dual_distill.data.reading import make_rows, rows_to_dataset
+from dual_distill.data.records import BadEntry, UniqueIds, document_entries, entry_text, entry_value, read_json_lines
 
 
 def test_the_report_says_what_was_taken_and_what_not(capsys):
@@ -50,7 +50,9 @@ def test_only_bad_entries_are_skipped():
 
 def test_rows_go_to_arrow_in_batches():
     report = ReadingReport()
-    dataset = rows_to_dataset(({"x": number} for number in range(25_000)), Features({"x": Value("int64")}), "train", report)
+    dataset = rows_to_dataset(
+        ({"x": number} for number in range(25_000)), Features({"x": Value("int64")}), "train", report
+    )
     assert dataset.data.column("x").num_chunks == 3
     assert dataset["x"][:] == list(range(25_000))
     assert report.rows == {"train": 25_000}

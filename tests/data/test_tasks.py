@@ -20,7 +20,9 @@ def test_scenes_load_undecoded_with_the_columns_of_their_task():
     assert list(data) == ["train", "validation", "test"]
     assert data["train"].features["image"] == Image(decode=False)
     assert data["train"][0]["image"]["bytes"].startswith(b"\x89PNG")
-    assert {*task.image_columns, task.text_column, task.label_column, task.group_column} <= set(data["test"].column_names)
+    assert {*task.image_columns, task.text_column, task.label_column, task.group_column} <= set(
+        data["test"].column_names
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,15 +46,27 @@ def test_real_data_loads_with_the_columns_of_its_task(name, folder, rows, data_f
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("nlvr1", {}, r"There is no task 'nlvr1'; did you mean 'nlvr2?'\? Known are: captioning, captions, easy_vqa, nlvr, "),
+        (
+            "nlvr1",
+            {},
+            r"There is no task 'nlvr1'; did you mean 'nlvr2?'\? Known are: captioning, captions, easy_vqa, nlvr, ",
+        ),
         ("Scene", {}, "There is no task 'Scene'; did you mean 'scenes'"),
         ("imagenet", {}, r"There is no task 'imagenet'\. Known are"),
         ("nlvr", {}, r"Task 'nlvr' is read from files: pass path=, a folder that holds train-\*\.parquet, dev-"),
-        ("easy_vqa", {}, "Task 'easy_vqa' is read from files: pass path=, a folder that holds images.parquet with the columns"),
+        (
+            "easy_vqa",
+            {},
+            "Task 'easy_vqa' is read from files: pass path=, a folder that holds images.parquet with the columns",
+        ),
         ("scenes", {"path": "x"}, r"Task 'scenes' is generated, not read: leave path out \(it is 'x'\)"),
         ("scenes", {"cels": 4}, "Task 'scenes' has no option 'cels'; did you mean 'cells'"),
         ("vqa", {}, r"VQA v2 needs questions=, annotations= and images=, or path=, a folder that holds v2_OpenEnded"),
-        ("nlvr2", {}, r"Give images= and one or more of train=, validation=, test=, or path=, a folder that holds train\.json"),
+        (
+            "nlvr2",
+            {},
+            r"Give images= and one or more of train=, validation=, test=, or path=, a folder that holds train\.json",
+        ),
         ("vqa", {"path": "x", "question": "y"}, "Task 'vqa' has no option 'question'; did you mean 'questions'"),
         ("nlvr", {"path": "x", "permutation": "all"}, "has no option 'permutation'; did you mean 'permutations'"),
     ],

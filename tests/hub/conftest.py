@@ -112,14 +112,20 @@ class Handler(BaseHTTPRequestHandler):
             return
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(content)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
 
     def refuse(self, status: int, message: str, code: str = "") -> None:
-        self.answer(status, {"error": message}, {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})})
+        self.answer(
+            status, {"error": message}, {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
+        )
 
     def handle_request(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -8,9 +8,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import PreTrainedModel
 
-from dual_distill.conversion import load_teacher
 from dual_distill.hub_cards import push_folder
 from dual_distill.modeling import DualDistillProcessor, DualEncoderForQuestionAnswering
+from dual_distill.teachers import load_teacher
 from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments
 
 peft = pytest.importorskip("peft", reason="peft is not installed")

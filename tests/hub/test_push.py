@@ -14,7 +14,14 @@ REPO = "me/model"
 
 def test_one_commit_holds_everything_and_nothing_else(hub, make_folder: Callable[..., Path]) -> None:
     folder = make_folder()
-    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "trainer_state.json", "notes.txt"):
+    for name in (
+        "training_args.bin",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state_0.pth",
+        "trainer_state.json",
+        "notes.txt",
+    ):
         (folder / name).write_bytes(b"not for anyone else")
     (folder / "checkpoint-10").mkdir()
     report = push_folder(folder, REPO, message="First")
@@ -61,7 +68,9 @@ def test_hand_written_text_and_metadata_survive_a_second_push(hub, make_folder: 
     folder = make_folder()
     push_folder(folder, REPO)
     files = hub.repos[REPO].files()
-    card = files["README.md"].decode().replace("---\n", "---\nlanguage: de\n", 1) + "\n## By hand\nTrained on my shop.\n"
+    card = (
+        files["README.md"].decode().replace("---\n", "---\nlanguage: de\n", 1) + "\n## By hand\nTrained on my shop.\n"
+    )
     edited = card.replace("# model", "# overwritten, for it is ours")
     hub.repos[REPO].commit("main", {**files, "README.md": edited.encode()}, "edited on the website")
     push_folder(folder, REPO)

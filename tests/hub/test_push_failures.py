@@ -18,8 +18,8 @@ WORDS = {
     500: "the Hub itself failed",
     "cut": "the Hub could not be reached",
 }
-# To a token that may not create repositories the client looks whether it is there already, and goes on. (Every second push
-# here is answered 409, "there already", when it creates.)
+# To a token that may not create repositories the client looks whether it is there already, and goes on. (Every second
+# push here is answered 409, "there already", when it creates.)
 GOES_ON = {("create", 401), ("create", 403)}
 CASES = [(endpoint, how) for endpoint in EVERY_PUSH_ASKS for how in WORDS if (endpoint, how) != ("create", 409)]
 

@@ -19,7 +19,9 @@ def test_of_two_processes_one_wins_whole_and_the_other_says_so(
     # They differ in weights, in answers and so in the card.
     folders = [
         make_folder("two-answers", value=1.0),
-        make_folder("three-answers", value=2.0, id2label={"0": "a", "1": "b", "2": "c"}, label2id={"a": 0, "b": 1, "c": 2}),
+        make_folder(
+            "three-answers", value=2.0, id2label={"0": "a", "1": "b", "2": "c"}, label2id={"a": 0, "b": 1, "c": 2}
+        ),
     ]
     hub.commits_wait_at = threading.Barrier(2)  # neither commit is looked at before the other has arrived
     processes = [

@@ -11,7 +11,6 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
-from dual_distill.conversion import load_teacher
 from dual_distill.hub_cards import (
     DataOrigin,
     Measurement,
@@ -24,10 +23,12 @@ from dual_distill.hub_cards import (
     write_run,
 )
 from dual_distill.modeling import DualDistillProcessor
+from dual_distill.teachers import load_teacher
 
 ANSWERS = ["yes", "no", "red", "blue"]
 
-# Prints a digest of the weights, and the logits as exact hexadecimal numbers for a picture and question that both sides know.
+# Prints a digest of the weights, and the logits as exact hexadecimal numbers for a picture and question that both sides
+# know.
 COMPARE = """
 import hashlib, json, torch
 from PIL import Image
@@ -43,7 +44,12 @@ WITHOUT_PACKAGE = "import sys\nsys.modules['dual_distill'] = None  # importing i
 
 def fresh_process(code: str, environment: dict[str, str], cwd: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -81,7 +87,9 @@ def test_a_distilled_dual_encoder_loads_with_the_package_and_without_and_its_qui
         DataOrigin("shop", {"train": 90, "test": 10}, hub_id="me/shop", revision="b" * 40),
         teacher=Origin("me/teacher", "a" * 40, on_hub=True),
         start=Origin("me/teacher", "a" * 40, on_hub=True),
-        measurements=(Measurement("accuracy", 0.5, "test", "dual-distill evaluate", rows=10, teacher=0.6, text_only=0.4),),
+        measurements=(
+            Measurement("accuracy", 0.5, "test", "dual-distill evaluate", rows=10, teacher=0.6, text_only=0.4),
+        ),
         speed=Speed(2.0, 1.5, 0.1, "a processor", "dual-distill benchmark"),
     )
     write_run(folder, run)
@@ -98,8 +106,8 @@ def test_a_distilled_dual_encoder_loads_with_the_package_and_without_and_its_qui
     assert printed.splitlines()[0].split()[0] in ANSWERS
     loaded, from_folder = found_in(printed)
     assert loaded == from_folder  # bit for bit
-    # The process that pushed, on the weights as it saved them: those it drew lie elsewhere in memory, and matrix products
-    # may round differently with that.
+    # The process that pushed, on the weights as it saved them: those it drew lie elsewhere in memory, and matrix
+    # products may round differently with that.
     assert found_here(type(model).from_pretrained(folder).eval(), processor, capsys) == loaded
     digest, logits = found_here(model, processor, capsys)
     assert loaded[0] == digest

@@ -16,7 +16,9 @@ DOCS = Path(__file__).parents[2] / "docs" / "hub.md"
 def test_the_embeddings_are_the_model_s_own(make_model, save_model, tmp_path: Path) -> None:
     model, folder = make_model("dual"), tmp_path / "student"
     processor = save_model(model, folder)
-    [code] = [block for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if "SentenceTransformer(" in block]
+    [code] = [
+        block for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if "SentenceTransformer(" in block
+    ]
     assert '"runs/student"' in code
     found: dict[str, Any] = {}
     exec(code.replace('"runs/student"', repr(str(folder))), found)

@@ -40,7 +40,10 @@ def make_adapter(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / "adapter"
         folder.mkdir(exist_ok=True)
         fields = {
-            "auto_mapping": {"base_model_class": "DualEncoderForQuestionAnswering", "parent_library": "dual_distill.modeling"},
+            "auto_mapping": {
+                "base_model_class": "DualEncoderForQuestionAnswering",
+                "parent_library": "dual_distill.modeling",
+            },
             "base_model_name_or_path": "me/student",
             "peft_type": "LORA",
             "r": 2,

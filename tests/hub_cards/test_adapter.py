@@ -56,8 +56,14 @@ def test_the_base_s_commit_is_found_in_the_cache_of_the_hub(
 
 def test_adapters_that_nobody_else_could_load_are_refused(make_adapter: Callable[..., Path], tmp_path: Path) -> None:
     for fields, message in (
-        ({"base_model_name_or_path": str(tmp_path)}, "has a base model that is no repository of the Hub, and nobody else"),
-        ({"base_model_name_or_path": None}, "names no base model, and nobody else could load the adapter; push the base first"),
+        (
+            {"base_model_name_or_path": str(tmp_path)},
+            "has a base model that is no repository of the Hub, and nobody else",
+        ),
+        (
+            {"base_model_name_or_path": None},
+            "names no base model, and nobody else could load the adapter; push the base first",
+        ),
         ({"auto_mapping": None, "task_type": "FEATURE_EXTRACTION"}, "does not say which class its base is"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -65,7 +65,9 @@ def test_a_folder_without_config_or_weights(make_folder: Callable[..., Path], tm
     with pytest.raises(ValueError, match=r"has no config\.json, so it holds no checkpoint"):
         collect(tmp_path)
     folder = make_folder()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    )
     with pytest.raises(ValueError, match=r"lacks model-00001-of-00002\.safetensors"):
         collect(folder)
     (folder / "model.safetensors.index.json").unlink()

@@ -41,7 +41,9 @@ def test_two_revisions_that_differ_and_none_after_the_at_are_refused() -> None:
         split_revision("me/student@")
 
 
-def test_the_origin_of_a_name_with_a_revision_is_name_and_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_origin_of_a_name_with_a_revision_is_name_and_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cached, commit = tmp_path / "models--me--student", "c" * 40
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "v1").write_text(commit)

@@ -19,7 +19,9 @@ RUN = RunRecord(
     settings={"max_steps": 1500},
     seed=0,
     measurements=(
-        Measurement("accuracy", 0.5, "test", "dual-distill evaluate", rows=10, teacher=0.625, text_only=0.375, majority=0.25),
+        Measurement(
+            "accuracy", 0.5, "test", "dual-distill evaluate", rows=10, teacher=0.625, text_only=0.375, majority=0.25
+        ),
     ),
 )
 
@@ -53,7 +55,14 @@ def test_a_distilled_dual_encoder_says_what_happened(make_folder: Callable[..., 
 
 def test_a_card_says_what_the_run_did_and_no_more(make_folder: Callable[..., Path]) -> None:
     folder = make_folder()
-    settings = {"attention_weight": 0.0, "label_weight": 0.5, "hidden_size": 4, "seed": 3, "max_steps": 7, "learning_rate": 0.1}
+    settings = {
+        "attention_weight": 0.0,
+        "label_weight": 0.5,
+        "hidden_size": 4,
+        "seed": 3,
+        "max_steps": 7,
+        "learning_rate": 0.1,
+    }
     measured = Measurement("accuracy", 2 / 3, "test", "dual-distill evaluate", rows=9, text_only=2 / 3)
     write_run(folder, replace(RUN, settings=settings, steps=7, teacher=None, measurements=(measured,)))
     card = write_card(folder).read_text()
@@ -116,13 +125,24 @@ def test_every_kind_of_model_has_a_card_without_numbers_it_does_not_know(
     assert ModelCard(card).data.pipeline_tag == tag
     assert "No evaluation was noted beside these weights" in card
     assert "No licence was given for these weights" in card
-    for absent in ("More Information Needed", "## Results", "## Training", "## Speed", "arxiv", "None", "Undefined", "\n\n\n"):
+    for absent in (
+        "More Information Needed",
+        "## Results",
+        "## Training",
+        "## Speed",
+        "arxiv",
+        "None",
+        "Undefined",
+        "\n\n\n",
+    ):
         assert absent not in card
     if "## Quick start" in card:
         compile(card.split("```python\n")[1].split("```")[0], "quick start", "exec")
 
 
-def test_a_model_of_regions_says_what_it_reads_and_promises_no_reading_of_pictures(make_folder: Callable[..., Path]) -> None:
+def test_a_model_of_regions_says_what_it_reads_and_promises_no_reading_of_pictures(
+    make_folder: Callable[..., Path],
+) -> None:
     fields = {"visual_inputs": "regions", "region_feature_size": 1024, "max_regions": 20}
     card = write_card(make_folder("FusionEncoderForCaptioning", **fields)).read_text()
     assert "It reads up to 20 regions an image, each with 1,024 features, and texts of up to 8 tokens." in card
@@ -143,9 +163,13 @@ def test_the_code_s_quick_start_needs_no_package(make_folder: Callable[..., Path
     assert ModelCard(card).data.library_name == "transformers"
 
 
-def test_an_architecture_of_a_newer_version_is_refused_and_further_fields_are_not(make_folder: Callable[..., Path]) -> None:
+def test_an_architecture_of_a_newer_version_is_refused_and_further_fields_are_not(
+    make_folder: Callable[..., Path],
+) -> None:
     write_card(make_folder(a_field_of_tomorrow=1))
-    with pytest.raises(ValueError, match="'DualEncoderForVideos', which this version of dual_distill does not have; update"):
+    with pytest.raises(
+        ValueError, match="'DualEncoderForVideos', which this version of dual_distill does not have; update"
+    ):
         write_card(make_folder("DualEncoderForVideos"))
 
 
@@ -157,7 +181,9 @@ def test_hand_written_text_and_metadata_stay_where_they_are(make_folder: Callabl
     metadata = yaml.safe_load(first.split("---\n")[1])
     assert (metadata["license"], metadata["language"]) == ("mit", "de")
     assert "shop" in metadata["tags"]
-    (folder / "README.md").write_text(first.replace("<!-- dual_distill card begins", "Above.\n\n<!-- dual_distill card begins"))
+    (folder / "README.md").write_text(
+        first.replace("<!-- dual_distill card begins", "Above.\n\n<!-- dual_distill card begins")
+    )
     second = write_card(folder).read_text()
     assert take_apart(second).before == "Above."
     assert write_card(folder).read_text() == second

@@ -68,7 +68,14 @@ def test_a_newer_format_and_unknown_fields_are_refused(tmp_path: Path) -> None:
 
 def test_results_of_train_stand_in_for_a_record(tmp_path: Path) -> None:
     assert read_run(tmp_path) is None
-    results = {"task": "scenes", "seed": 1, "steps": 4, "eval_accuracy": 0.25, "eval_loss": 1.0, "eval_attention_loss": 0.5}
+    results = {
+        "task": "scenes",
+        "seed": 1,
+        "steps": 4,
+        "eval_accuracy": 0.25,
+        "eval_loss": 1.0,
+        "eval_attention_loss": 0.5,
+    }
     (tmp_path / "results.json").write_text(json.dumps(results))
     run = read_run(tmp_path)
     assert run is not None
@@ -85,7 +92,13 @@ def test_an_evaluation_is_added_beside_its_teacher_s_and_replaces_an_earlier_one
     }  # fmt: skip
     run = add_evaluation(RunRecord("dide", DATA), mine, "evaluate", {**mine, "vqa_score": 0.6})
     [score] = run.measurements
-    assert (score.metric, score.value, score.teacher, score.text_only, score.majority) == ("vqa_score", 0.5, 0.6, 0.3, 0.2)
+    assert (score.metric, score.value, score.teacher, score.text_only, score.majority) == (
+        "vqa_score",
+        0.5,
+        0.6,
+        0.3,
+        0.2,
+    )
     assert score.groups == {"number": 0.1}
     [score] = add_evaluation(run, {**mine, "vqa_score": 0.55}, "evaluate").measurements
     assert (score.value, score.teacher) == (0.55, None)
@@ -109,7 +122,9 @@ def test_results_tell_the_two_methods_apart(tmp_path: Path) -> None:
         assert record.method == method
 
 
-def test_a_folder_is_known_by_its_weights_and_the_hub_by_its_commit(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_folder_is_known_by_its_weights_and_the_hub_by_its_commit(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = make_folder()
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).digest()
     expected = hashlib.sha256(digest).hexdigest()

@@ -8,18 +8,16 @@ from PIL import Image
 from transformers import PreTrainedModel, ViltImageProcessorPil
 
 from dual_distill.data import train_tokenizer
-from dual_distill.modeling import (
-    DualDistillProcessor,
-    DualEncoderConfig,
-    FusionEncoderConfig,
-)
+from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, FusionEncoderConfig
 
 ANSWERS = ("yes", "no", "red", "blue", "two")
 
 
 @pytest.fixture
 def answering_processor() -> DualDistillProcessor:
-    tokenizer = train_tokenizer(["is there a red circle?", "how many blue squares are there?", "xylophones"], vocab_size=60)
+    tokenizer = train_tokenizer(
+        ["is there a red circle?", "how many blue squares are there?", "xylophones"], vocab_size=60
+    )
     return DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": 16}, size_divisor=8), tokenizer)
 
 

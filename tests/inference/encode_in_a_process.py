@@ -1,4 +1,5 @@
-"""Encodes a folder in a process of its own, which kills itself at the forward pass KILL_AT; `test_encoding.py` starts it.
+"""Encodes a folder in a process of its own, which kills itself at the forward pass KILL_AT; `test_encoding.py` starts
+it.
 
 encode_in_a_process.py MODEL IMAGES STORE
 """
@@ -23,7 +24,9 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     tower.register_forward_pre_hook(kill)
-    report = encode_images(model, processor, sys.argv[2], sys.argv[3], batch_size=2, shard_size=4, threads=2, model_name="tiny")
+    report = encode_images(
+        model, processor, sys.argv[2], sys.argv[3], batch_size=2, shard_size=4, threads=2, model_name="tiny"
+    )
     sys.stdout.write(f"{report.encoded} {report.missing_shards}\n")
 
 

@@ -41,7 +41,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def encode(model: PreTrainedModel, processor: DualDistillProcessor, images: object, store: Path, **settings: object):
-    return encode_images(model, processor, images, store, **{"batch_size": 2, "shard_size": 4, "threads": 2, **settings})
+    return encode_images(
+        model, processor, images, store, **{"batch_size": 2, "shard_size": 4, "threads": 2, **settings}
+    )
 
 
 def test_a_stored_vector_is_the_models_own(model, answering_processor, images, tmp_path) -> None:
@@ -65,7 +67,9 @@ def test_texts_are_stored_once_each(model, answering_processor, tmp_path) -> Non
     with torch.no_grad():
         for text in TEXTS:
             inputs = answering_processor(text=text)
-            torch.testing.assert_close(store[text], model.get_text_features(**inputs).pooler_output[0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                store[text], model.get_text_features(**inputs).pooler_output[0], atol=1e-5, rtol=0
+            )
 
 
 def test_half_precision_is_the_full_one_rounded(model, answering_processor, images, tmp_path) -> None:
@@ -186,7 +190,9 @@ def test_unreadable_images_are_listed_and_encoded_when_mended(model, answering_p
         torch.testing.assert_close(store[name], expected[name], atol=1e-5, rtol=0)
 
 
-def test_strict_ends_at_the_first_unreadable_image_and_keeps_what_is_done(model, answering_processor, images, tmp_path) -> None:
+def test_strict_ends_at_the_first_unreadable_image_and_keeps_what_is_done(
+    model, answering_processor, images, tmp_path
+) -> None:
     images["image 6"] = b"no picture"
     with pytest.raises(ValueError, match=r"row image 6: the bytes are not a picture .* Without strict, it is listed"):
         encode(model, answering_processor, images, tmp_path / "store", strict=True)
@@ -226,7 +232,9 @@ def test_another_model_processor_or_setting_is_refused(model, answering_processo
         encode(model, answering_processor, images, store)
     with torch.no_grad():
         model.dual_encoder.vision_model.layernorm.bias[0] += 1e-6
-    with pytest.raises(ValueError, match=r"the model 'runs/a' at 0123456789ab \(weights \w{12}, float32\), not with 'b' \("):
+    with pytest.raises(
+        ValueError, match=r"the model 'runs/a' at 0123456789ab \(weights \w{12}, float32\), not with 'b' \("
+    ):
         encode(model, answering_processor, images, store, model_name="b")
 
 
@@ -245,7 +253,9 @@ def test_a_broken_model_is_named_by_its_first_bad_vector(model, answering_proces
         encode(model, answering_processor, images, tmp_path / "store")
 
 
-@pytest.mark.parametrize("settings, message", [({"shard_size": 0}, "shard_size is 0"), ({"dtype": "int8"}, "dtype is 'int8'")])
+@pytest.mark.parametrize(
+    "settings, message", [({"shard_size": 0}, "shard_size is 0"), ({"dtype": "int8"}, "dtype is 'int8'")]
+)
 def test_settings_out_of_range(settings, message, model, answering_processor, images, tmp_path) -> None:
     with pytest.raises(ValueError, match=message):
         encode(model, answering_processor, images, tmp_path / "store", **settings)

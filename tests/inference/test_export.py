@@ -108,7 +108,8 @@ def test_the_example_answers_as_the_pipeline_does_without_torch(exported, tmp_pa
     code = (
         "import runpy, sys\n"
         "for name in ('torch', 'transformers', 'dual_distill'): sys.modules[name] = None\n"
-        f"sys.argv = [{str(EXAMPLE)!r}, {str(out)!r}, *{QUESTIONS!r}, '--image', {str(picture)!r}, '--json', '--top-k', '5']\n"
+        f"sys.argv = [{str(EXAMPLE)!r}, {str(out)!r}, *{QUESTIONS!r}, '--image', {str(picture)!r}, '--json', "
+        f"'--top-k', '5']\n"
         f"runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')\n"
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

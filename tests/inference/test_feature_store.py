@@ -14,10 +14,14 @@ WIDTH = 4
 
 def vectors(ids: list[str], width: int = WIDTH) -> torch.Tensor:
     """The vector of "7" is 7, 7.5, 8, ..., so that float16 holds it as it is."""
-    return torch.tensor([[int(identifier) + column / 2 for column in range(width)] for identifier in ids]).reshape(-1, width)
+    return torch.tensor([[int(identifier) + column / 2 for column in range(width)] for identifier in ids]).reshape(
+        -1, width
+    )
 
 
-def make_store(path: Path, plans: list[list[str]], unreadable: tuple[str, ...] = (), dtype: str = "float32") -> StoreFolder:
+def make_store(
+    path: Path, plans: list[list[str]], unreadable: tuple[str, ...] = (), dtype: str = "float32"
+) -> StoreFolder:
     """Shards of 3 ids; `unreadable` ones are left out where they come first."""
     folder = StoreFolder(path)
     folder.write_manifest(Manifest("image", dtype, WIDTH, True, 3, 2, {"name": "m"}, {}))
@@ -25,7 +29,9 @@ def make_store(path: Path, plans: list[list[str]], unreadable: tuple[str, ...] =
         assert folder.add_plan(ids, 3)
     left_out = set(unreadable)
     for shard in folder.planned_shards():
-        problems = [{"id": name, "problem": f"row {name}: broken", "sha256": None} for name in shard.ids if name in left_out]
+        problems = [
+            {"id": name, "problem": f"row {name}: broken", "sha256": None} for name in shard.ids if name in left_out
+        ]
         ids = [name for name in shard.ids if name not in left_out]
         left_out -= {entry["id"] for entry in problems}
         features = {"pooled": vectors(ids), "projected": -vectors(ids, 2 * WIDTH)}
@@ -98,7 +104,9 @@ def test_a_plan_is_created_once(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_refused(store: FeatureStore, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"lacks 2 of the images asked for: row 4: broken; 'x'\. Its ids are like '0', '1'"):
+    with pytest.raises(
+        ValueError, match=r"lacks 2 of the images asked for: row 4: broken; 'x'\. Its ids are like '0', '1'"
+    ):
         store.places(["1", "4", "x"])
     with pytest.raises(IndexError, match=r"Place 8 was asked for, but the store .* has places 0 to 7"):
         store.read([8])
@@ -126,7 +134,8 @@ def test_damaged_files_are_named(store: FeatureStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "content, message", [("[]", "not the manifest"), ("{", "not the manifest"), (json.dumps({"format": 9}), "has format 9")]
+    "content, message",
+    [("[]", "not the manifest"), ("{", "not the manifest"), (json.dumps({"format": 9}), "has format 9")],
 )
 def test_a_manifest_of_another_kind(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text(content)

@@ -45,8 +45,12 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 @torch.inference_mode()
-def test_logits_of_both_encoders_are_equal(dual: DualEncoderForQuestionAnswering, batch: dict[str, torch.Tensor]) -> None:
-    fusion = FusionEncoderForQuestionAnswering(FusionEncoderConfig(vocab_size=50, **TOWER, **IMAGE, num_labels=7)).eval()
+def test_logits_of_both_encoders_are_equal(
+    dual: DualEncoderForQuestionAnswering, batch: dict[str, torch.Tensor]
+) -> None:
+    fusion = FusionEncoderForQuestionAnswering(
+        FusionEncoderConfig(vocab_size=50, **TOWER, **IMAGE, num_labels=7)
+    ).eval()
     for model in (dual, fusion):
         before = model(**batch).logits
         assert prepack_linear_layers(model) == sum(isinstance(module, nn.Linear) for module in model.modules())
@@ -84,7 +88,9 @@ def test_changed_weights_are_packed_anew(batch: dict[str, torch.Tensor], dual: D
         torch.testing.assert_close(packed, plain, atol=1e-4, rtol=1e-4)
 
 
-def test_gradients_are_those_of_plain_layers(batch: dict[str, torch.Tensor], dual: DualEncoderForQuestionAnswering) -> None:
+def test_gradients_are_those_of_plain_layers(
+    batch: dict[str, torch.Tensor], dual: DualEncoderForQuestionAnswering
+) -> None:
     plain = copy.deepcopy(dual)
     prepack_linear_layers(dual)
     with torch.inference_mode():
@@ -96,7 +102,9 @@ def test_gradients_are_those_of_plain_layers(batch: dict[str, torch.Tensor], dua
         assert one.grad is None or torch.equal(one.grad, other.grad), name
 
 
-def test_copies_and_files_are_whole(batch: dict[str, torch.Tensor], dual: DualEncoderForQuestionAnswering, tmp_path) -> None:
+def test_copies_and_files_are_whole(
+    batch: dict[str, torch.Tensor], dual: DualEncoderForQuestionAnswering, tmp_path
+) -> None:
     before = {name: tensor.clone() for name, tensor in dual.state_dict().items()}
     prepack_linear_layers(dual)
     with torch.inference_mode():
@@ -116,7 +124,9 @@ def test_copies_and_files_are_whole(batch: dict[str, torch.Tensor], dual: DualEn
 
 
 @torch.inference_mode()
-def test_another_dtype_takes_the_plain_way(batch: dict[str, torch.Tensor], dual: DualEncoderForQuestionAnswering) -> None:
+def test_another_dtype_takes_the_plain_way(
+    batch: dict[str, torch.Tensor], dual: DualEncoderForQuestionAnswering
+) -> None:
     plain = copy.deepcopy(dual)
     prepack_linear_layers(dual)
     dual(**batch)

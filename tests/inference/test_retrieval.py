@@ -132,13 +132,23 @@ def assert_recalls(found, wanted) -> None:
         assert found[direction] == pytest.approx(numbers), direction
 
 
-def test_dual_reranked_and_all_pairs_are_those_of_plain_loops(rows, dual, fusion, answering_processor, pictures) -> None:
+def test_dual_reranked_and_all_pairs_are_those_of_plain_loops(
+    rows, dual, fusion, answering_processor, pictures
+) -> None:
     similarities = cosines(dual, answering_processor, pictures[:4], CAPTIONS)
     scores = pair_scores(fusion, answering_processor, pictures[:4], CAPTIONS)
     assert len({tuple(by_scores(table)(0, "image_to_text")) for table in (similarities, scores)}) == 2, "they disagree"
     for all_pairs in (False, True):
         report = evaluate_retrieval(
-            rows, TASK, dual, answering_processor, fusion, answering_processor, rerank_top=2, all_pairs=all_pairs, batch_size=3
+            rows,
+            TASK,
+            dual,
+            answering_processor,
+            fusion,
+            answering_processor,
+            rerank_top=2,
+            all_pairs=all_pairs,
+            batch_size=3,
         )
         assert (report.images, report.captions, report.rerank_top, report.folds) == (4, 7, 2, 0)
         assert_recalls(report.whole["dual"], expected(by_scores(similarities), OWNERS, 4))

@@ -1,7 +1,8 @@
-"""What whole runs need: tiny data in the official formats, tiny random ViLTs of transformers' own classes, and the command.
+"""What whole runs need: tiny data in the official formats, tiny random ViLTs of transformers' own classes, and the
+command.
 
-Everything is drawn once a session: pictures of a plain shape of 40 x 32 pixels (some upright), questions whose answers are in
-the picture, and files named and laid out as the data sets have them.
+Everything is drawn once a session: pictures of a plain shape of 40 x 32 pixels (some upright), questions whose answers
+are in the picture, and files named and laid out as the data sets have them.
 """
 
 import contextlib
@@ -23,7 +24,23 @@ from dual_distill.cli import main
 
 COLOURS = ("red", "blue")
 WORDS = (
-    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "color", "is", "the", "shape", "?", "it", "red", "blue", "teal"),
+    *(
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "what",
+        "color",
+        "is",
+        "the",
+        "shape",
+        "?",
+        "it",
+        "red",
+        "blue",
+        "teal",
+    ),
     *("both", "images", "show", "a", ".", "there", "are", "two", "shapes"),
 )
 VILT = {
@@ -73,7 +90,10 @@ def write_vqa_part(folder: Path, part: str, number: int, colours: list[str], ann
     for place, colour in enumerate(colours):
         image_id = 1000 * number + place
         draw(folder / part / f"COCO_{part}_{image_id:012}.jpg", colour, upright=place % 4 == 0)
-        answers = (("what color is the shape?", colour, "other"), ("is it red?", "yes" if colour == "red" else "no", "yes/no"))
+        answers = (
+            ("what color is the shape?", colour, "other"),
+            ("is it red?", "yes" if colour == "red" else "no", "yes/no"),
+        )
         for turn, (question, answer, kind) in enumerate(answers):
             question_id = 10 * image_id + turn
             questions.append({"image_id": image_id, "question": question, "question_id": question_id})
@@ -89,9 +109,13 @@ def write_vqa_part(folder: Path, part: str, number: int, colours: list[str], ann
                 }
             )
     shared = {"info": {}, "data_type": "mscoco", "data_subtype": part}
-    folder.joinpath(f"v2_OpenEnded_mscoco_{part}_questions.json").write_text(json.dumps({**shared, "questions": questions}))
+    folder.joinpath(f"v2_OpenEnded_mscoco_{part}_questions.json").write_text(
+        json.dumps({**shared, "questions": questions})
+    )
     if annotated:
-        folder.joinpath(f"v2_mscoco_{part}_annotations.json").write_text(json.dumps({**shared, "annotations": annotations}))
+        folder.joinpath(f"v2_mscoco_{part}_annotations.json").write_text(
+            json.dumps({**shared, "annotations": annotations})
+        )
 
 
 def write_vqa(folder: Path) -> Path:

@@ -1,6 +1,8 @@
-"""Bad input as a user meets it: through the command, exit code 2, one sentence, and nothing written; or it simply works.
+"""Bad input as a user meets it: through the command, exit code 2, one sentence, and nothing written; or it simply
+works.
 
-What each reader refuses is tested beside it (tests/data, tests/conversion). Here every kind is tried once on the way in.
+What each reader refuses is tested beside it (tests/data, tests/conversion). Here every kind is tried once on the way
+in.
 """
 
 import json
@@ -182,7 +184,9 @@ def test_a_run_is_refused_in_one_sentence_and_writes_nothing(kind: str, train: C
 
 def test_a_run_without_rows_to_be_evaluated_on_is_refused(train: Callable) -> None:
     printed, out = train("vqa", lambda folder: None, "--data_options", '{"validation_rows": 0}')
-    assert_refused(printed, "the split 'validation' is missing (there are train), but a run needs rows to train on", out)
+    assert_refused(
+        printed, "the split 'validation' is missing (there are train), but a run needs rows to train on", out
+    )
 
 
 def test_a_bad_picture_met_by_a_loading_process_is_one_sentence_too(train: Callable) -> None:
@@ -221,7 +225,10 @@ def test_what_looks_odd_and_works(train: Callable) -> None:
     printed, _ = train("vqa", spoil, "--dry-run", "--json")
     assert printed.code == 0, printed.err
     plan = json.loads(printed.out)
-    assert (plan["num_labels"], plan["label_coverage"]) == (4, pytest.approx(0.8))  # Teal, said by two of ten, is no class
+    assert (plan["num_labels"], plan["label_coverage"]) == (
+        4,
+        pytest.approx(0.8),
+    )  # Teal, said by two of ten, is no class
     whole_epoch = ("--max_steps", "-1", "--num_train_epochs", "1")
     printed, out = train("vqa", spoil, *whole_epoch, "--json")
     assert printed.code == 0, printed.err
@@ -241,7 +248,9 @@ def test_bom_and_crlf_in_lines(train: Callable) -> None:
 
 
 @pytest.fixture(scope="module")
-def shop_model(vilts: dict, tiny_training: list, dual_distill: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shop_model(
+    vilts: dict, tiny_training: list, dual_distill: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A teacher for the answers red and blue."""
     folder = tmp_path_factory.mktemp("shop")
     words = ["--data", write_shop(folder), "--init_from", vilts["mlm"], "--output_dir", folder / "model"]
@@ -269,7 +278,9 @@ def test_data_for_another_model_is_refused(
     words = ("--init_from", shop_model, "--fresh_head", "false")
     printed, out = train("own", lambda folder: write_shop(folder, *none_known), *words)
     assert_refused(printed, "none of the labels in column 'answer' is among the 2 that the head gives", out)
-    printed = dual_distill("evaluate", shop_model, "--task", "snli_ve", "--data", files("snli_ve"), "--output", tmp_path / "r")
+    printed = dual_distill(
+        "evaluate", shop_model, "--task", "snli_ve", "--data", files("snli_ve"), "--output", tmp_path / "r"
+    )
     assert_refused(
         printed, "was saved with the head 'question_answering', not 'images_and_text_classification'", verb="evaluate"
     )
@@ -347,7 +358,9 @@ def test_a_checkpoint_that_cannot_be_read_is_refused_everywhere(
     assert not (tmp_path / "converted").exists()
 
 
-def test_teachers_and_students_that_do_not_fit(vilts: dict, save_vilt: Callable, train: Callable, tmp_path: Path) -> None:
+def test_teachers_and_students_that_do_not_fit(
+    vilts: dict, save_vilt: Callable, train: Callable, tmp_path: Path
+) -> None:
     """A ViLT whose answers are others than its teacher's, or fewer; found out by the dry run, without weights."""
     others = save_vilt(tmp_path / "others", "ViltForQuestionAnswering", labels=("no", "cat", "yes", "blue", "red"))
     fewer = save_vilt(tmp_path / "fewer", "ViltForQuestionAnswering", labels=("no", "yes"))
@@ -355,7 +368,11 @@ def test_teachers_and_students_that_do_not_fit(vilts: dict, save_vilt: Callable,
         Path(folder, "model.safetensors").rename(tmp_path / f"{Path(folder).name}.safetensors")
     words = ("--architecture", "dual_encoder", "--init_from", vilts["vqa"], "--fresh_head", "false", "--dry-run")
     for teacher, sentence in (
-        (others, "the teacher has answer 1 = 'cat', the student answer 1 = 'dog'; train the teacher on the student's answers"),
+        (
+            others,
+            "the teacher has answer 1 = 'cat', the student answer 1 = 'dog'; train the teacher on the student's "
+            "answers",
+        ),
         (fewer, "the teacher has 2 answers, the student 5; train the teacher on the student's answers"),
     ):
         printed, out = train("vqa", lambda folder: None, *words, "--teacher", teacher)

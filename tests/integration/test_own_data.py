@@ -32,7 +32,9 @@ def tables(picture: Callable, tmp_path_factory: pytest.TempPathFactory) -> dict[
     pictures = [{"bytes": (folder / row["photo"]).read_bytes(), "path": None} for row in rows]
     columns = {"photo": pictures, **{name: [row[name] for row in rows] for name in ("question", "colour")}}
     pq.write_table(pa.table(columns), folder / "shop.parquet")
-    metadata = [{"file_name": Path(row["photo"]).name, "question": row["question"], "colour": row["colour"]} for row in rows]
+    metadata = [
+        {"file_name": Path(row["photo"]).name, "question": row["question"], "colour": row["colour"]} for row in rows
+    ]
     (folder / "photos" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metadata))
     image_folder = ("--image_column", "image", *COLUMNS[2:])
     return {
@@ -89,13 +91,25 @@ def test_classes_over_two_pictures(
     for colour in ("red", "blue"):
         picture(tmp_path / f"{colour}.png", colour)
     lines = [
-        f"{('red', 'blue')[n % 2]}.png,{('red', 'blue')[n // 2 % 2]}.png,both images show a shape,{n % 4}" for n in range(16)
+        f"{('red', 'blue')[n % 2]}.png,{('red', 'blue')[n // 2 % 2]}.png,both images show a shape,{n % 4}"
+        for n in range(16)
     ]
     for split in ("train", "val"):
         (tmp_path / f"{split}.csv").write_text("\n".join(["left,right,text,score", *lines]))
-    words = ["--data", tmp_path, "--head", "images_and_text_classification", "--text_column", "text", "--label_column", "score"]
+    words = [
+        "--data",
+        tmp_path,
+        "--head",
+        "images_and_text_classification",
+        "--text_column",
+        "text",
+        "--label_column",
+        "score",
+    ]
     words += ["--image_column", "left", "right", *tiny_training]
-    results = train(dual_distill, "own_teacher", *words, "--init_from", vilts["mlm"], "--output_dir", tmp_path / "teacher")
+    results = train(
+        dual_distill, "own_teacher", *words, "--init_from", vilts["mlm"], "--output_dir", tmp_path / "teacher"
+    )
     assert results["steps"] == 2
     config = AutoConfig.from_pretrained(tmp_path / "teacher")
     assert (config.id2label, config.num_images) == ({0: "0", 1: "1", 2: "2", 3: "3"}, 2)
@@ -116,7 +130,15 @@ def test_several_answers_a_question_are_soft_labels(
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(8)))
     words = ["--data", tmp_path, "--image_column", "photo", "--label_column", "most", "--answers_column", "people"]
-    words += ["--init_from", vilts["mlm"], "--output_dir", tmp_path / "teacher", "--min_answer_count", "8", *tiny_training]
+    words += [
+        "--init_from",
+        vilts["mlm"],
+        "--output_dir",
+        tmp_path / "teacher",
+        "--min_answer_count",
+        "8",
+        *tiny_training,
+    ]
     results = train(dual_distill, "own_teacher", *words)
     assert results["eval_soft_accuracy"] == pytest.approx(0.6)  # the one class: red, said by two
     config = AutoConfig.from_pretrained(tmp_path / "teacher")

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
-from dual_distill.conversion import load_teacher
 from dual_distill.modeling import DualEncoderForImageTextRetrieval, FusionEncoderForImageTextRetrieval
+from dual_distill.teachers import load_teacher
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 STARTS = {
@@ -33,7 +33,10 @@ STARTS = {
         "teacher": "pretrain_coco_vg_cc3m_sbu_teacher",
     },
     "retrieval_coco_teacher": {"init_from": "mlm"},
-    "retrieval_coco_distilled": {"init_from": "pretrain_coco_vg_cc3m_sbu_distilled", "teacher": "retrieval_coco_teacher"},
+    "retrieval_coco_distilled": {
+        "init_from": "pretrain_coco_vg_cc3m_sbu_distilled",
+        "teacher": "retrieval_coco_teacher",
+    },
     "retrieval_flickr30k_teacher": {"init_from": "mlm"},
     "retrieval_flickr30k_distilled": {
         "init_from": "pretrain_coco_vg_cc3m_sbu_distilled",
@@ -58,7 +61,13 @@ TERMS = {
     },
     "retrieval_teacher": {"right_first_share"},
     "retrieval_alone": {"contrastive_loss", "mean_recall", "text_to_image_recall@1", "image_to_text_recall@10"},
-    "retrieval_distilled": {"contrastive_loss", "ranking_loss", "attention_loss", "mean_recall", "image_to_text_recall@5"},
+    "retrieval_distilled": {
+        "contrastive_loss",
+        "ranking_loss",
+        "attention_loss",
+        "mean_recall",
+        "image_to_text_recall@5",
+    },
 }
 
 
@@ -91,7 +100,11 @@ def write_tars(folder: Path, count: int = 2, rows: int = 6) -> None:
                 number = rows * shard + row
                 caption = f"the shape is {number} red two"
                 # As Visual Genome is fetched: many phrases a picture, in the file beside it.
-                text = ("json", json.dumps({"phrases": [caption, "a red shape"]})) if folder.name == "vg" else ("txt", caption)
+                text = (
+                    ("json", json.dumps({"phrases": [caption, "a red shape"]}))
+                    if folder.name == "vg"
+                    else ("txt", caption)
+                )
                 for suffix, content in (("jpg", jpg(number + 30)), (text[0], text[1].encode())):
                     entry = tarfile.TarInfo(f"{number:09}.{suffix}")
                     entry.size = len(content)

@@ -18,7 +18,7 @@ from dual_distill import (
     load_teacher,
 )
 from dual_distill.data import NumberedRows, RandAugment
-from dual_distill.trainer import DataArguments, ModelArguments, make_run, train
+from dual_distill.runs import DataArguments, ModelArguments, make_run, train
 
 
 @pytest.fixture
@@ -32,7 +32,13 @@ def vqa(files: Callable[[str], Path]) -> dict[str, Path]:
 
 
 def arguments(folder: Path, **fields: object) -> DistillationTrainingArguments:
-    defaults = {"per_device_train_batch_size": 4, "max_steps": 2, "use_cpu": True, "disable_tqdm": True, "report_to": "none"}
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
     return DistillationTrainingArguments(str(folder), **{**defaults, **fields})
 
 
@@ -90,7 +96,9 @@ def test_an_augmentation_that_would_be_passed_over_is_refused(vqa: dict, vilts: 
     collator = DistillationCollator(
         processor, get_task("vqa"), list(teacher.config.id2label.values()), augmentation=RandAugment()
     )
-    with pytest.raises(ValueError, match=r"train_dataset is a Dataset without them; give NumberedRows\(train_dataset\)"):
+    with pytest.raises(
+        ValueError, match=r"train_dataset is a Dataset without them; give NumberedRows\(train_dataset\)"
+    ):
         DistillationTrainer(
             DualEncoderForQuestionAnswering.from_fusion_encoder(teacher),
             arguments(tmp_path),
@@ -100,7 +108,9 @@ def test_an_augmentation_that_would_be_passed_over_is_refused(vqa: dict, vilts: 
         )
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one_with_augmentation(vilts: dict, files: Callable, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_one_with_augmentation(
+    vilts: dict, files: Callable, tmp_path: Path
+) -> None:
     """Three steps an epoch, four in all, stopped after two: within an epoch, and the rest crosses into the next."""
 
     def run(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,7 +1,8 @@
-"""Every recipe, run through the command on tiny data in the official format, from tiny ViLTs of transformers' own classes.
+"""Every recipe, run through the command on tiny data in the official format, from tiny ViLTs of transformers' own
+classes.
 
-Of each run: the checkpoint loads tensor by tensor through the Auto class, the pipeline and `predict` answer with it, and
-`evaluate` prints what its task is judged by.
+Of each run: the checkpoint loads tensor by tensor through the Auto class, the pipeline and `predict` answer with it,
+and `evaluate` prints what its task is judged by.
 """
 
 import json
@@ -62,7 +63,9 @@ REGIONS = {  # tested in test_region_recipes.py
 
 
 @pytest.fixture(scope="module")
-def words_of(files: Callable, vilts: dict, tiny_training: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable:
+def words_of(
+    files: Callable, vilts: dict, tiny_training: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable:
     """The words after `dual-distill train` for a recipe; runs of other recipes that it starts from are made on the way."""
     root = tmp_path_factory.mktemp("runs")
 
@@ -126,7 +129,11 @@ def test_a_recipe_runs_and_its_model_loads(name: str, trained: Callable) -> None
 @pytest.mark.parametrize(
     ("name", "labels", "images"),
     [
-        ("vqa_v2_teacher", ["blue", "no", "red", "yes"], 1),  # those with 9 or more occurrences, by number, then alphabet
+        (
+            "vqa_v2_teacher",
+            ["blue", "no", "red", "yes"],
+            1,
+        ),  # those with 9 or more occurrences, by number, then alphabet
         ("vqa_v2_distilled", ["no", "dog", "yes", "blue", "red"], 1),  # the teacher's, in its order
         ("nlvr2_distilled", ["False", "True"], 2),
         ("snli_ve_distilled", ["contradiction", "entailment", "neutral"], 1),
@@ -163,7 +170,18 @@ def test_vqa_is_evaluated_by_the_official_score_and_a_submission_is_written(
     folder, _ = trained("vqa_v2_distilled")
     data, file = files("vqa"), tmp_path / "sub" / "answers.json"
     options = {"validation_rows": 20, "test_questions": str(data / "v2_OpenEnded_mscoco_test2015_questions.json")}
-    words = ("evaluate", folder, "--task", "vqa", "--data", data, "--data-options", json.dumps(options), "--device", "cpu")
+    words = (
+        "evaluate",
+        folder,
+        "--task",
+        "vqa",
+        "--data",
+        data,
+        "--data-options",
+        json.dumps(options),
+        "--device",
+        "cpu",
+    )
     printed = dual_distill(*words, "--split", "validation", "--submission", file, "--json")
     assert printed.code == 0, printed.err
     report = json.loads(printed.out)
@@ -181,14 +199,21 @@ def test_vqa_is_evaluated_by_the_official_score_and_a_submission_is_written(
     # test has no answers: nothing to hold against, everything to send in.
     printed = dual_distill(*words, "--split", "test", "--submission", tmp_path / "test.json")
     assert printed.code == 0, printed.err
-    assert [row["question_id"] for row in json.loads((tmp_path / "test.json").read_text())] == [30000, 30001, 30010, 30011]
+    assert [row["question_id"] for row in json.loads((tmp_path / "test.json").read_text())] == [
+        30000,
+        30001,
+        30010,
+        30011,
+    ]
     printed = dual_distill(*words, "--split", "test")
     assert (printed.code, printed.out) == (2, "")
     assert "split 'test' has no labels to hold answers against; give --submission FILE" in printed.err
 
 
 @pytest.mark.parametrize(("task", "rows"), [("nlvr2", 6), ("snli_ve", 9)])
-def test_classes_are_evaluated(task: str, rows: int, trained: Callable, files: Callable, dual_distill: Callable) -> None:
+def test_classes_are_evaluated(
+    task: str, rows: int, trained: Callable, files: Callable, dual_distill: Callable
+) -> None:
     folder, _ = trained(f"{task}_distilled")
     printed = dual_distill("evaluate", folder, "--task", task, "--data", files(task), "--json", "--device", "cpu")
     assert printed.code == 0, printed.err
@@ -229,7 +254,11 @@ def test_a_recipe_in_a_process_of_its_own(words_of: Callable, trained: Callable,
     words += ["--output_dir", str(tmp_path / "student"), "--dataloader_num_workers", "2", "--bf16", "true"]
     words += ["--dataloader_persistent_workers", "true"]
     done = subprocess.run(
-        [sys.executable, "-m", "dual_distill", "train", *words], capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-m", "dual_distill", "train", *words],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     results = dict(line.split() for line in done.stdout.splitlines())

@@ -1,6 +1,8 @@
-"""Recipes of DistillVLM through the command: detectors of transformers, starts from BERTs, teacher, adaptation, student.
+"""Recipes of DistillVLM through the command: detectors of transformers, starts from BERTs, teacher, adaptation,
+student.
 
-The recipes name one another (`init_from`, `teacher`, `regions`), and are followed here: a name that leads nowhere fails.
+The recipes name one another (`init_from`, `teacher`, `regions`), and are followed here: a name that leads nowhere
+fails.
 """
 
 import json
@@ -32,8 +34,9 @@ from transformers import (
 )
 
 from dual_distill.cli.recipe_parser import read_recipe
-from dual_distill.data import RegionStore, generate_scenes, scene_region_store, train_scene_backbone
+from dual_distill.data import generate_scenes
 from dual_distill.modeling import FusionEncoderForCaptioning
+from dual_distill.regions import RegionStore, scene_region_store, train_scene_backbone
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ARMS = ("teacher", "adapted", "alone", "distilled")
@@ -47,7 +50,24 @@ NAMES = [
     "coco_captions_patches",
 ]
 WORDS = (
-    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "color", "is", "the", "shape", "?", "it", "red", "blue", "a", "."),
+    *(
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "what",
+        "color",
+        "is",
+        "the",
+        "shape",
+        "?",
+        "it",
+        "red",
+        "blue",
+        "a",
+        ".",
+    ),
     *("there", "show", "cat", "dog", "cup"),
 )
 LABELS = {"id2label": {0: "cat", 1: "dog", 2: "cup"}, "label2id": {"cat": 0, "dog": 1, "cup": 2}}
@@ -101,7 +121,8 @@ def write_karpathy(folder: Path) -> None:
         Image.new("RGB", (40, 32), (15 * number, 90, 255 - 7 * number)).save(folder / "val2014" / name)
         colour = "red" if number % 2 else "blue"
         sentences = [
-            {"raw": f"{words} {colour} shape.", "sentid": 2 * number + turn} for turn, words in enumerate(("there is a", "the"))
+            {"raw": f"{words} {colour} shape.", "sentid": 2 * number + turn}
+            for turn, words in enumerate(("there is a", "the"))
         ]
         listed = {"filepath": "val2014", "filename": name, "imgid": number, "cocoid": 500 + number}
         images.append({**listed, "split": split, "sentences": sentences})
@@ -154,7 +175,12 @@ def starts(stores: dict, dual_distill: Callable, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(scope="module")
 def words_of(
-    photos: Path, stores: dict, starts: dict, vilts: dict, tiny_training: list[str], tmp_path_factory: pytest.TempPathFactory
+    photos: Path,
+    stores: dict,
+    starts: dict,
+    vilts: dict,
+    tiny_training: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable:
     """The words after `dual-distill train` for a recipe, whose names of stores and runs are followed."""
     root = tmp_path_factory.mktemp("runs")
@@ -202,7 +228,9 @@ def trained(words_of: Callable, dual_distill: Callable) -> Callable[[str], tuple
 
 
 def test_these_are_all_recipes_of_regions_and_captions() -> None:
-    assert {file.stem for file in RECIPES.glob("*.yaml") if re.search("_regions_|^coco_captions_", file.stem)} == set(NAMES)
+    assert {file.stem for file in RECIPES.glob("*.yaml") if re.search("_regions_|^coco_captions_", file.stem)} == set(
+        NAMES
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -250,7 +278,14 @@ def test_questions_over_regions_are_evaluated_and_asked(
     right = [answers[entry["question_id"]] == entry["multiple_choice_answer"] for entry in people]
     assert report["vqa_score"] == report["accuracy"] == pytest.approx(sum(right) / 20)
     pictures = sorted((photos / "vqa" / "val2014").glob("*.jpg"))[:2]
-    asked = ["predict", folder, *(word for file in pictures for word in ("--image", file)), "is it red?", "--device", "cpu"]
+    asked = [
+        "predict",
+        folder,
+        *(word for file in pictures for word in ("--image", file)),
+        "is it red?",
+        "--device",
+        "cpu",
+    ]
     printed = dual_distill(*asked, "--regions", stores["photos"]["light"], "--json")
     assert printed.code == 0, printed.err
     found = [one["answers"][0]["answer"] for one in json.loads(printed.out)["predictions"]]
@@ -260,7 +295,10 @@ def test_questions_over_regions_are_evaluated_and_asked(
     for more, message in (
         ([], "reads regions (boxes: detector"),
         (["--regions", stores["photos"]["heavy"]], "was trained on boxes of detector"),
-        (["--regions", stores["photos"]["light"], "--num-beams", "2"], "answers questions and writes nothing, so there is no"),
+        (
+            ["--regions", stores["photos"]["light"], "--num-beams", "2"],
+            "answers questions and writes nothing, so there is no",
+        ),
     ):
         printed = dual_distill(*asked, *more)
         assert (printed.code, message in printed.err) == (2, True), printed.err
@@ -276,7 +314,18 @@ def test_captions_are_written_scored_and_sent_in(
 ) -> None:
     folder, _ = trained(name)
     regions = [] if name.endswith("patches") else ["--regions", stores["photos"]["light"]]
-    words = ["evaluate", folder, "--task", "captioning", "--data", photos / "coco", *regions, "--json", "--device", "cpu"]
+    words = [
+        "evaluate",
+        folder,
+        "--task",
+        "captioning",
+        "--data",
+        photos / "coco",
+        *regions,
+        "--json",
+        "--device",
+        "cpu",
+    ]
     pictures = sorted((photos / "coco" / "val2014").glob("*.jpg"))[-4:]
     for beams in ("1", "5"):
         printed = dual_distill(*words, "--num-beams", beams, "--submission", tmp_path / "captions.json")
@@ -287,7 +336,14 @@ def test_captions_are_written_scored_and_sent_in(
         assert 0 <= report["bleu_4"] <= 1
         sent = json.loads((tmp_path / "captions.json").read_text())
         assert [row["image_id"] for row in sent] == [512, 513, 514, 515]
-        asked = ["predict", folder, *(word for file in pictures for word in ("--image", file)), *regions, "--device", "cpu"]
+        asked = [
+            "predict",
+            folder,
+            *(word for file in pictures for word in ("--image", file)),
+            *regions,
+            "--device",
+            "cpu",
+        ]
         printed = dual_distill(*asked, "--num-beams", beams, "--json")
         assert printed.code == 0, printed.err
         assert [one["caption"] for one in json.loads(printed.out)["predictions"]] == [row["caption"] for row in sent]
@@ -306,7 +362,13 @@ def test_captions_are_written_scored_and_sent_in(
     ],
 )
 def test_a_pair_whose_boxes_do_not_correspond_is_refused(
-    changed: dict, message: str, words_of: Callable, trained: Callable, stores: dict, dual_distill: Callable, tmp_path: Path
+    changed: dict,
+    message: str,
+    words_of: Callable,
+    trained: Callable,
+    stores: dict,
+    dual_distill: Callable,
+    tmp_path: Path,
 ) -> None:
     words = [*words_of("vqa_v2_regions_distilled", trained), "--output_dir", tmp_path / "never"]
     for field, value in changed.items():
@@ -317,7 +379,9 @@ def test_a_pair_whose_boxes_do_not_correspond_is_refused(
 
 
 @pytest.mark.parametrize("name", ["vqa_v2_regions_distilled", "coco_captions_distilled"])
-def test_dry_runs_say_what_the_run_does(name: str, words_of: Callable, trained: Callable, dual_distill: Callable) -> None:
+def test_dry_runs_say_what_the_run_does(
+    name: str, words_of: Callable, trained: Callable, dual_distill: Callable
+) -> None:
     printed = dual_distill("train", *words_of(name, trained), "--dry-run", "--json")
     assert printed.code == 0, printed.err
     plan = json.loads(printed.out)
@@ -332,7 +396,15 @@ def test_half_precision_and_processes_that_load(
     name: str, words_of: Callable, trained: Callable, dual_distill: Callable, tmp_path: Path
 ) -> None:
     """As the recipes have it; a store is opened again in each process."""
-    words = [*words_of(name, trained), "--output_dir", tmp_path / "out", "--bf16", "true", "--dataloader_num_workers", "1"]
+    words = [
+        *words_of(name, trained),
+        "--output_dir",
+        tmp_path / "out",
+        "--bf16",
+        "true",
+        "--dataloader_num_workers",
+        "1",
+    ]
     printed = dual_distill("train", *words, "--dataloader_persistent_workers", "true", "--json", "--debug")
     assert printed.code == 0, printed.err
     assert all(weight.isfinite().all() for weight in load_file(tmp_path / "out" / "model.safetensors").values())
@@ -357,14 +429,30 @@ def test_photographs_from_detector_to_scores(dual_distill: Callable, tmp_path: P
             (tmp_path / "coco" / names[row["file_name"]] / row["file_name"]).write_bytes(row["image"])
     store = ["--regions", tmp_path / "store"]
     printed = dual_distill(
-        *("regions", save_detr(tmp_path / "detr", short_side=128), "--images", tmp_path / "coco", "--out", tmp_path / "store"),
+        *(
+            "regions",
+            save_detr(tmp_path / "detr", short_side=128),
+            "--images",
+            tmp_path / "coco",
+            "--out",
+            tmp_path / "store",
+        ),
         *("--json", "--threads", "1"),
     )
     assert printed.code == 0, printed.err
     assert json.loads(printed.out)["images"] == 26
     data = ["--task", "captioning", "--data", tmp_path / "coco", *store]
     shape = ["--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "4", "--norm_first", "false"]
-    steps = ["--max_steps", "40", "--per_device_train_batch_size", "16", "--learning_rate", "0.003", "--use_cpu", "true"]
+    steps = [
+        "--max_steps",
+        "40",
+        "--per_device_train_batch_size",
+        "16",
+        "--learning_rate",
+        "0.003",
+        "--use_cpu",
+        "true",
+    ]
     quiet = [
         "--save_strategy",
         "no",
@@ -395,10 +483,24 @@ def test_photographs_from_detector_to_scores(dual_distill: Callable, tmp_path: P
     pieces = json.loads((tmp_path / "run" / "config.json").read_text())["vocab_size"]
     assert json.loads(printed.out)["eval_loss"] < math.log(pieces)  # of words drawn evenly
     for beams in ("1", "5"):
-        words = ["evaluate", tmp_path / "run", *data, "--num-beams", beams, "--num-tags", "5", "--device", "cpu", "--json"]
+        words = [
+            "evaluate",
+            tmp_path / "run",
+            *data,
+            "--num-beams",
+            beams,
+            "--num-tags",
+            "5",
+            "--device",
+            "cpu",
+            "--json",
+        ]
         printed = dual_distill(*words)
         assert printed.code == 0, printed.err
         report = json.loads(printed.out)
-        assert (report["images"], report["captions"]) == (6, sum(len(entry["sentences"]) for entry in listed["test"][:6]))
+        assert (report["images"], report["captions"]) == (
+            6,
+            sum(len(entry["sentences"]) for entry in listed["test"][:6]),
+        )
         assert report["cider"] >= 0
         assert 0 < report["mean_words"] <= 20

@@ -9,11 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from dual_distill.modeling import (
-    DualEncoderConfig,
-    DualEncoderTextConfig,
-    DualEncoderVisionConfig,
-)
+from dual_distill.modeling import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
 
 PATCH = 4
 FIELDS = {
@@ -40,7 +36,9 @@ def tiny_config(kind: type[PreTrainedConfig], **fields: object) -> PreTrainedCon
         return kind(**taken(kind), **labels)
     towers = {"text_config": taken(DualEncoderTextConfig), "vision_config": taken(DualEncoderVisionConfig)}
     rest = {name: value for name, value in fields.items() if not any(name in tower for tower in towers.values())}
-    return DualEncoderConfig(**towers, **taken(DualEncoderConfig), **{k: v for k, v in rest.items() if k == "num_labels"})
+    return DualEncoderConfig(
+        **towers, **taken(DualEncoderConfig), **{k: v for k, v in rest.items() if k == "num_labels"}
+    )
 
 
 @pytest.fixture
@@ -105,7 +103,9 @@ def collate() -> Callable[..., dict[str, torch.Tensor]]:
 
 
 @pytest.fixture
-def batch(make_rows: Callable[..., list[Row]], collate: Callable[..., dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def batch(
+    make_rows: Callable[..., list[Row]], collate: Callable[..., dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
     """Three rows of unequal texts and images, padded."""
     return collate(make_rows())
 

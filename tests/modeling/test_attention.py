@@ -65,7 +65,9 @@ def test_recorded_states_give_the_fusion_encoders_attention(num_images, build, m
     grids = (((2, 3), (1, 1))[:num_images], ((1, 2), (4, 2))[:num_images])
     batch = collate(make_rows((7, 3), grids))
     layers = [0, 1, 2]
-    recorded = build(FusionEncoderModel, num_hidden_layers=3)(**batch, output_query_states=layers, output_key_states=layers)
+    recorded = build(FusionEncoderModel, num_hidden_layers=3)(
+        **batch, output_query_states=layers, output_key_states=layers
+    )
     attentions = build(FusionEncoderModel, num_hidden_layers=3, attn_implementation="eager")(
         **batch, output_attentions=True
     ).attentions

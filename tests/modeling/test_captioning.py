@@ -90,7 +90,9 @@ def test_a_later_word_never_changes_an_earlier_logit_and_tags_and_image_see_no_w
     for place in range(num_tokens - 3, num_tokens):  # a tag reaches every word, and the image
         mask = batch["attention_mask"].clone()
         mask[:, place] = 0
-        moved = (model.fusion_encoder(**{**batch, "attention_mask": mask}, caption_mask=True).last_hidden_state - states).abs()
+        moved = (
+            model.fusion_encoder(**{**batch, "attention_mask": mask}, caption_mask=True).last_hidden_state - states
+        ).abs()
         assert moved.amax(-1)[:, :6].min() > 1e-4
         assert moved.amax(-1)[:, num_tokens].min() > 1e-4
 
@@ -220,7 +222,9 @@ def test_what_was_learnt_as_masked_words_is_written():
     context = torch.cat([torch.tensor([[CLS, SEP]] * 6), tags], 1)
     segments = torch.tensor([[0, 0, 1, 1]] * 6)
     for num_beams in (1, 5):
-        written = model.generate(context, token_type_ids=segments, num_beams=num_beams, max_new_tokens=6, **images).tolist()
+        written = model.generate(
+            context, token_type_ids=segments, num_beams=num_beams, max_new_tokens=6, **images
+        ).tolist()
         assert [[word for word in row if word > MASK] for row in written] == words
 
 
@@ -265,7 +269,9 @@ def test_each_word_is_what_a_mask_in_its_place_tells(kind, writer):
 def test_the_context_is_read_once_and_then_two_tokens_a_step(kind, writer):
     model = writer(kind)
     read = []
-    model.fusion_encoder.encoder.register_forward_pre_hook(lambda module, inputs: read.append(tuple(inputs[0].shape[:2])))
+    model.fusion_encoder.encoder.register_forward_pre_hook(
+        lambda module, inputs: read.append(tuple(inputs[0].shape[:2]))
+    )
     model.generate(**tags_of(2), **images_of(kind, 2), max_new_tokens=4, num_beams=3)
     assert read[0] == (2, 4 + (7 if kind == "patches" else 4))
     assert read[1:] == [(6, 2)] * 4
@@ -305,7 +311,10 @@ def test_written_together_is_written_alone(kind, num_beams, writer):
             **{name: tensor[row : row + 1] for name, tensor in inputs.items()}, num_beams=num_beams, max_new_tokens=8
         )[0]
         assert together[row, : len(alone)].tolist() == alone.tolist()
-        assert set(together[row, len(alone) :].tolist()) <= {PAD, SEP}  # transformers fills beams with [SEP] where [PAD] is 0
+        assert set(together[row, len(alone) :].tolist()) <= {
+            PAD,
+            SEP,
+        }  # transformers fills beams with [SEP] where [PAD] is 0
 
 
 def slow_beam_search(model, images, num_beams, max_new_tokens):
@@ -323,7 +332,9 @@ def slow_beam_search(model, images, num_beams, max_new_tokens):
             grown += [(score + step[word].item(), [*words, word]) for word in range(VOCABULARY)]
         grown = sorted(grown, reverse=True)[: 2 * num_beams]
         ends = [length == max_new_tokens or words[-1] == SEP for _, words in grown]
-        finished += [(score / length, words) for (score, words), end in zip(grown[:num_beams], ends, strict=False) if end]
+        finished += [
+            (score / length, words) for (score, words), end in zip(grown[:num_beams], ends, strict=False) if end
+        ]
         finished = sorted(finished, reverse=True)[:num_beams]
         running = [beam for beam, end in zip(grown, ends, strict=True) if not end][:num_beams]
         if not running or (len(finished) == num_beams and running[0][0] / length <= finished[-1][0]):
@@ -336,7 +347,12 @@ def test_five_beams_are_those_of_a_slow_search(eos_bias, writer):
     model = writer("regions", eos_bias=eos_bias)
     images = images_of("regions", 3)
     found = model.generate(
-        **images, num_beams=5, num_return_sequences=5, max_new_tokens=6, return_dict_in_generate=True, output_scores=True
+        **images,
+        num_beams=5,
+        num_return_sequences=5,
+        max_new_tokens=6,
+        return_dict_in_generate=True,
+        output_scores=True,
     )
     with torch.no_grad():
         for row in range(3):

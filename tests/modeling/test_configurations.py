@@ -54,7 +54,9 @@ def test_patch_grid_is_rows_then_columns(kind, size, grid):
 
 @pytest.mark.parametrize("kind", [FusionEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig])
 def test_a_width_that_the_heads_do_not_divide_is_refused(kind):
-    with pytest.raises(StrictDataclassClassValidationError, match="hidden_size 30 is no multiple of num_attention_heads 4"):
+    with pytest.raises(
+        StrictDataclassClassValidationError, match="hidden_size 30 is no multiple of num_attention_heads 4"
+    ):
         kind(hidden_size=30, num_attention_heads=4)
 
 

@@ -98,7 +98,9 @@ def test_equal_pairs_give_ln_b_and_one_pair_nothing(build, pairs):
 def test_the_gradient_reaches_all_but_the_interaction(build, pairs):
     model = build(DualEncoderForImageTextRetrieval)
     model(**pairs()).loss.backward()
-    silent = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    silent = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
     assert all(name.startswith("dual_encoder.interaction") or name.endswith("key.bias") for name in silent), silent
 
 
@@ -179,7 +181,10 @@ def test_the_stock_pipeline_gives_the_probabilities_of_doing_it_by_hand(build, p
         ({"input_ids": None}, "input_ids is missing; give both"),
         ({"caption_ids": None}, "image_ids was given without caption_ids; give both"),
         ({"pixel_values": torch.zeros(4, 2, 3, 8, 8)}, "the rows have 2 images, but images are ranked one by one"),
-        ({"pixel_values": torch.zeros(3, 3, 8, 8), "pixel_mask": None}, "there are 4 texts and 3 images; a loss and recorded"),
+        (
+            {"pixel_values": torch.zeros(3, 3, 8, 8), "pixel_mask": None},
+            "there are 4 texts and 3 images; a loss and recorded",
+        ),
     ],
 )
 def test_refusals(change, message, build, pairs):

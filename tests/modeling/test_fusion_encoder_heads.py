@@ -30,7 +30,9 @@ def test_alone_in_a_batch_and_with_more_padding(cls, train, build, make_rows, co
         single = collate([row])
         alone = model(**single)
         for found, batch, j in ((more, padded, i), (alone, single, 0)):
-            torch.testing.assert_close(real_logits(found, batch, j), real_logits(expected, together, i), atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                real_logits(found, batch, j), real_logits(expected, together, i), atol=1e-5, rtol=0
+            )
             torch.testing.assert_close(found.pooler_output[j], expected.pooler_output[i], atol=1e-5, rtol=0)
 
 
@@ -95,7 +97,9 @@ def test_word_loss_is_the_mean_over_masked_words(build, batch):
     expected = -(log_probs[0, 1, 7] + log_probs[0, 3, 11] + log_probs[2, 0, 59]) / 3
     torch.testing.assert_close(output.loss, expected)
     output.loss.backward()
-    grads = {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+    grads = {
+        name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()
+    }
     silent = {name for name, _ in model.named_parameters()} - grads
     # The pooler is not on the way, and softmax ignores what a bias of the keys adds to all scores.
     assert all("pooler" in name or name.endswith("key.bias") for name in silent), silent

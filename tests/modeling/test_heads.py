@@ -37,7 +37,9 @@ def test_answer_head(cls, build):
 
 
 @pytest.mark.parametrize("cls", IMAGES)
-@pytest.mark.parametrize("num_images, widths", [(1, [(16, 32), (32, 3)]), (2, [(32, 32), (32, 3)]), (3, [(48, 48), (48, 3)])])
+@pytest.mark.parametrize(
+    "num_images, widths", [(1, [(16, 32), (32, 3)]), (2, [(32, 32), (32, 3)]), (3, [(48, 48), (48, 3)])]
+)
 def test_head_over_images(cls, num_images, widths, build):
     model = build(cls, num_images=num_images, num_labels=3)
     assert shape_of(model.classifier) == (HEAD, widths)

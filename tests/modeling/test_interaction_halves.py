@@ -48,8 +48,12 @@ def test_logits_equal_those_of_forward(cls, num_images, build, batch):
     rows = {**batch, **{name: torch.cat([batch[name]] * num_images, dim=1) for name in ("pixel_values", "pixel_mask")}}
     with torch.no_grad():
         output = model(**rows)
-        logits = model.logits_of_projections(model.project_text(output.text_embeds), model.project_images(output.image_embeds))
+        logits = model.logits_of_projections(
+            model.project_text(output.text_embeds), model.project_images(output.image_embeds)
+        )
         torch.testing.assert_close(logits, output.logits, atol=1e-5, rtol=0)
-        one = model.logits_of_projections(model.project_text(output.text_embeds[:1]), model.project_images(output.image_embeds))
+        one = model.logits_of_projections(
+            model.project_text(output.text_embeds[:1]), model.project_images(output.image_embeds)
+        )
         expected = model(text_embeds=output.text_embeds[:1].expand(3, -1), image_embeds=output.image_embeds).logits
         torch.testing.assert_close(one, expected, atol=1e-5, rtol=0)

@@ -50,7 +50,9 @@ def test_two_half_batches_add_up_to_the_whole():
     torch.testing.assert_close(classification_loss(logits, labels), halves)
 
 
-@pytest.mark.parametrize("labels", [torch.zeros(3), torch.zeros(4, dtype=torch.long), torch.zeros(3, 5).long()], ids=str)
+@pytest.mark.parametrize(
+    "labels", [torch.zeros(3), torch.zeros(4, dtype=torch.long), torch.zeros(3, 5).long()], ids=str
+)
 def test_labels_of_another_shape_are_refused(labels):
     with pytest.raises(ValueError, match=r"give integer classes \(B,\) or soft scores \(B, labels\)"):
         classification_loss(torch.zeros(3, 5), labels)

@@ -35,7 +35,9 @@ def test_images_that_share_a_slot_are_pairs_run_one_by_one(cls, fields, build, p
     together = model(**pairs).pooler_output
     assert together.shape == (2, 2, 16)
     for slot in range(2):
-        torch.testing.assert_close(together[:, slot], model(**image(pairs, slot)).pooler_output[:, 0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            together[:, slot], model(**image(pairs, slot)).pooler_output[:, 0], atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.parametrize("cls, fields", TWO_SLOTS)

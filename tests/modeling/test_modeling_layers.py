@@ -5,11 +5,7 @@ import torch
 from torch import nn
 
 from dual_distill.modeling import DualEncoderVisionModel, FusionEncoderModel
-from dual_distill.modeling.modeling_layers import (
-    eager_attention_forward,
-    layers_to_record,
-    resolve_layers,
-)
+from dual_distill.modeling.modeling_layers import eager_attention_forward, layers_to_record, resolve_layers
 
 TABLES = [[2, 3], [4, 4], [1, 5], [5, 1], [3, 2]]
 GRIDS = [(1, 1), (1, 6), (2, 3), (3, 1), (4, 4), (7, 9)]
@@ -18,7 +14,9 @@ GRIDS = [(1, 1), (1, 6), (2, 3), (3, 1), (4, 4), (7, 9)]
 def interpolated(table, rows, columns):
     """What ViLT does: bilinear, corners aligned."""
     image = table.permute(2, 0, 1)[None]
-    return nn.functional.interpolate(image, size=(rows, columns), mode="bilinear", align_corners=True)[0].permute(1, 2, 0)
+    return nn.functional.interpolate(image, size=(rows, columns), mode="bilinear", align_corners=True)[0].permute(
+        1, 2, 0
+    )
 
 
 @pytest.mark.parametrize("table", TABLES, ids=str)
@@ -61,7 +59,9 @@ def test_resolve_layers_keeps_order_and_duplicates():
 
 @pytest.mark.parametrize("layer", [4, -5])
 def test_resolve_layers_refuses_a_layer_outside(layer):
-    with pytest.raises(ValueError, match=f"layer {layer} was asked for, but the model has 4 layers; choose from -4 to 3"):
+    with pytest.raises(
+        ValueError, match=f"layer {layer} was asked for, but the model has 4 layers; choose from -4 to 3"
+    ):
         resolve_layers([0, layer], 4)
 
 

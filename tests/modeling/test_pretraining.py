@@ -44,7 +44,9 @@ def assert_equal_gradients(one, other, atol=1e-6):
 
 def reaches_all(model):
     """Whether every parameter has a gradient that is not 0, but for key biases, which softmax ignores."""
-    silent = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    silent = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
     assert all(name.endswith("key.bias") for name in silent), silent
 
 
@@ -93,7 +95,10 @@ def test_contrastive_features_written_out(build, pair_batch):
     output, body = model(**batch), model.dual_encoder(**some(batch, *TEXT, *IMAGES))
     assert torch.equal(output.text_embeds, body.text_embeds)
     assert torch.equal(output.image_embeds, body.image_embeds)
-    texts, images = body.text_embeds @ model.text_projection.weight.T, body.image_embeds[:, 0] @ model.image_projection.weight.T
+    texts, images = (
+        body.text_embeds @ model.text_projection.weight.T,
+        body.image_embeds[:, 0] @ model.image_projection.weight.T,
+    )
     texts, images = (each / each.norm(dim=-1, keepdim=True) for each in (texts, images))
     torch.testing.assert_close(output.text_features, texts)
     torch.testing.assert_close(output.image_features, images)

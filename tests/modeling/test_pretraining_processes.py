@@ -52,7 +52,9 @@ def test_averaged_gradients_are_those_of_the_whole_batch(kind, case, found):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", ["fusion/{}/negative_image_rows", "dual/{}/negative_image_rows", "dual/{}/negative_text_rows"])
+@pytest.mark.parametrize(
+    "name", ["fusion/{}/negative_image_rows", "dual/{}/negative_image_rows", "dual/{}/negative_text_rows"]
+)
 def test_the_same_negatives_are_drawn(name, case, found):
     alone, *both = (each[name.format(case)] for each in found)
     assert torch.equal(torch.cat(both), alone)

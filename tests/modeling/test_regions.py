@@ -113,7 +113,9 @@ def test_regions_are_a_set_but_their_boxes_and_features_count(build):
 def test_eager_is_sdpa(norm_first, build):
     batch = collate(make_rows())
     one, other = (
-        build(FusionEncoderForQuestionAnswering, attn_implementation=attention, **REGIONS, norm_first=norm_first)(**batch)
+        build(FusionEncoderForQuestionAnswering, attn_implementation=attention, **REGIONS, norm_first=norm_first)(
+            **batch
+        )
         for attention in ("eager", "sdpa")
     )
     torch.testing.assert_close(one.logits, other.logits, atol=1e-5, rtol=0)
@@ -166,7 +168,9 @@ def test_several_images_a_row(build):
     assert both.image_mask.shape == (2, 2, 3)
     with pytest.raises(ValueError, match="the rows have 2 images, but masked words are completed with one"):
         build(FusionEncoderForMaskedLM, **REGIONS)(**text, **pairs)
-    with pytest.raises(ValueError, match="input_ids has 1 rows, region_features 2; give one text for each row of images"):
+    with pytest.raises(
+        ValueError, match="input_ids has 1 rows, region_features 2; give one text for each row of images"
+    ):
         model(**{name: tensor[:1] for name, tensor in text.items()}, **pairs)
 
 
@@ -191,7 +195,9 @@ def test_presets_have_the_shapes_of_minivlm_and_oscar():
 
 def as_ours(name):
     """The module docstring of `modeling_fusion_encoder`, as code: a parameter's name in BERT -> ours."""
-    name = name.replace("attention.output.LayerNorm", "layernorm_attention").replace("output.LayerNorm", "layernorm_output")
+    name = name.replace("attention.output.LayerNorm", "layernorm_attention").replace(
+        "output.LayerNorm", "layernorm_output"
+    )
     name = name.replace("attention.self.", "attention.attention.")
     return name.replace("embeddings.", "embeddings.text_embeddings.", 1) if name.startswith("embeddings.") else name
 
@@ -224,7 +230,9 @@ def test_a_layer_with_norms_behind_is_berts(bert, config):
 
 def test_a_whole_bert_fits_and_gives_the_same_states(bert, build):
     model = build(FusionEncoderModel, **REGIONS, norm_first=False)
-    missing, unexpected = model.load_state_dict({as_ours(name): part for name, part in bert.state_dict().items()}, strict=False)
+    missing, unexpected = model.load_state_dict(
+        {as_ours(name): part for name, part in bert.state_dict().items()}, strict=False
+    )
     assert {name.rsplit(".", 1)[0] for name in missing} == {
         "embeddings.region_embeddings.projection",
         "embeddings.region_embeddings.LayerNorm",
@@ -234,8 +242,13 @@ def test_a_whole_bert_fits_and_gives_the_same_states(bert, build):
     output = model(**batch)
     words = bert.embeddings(input_ids=batch["input_ids"], token_type_ids=batch["token_type_ids"])
     part = model.embeddings.region_embeddings
-    regions = torch.cat([batch["region_features"], batch["region_boxes"]], -1) @ part.projection.weight.T + part.projection.bias
-    hidden = torch.cat([words, nn.functional.layer_norm(regions, (16,), part.LayerNorm.weight, part.LayerNorm.bias, 1e-12)], 1)
+    regions = (
+        torch.cat([batch["region_features"], batch["region_boxes"]], -1) @ part.projection.weight.T
+        + part.projection.bias
+    )
+    hidden = torch.cat(
+        [words, nn.functional.layer_norm(regions, (16,), part.LayerNorm.weight, part.LayerNorm.bias, 1e-12)], 1
+    )
     for layer in bert.encoder.layer:
         hidden = layer(hidden)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden

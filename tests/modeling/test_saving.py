@@ -32,7 +32,10 @@ TOWERS = [DualEncoderTextModel, DualEncoderVisionModel]
 
 
 def inputs_of(cls, batch):
-    names = {DualEncoderTextModel: ("input_ids", "attention_mask"), DualEncoderVisionModel: ("pixel_values", "pixel_mask")}
+    names = {
+        DualEncoderTextModel: ("input_ids", "attention_mask"),
+        DualEncoderVisionModel: ("pixel_values", "pixel_mask"),
+    }
     return {name: batch[name] for name in names.get(cls, batch)}
 
 
@@ -129,7 +132,12 @@ def test_embeddings_may_be_drawn_wider_than_the_rest(cls, config):
     torch.manual_seed(0)
     fields = {"hidden_size": 64, "initializer_range": 0.02, "embedding_initializer_range": 0.5}
     for name, parameter in cls(config(cls.config_class, **fields)).named_parameters():
-        if "embeddings" in name and "patch_embeddings" not in name and "LayerNorm" not in name and parameter.numel() > 200:
+        if (
+            "embeddings" in name
+            and "patch_embeddings" not in name
+            and "LayerNorm" not in name
+            and parameter.numel() > 200
+        ):
             assert 0.4 < parameter.std().item() < 0.6, name
         elif parameter.dim() > 1 and parameter.numel() > 200:
             assert 0.01 < parameter.std().item() < 0.03, name
@@ -144,7 +152,8 @@ found = []
 for folder, auto in zip(sys.argv[1:], [AutoModelForVisualQuestionAnswering, AutoModelForSequenceClassification] * 2):
     processor = AutoProcessor.from_pretrained(folder)
     batch = processor(text=["what is it?"], images=[Image.new("RGB", (12, 8), "red")])
-    loaded = [AutoConfig.from_pretrained(folder), processor, auto.from_pretrained(folder), AutoModel.from_pretrained(folder)]
+    loaded = [AutoConfig.from_pretrained(folder), processor, auto.from_pretrained(folder),
+              AutoModel.from_pretrained(folder)]
     with torch.no_grad():
         outputs = loaded[2](**batch).logits.flatten().tolist(), loaded[3](**batch).pooler_output.flatten().tolist()
     found.append([[type(part).__name__ for part in loaded], *outputs])

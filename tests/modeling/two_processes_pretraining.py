@@ -1,4 +1,5 @@
-"""Two gloo processes and one with the whole batch, on the models for pre-training; `test_pretraining_processes.py` starts it.
+"""Two gloo processes and one with the whole batch, on the models for pre-training; `test_pretraining_processes.py`
+starts it.
 
 python two_processes_pretraining.py OUTPUT ddp|fsdp2
 
@@ -76,7 +77,9 @@ def batches(kind, rank=None):
         rows = make_pairs(image_ids, caption_ids)
         mine = {None: rows, 0: rows[:first], 1: rows[first:]}[rank]
         batch = collate_pairs(mine)
-        made[case] = {name: value for name, value in batch.items() if kind != "retrieval" or not name.startswith("masked")}
+        made[case] = {
+            name: value for name, value in batch.items() if kind != "retrieval" or not name.startswith("masked")
+        }
     return made
 
 
@@ -88,7 +91,9 @@ def spread(body, way):
     from dual_distill.modeling.modeling_layers import TransformerLayer
 
     if way == "ddp":
-        return torch.nn.parallel.DistributedDataParallel(body, find_unused_parameters="Retrieval" in type(body).__name__)
+        return torch.nn.parallel.DistributedDataParallel(
+            body, find_unused_parameters="Retrieval" in type(body).__name__
+        )
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
     for module in body.modules():
         if isinstance(module, TransformerLayer):

@@ -24,7 +24,10 @@ def slow_loss(student, teacher, key_mask, query_mask):
         for h in range(heads):
             for q in real_queries:
                 p, r = (
-                    [math.exp(scores[b, h, q, k].item() - max(scores[b, h, q, j].item() for j in real_keys)) for k in real_keys]
+                    [
+                        math.exp(scores[b, h, q, k].item() - max(scores[b, h, q, j].item() for j in real_keys))
+                        for k in real_keys
+                    ]
                     for scores in (teacher, student)
                 )
                 p, r = ([value / sum(values) for value in values] for values in (p, r))
@@ -36,7 +39,12 @@ def slow_loss(student, teacher, key_mask, query_mask):
 def random_case(rows=4, heads=3, queries=5, keys=6):
     key_mask, query_mask = torch.rand(rows, keys) < 0.6, torch.rand(rows, queries) < 0.6
     key_mask[:, 2] = query_mask[:, 1] = True
-    return torch.randn(rows, heads, queries, keys) * 2, torch.randn(rows, heads, queries, keys) * 2, key_mask, query_mask
+    return (
+        torch.randn(rows, heads, queries, keys) * 2,
+        torch.randn(rows, heads, queries, keys) * 2,
+        key_mask,
+        query_mask,
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))

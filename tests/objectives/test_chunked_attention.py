@@ -36,7 +36,9 @@ def test_equals_the_plain_version_in_value_and_gradient(max_scores, seed):
     torch.manual_seed(seed)
     student, teacher, *masks = random_states()
     expected = value_and_gradient(plain(student, teacher, *masks), student, factor=3.0)
-    found = value_and_gradient(chunked_attention_loss(*student, *teacher, *masks, max_scores=max_scores), student, factor=3.0)
+    found = value_and_gradient(
+        chunked_attention_loss(*student, *teacher, *masks, max_scores=max_scores), student, factor=3.0
+    )
     assert expected[0] > 0.1
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
@@ -153,7 +155,9 @@ def test_memory_does_not_grow_with_layers_times_tokens_squared():
 
 def test_refusals():
     student, teacher, keys, queries = random_states()
-    with pytest.raises(ValueError, match=r"would have shape \(3, 4, 5, 7\), teacher_scores \(3, 2, 5, 7\).* relation heads"):
+    with pytest.raises(
+        ValueError, match=r"would have shape \(3, 4, 5, 7\), teacher_scores \(3, 2, 5, 7\).* relation heads"
+    ):
         chunked_attention_loss(*student, teacher[0][:, :2], teacher[1][:, :2], keys, queries)
     with pytest.raises(ValueError, match=r"key_mask has shape \(3, 5\), the states ask for \(3, 7\)"):
         chunked_attention_loss(*student, *teacher, queries, queries)

@@ -33,7 +33,9 @@ def outputs(rows=3, images=1, heads=2, width=4, layers=1, labels=5, mask=None, g
     mask = torch.ones(rows, images, IMAGE).bool() if mask is None else mask
     shape = {"rows": rows * images, "heads": heads, "width": width, "layers": layers, "grad": grad}
     logits = torch.randn(rows, labels, requires_grad=grad)
-    return SimpleNamespace(logits=logits, loss=None, query_states=states(**shape), key_states=states(**shape), image_mask=mask)
+    return SimpleNamespace(
+        logits=logits, loss=None, query_states=states(**shape), key_states=states(**shape), image_mask=mask
+    )
 
 
 @pytest.fixture
@@ -97,7 +99,9 @@ def test_two_images_of_a_row_are_summed(masks):
 def test_mapped_layers_are_averaged(masks):
     batch, image = masks
     student, teacher = outputs(mask=image, layers=3), outputs(mask=image, layers=3)
-    expected = sum(sum(blocks_loss(student, teacher, layer, batch["attention_mask"].bool(), image[:, 0])) for layer in range(3))
+    expected = sum(
+        sum(blocks_loss(student, teacher, layer, batch["attention_mask"].bool(), image[:, 0])) for layer in range(3)
+    )
     objective = DiDEObjective(layer_map={0: 1, 1: 3, -1: -1})
     assert (objective.student_layers, objective.teacher_layers) == ([0, 1, -1], [1, 3, -1])
     torch.testing.assert_close(objective(student, teacher, batch)["attention_loss"], expected / 3)
@@ -166,7 +170,9 @@ def test_a_weight_of_zero_leaves_its_term_out(kept, masks):
         student.query_states = student.key_states = teacher.query_states = teacher.key_states = None
     if kept != "soft_label":
         teacher.logits = None
-    objective = DiDEObjective(**{f"{name}_weight": float(name == kept) for name in ("attention", "soft_label", "label")})
+    objective = DiDEObjective(
+        **{f"{name}_weight": float(name == kept) for name in ("attention", "soft_label", "label")}
+    )
     assert objective.student_layers == objective.teacher_layers == ([-1] if kept == "attention" else [])
     losses = objective(student, teacher, batch)
     assert set(losses) == {f"{kept}_loss", "loss"}
@@ -231,11 +237,14 @@ def test_refusals_of_outputs(masks):
     refused("the student recorded 8 tokens, the batch has 9", student=short)
     probs = torch.full((3, 2, 8, 8), 1 / 8)
     refused(
-        "the teacher's attention covers 8 tokens, the student's sequence has 9", teacher=no_states | {"attentions": (probs,)}
+        "the teacher's attention covers 8 tokens, the student's sequence has 9",
+        teacher=no_states | {"attentions": (probs,)},
     )
     wide = no_states | {"attentions": (torch.full((3, 2, 9, 9), 1 / 9),)}
     refused(
-        "relation_heads is 2, but the teacher returns attention probabilities", DiDEObjective(relation_heads=2), teacher=wide
+        "relation_heads is 2, but the teacher returns attention probabilities",
+        DiDEObjective(relation_heads=2),
+        teacher=wide,
     )
     refused("label_weight is above 0, but the batch has no labels", DiDEObjective(label_weight=1.0))
     refused(r"student_logits has shape \(3, 4\)", student={"logits": student.logits[:, :4]})
@@ -279,8 +288,12 @@ def test_attention_probabilities_give_the_same_loss_as_queries_and_keys(images, 
     teacher = noisy(FusionEncoderForImagesAndTextClassification(FusionEncoderConfig(**TINY, num_images=images)))
     student = noisy(DualEncoderForImagesAndTextClassification.from_fusion_encoder(teacher))
     objective, batch = DiDEObjective(layer_map=layer_map), real_batch(images)
-    student_outputs = student(**batch, output_query_states=objective.student_layers, output_key_states=objective.student_layers)
-    recorded = teacher(**batch, output_query_states=objective.teacher_layers, output_key_states=objective.teacher_layers)
+    student_outputs = student(
+        **batch, output_query_states=objective.student_layers, output_key_states=objective.student_layers
+    )
+    recorded = teacher(
+        **batch, output_query_states=objective.teacher_layers, output_key_states=objective.teacher_layers
+    )
     expected = objective(student_outputs, recorded, batch)
     teacher.set_attn_implementation("eager")
     found = objective(student_outputs, teacher(**batch, output_attentions=True), batch)

@@ -57,7 +57,9 @@ def real_tokens(batch, image_mask):
 def test_every_term_is_its_function_and_the_loss_their_weighted_sum(batch, image_mask):
     student, teacher = outputs(mask=image_mask), outputs(width=8)
     student.loss = torch.tensor(0.7)
-    compared = objective(attention_weight=2.0, hidden_weight=0.5, soft_label_weight=0.25, label_weight=3.0, temperature=2.0)
+    compared = objective(
+        attention_weight=2.0, hidden_weight=0.5, soft_label_weight=0.25, label_weight=3.0, temperature=2.0
+    )
     found = compared(student, teacher, batch)
     pattern, real = joint_pattern(batch["attention_mask"], image_mask), real_tokens(batch, image_mask)
     probs = [attention_probs(one.query_states[0], one.key_states[0], pattern) for one in (student, teacher)]
@@ -76,7 +78,9 @@ def test_every_term_is_its_function_and_the_loss_their_weighted_sum(batch, image
     negatives = compared.queues[0].negatives()
     assert len(negatives) == int(real.sum())
     again = compared(student, teacher, batch)["hidden_loss"]
-    torch.testing.assert_close(again, noise_contrastive_loss(projected, teacher.hidden_states[-1], negatives, real, 0.07))
+    torch.testing.assert_close(
+        again, noise_contrastive_loss(projected, teacher.hidden_states[-1], negatives, real, 0.07)
+    )
     assert again > 0.1
 
 

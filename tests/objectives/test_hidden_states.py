@@ -65,13 +65,19 @@ def test_padding_does_not_matter_and_gets_no_gradient():
 def test_rows_alone_average_to_the_batch():
     anchors, positives, negatives = torch.randn(3, 4, 6), torch.randn(3, 4, 6), torch.randn(9, 6)
     whole = noise_contrastive_loss(anchors, positives, negatives, REAL)
-    alone = [noise_contrastive_loss(anchors[i : i + 1], positives[i : i + 1], negatives, REAL[i : i + 1]) for i in range(3)]
+    alone = [
+        noise_contrastive_loss(anchors[i : i + 1], positives[i : i + 1], negatives, REAL[i : i + 1]) for i in range(3)
+    ]
     torch.testing.assert_close(whole, torch.stack(alone).mean())
 
 
 def test_no_gradient_reaches_positives_and_negatives():
-    anchors, positives, negatives = (torch.randn(*shape, requires_grad=True) for shape in ((3, 4, 6), (3, 4, 6), (9, 6)))
-    (noise_contrastive_loss(anchors, positives, negatives, REAL) + squared_distance_loss(anchors, positives, REAL)).backward()
+    anchors, positives, negatives = (
+        torch.randn(*shape, requires_grad=True) for shape in ((3, 4, 6), (3, 4, 6), (9, 6))
+    )
+    (
+        noise_contrastive_loss(anchors, positives, negatives, REAL) + squared_distance_loss(anchors, positives, REAL)
+    ).backward()
     assert anchors.grad is not None
     assert positives.grad is None
     assert negatives.grad is None
@@ -107,8 +113,14 @@ def test_rows_without_anything_are_left_out():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((torch.zeros(2, 3, 4), torch.zeros(2, 3, 5), torch.zeros(1, 4), torch.ones(2, 3)), r"the teacher's \(2, 3, 5\)"),
-        ((torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(1, 5), torch.ones(2, 3)), r"negatives have shape \(1, 5\)"),
+        (
+            (torch.zeros(2, 3, 4), torch.zeros(2, 3, 5), torch.zeros(1, 4), torch.ones(2, 3)),
+            r"the teacher's \(2, 3, 5\)",
+        ),
+        (
+            (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(1, 5), torch.ones(2, 3)),
+            r"negatives have shape \(1, 5\)",
+        ),
         ((torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(1, 4), torch.ones(2, 2)), r"the mask \(2, 2\)"),
         ((torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(1, 4), torch.ones(2, 3), 0.0), "temperature is 0.0"),
     ],

@@ -47,7 +47,9 @@ def divergence(student, teacher):
 def test_soft_matching_is_the_mean_over_pairs_that_are_there(temperature):
     student, teacher, labels = draw(6, 2), draw(6, 2), torch.tensor([1, -100, 0, 0, -100, 1])
     kept = [row for row in range(6) if labels[row] != -100]
-    expected = sum(divergence(student[row] / temperature, teacher[row] / temperature) for row in kept) / 4 * temperature**2
+    expected = (
+        sum(divergence(student[row] / temperature, teacher[row] / temperature) for row in kept) / 4 * temperature**2
+    )
     assert soft_matching_loss(student, teacher, labels, temperature).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -90,7 +92,11 @@ def test_the_objective_adds_its_terms_to_the_students_own():
 @pytest.mark.parametrize("name", ["attention", "soft_matching", "soft_masked_word"])
 def test_a_term_of_weight_0_is_not_computed_and_needs_no_outputs(name):
     student, teacher = outputs(), outputs()
-    needed = {"attention": "query_states", "soft_matching": "matching_logits", "soft_masked_word": "masked_word_logits"}[name]
+    needed = {
+        "attention": "query_states",
+        "soft_matching": "matching_logits",
+        "soft_masked_word": "masked_word_logits",
+    }[name]
     setattr(student, needed, None)
     setattr(teacher, needed, None)
     losses = PreTrainingObjective(**{f"{name}_weight": 0.0})(student, teacher, BATCH)

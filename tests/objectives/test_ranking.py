@@ -6,12 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dual_distill.objectives import (
-    RankingObjective,
-    hardest_negatives,
-    ranking_distillation_loss,
-    right_first_loss,
-)
+from dual_distill.objectives import RankingObjective, hardest_negatives, ranking_distillation_loss, right_first_loss
 
 LISTED = torch.tensor([[True, True, True, True], [True, True, False, True], [True, False, False, False]])
 
@@ -66,7 +61,11 @@ def objective_inputs(**states):
 
 
 def test_the_objective_weighs_its_terms():
-    student, teacher, batch = objective_inputs(), objective_inputs(), {"attention_mask": torch.ones(2, 2), "is_listed": LISTED}
+    student, teacher, batch = (
+        objective_inputs(),
+        objective_inputs(),
+        {"attention_mask": torch.ones(2, 2), "is_listed": LISTED},
+    )
     losses = RankingObjective(0.5, 2.0, 3.0)(student, teacher, batch)
     assert list(losses) == ["contrastive_loss", "ranking_loss", "attention_loss", "loss"]
     total = 0.5 * 0.75 + 2 * losses["ranking_loss"] + 3 * losses["attention_loss"]

@@ -44,9 +44,9 @@ def tiny_student(seed: int = 2, **fields: object) -> DualEncoderForQuestionAnswe
     """Its towers start from another fusion encoder than the teacher."""
     fusion = tiny_teacher(seed, **fields)
     over_images = fields.get("num_images", 1) > 1
-    return (DualEncoderForImagesAndTextClassification if over_images else DualEncoderForQuestionAnswering).from_fusion_encoder(
-        fusion
-    )
+    return (
+        DualEncoderForImagesAndTextClassification if over_images else DualEncoderForQuestionAnswering
+    ).from_fusion_encoder(fusion)
 
 
 def tiny_rows(count: int = 20, images: int = 1) -> list[dict]:

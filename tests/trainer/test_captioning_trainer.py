@@ -63,7 +63,9 @@ def make_model(processor, hidden_size=16, seed=1, **fields):
 
 
 def make_collator(processor):
-    return CaptioningCollator(processor, get_task("captioning"), CaptionMasker(processor.tokenizer), max_caption_length=12)
+    return CaptioningCollator(
+        processor, get_task("captioning"), CaptionMasker(processor.tokenizer), max_caption_length=12
+    )
 
 
 def make_arguments(folder, **fields):
@@ -138,7 +140,9 @@ def test_a_student_learns_from_a_teacher_at_the_masked_words(taught, processor, 
 
 def test_attention_is_compared_where_captions_may_look(taught, processor, data, tmp_path):
     """A student that equals its teacher has no attention loss, and its pattern is that of captions."""
-    trainer = make_trainer(tmp_path, processor, data, taught.model, taught.model, method="distillvlm", hidden_loss="none")
+    trainer = make_trainer(
+        tmp_path, processor, data, taught.model, taught.model, method="distillvlm", hidden_loss="none"
+    )
     batch = make_collator(processor)([data[0], data[5]])
     seen = {}
     objective = trainer.objective.forward

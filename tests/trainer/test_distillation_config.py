@@ -63,7 +63,9 @@ def test_layer_maps_become_numbers(given, arguments):
 
 def test_a_command_line_reads_them(tmp_path):
     parser = HfArgumentParser(DistillationTrainingArguments)
-    line = f"--output_dir {tmp_path} --use_cpu true --attention_weight 0.5 --relation_heads 6 --warmup_steps 0.2".split()
+    line = (
+        f"--output_dir {tmp_path} --use_cpu true --attention_weight 0.5 --relation_heads 6 --warmup_steps 0.2".split()
+    )
     [arguments] = parser.parse_args_into_dataclasses([*line, "--layer_map", '{"0": 1}', "--temperature", "2"])
     assert (arguments.attention_weight, arguments.relation_heads, arguments.temperature) == (0.5, 6, 2.0)
     assert (arguments.layer_map, arguments.warmup_steps) == ({0: 1}, 0.2)

@@ -136,7 +136,9 @@ def test_every_checkpoint_holds_student_and_processor_and_no_teacher(build, proc
     assert [folder.name for folder in folders] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     student = set(trainer.model.state_dict())
     for folder in folders:
-        assert {"processor_config.json", "tokenizer.json", "tokenizer_config.json"} <= {p.name for p in folder.iterdir()}
+        assert {"processor_config.json", "tokenizer.json", "tokenizer_config.json"} <= {
+            p.name for p in folder.iterdir()
+        }
         found = set()
         for path in folder.glob("*.safetensors"):
             with safe_open(path, "pt") as file:
@@ -244,7 +246,9 @@ def test_evaluation_before_training(build, make_rows, make_teacher, make_student
     batch = collator(rows)
     asked = {"output_query_states": [-1], "output_key_states": [-1]}
     with torch.no_grad():
-        expected = DiDEObjective()(make_student().eval()(**batch, **asked), make_teacher().eval()(**batch, **asked), batch)
+        expected = DiDEObjective()(
+            make_student().eval()(**batch, **asked), make_teacher().eval()(**batch, **asked), batch
+        )
     for name, value in expected.items():
         assert metrics[f"eval_{name}"] == pytest.approx(value.item(), rel=1e-4)
     assert set(TERMS) & {name.removeprefix("eval_") for name in metrics} == set(TERMS[:2])
@@ -383,7 +387,9 @@ def test_soft_scores_choose_the_loss_of_answers(build, make_student):
 def test_head_learning_rate_factor_makes_groups(build):
     trainer = build(head_learning_rate_factor=10.0, learning_rate=0.01)
     trainer.train()
-    fast = {n for n, _ in trainer.model.named_parameters() if n.startswith(("classifier.", "dual_encoder.interaction."))}
+    fast = {
+        n for n, _ in trainer.model.named_parameters() if n.startswith(("classifier.", "dual_encoder.interaction."))
+    }
     assert len(fast) == 12
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     found = {}
@@ -430,4 +436,6 @@ def test_head_learning_rate_factor_is_applied_once(build):
     trainer.create_optimizer()
     trainer.create_optimizer()
     assert sorted({round(group["lr"], 9) for group in trainer.optimizer.param_groups}) == [0.01, 0.1]
-    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(list(trainer.model.parameters()))
+    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(
+        list(trainer.model.parameters())
+    )

@@ -51,7 +51,11 @@ def test_two_times_four_is_a_batch_of_eight_queue_and_projection_too(tmp_path):
         assert trainer.state.global_step == 6
         runs.append(state(trainer))
         changed = {name for name, tensor in runs[-1].items() if not torch.equal(tensor, before[name])}
-        assert {"objective.projections.0.weight", "objective.projections.0.bias", "objective.queues.0.tokens"} <= changed
+        assert {
+            "objective.projections.0.weight",
+            "objective.projections.0.bias",
+            "objective.queues.0.tokens",
+        } <= changed
         assert len(trainer.objective.queues[0]) == 100
         assert int(trainer.objective.queues[0].num_written) > 200
     for other in runs[1:]:
@@ -61,7 +65,13 @@ def test_two_times_four_is_a_batch_of_eight_queue_and_projection_too(tmp_path):
 @pytest.mark.parametrize("step", [2, 3, 4], ids=["within an epoch", "between epochs", "within the next"])
 def test_resumed_equals_uninterrupted_with_queue_and_projection(step, tmp_path):
     """With dropout and AdamW, on every tensor of the student, the objective and the optimizer, bit by bit."""
-    fields = {"optim": "adamw_torch", "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 1, "max_grad_norm": 1.0}
+    fields = {
+        "optim": "adamw_torch",
+        "learning_rate": 1e-3,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_grad_norm": 1.0,
+    }
     dropout = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
     whole = region_trainer(tmp_path / "out", region_student(**dropout), **fields)
     whole.train()
@@ -89,7 +99,9 @@ def test_the_state_lies_in_each_checkpoint_and_not_in_the_final_model(tmp_path):
     file.unlink()
     with pytest.raises(ValueError, match=f"holds no {OBJECTIVE_FILE}, but the objective has a state"):
         region_trainer(tmp_path / "b").train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-    with pytest.raises(ValueError, match=r"has queues.0.tokens of shape \(100, 24\), the objective of this run \(50, 24\)"):
+    with pytest.raises(
+        ValueError, match=r"has queues.0.tokens of shape \(100, 24\), the objective of this run \(50, 24\)"
+    ):
         region_trainer(tmp_path / "c", queue_size=50).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     (tmp_path / "checkpoint-3" / OBJECTIVE_FILE).write_bytes(b"broken")
     with pytest.raises(ValueError, match="is damaged"):
@@ -99,7 +111,9 @@ def test_the_state_lies_in_each_checkpoint_and_not_in_the_final_model(tmp_path):
 def test_the_optimizer_holds_student_and_projection_and_nothing_of_the_teacher(tmp_path):
     teacher = region_teacher(hidden_dropout_prob=0.3)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    trainer = region_trainer(tmp_path, teacher=teacher, optim="adamw_torch", max_steps=3, head_learning_rate_factor=10.0)
+    trainer = region_trainer(
+        tmp_path, teacher=teacher, optim="adamw_torch", max_steps=3, head_learning_rate_factor=10.0
+    )
     trainer.train()
     held = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for module in (trainer.model, trainer.objective) for p in module.parameters())
@@ -169,7 +183,8 @@ def test_a_cache_of_the_teacher_is_refused(tmp_path):
             {"region_boxes_id": "detector b"},
             {},
             {},
-            "the teacher has regions in the boxes of 'detector b', the student regions in the boxes of 'boxes a'; .*adapt the",
+            "the teacher has regions in the boxes of 'detector b', the student regions in the boxes of 'boxes a'; "
+            ".*adapt the",
         ),
         ({"num_attention_heads": 2}, {}, {}, "the teacher has 2 attention heads, the student 4; set relation_heads"),
         ({}, {}, {"hidden_layers": {2: 1}}, "hidden_layers names layer 2 of the student, which has 2 layers"),
@@ -199,7 +214,9 @@ def test_two_towers_and_a_projection_of_another_width_are_refused(make_student, 
     towers = DistillVLMObjective(16, 16)
     with pytest.raises(ValueError, match="the student has two towers, but distillvlm compares states of one sequence"):
         check_pair(make_student(), make_teacher(), towers)
-    with pytest.raises(ValueError, match="the teacher has width 24, the objective was built for 20; give it teacher_size=24"):
+    with pytest.raises(
+        ValueError, match="the teacher has width 24, the objective was built for 20; give it teacher_size=24"
+    ):
         check_pair(region_student(), region_teacher(), DistillVLMObjective(16, 20))
 
 
@@ -207,7 +224,9 @@ def test_unknown_methods_are_refused(tmp_path):
     with pytest.raises(ValueError, match="method is 'vlm'; give dide or distillvlm"):
         region_trainer(tmp_path, method="vlm")
     with pytest.raises(ValueError, match="an objective was given without a teacher"):
-        DistillationTrainer(nn.Linear(1, 1), region_trainer(tmp_path, teacher=None).args, objective=DistillVLMObjective(1, 1))
+        DistillationTrainer(
+            nn.Linear(1, 1), region_trainer(tmp_path, teacher=None).args, objective=DistillVLMObjective(1, 1)
+        )
 
 
 @pytest.mark.slow

@@ -48,7 +48,9 @@ def divergence(student, teacher):
 
 def test_terms_are_those_of_a_loop_over_single_pairs(tmp_path):
     """The teacher reads each pair alone; which pairs, the student's own outputs say."""
-    trainer = build(tmp_path, attention_weight=0.5, soft_matching_weight=2.0, soft_masked_word_weight=3.0, matching_weight=0.7)
+    trainer = build(
+        tmp_path, attention_weight=0.5, soft_matching_weight=2.0, soft_masked_word_weight=3.0, matching_weight=0.7
+    )
     student, teacher, batch = trainer.model.eval(), trainer.teacher, pair_collator(pair_rows())
     loss, found = terms_of(trainer, batch)
     with torch.no_grad():
@@ -59,7 +61,9 @@ def test_terms_are_those_of_a_loop_over_single_pairs(tmp_path):
         matching, attention, words = [], [], []
         for place, (row_of_text, row_of_image) in enumerate(pairs):
             assert min(row_of_text, row_of_image) >= 0
-            pair = {name: batch[name][[row_of_text]] for name in text} | {name: batch[name][[row_of_image]] for name in pixels}
+            pair = {name: batch[name][[row_of_text]] for name in text} | {
+                name: batch[name][[row_of_image]] for name in pixels
+            }
             theirs = teacher(**pair, output_query_states=[-1], output_key_states=[-1])
             matching.append(divergence(outputs.matching_logits[place], theirs.matching_logits[0]))
             if place < 8:
@@ -169,7 +173,10 @@ def test_in_batch_recall_by_hand():
     [
         ({"cache_teacher": "attention"}, "cache_teacher is 'attention', but the teacher is asked about pairs that"),
         ({"attention_weight": 0, "soft_matching_weight": 0, "soft_masked_word_weight": 0}, "a teacher was given, but"),
-        ({"matching_weight": 0}, "soft_matching_weight is above 0, but the student's configuration has matching_weight 0"),
+        (
+            {"matching_weight": 0},
+            "soft_matching_weight is above 0, but the student's configuration has matching_weight 0",
+        ),
         ({"contrastive_weight": -1.0}, "contrastive_weight is -1.0; give a number >= 0"),
         ({"masking_share": 0.0}, "masking_share is 0.0"),
         ({"teacher": "dual"}, "the teacher is a DualEncoderForPreTraining"),
@@ -182,7 +189,9 @@ def test_what_cannot_be_is_refused(fields, problem, tmp_path):
 
 
 def test_a_fusion_encoder_has_no_contrastive_term(tmp_path):
-    with pytest.raises(ValueError, match=r"contrastive_weight is 1\.0, but a dual_distill_fusion_encoder has no such term"):
+    with pytest.raises(
+        ValueError, match=r"contrastive_weight is 1\.0, but a dual_distill_fusion_encoder has no such term"
+    ):
         build(tmp_path, fusion(), None, contrastive_weight=1.0)
 
 

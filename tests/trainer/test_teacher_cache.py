@@ -76,7 +76,9 @@ def asking(teacher, objective=OBJECTIVE):
 
 def losses(objective, student, teacher_outputs, batch):
     layers = objective.student_layers
-    outputs = student(**{k: v for k, v in batch.items() if k != "labels"}, output_query_states=layers, output_key_states=layers)
+    outputs = student(
+        **{k: v for k, v in batch.items() if k != "labels"}, output_query_states=layers, output_key_states=layers
+    )
     return objective(outputs, teacher_outputs, batch)
 
 
@@ -224,7 +226,8 @@ def test_the_estimate_is_what_a_cache_takes(tmp_path, pair, batch):
     [file] = tmp_path.glob("*.safetensors")
     estimated = estimate_bytes(batch, num_rows=3, num_labels=5, num_layers=2, num_heads=4, patch_size=4)
     assert file.stat().st_size == pytest.approx(estimated, rel=0.1)
-    # By hand: 7 x 7 + 7 x 7, 3 x 10 + 3 x 4, 5 x 10 + 5 x 10 scores, twice, in 2 layers of 4 heads of float16; 15 logits.
+    # By hand: 7 x 7 + 7 x 7, 3 x 10 + 3 x 4, 5 x 10 + 5 x 10 scores, twice, in 2 layers of 4 heads of float16; 15
+    # logits.
     payload = (98 + 42 + 100) * 2 * 2 * 4 * 2 + 15 * 4
     assert estimated == payload + 3 * (1 + 2 * 2 * 2) * 120
     cache.check_space(estimated)

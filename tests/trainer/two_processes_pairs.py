@@ -14,8 +14,8 @@ import torch
 def cut_into_shards() -> None:
     """Switch FSDP2 on as `recipes/accelerate/fsdp2.yaml` does on GPUs.
 
-    `accelerate launch` leaves it off where there is no accelerator, so its state is set by hand; torch's FSDP2 and gloo do the
-    rest on processors too.
+    `accelerate launch` leaves it off where there is no accelerator, so its state is set by hand; torch's FSDP2 and gloo
+    do the rest on processors too.
     """
     import yaml
     from accelerate.state import AcceleratorState, PartialState

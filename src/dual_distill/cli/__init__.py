@@ -83,7 +83,9 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, StrictDataclassError) and isinstance(error.__cause__, ValueError):
         error = error.__cause__  # a configuration's own sentence, wrapped by its validator
     text = str(error)
-    if text.startswith("Caught ") and "Original Traceback" in text:  # a data loading process; torch puts its traceback here
+    if (
+        text.startswith("Caught ") and "Original Traceback" in text
+    ):  # a data loading process; torch puts its traceback here
         text = text.strip().splitlines()[-1].partition(": ")[2]
     text = " ".join(text.split())
     if isinstance(error, ValueError | OSError) and text:

@@ -8,18 +8,27 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from dual_distill.inference import FeatureStore, SearchResult, StoreAsker, StoreSearcher, load_encoder, prepack_linear_layers
-from dual_distill.inference.feature_store_files import NORMALISED
+from dual_distill.inference import (
+    NORMALISED,
+    FeatureStore,
+    SearchResult,
+    StoreAsker,
+    StoreSearcher,
+    load_encoder,
+    prepack_linear_layers,
+)
 
 from .encode import default_device
 
 _EPILOG = """\
-Without --image, each question is asked of all stored images, which are ranked: by the probability of --answer, or each by that
-of its most probable answer. With --image, the questions are asked of those images alone. --pairs FILE asks any questions of any
+Without --image, each question is asked of all stored images, which are ranked: by the probability of --answer, or each
+by that of its most probable answer. With --image, the questions are asked of those images alone. --pairs FILE asks any
+questions of any
 images: JSON lines {"image": ID, "question": TEXT}.
 
-A store of a model with a retrieval head is searched instead, by the cosine of text and image: a store of images by texts, a
-store of texts by --image, a file or URL. --image ID with --text-store searches those texts by an image of the store.
+A store of a model with a retrieval head is searched instead, by the cosine of text and image: a store of images by
+texts, a store of texts by --image, a file or URL. --image ID with --text-store searches those texts by an image of the
+store.
 
 examples:
   dual-distill ask runs/student photos.store "is there a dog?" --answer yes --threshold 0.5 --top-k 20
@@ -40,14 +49,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="folder or Hub repository of the dual encoder that made the store")
     parser.add_argument("store", help="folder of the store")
     parser.add_argument("questions", nargs="*", metavar="question", help="question or statement")
-    parser.add_argument("--image", action="append", dest="images", metavar="ID", help="ask this image alone; may be repeated")
+    parser.add_argument(
+        "--image", action="append", dest="images", metavar="ID", help="ask this image alone; may be repeated"
+    )
     parser.add_argument("--pairs", metavar="FILE", help="JSON lines of image and question, in place of questions")
     parser.add_argument("--answer", help="rank images by the probability of this answer")
     parser.add_argument("--threshold", type=float, help="least probability, or least cosine of a search (default: all)")
     parser.add_argument("--top-k", type=int, help="images a question (default: 10), or answers an image (default: 5)")
-    parser.add_argument("--text-store", metavar="STORE", help="store of texts; questions that it holds are not encoded again")
     parser.add_argument(
-        "--index", metavar="faiss[:SPEC]", help="search with an index of faiss, such as faiss:HNSW32 (default: none, exact)"
+        "--text-store", metavar="STORE", help="store of texts; questions that it holds are not encoded again"
+    )
+    parser.add_argument(
+        "--index",
+        metavar="faiss[:SPEC]",
+        help="search with an index of faiss, such as faiss:HNSW32 (default: none, exact)",
     )
     parser.add_argument("--revision", help="revision of a Hub repository")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
@@ -79,7 +94,9 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
     if not options.questions and options.pairs is None:
         raise ValueError("Give questions or --pairs FILE, one of the two.")
     if options.index is not None:
-        raise ValueError("--index searches vectors of a retrieval head, but this store is asked questions; leave it out.")
+        raise ValueError(
+            "--index searches vectors of a retrieval head, but this store is asked questions; leave it out."
+        )
     ranks = options.images is None and options.pairs is None
     if not ranks and options.answer is not None:
         raise ValueError("--answer ranks all images, but --image or --pairs names some; leave one out.")
@@ -118,13 +135,17 @@ def search(options: argparse.Namespace, stored: FeatureStore, texts: FeatureStor
     """Search images for texts, or texts for images."""
     for name in ("pairs", "answer"):
         if getattr(options, name) is not None:
-            raise ValueError(f"--{name} is about answers, but the store {options.store!r} is one to search; leave it out.")
+            raise ValueError(
+                f"--{name} is about answers, but the store {options.store!r} is one to search; leave it out."
+            )
     if bool(options.questions) == bool(options.images):
         raise ValueError("Give texts to search images by, or --image to search texts by, one of the two.")
     found_in, queries = stored, texts
     if options.images and stored.manifest.kind == "image":
         if texts is None:
-            raise ValueError("--image searches texts; give --text-store STORE, or a store of texts in place of that of images.")
+            raise ValueError(
+                "--image searches texts; give --text-store STORE, or a store of texts in place of that of images."
+            )
         found_in, queries = texts, stored
     model, processor, revision = load_encoder(options.model, options.revision)
     model.to(options.device or default_device())
@@ -143,7 +164,9 @@ def search(options: argparse.Namespace, stored: FeatureStore, texts: FeatureStor
         rows = [{kind: found.id, "score": found.score} for found in result.best]
         return {query: given, "matches": result.matches, f"{kind}s": rows}
 
-    rankings = [listed(given, result) for given, result in zip(options.questions or options.images, results, strict=True)]
+    rankings = [
+        listed(given, result) for given, result in zip(options.questions or options.images, results, strict=True)
+    ]
     return {f"stored_{kind}s": len(found_in), "index": options.index, "rankings": rankings}
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from dual_distill.conversion import load_teacher
 from dual_distill.inference import PairShape, measure_answering, prepack_linear_layers
 from dual_distill.modeling import (
     DualEncoderConfig,
@@ -24,6 +23,7 @@ from dual_distill.modeling import (
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
 )
+from dual_distill.teachers import load_teacher
 
 _TWINS: dict[type[PreTrainedModel], Any] = {
     FusionEncoderModel: DualEncoderModel,
@@ -34,12 +34,12 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 _EPILOG = """\
 A dual encoder is timed four times: nothing stored, images stored, texts and images stored, and both stored by
-`encode --projected`. --against puts another model first (its fusion encoder), and the ratios say how many times faster than
-that. A fusion encoder without --against is held against the dual encoder of the same shape that could be distilled from it;
-what is computed does not depend on weights.
+`encode --projected`. --against puts another model first (its fusion encoder), and the ratios say how many times faster
+than that. A fusion encoder without --against is held against the dual encoder of the same shape that could be distilled
+from it; what is computed does not depend on weights.
 
-All run in turn in one process; only ratios are worth comparing between machines. "by arithmetic" is what the multiply-adds
-alone would give.
+All run in turn in one process; only ratios are worth comparing between machines. "by arithmetic" is what the
+multiply-adds alone would give.
 
 example:
   dual-distill benchmark runs/student --against runs/teacher --batch-sizes 1 16 64 --text-tokens 40 --real-tokens 12"""
@@ -56,11 +56,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "model", metavar="MODEL", help="checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT"
     )
-    parser.add_argument("--against", metavar="MODEL", help="checkpoint that the ratios compare with, usually the teacher")
+    parser.add_argument(
+        "--against", metavar="MODEL", help="checkpoint that the ratios compare with, usually the teacher"
+    )
     parser.add_argument("--revision", help="revision of a Hub repository (of MODEL)")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="pairs a batch (default: 1 16)")
     parser.add_argument(
-        "--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels (default: the model's position table)"
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="pixels (default: the model's position table)",
     )
     parser.add_argument("--text-tokens", type=int, help="tokens a text, padding included (default: the model's most)")
     parser.add_argument("--real-tokens", type=int, help="tokens that are no padding (default: all)")
@@ -138,7 +144,8 @@ def table(result: dict[str, Any]) -> str:
         quartiles = " - ".join(f"{value:.4g}" for value in row["latency_quartiles_ms"])
         lines.append(
             f"{row['batch_size']:>5} {tokens:>7} {row['way']:<15} {row['latency_ms']:>10.4g} {quartiles:>19} "
-            f"{row['multiply_adds'] / 1e9:>8.3f} {row['times_faster']:>8.4g} {row['times_fewer_multiply_adds']:>13.4g}  "
+            f"{row['multiply_adds'] / 1e9:>8.3f} {row['times_faster']:>8.4g} "
+            f"{row['times_fewer_multiply_adds']:>13.4g}  "
             f"{row['model']}"
         )
     return "\n".join(lines)

@@ -11,9 +11,9 @@ from pathlib import Path
 from dual_distill.hub_cards import add_evaluation, read_json, read_run, write_card, write_run
 
 _EPILOG = """\
-The card says what run.json (or the results.json of `dual-distill train`) beside the weights says, and no number without a
-source. Evaluations are added to run.json, so `dual-distill push` finds them too. What stands outside the card's two markers
-is yours and stays.
+The card says what run.json (or the results.json of `dual-distill train`) beside the weights says, and no number without
+a source. Evaluations are added to run.json, so `dual-distill push` finds them too. What stands outside the card's two
+markers is yours and stays.
 
 example:
   dual-distill evaluate runs/student --task easy_vqa --data path/to/easy_vqa --output student.json
@@ -29,12 +29,18 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of a checkpoint, as `dual-distill train` wrote it")
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="folder of a checkpoint, as `dual-distill train` wrote it"
+    )
     parser.add_argument("--evaluation", type=Path, help="JSON file that `dual-distill evaluate --output` wrote for it")
     parser.add_argument("--teacher-evaluation", type=Path, help="the same for its teacher, on the same rows")
-    parser.add_argument("--repo", metavar="REPO", help="owner/name on the Hub for the quick start (default: this folder)")
+    parser.add_argument(
+        "--repo", metavar="REPO", help="owner/name on the Hub for the quick start (default: this folder)"
+    )
     parser.add_argument("--with-code", action="store_true", help="the quick start is for those without this package")
-    parser.add_argument("--license", metavar="NAME", help="licence of the weights as the Hub calls it, such as apache-2.0")
+    parser.add_argument(
+        "--license", metavar="NAME", help="licence of the weights as the Hub calls it, such as apache-2.0"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line on stdout, everything else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -50,7 +56,9 @@ def run(words: Sequence[str]) -> None:
             )
         if options.evaluation:
             add(options.folder, options.evaluation, options.teacher_evaluation)
-        file = write_card(options.folder, repo_id=options.repo, with_code=options.with_code, license_name=options.license)
+        file = write_card(
+            options.folder, repo_id=options.repo, with_code=options.with_code, license_name=options.license
+        )
     print(json.dumps({"card": str(file)}) if options.json else f"written: {file}")
 
 
@@ -58,15 +66,20 @@ def add(folder: Path, evaluation: Path, teacher: Path | None) -> None:
     """Add an evaluation to the folder's run.json; the source is the command that gave it, without paths."""
     for file in (evaluation, *([teacher] if teacher else [])):
         if not file.is_file():
-            raise ValueError(f"there is no file {str(file)!r}; give the one that `dual-distill evaluate --output` wrote.")
+            raise ValueError(
+                f"there is no file {str(file)!r}; give the one that `dual-distill evaluate --output` wrote."
+            )
     record = read_run(folder)
     if record is None:
         raise ValueError(
-            f"{str(folder)!r} has no run.json and no results.json, so it is not known what was trained on what; train with "
+            f"{str(folder)!r} has no run.json and no results.json, so it is not known what was trained on what; train "
+            f"with "
             "`dual-distill train`, or write the record with dual_distill.hub_cards.write_run."
         )
     found = read_json(evaluation)
-    source = shlex.join(["dual-distill", "evaluate", "--task", str(found.get("task")), "--split", str(found.get("split"))])
+    source = shlex.join(
+        ["dual-distill", "evaluate", "--task", str(found.get("task")), "--split", str(found.get("split"))]
+    )
     write_run(folder, add_evaluation(record, found, source, read_json(teacher) if teacher else None))
 
 

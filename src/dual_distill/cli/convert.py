@@ -10,10 +10,18 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from dual_distill.conversion import HEADS, MAX_POSITIONS, VILT_HEADS, ConversionReport, convert_folder, start_folder
-from dual_distill.conversion.heads import BARE, LABELLED_HEADS
-from dual_distill.data import RegionStore
 from dual_distill.modeling import FusionEncoderConfig
+from dual_distill.regions import RegionStore
+from dual_distill.teachers import (
+    BARE,
+    HEADS,
+    LABELLED_HEADS,
+    MAX_POSITIONS,
+    VILT_HEADS,
+    ConversionReport,
+    convert_folder,
+    start_folder,
+)
 
 _EPILOG = f"""\
 SOURCE is a folder or a Hub repository that was saved as one of
@@ -22,16 +30,17 @@ It needs safetensors weights; pickles (pytorch_model.bin) are never read. Where 
 adds them, name it with --revision refs/pr/N.
 
 OUT gets model, processor, and the answers or classes in their order. It loads with
-AutoModelForVisualQuestionAnswering.from_pretrained (AutoModelForSequenceClassification, AutoModelForMaskedLM, AutoModel),
-as the teacher of `dual-distill train`, and in `dual-distill evaluate`.
+AutoModelForVisualQuestionAnswering.from_pretrained (AutoModelForSequenceClassification, AutoModelForMaskedLM,
+AutoModel), as the teacher of `dual-distill train`, and in `dual-distill evaluate`.
 
-What is written is loaded again and compared with the original on a random batch of unequal texts and images; OUT appears
-only when the two agree. Converting first is not needed for training, which takes a ViLT's name for a teacher too.
+What is written is loaded again and compared with the original on a random batch of unequal texts and images; OUT
+appears only when the two agree. Converting first is not needed for training, which takes a ViLT's name for a teacher
+too.
 
-With --regions, SOURCE is a BERT-like checkpoint (MiniLM's too): OUT is then the start of a fusion encoder over regions, to be
-trained with `dual-distill train --init_from OUT`. Words, layers and pooler are the BERT's, held against it on random words
-without regions; the map of regions is drawn anew. --head captioning takes its masked-word head over as well, where it has one;
-for questions set fresh_head in training, whatever OUT has.
+With --regions, SOURCE is a BERT-like checkpoint (MiniLM's too): OUT is then the start of a fusion encoder over regions,
+to be trained with `dual-distill train --init_from OUT`. Words, layers and pooler are the BERT's, held against it on
+random words without regions; the map of regions is drawn anew. --head captioning takes its masked-word head over as
+well, where it has one; for questions set fresh_head in training, whatever OUT has.
 
 examples:
   dual-distill convert dandelin/vilt-b32-finetuned-vqa runs/vilt-vqa
@@ -61,7 +70,9 @@ def make_parser() -> argparse.ArgumentParser:
         "with --regions bare)",
     )
     parser.add_argument(
-        "--regions", metavar="STORE", help="start a model that reads the features of this store (`dual-distill regions`)"
+        "--regions",
+        metavar="STORE",
+        help="start a model that reads the features of this store (`dual-distill regions`)",
     )
     parser.add_argument(
         "--max-positions",
@@ -93,7 +104,8 @@ def start(options: argparse.Namespace) -> ConversionReport:
     """Start a model over regions from a BERT."""
     if options.head in LABELLED_HEADS:
         raise ValueError(
-            f"a BERT has no answers for --head {options.head}; leave --head out, and set fresh_head in training, which draws "
+            f"a BERT has no answers for --head {options.head}; leave --head out, and set fresh_head in training, "
+            f"which draws "
             "that head for the answers of the data."
         )
     most = MAX_POSITIONS if options.max_positions is None else options.max_positions

@@ -27,17 +27,19 @@ _EPILOG = """\
   a Parquet file       ids are the values of --id-column, or the numbers of the rows
   a data set           a folder that Dataset.save_to_disk wrote, or owner/name on the Hub; ids likewise
 
-A killed run continues with the same command, and the store comes out the same, bit for bit. Images that were added are encoded
-alone. Images that cannot be read are listed and do not end the run (--strict: they do); when they were mended, the same command
-encodes them. Several processes or machines with one shared folder:
-  accelerate launch --multi_gpu --num_processes 4 -m dual_distill encode ...      (CPUs: torchrun --nproc-per-node 2 -m ...)
+A killed run continues with the same command, and the store comes out the same, bit for bit. Images that were added are
+encoded alone. Images that cannot be read are listed and do not end the run (--strict: they do); when they were mended,
+the same command encodes them. Several processes or machines with one shared folder:
+  accelerate launch --multi_gpu --num_processes 4 -m dual_distill encode ...      (CPUs: torchrun --nproc-per-node 2 -m
+  ...)
 
 examples:
   dual-distill encode runs/student --images photos --out photos.store
   dual-distill encode runs/student --images shop.parquet --id-column sku --out shop.store --dtype float16
   dual-distill encode runs/student --texts questions.txt --out questions.store
 
-Of a model with a retrieval head the store keeps vectors of length 1 in one space, which `ask` searches by their cosines."""
+Of a model with a retrieval head the store keeps vectors of length 1 in one space, which `ask` searches by their
+cosines."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -52,9 +54,13 @@ def make_parser() -> argparse.ArgumentParser:
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument("--images", metavar="DIR|PARQUET|DATASET", help="what to encode; see below")
     inputs.add_argument("--texts", metavar="FILE", help="texts to encode instead, one a line, UTF-8")
-    parser.add_argument("--out", required=True, metavar="STORE", help="folder of the store; made, continued or added to")
+    parser.add_argument(
+        "--out", required=True, metavar="STORE", help="folder of the store; made, continued or added to"
+    )
     parser.add_argument("--revision", help="revision of a Hub repository")
-    parser.add_argument("--image-column", default="image", help="column of Parquet and data sets (default: %(default)s)")
+    parser.add_argument(
+        "--image-column", default="image", help="column of Parquet and data sets (default: %(default)s)"
+    )
     parser.add_argument("--id-column", help="column of ids, each once (default: the number of the row)")
     parser.add_argument("--split", help="split of a data set that has several")
     parser.add_argument("--dtype", choices=("float32", "float16"), help="of the stored vectors (default: float32)")
@@ -65,10 +71,16 @@ def make_parser() -> argparse.ArgumentParser:
         help="store their half of the interaction too: three times the size, and one product less a pair",
     )
     parser.add_argument("--batch-size", type=int, help="rows a forward pass (default: 32)")
-    parser.add_argument("--shard-size", type=int, help="rows a file; a killed run loses one file's at most (default: 1024)")
-    parser.add_argument("--threads", type=int, help="threads that read and decode images (default: one a core, 16 at most)")
+    parser.add_argument(
+        "--shard-size", type=int, help="rows a file; a killed run loses one file's at most (default: 1024)"
+    )
+    parser.add_argument(
+        "--threads", type=int, help="threads that read and decode images (default: one a core, 16 at most)"
+    )
     parser.add_argument("--strict", action="store_true", help="end at the first image that cannot be read")
-    parser.add_argument("--verify", action="store_true", help="compare the content of images that the store holds already")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the content of images that the store holds already"
+    )
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--json", action="store_true", help="print one JSON line on stdout, everything else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -86,7 +98,11 @@ def run(words: Sequence[str]) -> None:
 def encode(options: argparse.Namespace) -> EncodingReport:
     """Look at the inputs first, then load the model and encode."""
     if options.texts is not None:
-        given = [f"--{name.replace('_', '-')}" for name in ("id_column", "split", "strict", "verify") if getattr(options, name)]
+        given = [
+            f"--{name.replace('_', '-')}"
+            for name in ("id_column", "split", "strict", "verify")
+            if getattr(options, name)
+        ]
         if given:
             raise ValueError(f"{', '.join(given)} is about images, but --texts is given; leave it out.")
         texts = read_texts(options.texts)

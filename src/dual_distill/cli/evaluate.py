@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from dual_distill.conversion import load_config, load_teacher, saved_head
+from dual_distill.cli import evaluate_captions as captions
 from dual_distill.data import DistillationCollator
+from dual_distill.evaluation import write_submission
 from dual_distill.inference import RetrievalReport
-from dual_distill.metrics import write_submission
-from dual_distill.trainer import DataArguments, EvaluationReport, load_data, predict_answers, report_answers
-from dual_distill.trainer.captioning_evaluation import CaptionReport
+from dual_distill.runs import DataArguments, load_data
+from dual_distill.teachers import load_config, load_teacher, saved_head
+from dual_distill.trainer import CaptionReport, EvaluationReport, predict_answers, report_answers
 
-from . import evaluate_captions as captions
 from .evaluate_retrieval import add_options, evaluate_pairs, retrieval_table, retrieval_task
 
 _EPILOG = """\
@@ -26,11 +26,13 @@ examples:
   dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split validation
   dual-distill evaluate path/to/vilt-nlvr2 --task nlvr2 --data path/to/nlvr2 --no-baselines
   dual-distill evaluate runs/own/distilled --task own --data shop.csv --image-column photo --split validation
-  dual-distill evaluate runs/retrieval/dual --task captions --data path/to/coco --rerank runs/retrieval/fusion --rerank-top 16
+  dual-distill evaluate runs/retrieval/dual --task captions --data path/to/coco --rerank runs/retrieval/fusion
+  --rerank-top 16
 
 models over regions, and captions in beams:
-  dual-distill evaluate runs/vqa_v2_regions/distilled --task vqa --data vqa_v2 --split validation --regions regions/light
-  dual-distill evaluate runs/coco_captions/distilled --task captioning --data coco --regions regions/light --num-beams 5
+  dual-distill evaluate runs/vqa_v2_regions/distilled --task vqa --data vqa_v2 --split validation --regions
+  regions/light dual-distill evaluate runs/coco_captions/distilled --task captioning --data coco --regions regions/light
+  --num-beams 5
 
 the answers to VQA v2's test questions, for EvalAI:
   dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split test --submission answers.json \\
@@ -43,7 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="dual-distill evaluate",
         description="Evaluate a checkpoint by what its task is judged by: accuracy, overall and by group, the official VQA\n"
         "score, NLVR2's consistency; beside it what the words alone, without the picture, give. Images and captions:\n"
-        "recall@1, @5, @10 and median rank both ways, alone and re-ranked by a fusion encoder, and the seconds of each.",
+        "recall@1, @5, @10 and median rank both ways, alone and re-ranked by a fusion encoder, and the seconds of "
+        "each.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -51,14 +54,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task", required=True, help="scenes, easy_vqa, nlvr, vqa, nlvr2, snli_ve, captions, captioning ...; or own"
     )
-    parser.add_argument("--data", help="folder with the task's files; own: a file, folder or Hub data set; scenes needs none")
+    parser.add_argument(
+        "--data", help="folder with the task's files; own: a file, folder or Hub data set; scenes needs none"
+    )
     parser.add_argument("--data-options", metavar="JSON", help="options of the task's reader, as in the recipe")
     parser.add_argument(
         "--skip-bad", action="store_true", help="pass over rows with a missing image or a malformed line, and list them"
     )
     own = parser.add_argument_group("one's own data (--task own)")
     own.add_argument(
-        "--image-column", nargs="+", default=["image"], metavar="NAME", help="column of the image, or several (default: image)"
+        "--image-column",
+        nargs="+",
+        default=["image"],
+        metavar="NAME",
+        help="column of the image, or several (default: image)",
     )
     for option, default, what in (
         ("--text-column", "question", "question or sentence"),
@@ -66,15 +75,21 @@ def make_parser() -> argparse.ArgumentParser:
     ):
         own.add_argument(option, default=default, metavar="NAME", help=f"column of the {what} (default: %(default)s)")
     own.add_argument("--answers-column", metavar="NAME", help="column of lists, what several people answered")
-    parser.add_argument("--split", default="test", metavar="NAME", help="train, validation or test (default: %(default)s)")
+    parser.add_argument(
+        "--split", default="test", metavar="NAME", help="train, validation or test (default: %(default)s)"
+    )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub repository")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="rows a batch (default: %(default)s)")
     parser.add_argument("--max-rows", type=int, metavar="N", help="evaluate the first N rows (default: all)")
     parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)"
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1 ... (default: %(default)s)",
     )
     parser.add_argument(
-        "--no-baselines", action="store_true", help="leave out the text-only and majority baselines, which read all of train"
+        "--no-baselines",
+        action="store_true",
+        help="leave out the text-only and majority baselines, which read all of train",
     )
     parser.add_argument(
         "--submission",
@@ -104,7 +119,11 @@ def run(words: Sequence[str]) -> None:
             report = evaluate(options)
     result = {"model": options.model, "task": options.task, "split": options.split}
     if report is None:
-        print(json.dumps(result) if options.json else f"no labels in split {options.split}; answers in {options.submission}")
+        print(
+            json.dumps(result)
+            if options.json
+            else f"no labels in split {options.split}; answers in {options.submission}"
+        )
         return
     if options.rerank is not None:
         result["rerank"] = options.rerank
@@ -145,7 +164,9 @@ def evaluate(options: argparse.Namespace) -> EvaluationReport | None:
         rows = rows.select(range(min(options.max_rows, len(rows))))
     # What cannot be answered or written is said before minutes of answering.
     if not len(rows):
-        raise ValueError(f"split {options.split!r} has no rows to evaluate (--max-rows: {options.max_rows}); give more.")
+        raise ValueError(
+            f"split {options.split!r} has no rows to evaluate (--max-rows: {options.max_rows}); give more."
+        )
     if options.submission and "question_id" not in rows.column_names:
         raise ValueError(f"--submission needs a column question_id, but split {options.split!r} has none.")
     has_labels = task.label_column in rows.column_names and rows[0][task.label_column] is not None
@@ -158,7 +179,9 @@ def evaluate(options: argparse.Namespace) -> EvaluationReport | None:
     answers = predict_answers(model.to(options.device), rows, collator, options.batch_size)
     if options.submission:
         write_submission(options.submission, list(rows["question_id"]), answers)
-    return report_answers(answers, rows, task, None if options.no_baselines else data.get("train")) if has_labels else None
+    return (
+        report_answers(answers, rows, task, None if options.no_baselines else data.get("train")) if has_labels else None
+    )
 
 
 def table(report: EvaluationReport, title: str) -> str:

@@ -6,10 +6,11 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from dual_distill.conversion import load_teacher
-from dual_distill.data import TASKS, CaptioningCollator, RegionStore, Task, load_task
-from dual_distill.metrics import write_captions
-from dual_distill.trainer.captioning_evaluation import CaptionReport, captions_by_image, describe_images, report_captions
+from dual_distill.data import TASKS, CaptioningCollator, Task, load_task
+from dual_distill.evaluation import write_captions
+from dual_distill.regions import RegionStore
+from dual_distill.teachers import load_teacher
+from dual_distill.trainer import CaptionReport, captions_by_image, describe_images, report_captions
 
 CAPTIONING = "captioning"
 NUM_BEAMS = 1
@@ -28,8 +29,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"most object tags a text (default: {NUM_TAGS}, 0 where none were learnt)",
     )
     captions = parser.add_argument_group("models that write captions")
-    captions.add_argument("--num-beams", type=int, metavar="N", help=f"beams; 5 in the papers (default: {NUM_BEAMS}, greedy)")
-    captions.add_argument("--max-new-tokens", type=int, metavar="N", help=f"longest caption (default: {MAX_NEW_TOKENS})")
+    captions.add_argument(
+        "--num-beams", type=int, metavar="N", help=f"beams; 5 in the papers (default: {NUM_BEAMS}, greedy)"
+    )
+    captions.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help=f"longest caption (default: {MAX_NEW_TOKENS})"
+    )
 
 
 def captioning_task(options: argparse.Namespace) -> Task | None:
@@ -65,7 +70,8 @@ def region_options(options: argparse.Namespace, config: PreTrainedConfig) -> dic
     """Return the keyword arguments of a collator for a model that reads regions; none for one that reads pixels.
 
     Raises:
-        ValueError: such a model without a store, a store of other boxes or features than it reads, or one for another model.
+        ValueError: such a model without a store, a store of other boxes or features than it reads, or one for another
+        model.
     """
     reads_regions = getattr(config, "visual_inputs", "patches") == "regions"
     if not reads_regions and options.regions is not None:
@@ -74,7 +80,8 @@ def region_options(options: argparse.Namespace, config: PreTrainedConfig) -> dic
         return {}
     if options.regions is None:
         raise ValueError(
-            f"{options.model!r} reads regions (boxes: {config.region_boxes_id}; features: {config.region_features_id}); give "
+            f"{options.model!r} reads regions (boxes: {config.region_boxes_id}; features: "
+            f"{config.region_features_id}); give "
             "--regions STORE."
         )
     store = RegionStore(options.regions)
@@ -84,7 +91,8 @@ def region_options(options: argparse.Namespace, config: PreTrainedConfig) -> dic
     ):
         if trained not in (None, given):
             raise ValueError(
-                f"{options.model!r} was trained on {what} of {trained}, but the store {options.regions!r} holds {what} of "
+                f"{options.model!r} was trained on {what} of {trained}, but the store {options.regions!r} holds "
+                f"{what} of "
                 f"{given}; give a store made the same way."
             )
     # Tags have the places behind the longest text; a model without such places has learnt none.

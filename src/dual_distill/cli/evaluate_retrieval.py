@@ -4,10 +4,10 @@ import argparse
 import json
 from typing import Any
 
-from dual_distill.conversion import load_teacher
 from dual_distill.data import TASKS, Task, load_task
 from dual_distill.inference import RetrievalReport, evaluate_retrieval
 from dual_distill.modeling import FusionEncoderForImageTextRetrieval
+from dual_distill.teachers import load_teacher
 
 RETRIEVAL = "image_text_retrieval"
 RERANK_TOP = 16
@@ -19,11 +19,15 @@ _DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of retrieval to the parser of `evaluate`."""
     group = parser.add_argument_group("tasks of images and captions (captions, scene_captions)")
-    group.add_argument("--rerank", metavar="CHECKPOINT", help="fusion encoder that orders the model's best candidates anew")
+    group.add_argument(
+        "--rerank", metavar="CHECKPOINT", help="fusion encoder that orders the model's best candidates anew"
+    )
     group.add_argument(
         "--rerank-top", type=int, metavar="K", help=f"candidates of each query that it reads (default: {RERANK_TOP})"
     )
-    group.add_argument("--all-pairs", action="store_true", help="let it read every pair too, instead of an estimate: slow")
+    group.add_argument(
+        "--all-pairs", action="store_true", help="let it read every pair too, instead of an estimate: slow"
+    )
     group.add_argument(
         "--fold-images",
         type=int,
@@ -71,10 +75,13 @@ def evaluate_pairs(options: argparse.Namespace, task: Task) -> RetrievalReport:
     model, processor = load_teacher(options.model, options.revision, RETRIEVAL)
     if isinstance(model, FusionEncoderForImageTextRetrieval):
         raise ValueError(
-            f"{options.model!r} is a fusion encoder, which reads each pair; give the dual encoder that finds the candidates, "
+            f"{options.model!r} is a fusion encoder, which reads each pair; give the dual encoder that finds the "
+            f"candidates, "
             "and this one by --rerank (with --all-pairs its own recall is given too)."
         )
-    fusion, fusion_processor = load_teacher(options.rerank, head=RETRIEVAL) if options.rerank is not None else (None, None)
+    fusion, fusion_processor = (
+        load_teacher(options.rerank, head=RETRIEVAL) if options.rerank is not None else (None, None)
+    )
     fold_images = FOLD_IMAGES if options.fold_images is None else options.fold_images
     return evaluate_retrieval(
         rows,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from dual_distill.conversion import load_teacher
 from dual_distill.inference import ExportReport, export_onnx
+from dual_distill.teachers import load_teacher
 
 _EPILOG = """\
 OUT gets text_tower.onnx, image_tower.onnx and head.onnx (any batch, text length and image size), the processor, and

@@ -11,21 +11,19 @@ import datasets
 import torch
 from transformers import PreTrainedModel, pipeline
 
-from dual_distill.conversion import load_teacher
+from dual_distill.cli import evaluate_captions as captions
 from dual_distill.data import CaptioningCollator, get_task
-from dual_distill.inference import ANSWERING_TASK, prepack_linear_layers
-from dual_distill.inference.image_sources import load_image
+from dual_distill.inference import ANSWERING_TASK, load_image, prepack_linear_layers
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderForCaptioning
-from dual_distill.trainer.captioning_evaluation import describe_images
-
-from . import evaluate_captions as captions
+from dual_distill.teachers import load_teacher
+from dual_distill.trainer import describe_images
 
 _EPILOG = """\
-The probabilities of a model with one right answer add up to 100 %. One trained on several people's answers (VQA v2, and every
-ViLT with answers) gives each answer its own: two may both be right.
+The probabilities of a model with one right answer add up to 100 %. One trained on several people's answers (VQA v2, and
+every ViLT with answers) gives each answer its own: two may both be right.
 
-A model over regions takes --regions STORE, made of these pictures by `dual-distill regions` as it was for training. A model
-that writes captions takes no questions.
+A model over regions takes --regions STORE, made of these pictures by `dual-distill regions` as it was for training. A
+model that writes captions takes no questions.
 
 examples:
   dual-distill predict runs/student --image photo.jpg "what is it?" "how many balls?" --top-k 3
@@ -41,7 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dual-distill predict",
         description="Ask a checkpoint about pictures: the most probable answers to each question about each picture.\n"
-        "A model that reads N pictures together (NLVR2: 2) takes --image N at a time, and statements in place of questions.\n"
+        "A model that reads N pictures together (NLVR2: 2) takes --image N at a time, and statements in place of "
+        "questions.\n"
         "A model that writes captions describes each picture.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,7 +48,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT")
     parser.add_argument("questions", nargs="*", metavar="question", help="question or statement about the pictures")
     parser.add_argument(
-        "--image", action="append", required=True, dest="images", metavar="FILE_OR_URL", help="a picture; may be repeated"
+        "--image",
+        action="append",
+        required=True,
+        dest="images",
+        metavar="FILE_OR_URL",
+        help="a picture; may be repeated",
     )
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="answers a question (default: %(default)s)")
     parser.add_argument(
@@ -58,7 +62,9 @@ def make_parser() -> argparse.ArgumentParser:
     captions.add_options(parser)
     parser.add_argument("--revision", metavar="NAME", help="branch, tag, commit or refs/pr/N of a Hub repository")
     parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)"
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1 ... (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON line on stdout, everything else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -77,19 +83,24 @@ def run(words: Sequence[str]) -> None:
 
 def predict(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Load, and ask every question about every picture (or group of pictures that are read together), or describe them."""
-    model, processor = load_teacher(options.model, revision=options.revision)  # a student of ours, too; a ViLT is converted
+    model, processor = load_teacher(
+        options.model, revision=options.revision
+    )  # a student of ours, too; a ViLT is converted
     prepack_linear_layers(model)
     of_regions = captions.region_options(options, model.config)
     if isinstance(model, FusionEncoderForCaptioning):
         return describe(options, model, processor, of_regions)
     captions.refuse_writing(options, f"{options.model!r} answers questions and writes nothing")
     if not options.questions:
-        raise ValueError(f"{options.model!r} answers questions, but there is none; write one or more behind the options.")
+        raise ValueError(
+            f"{options.model!r} answers questions, but there is none; write one or more behind the options."
+        )
     answer = pipeline(ANSWERING_TASK, model=model, processor=processor, device=options.device, **of_regions)
     together = answer.model.num_images
     if len(options.images) % together:
         raise ValueError(
-            f"there are {len(options.images)} images, but {options.model} reads {together} together; give --image {together} "
+            f"there are {len(options.images)} images, but {options.model} reads {together} together; give --image "
+            f"{together} "
             "times for each group."
         )
     groups = [options.images[start : start + together] for start in range(0, len(options.images), together)]
@@ -118,7 +129,9 @@ def describe(
     rows = datasets.Dataset.from_dict(columns, datasets.Features(features))
     rows = rows.cast_column(task.image_columns[0], datasets.Image(decode=False))
     collator = CaptioningCollator(processor, task, image_cache_mb=0, **of_regions)
-    written = describe_images(model.to(options.device), rows, collator, options.batch_size, **captions.writing_options(options))
+    written = describe_images(
+        model.to(options.device), rows, collator, options.batch_size, **captions.writing_options(options)
+    )
     return [{"images": [image], "caption": text} for image, text in zip(options.images, written.values(), strict=True)]
 
 

@@ -13,8 +13,8 @@ _EPILOG = f"""\
 sent, where the folder has them:
   {", ".join(PUBLISHED[:9])},
   {", ".join(PUBLISHED[9:])}; and README.md, the card.
-Everything else stays here. A pickle in the folder, a damaged file, or a token, a path of this machine or the name of its
-user in any text ends the push before it begins.
+Everything else stays here. A pickle in the folder, a damaged file, or a token, a path of this machine or the name of
+its user in any text ends the push before it begins.
 
 README.md is written from run.json (or results.json) each time; what stands outside its two markers is yours and stays.
 The Hub token is that of `hf auth login`, or HF_TOKEN.
@@ -33,14 +33,20 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of a checkpoint, as `dual-distill train` wrote it")
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="folder of a checkpoint, as `dual-distill train` wrote it"
+    )
     parser.add_argument("repo_id", metavar="REPO", help="owner/name on the Hub; created when it is not there")
     parser.add_argument("--private", action="store_true", help="create it private, and refuse one that is public")
     parser.add_argument("--revision", help="branch to push to, made when it is not there (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
     parser.add_argument("--message", help="of the commit")
-    parser.add_argument("--with-code", action="store_true", help="send the model's code too, for those without this package")
-    parser.add_argument("--license", metavar="NAME", help="licence of the weights as the Hub calls it, such as apache-2.0")
+    parser.add_argument(
+        "--with-code", action="store_true", help="send the model's code too, for those without this package"
+    )
+    parser.add_argument(
+        "--license", metavar="NAME", help="licence of the weights as the Hub calls it, such as apache-2.0"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and send nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON line on stdout, everything else on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -1,7 +1,7 @@
 """A recipe and the fields that override it, and a `train --help` that fits on a few screens.
 
-The three dataclasses have 170 fields, of which transformers brings most. Help shows ours and those of transformers' that
-recipes use; `--help-all` shows every one.
+The three dataclasses have 170 fields, of which transformers brings most. Help shows ours and those of transformers'
+that recipes use; `--help-all` shows every one.
 """
 
 import argparse
@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from dual_distill.trainer import DataArguments, DistillationTrainingArguments, ModelArguments
+from dual_distill.runs import DataArguments, ModelArguments
+from dual_distill.trainer import DistillationTrainingArguments
 
 DATACLASSES = (ModelArguments, DataArguments, DistillationTrainingArguments)
 FLAGS = {
@@ -57,7 +58,8 @@ VQA v2 with a ViLT from the Hub as teacher, looked at first:
   dual-distill train recipes/vqa_v2_distilled.yaml --data path/to/vqa_v2 --dry-run
 
 one's own table, with a ViLT from the Hub as the start of a teacher:
-  dual-distill train recipes/own_teacher.yaml --data shop.csv --image_column photo --text_column question --label_column answer
+  dual-distill train recipes/own_teacher.yaml --data shop.csv --image_column photo --text_column question --label_column
+  answer
 
 Fields are given as in the recipe, --field value; they override it. A run that was interrupted continues from the last
 checkpoint in its output_dir. Recipes set bf16 for a GPU; on a CPU give --bf16 false --use_cpu true."""
@@ -82,7 +84,9 @@ def parse_recipe(words: Sequence[str]) -> tuple[ModelArguments, DataArguments, D
     recipe = read_recipe(Path(words.pop(0))) if words and not words[0].startswith("-") else {}
     check_names(recipe)
     parser.set_defaults(**recipe)
-    *arguments, rest = parser.parse_args_into_dataclasses(words, return_remaining_strings=True, look_for_args_file=False)
+    *arguments, rest = parser.parse_args_into_dataclasses(
+        words, return_remaining_strings=True, look_for_args_file=False
+    )
     if rest:
         check_names({word.removeprefix("--").split("=")[0]: None for word in rest if word.startswith("--")})
         raise ValueError(f"{' '.join(rest)!r} was not understood; write fields as --field value.")
@@ -91,7 +95,9 @@ def parse_recipe(words: Sequence[str]) -> tuple[ModelArguments, DataArguments, D
 
 def show_all_fields() -> None:
     """Print the help of every field."""
-    parser = _Parser(DATACLASSES, usage="dual-distill train [RECIPE.yaml] [--field value ...]", formatter_class=_HelpFormatter)
+    parser = _Parser(
+        DATACLASSES, usage="dual-distill train [RECIPE.yaml] [--field value ...]", formatter_class=_HelpFormatter
+    )
     parser.shows_all = True
     parser.print_help()
 
@@ -105,7 +111,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(recipe, dict):
-        raise ValueError(f"{path} holds {type(recipe).__name__}; a recipe is a mapping of fields, `name: value` a line.")
+        raise ValueError(
+            f"{path} holds {type(recipe).__name__}; a recipe is a mapping of fields, `name: value` a line."
+        )
     return recipe
 
 
@@ -117,7 +125,9 @@ def check_names(fields: Iterable[str]) -> None:
         if name in known:
             continue
         nearest = difflib.get_close_matches(str(name).replace("-", "_"), known, n=1, cutoff=0.0)
-        raise ValueError(f"there is no field {name!r}; did you mean {nearest[0]!r}? `dual-distill train --help-all` lists all.")
+        raise ValueError(
+            f"there is no field {name!r}; did you mean {nearest[0]!r}? `dual-distill train --help-all` lists all."
+        )
 
 
 class _Parser(HfArgumentParser):
@@ -127,7 +137,9 @@ class _Parser(HfArgumentParser):
 
     def format_help(self) -> str:
         """Return the help, transformers' own fields last, and only the usual ones unless `shows_all`."""
-        actions = {action.dest: action for action in reversed(self._actions)}  # --no_x comes after --x, of the same dest
+        actions = {
+            action.dest: action for action in reversed(self._actions)
+        }  # --no_x comes after --x, of the same dest
         inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
         names = {kind: [field.name for field in dataclasses.fields(kind)] for kind in DATACLASSES}
         sections = {
@@ -135,14 +147,19 @@ class _Parser(HfArgumentParser):
             "data": names[DataArguments],
             "distillation": [name for name in names[DistillationTrainingArguments] if name not in inherited],
             "training (fields of transformers; --help-all shows the rest)": (
-                [name for name in names[DistillationTrainingArguments] if name in inherited] if self.shows_all else _USUAL
+                [name for name in names[DistillationTrainingArguments] if name in inherited]
+                if self.shows_all
+                else _USUAL
             ),
         }
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
         formatter.add_text(self.description)
         flags = [argparse.Action([flag], flag, nargs=0, help=text) for flag, text in FLAGS.items()]
-        for title, of_section in {"flags": flags, **{t: [actions[n] for n in ns] for t, ns in sections.items()}}.items():
+        for title, of_section in {
+            "flags": flags,
+            **{t: [actions[n] for n in ns] for t, ns in sections.items()},
+        }.items():
             formatter.start_section(title)
             formatter.add_arguments(of_section)
             formatter.end_section()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dual_distill.trainer import make_run, plan_run, record_run, train
+from dual_distill.runs import make_run, plan_run, record_run, train
 
 from .recipe_parser import FLAGS, parse_recipe, show_all_fields
 
@@ -32,7 +32,9 @@ def run(words: Sequence[str]) -> None:
     with redirect_stdout(sys.stderr):
         prepared = make_run(*arguments)
         metrics = train(prepared)
-        if prepared.trainer.eval_dataset is not None:  # self-critical training has a reward, and no loss of validation rows
+        if (
+            prepared.trainer.eval_dataset is not None
+        ):  # self-critical training has a reward, and no loss of validation rows
             metrics |= prepared.trainer.evaluate()
     results = {
         "output_dir": arguments[2].output_dir,

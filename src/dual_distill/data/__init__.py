@@ -2,69 +2,74 @@
 
 from .answers import answer_coverage, build_answer_vocabulary
 from .augmentation import RandAugment
-from .captioning_collator import CaptioningCollator, CaptionMasker
-from .captions import load_captions
-from .collator import ID_COLUMNS, DistillationCollator
-from .detectors import Detector, load_detector
-from .easy_vqa import load_easy_vqa
-from .images import ImageError, decode_image
-from .masking import WholeWordMasker
-from .nlvr import load_nlvr
-from .nlvr2 import load_nlvr2
-from .numbered_rows import NumberedRows, RowEpochCallback
-from .own_data import OwnData, load_own_data
-from .pair_loading import PairStreamCallback, load_place, pair_loader, save_place
-from .pair_sources import PairSource
-from .pair_streams import PairStream, load_pair_stream
-from .pretraining_collator import PreTrainingCollator
+from .collators.captioning import TAG_LENGTH, CaptioningCollator, CaptionMasker
+from .collators.distillation import ID_COLUMNS, DistillationCollator
+from .collators.masking import WholeWordMasker
+from .collators.pretraining import PreTrainingCollator
+from .collators.region_inputs import NUM_TAGS, distinct_tags, pad_regions, tag_texts
+from .datasets.captions import load_captions
+from .datasets.custom import OwnData, load_own_data
+from .datasets.easy_vqa import load_easy_vqa
+from .datasets.nlvr import load_nlvr
+from .datasets.nlvr2 import load_nlvr2
+from .datasets.scene_captions import generate_scene_captions
+from .datasets.scene_questions import COLOURS, SHAPES
+from .datasets.scene_statements import generate_scene_statements
+from .datasets.scenes import generate_scenes, scene_answers
+from .datasets.snli_ve import load_snli_ve
+from .datasets.vqa_v2 import load_vqa
+from .images import ImageError, decode_image, image_source
+from .indexed_dataset import NumberedRows, RowEpochCallback
 from .reading import ReadingReport
-from .region_set import RegionSet
-from .region_store import RegionStore
-from .region_tsv import read_region_tsv
-from .regions import RegionReport, extract_regions
-from .scene_captions import generate_scene_captions
-from .scene_regions import SceneBackbone, scene_region_store, train_scene_backbone
-from .scene_statements import generate_scene_statements
-from .scenes import generate_scenes, scene_answers
-from .snli_ve import load_snli_ve
+from .records import FilePath, existing_file
+from .region_set import RegionSet, content_key, maker_id, pixel_key
+from .sharded_folder import PlannedShard, ShardedFolder
+from .streaming.loader import PairStreamCallback, load_place, pair_loader, save_place
+from .streaming.sources import PairSource
+from .streaming.stream import PairStream, load_pair_stream
 from .task_loading import load_task
-from .tasks import TASKS, Task, get_task
+from .tasks import TASKS, Head, Task, get_task
 from .tokenizer import train_tokenizer
-from .vqa import load_vqa
 
 __all__ = [
+    "COLOURS",
     "ID_COLUMNS",
+    "NUM_TAGS",
+    "SHAPES",
+    "TAG_LENGTH",
     "TASKS",
     "CaptionMasker",
     "CaptioningCollator",
-    "Detector",
     "DistillationCollator",
+    "FilePath",
+    "Head",
     "ImageError",
     "NumberedRows",
     "OwnData",
     "PairSource",
     "PairStream",
     "PairStreamCallback",
+    "PlannedShard",
     "PreTrainingCollator",
     "RandAugment",
     "ReadingReport",
-    "RegionReport",
     "RegionSet",
-    "RegionStore",
     "RowEpochCallback",
-    "SceneBackbone",
+    "ShardedFolder",
     "Task",
     "WholeWordMasker",
     "answer_coverage",
     "build_answer_vocabulary",
+    "content_key",
     "decode_image",
-    "extract_regions",
+    "distinct_tags",
+    "existing_file",
     "generate_scene_captions",
     "generate_scene_statements",
     "generate_scenes",
     "get_task",
+    "image_source",
     "load_captions",
-    "load_detector",
     "load_easy_vqa",
     "load_nlvr",
     "load_nlvr2",
@@ -74,11 +79,12 @@ __all__ = [
     "load_snli_ve",
     "load_task",
     "load_vqa",
+    "maker_id",
+    "pad_regions",
     "pair_loader",
-    "read_region_tsv",
+    "pixel_key",
     "save_place",
     "scene_answers",
-    "scene_region_store",
-    "train_scene_backbone",
+    "tag_texts",
     "train_tokenizer",
 ]

@@ -7,7 +7,9 @@ from typing import Any
 from datasets import Dataset
 
 
-def build_answer_vocabulary(dataset: Dataset, column: str, min_count: int = 1, max_answers: int | None = None) -> list[str]:
+def build_answer_vocabulary(
+    dataset: Dataset, column: str, min_count: int = 1, max_answers: int | None = None
+) -> list[str]:
     """The answers that become classes, most frequent first, equal counts in alphabetical order.
 
     Args:
@@ -37,7 +39,8 @@ def build_answer_vocabulary(dataset: Dataset, column: str, min_count: int = 1, m
     if not kept:
         most = max(counts.values(), default=0)
         raise ValueError(
-            f"No answer in column {column!r} occurs {min_count} times or more (the most frequent: {most}); lower min_count."
+            f"No answer in column {column!r} occurs {min_count} times or more (the most frequent: {most}); lower "
+            f"min_count."
         )
     return kept[:max_answers]
 

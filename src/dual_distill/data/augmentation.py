@@ -1,4 +1,5 @@
-"""RandAugment on PIL images, as the recipe of DiDE uses it: drawn from (seed, epoch, row, image), never from global state.
+"""RandAugment on PIL images, as the recipe of DiDE uses it: drawn from (seed, epoch, row, image), never from global
+state.
 
 Unusual here: an image and a key go in, and the same key gives the same pixels in every process, on every machine with
 the same Pillow, before and after a resume, whatever was drawn in between. Teacher and student see the same pixels since
@@ -72,11 +73,11 @@ class RandAugment:
         ValueError: a number is out of range.
 
     Note:
-        The list and its strengths are those of the public ildoonet/pytorch-randaugment, less colour inversion and cutout. That
-        the recipe builds on it is inferred from what it leaves out (its own list was not at hand); the paper's list has an
-        identity in the place of `solarize_add`. The oddities of these strengths are kept: magnitude is no strength
-        everywhere. At 9 of 30, posterize leaves one bit, solarize inverts what
-        is above grey level 76, and the four enhancements take away (factor 0.64). A translation is in pixels of the
+        The list and its strengths are those of the public ildoonet/pytorch-randaugment, less colour inversion and
+        cutout. That the recipe builds on it is inferred from what it leaves out (its own list was not at hand); the
+        paper's list has an identity in the place of `solarize_add`. The oddities of these strengths are kept: magnitude
+        is no strength everywhere. At 9 of 30, posterize leaves one bit, solarize inverts what is above grey level 76,
+        and the four enhancements take away (factor 0.64). A translation is in pixels of the
         image as it is stored: it is made for photographs of several hundred pixels, and moves a picture of 36 px almost
         out of itself.
 
@@ -155,7 +156,8 @@ def _name(part: Hashable) -> str:
         return str(part.__index__())  # type: ignore[attr-defined]
     except AttributeError:
         raise ValueError(
-            f"The key holds {part!r} of type {type(part).__name__}, but its parts are integers or strings: epoch, row and "
+            f"The key holds {part!r} of type {type(part).__name__}, but its parts are integers or strings: epoch, row "
+            f"and "
             "place of the image (wrap the data in NumberedRows)."
         ) from None
 

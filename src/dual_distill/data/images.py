@@ -128,7 +128,8 @@ def image_source(value: Any, row: int | str) -> tuple[str | None, bytes | Image.
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(
-            f"row {row} (image {str(value)!r}): the file cannot be read ({reason}); relative paths start at the current folder."
+            f"row {row} (image {str(value)!r}): the file cannot be read ({reason}); relative paths start at the "
+            f"current folder."
         ) from error
 
 
@@ -151,7 +152,9 @@ def _decode(image: Image.Image, where: str, max_pixels: int) -> Image.Image:
     if image.mode in _SIXTEEN_BIT_MODES:
         return _from_sixteen_bits(image, where)
     if image.mode == "F":
-        raise ImageError(f"{where}: mode 'F' (float pixels) does not say which value is white; save it with 8 or 16 bits.")
+        raise ImageError(
+            f"{where}: mode 'F' (float pixels) does not say which value is white; save it with 8 or 16 bits."
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))

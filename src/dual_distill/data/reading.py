@@ -1,8 +1,8 @@
 """From entries to a data set: one door for bad entries, a report of what was skipped and why, Arrow in batches.
 
 What is unusual: a reader is a function from one entry to one row that raises `BadEntry`; whether that ends the reading
-(the default) or is listed and passed over (`skip_bad=True`) is decided here, once. Images are stored as paths; nothing is
-decoded.
+(the default) or is listed and passed over (`skip_bad=True`) is decided here, once. Images are stored as paths; nothing
+is decoded.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features
 
-from .entries import BadEntry, Entries
+from .records import BadEntry, Entries
 
 _ROWS_A_BATCH = 10_000
 _MOST_PRINTED = 100
@@ -92,7 +92,8 @@ def make_rows(
         except BadEntry as problem:
             if not skip_bad:
                 raise ValueError(
-                    f"{place}: {problem}; mend it, or leave such entries out with skip_bad=True (--skip_bad), which lists them."
+                    f"{place}: {problem}; mend it, or leave such entries out with skip_bad=True (--skip_bad), which "
+                    f"lists them."
                 ) from problem
             report.bad.setdefault(problem.kind, []).append(f"{place}: {problem}")
             continue
@@ -127,7 +128,8 @@ def rows_to_dataset(rows: Iterable[dict[str, Any]], features: Features, split: s
     if not tables:
         left_out = sum(report.left_out.values()) + sum(map(len, report.bad.values()))
         raise ValueError(
-            f"The split {split!r} of {report.source!r} has no rows ({left_out:,} entries were left out or skipped); give "
+            f"The split {split!r} of {report.source!r} has no rows ({left_out:,} entries were left out or skipped); "
+            f"give "
             "files that hold some, or leave the split out."
         )
     report.rows[split] = sum(table.num_rows for table in tables)

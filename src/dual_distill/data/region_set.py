@@ -1,13 +1,13 @@
 """What is known of the regions of one image: boxes in pixels, features, scores, tags; and the check that it is usable.
 
-A file of published features with a wrong width, a box outside its picture or a NaN trains without a word; all of them end
-here, in one sentence that says where.
+A file of published features with a wrong width, a box outside its picture or a NaN trains without a word; all of them
+end here, in one sentence that says where.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -66,20 +66,24 @@ class RegionSet(NamedTuple):
             feature_size: F that is expected; None: any.
 
         Raises:
-            ValueError: there is no region, a shape does not fit, a value is not finite, or a box lies outside the picture by
-                more than `ROUNDING_PX`.
+            ValueError: there is no region, a shape does not fit, a value is not finite, or a box lies outside the
+                picture by more than `ROUNDING_PX`.
 
         Example:
             >>> RegionSet(torch.zeros(0, 8), torch.zeros(0, 4), torch.zeros(0), [], 20, 10).checked("photos/a.png")
             Traceback (most recent call last):
             ValueError: photos/a.png: there is no region at all; an image needs one or more, such as the whole image.
         """
-        features, boxes, scores = (tensor.detach().cpu().float() for tensor in (self.features, self.boxes_px, self.scores))
+        features, boxes, scores = (
+            tensor.detach().cpu().float() for tensor in (self.features, self.boxes_px, self.scores)
+        )
         number = len(boxes)
         if self.width < 1 or self.height < 1:
             raise ValueError(f"{where}: the picture is {self.width} x {self.height} pixels; give its width and height.")
         if number == 0:
-            raise ValueError(f"{where}: there is no region at all; an image needs one or more, such as the whole image.")
+            raise ValueError(
+                f"{where}: there is no region at all; an image needs one or more, such as the whole image."
+            )
         if boxes.shape != (number, 4):
             raise ValueError(f"{where}: boxes have shape {tuple(boxes.shape)}, expected are four numbers each, (R, 4).")
         if features.dim() != 2 or len(features) != number:
@@ -92,13 +96,16 @@ class RegionSet(NamedTuple):
             )
         if scores.shape != (number,) or len(self.tags) != number:
             raise ValueError(
-                f"{where}: there are {number} boxes, but scores of shape {tuple(scores.shape)} and {len(self.tags)} tags; give "
+                f"{where}: there are {number} boxes, but scores of shape {tuple(scores.shape)} and {len(self.tags)} "
+                f"tags; give "
                 "one of each a box."
             )
         for name, values in (("feature", features), ("box", boxes), ("score", scores)):
             if not values.isfinite().all():
                 first = int((~values.isfinite().reshape(number, -1).all(-1)).nonzero()[0])
-                raise ValueError(f"{where}: the {name} of region {first} holds NaN or infinity; make the regions again.")
+                raise ValueError(
+                    f"{where}: the {name} of region {first} holds NaN or infinity; make the regions again."
+                )
         return self._replace(
             features=features.contiguous(),
             boxes_px=self._inside(boxes, where),
@@ -108,12 +115,15 @@ class RegionSet(NamedTuple):
 
     def _inside(self, boxes: torch.Tensor, where: str) -> torch.Tensor:
         limits = torch.tensor([self.width, self.height, self.width, self.height], dtype=torch.float32)
-        outside = ((boxes < -ROUNDING_PX) | (boxes > limits + ROUNDING_PX)).any(1) | (boxes[:, 2:] < boxes[:, :2]).any(1)
+        outside = ((boxes < -ROUNDING_PX) | (boxes > limits + ROUNDING_PX)).any(1) | (boxes[:, 2:] < boxes[:, :2]).any(
+            1
+        )
         if outside.any():
             first = int(outside.nonzero()[0])
             numbers = ", ".join(f"{value:g}" for value in boxes[first].tolist())
             raise ValueError(
-                f"{where}: box {first} is [{numbers}], which is not x0 <= x1, y0 <= y1 inside a picture of {self.width} x "
+                f"{where}: box {first} is [{numbers}], which is not x0 <= x1, y0 <= y1 inside a picture of "
+                f"{self.width} x "
                 f"{self.height} pixels; boxes are corners in pixels, not [x, y, width, height] and not fractions."
             )
         return torch.minimum(boxes.clamp(min=0), limits).contiguous()
@@ -143,7 +153,8 @@ def pixel_key(image: Image.Image) -> str:
 
 
 def maker_id(description: str, content: Any) -> str:
-    """Return what made boxes or features as one line: words for people, and the start of a digest of everything that matters.
+    """Return what made boxes or features as one line: words for people, and the start of a digest of everything that
+    matters.
 
     Args:
         description: the words, such as "detector facebook/detr-resnet-50 @ 1d5f47b, 10 to 50 boxes".
@@ -157,4 +168,22 @@ def maker_id(description: str, content: Any) -> str:
     return f"{description} [{digest[:_DIGITS_OF_AN_ID]}]"
 
 
-__all__ = ["ROUNDING_PX", "RegionSet", "content_key", "maker_id", "pixel_key"]
+class RegionLookup(Protocol):
+    """What a collator asks of a region store: `dual_distill.regions.RegionStore`, or anything that finds an image's regions."""
+
+    @property
+    def boxes_id(self) -> str:
+        """The maker of the boxes; equal for stores whose region i is the same box."""
+
+    def find_image(self, image: Any, name: str) -> RegionSet:
+        """The regions of an image as a row holds it; `name` is what errors call the row."""
+
+
+__all__ = [
+    "ROUNDING_PX",
+    "RegionLookup",
+    "RegionSet",
+    "content_key",
+    "maker_id",
+    "pixel_key",
+]

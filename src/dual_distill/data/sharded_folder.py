@@ -8,9 +8,9 @@
 | `shard-00000.arrow` | one row an id |
 | `shard-00000.safetensors` | vectors of the rows; written last: it says "done" |
 
-No file is written by several processes: a plan is created once and never changed, and a shard belongs to one process, is
-written whole or made again from its beginning. So a killed run that continues comes out the same, bit for bit, and what several
-machines made is merged by lying in one folder.
+No file is written by several processes: a plan is created once and never changed, and a shard belongs to one process,
+is written whole or made again from its beginning. So a killed run that continues comes out the same, bit for bit, and
+what several machines made is merged by lying in one folder.
 """
 
 import json
@@ -76,7 +76,8 @@ class ShardedFolder:
             raise ValueError(self.no_manifest(error)) from error
         if found != self.version:
             raise ValueError(
-                f"{str(file)!r} has format {found!r}, but this version reads {self.version}; run `{self.made_by}` again into "
+                f"{str(file)!r} has format {found!r}, but this version reads {self.version}; run `{self.made_by}` "
+                f"again into "
                 "another folder, or take the version of dual_distill that wrote it."
             )
         return content
@@ -84,7 +85,8 @@ class ShardedFolder:
     def no_manifest(self, error: Exception) -> str:
         """Return the sentence for a manifest that is none."""
         return (
-            f"{str(self.path / self.manifest_name)!r} is not the manifest of a {self.kind} ({error}); give a folder that "
+            f"{str(self.path / self.manifest_name)!r} is not the manifest of a {self.kind} ({error}); give a folder "
+            f"that "
             f"`{self.made_by}` wrote."
         )
 
@@ -99,7 +101,8 @@ class ShardedFolder:
         others = [entry.name for entry in os.scandir(self.path) if not entry.name.startswith(ours)]
         if others:
             raise ValueError(
-                f"{str(self.path)!r} is no {self.kind} and is not empty ({', '.join(sorted(others)[:_NAMED])}); give a new or "
+                f"{str(self.path)!r} is no {self.kind} and is not empty ({', '.join(sorted(others)[:_NAMED])}); give "
+                f"a new or "
                 "empty folder."
             )
         text = json.dumps(dict(manifest), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
@@ -191,7 +194,8 @@ class ShardedFolder:
             return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(
-                f"{str(file)!r} is missing or damaged ({error}); remove the shard's .safetensors and run `{self.made_by}` "
+                f"{str(file)!r} is missing or damaged ({error}); remove the shard's .safetensors and run "
+                f"`{self.made_by}` "
                 "again, or copy the file again."
             ) from error
 

@@ -11,17 +11,18 @@ from typing import Any
 
 from datasets import DatasetDict, Image
 
-from .captions import CAPTIONS_LAYOUT, load_captions
-from .easy_vqa import EASY_VQA_LAYOUT, load_easy_vqa
-from .nlvr import NLVR_LAYOUT, load_nlvr
-from .nlvr2 import NLVR2_LAYOUT, load_nlvr2
-from .nlvr_scenes import generate_nlvr_scenes
-from .scene_captions import generate_scene_captions
-from .scene_statements import generate_scene_statements
-from .scenes import generate_scenes
-from .snli_ve import SNLI_VE_LAYOUT, load_snli_ve
+from dual_distill.data.datasets.captions import CAPTIONS_LAYOUT, load_captions
+from dual_distill.data.datasets.easy_vqa import EASY_VQA_LAYOUT, load_easy_vqa
+from dual_distill.data.datasets.nlvr import NLVR_LAYOUT, load_nlvr
+from dual_distill.data.datasets.nlvr2 import NLVR2_LAYOUT, load_nlvr2
+from dual_distill.data.datasets.nlvr_scenes import generate_nlvr_scenes
+from dual_distill.data.datasets.scene_captions import generate_scene_captions
+from dual_distill.data.datasets.scene_statements import generate_scene_statements
+from dual_distill.data.datasets.scenes import generate_scenes
+from dual_distill.data.datasets.snli_ve import SNLI_VE_LAYOUT, load_snli_ve
+from dual_distill.data.datasets.vqa_v2 import VQA_LAYOUT, load_vqa
+
 from .tasks import get_task, nearest_name
-from .vqa import VQA_LAYOUT, load_vqa
 
 _GENERATORS: Mapping[str, Callable[..., DatasetDict]] = {
     "scenes": generate_scenes,
@@ -45,16 +46,16 @@ _READERS: Mapping[str, tuple[Callable[..., DatasetDict], str]] = {
 def load_task(name: str, path: str | os.PathLike[str] | None = None, **options: Any) -> DatasetDict:
     """The data of a task, with the splits train, validation and test (and dev, where the task has one).
 
-    `load_task("vqa", questions=..., annotations=..., images=...)` reads files by their names; `load_task("vqa", path)` a
-    folder in which they have their official names. One's own data is read by `load_own_data`.
+    `load_task("vqa", questions=..., annotations=..., images=...)` reads files by their names; `load_task("vqa", path)`
+    a folder in which they have their official names. One's own data is read by `load_own_data`.
 
     Args:
         name: one of `TASKS`.
         path: the folder with the files of the data set; None for a task that is generated (scenes), or whose files are
             named in the options.
         **options: keywords of the task's generator or reader: `generate_scenes`, `generate_nlvr_scenes`,
-            `generate_scene_captions`, `generate_scene_statements`, `load_easy_vqa`, `load_nlvr`, `load_vqa`, `load_nlvr2`,
-            `load_snli_ve`, `load_captions`.
+            `generate_scene_captions`, `generate_scene_statements`, `load_easy_vqa`, `load_nlvr`, `load_vqa`,
+            `load_nlvr2`, `load_snli_ve`, `load_captions`.
 
     Returns:
         A `DatasetDict` whose image columns are undecoded: `{"bytes": ..., "path": ...}`.

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from .nlvr_scenes import nlvr_scene_labels
-from .scenes import scene_answers
-from .snli_ve import SNLI_VE_LABELS
+from dual_distill.data.datasets.nlvr_scenes import nlvr_scene_labels
+from dual_distill.data.datasets.scenes import scene_answers
+from dual_distill.data.datasets.snli_ve import SNLI_VE_LABELS
 
-Head = Literal["question_answering", "images_and_text_classification", "image_text_retrieval", "pretraining", "captioning"]
+Head = Literal[
+    "question_answering", "images_and_text_classification", "image_text_retrieval", "pretraining", "captioning"
+]
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,16 @@ class Task:
             well text and image belong together, or a caption that is written.
         image_columns: one column an image, in the order in which the model sees them.
         text_column: question or sentence.
-        label_column: the answer as a string; None where each row is a pair that belongs together and nothing is answered.
+        label_column: the answer as a string; None where each row is a pair that belongs together and nothing is
+            answered.
         label_names: the classes in the order of the logits; None where the vocabulary is built from the training
             answers.
         group_column: column by which accuracy is split in reports, or None.
         consistency_column: column that is equal for all rows of one sentence, or None; see `metrics.consistency`.
-        answers_column: column of lists, what several people answered (normalised), or None. Where it is set, the labels of
-            a batch are `vqa_answers.soft_scores` instead of one class; `label_column` holds the most common of them.
-        given_answers_column: column of lists, the same answers as the annotation file has them, against which the official
-            VQA score is computed; None: `answers_column`.
+        answers_column: column of lists, what several people answered (normalised), or None. Where it is set, the labels
+            of a batch are `vqa_answers.soft_scores` instead of one class; `label_column` holds the most common of them.
+        given_answers_column: column of lists, the same answers as the annotation file has them, against which the
+            official VQA score is computed; None: `answers_column`.
         min_answer_count: fewest training rows with an answer that becomes a class, where `label_names` is None.
         image_id_column: column that is equal for all rows of one image, by which retrieval knows right pairs, or None.
 

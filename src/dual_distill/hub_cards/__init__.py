@@ -1,9 +1,9 @@
-"""What a reader of the Hub sees: pictures and cards made from what a run really did, and the push of both. Knows no torch.
+"""What a reader of the Hub sees: pictures and cards made from what a run really did, and the push of both. Knows no
+torch.
 
 `write_run` notes what a run did; `write_card` makes the card of a folder; `push_folder` sends both in one commit.
 """
 
-from .attention_picture import draw_attention_picture
 from .checkpoint_folder import PUBLISHED, collect
 from .hub_errors import PushError
 from .hub_names import split_revision
@@ -36,7 +36,6 @@ __all__ = [
     "add_evaluation",
     "collect",
     "differing_fields",
-    "draw_attention_picture",
     "make_card",
     "origin_of",
     "push_folder",

@@ -1,6 +1,7 @@
 """A folder with an adapter of peft instead of a whole model: which base it needs, pinned to a commit.
 
-An adapter without its base is nothing, so one whose base others cannot load is refused. peft itself is not imported here.
+An adapter without its base is nothing, so one whose base others cannot load is refused. peft itself is not imported
+here.
 """
 
 import re
@@ -68,7 +69,8 @@ def read_adapter(config: Mapping[str, Any]) -> tuple[Adapter, dict[str, Any]]:
     architecture = (config.get("auto_mapping") or {}).get("base_model_class")
     if not isinstance(architecture, str):
         raise ValueError(
-            f"{ADAPTER_CONFIG} does not say which class its base is (auto_mapping); save the adapter with peft, from a model "
+            f"{ADAPTER_CONFIG} does not say which class its base is (auto_mapping); save the adapter with peft, from "
+            f"a model "
             "of this package and without a task_type."
         )
     targets = config.get("target_modules") or ()
@@ -109,7 +111,8 @@ def _base_of(config: Mapping[str, Any]) -> tuple[str, str]:
     if is_folder or not _HUB_NAME.fullmatch(name):
         what = "names no base model" if not given else "has a base model that is no repository of the Hub"
         raise ValueError(
-            f"{ADAPTER_CONFIG} {what}, and nobody else could load the adapter; push the base first and load it from there to "
+            f"{ADAPTER_CONFIG} {what}, and nobody else could load the adapter; push the base first and load it from "
+            f"there to "
             "train, or `merge_and_unload` the adapter and push the whole model."
         )
     if revision is not None and _COMMIT.fullmatch(revision):

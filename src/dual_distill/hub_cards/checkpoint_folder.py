@@ -1,7 +1,7 @@
 """Which files of a folder are a checkpoint that may be published, each looked into before it counts as one.
 
-The list says what goes; whatever else lies in the folder stays and is named. Nothing here reads a tensor: of weights only the
-header, which is JSON, so a truncated file or a pickle under another name is refused.
+The list says what goes; whatever else lies in the folder stays and is named. Nothing here reads a tensor: of weights
+only the header, which is JSON, so a truncated file or a pickle under another name is refused.
 """
 
 import fnmatch
@@ -38,7 +38,15 @@ PUBLISHED = (CONFIG, *WEIGHTS, *_JSON[1:], *_VOCABULARIES, _RECIPE, PICTURE, ADA
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
 # What a Trainer leaves beside a checkpoint: known, never sent.
-_LEFTOVERS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json", "objective.*")
+_LEFTOVERS = (
+    "training_args.bin",
+    "optimizer.*",
+    "scheduler.*",
+    "scaler.*",
+    "rng_state*",
+    "trainer_state.json",
+    "objective.*",
+)
 _PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
 _LARGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 
@@ -64,7 +72,8 @@ class CheckpointFiles:
     def sizes(self) -> dict[str, int]:
         """Return name -> bytes."""
         return {
-            name: content.stat().st_size if isinstance(content, Path) else len(content) for name, content in self.files.items()
+            name: content.stat().st_size if isinstance(content, Path) else len(content)
+            for name, content in self.files.items()
         }
 
 
@@ -75,8 +84,8 @@ def collect(folder: str | Path) -> CheckpointFiles:
         folder: as `save_pretrained` or a Trainer wrote it; a whole model, or an adapter of peft.
 
     Raises:
-        ValueError: it is no folder of a checkpoint; a pickle lies in it; a file is damaged or not what its name says; an
-            adapter's base is not on the Hub.
+        ValueError: it is no folder of a checkpoint; a pickle lies in it; a file is damaged or not what its name says;
+            an adapter's base is not on the Hub.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -86,7 +95,8 @@ def collect(folder: str | Path) -> CheckpointFiles:
         raise ValueError(f"{str(folder)!r} has no {CONFIG}, so it holds no checkpoint; give the one that a run wrote.")
     if is_adapter and is_model:
         raise ValueError(
-            f"{str(folder)!r} has {CONFIG} and {ADAPTER_CONFIG}, a model and an adapter, and whoever loads it gets either; "
+            f"{str(folder)!r} has {CONFIG} and {ADAPTER_CONFIG}, a model and an adapter, and whoever loads it gets "
+            f"either; "
             "keep them in folders of their own."
         )
     files: dict[str, bytes | Path] = {}
@@ -103,14 +113,17 @@ def collect(folder: str | Path) -> CheckpointFiles:
                 files[name] = _checked(path)
         elif is_one_of(name, _PICKLES) and not is_one_of(name, _LEFTOVERS):
             raise ValueError(
-                f"{name} in {str(folder)!r} is a pickle, which runs code on whoever loads it and is never sent; save the model "
+                f"{name} in {str(folder)!r} is a pickle, which runs code on whoever loads it and is never sent; save "
+                f"the model "
                 "with `save_pretrained`, which writes safetensors, and delete or move the file."
             )
         elif name != CARD:
             left_out.append(name)
     if is_adapter:
         if ADAPTER_WEIGHTS not in files:
-            raise ValueError(f"{str(folder)!r} has no {ADAPTER_WEIGHTS}; save the adapter again with `save_pretrained`.")
+            raise ValueError(
+                f"{str(folder)!r} has no {ADAPTER_WEIGHTS}; save the adapter again with `save_pretrained`."
+            )
         adapter, pinned = read_adapter(read_json(folder / ADAPTER_CONFIG))
         files[ADAPTER_CONFIG] = as_json(pinned)
         return CheckpointFiles(files, tuple(left_out), {"architectures": [adapter.architecture]}, parameters, adapter)
@@ -149,7 +162,8 @@ def _check_weights(folder: Path, files: dict[str, bytes | Path]) -> None:
             raise ValueError(f"{str(folder)!r} lacks {absent[0]}, which {WEIGHTS[2]} names; save the checkpoint again.")
     elif WEIGHTS[0] not in files:
         raise ValueError(
-            f"{str(folder)!r} has no {WEIGHTS[0]}, so it holds no weights; save the model with `save_pretrained`, or give the "
+            f"{str(folder)!r} has no {WEIGHTS[0]}, so it holds no weights; save the model with `save_pretrained`, or "
+            f"give the "
             "folder of a finished run."
         )
 
@@ -187,11 +201,14 @@ def read_header(path: Path) -> dict[str, Any]:
         tensors = json.loads(header)
         ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"{path.name} is no safetensors file, or is cut off in its header; save the model again.") from error
+        raise ValueError(
+            f"{path.name} is no safetensors file, or is cut off in its header; save the model again."
+        ) from error
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise ValueError(
-            f"{path.name} has {size:,} bytes, its header says {expected:,}: it is truncated or damaged; save or fetch it again."
+            f"{path.name} has {size:,} bytes, its header says {expected:,}: it is truncated or damaged; save or fetch "
+            f"it again."
         )
     return dict(tensors)
 
@@ -227,7 +244,9 @@ def refuse_leaks(files: dict[str, bytes | Path], public_names: tuple[str, ...] =
 
 def _refuse(name: str, leak: str | None) -> None:
     if leak is not None:
-        raise ValueError(f"{name} holds {leak}, and nothing was sent; take it out (or write the file again without it).")
+        raise ValueError(
+            f"{name} holds {leak}, and nothing was sent; take it out (or write the file again without it)."
+        )
 
 
 __all__ = [

@@ -1,6 +1,7 @@
 """A card and its hand-written part: what lies outside our two markers is a person's, and no push may lose it.
 
-The first marker holds the digest of the hand-written text as it was when we last wrote the card. It tells who changed that text
+The first marker holds the digest of the hand-written text as it was when we last wrote the card. It tells who changed
+that text
 since: the copy beside the weights, the one on the Hub, or both.
 """
 
@@ -56,17 +57,23 @@ def take_apart(readme: str, name: str = "README.md") -> Card:
         try:
             metadata = yaml.safe_load(found.group(1)) or {}
         except yaml.YAMLError as error:
-            raise ValueError(f"the metadata at the top of {name} is no valid YAML ({error}); mend or delete it.") from error
+            raise ValueError(
+                f"the metadata at the top of {name} is no valid YAML ({error}); mend or delete it."
+            ) from error
         if not isinstance(metadata, dict):
-            raise ValueError(f"the metadata at the top of {name} is a {type(metadata).__name__}; write `key: value` lines.")
+            raise ValueError(
+                f"the metadata at the top of {name} is a {type(metadata).__name__}; write `key: value` lines."
+            )
         readme = readme[found.end() :]
     begin, ends = _BEGIN.search(readme), readme.count(_END)
     if begin is None and not ends:
         return Card(metadata, "", readme.strip(), None)
     if begin is None or ends != 1 or len(_BEGIN.findall(readme)) != 1 or readme.index(_END) < begin.end():
         raise ValueError(
-            f"{name} does not have our two markers once each and in order, so its hand-written part cannot be told from ours; "
-            f"put back '<!-- dual_distill card begins -->' and '{_END}', or delete everything between them, markers too."
+            f"{name} does not have our two markers once each and in order, so its hand-written part cannot be told "
+            f"from ours; "
+            f"put back '<!-- dual_distill card begins -->' and '{_END}', or delete everything between them, markers "
+            f"too."
         )
     after = readme[readme.index(_END) + len(_END) :]
     return Card(metadata, readme[: begin.start()].strip(), after.strip(), begin.group(1) or "none")
@@ -101,7 +108,8 @@ def choose(local: Card | None, remote: Card | None) -> Card | None:
     if digest_of(local.hand_written) == local.digest:
         return remote
     raise ValueError(
-        "the README beside the weights and the one on the Hub both have hand-written text, and it differs; copy into the local "
+        "the README beside the weights and the one on the Hub both have hand-written text, and it differs; copy into "
+        "the local "
         "one what should stay, make the Hub's hand-written part equal or empty, and push again."
     )
 

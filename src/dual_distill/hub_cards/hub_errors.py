@@ -78,7 +78,10 @@ def _explain(error: BaseException | None) -> tuple[str, int | None] | None:
             return f"status {status}, {words.format(server=server)}", status
         # huggingface_hub hands on the errors of its HTTP client, httpx or a successor of it, by release.
         if type(error).__module__.split(".")[0].startswith(("httpx", "httpcore")):
-            return f"the Hub could not be reached ({type(error).__name__}: {error}); check the network and try again", None
+            return (
+                f"the Hub could not be reached ({type(error).__name__}: {error}); check the network and try again",
+                None,
+            )
         error = error.__cause__ or error.__context__
     return None
 

@@ -32,9 +32,13 @@ def split_revision(name_or_path: str | Path, revision: str | None = None) -> tup
         return name, revision
     repo, named = found.groups()
     if not named:
-        raise ValueError(f"{name!r} names no revision after the @; give a branch, tag or commit there, or leave the @ out.")
+        raise ValueError(
+            f"{name!r} names no revision after the @; give a branch, tag or commit there, or leave the @ out."
+        )
     if revision is not None and revision != named:
-        raise ValueError(f"{name!r} names the revision {named!r}, but {revision!r} is given as well; give one of the two.")
+        raise ValueError(
+            f"{name!r} names the revision {named!r}, but {revision!r} is given as well; give one of the two."
+        )
     if Path(repo).is_dir():
         raise ValueError(f"{repo!r} is a folder, which has no revision {named!r}; leave {'@' + named!r} out.")
     return repo, named

@@ -1,7 +1,9 @@
-"""What must not leave this machine: tokens, keys, its paths and the name of its user, looked for in every text before a push.
+"""What must not leave this machine: tokens, keys, its paths and the name of its user, looked for in every text before a
+push.
 
-Two measures. Files that programs write (`strict`) may hold no absolute path and no user name at all. In prose, vocabularies
-and code those could be words like others, so only what cannot be one is refused: tokens, keys, and paths into a home.
+Two measures. Files that programs write (`strict`) may hold no absolute path and no user name at all. In prose,
+vocabularies and code those could be words like others, so only what cannot be one is refused: tokens, keys, and paths
+into a home.
 """
 
 import contextlib
@@ -37,7 +39,9 @@ def user_names() -> set[str]:
     return {name for name in names if len(name) >= _SHORTEST_NAME and name.lower() not in _NOBODY}
 
 
-def find_leak(text: str, *, strict: bool, public_names: Iterable[str] = (), names: Iterable[str] | None = None) -> str | None:
+def find_leak(
+    text: str, *, strict: bool, public_names: Iterable[str] = (), names: Iterable[str] | None = None
+) -> str | None:
     """Return what a text gives away, in words and without repeating it; None when nothing was found.
 
     Args:

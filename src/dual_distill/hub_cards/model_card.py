@@ -1,4 +1,5 @@
-"""The model card, from what really happened: config.json and the weights' headers say what it is, `run.json` how it came about.
+"""The model card, from what really happened: config.json and the weights' headers say what it is, `run.json` how it
+came about.
 
 The template holds sentences, this file decides which facts they get. What is not known is left out, never guessed.
 """
@@ -62,7 +63,8 @@ PAPERS = {
         "url": "https://arxiv.org/abs/2104.02096",
         "bibtex": "@inproceedings{fang2021compressing,\n"
         "  title = {Compressing Visual-linguistic Model via Knowledge Distillation},\n"
-        "  author = {Fang, Zhiyuan and Wang, Jianfeng and Hu, Xiaowei and Wang, Lijuan and Yang, Yezhou and Liu, Zicheng},\n"
+        "  author = {Fang, Zhiyuan and Wang, Jianfeng and Hu, Xiaowei and Wang, Lijuan and Yang, Yezhou and Liu, "
+        "Zicheng},\n"
         "  booktitle = {ICCV},\n  year = {2021},\n  url = {https://arxiv.org/abs/2104.02096}\n}",
     },
 }

@@ -1,7 +1,8 @@
 """A checkpoint goes to the Hub in one commit, or not at all.
 
-Everything that can be refused is refused before a byte is sent. The commit names the head that was read before (its parent), so
-of two pushes at once one wins and the other is told; weights that are uploaded before a failing commit belong to no revision.
+Everything that can be refused is refused before a byte is sent. The commit names the head that was read before (its
+parent), so of two pushes at once one wins and the other is told; weights that are uploaded before a failing commit
+belong to no revision.
 """
 
 import tempfile
@@ -96,7 +97,13 @@ def push_folder(
 
     def to_send(full_id: str, kept: Card | None) -> dict[str, bytes | Path]:
         card = make_card(
-            checkpoint, run, repo_id=full_id, revision=revision, with_code=with_code, license_name=license_name, kept=kept
+            checkpoint,
+            run,
+            repo_id=full_id,
+            revision=revision,
+            with_code=with_code,
+            license_name=license_name,
+            kept=kept,
         )
         files = {**checkpoint.files, CARD: card.encode()}
         if with_code:
@@ -114,7 +121,9 @@ def push_folder(
     with spoken("reading its head", full_id):
         info, is_new_branch = _head(api, full_id, revision)
         if private and not info.private:
-            raise PushError(f"{full_id!r} is public, but private was asked for; make it private first, or push elsewhere.")
+            raise PushError(
+                f"{full_id!r} is public, but private was asked for; make it private first, or push elsewhere."
+            )
         names = {sibling.rfilename for sibling in info.siblings or ()}
         _refuse_the_other_kind(full_id, names, checkpoint)
         remote = _remote_card(api, full_id, info.sha) if CARD in names else None
@@ -122,7 +131,8 @@ def push_folder(
     # Left where they are, weights of an earlier push in another number of shards could be loaded instead of these.
     deleted = tuple(sorted(name for name in names if is_one_of(name, WEIGHTS) and name not in files))
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(name, str(content) if isinstance(content, Path) else content) for name, content in files.items()
+        CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
+        for name, content in files.items()
     ]
     operations += [CommitOperationDelete(name) for name in deleted]
     made_branch = revision if is_new_branch and not create_pr else None
@@ -173,7 +183,8 @@ def push_pretrained(
     max_shard_size: int | str | None = "50GB",
     tags: list[str] | None = None,
 ) -> str:
-    """`PreTrainedModel.push_to_hub` of this package's models: `save_pretrained`, then `push_folder`, so one commit with a card.
+    """`PreTrainedModel.push_to_hub` of this package's models: `save_pretrained`, then `push_folder`, so one commit with
+    a card.
 
     Args:
         self: the model.
@@ -195,13 +206,20 @@ def push_pretrained(
     """
     if tags or commit_description:
         raise ValueError(
-            "tags and commit_description are not taken: the card is written from what the run did; put tags into the metadata "
+            "tags and commit_description are not taken: the card is written from what the run did; put tags into the "
+            "metadata "
             "of the repository's README, where they stay, and the description into commit_message."
         )
     with tempfile.TemporaryDirectory() as folder:
         self.save_pretrained(folder, max_shard_size=max_shard_size)
         report = push_folder(
-            folder, repo_id, private=private, token=token, revision=revision, create_pr=create_pr, message=commit_message
+            folder,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            message=commit_message,
         )
     return str(report.url)
 
@@ -235,7 +253,9 @@ def _refuse_the_other_kind(repo_id: str, names: set[str], checkpoint: Checkpoint
     """A repository with a model and an adapter in it loads as either, by what else is installed."""
     if (CONFIG if checkpoint.adapter else ADAPTER_CONFIG) in names:
         there, given = ("a whole model", "an adapter") if checkpoint.adapter else ("an adapter", "a whole model")
-        raise PushError(f"{repo_id!r} holds {there}, and {given} cannot stand beside it; push to a repository of its own.")
+        raise PushError(
+            f"{repo_id!r} holds {there}, and {given} cannot stand beside it; push to a repository of its own."
+        )
 
 
 def _public_names(repo_id: str, run: RunRecord | None, checkpoint: CheckpointFiles) -> tuple[str, ...]:

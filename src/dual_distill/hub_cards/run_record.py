@@ -1,7 +1,7 @@
 """What a run did, as `run.json` beside the weights: the only place from which a card takes numbers.
 
-Written by whoever trained (`write_run`), extended by evaluations (`add_evaluation`), read by card and push (`read_run`). A
-number that does not say where it comes from is refused here, so that no card can hold one.
+Written by whoever trained (`write_run`), extended by evaluations (`add_evaluation`), read by card and push
+(`read_run`). A number that does not say where it comes from is refused here, so that no card can hold one.
 """
 
 import hashlib
@@ -112,8 +112,8 @@ class RunRecord:
     """Everything about a run that a card may say.
 
     Attributes:
-        method: "labels" (hard labels alone), or distilled from a fusion encoder: "dide" (a dual encoder) or "distillvlm" (a
-            smaller fusion encoder).
+        method: "labels" (hard labels alone), or distilled from a fusion encoder: "dide" (a dual encoder) or
+            "distillvlm" (a smaller fusion encoder).
         data: what it learned from.
         teacher: the frozen teacher; None without one.
         start: the checkpoint whose weights it started from; None: random weights.
@@ -128,12 +128,14 @@ class RunRecord:
         versions: package -> version.
 
     Raises:
-        ValueError: a number has no source or is not finite, a checkpoint of the Hub has no commit, or the method is unknown.
+        ValueError: a number has no source or is not finite, a checkpoint of the Hub has no commit, or the method is
+        unknown.
 
     Example:
         >>> RunRecord("labels", DataOrigin("scenes"), measurements=(Measurement("accuracy", 0.9, "test", source=""),))
         Traceback (most recent call last):
-        ValueError: accuracy on test is 0.9 without a source; say which command or file gave it (source=), or leave it out.
+        ValueError: accuracy on test is 0.9 without a source; say which command or file gave it (source=), or leave it
+        out.
     """
 
     method: Method
@@ -159,7 +161,8 @@ class RunRecord:
             if not one.split or not one.source:
                 missing = "source" if one.split else "split"
                 raise ValueError(
-                    f"{name} is {one.value} without a {missing}; say which command or file gave it (source=), or leave it out."
+                    f"{name} is {one.value} without a {missing}; say which command or file gave it (source=), or "
+                    f"leave it out."
                     if missing == "source"
                     else f"{one.metric} is {one.value} without a split; say which rows it was measured on (split=)."
                 )
@@ -168,7 +171,9 @@ class RunRecord:
                 if number is not None and not (isinstance(number, int | float) and math.isfinite(number)):
                     raise ValueError(f"{name} holds {number!r}; give finite numbers, or leave the measurement out.")
         if self.speed is not None and not (self.speed.source and self.speed.device):
-            raise ValueError("the speed has no source or no device; say which command gave it and on what, or leave it out.")
+            raise ValueError(
+                "the speed has no source or no device; say which command gave it and on what, or leave it out."
+            )
         for role, origin in (("teacher", self.teacher), ("start", self.start)):
             if origin is not None and not origin.revision:
                 raise ValueError(f"the {role} {origin.name!r} has no revision; `origin_of` finds it.")
@@ -177,7 +182,8 @@ class RunRecord:
         """Return the record as JSON takes it; what was not noted is left out."""
         record = {name: value for name, value in asdict(self).items() if value not in (None, {}, (), [])}
         record["measurements"] = [
-            {name: value for name, value in one.items() if value not in (None, {})} for one in record.get("measurements", ())
+            {name: value for name, value in one.items() if value not in (None, {})}
+            for one in record.get("measurements", ())
         ]
         return {"format": FORMAT, **record}
 
@@ -196,7 +202,8 @@ class RunRecord:
         found = values.pop("format", None)
         if found != FORMAT:
             raise ValueError(
-                f"{source} has format {found!r}, this version of dual_distill reads {FORMAT}; update the package, or delete "
+                f"{source} has format {found!r}, this version of dual_distill reads {FORMAT}; update the package, or "
+                f"delete "
                 "the file and let the run write it again."
             )
         try:
@@ -246,7 +253,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _from_results(results: Mapping[str, Any]) -> RunRecord:
     if "task" not in results:
-        raise ValueError(f"{RESULTS_FILE} names no task, so `dual-distill train` did not write it; delete it or train again.")
+        raise ValueError(
+            f"{RESULTS_FILE} names no task, so `dual-distill train` did not write it; delete it or train again."
+        )
     distilled = any(name in results for name in ("eval_attention_loss", "eval_soft_label_loss"))
     measurements = tuple(
         Measurement(metric, results[f"eval_{metric}"], "validation", source=f"{RESULTS_FILE}, dual-distill train")
@@ -288,7 +297,8 @@ def add_evaluation(
             raise ValueError(f"{source} has no {name!r}; give the file that `dual-distill evaluate --output` wrote.")
         if teacher is not None and teacher.get(name) != evaluation[name]:
             raise ValueError(
-                f"the teacher was evaluated with {name} {teacher.get(name)!r}, the model with {evaluation[name]!r}; evaluate "
+                f"the teacher was evaluated with {name} {teacher.get(name)!r}, the model with {evaluation[name]!r}; "
+                f"evaluate "
                 "both on the same rows."
             )
     main = next((name for name in ("vqa_score", "cider") if evaluation.get(name) is not None), "accuracy")
@@ -315,7 +325,8 @@ def add_evaluation(
 
 
 def origin_of(name_or_path: str | Path, revision: str | None = None) -> Origin:
-    """Say which checkpoint a run used: the commit of a Hub repository loaded before, or the digest of a folder's weights.
+    """Say which checkpoint a run used: the commit of a Hub repository loaded before, or the digest of a folder's
+    weights.
 
     Args:
         name_or_path: as it was loaded from, `owner/name@revision` too.
@@ -340,13 +351,15 @@ def origin_of(name_or_path: str | Path, revision: str | None = None) -> Origin:
         snapshot = snapshot_download(name, revision=revision, local_files_only=True, allow_patterns="config.json")
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name!r} is no folder and was not loaded from the Hub on this machine, so its commit is not known; load it first."
+            f"{name!r} is no folder and was not loaded from the Hub on this machine, so its commit is not known; load "
+            f"it first."
         ) from error
     return Origin(name, Path(snapshot).name, on_hub=True)  # the cache names snapshots by commit
 
 
 def differing_fields(*pairs: tuple[Any, Any]) -> dict[str, Any]:
-    """Return the fields of dataclasses that differ from those of default instances; paths and Hub settings are left out.
+    """Return the fields of dataclasses that differ from those of default instances; paths and Hub settings are left
+    out.
 
     Args:
         pairs: `(arguments, default arguments)` of one class each.

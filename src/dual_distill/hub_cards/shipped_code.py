@@ -1,8 +1,9 @@
-"""`--with-code`: the modules of `modeling/` beside the weights, so that a checkpoint loads where the package is not installed.
+"""`--with-code`: the modules of `modeling/` beside the weights, so that a checkpoint loads where the package is not
+installed.
 
-The files are read as text, never imported: this room knows no torch. They go as they are, since `modeling/` is flat and its
-modules import one another as `from .sibling import Name`, which is what transformers follows on the Hub. Whoever loads them
-has to say so (trust_remote_code); with the package installed, its own classes are used instead.
+The files are read as text, never imported: this room knows no torch. They go as they are, since `modeling/` is flat and
+its modules import one another as `from .sibling import Name`, which is what transformers follows on the Hub. Whoever
+loads them has to say so (trust_remote_code); with the package installed, its own classes are used instead.
 """
 
 import ast
@@ -41,7 +42,8 @@ def split_architecture(architecture: str) -> tuple[str, str]:
         if architecture.startswith(family) and architecture in _classes():
             return family, architecture.removeprefix(family)
     raise ValueError(
-        f"{CONFIG} names the architecture {architecture!r}, which this version of dual_distill does not have; update the "
+        f"{CONFIG} names the architecture {architecture!r}, which this version of dual_distill does not have; update "
+        f"the "
         "package if a newer one wrote the checkpoint, or give one of its own checkpoints."
     )
 
@@ -59,7 +61,9 @@ def code_files(architecture: str) -> dict[str, bytes]:
         >>> "processing_dual_distill.py" in code_files("FusionEncoderForQuestionAnswering")
         True
     """
-    modules = {reference.split(".")[0] for reference in {**_model_auto_map(architecture), **_processor_auto_map()}.values()}
+    modules = {
+        reference.split(".")[0] for reference in {**_model_auto_map(architecture), **_processor_auto_map()}.values()
+    }
     wanted, sources = sorted(modules), {}
     while wanted:
         module = wanted.pop()
@@ -104,7 +108,8 @@ def _model_auto_map(architecture: str) -> dict[str, str]:
     family, loaded_by = split_architecture(architecture)[0], auto_class(architecture)
     if loaded_by is None:
         raise ValueError(
-            f"no Auto class of transformers loads {architecture}, so code beside it would be of no use; push without it."
+            f"no Auto class of transformers loads {architecture}, so code beside it would be of no use; push without "
+            f"it."
         )
     classes = _classes()
 

@@ -3,30 +3,44 @@
 Importing this room registers `pipeline("dual-visual-question-answering")` with transformers.
 """
 
-from .answering import ANSWERING_TASK, AnsweringModel, DualVisualQuestionAnsweringPipeline
-from .asking import RankedImage, Ranking, StoreAsker
-from .benchmark import PairShape, Timing, alternate, half_depth, measure_answering, multiply_adds, peak_memory
+from .attention_maps import word_attention
+from .attention_picture import draw_attention_picture
+from .benchmark import (
+    PairShape,
+    Timing,
+    alternate,
+    half_depth,
+    measure_answering,
+    multiply_adds,
+    peak_memory,
+    random_pairs,
+)
 from .encoding import encode_images, encode_texts
 from .encoding_run import EncodingReport
 from .encoding_sources import open_images, read_texts
 from .export import ExportReport, export_onnx
 from .feature_store import FeatureStore
+from .feature_store_files import DTYPES, NORMALISED, Manifest, StoreFolder
+from .feature_store_vqa import RankedImage, Ranking, StoreAsker
 from .image_sources import load_image
 from .latency import PairLatency, measure_pair_latency
-from .model_identity import load_encoder
+from .model_identity import image_processor_settings, load_encoder, model_identity
+from .pipeline import ANSWERING_TASK, AnsweringModel, DualVisualQuestionAnsweringPipeline
 from .prepacking import prepack_linear_layers
 from .retrieval import PairTime, RetrievalReport, evaluate_retrieval
-from .searching import Found, SearchResult, StoreSearcher
-from .word_attention import word_attention
+from .search import Found, SearchResult, StoreSearcher
 
 __all__ = [
     "ANSWERING_TASK",
+    "DTYPES",
+    "NORMALISED",
     "AnsweringModel",
     "DualVisualQuestionAnsweringPipeline",
     "EncodingReport",
     "ExportReport",
     "FeatureStore",
     "Found",
+    "Manifest",
     "PairLatency",
     "PairShape",
     "PairTime",
@@ -35,22 +49,27 @@ __all__ = [
     "RetrievalReport",
     "SearchResult",
     "StoreAsker",
+    "StoreFolder",
     "StoreSearcher",
     "Timing",
     "alternate",
+    "draw_attention_picture",
     "encode_images",
     "encode_texts",
     "evaluate_retrieval",
     "export_onnx",
     "half_depth",
+    "image_processor_settings",
     "load_encoder",
     "load_image",
     "measure_answering",
     "measure_pair_latency",
+    "model_identity",
     "multiply_adds",
     "open_images",
     "peak_memory",
     "prepack_linear_layers",
+    "random_pairs",
     "read_texts",
     "word_attention",
 ]

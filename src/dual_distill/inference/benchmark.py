@@ -1,7 +1,8 @@
 """How fast a checkpoint answers, beside the least arithmetic that its answers need.
 
-Everything that is compared runs in turn in one process, so that what else the machine does falls on all sides alike; only
-ratios of such medians mean something. Beside each stand its multiply-adds: a ratio far from theirs asks for a reason.
+Everything that is compared runs in turn in one process, so that what else the machine does falls on all sides alike;
+only ratios of such medians mean something. Beside each stand its multiply-adds: a ratio far from theirs asks for a
+reason.
 """
 
 import math
@@ -16,12 +17,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from dual_distill.modeling import DualEncoderConfig
-from dual_distill.modeling.modeling_towers import DualEncoderPreTrainedModel
+from dual_distill.modeling import DualEncoderConfig, DualEncoderPreTrainedModel
 
 WAYS = ("fusion_encoder", "dual_encoder", "image_stored", "both_stored", "both_projected")
-"""Ways to answer about a pair; "stored" sides are encoded before the clock starts, "projected" ones also went through their
-half of the interaction's first linear map (`encode --projected`)."""
+"""Ways to answer about a pair; "stored" sides are encoded before the clock starts, "projected" ones also went through
+their half of the interaction's first linear map (`encode --projected`)."""
 
 
 MIN_ROUND_MS = 50.0
@@ -77,7 +77,8 @@ def alternate(
 ) -> dict[str, Timing]:
     """Time calls in turn, in one process; each round begins with another of them.
 
-    A call of a millisecond after one of a second finds caches and clock as that one left them, which no user meets who asks
+    A call of a millisecond after one of a second finds caches and clock as that one left them, which no user meets who
+    asks
     many times: `min_round_ms` repeats it in a row.
 
     Args:
@@ -85,8 +86,8 @@ def alternate(
         device: waited for before and after each call when it is a GPU.
         warmup: rounds that do not count.
         repeats: rounds that do, at least 2.
-        min_round_ms: a way is called as often in a row as filled this time in the warm-up; the time of one call is their
-            mean. 0, or no warm-up: once.
+        min_round_ms: a way is called as often in a row as filled this time in the warm-up; the time of one call is
+            their mean. 0, or no warm-up: once.
 
     Raises:
         ValueError: fewer than 2 repeats, which have no spread.
@@ -125,8 +126,8 @@ def alternate(
 def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """Most bytes of tensors that lived at once during a call, beyond those that lived before it.
 
-    On the CPU torch's own allocations are counted (by its profiler), which is the same in every run; what libraries take
-    beside it, and what the allocator keeps back, is not in it. On a GPU it is torch's peak of allocated memory.
+    On the CPU torch's own allocations are counted (by its profiler), which is the same in every run; what libraries
+    take beside it, and what the allocator keeps back, is not in it. On a GPU it is torch's peak of allocated memory.
 
     Example:
         >>> peak_memory(lambda: torch.zeros(1000) + torch.zeros(1000))   # three vectors of 4,000 bytes
@@ -206,7 +207,8 @@ def random_pairs(config: PreTrainedConfig, shape: PairShape, seed: int = 0) -> d
         )
     if any(side < image.patch_size or side % image.patch_size for side in shape.image_size):
         raise ValueError(
-            f"images of {shape.image_size[0]} x {shape.image_size[1]} pixels do not divide into patches of {image.patch_size}; "
+            f"images of {shape.image_size[0]} x {shape.image_size[1]} pixels do not divide into patches of "
+            f"{image.patch_size}; "
             "give multiples of the patch."
         )
     draw = torch.Generator().manual_seed(seed)
@@ -228,16 +230,17 @@ def measure_answering(
     """Time every way in which models answer about one batch of pairs, in turn.
 
     Args:
-        models: by name, on one device; the first is what the others are compared with. A dual encoder is timed with nothing
-            stored, with images stored, with both sides stored, and with both sides stored after their half of the interaction.
+        models: by name, on one device; the first is what the others are compared with. A dual encoder is timed with
+            nothing stored, with images stored, with both sides stored, and with both sides stored after their half of
+            the interaction.
         shape: of the batch.
         warmup: rounds that do not count.
         repeats: rounds that do.
         seed: of the batch.
 
     Returns:
-        For each model and way: `model`, `way`, batch and tokens, `latency_ms` a pair with its quartiles, `multiply_adds`, and
-        `times_faster` than the first way, measured and by multiply-adds.
+        For each model and way: `model`, `way`, batch and tokens, `latency_ms` a pair with its quartiles,
+        `multiply_adds`, and `times_faster` than the first way, measured and by multiply-adds.
 
     Raises:
         ValueError: the shape does not fit a model.
@@ -268,7 +271,9 @@ def measure_answering(
                 "text_tokens": shape.text_tokens,
                 "real_tokens": shape.real_tokens,
                 "latency_ms": _rounded(timing.median_ms / shape.batch_size),
-                "latency_quartiles_ms": [_rounded(value / shape.batch_size) for value in (timing.low_ms, timing.high_ms)],
+                "latency_quartiles_ms": [
+                    _rounded(value / shape.batch_size) for value in (timing.low_ms, timing.high_ms)
+                ],
                 "runs": timing.runs,
                 "calls_a_run": timing.calls,
                 "multiply_adds": counts[name, way],

@@ -12,8 +12,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from dual_distill.data import ImageError, decode_image
-from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig
-from dual_distill.modeling.modeling_dual_encoder_retrieval import ContrastiveDualEncoder
+from dual_distill.modeling import ContrastiveDualEncoder, DualDistillProcessor, DualEncoderConfig
 
 from .encoding_run import EncodingReport, EncodingRun
 from .encoding_sources import DatasetSource, FolderSource, MappingSource, TextSource, image_bytes, open_images
@@ -52,8 +51,8 @@ def encode_images(
     Of a model with a retrieval head (`DualEncoderForImageTextRetrieval`) the store keeps projections of length 1, which
     `StoreSearcher` compares by cosine; of others the pooled vectors, which `StoreAsker` asks.
 
-    Settings that are None are those of the store, where there is one already. Under `torchrun`, and `accelerate launch` on
-    GPUs, which set RANK and WORLD_SIZE, each process makes its share of the shards.
+    Settings that are None are those of the store, where there is one already. Under `torchrun`, and `accelerate launch`
+    on GPUs, which set RANK and WORLD_SIZE, each process makes its share of the shards.
 
     Args:
         model: a dual encoder that reads one image at a time; put into eval mode.
@@ -75,8 +74,8 @@ def encode_images(
         An `EncodingReport`.
 
     Raises:
-        ValueError: the store was made with another model, processor or setting; the model is of another kind; an image cannot
-            be read and `strict` is set, or changed and `verify` is set.
+        ValueError: the store was made with another model, processor or setting; the model is of another kind; an image
+            cannot be read and `strict` is set, or changed and `verify` is set.
 
     Example:
         >>> import tempfile
@@ -106,7 +105,8 @@ def encode_images(
                 return processor.prepare_image(image), sha256
             except (ValueError, ZeroDivisionError) as error:
                 raise ImageError(
-                    f"row {identifier}: the picture of {image.width} x {image.height} pixels cannot be resized ({error}); crop "
+                    f"row {identifier}: the picture of {image.width} x {image.height} pixels cannot be resized "
+                    f"({error}); crop "
                     "it to a less extreme shape."
                 ) from error
         except ImageError as error:
@@ -182,7 +182,12 @@ def encode_texts(
     wanted = {"dtype": dtype, "projected": projected, "batch_size": batch_size, "shard_size": shard_size}
     folder = StoreFolder(store)
     manifest = _manifest(
-        folder, "text", model, model_identity(model, model_name, revision), tokenizer_settings(processor, max_tokens), wanted
+        folder,
+        "text",
+        model,
+        model_identity(model, model_name, revision),
+        tokenizer_settings(processor, max_tokens),
+        wanted,
     )
     # One thread: the tokenizer has threads of its own and is not meant to be called from several.
     project = model.project_text if manifest.projected else None
@@ -226,12 +231,14 @@ class _UnreadableContent(ImageError):
 def _check_model(model: PreTrainedModel) -> None:
     if not isinstance(model.config, DualEncoderConfig):
         raise ValueError(
-            f"{type(model).__name__} reads text and image together, so that neither can be encoded ahead of the other; give a "
+            f"{type(model).__name__} reads text and image together, so that neither can be encoded ahead of the "
+            f"other; give a "
             "dual encoder."
         )
     if getattr(model, "num_images", 1) != 1:
         raise ValueError(
-            f"The model reads {model.num_images} images together, but a store answers about one image at a time; give a model "
+            f"The model reads {model.num_images} images together, but a store answers about one image at a time; give "
+            f"a model "
             "that reads one."
         )
 
@@ -252,14 +259,22 @@ def _manifest(
         raise ValueError(f"dtype is {wanted['dtype']!r}, but vectors are stored as {' or '.join(DTYPES)}.")
     if searches(model) and wanted["projected"]:
         raise ValueError(
-            f"projected is set, but {type(model).__name__} compares vectors and has no interaction to store a half of; leave "
+            f"projected is set, but {type(model).__name__} compares vectors and has no interaction to store a half "
+            f"of; leave "
             "projected out."
         )
     name = str(folder.path)
     found = folder.manifest()
     if found is None:
-        defaults: dict[str, Any] = {"dtype": "float32", "projected": False, "batch_size": BATCH_SIZE, "shard_size": SHARD_SIZE}
-        values: dict[str, Any] = {key: default if wanted[key] is None else wanted[key] for key, default in defaults.items()}
+        defaults: dict[str, Any] = {
+            "dtype": "float32",
+            "projected": False,
+            "batch_size": BATCH_SIZE,
+            "shard_size": SHARD_SIZE,
+        }
+        values: dict[str, Any] = {
+            key: default if wanted[key] is None else wanted[key] for key, default in defaults.items()
+        }
         width = model.config.projection_dim if searches(model) else model.config.hidden_size
         vectors = NORMALISED if searches(model) else POOLED
         found = Manifest(kind=kind, width=width, model=identity, processor=settings, vectors=vectors, **values)
@@ -272,7 +287,8 @@ def _manifest(
     for key, value in wanted.items():
         if value is not None and value != getattr(found, key):
             raise ValueError(
-                f"The store {name!r} was made with {key} {getattr(found, key)}, not {value}; leave the setting out, or encode "
+                f"The store {name!r} was made with {key} {getattr(found, key)}, not {value}; leave the setting out, "
+                f"or encode "
                 "into another folder."
             )
     return found

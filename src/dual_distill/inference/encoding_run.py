@@ -1,8 +1,8 @@
 """One process's share of an encoding: plan, decode ahead, forward pass by shape, whole shards.
 
-What is unusual: nothing is padded. Inputs wait until `batch_size` of one shape are there, in an order that follows from the
-plan of the shard alone. So a vector depends neither on the size of its neighbours nor on how often the run was killed: a
-shard is written whole or made again from its beginning, and comes out the same, bit for bit.
+What is unusual: nothing is padded. Inputs wait until `batch_size` of one shape are there, in an order that follows from
+the plan of the shard alone. So a vector depends neither on the size of its neighbours nor on how often the run was
+killed: a shard is written whole or made again from its beginning, and comes out the same, bit for bit.
 """
 
 import os
@@ -18,8 +18,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dual_distill.data import ImageError
-from dual_distill.data.sharded_folder import PlannedShard
+from dual_distill.data import ImageError, PlannedShard
 
 from .encoding_sources import Source
 from .feature_store_files import DTYPES, PROJECTED, Manifest, StoreFolder
@@ -110,8 +109,8 @@ class EncodingRun:
         folder: of the store.
         manifest: of the store.
         source: what is to be encoded.
-        prepare: id and value -> the tensor of a row and the hash of its content; called in threads. Raises `ImageError` for
-            what cannot be read, with the attribute `sha256` where there was content.
+        prepare: id and value -> the tensor of a row and the hash of its content; called in threads. Raises `ImageError`
+            for what cannot be read, with the attribute `sha256` where there was content.
         content_hash: id -> the hash alone.
         forward: rows of one shape -> `(rows, width)`.
         project: `(rows, C)` -> `(rows, 2C)`; None: a store without these.
@@ -137,7 +136,9 @@ class EncodingRun:
         if verify:
             self._verify(shards)
         mine = [
-            shard for shard in shards if shard.number % world_size == rank and not self.folder.features(shard.number).is_file()
+            shard
+            for shard in shards
+            if shard.number % world_size == rank and not self.folder.features(shard.number).is_file()
         ]
         model.eval()
         bar = tqdm(
@@ -182,7 +183,8 @@ class EncodingRun:
             new = [
                 identifier
                 for identifier in self.source.ids
-                if identifier not in known or (identifier in unreadable and self._is_mended(identifier, unreadable[identifier]))
+                if identifier not in known
+                or (identifier in unreadable and self._is_mended(identifier, unreadable[identifier]))
             ]
             if not new:
                 return shards
@@ -207,7 +209,8 @@ class EncodingRun:
                         changed.append(identifier)
         if changed:
             raise ValueError(
-                f"{len(changed)} images are not those that the store {str(self.folder.path)!r} holds under the same ids, "
+                f"{len(changed)} images are not those that the store {str(self.folder.path)!r} holds under the same "
+                f"ids, "
                 f"such as {', '.join(map(repr, changed[:_NAMED]))}; give changed images new names, or encode "
                 "into another folder."
             )
@@ -226,7 +229,9 @@ class EncodingRun:
                         future = pool.submit(self.prepare, identifier, self.source.value(identifier))
                     else:
                         future = Future()
-                        future.set_exception(ImageError(f"row {identifier}: it was planned, but is not among those given now."))
+                        future.set_exception(
+                            ImageError(f"row {identifier}: it was planned, but is not among those given now.")
+                        )
                     ahead.append((identifier, future))
                     if len(ahead) > 2 * self.manifest.batch_size + threads:
                         yield ahead.popleft()
@@ -261,7 +266,8 @@ class EncodingRun:
             if not tensor.isfinite().all():
                 first = int((~tensor.isfinite().all(-1)).nonzero()[0])
                 raise ValueError(
-                    f"The {name} vector of {ids[first]!r} holds NaN or a value beyond {self.manifest.dtype}; is the model "
+                    f"The {name} vector of {ids[first]!r} holds NaN or a value beyond {self.manifest.dtype}; is the "
+                    f"model "
                     "trained and whole?"
                 )
         self.folder.write_shard(shard.number, ids, hashes, stored, unreadable)
@@ -272,7 +278,9 @@ def process_share() -> tuple[int, int]:
     """Rank and number of processes, as `accelerate launch` and `torchrun` say them."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if not 0 <= rank < world_size:
-        raise ValueError(f"RANK is {rank} and WORLD_SIZE {world_size}, but ranks run from 0 to WORLD_SIZE - 1; set both.")
+        raise ValueError(
+            f"RANK is {rank} and WORLD_SIZE {world_size}, but ranks run from 0 to WORLD_SIZE - 1; set both."
+        )
     return rank, world_size
 
 

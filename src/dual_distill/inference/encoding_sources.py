@@ -15,7 +15,7 @@ import datasets
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from PIL import Image
 
-from dual_distill.data.images import image_source
+from dual_distill.data import image_source
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 """Endings of the files that a folder of images is searched for, of any case."""
@@ -64,7 +64,9 @@ class FolderSource:
                 if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
             ]
         if not found:
-            raise ValueError(f"The folder {str(folder)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}); is it the right one?")
+            raise ValueError(
+                f"The folder {str(folder)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}); is it the right one?"
+            )
         for name in found:
             if not name.isprintable():
                 raise ValueError(
@@ -134,7 +136,9 @@ class MappingSource:
         if not self.ids:
             raise ValueError("There are no images; give one or more.")
         if wrong := [identifier for identifier in self.ids if not isinstance(identifier, str)]:
-            raise ValueError(f"The id {wrong[0]!r} is a {type(wrong[0]).__name__}, but an id is a string; write it as one.")
+            raise ValueError(
+                f"The id {wrong[0]!r} is a {type(wrong[0]).__name__}, but an id is a string; write it as one."
+            )
 
     def value(self, identifier: str) -> Any:
         """Return an image as the mapping holds it."""
@@ -174,8 +178,8 @@ def open_images(
     """Return the source of images from whatever names or holds them.
 
     Args:
-        images: a folder of image files; a Parquet file; a folder that `Dataset.save_to_disk` wrote; a data set on the Hub; a
-            `datasets.Dataset`; or a mapping from id to image.
+        images: a folder of image files; a Parquet file; a folder that `Dataset.save_to_disk` wrote; a data set on the
+            Hub; a `datasets.Dataset`; or a mapping from id to image.
         image_column: of Parquet and data sets.
         id_column: likewise; None: the number of the row.
         split: of a data set that has splits.
@@ -202,7 +206,9 @@ def open_images(
         return DatasetSource(Dataset.from_parquet(str(path)), image_column, id_column)
     if path.is_dir():
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            return DatasetSource(_one_split(load_from_disk(str(path)), split, repr(str(images))), image_column, id_column)
+            return DatasetSource(
+                _one_split(load_from_disk(str(path)), split, repr(str(images))), image_column, id_column
+            )
         return FolderSource(path)
     if str(images).count("/") > 1 or str(images).startswith((".", "/", "~")):
         return FolderSource(images)  # which says that there is none; a data set on the Hub is owner/name
@@ -246,8 +252,8 @@ def image_bytes(value: Any, identifier: str) -> tuple[Any, str]:
         identifier: names the image in errors.
 
     Returns:
-        What `decode_image` accepts, without a file left to read, and the SHA-256 in hexadecimal: of the encoded bytes, or of
-        mode, size and pixels of a PIL image.
+        What `decode_image` accepts, without a file left to read, and the SHA-256 in hexadecimal: of the encoded bytes,
+        or of mode, size and pixels of a PIL image.
 
     Raises:
         ImageError: the file cannot be read, or the value is of another type.
@@ -278,7 +284,8 @@ def _each_once(ids: Sequence[str], where: str) -> list[str]:
     twice = [identifier for identifier, number in Counter(ids).items() if number > 1]
     if twice:
         raise ValueError(
-            f"{len(twice)} ids occur more than once in {where}, such as {', '.join(map(repr, twice[:_NAMED]))}; an image is "
+            f"{len(twice)} ids occur more than once in {where}, such as {', '.join(map(repr, twice[:_NAMED]))}; an "
+            f"image is "
             "found by its id, so give each its own."
         )
     return list(ids)

@@ -1,8 +1,8 @@
 """A dual encoder as three ONNX graphs: text tower, image tower, and the shallow head that answers from their vectors.
 
-Three instead of one, because a dual encoder is worth having where images are encoded once and asked many times: a service
-keeps the image vectors and runs text tower and head alone. Each graph takes any batch, text length and image size, and is
-held against torch in onnxruntime on two batches before the folder appears.
+Three instead of one, because a dual encoder is worth having where images are encoded once and asked many times: a
+service keeps the image vectors and runs text tower and head alone. Each graph takes any batch, text length and image
+size, and is held against torch in onnxruntime on two batches before the folder appears.
 """
 
 import json
@@ -21,13 +21,13 @@ from torch import nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
-from dual_distill.conversion import random_batch
 from dual_distill.modeling import (
     DualDistillProcessor,
     DualEncoderForImagesAndTextClassification,
     DualEncoderForQuestionAnswering,
     FusionEncoderConfig,
 )
+from dual_distill.teachers import random_batch
 
 EXPORT_FILE = "export.json"
 """What a reader without this package needs to know: answers, how logits become probabilities, inputs and outputs."""
@@ -129,7 +129,9 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
     if model.dtype != torch.float32:
         raise ValueError(f"the model is {model.dtype}; load it with dtype=torch.float32, as which graphs are compared.")
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        raise ImportError(f"{', '.join(missing)} is not installed, which export needs; pip install 'dual-distill[onnx]'.")
+        raise ImportError(
+            f"{', '.join(missing)} is not installed, which export needs; pip install 'dual-distill[onnx]'."
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{str(out)!r} is there already and not an empty folder; name a new one.")
     model = model.cpu().eval()
@@ -143,12 +145,15 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
         if not difference["largest_difference"] <= allowed:  # not a number is refused too
             raise ValueError(
                 f"the graphs in onnxruntime and {type(model).__name__} in torch differ by "
-                f"{difference['largest_difference']:.3g}, at most {allowed:.3g} is expected; nothing was written, and this is "
+                f"{difference['largest_difference']:.3g}, at most {allowed:.3g} is expected; nothing was written, and "
+                f"this is "
                 "a defect of the checkpoint (values that are not finite) or of the export: please report it."
             )
         processor.save_pretrained(folder)
         description = describe(model, processor) | {"checked": {**difference, "tolerance": TOLERANCE}}
-        Path(folder, EXPORT_FILE).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(folder, EXPORT_FILE).write_text(
+            json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         sizes = {name: sum(part.stat().st_size for part in folder.glob(f"{file}*")) for name, file in GRAPHS.items()}
         folder.rename(out)
     return ExportReport(out=str(out), architecture=type(model).__name__, files=sizes, **difference)
@@ -199,14 +204,19 @@ def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
         "head": (Head(model), embeds, "logits"),
     }
     for name, (graph, inputs, output) in graphs.items():
-        _write_graph(graph.eval(), {key: inputs[key] for key in shapes[name]}, shapes[name], output, folder / GRAPHS[name])
+        _write_graph(
+            graph.eval(), {key: inputs[key] for key in shapes[name]}, shapes[name], output, folder / GRAPHS[name]
+        )
 
 
-def _write_graph(graph: nn.Module, inputs: Mapping[str, torch.Tensor], shapes: dict[str, Any], output: str, file: Path) -> None:
+def _write_graph(
+    graph: nn.Module, inputs: Mapping[str, torch.Tensor], shapes: dict[str, Any], output: str, file: Path
+) -> None:
     size = sum(weight.numel() * weight.element_size() for weight in graph.parameters())
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
-    # The exporter warns of its own internals, of axes that share a name, and that torchvision (no part of this) is missing.
+    # The exporter warns of its own internals, of axes that share a name, and that torchvision (no part of this) is
+    # missing.
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         registration.setLevel(logging.ERROR)

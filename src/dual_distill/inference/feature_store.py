@@ -1,7 +1,7 @@
 """A feature store, opened: vectors by id, by place, or all of them in pieces, read from disk as they are asked for.
 
-Opening reads headers, never vectors: a store of millions opens in a fraction of a second and takes no memory of its own. The
-files are memory-mapped; what was read once stays in the system's cache as long as that has room.
+Opening reads headers, never vectors: a store of millions opens in a fraction of a second and takes no memory of its
+own. The files are memory-mapped; what was read once stays in the system's cache as long as that has room.
 """
 
 import os
@@ -50,8 +50,10 @@ class FeatureStore:
         missing = [number for number in range(shards) if not self._folder.features(number).is_file()]
         if missing or not shards:
             raise ValueError(
-                f"The store {self.path!r} lacks {len(missing)} of {shards} shards (the first is number {(missing or [0])[0]}): "
-                "its encoding was not finished. The same encode command continues it; shards of other machines belong beside "
+                f"The store {self.path!r} lacks {len(missing)} of {shards} shards (the first is number "
+                f"{(missing or [0])[0]}): "
+                "its encoding was not finished. The same encode command continues it; shards of other machines belong "
+                "beside "
                 "these."
             )
         # Place of the first row of each shard, and behind the last one the number of all rows.
@@ -69,8 +71,8 @@ class FeatureStore:
         """Run through all vectors in constant memory.
 
         Args:
-            name: "pooled", or "projected" where the store has it; "normalised" where a retrieval head made it. None: what
-                `manifest.vectors` says.
+            name: "pooled", or "projected" where the store has it; "normalised" where a retrieval head made it. None:
+                what `manifest.vectors` says.
             rows: most rows a piece.
 
         Yields:
@@ -86,7 +88,8 @@ class FeatureStore:
                 yield start + first, self._folder.read(number, name, first, min(first + rows, shard_rows))
 
     def read(self, places: Sequence[int], name: str | None = None) -> torch.Tensor:
-        """Return the vectors at some places, `(places, width)` in the stored dtype, in their order; a place may occur twice.
+        """Return the vectors at some places, `(places, width)` in the stored dtype, in their order; a place may occur
+        twice.
 
         Raises:
             IndexError: there is no such place.
@@ -109,7 +112,9 @@ class FeatureStore:
             IndexError: there is no such place.
         """
         if places is None:
-            return [identifier for number in range(len(self._starts) - 1) for identifier in self._column(number).to_pylist()]
+            return [
+                identifier for number in range(len(self._starts) - 1) for identifier in self._column(number).to_pylist()
+            ]
         found = [""] * len(places)
         for number, positions in self._by_shard(places).items():
             column = self._column(number)
@@ -129,7 +134,8 @@ class FeatureStore:
             problems = self._folder.all_unreadable()
             named = "; ".join(problems.get(identifier, repr(identifier)) for identifier in absent[:_NAMED])
             raise ValueError(
-                f"The store {self.path!r} lacks {len(absent)} of the {self.manifest.kind}s asked for: {named}. Its ids are "
+                f"The store {self.path!r} lacks {len(absent)} of the {self.manifest.kind}s asked for: {named}. Its "
+                f"ids are "
                 f"like {', '.join(map(repr, self.ids(range(min(_NAMED, len(self))))))}; encode what is missing first."
             )
         return [self._known[identifier] for identifier in ids]
@@ -179,7 +185,9 @@ class FeatureStore:
         shards: dict[int, list[int]] = {}
         for position, place in enumerate(places):
             if not 0 <= place < len(self):
-                raise IndexError(f"Place {place} was asked for, but the store {self.path!r} has places 0 to {len(self) - 1}.")
+                raise IndexError(
+                    f"Place {place} was asked for, but the store {self.path!r} has places 0 to {len(self) - 1}."
+                )
             shards.setdefault(bisect_right(self._starts, place) - 1, []).append(position)
         return shards
 

@@ -6,8 +6,8 @@
 | `shard-00000.arrow` | `id` and `sha256` of the rows of that shard |
 | `shard-00000.safetensors` | `pooled` `(rows, C)`, and `projected` `(rows, 2C)` on request |
 
-Of a model that searches by cosine, the vectors are `normalised` `(rows, P)`, its projections of length 1, in place of both. The
-other files are those of every sharded folder.
+Of a model that searches by cosine, the vectors are `normalised` `(rows, P)`, its projections of length 1, in place of
+both. The other files are those of every sharded folder.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dual_distill.data.sharded_folder import ShardedFolder
+from dual_distill.data import ShardedFolder
 
 FORMAT = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -91,7 +91,12 @@ class StoreFolder(ShardedFolder):
         self.create(asdict(manifest))
 
     def write_shard(
-        self, number: int, ids: Sequence[str], hashes: Sequence[str], features: dict[str, torch.Tensor], unreadable: list[dict]
+        self,
+        number: int,
+        ids: Sequence[str],
+        hashes: Sequence[str],
+        features: dict[str, torch.Tensor],
+        unreadable: list[dict],
     ) -> None:
         """Write one shard, the vectors last; what a killed run left of it is replaced.
 
@@ -99,7 +104,8 @@ class StoreFolder(ShardedFolder):
             number: of the shard.
             ids: one a row.
             hashes: likewise.
-            features: the manifest's `vectors` `(rows, width)` and perhaps `projected` `(rows, 2C)`, contiguous, on the CPU.
+            features: the manifest's `vectors` `(rows, width)` and perhaps `projected` `(rows, 2C)`, contiguous, on the
+                CPU.
             unreadable: `id`, `problem` and `sha256` (None where there were no bytes) of what could not be read.
         """
         table = pa.table({"id": pa.array(ids, pa.large_string()), "sha256": pa.array(hashes, pa.string())})
@@ -131,7 +137,8 @@ class StoreFolder(ShardedFolder):
 
     def _damaged(self, number: int, error: Exception) -> str:
         return (
-            f"{str(self.features(number))!r} is damaged ({error}); remove it and run the encode command again, which makes "
+            f"{str(self.features(number))!r} is damaged ({error}); remove it and run the encode command again, which "
+            f"makes "
             "that shard anew."
         )
 

@@ -18,8 +18,8 @@ def load_image(value: Any, name: int | str, max_bytes: int = MAX_DOWNLOAD_BYTES)
     """A picture as an upright RGB image.
 
     Args:
-        value: a URL that starts with http:// or https://, or what `decode_image` accepts: a path, a PIL image, bytes, or
-            `{"bytes": ..., "path": ...}`.
+        value: a URL that starts with http:// or https://, or what `decode_image` accepts: a path, a PIL image, bytes,
+            or `{"bytes": ..., "path": ...}`.
         name: names the picture in errors.
         max_bytes: largest download.
 
@@ -48,17 +48,20 @@ def _download(url: str, name: int | str, max_bytes: int) -> bytes:
                 content += part
                 if len(content) > max_bytes:
                     raise ImageError(
-                        f"row {name} (image {url!r}): the server sends more than the {max_bytes:,} bytes that are allowed; "
+                        f"row {name} (image {url!r}): the server sends more than the {max_bytes:,} bytes that are "
+                        f"allowed; "
                         "download the file yourself and give its path if you trust it."
                     )
     except httpx.HTTPStatusError as error:
         raise ImageError(
-            f"row {name} (image {url!r}): the server answers {error.response.status_code} {error.response.reason_phrase}; "
+            f"row {name} (image {url!r}): the server answers {error.response.status_code} "
+            f"{error.response.reason_phrase}; "
             "open the address in a browser, or give a path."
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ImageError(
-            f"row {name} (image {url!r}): it cannot be downloaded ({str(error) or type(error).__name__}); check the address "
+            f"row {name} (image {url!r}): it cannot be downloaded ({str(error) or type(error).__name__}); check the "
+            f"address "
             "and the network, or give a path."
         ) from error
     return bytes(content)

@@ -1,6 +1,7 @@
 """Which model and processor made a vector: names for people, digests for the comparison.
 
-A vector from other weights, another patch size or another resize looks like any other, and answers nonsense without a word.
+A vector from other weights, another patch size or another resize looks like any other, and answers nonsense without a
+word.
 """
 
 import hashlib
@@ -10,9 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from dual_distill.conversion.checkpoint import fetch
-from dual_distill.conversion.teacher import load_folder
 from dual_distill.modeling import DualDistillProcessor
+from dual_distill.teachers import fetch, load_folder
 
 _SHOWN = 12
 
@@ -80,7 +80,9 @@ def model_identity(model: PreTrainedModel, name: str | None = None, revision: st
         "name": name or getattr(model, "name_or_path", "") or "a model without a name",
         "revision": revision,
         "weights_sha256": _weights_digest(model),
-        "config_sha256": _digest({part: _own_fields(getattr(model.config, part)) for part in ("text_config", "vision_config")}),
+        "config_sha256": _digest(
+            {part: _own_fields(getattr(model.config, part)) for part in ("text_config", "vision_config")}
+        ),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
 
@@ -100,7 +102,8 @@ def tokenizer_settings(processor: DualDistillProcessor, max_tokens: int) -> dict
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         raise ValueError(
-            f"The tokenizer is a {type(tokenizer).__name__} without a fast backend, which cannot be told from another; save it "
+            f"The tokenizer is a {type(tokenizer).__name__} without a fast backend, which cannot be told from "
+            f"another; save it "
             "as a fast one."
         )
     content = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -125,8 +128,10 @@ def check_same_model(store: str, made_with: dict[str, Any], given: dict[str, Any
     parts = [part for part in ("weights_sha256", "config_sha256", "dtype") if made_with[part] != given[part]]
     if parts:
         raise ValueError(
-            f"The store {store!r} was made with the model {described(made_with)}, not with {described(given)}: they differ in "
-            f"{', '.join(part.removesuffix('_sha256') for part in parts)}. Take the model that made it, or encode into another "
+            f"The store {store!r} was made with the model {described(made_with)}, not with {described(given)}: they "
+            f"differ in "
+            f"{', '.join(part.removesuffix('_sha256') for part in parts)}. Take the model that made it, or encode "
+            f"into another "
             "folder."
         )
 
@@ -140,7 +145,8 @@ def check_same_processor(store: str, made_with: dict[str, Any], given: dict[str,
     for name in sorted({*made_with, *given}):
         if made_with.get(name) != given.get(name):
             raise ValueError(
-                f"The store {store!r} was made with the processor setting {name} = {made_with.get(name)!r}, but the processor "
+                f"The store {store!r} was made with the processor setting {name} = {made_with.get(name)!r}, but the "
+                f"processor "
                 f"given has {given.get(name)!r}; take the processor that made it, or encode into another folder."
             )
 

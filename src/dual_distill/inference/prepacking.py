@@ -1,28 +1,29 @@
 """Linear layers whose weights are laid out once for the processor, as oneDNN reads them fastest.
 
 torch hands float32 matrix products on x86 to MKL. oneDNN can read weights that were rearranged beforehand, which suits
-answering, where they do not change. The numbers are the same up to rounding; how much faster it is depends on the processor
-(`benchmarks/prepacking.py`, `docs/performance.md`).
+answering, where they do not change. The numbers are the same up to rounding; how much faster it is depends on the
+processor (`benchmarks/prepacking.py`, `docs/performance.md`).
 """
 
 import torch
 from torch import nn
 
-from dual_distill.modeling.modeling_classification import TwoSidedLinear
+from dual_distill.modeling import TwoSidedLinear
 
 _ROWS = 256
 """Rows of input that the layout is made for; it is used for any number of them."""
 _LEAST_MULTIPLY_ADDS = 2**20
-"""Products below this take the plain way: a call of oneDNN costs some 20 microseconds before it begins, in which MKL finishes
-a small one (`benchmarks/results/prepacking.json`: they break even about here)."""
+"""Products below this take the plain way: a call of oneDNN costs some 20 microseconds before it begins, in which MKL
+finishes a small one (`benchmarks/results/prepacking.json`: they break even about here)."""
 
 
 def prepack_linear_layers(model: nn.Module) -> int:
     """Let a model's linear layers keep a second copy of their weights, laid out for oneDNN.
 
-    The copy is made at a layer's first call, and anew when its weights have changed (unless through `.data`, which hides the
-    change from torch as well). It is used in calls without gradients, in float32, on the processor, of a million
-    multiply-adds or more; any other call computes what it always did. The model's weights, names and files stay what they are.
+    The copy is made at a layer's first call, and anew when its weights have changed (unless through `.data`, which
+    hides the change from torch as well). It is used in calls without gradients, in float32, on the processor, of a
+    million multiply-adds or more; any other call computes what it always did. The model's weights, names and files stay
+    what they are.
 
     Args:
         model: any; it is changed in place, and takes up to twice its memory once it was called.
@@ -64,7 +65,9 @@ class PrepackedLinear(nn.Linear):
         # A copy of the layer, in this process or another, makes its own: oneDNN's tensors cannot be copied.
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}
 
-    def _product(self, features: torch.Tensor, name: str, columns: slice, bias: torch.Tensor | None) -> torch.Tensor | None:
+    def _product(
+        self, features: torch.Tensor, name: str, columns: slice, bias: torch.Tensor | None
+    ) -> torch.Tensor | None:
         """`features` times some columns of the weights, or None where the plain way must be taken."""
         weight = self.weight
         if (
@@ -99,7 +102,10 @@ class PrepackedTwoSidedLinear(PrepackedLinear, TwoSidedLinear):
         return super().second_half(features) if product is None else product
 
 
-_PREPACKED: dict[type[nn.Module], type[nn.Linear]] = {nn.Linear: PrepackedLinear, TwoSidedLinear: PrepackedTwoSidedLinear}
+_PREPACKED: dict[type[nn.Module], type[nn.Linear]] = {
+    nn.Linear: PrepackedLinear,
+    TwoSidedLinear: PrepackedTwoSidedLinear,
+}
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

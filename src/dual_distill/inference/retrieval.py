@@ -1,12 +1,12 @@
 """Image-text retrieval, evaluated: the dual encoder alone, the fusion encoder behind it, and what each costs.
 
-A dual encoder encodes N images and M texts once, N + M passes, and compares all N x M pairs by one product. A fusion encoder
-reads each pair, N x M passes, so it is given the dual encoder's best k of each query only. What is unusual: the pairs of all
-queries, of both directions and of all folds, are collected first, each once, and sorted by image. So each image is decoded
-once for all its pairs, however many queries it is a candidate of.
+A dual encoder encodes N images and M texts once, N + M passes, and compares all N x M pairs by one product. A fusion
+encoder reads each pair, N x M passes, so it is given the dual encoder's best k of each query only. What is unusual: the
+pairs of all queries, of both directions and of all folds, are collected first, each once, and sorted by image. So each
+image is decoded once for all its pairs, however many queries it is a candidate of.
 
-Beside the vectors of both sides and the candidates, memory does not grow with the data: similarities are made and ranked in
-blocks, images are decoded as they are needed.
+Beside the vectors of both sides and the candidates, memory does not grow with the data: similarities are made and
+ranked in blocks, images are decoded as they are needed.
 """
 
 import time
@@ -19,8 +19,12 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from dual_distill.data import Task
-from dual_distill.metrics import RetrievalRecall
-from dual_distill.modeling import DualDistillProcessor, DualEncoderForImageTextRetrieval, FusionEncoderForImageTextRetrieval
+from dual_distill.evaluation import RetrievalRecall
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    DualEncoderForImageTextRetrieval,
+    FusionEncoderForImageTextRetrieval,
+)
 
 from .retrieval_pairs import FusionScores, ImagesWithCaptions, encode_both_sides
 
@@ -54,8 +58,8 @@ class RetrievalReport:
     Attributes:
         images: number of images.
         captions: number of captions.
-        whole: way ("dual", "reranked", "fusion") -> direction (one of `DIRECTIONS`) -> what `RetrievalRecall` computes, over
-            all images and captions.
+        whole: way ("dual", "reranked", "fusion") -> direction (one of `DIRECTIONS`) -> what `RetrievalRecall` computes,
+            over all images and captions.
         times: for all pairs of the whole.
         rerank_top: candidates a query; None without a fusion encoder.
         folds: number of parts of `fold_images` images each; 0 where there are fewer than two.
@@ -93,8 +97,8 @@ def evaluate_retrieval(
 ) -> RetrievalReport:
     """Search captions by images and images by captions, and say how often the right one is found, and how fast.
 
-    A query's rank after re-ranking: its candidates in the order of the fusion encoder's scores, the others behind them in the
-    dual encoder's order.
+    A query's rank after re-ranking: its candidates in the order of the fusion encoder's scores, the others behind them
+    in the dual encoder's order.
 
     Args:
         rows: one row a caption.
@@ -105,8 +109,8 @@ def evaluate_retrieval(
         fusion_processor: its processor.
         rerank_top: candidates a query, >= 1.
         all_pairs: let the fusion encoder read every pair too, which is slow, and keeps one float32 a pair.
-        fold_images: evaluate parts of so many images too (1,000 for COCO's 1K figures), in the order of the rows; images that
-            fill no part are left out of them. None: the whole only.
+        fold_images: evaluate parts of so many images too (1,000 for COCO's 1K figures), in the order of the rows;
+            images that fill no part are left out of them. None: the whole only.
         batch_size: images, texts or pairs a forward pass.
         show_progress: bars on stderr.
 
@@ -172,11 +176,14 @@ def _check(
 ) -> None:
     if not isinstance(dual, DualEncoderForImageTextRetrieval):
         raise ValueError(
-            f"{type(dual).__name__} does not encode images and texts apart for comparison; give a dual encoder with the head "
+            f"{type(dual).__name__} does not encode images and texts apart for comparison; give a dual encoder with "
+            f"the head "
             "image_text_retrieval, and a fusion encoder as the one that re-ranks."
         )
     if fusion is not None and not isinstance(fusion, FusionEncoderForImageTextRetrieval):
-        raise ValueError(f"{type(fusion).__name__} cannot re-rank; give a fusion encoder with the head image_text_retrieval.")
+        raise ValueError(
+            f"{type(fusion).__name__} cannot re-rank; give a fusion encoder with the head image_text_retrieval."
+        )
     if (fusion is None) != (fusion_processor is None):
         raise ValueError("fusion and fusion_processor belong together; give both or neither.")
     if all_pairs and fusion is None:
@@ -205,7 +212,8 @@ class _Part:
         on_device = {"text_to_image": (text_vectors, image_vectors), "image_to_text": (image_vectors, text_vectors)}
         self._vectors = {
             direction: tuple(
-                vectors[places.to(vectors.device)] for vectors, places in zip(sides, self._places[direction], strict=True)
+                vectors[places.to(vectors.device)]
+                for vectors, places in zip(sides, self._places[direction], strict=True)
             )
             for direction, sides in on_device.items()
         }
@@ -235,7 +243,9 @@ class _Part:
 
     def pairs(self, candidates: dict[str, torch.Tensor]) -> torch.Tensor:
         """Every pair of a query and a candidate, as image * captions + caption, places in the whole."""
-        return torch.cat([self._keys(direction, slice(None), candidates[direction]).flatten() for direction in DIRECTIONS])
+        return torch.cat(
+            [self._keys(direction, slice(None), candidates[direction]).flatten() for direction in DIRECTIONS]
+        )
 
     def _keys(self, direction: str, block: slice, candidates: torch.Tensor) -> torch.Tensor:
         queries, gallery = self._places[direction]

@@ -1,7 +1,8 @@
 """What an evaluation of retrieval computes with: images and captions by their places, their vectors, scores of pairs.
 
-Images are decoded as they are needed, a few ahead in threads, and are not kept. What is unusual: the pairs that a fusion
-encoder is to read are given all at once, and read sorted by image, so that each image is decoded once for all its pairs.
+Images are decoded as they are needed, a few ahead in threads, and are not kept. What is unusual: the pairs that a
+fusion encoder is to read are given all at once, and read sorted by image, so that each image is decoded once for all
+its pairs.
 """
 
 import os
@@ -101,7 +102,11 @@ class ImagesWithCaptions:
 
 @torch.inference_mode()
 def encode_both_sides(
-    data: ImagesWithCaptions, model: PreTrainedModel, processor: DualDistillProcessor, batch_size: int, show_progress: bool
+    data: ImagesWithCaptions,
+    model: PreTrainedModel,
+    processor: DualDistillProcessor,
+    batch_size: int,
+    show_progress: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Encode all images and captions with a dual encoder.
 
@@ -128,7 +133,9 @@ def encode_both_sides(
     images, texts = ShapedBatches(encode_images, batch_size), ShapedBatches(encode_texts, batch_size)
     everything = range(data.num_images)
     prepared = data.prepared(processor, everything)
-    for place, pixels in tqdm(prepared, total=len(everything), desc="encode images", unit=" images", disable=not show_progress):
+    for place, pixels in tqdm(
+        prepared, total=len(everything), desc="encode images", unit=" images", disable=not show_progress
+    ):
         images.add(place, pixels)
     for place, caption in enumerate(tqdm(data.captions, desc="encode texts", unit=" texts", disable=not show_progress)):
         texts.add(place, processor.encode_text([caption], max_length=max_tokens)["input_ids"][0])
@@ -176,12 +183,16 @@ class FusionScores:
     def score(self, pairs: torch.Tensor) -> None:
         """Score pairs (image * captions + caption), in any order and some perhaps twice."""
         self._keys = pairs.unique()
-        self._fill(len(self._keys), (self._keys[start : start + self._batch_size] for start in self._starts(len(self._keys))))
+        self._fill(
+            len(self._keys), (self._keys[start : start + self._batch_size] for start in self._starts(len(self._keys)))
+        )
 
     def score_all(self) -> None:
         """Score every pair."""
         number = self._data.num_images * len(self._data.captions)
-        self._fill(number, (torch.arange(start, min(start + self._batch_size, number)) for start in self._starts(number)))
+        self._fill(
+            number, (torch.arange(start, min(start + self._batch_size, number)) for start in self._starts(number))
+        )
 
     def _starts(self, number: int) -> range:
         return range(0, number, self._batch_size)
@@ -214,7 +225,9 @@ class FusionScores:
                 inputs = {name: tensor.to(self._model.device) for name, tensor in padded.items()}
                 inputs = {name: tensor[rows.to(tensor.device)] for name, tensor in inputs.items()}
                 inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
-                words = self._processor.encode_text([self._data.captions[text] for text in texts], max_length=self._max_tokens)
+                words = self._processor.encode_text(
+                    [self._data.captions[text] for text in texts], max_length=self._max_tokens
+                )
                 inputs |= {name: tensor.to(self._model.device) for name, tensor in words.items()}
                 self._scores[done : done + len(block)] = self._model(**inputs).logits[:, 0].float().cpu()
                 done += len(block)

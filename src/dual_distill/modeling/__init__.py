@@ -14,17 +14,19 @@ from transformers import (
 
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
 from .configuration_fusion_encoder import FusionEncoderConfig
+from .modeling_classification import TwoSidedLinear
 from .modeling_dual_encoder import (
     DualEncoderForImagesAndTextClassification,
     DualEncoderForQuestionAnswering,
     DualEncoderModel,
 )
 from .modeling_dual_encoder_pretraining import DualEncoderForPreTraining
-from .modeling_dual_encoder_retrieval import DualEncoderForImageTextRetrieval
+from .modeling_dual_encoder_retrieval import ContrastiveDualEncoder, DualEncoderForImageTextRetrieval
 from .modeling_fusion_encoder import (
     FusionEncoderForImagesAndTextClassification,
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
+    FusionEncoderPreTrainedModel,
 )
 from .modeling_fusion_encoder_captioning import FusionEncoderForCaptioning
 from .modeling_fusion_encoder_heads import FusionEncoderForImageTextRetrieval, FusionEncoderForMaskedLM
@@ -37,9 +39,10 @@ from .modeling_outputs import (
     FusionEncoderOutput,
     TowerOutput,
 )
-from .modeling_pretraining_losses import allowed_negatives, gather_pair_ids, gather_rows, pair_similarities
-from .modeling_towers import DualEncoderTextModel, DualEncoderVisionModel
+from .modeling_pretraining_losses import PairIds, allowed_negatives, gather_pair_ids, gather_rows, pair_similarities
+from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
 from .processing_dual_distill import DualDistillProcessor
+from .tower_initialization import dual_config_from_fusion
 
 for _config, _model in (
     (FusionEncoderConfig, FusionEncoderModel),
@@ -59,7 +62,8 @@ for _config, _model in (
     (FusionEncoderConfig, FusionEncoderForImagesAndTextClassification),
     (DualEncoderConfig, DualEncoderForImagesAndTextClassification),
 ):
-    # transformers has no Auto class for "classify a text with images"; this one is what its examples load classifiers with.
+    # transformers has no Auto class for "classify a text with images"; this one is what its examples load classifiers
+    # with.
     AutoModelForSequenceClassification.register(_config, _model)
 AutoModelForMaskedLM.register(FusionEncoderConfig, FusionEncoderForMaskedLM)
 AutoModelForImageTextToText.register(FusionEncoderConfig, FusionEncoderForCaptioning)
@@ -67,7 +71,9 @@ AutoModelForPreTraining.register(FusionEncoderConfig, FusionEncoderForPreTrainin
 AutoModelForPreTraining.register(DualEncoderConfig, DualEncoderForPreTraining)
 AutoModelForZeroShotImageClassification.register(DualEncoderConfig, DualEncoderForImageTextRetrieval)
 
+
 __all__ = [
+    "ContrastiveDualEncoder",
     "DualDistillProcessor",
     "DualEncoderConfig",
     "DualEncoderForImageTextRetrieval",
@@ -77,6 +83,7 @@ __all__ = [
     "DualEncoderForQuestionAnswering",
     "DualEncoderModel",
     "DualEncoderOutput",
+    "DualEncoderPreTrainedModel",
     "DualEncoderTextConfig",
     "DualEncoderTextModel",
     "DualEncoderVisionConfig",
@@ -92,8 +99,12 @@ __all__ = [
     "FusionEncoderForQuestionAnswering",
     "FusionEncoderModel",
     "FusionEncoderOutput",
+    "FusionEncoderPreTrainedModel",
+    "PairIds",
     "TowerOutput",
+    "TwoSidedLinear",
     "allowed_negatives",
+    "dual_config_from_fusion",
     "gather_pair_ids",
     "gather_rows",
     "pair_similarities",

@@ -33,19 +33,20 @@ class FusionEncoderConfig(PreTrainedConfig):
         num_channels: colour channels.
         qkv_bias: whether query, key and value projections have a bias.
         num_images: images in a row that `ForImagesAndTextClassification` expects (2 for NLVR2).
-        recorded_layers: layers whose queries and keys `output_query_states=True` returns; negative counts from the last.
+        recorded_layers: layers whose queries and keys `output_query_states=True` returns; negative counts from the
+            last.
         pad_token_id: id of the padding token.
         tie_word_embeddings: whether `ForMaskedLM` and `ForPreTraining` decode words with the word embeddings.
         matching_weight: weight of the matching loss in pre-training; 0: not computed.
         masked_word_weight: weight of the masked-word loss in pre-training; 0: not computed.
-        norm_first: True for layer norms before attention and MLP and one at the end (ViLT), False for layer norms behind
-            each residual and none at the end (BERT).
+        norm_first: True for layer norms before attention and MLP and one at the end (ViLT), False for layer norms
+            behind each residual and none at the end (BERT).
         visual_inputs: "patches" of pixels, or "regions" that an object detector found.
         region_feature_size: width F of a region's feature vector.
         region_layer_norm: whether projected regions are normalised.
         max_regions: most regions an image.
-        region_boxes_id: names the detector whose boxes the model was trained on; None: not known. Teacher and student must
-            agree in it, or their regions do not correspond.
+        region_boxes_id: names the detector whose boxes the model was trained on; None: not known. Teacher and student
+            must agree in it, or their regions do not correspond.
         region_features_id: names the backbone that the region features came from; None: not known.
         mask_token_id: id of the mask token, which captions are written with.
         bos_token_id: id of the token that captions begin with (BERT's [CLS]).

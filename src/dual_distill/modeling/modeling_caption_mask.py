@@ -1,8 +1,8 @@
 """Who sees whom while a caption is written: the mask and the positions that make a fusion encoder a writer.
 
-Words see earlier words, object tags and the image; tags and image never see a word. So what is known of the image is computed
-once, whatever the caption becomes, and a masked word is told by what stands before it. Tags take positions behind the longest
-caption, so that they too do not move as the caption grows.
+Words see earlier words, object tags and the image; tags and image never see a word. So what is known of the image is
+computed once, whatever the caption becomes, and a masked word is told by what stands before it. Tags take positions
+behind the longest caption, so that they too do not move as the caption grows.
 """
 
 import torch
@@ -25,8 +25,8 @@ def seq2seq_mask(
         image_mask: `(B, R)` or `(B, 1, R)` bool, True = real patch or region; None: no image.
 
     Returns:
-        `(B, T + R, T + R)` bool, queries then keys: True where a real query sees a real key. Rows and columns of padding
-        are False.
+        `(B, T + R, T + R)` bool, queries then keys: True where a real query sees a real key. Rows and columns of
+        padding are False.
 
     Raises:
         ValueError: the image mask has several images a row.
@@ -45,7 +45,8 @@ def seq2seq_mask(
         if image_mask.dim() == 3:
             if image_mask.shape[1] != 1:
                 raise ValueError(
-                    f"the rows have {image_mask.shape[1]} images, but a caption is written about one; give one image a row."
+                    f"the rows have {image_mask.shape[1]} images, but a caption is written about one; give one image "
+                    f"a row."
                 )
             image_mask = image_mask[:, 0]
         is_word = torch.cat([is_word, torch.zeros_like(image_mask, dtype=torch.bool)], dim=1)
@@ -85,7 +86,9 @@ def caption_positions(
     if token_type_ids.numel() and has_values(token_type_ids):
         check_caption_length(int(words.max()), int(tags.max()), config)
     first_tag = config.max_caption_tokens
-    return torch.where(is_word.bool(), words - 1, tags - 1 + first_tag).clamp(min=0, max=config.max_position_embeddings - 1)
+    return torch.where(is_word.bool(), words - 1, tags - 1 + first_tag).clamp(
+        min=0, max=config.max_position_embeddings - 1
+    )
 
 
 def check_caption_length(num_words: int, num_tags: int, config: PreTrainedConfig) -> None:
@@ -93,12 +96,14 @@ def check_caption_length(num_words: int, num_tags: int, config: PreTrainedConfig
     longest = min(config.max_caption_tokens, config.max_position_embeddings)
     if num_words > longest:
         raise ValueError(
-            f"a caption has {num_words} tokens, the model takes at most {longest}; truncate it, or raise max_caption_tokens "
+            f"a caption has {num_words} tokens, the model takes at most {longest}; truncate it, or raise "
+            f"max_caption_tokens "
             "(and max_position_embeddings) in the config."
         )
     if num_tags and config.max_caption_tokens + num_tags > config.max_position_embeddings:
         raise ValueError(
-            f"there are {num_tags} tag tokens behind {config.max_caption_tokens} positions for the caption, but the position "
+            f"there are {num_tags} tag tokens behind {config.max_caption_tokens} positions for the caption, but the "
+            f"position "
             f"table has {config.max_position_embeddings}; give fewer tags, lower max_caption_tokens, or raise "
             "max_position_embeddings."
         )
@@ -131,4 +136,11 @@ def attention_mask_of(
     )
 
 
-__all__ = ["TAG_SEGMENT", "WORD_SEGMENT", "attention_mask_of", "caption_positions", "check_caption_length", "seq2seq_mask"]
+__all__ = [
+    "TAG_SEGMENT",
+    "WORD_SEGMENT",
+    "attention_mask_of",
+    "caption_positions",
+    "check_caption_length",
+    "seq2seq_mask",
+]

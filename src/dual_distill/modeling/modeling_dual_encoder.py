@@ -75,7 +75,8 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         pixel_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Encode images alone: `pooler_output` is `(B, C)` for `(B, 3, H, W)` pixels, `(B, N, C)` for `(B, N, 3, H, W)`.
+        """Encode images alone: `pooler_output` is `(B, C)` for `(B, 3, H, W)` pixels, `(B, N, C)` for `(B, N, 3, H,
+        W)`.
 
         Either is what `forward` takes as `image_embeds`.
         """
@@ -150,8 +151,9 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             image_embeds: `(B, N, C)` or `(B, C)` from `get_image_features`.
             output_query_states: True for the queries of the config's `recorded_layers`, or a list of layers.
             output_key_states: likewise for keys.
-            join_states: False hands out each layer's queries (and keys) as the pair (text, image) that the towers computed
-                instead of one sequence, which is a copy of both: what distilling many layers would pay for in memory.
+            join_states: False hands out each layer's queries (and keys) as the pair (text, image) that the towers
+                computed instead of one sequence, which is a copy of both: what distilling many layers would pay for in
+                memory.
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention), and what attention functions take.
 
         Returns:
@@ -191,7 +193,9 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         recorded = {"query_states": None, "key_states": None}
         for name, wanted in (("query_states", output_query_states), ("key_states", output_key_states)):
             if wanted:
-                recorded[name] = join_recorded_states(text_output, vision_output, name, join_states, image_embeds.shape[1])
+                recorded[name] = join_recorded_states(
+                    text_output, vision_output, name, join_states, image_embeds.shape[1]
+                )
         return DualEncoderOutput(
             pooler_output=self.interaction(pairs),
             text_embeds=text_embeds,
@@ -206,7 +210,8 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
 def join_recorded_states(
     text_output: TowerOutput, vision_output: TowerOutput, name: str, join_states: bool = True, num_images: int = 1
 ) -> tuple[Any, ...]:
-    """Lay the states that both towers recorded side by side, as the fusion encoder's sequence `[text; image]`, a pair a row.
+    """Lay the states that both towers recorded side by side, as the fusion encoder's sequence `[text; image]`, a pair a
+    row.
 
     Args:
         text_output: of B texts.

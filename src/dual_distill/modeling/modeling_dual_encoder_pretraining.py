@@ -1,9 +1,12 @@
-"""The dual encoder while it is pre-trained: which text belongs to which image, do two match, and which words are missing.
+"""The dual encoder while it is pre-trained: which text belongs to which image, do two match, and which words are
+missing.
 
-Three terms of ALBEF's kind in a model whose towers never see each other. Matching and masked words pass through the shallow
-interaction alone: a pair by its two pooled vectors, a masked word by its own token state beside the pooled image. Negatives for
-matching are drawn by the similarities that the contrastive term trains, from the batch of all processes; they are pooled
-vectors that are there already, so they cost two small linear maps. Only masked words need a second pass of the text tower.
+Three terms of ALBEF's kind in a model whose towers never see each other. Matching and masked words pass through the
+shallow
+interaction alone: a pair by its two pooled vectors, a masked word by its own token state beside the pooled image.
+Negatives for matching are drawn by the similarities that the contrastive term trains, from the batch of all processes;
+they are pooled vectors that are there already, so they cost two small linear maps. Only masked words need a second pass
+of the text tower.
 """
 
 from collections.abc import Sequence
@@ -17,7 +20,12 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_dual_encoder_retrieval import ContrastiveDualEncoder
 from .modeling_fusion_encoder_heads import MaskedWordHead
-from .modeling_fusion_encoder_pretraining import MatchingHead, check_pretraining_inputs, masked_words_of_all, total_loss
+from .modeling_fusion_encoder_pretraining import (
+    MatchingHead,
+    check_pretraining_inputs,
+    masked_words_of_all,
+    total_loss,
+)
 from .modeling_outputs import EncoderForPreTrainingOutput
 from .modeling_pretraining_losses import (
     PairIds,
@@ -99,9 +107,10 @@ class DualEncoderForPreTraining(ContrastiveDualEncoder):
             pixel_mask: `(B, 1, H, W)`.
             token_type_ids: `(B, T)`.
             masked_input_ids: `(B, T)`, the same text with words masked; gives `masked_word_logits`.
-            masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives `masked_word_loss`.
-            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, gives `contrastive_loss` and `matching_loss`
-                against the texts and images of all processes, without pairs that are known to fit.
+            masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives
+                `masked_word_loss`.
+            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, gives `contrastive_loss` and
+                `matching_loss` against the texts and images of all processes, without pairs that are known to fit.
             caption_ids: `(B,)` int64, equal for equal captions.
             output_query_states: True or a list of layers, of the matched pairs with their unmasked text.
             output_key_states: likewise.
@@ -109,11 +118,12 @@ class DualEncoderForPreTraining(ContrastiveDualEncoder):
             **kwargs: as in `DualEncoderModel.forward`, of that pass only.
 
         Returns:
-            An `EncoderForPreTrainingOutput`; without ids `matching_logits` are `(B, 2)`, of the pairs as they are given.
+            An `EncoderForPreTrainingOutput`; without ids `matching_logits` are `(B, 2)`, of the pairs as they are
+            given.
 
         Raises:
-            ValueError: a shape does not fit, rows have more than one image, or one of two inputs that belong together is
-                missing.
+            ValueError: a shape does not fit, rows have more than one image, or one of two inputs that belong together
+                is missing.
 
         Note:
             With `contrastive_weight` 0 nothing trains the similarities, and negatives are drawn uniformly.
@@ -158,7 +168,8 @@ class DualEncoderForPreTraining(ContrastiveDualEncoder):
         if self.config.masked_word_weight and masked_input_ids is not None:
             masked = self.dual_encoder.text_model(masked_input_ids, attention_mask, token_type_ids)
             seen = self.dual_encoder.fuse_projections(
-                self.dual_encoder.project_text(masked.last_hidden_state), self.dual_encoder.project_images(images)[:, None]
+                self.dual_encoder.project_text(masked.last_hidden_state),
+                self.dual_encoder.project_images(images)[:, None],
             )
             results["masked_word_logits"] = self.mlm_score(seen)
             if masked_labels is not None:

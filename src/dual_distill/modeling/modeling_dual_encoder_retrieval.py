@@ -1,7 +1,8 @@
 """The dual encoder as a retrieval model: cosines of projected texts and images, every text with every image.
 
-Its outputs are those of transformers' CLIP, so what works with CLIP (the zero-shot image classification pipeline, an index of
-vectors) works with it. The shallow interaction takes no part here; it stays in the body, where other heads find it.
+Its outputs are those of transformers' CLIP, so what works with CLIP (the zero-shot image classification pipeline, an
+index of vectors) works with it. The shallow interaction takes no part here; it stays in the body, where other heads
+find it.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,13 @@ from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_dual_encoder import DualEncoderModel, join_recorded_states
 from .modeling_layers import layers_to_record
 from .modeling_outputs import DualEncoderForImageTextRetrievalOutput
-from .modeling_pretraining_losses import contrastive_loss, gather_pair_ids, inverse_temperature, pair_similarities, unlike_ids
+from .modeling_pretraining_losses import (
+    contrastive_loss,
+    gather_pair_ids,
+    inverse_temperature,
+    pair_similarities,
+    unlike_ids,
+)
 from .modeling_towers import DualEncoderPreTrainedModel
 
 
@@ -39,7 +46,9 @@ class ContrastiveDualEncoder(DualEncoderPreTrainedModel):
         if isinstance(module, ContrastiveDualEncoder):
             init.constant_(module.logit_scale, float(self.config.logit_scale_init))
 
-    def project_features(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def project_features(
+        self, text_embeds: torch.Tensor, image_embeds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Project pooled vectors of texts and of images to length 1: `(B, C)` -> `(B, P)` float32 each."""
         text, image = self.text_projection(text_embeds), self.image_projection(image_embeds)
         return normalize(text.float(), dim=-1), normalize(image.float(), dim=-1)
@@ -106,11 +115,12 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
         Args:
             input_ids: `(texts, T)`.
             attention_mask: `(texts, T)`.
-            pixel_values: `(images, 3, H, W)` or `(images, 1, 3, H, W)`; as many as texts only for a loss or recorded states.
+            pixel_values: `(images, 3, H, W)` or `(images, 1, 3, H, W)`; as many as texts only for a loss or recorded
+                states.
             pixel_mask: `(images, H, W)` or `(images, 1, H, W)`.
             token_type_ids: `(texts, T)`.
-            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, asks for the loss, in which no pair that is
-                known to fit is a negative; text i belongs to image i, negatives come from all processes.
+            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, asks for the loss, in which no pair
+                that is known to fit is a negative; text i belongs to image i, negatives come from all processes.
             caption_ids: `(B,)` int64, equal for equal captions.
             return_loss: True asks for the loss without ids: nothing is known to be there twice.
             output_query_states: True or a list of layers; text i is then paired with image i.
@@ -122,22 +132,29 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
             A `DualEncoderForImageTextRetrievalOutput`.
 
         Raises:
-            ValueError: a side is missing, rows have more than one image, or texts and images are to be paired and differ in
-                number.
+            ValueError: a side is missing, rows have more than one image, or texts and images are to be paired and
+                differ in number.
         """
         if input_ids is None or pixel_values is None:
             missing = "input_ids" if input_ids is None else "pixel_values"
-            raise ValueError(f"{missing} is missing; give both, or encode one side by get_text_features or get_image_features.")
+            raise ValueError(
+                f"{missing} is missing; give both, or encode one side by get_text_features or get_image_features."
+            )
         if pixel_values.dim() == 5 and pixel_values.shape[1] != 1:
-            raise ValueError(f"the rows have {pixel_values.shape[1]} images, but images are ranked one by one; give one a row.")
+            raise ValueError(
+                f"the rows have {pixel_values.shape[1]} images, but images are ranked one by one; give one a row."
+            )
         if (image_ids is None) != (caption_ids is None):
             given, missing = ("caption_ids", "image_ids") if image_ids is None else ("image_ids", "caption_ids")
-            raise ValueError(f"{given} was given without {missing}; give both, so that no pair that fits is a negative.")
+            raise ValueError(
+                f"{given} was given without {missing}; give both, so that no pair that fits is a negative."
+            )
         layers = layers_to_record(output_query_states, output_key_states, self.config)
         wants_loss = return_loss or image_ids is not None
         if (wants_loss or layers) and len(input_ids) != len(pixel_values):
             raise ValueError(
-                f"there are {len(input_ids)} texts and {len(pixel_values)} images; a loss and recorded states pair text i with "
+                f"there are {len(input_ids)} texts and {len(pixel_values)} images; a loss and recorded states pair "
+                f"text i with "
                 "image i, so give as many of each."
             )
         body = self.dual_encoder

@@ -1,18 +1,17 @@
 """The fusion encoder: one transformer reads text and image tokens together (ViLT's shape, in raster order).
 
-A row of N images is N image-text pairs: the text is repeated, each pair is one sequence `[text; image CLS; patches]`, or
-`[text; object tags; regions]` where the config says `visual_inputs="regions"`.
+A row of N images is N image-text pairs: the text is repeated, each pair is one sequence `[text; image CLS; patches]`,
+or `[text; object tags; regions]` where the config says `visual_inputs="regions"`.
 
 A BERT's weights fit a model with `norm_first=False` and regions under these names (left BERT's, right ours):
 
-    embeddings.{word,position,token_type}_embeddings  embeddings.text_embeddings.(the same), position table cut to length
-    embeddings.LayerNorm                              embeddings.text_embeddings.LayerNorm
+    embeddings.{word,position,token_type}_embeddings  embeddings.text_embeddings.(the same), position table cut to
+    length embeddings.LayerNorm                              embeddings.text_embeddings.LayerNorm
     encoder.layer.i.attention.self.{query,key,value}  encoder.layer.i.attention.attention.(the same)
     encoder.layer.i.attention.output.dense            encoder.layer.i.attention.output.dense
     encoder.layer.i.attention.output.LayerNorm        encoder.layer.i.layernorm_attention
-    encoder.layer.i.{intermediate,output}.dense       encoder.layer.i.(the same)
-    encoder.layer.i.output.LayerNorm                  encoder.layer.i.layernorm_output
-    pooler.dense                                      pooler.dense
+    encoder.layer.i.{intermediate,output}.dense       encoder.layer.i.(the same) encoder.layer.i.output.LayerNorm
+    encoder.layer.i.layernorm_output pooler.dense                                      pooler.dense
     cls.predictions.transform.{dense,LayerNorm}       mlm_score.transform.(the same), beside the body
     cls.predictions.bias                              mlm_score.decoder.bias; its weight is tied to the words
 
@@ -93,7 +92,9 @@ def embed_image_rows(
     if pixel_mask is not None and pixel_mask.dim() == 3:
         pixel_mask = pixel_mask[:, None]
     rows = pixel_values.shape[:2]
-    tokens, mask = embeddings.embed_images(pixel_values.flatten(0, 1), None if pixel_mask is None else pixel_mask.flatten(0, 1))
+    tokens, mask = embeddings.embed_images(
+        pixel_values.flatten(0, 1), None if pixel_mask is None else pixel_mask.flatten(0, 1)
+    )
     return tokens.unflatten(0, rows), None if mask is None else mask.unflatten(0, rows)
 
 
@@ -181,11 +182,12 @@ class FusionEncoderModel(FusionEncoderPreTrainedModel):
             token_type_ids: `(B, T)` text segments, 1 for object tags; None: all 0.
             output_query_states: True for the queries of the config's `recorded_layers`, or a list of layers.
             output_key_states: likewise for keys.
-            region_features: `(B, R, F)`, in place of pixels when the config reads regions; `(B, N, R, F)` for N images a row.
+            region_features: `(B, R, F)`, in place of pixels when the config reads regions; `(B, N, R, F)` for N images
+                a row.
             region_boxes: `(B, R, 6)`: x0 / W, y0 / H, x1 / W, y1 / H, w / W, h / H.
             region_mask: `(B, R)`, 1 = real region; None: all real.
-            caption_mask: True: words (segment 0) see no later word, and tags and images see no word at all (`seq2seq_mask`);
-                False: all see all.
+            caption_mask: True: words (segment 0) see no later word, and tags and images see no word at all
+                (`seq2seq_mask`); False: all see all.
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention), and what attention functions take.
 
         Returns:
@@ -198,7 +200,9 @@ class FusionEncoderModel(FusionEncoderPreTrainedModel):
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         position_ids = caption_positions(segments, attention_mask, self.config) if caption_mask else None
         self._check_kind_of_image(pixel_values, region_features, region_boxes)
-        image_inputs = (region_features, region_boxes, region_mask) if self.reads_regions else (pixel_values, pixel_mask)
+        image_inputs = (
+            (region_features, region_boxes, region_mask) if self.reads_regions else (pixel_values, pixel_mask)
+        )
         text, images, image_mask = self.embeddings(input_ids, token_type_ids, *image_inputs, position_ids=position_ids)
         if text.shape[0] != images.shape[0]:
             raise ValueError(
@@ -209,7 +213,9 @@ class FusionEncoderModel(FusionEncoderPreTrainedModel):
         tokens = torch.cat([text.repeat_interleave(num_images, dim=0), images.flatten(0, 1)], dim=1)
         mask = None
         if attention_mask is not None or image_mask is not None:
-            text_mask = text.new_ones(text.shape[:2], dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+            text_mask = (
+                text.new_ones(text.shape[:2], dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+            )
             real = images.new_ones(images.shape[:3], dtype=torch.bool) if image_mask is None else image_mask
             mask = torch.cat([text_mask.repeat_interleave(num_images, dim=0), real.flatten(0, 1)], dim=1)
         pattern = None
@@ -237,12 +243,14 @@ class FusionEncoderModel(FusionEncoderPreTrainedModel):
     ) -> None:
         if self.reads_regions and (region_features is None or region_boxes is None or pixel_values is not None):
             raise ValueError(
-                "this fusion encoder reads text and regions together (visual_inputs is 'regions'); give region_features and "
+                "this fusion encoder reads text and regions together (visual_inputs is 'regions'); give "
+                "region_features and "
                 "region_boxes, and no pixel_values."
             )
         if not self.reads_regions and region_features is not None:
             raise ValueError(
-                "this fusion encoder reads patches, but was given region_features; give pixel_values, or build a model with "
+                "this fusion encoder reads patches, but was given region_features; give pixel_values, or build a "
+                "model with "
                 "visual_inputs='regions'."
             )
         if not self.reads_regions and pixel_values is None:

@@ -1,9 +1,9 @@
 """A fusion encoder that describes an image: learnt as masked words under a one-way mask, written word by word.
 
-Unusual here: a word is not told from the word before it, but from a [MASK] in its own place, as the model was trained. So each
-step of decoding reads two tokens, the word just written and a new [MASK]; the keys of the word are kept, those of the [MASK]
-are not. Tags and image see no word, so they are read once for an image, however many beams describe it; what later words need
-of them are keys and values, which travel through `generate` as one tensor.
+Unusual here: a word is not told from the word before it, but from a [MASK] in its own place, as the model was trained.
+So each step of decoding reads two tokens, the word just written and a new [MASK]; the keys of the word are kept, those
+of the [MASK] are not. Tags and image see no word, so they are read once for an image, however many beams describe it;
+what later words need of them are keys and values, which travel through `generate` as one tensor.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,14 @@ MAX_NEW_TOKENS = 20
 class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
     """Fusion encoder that writes captions, from patches as well as from object tags and regions.
 
-    Words of the caption (segment 0) see earlier words, tags (segment 1) and the image; those never see a word (`seq2seq_mask`).
-    `forward` learns masked words under this mask; `generate` writes: greedy, or in beams (`num_beams=5`), at most 20 tokens
-    unless told otherwise, up to the config's `eos_token_id`. One that reads patches works in transformers' own
-    `pipeline("image-text-to-text", model=folder)(images=picture, text="", generate_kwargs={"num_beams": 5})`.
+    Words of the caption (segment 0) see earlier words, tags (segment 1) and the image; those never see a word
+    (`seq2seq_mask`). `forward` learns masked words under this mask; `generate` writes: greedy, or in beams
+    (`num_beams=5`), at most 20 tokens unless told otherwise, up to the config's `eos_token_id`. One that reads patches
+    works in transformers' own `pipeline("image-text-to-text", model=folder)(images=picture, text="",
+    generate_kwargs={"num_beams": 5})`.
 
-    The pooler is there for `pooler_output` alone: under DistributedDataParallel train with `ddp_find_unused_parameters=True`.
+    The pooler is there for `pooler_output` alone: under DistributedDataParallel train with
+    `ddp_find_unused_parameters=True`.
 
     Example:
         >>> config = FusionEncoderConfig(
@@ -49,7 +51,9 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
 
     main_input_name = "input_ids"  # what `generate` lengthens
     _supports_flash_attn = False  # it has no mask of this kind
-    _tied_weights_keys = {"mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"}
+    _tied_weights_keys = {
+        "mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"
+    }
 
     def __init__(self, config: FusionEncoderConfig):
         super().__init__(config)
@@ -72,7 +76,8 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         self.mlm_score.decoder = new_embeddings
 
     def use_tokens_of(self, tokenizer: Any) -> None:
-        """Take the ids that writing needs from a BERT-like tokenizer: [CLS] begins, [SEP] ends, [MASK] asks, [PAD] fills.
+        """Take the ids that writing needs from a BERT-like tokenizer: [CLS] begins, [SEP] ends, [MASK] asks, [PAD]
+        fills.
 
         Args:
             tokenizer: has `cls_token_id`, `sep_token_id`, `mask_token_id` and `pad_token_id`.
@@ -126,8 +131,8 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
             region_features: `(B, R, F)`, in place of pixels.
             region_boxes: `(B, R, 6)`.
             region_mask: `(B, R)`.
-            context_states: while writing, what `read_context` gave, in place of tags and image; `input_ids` are then the
-                words since the last step and a [MASK].
+            context_states: while writing, what `read_context` gave, in place of tags and image; `input_ids` are then
+                the words since the last step and a [MASK].
             context_mask: likewise.
             past_key_values: while writing, the words so far; it is lengthened by the new words, not by the [MASK].
             **kwargs: as in `FusionEncoderModel.forward`.
@@ -263,8 +268,8 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
                 `use_cache`, `return_dict_in_generate`, and so on.
 
         Returns:
-            `(B * num_return_sequences, L)` ids from [CLS] on, behind the end [PAD] (in beams [SEP], where [PAD] has the id 0);
-            or transformers' output classes.
+            `(B * num_return_sequences, L)` ids from [CLS] on, behind the end [PAD] (in beams [SEP], where [PAD] has the
+            id 0); or transformers' output classes.
 
         Raises:
             ValueError: the ids that writing needs are not in the config, or the rows hold words beside the tags.
@@ -274,7 +279,9 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         self._check_one_image(pixel_values, region_features)
         images = pixel_values if region_features is None else region_features
         if images is None:
-            raise ValueError("a caption is written about an image; give pixel_values, or region_features and region_boxes.")
+            raise ValueError(
+                "a caption is written about an image; give pixel_values, or region_features and region_boxes."
+            )
         tag_ids, tag_mask = self._tags_of(input_ids, attention_mask, token_type_ids, len(images))
         image = {
             "pixel_values": pixel_values,
@@ -318,7 +325,9 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         return {
             "input_ids": torch.cat([tag_ids, words], dim=1),
             "attention_mask": torch.cat([tag_mask, torch.ones_like(words)], dim=1),
-            "token_type_ids": torch.cat([torch.full_like(tag_ids, TAG_SEGMENT), torch.full_like(words, WORD_SEGMENT)], dim=1),
+            "token_type_ids": torch.cat(
+                [torch.full_like(tag_ids, TAG_SEGMENT), torch.full_like(words, WORD_SEGMENT)], dim=1
+            ),
             **images,
         }
 
@@ -328,7 +337,8 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
             begin = self.generation_config.bos_token_id
         if begin is None or self.config.mask_token_id is None:
             raise ValueError(
-                f"bos_token_id is {begin} and the config's mask_token_id {self.config.mask_token_id}, but captions begin with "
+                f"bos_token_id is {begin} and the config's mask_token_id {self.config.mask_token_id}, but captions "
+                f"begin with "
                 "the one and are written with the other; call model.use_tokens_of(tokenizer) and save the model again."
             )
         return begin
@@ -345,7 +355,9 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
             none = torch.zeros(num_rows, 0, dtype=torch.long, device=self.device)
             return none, none
         if len(input_ids) != num_rows:
-            raise ValueError(f"input_ids has {len(input_ids)} rows, the images {num_rows}; give one text for each image.")
+            raise ValueError(
+                f"input_ids has {len(input_ids)} rows, the images {num_rows}; give one text for each image."
+            )
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         segments = torch.full_like(input_ids, WORD_SEGMENT) if token_type_ids is None else token_type_ids
         frame = [self.generation_config.bos_token_id, self.generation_config.eos_token_id, self.config.pad_token_id]
@@ -353,7 +365,8 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         words = (segments == WORD_SEGMENT) & real.bool() & ~torch.isin(input_ids, known)
         if words.any():
             raise ValueError(
-                f"row {int(words.any(1).nonzero()[0])} of input_ids holds words beside the tags, but a caption is written from "
+                f"row {int(words.any(1).nonzero()[0])} of input_ids holds words beside the tags, but a caption is "
+                f"written from "
                 "its beginning; give [CLS] and the tags (token_type_ids 1) alone."
             )
         tags = real * (segments == TAG_SEGMENT)
@@ -364,7 +377,9 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
     def _check_one_image(pixel_values: torch.Tensor | None, region_features: torch.Tensor | None) -> None:
         for rows, one_image in ((pixel_values, 4), (region_features, 3)):
             if rows is not None and rows.dim() > one_image and rows.shape[1] != 1:
-                raise ValueError(f"the rows have {rows.shape[1]} images, but a caption is written about one; give one a row.")
+                raise ValueError(
+                    f"the rows have {rows.shape[1]} images, but a caption is written about one; give one a row."
+                )
 
 
 __all__ = ["MAX_NEW_TOKENS", "FusionEncoderForCaptioning"]

@@ -1,7 +1,7 @@
 """Two heads that ViLT is pre-trained with and that rank and complete: image-text retrieval and masked words.
 
-Their parameters keep ViLT's names (`rank_output`, `mlm_score`), so that its checkpoints fit after one change of prefix. The
-heads that answer and classify lie beside the encoder in `modeling_fusion_encoder`.
+Their parameters keep ViLT's names (`rank_output`, `mlm_score`), so that its checkpoints fit after one change of prefix.
+The heads that answer and classify lie beside the encoder in `modeling_fusion_encoder`.
 """
 
 from collections.abc import Sequence
@@ -83,7 +83,8 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
         num_images = rows.shape[1] if rows.dim() > one_image else 1
         if labels is not None and num_images == 1 and labels.dim() == 1:
             raise ValueError(
-                f"labels have shape {tuple(labels.shape)} and name the fitting image of a row, but the rows have one image "
+                f"labels have shape {tuple(labels.shape)} and name the fitting image of a row, but the rows have one "
+                f"image "
                 "each; give two or more images a row, or float scores (B, 1)."
             )
 
@@ -95,7 +96,9 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
 
         if rows.dim() > one_image and len(input_ids) != len(rows):
             name = "pixel_values" if region_features is None else "region_features"
-            raise ValueError(f"input_ids has {len(input_ids)} rows, {name} {len(rows)}; give one text for each row of images.")
+            raise ValueError(
+                f"input_ids has {len(input_ids)} rows, {name} {len(rows)}; give one text for each row of images."
+            )
         output = self.fusion_encoder(
             input_ids=once_an_image(input_ids),
             attention_mask=once_an_image(attention_mask),
@@ -162,8 +165,8 @@ def masked_word_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
         ValueError: the labels have another shape.
 
     Note:
-        Rows with more masked words weigh more, as in BERT and ViLT; two half batches therefore add up to a whole one only
-        when they hold equally many.
+        Rows with more masked words weigh more, as in BERT and ViLT; two half batches therefore add up to a whole one
+        only when they hold equally many.
 
     Example:
         >>> labels = torch.tensor([[-100, 3, -100]])
@@ -172,10 +175,13 @@ def masked_word_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     """
     if labels.shape != logits.shape[:2]:
         raise ValueError(
-            f"labels have shape {tuple(labels.shape)}, the text {tuple(logits.shape[:2])}; give one word piece a token, -100 "
+            f"labels have shape {tuple(labels.shape)}, the text {tuple(logits.shape[:2])}; give one word piece a "
+            f"token, -100 "
             "where none was masked."
         )
-    loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+    loss = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
     return loss / (labels != -100).sum().clamp(min=1)
 
 
@@ -194,7 +200,9 @@ class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
         torch.Size([3, 5, 50])
     """
 
-    _tied_weights_keys = {"mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"}
+    _tied_weights_keys = {
+        "mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"
+    }
 
     def __init__(self, config: FusionEncoderConfig):
         super().__init__(config)
@@ -251,7 +259,8 @@ class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
         for rows, one_image in ((pixel_values, 4), (region_features, 3)):
             if rows is not None and rows.dim() > one_image and rows.shape[1] != 1:
                 raise ValueError(
-                    f"the rows have {rows.shape[1]} images, but masked words are completed with one; give one image a row."
+                    f"the rows have {rows.shape[1]} images, but masked words are completed with one; give one image a "
+                    f"row."
                 )
         output = self.fusion_encoder(
             input_ids=input_ids,

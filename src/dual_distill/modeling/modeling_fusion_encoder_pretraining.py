@@ -1,8 +1,8 @@
 """The fusion encoder while it is pre-trained: does a text match an image, and which words are missing.
 
-Both heads keep ViLT's parameter names (`itm_score`, `mlm_score`). Up to three passes through the encoder make one step: the
-matched pairs, each text with an image that is not its own, and the matched pairs with masked words. Queries, keys, hidden
-states and attentions are those of the first.
+Both heads keep ViLT's parameter names (`itm_score`, `mlm_score`). Up to three passes through the encoder make one step:
+the matched pairs, each text with an image that is not its own, and the matched pairs with masked words. Queries, keys,
+hidden states and attentions are those of the first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,9 @@ class FusionEncoderForPreTraining(FusionEncoderPreTrainedModel):
         True
     """
 
-    _tied_weights_keys = {"mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"}
+    _tied_weights_keys = {
+        "mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"
+    }
 
     def __init__(self, config: FusionEncoderConfig):
         super().__init__(config)
@@ -97,21 +99,23 @@ class FusionEncoderForPreTraining(FusionEncoderPreTrainedModel):
             pixel_mask: `(B, 1, H, W)`.
             token_type_ids: `(B, T)`.
             masked_input_ids: `(B, T)`, the same text with words masked; gives `masked_word_logits`.
-            masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives `masked_word_loss`.
-            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, each text is also held against an image that
-                is drawn from all processes, uniformly among those that are not known to fit it; gives `matching_loss`.
-                Pixels of all processes are then gathered.
+            masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives
+                `masked_word_loss`.
+            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, each text is also held against an image
+                that is drawn from all processes, uniformly among those that are not known to fit it; gives
+                `matching_loss`. Pixels of all processes are then gathered.
             caption_ids: `(B,)` int64, equal for equal captions.
             output_query_states: True or a list of layers, of the matched pairs with their unmasked text.
             output_key_states: likewise.
             **kwargs: as in `FusionEncoderModel.forward`, of that pass too.
 
         Returns:
-            An `EncoderForPreTrainingOutput`; without ids `matching_logits` are `(B, 2)`, of the pairs as they are given.
+            An `EncoderForPreTrainingOutput`; without ids `matching_logits` are `(B, 2)`, of the pairs as they are
+            given.
 
         Raises:
-            ValueError: a shape does not fit, rows have more than one image, or one of two inputs that belong together is
-                missing.
+            ValueError: a shape does not fit, rows have more than one image, or one of two inputs that belong together
+                is missing.
         """
         check_pretraining_inputs(pixel_values, masked_input_ids, masked_labels, image_ids, caption_ids)
         text = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
@@ -132,7 +136,9 @@ class FusionEncoderForPreTraining(FusionEncoderPreTrainedModel):
             if image_ids is not None and caption_ids is not None:
                 ids = gather_pair_ids(image_ids, caption_ids)
                 rows = hard_negatives(torch.zeros(len(image_ids), len(ids.image_ids), device=image_ids.device), ids)
-                drawn = self.fusion_encoder(input_ids=input_ids, **text, **_drawn_images(pixel_values, pixel_mask, rows))
+                drawn = self.fusion_encoder(
+                    input_ids=input_ids, **text, **_drawn_images(pixel_values, pixel_mask, rows)
+                )
                 fused = torch.cat([fused, drawn.pooler_output[:, 0]])
                 results["negative_image_rows"] = rows
                 results["matching_labels"] = torch.cat([torch.ones_like(rows), torch.where(rows < 0, -100, 0)])
@@ -157,7 +163,9 @@ def check_pretraining_inputs(
     """Refuse inputs that belong together and are not, and more than one image a row."""
     if (image_ids is None) != (caption_ids is None):
         given, missing = ("caption_ids", "image_ids") if image_ids is None else ("image_ids", "caption_ids")
-        raise ValueError(f"{given} was given without {missing}; give both, so that no pair that fits is taken as a negative.")
+        raise ValueError(
+            f"{given} was given without {missing}; give both, so that no pair that fits is taken as a negative."
+        )
     if masked_labels is not None and masked_input_ids is None:
         raise ValueError("masked_labels was given without masked_input_ids; give the masked text too.")
     if pixel_values is not None and pixel_values.dim() == 5 and pixel_values.shape[1] != 1:
@@ -171,7 +179,9 @@ def masked_words_of_all(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 
 def total_loss(results: Mapping[str, Any], config: PreTrainedConfig) -> torch.Tensor | None:
     """Return the sum of the terms that were computed, weighted by the configuration; None if none was."""
-    weights = {name: getattr(config, name.removesuffix("loss") + "weight") for name in results if name.endswith("_loss")}
+    weights = {
+        name: getattr(config, name.removesuffix("loss") + "weight") for name in results if name.endswith("_loss")
+    }
     return sum(weight * results[name] for name, weight in weights.items()) if weights else None
 
 

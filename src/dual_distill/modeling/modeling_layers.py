@@ -3,7 +3,8 @@
 Unusual here:
 
 * Parameter names are those of transformers' `ViltModel`, so that its checkpoints fit without renaming.
-* A layer is pre-norm (ViLT) unless the config says `norm_first=False` (BERT); the norms then bear other names, so that a
+* A layer is pre-norm (ViLT) unless the config says `norm_first=False` (BERT); the norms then bear other names, so that
+a
   checkpoint of the one kind does not load into the other in silence.
 * Patches keep raster order and none is sampled away; padding is at the bottom and right and is masked.
 * The position table is interpolated to each image's own grid by two small matrix products instead of a Python loop, so
@@ -31,7 +32,8 @@ ExtendKeys = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Te
 
 
 def has_values(tensor: torch.Tensor) -> bool:
-    """Whether what a tensor holds can be looked at: not while a graph is compiled, nor where it has a shape and no memory.
+    """Whether what a tensor holds can be looked at: not while a graph is compiled, nor where it has a shape and no
+    memory.
 
     Example:
         >>> from torch._subclasses.fake_tensor import FakeTensorMode
@@ -125,7 +127,9 @@ class TextEmbeddings(nn.Module):
                 "let the processor truncate it."
             )
         segments = (
-            self.token_type_embeddings.weight[0] if token_type_ids is None else self.token_type_embeddings(token_type_ids)
+            self.token_type_embeddings.weight[0]
+            if token_type_ids is None
+            else self.token_type_embeddings(token_type_ids)
         )
         table = self.position_embeddings
         positions = table.weight[:num_tokens] if position_ids is None else table(position_ids)
@@ -159,7 +163,8 @@ class PatchEmbeddings(nn.Module):
 class ImageEmbeddings(nn.Module):
     """CLS token + patches + positions of each image's own grid.
 
-    The parameters live on the module that mixes this in (`FusionEmbeddings`, `VisionEmbeddings`), flat, under ViLT's names.
+    The parameters live on the module that mixes this in (`FusionEmbeddings`, `VisionEmbeddings`), flat, under ViLT's
+    names.
     """
 
     def _add_image_parameters(self, config: PreTrainedConfig) -> None:
@@ -206,7 +211,9 @@ class ImageEmbeddings(nn.Module):
         else:
             # The largest extent, not the first row's: one image may be padded in a way that the other is not.
             heights, widths = patch_mask.any(2).sum(1), patch_mask.any(1).sum(1)
-        with torch.autocast(table.device.type, enabled=False):  # positions are few and cheap, half precision would blur them
+        with torch.autocast(
+            table.device.type, enabled=False
+        ):  # positions are few and cheap, half precision would blur them
             row_weights = _bilinear_weights(heights, rows, self.grid[0])
             column_weights = _bilinear_weights(widths, columns, self.grid[1])
             table = table.unflatten(0, self.grid).float()
@@ -384,7 +391,9 @@ class TransformerEncoder(nn.Module):
         for index, layer in enumerate(self.layer):
             if extend_keys is not None:
                 kwargs["extend_keys"] = extend_keys[index]
-            hidden_states, query_states, key_states = layer(hidden_states, attention_mask, record=index in wanted, **kwargs)
+            hidden_states, query_states, key_states = layer(
+                hidden_states, attention_mask, record=index in wanted, **kwargs
+            )
             if index in wanted:
                 recorded[index] = (query_states, key_states)
         return hidden_states, [recorded[index] for index in wanted]

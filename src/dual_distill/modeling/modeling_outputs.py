@@ -20,7 +20,8 @@ class FusionEncoderOutput(ModelOutput):
         key_states: likewise.
         hidden_states: tuple of `(B * N, T + 1 + I, C)`, on request.
         attentions: tuple of `(B * N, H, T + 1 + I, T + 1 + I)`, on request, eager attention only.
-        attention_pattern: `(B, T + 1 + I, T + 1 + I)` bool, which query sees which key, under the mask of captions only.
+        attention_pattern: `(B, T + 1 + I, T + 1 + I)` bool, which query sees which key, under the mask of captions
+            only.
 
     With regions, R of them stand where `1 + I` does: regions have no CLS token.
     """
@@ -130,9 +131,9 @@ class EncoderForPreTrainingOutput(ModelOutput):
         contrastive_loss: scalar, nats per row, unweighted; dual encoder only.
         matching_loss: scalar, nats per pair.
         masked_word_loss: scalar, nats per masked token.
-        matching_logits: `(B, 2)`, column 1 = the pair matches; with ids the drawn pairs follow: `(3 * B, 2)` for the dual
-            encoder (matched pairs; each text with its drawn image; the drawn text with each image), `(2 * B, 2)` for the
-            fusion encoder (matched pairs; each text with its drawn image).
+        matching_logits: `(B, 2)`, column 1 = the pair matches; with ids the drawn pairs follow: `(3 * B, 2)` for the
+            dual encoder (matched pairs; each text with its drawn image; the drawn text with each image), `(2 * B, 2)`
+            for the fusion encoder (matched pairs; each text with its drawn image).
         matching_labels: `(3 * B,)` or `(2 * B,)` int64: 1 matched, 0 drawn, -100 where none could be drawn.
         negative_image_rows: `(B,)` int64, place of each text's drawn image among the rows of all processes; -1: none.
         negative_text_rows: `(B,)` int64, likewise of each image's drawn text; dual encoder only.

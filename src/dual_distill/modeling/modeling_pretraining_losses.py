@@ -1,11 +1,15 @@
-"""What pre-training and retrieval compare: texts with images across all processes, and which pairs must not be told apart.
+"""What pre-training and retrieval compare: texts with images across all processes, and which pairs must not be told
+apart.
 
 Unusual here:
 
-* The gallery is the batch of all processes, gathered with gradients, and every mean is over all processes: two processes give
+* The gallery is the batch of all processes, gathered with gradients, and every mean is over all processes: two
+processes give
   one process' loss and gradients once DistributedDataParallel has averaged them. So all processes must call alike.
-* A pair that some row of the gallery holds (equal ids, not equal places) is never a negative, whichever row it came from.
-* Hard negatives are drawn with noise that is computed from the ids. A draw depends neither on the order of the rows nor on
+* A pair that some row of the gallery holds (equal ids, not equal places) is never a negative, whichever row it came
+from.
+* Hard negatives are drawn with noise that is computed from the ids. A draw depends neither on the order of the rows nor
+on
   the process that they lie in, needs no random state, and differs from batch to batch.
 """
 
@@ -66,10 +70,11 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the rows of all processes, in the order of the processes, with gradients; the tensor itself in one process.
+    """Return the rows of all processes, in the order of the processes, with gradients; the tensor itself in one
+    process.
 
-    The gradient of a gathered row is the sum over the processes, which averaging by DistributedDataParallel then turns into
-    that of the mean of all processes' losses.
+    The gradient of a gathered row is the sum over the processes, which averaging by DistributedDataParallel then turns
+    into that of the mean of all processes' losses.
 
     Args:
         tensor: `(B, ...)`; B and the other sizes may differ between processes, the number of dimensions may not.
@@ -105,7 +110,8 @@ def _gather(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def share_of_all(count: torch.Tensor | int, device: torch.device | None = None) -> torch.Tensor:
-    """Return what turns a mean over this process' `count` items into its part of the mean over the items of all processes.
+    """Return what turns a mean over this process' `count` items into its part of the mean over the items of all
+    processes.
 
     The average over processes of `share * mean` is that mean; 1 in one process.
 
@@ -257,8 +263,8 @@ def matching_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         labels: `(P,)` int64: 1 matched, 0 not, -100 for a place that holds no pair.
 
     Returns:
-        Scalar float32, the mean over the labelled pairs; ln 2 for a head that gives every pair the same logits. In several
-        processes it is this process' part of the mean over all.
+        Scalar float32, the mean over the labelled pairs; ln 2 for a head that gives every pair the same logits. In
+        several processes it is this process' part of the mean over all.
 
     Example:
         >>> round(matching_loss(torch.zeros(3, 2), torch.tensor([1, 0, -100])).item(), 4)  # ln 2
@@ -282,8 +288,8 @@ def hard_negatives(similarities: torch.Tensor, ids: PairIds, texts_ask: bool = T
         Places in the gallery, `(B,)` int64; -1 for a row without an allowed negative.
 
     Note:
-        By Gumbel-max: the largest of similarity + noise is distributed as that softmax. The noise is an integer hash of both
-        ids and of the sum of all ids in the gallery.
+        By Gumbel-max: the largest of similarity + noise is distributed as that softmax. The noise is an integer hash of
+        both ids and of the sum of all ids in the gallery.
 
     Example:
         >>> ids = gather_pair_ids(torch.tensor([1, 2, 1]), torch.tensor([7, 8, 9]))

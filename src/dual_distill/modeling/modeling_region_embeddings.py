@@ -1,8 +1,8 @@
 """Image regions in place of patches: what an object detector found, as tokens beside the words.
 
-A region is a feature vector and the six numbers of its box. It has neither position nor segment: the box says where it lies,
-and regions are a set. What is asked of the inputs is checked here, at the door, because features come from files and a wrong
-one would only show as a model that does not learn.
+A region is a feature vector and the six numbers of its box. It has neither position nor segment: the box says where it
+lies, and regions are a set. What is asked of the inputs is checked here, at the door, because features come from files
+and a wrong one would only show as a model that does not learn.
 """
 
 import torch
@@ -35,13 +35,16 @@ def as_region_rows(tensor: torch.Tensor, name: str, dims: int) -> torch.Tensor:
         return tensor[:, None]
     if tensor.dim() != dims + 1:
         raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}; give {dims} axes for one image a row (rows, regions, ...), or {dims + 1} "
+            f"{name} has shape {tuple(tensor.shape)}; give {dims} axes for one image a row (rows, regions, ...), or "
+            f"{dims + 1} "
             "for several (rows, images, regions, ...)."
         )
     return tensor
 
 
-def check_regions(features: torch.Tensor, boxes: torch.Tensor, mask: torch.Tensor, feature_size: int, max_regions: int) -> None:
+def check_regions(
+    features: torch.Tensor, boxes: torch.Tensor, mask: torch.Tensor, feature_size: int, max_regions: int
+) -> None:
     """Refuse regions that the model cannot mean anything by.
 
     Args:
@@ -52,17 +55,19 @@ def check_regions(features: torch.Tensor, boxes: torch.Tensor, mask: torch.Tenso
         max_regions: most real regions a picture.
 
     Raises:
-        ValueError: a shape does not fit, a real region has features that are not finite or a box outside the picture, or a
-            picture has no region or too many.
+        ValueError: a shape does not fit, a real region has features that are not finite or a box outside the picture,
+            or a picture has no region or too many.
 
     Example:
         >>> check_regions(torch.zeros(1, 2, 4), torch.full((1, 2, 6), 2.0), torch.tensor([[True, False]]), 4, 50)
         Traceback (most recent call last):
-        ValueError: region_boxes of picture 0 of the batch reach outside [0, 1]; give x0, y0, x1, y1, width and height ...
+        ValueError: region_boxes of picture 0 of the batch reach outside [0, 1]; give x0, y0, x1, y1, width and height
+        ...
     """
     if features.shape[-1] != feature_size:
         raise ValueError(
-            f"region_features are {features.shape[-1]} wide, the model was built for {feature_size}; give the features of the "
+            f"region_features are {features.shape[-1]} wide, the model was built for {feature_size}; give the "
+            f"features of the "
             "detector that it was trained with, or set region_feature_size in the config of a new model."
         )
     if boxes.shape != (*features.shape[:-1], BOX_NUMBERS) or mask.shape != features.shape[:-1]:
@@ -79,7 +84,9 @@ def check_regions(features: torch.Tensor, boxes: torch.Tensor, mask: torch.Tenso
             counts == 0,
             counts > max_regions,
             (real & ~features.isfinite()).flatten(1).any(1),
-            (real & ~((boxes >= -_BOX_TOLERANCE) & (boxes <= 1 + _BOX_TOLERANCE))).flatten(1).any(1),  # not: NaN is outside
+            (real & ~((boxes >= -_BOX_TOLERANCE) & (boxes <= 1 + _BOX_TOLERANCE)))
+            .flatten(1)
+            .any(1),  # not: NaN is outside
         ]
     )
     if not problems.any():
@@ -87,12 +94,16 @@ def check_regions(features: torch.Tensor, boxes: torch.Tensor, mask: torch.Tenso
     kind, picture = (int(place) for place in problems.nonzero()[0])
     raise ValueError(
         (
-            f"region_mask of picture {picture} of the batch has no region; give each picture one at least (the whole picture, "
+            f"region_mask of picture {picture} of the batch has no region; give each picture one at least (the whole "
+            f"picture, "
             "when the detector finds nothing).",
-            f"picture {picture} of the batch has {int(counts[picture])} regions, the model takes at most {max_regions}; keep "
+            f"picture {picture} of the batch has {int(counts[picture])} regions, the model takes at most "
+            f"{max_regions}; keep "
             "the best of them, or raise max_regions in the config.",
-            f"region_features of picture {picture} of the batch hold NaN or infinite numbers; extract its features again.",
-            f"region_boxes of picture {picture} of the batch reach outside [0, 1]; give x0, y0, x1, y1, width and height as "
+            f"region_features of picture {picture} of the batch hold NaN or infinite numbers; extract its features "
+            f"again.",
+            f"region_boxes of picture {picture} of the batch reach outside [0, 1]; give x0, y0, x1, y1, width and "
+            f"height as "
             "fractions of the picture's width and height.",
         )[kind]
     )
@@ -145,7 +156,8 @@ class RegionFusionEmbeddings(nn.Module):
             mask = as_region_rows(region_mask, "region_mask", 2).bool()
         if features.shape[:-1] != boxes.shape[:-1] or features.shape[:-1] != mask.shape:
             raise ValueError(
-                f"region_features have shape {tuple(region_features.shape)}, region_boxes {tuple(region_boxes.shape)} and "
+                f"region_features have shape {tuple(region_features.shape)}, region_boxes {tuple(region_boxes.shape)} "
+                f"and "
                 f"region_mask {tuple(mask.shape)}; give one box of {BOX_NUMBERS} numbers and one mask entry a region."
             )
         rows = features.shape[:2]

@@ -47,7 +47,9 @@ class TowerImageEmbeddings(ImageEmbeddings):
         self._add_image_parameters(config)
         self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
 
-    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         images, mask = embed_image_rows(self, pixel_values, pixel_mask)
         last = self.token_type_embeddings.num_embeddings - 1
         slots = torch.arange(images.shape[1], device=images.device).clamp(max=last)
@@ -87,8 +89,8 @@ class DualEncoderPreTrainedModel(PreTrainedModel):
         so is the head when a bare `FusionEncoderModel` is given. Draw from a fixed seed for a repeatable start.
 
         Args:
-            fusion_encoder: the model to start from; for a class with a head, one with the same head, or the bare model (for
-                retrieval, whose projections have no counterpart, one with any head).
+            fusion_encoder: the model to start from; for a class with a head, one with the same head, or the bare model
+                (for retrieval, whose projections have no counterpart, one with any head).
             text_layers: fusion layers that the text tower takes, in order; None: all.
             vision_layers: fusion layers that the image tower takes, in order; None: all.
 

@@ -15,7 +15,8 @@ class DualDistillProcessor(ProcessorMixin):
     """Turns texts and images into the batch that both encoders read.
 
     The image processor may be any of transformers' with a PIL back end. `ViltImageProcessorPil` keeps the aspect ratio;
-    `ViTImageProcessorPil` resizes to a fixed size. Images are padded at the bottom and right to the largest of the batch.
+    `ViTImageProcessorPil` resizes to a fixed size. Images are padded at the bottom and right to the largest of the
+    batch.
 
     Args:
         image_processor: resizes, rescales and normalises.
@@ -50,13 +51,13 @@ class DualDistillProcessor(ProcessorMixin):
             images: an image, one image a row, or N images a row (all rows alike).
             text: a string, or one a row; padded to the longest, truncated to `max_length`.
             max_length: longest text in tokens; None: the tokenizer's own limit.
-            regions: `region_features` `(B, R, F)`, `region_boxes` `(B, R, 6)` and `region_mask` `(B, R)` in place of images,
-                as they stand in the batch; the model checks them.
+            regions: `region_features` `(B, R, F)`, `region_boxes` `(B, R, 6)` and `region_mask` `(B, R)` in place of
+                images, as they stand in the batch; the model checks them.
             **kwargs: further arguments of the tokenizer (`padding=`, `truncation=`).
 
         Returns:
-            `input_ids`, `attention_mask` `(B, T)` and `pixel_values` `(B, N, 3, H, W)`, `pixel_mask` `(B, N, H, W)`, torch
-            tensors; only the sides that were given.
+            `input_ids`, `attention_mask` `(B, T)` and `pixel_values` `(B, N, 3, H, W)`, `pixel_mask` `(B, N, H, W)`,
+            torch tensors; only the sides that were given.
 
         Raises:
             ValueError: no side is given, images as well as regions are, or their rows differ.
@@ -74,7 +75,8 @@ class DualDistillProcessor(ProcessorMixin):
             batch |= regions
             if text is not None and len(batch["input_ids"]) != len(batch["region_features"]):
                 raise ValueError(
-                    f"there are {len(batch['input_ids'])} texts and {len(batch['region_features'])} rows of regions; give one "
+                    f"there are {len(batch['input_ids'])} texts and {len(batch['region_features'])} rows of regions; "
+                    f"give one "
                     "text for each."
                 )
         if images is not None and text is not None and len(batch["input_ids"]) != len(batch["pixel_values"]):
@@ -114,7 +116,9 @@ class DualDistillProcessor(ProcessorMixin):
         """
         counts = sorted({len(row) for row in rows})
         if len(counts) != 1 or not counts[0]:
-            raise ValueError(f"the rows of one batch have {counts} images; give every row the same number, at least one.")
+            raise ValueError(
+                f"the rows of one batch have {counts} images; give every row the same number, at least one."
+            )
         images = [image for row in rows for image in row]
         if len({image.shape for image in images}) == 1:
             stacked = torch.stack(images)

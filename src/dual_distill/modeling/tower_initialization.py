@@ -27,7 +27,8 @@ def dual_config_from_fusion(
     """
     if config.visual_inputs != "patches" or not config.norm_first:
         raise ValueError(
-            f"the fusion encoder has visual_inputs {config.visual_inputs!r} and norm_first {config.norm_first}, but towers "
+            f"the fusion encoder has visual_inputs {config.visual_inputs!r} and norm_first {config.norm_first}, but "
+            f"towers "
             "read patches and normalise first; start from a fusion encoder that does."
         )
     fields = config.to_dict()
@@ -101,7 +102,8 @@ def copy_fusion_weights(
         ]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"the head of {type(source).__name__} has weights {shapes[0]} in its {part}, that of {type(target).__name__} "
+                f"the head of {type(source).__name__} has weights {shapes[0]} in its {part}, that of "
+                f"{type(target).__name__} "
                 f"{shapes[1]}; start from a fusion encoder with the same head, or from its bare `fusion_encoder`."
             )
         getattr(target, part).load_state_dict(getattr(source, part).state_dict())

@@ -9,11 +9,12 @@ def attention_distillation_loss(
     """KL divergence from the student's cross-modal attention to the teacher's, in nats per query.
 
     One call covers one direction; the caller adds the two. Per example, head and real query,
-    KL(softmax_k teacher || softmax_k student) over the real keys of the other modality; averaged over the heads and real
-    queries of an example, then over examples.
+    KL(softmax_k teacher || softmax_k student) over the real keys of the other modality; averaged over the heads and
+    real queries of an example, then over examples.
 
     Args:
-        student_scores: `(B, H, Q, K)` queries @ keys / sqrt(head width), before softmax and mask. Receives the gradient.
+        student_scores: `(B, H, Q, K)` queries @ keys / sqrt(head width), before softmax and mask. Receives the
+            gradient.
         teacher_scores: `(B, H, Q, K)`, the same block of the teacher. No gradient reaches it.
         key_mask: `(B, K)` bool, True for a real key; each row needs one.
         query_mask: `(B, Q)` bool, True for a real query.
@@ -39,7 +40,8 @@ def attention_distillation_loss(
     """
     if student_scores.shape != teacher_scores.shape or student_scores.dim() != 4:
         raise ValueError(
-            f"student_scores has shape {tuple(student_scores.shape)}, teacher_scores {tuple(teacher_scores.shape)}; both "
+            f"student_scores has shape {tuple(student_scores.shape)}, teacher_scores {tuple(teacher_scores.shape)}; "
+            f"both "
             "must be (B, H, Q, K). Unequal head counts need relation heads (relation_scores, or relation_heads=)."
         )
     rows, _, queries, keys = student_scores.shape
@@ -85,7 +87,8 @@ def relation_scores(queries: torch.Tensor, keys: torch.Tensor, relation_heads: i
 
 
 def regroup_heads(states: torch.Tensor, relation_heads: int | None) -> torch.Tensor:
-    """Concatenate all heads of each token and split them again: `(B, H, L, D)` -> `(B, R, L, H * D / R)`; None: as they are.
+    """Concatenate all heads of each token and split them again: `(B, H, L, D)` -> `(B, R, L, H * D / R)`; None: as they
+    are.
 
     Raises:
         ValueError: R does not divide the width.
@@ -122,7 +125,8 @@ def attention_probs_to_scores(probs: torch.Tensor) -> torch.Tensor:
 def cross_modal_scores(
     queries: torch.Tensor, keys: torch.Tensor, num_text_tokens: int, relation_heads: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of the two cross-modal blocks of a joint sequence `[text; image]`; the uni-modal blocks are never computed.
+    """Scores of the two cross-modal blocks of a joint sequence `[text; image]`; the uni-modal blocks are never
+    computed.
 
     Args:
         queries: `(B, H, T + 1 + I, D)`.
@@ -146,4 +150,10 @@ def cross_modal_scores(
     )
 
 
-__all__ = ["attention_distillation_loss", "attention_probs_to_scores", "cross_modal_scores", "regroup_heads", "relation_scores"]
+__all__ = [
+    "attention_distillation_loss",
+    "attention_probs_to_scores",
+    "cross_modal_scores",
+    "regroup_heads",
+    "relation_scores",
+]

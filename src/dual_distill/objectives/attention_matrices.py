@@ -6,7 +6,9 @@ from .attention import relation_scores
 from .hidden_states import mean_over_rows
 
 
-def attention_matrix_loss(student_probs: torch.Tensor, teacher_probs: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
+def attention_matrix_loss(
+    student_probs: torch.Tensor, teacher_probs: torch.Tensor, pattern: torch.Tensor
+) -> torch.Tensor:
     """Mean squared difference of two attention matrices, over the query/key pairs that may attend.
 
     Averaged over the heads and pairs of a row, then over rows; a row without any pair is left out.
@@ -23,8 +25,8 @@ def attention_matrix_loss(student_probs: torch.Tensor, teacher_probs: torch.Tens
         ValueError: the shapes differ (most often unequal head counts), or the pattern does not fit them.
 
     Note:
-        Pairs with padding are left out of the mean, or the value would shrink with the padding. Probabilities of S tokens are
-        about 1 / S, so the value shrinks with the square of the sequence: weigh the term by what is logged.
+        Pairs with padding are left out of the mean, or the value would shrink with the padding. Probabilities of S
+        tokens are about 1 / S, so the value shrinks with the square of the sequence: weigh the term by what is logged.
 
     References:
         Fang et al., ICCV 2021, arXiv 2104.02096, attention distribution loss.
@@ -36,12 +38,15 @@ def attention_matrix_loss(student_probs: torch.Tensor, teacher_probs: torch.Tens
     """
     if student_probs.dim() != 4 or student_probs.shape != teacher_probs.shape:
         raise ValueError(
-            f"student_probs has shape {tuple(student_probs.shape)}, teacher_probs {tuple(teacher_probs.shape)}; both must be "
+            f"student_probs has shape {tuple(student_probs.shape)}, teacher_probs {tuple(teacher_probs.shape)}; both "
+            f"must be "
             "(B, H, S, S). Unequal head counts need relation heads (relation_heads=)."
         )
     rows, _, queries, keys = student_probs.shape
     if pattern.shape != (rows, queries, keys):
-        raise ValueError(f"pattern has shape {tuple(pattern.shape)}, the probabilities ask for {(rows, queries, keys)}.")
+        raise ValueError(
+            f"pattern has shape {tuple(pattern.shape)}, the probabilities ask for {(rows, queries, keys)}."
+        )
     difference = (student_probs.float() - teacher_probs.detach().float()).square().mean(1)
     return mean_over_rows(difference, pattern)
 

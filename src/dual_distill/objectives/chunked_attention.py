@@ -1,8 +1,9 @@
-"""The attention loss of queries and keys without its score matrices: computed in chunks, and once more in the backward pass.
+"""The attention loss of queries and keys without its score matrices: computed in chunks, and once more in the backward
+pass.
 
-`attention_distillation_loss` keeps about six `(B, H, Q, K)` matrices a layer and direction until the backward pass. Here a
-chunk of them exists at a time; what is kept is the queries and keys that the models hold anyway.
-The price is each chunk's matrix products once more. `attention_distillation_loss` stays the reference that this is held to.
+`attention_distillation_loss` keeps about six `(B, H, Q, K)` matrices a layer and direction until the backward pass.
+Here a chunk of them exists at a time; what is kept is the queries and keys that the models hold anyway. The price is
+each chunk's matrix products once more. `attention_distillation_loss` stays the reference that this is held to.
 """
 
 from collections.abc import Iterator
@@ -59,13 +60,15 @@ def chunked_attention_loss(
         1.3863
     """
     states = [
-        regroup_heads(states, relation_heads) for states in (student_queries, student_keys, teacher_queries, teacher_keys)
+        regroup_heads(states, relation_heads)
+        for states in (student_queries, student_keys, teacher_queries, teacher_keys)
     ]
     shapes = [(queries.shape[:3], keys.shape[2]) for queries, keys in (states[:2], states[2:])]
     if shapes[0] != shapes[1]:
         (student, num_student_keys), (teacher, num_teacher_keys) = shapes
         raise ValueError(
-            f"student_scores would have shape {(*student, num_student_keys)}, teacher_scores {(*teacher, num_teacher_keys)}; "
+            f"student_scores would have shape {(*student, num_student_keys)}, teacher_scores "
+            f"{(*teacher, num_teacher_keys)}; "
             "both must be (B, H, Q, K). Unequal head counts need relation heads (relation_heads=)."
         )
     rows, _, num_queries = shapes[0][0]

@@ -14,9 +14,9 @@ from .objective import Objective, attention_requests
 class DiDEObjective(Objective):
     """What a dual encoder imitates of a fusion encoder: its answers and its cross-modal attention.
 
-    loss = attention_weight * attention + soft_label_weight * soft labels + label_weight * hard labels; a term of weight 0 is
-    not computed. The attention term adds text-to-image and image-to-text, is averaged over the mapped layers, and is
-    summed over the N images of a row.
+    loss = attention_weight * attention + soft_label_weight * soft labels + label_weight * hard labels; a term of weight
+    0 is not computed. The attention term adds text-to-image and image-to-text, is averaged over the mapped layers, and
+    is summed over the N images of a row.
 
     Args:
         attention_weight: >= 0.
@@ -25,12 +25,12 @@ class DiDEObjective(Objective):
         temperature: > 0, of the soft labels.
         layer_map: student layer -> teacher layer, negative counts from the last; None: last to last, as in the paper.
         relation_heads: heads over which attention is compared when widths or head counts differ; None: the models' own.
-        multi_label: whether each answer is a yes-or-no of its own (VQA with soft scores), so that soft labels are compared
-            by `soft_answer_loss` instead of `soft_label_loss`.
+        multi_label: whether each answer is a yes-or-no of its own (VQA with soft scores), so that soft labels are
+            compared by `soft_answer_loss` instead of `soft_label_loss`.
 
     Raises:
-        ValueError: a weight is negative, all are 0, the temperature or relation_heads is not positive, or the layer map is
-            empty.
+        ValueError: a weight is negative, all are 0, the temperature or relation_heads is not positive, or the layer map
+            is empty.
 
     References:
         Wang et al., EMNLP 2022, arXiv 2112.08723. The paper writes which layers and weights; hard labels, temperature,
@@ -68,7 +68,9 @@ class DiDEObjective(Objective):
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}; give a number above 0.")
         if relation_heads is not None and relation_heads < 1:
-            raise ValueError(f"relation_heads is {relation_heads}; give a number above 0, or None for the models' own heads.")
+            raise ValueError(
+                f"relation_heads is {relation_heads}; give a number above 0, or None for the models' own heads."
+            )
         if layer_map is not None and not layer_map:
             raise ValueError("layer_map is empty; map at least one student layer, or set attention_weight to 0.")
         self.attention_weight = attention_weight
@@ -100,19 +102,22 @@ class DiDEObjective(Objective):
         """Ask for queries and keys, or a foreign teacher for its attentions."""
         return attention_requests(self.teacher_layers, takes)
 
-    def forward(self, student_outputs: Any, teacher_outputs: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(
+        self, student_outputs: Any, teacher_outputs: Any, batch: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """Compare one batch.
 
         Args:
             student_outputs: `logits`, `query_states` and `key_states` of `student_layers`, `image_mask`; `loss` when
                 `label_weight` is above 0. A layer's states are `(B * N, H, T + 1 + I, D)`, or a pair of text and image.
-            teacher_outputs: `logits`, and either `query_states` and `key_states` of `teacher_layers`, or `attentions` of
-                all layers, `(B * N, H, T + 1 + I, T + 1 + I)` probabilities, or `cross_modal_scores` (`teacher_scores`).
+            teacher_outputs: `logits`, and either `query_states` and `key_states` of `teacher_layers`, or `attentions`
+                of all layers, `(B * N, H, T + 1 + I, T + 1 + I)` probabilities, or `cross_modal_scores`
+                (`teacher_scores`).
             batch: `attention_mask` `(B, T)`.
 
         Returns:
-            Scalars in nats per row: `loss`, and unweighted `attention_loss`, `soft_label_loss`, `label_loss` as far as they
-            have a weight.
+            Scalars in nats per row: `loss`, and unweighted `attention_loss`, `soft_label_loss`, `label_loss` as far as
+            they have a weight.
 
         Raises:
             ValueError: an output is missing or has another shape; the message names it.
@@ -144,8 +149,9 @@ class DiDEObjective(Objective):
             num_tokens: T + 1 + I, padding included.
 
         Returns:
-            For each of `teacher_layers` text-to-image `(B * N, H, T, 1 + I)` and image-to-text `(B * N, H, 1 + I, T)`, over
-            the relation heads where there are some. `forward` takes them in place of states, as `cross_modal_scores`.
+            For each of `teacher_layers` text-to-image `(B * N, H, T, 1 + I)` and image-to-text `(B * N, H, 1 + I, T)`,
+            over the relation heads where there are some. `forward` takes them in place of states, as
+            `cross_modal_scores`.
 
         Raises:
             ValueError: as `forward`.
@@ -212,7 +218,8 @@ class DiDEObjective(Objective):
             )
         if self.relation_heads is not None:
             raise ValueError(
-                f"relation_heads is {self.relation_heads}, but the teacher returns attention probabilities, which cannot be "
+                f"relation_heads is {self.relation_heads}, but the teacher returns attention probabilities, which "
+                f"cannot be "
                 "split into other heads; leave relation_heads out or use a teacher that returns queries and keys."
             )
         probs = attentions[self.teacher_layers[index]]
@@ -240,7 +247,8 @@ def _recorded(outputs: Any, role: str, index: int, num_text_tokens: int, num_tok
     queries, keys = outputs.query_states, outputs.key_states
     if not queries or not keys or len(queries) <= index or len(keys) <= index:
         raise ValueError(
-            f"the {role} recorded queries of {len(queries or ())} layers and keys of {len(keys or ())}, the objective maps "
+            f"the {role} recorded queries of {len(queries or ())} layers and keys of {len(keys or ())}, the objective "
+            f"maps "
             f"more; call it with output_query_states and output_key_states = {role}_layers."
         )
     return (

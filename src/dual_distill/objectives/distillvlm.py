@@ -19,12 +19,12 @@ HiddenLoss = Literal["nce", "mse", "none"]
 class DistillVLMObjective(Objective):
     """What a fusion encoder imitates of a larger one: whole attention matrices, hidden states token by token, answers.
 
-    loss = attention_weight * attention + hidden_weight * hidden states + soft_label_weight * soft labels + label_weight *
-    hard labels; a term of weight 0 is not computed. Attention and hidden states are averaged over their mapped layers.
-    Soft labels of a model with `(B, T, vocabulary)` logits (captions) are compared at the masked tokens alone.
+    loss = attention_weight * attention + hidden_weight * hidden states + soft_label_weight * soft labels + label_weight
+    * hard labels; a term of weight 0 is not computed. Attention and hidden states are averaged over their mapped
+    layers. Soft labels of a model with `(B, T, vocabulary)` logits (captions) are compared at the masked tokens alone.
 
-    Student and teacher may differ in width, heads (with `relation_heads`) and depth; their token i must be the same word, tag
-    or region, which is what teacher adaptation is for.
+    Student and teacher may differ in width, heads (with `relation_heads`) and depth; their token i must be the same
+    word, tag or region, which is what teacher adaptation is for.
 
     Args:
         student_size: width of the student.
@@ -34,26 +34,27 @@ class DistillVLMObjective(Objective):
         soft_label_weight: >= 0.
         label_weight: >= 0; the student's own loss on hard labels.
         temperature: > 0, of the soft labels.
-        layer_map: student layer -> teacher layer of the attention term, negative counts from the last; None: last to last.
+        layer_map: student layer -> teacher layer of the attention term, negative counts from the last; None: last to
+            last.
         relation_heads: heads over which attention is compared when head counts differ; None: the models' own.
         hidden_loss: "nce" (`noise_contrastive_loss`), "mse" (`squared_distance_loss`) or "none".
-        hidden_layers: student layer -> teacher layer of the hidden states; None: last to last. A state is a layer's output:
-            with `norm_first` the one before the final layer norm.
+        hidden_layers: student layer -> teacher layer of the hidden states; None: last to last. A state is a layer's
+            output: with `norm_first` the one before the final layer norm.
         pooled: whether the mean of a row's tokens is compared instead of each token.
         queue_size: token states of the teacher that are kept as negatives, for "nce".
         nce_temperature: > 0, for "nce".
         multi_label: whether each answer is a yes-or-no of its own (VQA with soft scores).
 
     Raises:
-        ValueError: a weight is negative, all are 0, a temperature, size or relation_heads is not positive, a map of layers is
-            empty, or hidden_loss is unknown.
+        ValueError: a weight is negative, all are 0, a temperature, size or relation_heads is not positive, a map of
+            layers is empty, or hidden_loss is unknown.
 
     Note:
-        The paper publishes the squared difference of attention, the noise-contrastive loss over tokens with a queue, and
-        matched predictions in fine-tuning; a queue of 4,096 is reported as the best of those tried. It leaves open the
-        weights (here 1), the layers (here the last), the temperature (here 0.07, as in MoCo), the projection (here one
-        linear map of the student's states to the teacher's width, none of the teacher's), and what else is a negative (here
-        the queue alone). All but the projection are arguments.
+        The paper publishes the squared difference of attention, the noise-contrastive loss over tokens with a queue,
+        and matched predictions in fine-tuning; a queue of 4,096 is reported as the best of those tried. It leaves open
+        the weights (here 1), the layers (here the last), the temperature (here 0.07, as in MoCo), the projection (here
+        one linear map of the student's states to the teacher's width, none of the teacher's), and what else is a
+        negative (here the queue alone). All but the projection are arguments.
 
     References:
         Fang et al., ICCV 2021, arXiv 2104.02096.
@@ -103,11 +104,17 @@ class DistillVLMObjective(Objective):
         }
         if not all(weight >= 0 for weight in weights.values()) or not any(weights.values()):  # not: NaN is refused too
             raise ValueError(f"the weights are {weights}; give numbers >= 0, at least one above 0.")
-        for name, number in (("temperature", temperature), ("nce_temperature", nce_temperature), ("queue_size", queue_size)):
+        for name, number in (
+            ("temperature", temperature),
+            ("nce_temperature", nce_temperature),
+            ("queue_size", queue_size),
+        ):
             if not number > 0:
                 raise ValueError(f"{name} is {number}; give a number above 0.")
         if relation_heads is not None and relation_heads < 1:
-            raise ValueError(f"relation_heads is {relation_heads}; give a number above 0, or None for the models' own heads.")
+            raise ValueError(
+                f"relation_heads is {relation_heads}; give a number above 0, or None for the models' own heads."
+            )
         for name, layers in (("layer_map", layer_map), ("hidden_layers", hidden_layers)):
             if layers is not None and not layers:
                 raise ValueError(f"{name} is empty; map at least one student layer, or set the term's weight to 0.")
@@ -156,21 +163,23 @@ class DistillVLMObjective(Objective):
         for queue in self._queues():
             queue.write()
 
-    def forward(self, student_outputs: Any, teacher_outputs: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(
+        self, student_outputs: Any, teacher_outputs: Any, batch: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """Compare one batch; in training, its teacher states are collected for the queue (`finish_step` writes them).
 
         Args:
             student_outputs: `logits`; `query_states` and `key_states` of `student_layers`, each `(B * N, H, S, D)`;
-                `hidden_states` of all layers (the embeddings before them), each `(B * N, S, C)`; `image_mask` `(B, N, R)`;
-                `attention_pattern` `(B * N, S, S)` bool where not every real token sees every other (captions); `loss` when
-                `label_weight` is above 0.
-            teacher_outputs: `logits`, states and hidden states likewise of `teacher_layers`; or, in place of queries and
-                keys, `attentions` of all layers, `(B * N, H, S, S)` probabilities.
+                `hidden_states` of all layers (the embeddings before them), each `(B * N, S, C)`; `image_mask` `(B, N,
+                R)`; `attention_pattern` `(B * N, S, S)` bool where not every real token sees every other (captions);
+                `loss` when `label_weight` is above 0.
+            teacher_outputs: `logits`, states and hidden states likewise of `teacher_layers`; or, in place of queries
+                and keys, `attentions` of all layers, `(B * N, H, S, S)` probabilities.
             batch: `attention_mask` `(B, T)`; for captions `labels` `(B, T)`, -100 where nothing was masked.
 
         Returns:
-            Scalars: `loss`, and unweighted `attention_loss` (squared probability), `hidden_loss` (nats for "nce", squared
-            difference for "mse"), `soft_label_loss` and `label_loss` (nats) as far as they have a weight.
+            Scalars: `loss`, and unweighted `attention_loss` (squared probability), `hidden_loss` (nats for "nce",
+            squared difference for "mse"), `soft_label_loss` and `label_loss` (nats) as far as they have a weight.
 
         Raises:
             ValueError: an output is missing or has another shape; the message names it.
@@ -219,13 +228,16 @@ class DistillVLMObjective(Objective):
         if role == "student" or not attentions:
             raise ValueError(
                 f"the {role} returned query_states of {len(queries or ())} layers and "
-                f"{'attentions' if attentions else 'no attentions'}, the objective compares {len(layers)}; call it with "
-                f"output_query_states and output_key_states = {role}_layers (a foreign teacher must return attentions, which "
+                f"{'attentions' if attentions else 'no attentions'}, the objective compares {len(layers)}; call it "
+                f"with "
+                f"output_query_states and output_key_states = {role}_layers (a foreign teacher must return "
+                f"attentions, which "
                 'needs attn_implementation="eager").'
             )
         if self.relation_heads is not None:
             raise ValueError(
-                f"relation_heads is {self.relation_heads}, but the teacher returns attention probabilities, which cannot be "
+                f"relation_heads is {self.relation_heads}, but the teacher returns attention probabilities, which "
+                f"cannot be "
                 "split into other heads; leave relation_heads out or use a teacher that returns queries and keys."
             )
         probs: torch.Tensor = attentions[layers[index]].float() * pattern[:, None]
@@ -252,14 +264,19 @@ class DistillVLMObjective(Objective):
                 queue.collect(nn.functional.normalize(teacher[real].float(), dim=-1))
         return total / len(self.hidden_layers)
 
-    def _soft_label_loss(self, student_outputs: Any, teacher_outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _soft_label_loss(
+        self, student_outputs: Any, teacher_outputs: Any, batch: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         if student_outputs.logits.dim() == 3:
             if batch.get("labels") is None:
                 raise ValueError(
-                    "the models give logits of words, which are compared where words are masked, but the batch has no labels; "
+                    "the models give logits of words, which are compared where words are masked, but the batch has no "
+                    "labels; "
                     "mask words (CaptioningCollator), or set soft_label_weight to 0."
                 )
-            return soft_masked_word_loss(student_outputs.logits, teacher_outputs.logits, batch["labels"], self.temperature)
+            return soft_masked_word_loss(
+                student_outputs.logits, teacher_outputs.logits, batch["labels"], self.temperature
+            )
         compare = soft_answer_loss if self.multi_label else soft_label_loss
         return compare(student_outputs.logits, teacher_outputs.logits, self.temperature)
 
@@ -270,7 +287,8 @@ class DistillVLMObjective(Objective):
 def _same_tokens(role: str, verb: str, states: torch.Tensor, num_tokens: int) -> None:
     if states.shape[2] != num_tokens:
         raise ValueError(
-            f"the {role} {verb} {states.shape[2]} tokens, the student's batch has {num_tokens}; both must read the same words, "
+            f"the {role} {verb} {states.shape[2]} tokens, the student's batch has {num_tokens}; both must read the "
+            f"same words, "
             "tags and regions."
         )
 
@@ -279,11 +297,14 @@ def _hidden_states(outputs: Any, role: str, layer: int, num_tokens: int) -> torc
     """Output of a layer, `(B * N, S, C)`; the embeddings stand before the first."""
     states = getattr(outputs, "hidden_states", None)
     if not states:
-        raise ValueError(f"the {role} returned no hidden_states, which are compared; call it with output_hidden_states=True.")
+        raise ValueError(
+            f"the {role} returned no hidden_states, which are compared; call it with output_hidden_states=True."
+        )
     found: torch.Tensor = states[layer if layer < 0 else layer + 1]
     if found.shape[1] != num_tokens:
         raise ValueError(
-            f"the {role} has hidden states of {found.shape[1]} tokens, the student's batch has {num_tokens}; both must read "
+            f"the {role} has hidden states of {found.shape[1]} tokens, the student's batch has {num_tokens}; both "
+            f"must read "
             "the same words, tags and regions."
         )
     return found

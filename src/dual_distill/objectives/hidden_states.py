@@ -31,8 +31,8 @@ def noise_contrastive_loss(
         ValueError: the shapes do not fit one another, or the temperature is not positive.
 
     Note:
-        One `(real tokens, 1 + K)` float32 matrix is kept for the backward pass: 84 MB for 64 rows of 80 tokens and 4,096
-        negatives.
+        One `(real tokens, 1 + K)` float32 matrix is kept for the backward pass: 84 MB for 64 rows of 80 tokens and
+        4,096 negatives.
 
     References:
         Fang et al., ICCV 2021, arXiv 2104.02096. It publishes neither temperature nor projection.
@@ -46,7 +46,8 @@ def noise_contrastive_loss(
     _check_states(anchors, positives, token_mask)
     if negatives.dim() != 2 or negatives.shape[1] != anchors.shape[2]:
         raise ValueError(
-            f"negatives have shape {tuple(negatives.shape)}, anchors {tuple(anchors.shape)}; give (K, {anchors.shape[2]})."
+            f"negatives have shape {tuple(negatives.shape)}, anchors {tuple(anchors.shape)}; give (K, "
+            f"{anchors.shape[2]})."
         )
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; give a number above 0.")

@@ -4,7 +4,9 @@ import torch
 from torch import nn
 
 
-def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def soft_label_loss(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
     """KL divergence from the student's label distribution to the teacher's, in nats per row.
 
     temperature^2 * KL(softmax(teacher / temperature) || softmax(student / temperature)), averaged over rows.
@@ -34,7 +36,9 @@ def soft_label_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, 
     return nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def soft_answer_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+def soft_answer_loss(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
     """Binary cross-entropy against the teacher's answer probabilities, in nats per row, summed over answers.
 
     For VQA with several right answers, where each answer is a yes-or-no of its own:
@@ -60,14 +64,17 @@ def soft_answer_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor,
     """
     _check_logits(student_logits, teacher_logits, temperature)
     targets = (teacher_logits.detach().float() / temperature).sigmoid()
-    loss = nn.functional.binary_cross_entropy_with_logits(student_logits.float() / temperature, targets, reduction="sum")
+    loss = nn.functional.binary_cross_entropy_with_logits(
+        student_logits.float() / temperature, targets, reduction="sum"
+    )
     return loss / len(student_logits) * temperature**2
 
 
 def _check_logits(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> None:
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
-            f"student_logits has shape {tuple(student_logits.shape)}, teacher_logits {tuple(teacher_logits.shape)}; both "
+            f"student_logits has shape {tuple(student_logits.shape)}, teacher_logits {tuple(teacher_logits.shape)}; "
+            f"both "
             "must have one logit for each of the same labels."
         )
     if not temperature > 0:

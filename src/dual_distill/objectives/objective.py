@@ -7,10 +7,12 @@ from torch import nn
 
 
 class Objective(nn.Module):
-    """The contract between objective and trainer; `objective(student_outputs, teacher_outputs, batch)` gives named losses.
+    """The contract between objective and trainer; `objective(student_outputs, teacher_outputs, batch)` gives named
+    losses.
 
-    An objective may have parameters (trained by the student's optimizer, gradients averaged over processes) and buffers.
-    Its `state_dict` is saved in every checkpoint and restored bit by bit on resume; one without any is not saved.
+    An objective may have parameters (trained by the student's optimizer, gradients averaged over processes) and
+    buffers. Its `state_dict` is saved in every checkpoint and restored bit by bit on resume; one without any is not
+    saved.
 
     Attributes:
         attention_weight: weight of the attention term; 0: attention is not compared.

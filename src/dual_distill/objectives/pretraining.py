@@ -1,8 +1,9 @@
 """What a dual encoder imitates of a fusion encoder while both are shown image-text pairs and masked words.
 
-The authors of DiDE never released their pre-training half. What is here follows from their fine-tuning: attention is compared
-on the pairs that belong together, for which alone the teacher's attention means something, and the soft labels of fine-tuning
-become the teacher's verdict on every pair that the student is asked about and its distribution over every masked word.
+The authors of DiDE never released their pre-training half. What is here follows from their fine-tuning: attention is
+compared on the pairs that belong together, for which alone the teacher's attention means something, and the soft labels
+of fine-tuning become the teacher's verdict on every pair that the student is asked about and its distribution over
+every masked word.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ class PreTrainingObjective(DiDEObjective):
     """The student's own losses on pairs and masked words, and what it imitates of the teacher on the same.
 
     loss = the student's `loss` (its own terms, weighted by its configuration) + attention_weight * attention +
-    soft_matching_weight * soft matching + soft_masked_word_weight * soft masked words; a term of weight 0 is not computed.
+    soft_matching_weight * soft matching + soft_masked_word_weight * soft masked words; a term of weight 0 is not
+    computed.
 
     Args:
         attention_weight: >= 0; attention of matched pairs, as in `DiDEObjective`.
@@ -74,21 +76,24 @@ class PreTrainingObjective(DiDEObjective):
         """Whether any term compares with a teacher."""
         return any((self.attention_weight, self.soft_matching_weight, self.soft_masked_word_weight))
 
-    def forward(self, student_outputs: Any, teacher_outputs: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(
+        self, student_outputs: Any, teacher_outputs: Any, batch: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """Compare one batch.
 
         Args:
             student_outputs: `loss` (None when every term of its own is switched off) and its terms; `query_states`,
-                `key_states` and `image_mask` of the matched pairs; `matching_logits` `(P, 2)` and `matching_labels` `(P,)`,
-                -100 = no pair; `masked_word_logits` `(B, T, V)`.
-            teacher_outputs: the states (or `attentions`) of the matched pairs, `matching_logits` `(P, 2)` of the same pairs
-                in the same order, `masked_word_logits` `(B, T, V)` of the same masked texts; None when nothing is compared.
+                `key_states` and `image_mask` of the matched pairs; `matching_logits` `(P, 2)` and `matching_labels`
+                `(P,)`, -100 = no pair; `masked_word_logits` `(B, T, V)`.
+            teacher_outputs: the states (or `attentions`) of the matched pairs, `matching_logits` `(P, 2)` of the same
+                pairs in the same order, `masked_word_logits` `(B, T, V)` of the same masked texts; None when nothing is
+                compared.
             batch: `attention_mask` `(B, T)`, and `masked_labels` `(B, T)`, -100 = not masked.
 
         Returns:
-            Scalars in nats: `loss`, and unweighted `contrastive_loss`, `matching_loss`, `masked_word_loss` as far as the
-            student computed them, `attention_loss`, `soft_matching_loss`, `soft_masked_word_loss` as far as they have a
-            weight.
+            Scalars in nats: `loss`, and unweighted `contrastive_loss`, `matching_loss`, `masked_word_loss` as far as
+            the student computed them, `attention_loss`, `soft_matching_loss`, `soft_masked_word_loss` as far as they
+            have a weight.
 
         Raises:
             ValueError: an output is missing or has another shape; the message names it.
@@ -138,7 +143,8 @@ def soft_matching_loss(
     Args:
         student_logits: `(P, 2)`. Receives the gradient.
         teacher_logits: `(P, 2)` of the same pairs. No gradient reaches it.
-        labels: `(P,)`, -100 for a place that holds no pair (a text without an allowed negative); other values are not read.
+        labels: `(P,)`, -100 for a place that holds no pair (a text without an allowed negative); other values are not
+            read.
         temperature: > 0.
 
     Returns:
@@ -158,7 +164,8 @@ def soft_matching_loss(
     """
     if student_logits.shape != teacher_logits.shape or labels.shape != student_logits.shape[:-1]:
         raise ValueError(
-            f"student_logits has shape {tuple(student_logits.shape)}, teacher_logits {tuple(teacher_logits.shape)}, labels "
+            f"student_logits has shape {tuple(student_logits.shape)}, teacher_logits {tuple(teacher_logits.shape)}, "
+            f"labels "
             f"{tuple(labels.shape)}; give (pairs, 2) logits of the same pairs, and (pairs,) labels."
         )
     is_pair = labels != _LEFT_OUT
@@ -169,7 +176,8 @@ def soft_matching_loss(
 def soft_masked_word_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0
 ) -> torch.Tensor:
-    """KL divergence from the student's distribution over a masked word piece to the teacher's, in nats per masked token.
+    """KL divergence from the student's distribution over a masked word piece to the teacher's, in nats per masked
+    token.
 
     temperature^2 * KL(softmax(teacher / temperature) || softmax(student / temperature)) over the vocabulary, at masked
     tokens only, averaged over them.
@@ -198,7 +206,8 @@ def soft_masked_word_loss(
     """
     if student_logits.shape != teacher_logits.shape or labels.shape != student_logits.shape[:-1]:
         raise ValueError(
-            f"student_logits has shape {tuple(student_logits.shape)}, teacher_logits {tuple(teacher_logits.shape)}, labels "
+            f"student_logits has shape {tuple(student_logits.shape)}, teacher_logits {tuple(teacher_logits.shape)}, "
+            f"labels "
             f"{tuple(labels.shape)}; give (B, T, vocabulary) logits of the same masked texts, and (B, T) labels."
         )
     is_masked = labels != _LEFT_OUT
@@ -228,7 +237,8 @@ def _given(outputs: Any, name: str, role: str) -> torch.Tensor:
     value: torch.Tensor | None = getattr(outputs, name, None)
     if value is None:
         raise ValueError(
-            f"the {role} returned no {name}, which a term with a weight compares; give the batch what it needs (ids for "
+            f"the {role} returned no {name}, which a term with a weight compares; give the batch what it needs (ids "
+            f"for "
             "matching, masked text for words) and switch the student's own term on, or set the soft term's weight to 0."
         )
     return value

@@ -1,8 +1,9 @@
-"""What a dual encoder imitates of a fusion encoder in retrieval: the order of the few entries that are hard to tell apart.
+"""What a dual encoder imitates of a fusion encoder in retrieval: the order of the few entries that are hard to tell
+apart.
 
-The logits of a cross-encoder over a whole batch teach a dual encoder little, for nearly all of them are easy noes. So the
-student's own similarities choose, for each text, the images that it finds nearest without being right (and for each image such
-texts), and the teacher is asked about these alone.
+The logits of a cross-encoder over a whole batch teach a dual encoder little, for nearly all of them are easy noes. So
+the student's own similarities choose, for each text, the images that it finds nearest without being right (and for each
+image such texts), and the teacher is asked about these alone.
 """
 
 from collections.abc import Mapping
@@ -16,8 +17,8 @@ from .dide import DiDEObjective
 class RankingObjective(DiDEObjective):
     """Contrastive loss on labels, the teacher's ranking of hard negatives, and its attention on matched pairs.
 
-    loss = contrastive_weight * the student's `loss` + ranking_weight * ranking + attention_weight * attention; a term of
-    weight 0 is not computed.
+    loss = contrastive_weight * the student's `loss` + ranking_weight * ranking + attention_weight * attention; a term
+    of weight 0 is not computed.
 
     Args:
         contrastive_weight: >= 0; of the student's own contrastive loss.
@@ -28,12 +29,12 @@ class RankingObjective(DiDEObjective):
         relation_heads: as in `DiDEObjective`.
 
     Raises:
-        ValueError: a weight is negative, all are 0, the temperature or relation_heads is not positive, or the layer map is
-            empty.
+        ValueError: a weight is negative, all are 0, the temperature or relation_heads is not positive, or the layer map
+            is empty.
 
     References:
-        Wang et al., EMNLP 2022, arXiv 2112.08723 (attention). The ranking of hard negatives is ours; the listwise loss is that
-        of Cao et al., ICML 2007, "Learning to rank: from pairwise approach to listwise approach".
+        Wang et al., EMNLP 2022, arXiv 2112.08723 (attention). The ranking of hard negatives is ours; the listwise loss
+        is that of Cao et al., ICML 2007, "Learning to rank: from pairwise approach to listwise approach".
 
     Example:
         >>> from types import SimpleNamespace
@@ -69,18 +70,22 @@ class RankingObjective(DiDEObjective):
         """Whether any term compares with a teacher."""
         return bool(self.ranking_weight or self.attention_weight)
 
-    def forward(self, student_outputs: Any, teacher_outputs: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(
+        self, student_outputs: Any, teacher_outputs: Any, batch: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """Compare one batch.
 
         Args:
-            student_outputs: `loss`; `list_scores` `(L, 1 + K)`, similarities of each list's right pair (first) and of its
-                hard negatives, over the temperature that the student learned; states and `image_mask` of matched pairs.
+            student_outputs: `loss`; `list_scores` `(L, 1 + K)`, similarities of each list's right pair (first) and of
+                its hard negatives, over the temperature that the student learned; states and `image_mask` of matched
+                pairs.
             teacher_outputs: `list_scores` `(L, 1 + K)`, matching scores of the same pairs; states or `attentions`.
-            batch: `attention_mask` `(B, T)`, and `is_listed` `(L, 1 + K)` bool, False where a list has no further negative.
+            batch: `attention_mask` `(B, T)`, and `is_listed` `(L, 1 + K)` bool, False where a list has no further
+                negative.
 
         Returns:
-            Scalars in nats: `loss`, and unweighted `contrastive_loss`, `ranking_loss`, `attention_loss` as far as they have a
-            weight.
+            Scalars in nats: `loss`, and unweighted `contrastive_loss`, `ranking_loss`, `attention_loss` as far as they
+            have a weight.
 
         Raises:
             ValueError: an output is missing or has another shape; the message names it.
@@ -163,7 +168,9 @@ def right_first_loss(scores: torch.Tensor, is_listed: torch.Tensor) -> torch.Ten
     return -scores.float().masked_fill(~is_listed, floor).log_softmax(-1)[:, 0].mean()
 
 
-def hardest_negatives(similarities: torch.Tensor, is_allowed: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def hardest_negatives(
+    similarities: torch.Tensor, is_allowed: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The most similar entries of the gallery that a row may be held against.
 
     Args:
@@ -187,7 +194,8 @@ def hardest_negatives(similarities: torch.Tensor, is_allowed: torch.Tensor, coun
     """
     if similarities.shape != is_allowed.shape or similarities.dim() != 2:
         raise ValueError(
-            f"similarities has shape {tuple(similarities.shape)}, is_allowed {tuple(is_allowed.shape)}; both must be (rows, "
+            f"similarities has shape {tuple(similarities.shape)}, is_allowed {tuple(is_allowed.shape)}; both must be "
+            f"(rows, "
             "gallery)."
         )
     if count < 1:
@@ -201,7 +209,8 @@ def _check_lists(is_listed: torch.Tensor, **scores: torch.Tensor) -> None:
     for name, values in scores.items():
         if values.shape != is_listed.shape or values.dim() != 2:
             raise ValueError(
-                f"{name} has shape {tuple(values.shape)}, is_listed {tuple(is_listed.shape)}; both must be (lists, entries)."
+                f"{name} has shape {tuple(values.shape)}, is_listed {tuple(is_listed.shape)}; both must be (lists, "
+                f"entries)."
             )
 
 

@@ -1,7 +1,8 @@
 """Earlier teacher token states, first in, first out: the negatives of the noise-contrastive loss.
 
-What is read and what is written are apart: tokens of a step are collected by `collect` and count as negatives after `write`,
-when the optimizer has made its step. So two micro-batches of four rows see the negatives that one batch of eight sees.
+What is read and what is written are apart: tokens of a step are collected by `collect` and count as negatives after
+`write`, when the optimizer has made its step. So two micro-batches of four rows see the negatives that one batch of
+eight sees.
 """
 
 import torch
@@ -61,7 +62,8 @@ class TokenQueue(nn.Module):
         """Take real tokens of a batch in, those of all processes in their order; every process must call it alike.
 
         Args:
-            tokens: `(M, width)` of this process, padded tokens left out before; M may differ between processes and be 0.
+            tokens: `(M, width)` of this process, padded tokens left out before; M may differ between processes and be
+                0.
 
         Raises:
             ValueError: the width differs.
@@ -92,7 +94,8 @@ class TokenQueue(nn.Module):
 
 
 def gather_tokens(tokens: torch.Tensor) -> torch.Tensor:
-    """Lay the tokens of all processes one below the other, in the order of the processes; alone, return them as they are.
+    """Lay the tokens of all processes one below the other, in the order of the processes; alone, return them as they
+    are.
 
     Args:
         tokens: `(M, width)`, M may differ between processes.

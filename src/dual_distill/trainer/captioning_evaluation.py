@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from dual_distill.data import CaptioningCollator, Task
-from dual_distill.metrics import CaptionScores
+from dual_distill.evaluation import CaptionScores
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ def report_captions(captions: Mapping[int | str, str], references: Mapping[int |
 def _id_column(task: Task) -> str:
     if task.image_id_column is None:
         raise ValueError(
-            f"task {task.name!r} has no image_id_column, by which the captions of an image are known; set it to the column."
+            f"task {task.name!r} has no image_id_column, by which the captions of an image are known; set it to the "
+            f"column."
         )
     return task.image_id_column
 

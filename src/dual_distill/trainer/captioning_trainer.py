@@ -1,7 +1,8 @@
 """Trainers of captioning models: masked words, with a teacher or without, and the reward of what a model writes itself.
 
-What is unusual in self-critical training here: a word is told from a [MASK] in its own place, so the probability of a caption
-of L tokens takes L short texts, each the words before a place and a [MASK]. They go through the model as rows of one batch.
+What is unusual in self-critical training here: a word is told from a [MASK] in its own place, so the probability of a
+caption of L tokens takes L short texts, each the words before a place and a [MASK]. They go through the model as rows
+of one batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dual_distill.data import CaptioningCollator, NumberedRows
-from dual_distill.metrics import CiderReward
+from dual_distill.evaluation import CiderReward
 
 from .captioning_evaluation import caption_texts, captions_by_image, first_rows_of_images
 from .distillation_config import DistillationTrainingArguments
@@ -23,7 +24,8 @@ REFERENCE_ROWS = "reference_rows"
 
 
 class CaptioningTrainer(DistillationTrainer):
-    """Trains a captioning model on masked words: on labels alone, or as a student on what a teacher says of the same words.
+    """Trains a captioning model on masked words: on labels alone, or as a student on what a teacher says of the same
+    words.
 
     Evaluation gives losses; `describe_images` and `report_captions` score what is written.
 
@@ -48,13 +50,16 @@ class CaptioningTrainer(DistillationTrainer):
             args.ddp_find_unused_parameters = True  # the pooler, which no caption passes through
         super().__init__(model, args, **kwargs)
 
-    def prediction_step(self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
         """Compute the loss alone: the logits of every word of the vocabulary would fill the memory."""
         return super().prediction_step(model, inputs, True, ignore_keys)
 
 
 class SelfCriticalTrainer(DistillationTrainer):
-    """Trains a captioning model on the CIDEr of what it writes: a sample is paid by how much it beats the greedy caption.
+    """Trains a captioning model on the CIDEr of what it writes: a sample is paid by how much it beats the greedy
+    caption.
 
     loss = mean over images of -(CIDEr of the sample - CIDEr of the greedy caption) * ln p(sample), words weighed by the
     references of the training rows. Both captions are written in eval mode; the probability has the gradient.
@@ -87,7 +92,8 @@ class SelfCriticalTrainer(DistillationTrainer):
         for name in ("teacher", "eval_dataset"):
             if kwargs.get(name) is not None:
                 raise ValueError(
-                    f"{name} is given, but self-critical training learns from a reward alone; leave it out (report_captions "
+                    f"{name} is given, but self-critical training learns from a reward alone; leave it out "
+                    f"(report_captions "
                     "scores what a model writes)."
                 )
         if args.ddp_find_unused_parameters is None:
@@ -101,7 +107,9 @@ class SelfCriticalTrainer(DistillationTrainer):
         super().__init__(
             model,
             args,
-            data_collator=_ReferenceCollator(data_collator, id_column, {one: place for place, one in enumerate(references)}),
+            data_collator=_ReferenceCollator(
+                data_collator, id_column, {one: place for place, one in enumerate(references)}
+            ),
             train_dataset=rows,
             **kwargs,
         )
@@ -171,7 +179,9 @@ def caption_log_probs(
     ended = (words == config.eos_token_id).long().cumsum(1)
     told = (ended - (words == config.eos_token_id).long()) == 0  # up to the end, which is told as well
     row, place = told.nonzero(as_tuple=True)
-    prefixes = written[row].masked_fill(torch.arange(length, device=written.device) > place[:, None] + 1, config.pad_token_id)
+    prefixes = written[row].masked_fill(
+        torch.arange(length, device=written.device) > place[:, None] + 1, config.pad_token_id
+    )
     asked = place + 1
     prefixes[torch.arange(len(row), device=row.device), asked] = config.mask_token_id
     real = (torch.arange(length, device=written.device) <= asked[:, None]).long()

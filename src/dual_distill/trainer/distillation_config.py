@@ -73,28 +73,36 @@ class DistillationTrainingArguments(TrainingArguments):
         },
     )
     hidden_pooled: bool = field(
-        default=False, metadata={"help": "distillvlm: compare the mean of a row's tokens in place of each token (paper: each)."}
+        default=False,
+        metadata={"help": "distillvlm: compare the mean of a row's tokens in place of each token (paper: each)."},
     )
     queue_size: int = field(
         default=4096, metadata={"help": "distillvlm: teacher token states kept as negatives (paper: 4,096)."}
     )
     nce_temperature: float = field(
-        default=0.07, metadata={"help": "distillvlm: temperature of the noise-contrastive loss (the paper's is not published)."}
+        default=0.07,
+        metadata={"help": "distillvlm: temperature of the noise-contrastive loss (the paper's is not published)."},
     )
     contrastive_weight: float | None = field(
         default=None,
-        metadata={"help": "Pre-training, retrieval: weight of the image-text contrastive loss. Default: the model's, 1."},
+        metadata={
+            "help": "Pre-training, retrieval: weight of the image-text contrastive loss. Default: the model's, 1."
+        },
     )
     matching_weight: float | None = field(
         default=None,
         metadata={"help": "Pre-training: weight of image-text matching. Default: the model's, 1. 0 leaves it out."},
     )
     masked_word_weight: float | None = field(
-        default=None, metadata={"help": "Pre-training: weight of masked words. Default: the model's, 1. 0 leaves them out."}
+        default=None,
+        metadata={"help": "Pre-training: weight of masked words. Default: the model's, 1. 0 leaves them out."},
     )
-    masking_share: float = field(default=0.15, metadata={"help": "Pre-training: share of words that are masked (BERT: 0.15)."})
+    masking_share: float = field(
+        default=0.15, metadata={"help": "Pre-training: share of words that are masked (BERT: 0.15)."}
+    )
     soft_matching_weight: float = field(
-        default=1.0, metadata={"help": "Pre-training: weight of the teacher's verdict on matched and hard pairs. 0: none."}
+        default=1.0,
+        metadata={"help": "Pre-training: weight of the teacher's verdict on matched and hard pairs. 0: none."},
     )
     soft_masked_word_weight: float = field(
         default=1.0, metadata={"help": "Pre-training: weight of the teacher's distribution over masked words. 0: none."}
@@ -118,11 +126,15 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     teacher_cache_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder of the teacher cache; runs of one teacher may share it. Default: OUTPUT_DIR/teacher_cache."},
+        metadata={
+            "help": "Folder of the teacher cache; runs of one teacher may share it. Default: OUTPUT_DIR/teacher_cache."
+        },
     )
     head_learning_rate_factor: float = field(
         default=1.0,
-        metadata={"help": "Learning rate of the head and the shallow interaction over the base rate (recipe: 10 for VQA)."},
+        metadata={
+            "help": "Learning rate of the head and the shallow interaction over the base rate (recipe: 10 for VQA)."
+        },
     )
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW (recipe: 1e-4)."})
@@ -144,13 +156,17 @@ class DistillationTrainingArguments(TrainingArguments):
             raise ValueError(f"method is {self.method!r}; give dide or distillvlm.")
         if self.method == "distillvlm" and self.cache_teacher is not None:
             raise ValueError(
-                f"cache_teacher is {self.cache_teacher!r}, but a cache keeps what dide compares; leave it out for distillvlm."
+                f"cache_teacher is {self.cache_teacher!r}, but a cache keeps what dide compares; leave it out for "
+                f"distillvlm."
             )
         if self.cache_teacher not in (None, *KINDS):
-            raise ValueError(f"cache_teacher is {self.cache_teacher!r}; give one of {', '.join(KINDS)}, or leave it out.")
+            raise ValueError(
+                f"cache_teacher is {self.cache_teacher!r}; give one of {', '.join(KINDS)}, or leave it out."
+            )
         if self.cache_teacher == "logits" and self.attention_weight:
             raise ValueError(
-                f"cache_teacher is 'logits' but attention_weight {self.attention_weight}; cache attention, or set the weight "
+                f"cache_teacher is 'logits' but attention_weight {self.attention_weight}; cache attention, or set the "
+                f"weight "
                 "to 0."
             )
         if not self.head_learning_rate_factor > 0:
@@ -176,7 +192,8 @@ class DistillationTrainingArguments(TrainingArguments):
 
         Args:
             multi_label: whether each answer is a yes-or-no of its own.
-            student: configuration of the student, whose width the projection of distillvlm takes; None: width 1, to check.
+            student: configuration of the student, whose width the projection of distillvlm takes; None: width 1, to
+                check.
             teacher: that of the teacher.
         """
         shared: dict[str, Any] = {
@@ -236,7 +253,8 @@ class DistillationTrainingArguments(TrainingArguments):
                 continue
             if not hasattr(config, name):
                 raise ValueError(
-                    f"{name} is {value}, but a {config.model_type} has no such term; leave it out, or pre-train another model."
+                    f"{name} is {value}, but a {config.model_type} has no such term; leave it out, or pre-train "
+                    f"another model."
                 )
             setattr(config, name, value)
 
@@ -247,7 +265,9 @@ def _layer_map(name: str, given: dict | str | None) -> dict | None:
         try:
             given = json.loads(given)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{name} is {given!r}, which is no JSON ({error}); write it as '{{\"-1\": -1}}'.") from error
+            raise ValueError(
+                f"{name} is {given!r}, which is no JSON ({error}); write it as '{{\"-1\": -1}}'."
+            ) from error
     if given is None:
         return None
     if not isinstance(given, dict):

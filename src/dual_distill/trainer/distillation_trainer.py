@@ -6,7 +6,8 @@ Unusual here:
   eval mode under `no_grad` and the run's own autocast.
 * Training rows that know their number (`NumberedRows`) are told each epoch, which augmentation is drawn from.
 * An objective's own parameters and state (a projection, a queue) are trained, saved and taken up again with the run.
-* An input called `teacher_NAME` is the teacher's alone, which reads it as `NAME`: the same regions in features of its own.
+* An input called `teacher_NAME` is the teacher's alone, which reads it as `NAME`: the same regions in features of its
+own.
 * Each loss term is averaged over the rows since the last log and gathered across processes, in training and evaluation.
 """
 
@@ -23,15 +24,22 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
-from dual_distill.conversion import load_teacher
 from dual_distill.data import NumberedRows, RowEpochCallback
 from dual_distill.hub_cards import PushReport, push_folder, write_card
 from dual_distill.objectives import DiDEObjective, Objective
+from dual_distill.teachers import load_teacher
 
+from .compatibility import check_pair
 from .distillation_config import DistillationTrainingArguments
 from .objective_callback import ObjectiveCallback, load_objective, save_objective
-from .pairing import check_pair
-from .teacher_cache import ROW_KEYS, KeyedCollator, TeacherCache, TeacherCacheCallback, estimate_bytes, teacher_digest
+from .teacher_cache import (
+    ROW_KEYS,
+    KeyedCollator,
+    TeacherCache,
+    TeacherCacheCallback,
+    estimate_bytes,
+    teacher_digest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +53,16 @@ class DistillationTrainer(Trainer):
     Args:
         model: the student, also wrapped by peft; without a teacher, any model with a task head.
         args: a `DistillationTrainingArguments`; its weights describe the objective unless one is given.
-        teacher: a model, or the name of a checkpoint (ours, or a ViLT, which is converted on the way in); frozen in place
-            (`requires_grad_(False)`, `eval()`) and moved to the training device. A foreign teacher must return `logits` and
-            `attentions` of the joint sequence `[text; image CLS; patches]` in raster order.
+        teacher: a model, or the name of a checkpoint (ours, or a ViLT, which is converted on the way in); frozen in
+            place (`requires_grad_(False)`, `eval()`) and moved to the training device. A foreign teacher must return
+            `logits` and `attentions` of the joint sequence `[text; image CLS; patches]` in raster order.
         objective: what is compared; None: `args.make_objective()` when there is a teacher.
         **kwargs: as for `transformers.Trainer`; `processing_class` is saved with every checkpoint.
 
     Raises:
         ValueError: an objective without a teacher, or a pair that cannot be compared (vocabulary, patch grid, answers,
-            heads, layers); or a collator that augments rows of a training set that is no `NumberedRows`, which it would pass
-            over. Said before the first step.
+            heads, layers); or a collator that augments rows of a training set that is no `NumberedRows`, which it would
+            pass over. Said before the first step.
 
     References:
         Wang et al., EMNLP 2022, arXiv 2112.08723.
@@ -74,14 +82,17 @@ class DistillationTrainer(Trainer):
         **kwargs: Any,
     ):
         if teacher is None and objective is not None:
-            raise ValueError("an objective was given without a teacher; give teacher= as well, or leave objective= out.")
+            raise ValueError(
+                "an objective was given without a teacher; give teacher= as well, or leave objective= out."
+            )
         taught_by = load_teacher(teacher).model if isinstance(teacher, str | Path) else teacher
         super().__init__(model=model, args=args, **kwargs)
         if isinstance(self.train_dataset, NumberedRows):
             self.add_callback(RowEpochCallback())
         elif self.train_dataset is not None and getattr(self.data_collator, "augmentation", None) is not None:
             raise ValueError(
-                "the collator has an augmentation, which is drawn from a row's number and epoch, but train_dataset is a "
+                "the collator has an augmentation, which is drawn from a row's number and epoch, but train_dataset is "
+                "a "
                 f"{type(self.train_dataset).__name__} without them; give NumberedRows(train_dataset)."
             )
         self.teacher: nn.Module | None = taught_by
@@ -164,7 +175,8 @@ class DistillationTrainer(Trainer):
             return
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
-                f"a {type(objective).__name__} has parameters of its own, which are not sharded with the student; train it "
+                f"a {type(objective).__name__} has parameters of its own, which are not sharded with the student; "
+                f"train it "
                 "with DistributedDataParallel (torchrun, or accelerate launch without FSDP and DeepSpeed)."
             )
 
@@ -201,7 +213,9 @@ class DistillationTrainer(Trainer):
         assert self.objective is not None
         # Hard labels are kept from a student that does not learn from them: the objective names every term.
         hidden = {ROW_KEYS} if self.objective.label_weight else {ROW_KEYS, "labels"}
-        seen = {name: value for name, value in inputs.items() if name not in hidden and not name.startswith(TEACHER_PREFIX)}
+        seen = {
+            name: value for name, value in inputs.items() if name not in hidden and not name.startswith(TEACHER_PREFIX)
+        }
         return model(**seen, **self._student_requests)
 
     def _ask_teacher(self, inputs: Mapping[str, torch.Tensor], student_outputs: Any) -> Any:
@@ -212,7 +226,11 @@ class DistillationTrainer(Trainer):
             student_outputs: of the whole batch, for teachers that are asked about what the student found.
         """
         assert self.teacher is not None
-        own = {name.removeprefix(TEACHER_PREFIX): value for name, value in inputs.items() if name.startswith(TEACHER_PREFIX)}
+        own = {
+            name.removeprefix(TEACHER_PREFIX): value
+            for name, value in inputs.items()
+            if name.startswith(TEACHER_PREFIX)
+        }
         shared = {
             name: value
             for name, value in inputs.items()
@@ -285,7 +303,8 @@ class DistillationTrainer(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> PushReport | None:
-        """Save, then push model, processor and card in one commit, and nothing else; None on other processes than the first.
+        """Save, then push model, processor and card in one commit, and nothing else; None on other processes than the
+        first.
 
         Args:
             commit_message: of the commit.

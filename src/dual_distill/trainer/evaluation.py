@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, PreTrainedModel
 
 from dual_distill.data import DistillationCollator, Task
-from dual_distill.metrics import (
+from dual_distill.evaluation import (
     FEWEST_ANSWERS,
+    RECALL_AT,
     VQAScore,
     accuracy_by_group,
     consistency,
@@ -22,7 +23,6 @@ from dual_distill.metrics import (
     retrieval_recall,
     text_only_baseline,
 )
-from dual_distill.metrics.retrieval import RECALL_AT
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class EvaluationReport:
         text_only: accuracy (VQA score, where there is one) of the better text-only reader; None without training rows.
         text_only_method: which reader that was.
         majority: the same of the most frequent training answer; None without training rows.
-        vqa_score: the official VQA score, where four people or more answered each question; None elsewhere. `accuracy` is
-            then against the most common of their answers.
+        vqa_score: the official VQA score, where four people or more answered each question; None elsewhere. `accuracy`
+            is then against the most common of their answers.
         vqa_score_by_group: the same for each value of the task's group column.
     """
 
@@ -60,9 +60,9 @@ class EvaluationReport:
 def accuracy_of_logits(prediction: EvalPrediction) -> dict[str, float]:
     """Return how right predicted classes `(B,)` are, as Trainer's `compute_metrics`.
 
-    Against `label_ids` `(B,)` the accuracy; a label of -100 (an answer that the vocabulary lacks) counts as wrong. Against
-    soft scores `(B, labels)` the mean score of the predicted answers, `soft_accuracy`: unlike the official VQA score over the
-    vocabulary's answers and by the scores that are trained on. `evaluate` computes the official score.
+    Against `label_ids` `(B,)` the accuracy; a label of -100 (an answer that the vocabulary lacks) counts as wrong.
+    Against soft scores `(B, labels)` the mean score of the predicted answers, `soft_accuracy`: unlike the official VQA
+    score over the vocabulary's answers and by the scores that are trained on. `evaluate` computes the official score.
 
     Example:
         >>> accuracy_of_logits(EvalPrediction(np.array([1, 0]), np.array([1, -100])))
@@ -80,11 +80,12 @@ def recall_of_vectors(prediction: EvalPrediction) -> dict[str, float]:
     """Return recall@1, @5 and @10 both ways over a whole split, as Trainer's `compute_metrics` of retrieval.
 
     Args:
-        prediction: `predictions` `(texts (B, P), images (B, P))` of length 1, a row a pair; `label_ids` `(B,)`, equal for equal
-            images, of which the gallery holds one.
+        prediction: `predictions` `(texts (B, P), images (B, P))` of length 1, a row a pair; `label_ids` `(B,)`, equal
+            for equal images, of which the gallery holds one.
 
     Returns:
-        `text_to_image_recall@1` to `@10` and `image_to_text_recall@1` to `@10`, and their mean, `mean_recall`, all in [0, 1].
+        `text_to_image_recall@1` to `@10` and `image_to_text_recall@1` to `@10`, and their mean, `mean_recall`, all in
+        [0, 1].
 
     Example:
         >>> texts, images = np.eye(3)[[0, 1, 1]], np.eye(3)[[0, 0, 1]]
@@ -95,7 +96,9 @@ def recall_of_vectors(prediction: EvalPrediction) -> dict[str, float]:
     texts, images = (torch.as_tensor(np.asarray(vectors)) for vectors in prediction.predictions)
     _, first, image_of_caption = np.unique(np.asarray(prediction.label_ids), return_index=True, return_inverse=True)
     both = retrieval_recall(images[first] @ texts.T, image_of_caption.reshape(-1).tolist())
-    found = {f"{way}_recall@{k}": float(both[way][f"recall@{k}"]) for way in sorted(both, reverse=True) for k in RECALL_AT}
+    found = {
+        f"{way}_recall@{k}": float(both[way][f"recall@{k}"]) for way in sorted(both, reverse=True) for k in RECALL_AT
+    }
     return {**found, "mean_recall": sum(found.values()) / len(found)}
 
 
@@ -143,7 +146,9 @@ def report_answers(
     """
     label_column = task.label_column
     if label_column is None:
-        raise ValueError(f"task {task.name!r} has pairs and no labels to hold answers against; choose a task with answers.")
+        raise ValueError(
+            f"task {task.name!r} has pairs and no labels to hold answers against; choose a task with answers."
+        )
     labels = [str(label) for label in dataset[label_column]]
     is_right = [answer == label for answer, label in zip(answers, labels, strict=True)]
     groups = list(dataset[task.group_column]) if task.group_column else None

@@ -1,6 +1,8 @@
-"""What an objective with parameters or a queue needs of a run: its gradients over all processes, and the end of each step.
+"""What an objective with parameters or a queue needs of a run: its gradients over all processes, and the end of each
+step.
 
-The objective is no part of the student, so neither DistributedDataParallel nor Trainer's `model.zero_grad()` reaches it.
+The objective is no part of the student, so neither DistributedDataParallel nor Trainer's `model.zero_grad()` reaches
+it.
 """
 
 from pathlib import Path
@@ -69,7 +71,8 @@ def load_objective(objective: Objective, folder: str | Path) -> None:
     file = Path(folder, OBJECTIVE_FILE)
     if not file.is_file():
         raise ValueError(
-            f"{str(folder)!r} holds no {OBJECTIVE_FILE}, but the objective has a state (a queue, a projection) to take up; "
+            f"{str(folder)!r} holds no {OBJECTIVE_FILE}, but the objective has a state (a queue, a projection) to "
+            f"take up; "
             "resume from a checkpoint of the same method, or start anew in another output_dir."
         )
     try:
@@ -80,7 +83,8 @@ def load_objective(objective: Objective, folder: str | Path) -> None:
         there, here = (None if name not in state else tuple(state[name].shape) for state in (found, own))
         if there != here:
             raise ValueError(
-                f"{str(file)!r} has {name} of shape {there}, the objective of this run {here}; resume with the settings that "
+                f"{str(file)!r} has {name} of shape {there}, the objective of this run {here}; resume with the "
+                f"settings that "
                 "the checkpoint was written with."
             )
     objective.load_state_dict(found)

@@ -1,11 +1,13 @@
-"""Pre-training on image-text pairs: a model's own three losses, and what a frozen fusion encoder shows on the same pairs.
+"""Pre-training on image-text pairs: a model's own three losses, and what a frozen fusion encoder shows on the same
+pairs.
 
 Unusual here:
 
-* The student's forward pass draws the hard negatives, out of the rows of all processes. The teacher is asked about the very
+* The student's forward pass draws the hard negatives, out of the rows of all processes. The teacher is asked about the
+very
   same pairs afterwards, so it can only give soft labels to what the student found hard.
-* The teacher runs up to four times a step: on clean matched pairs, on both kinds of drawn pairs, and on masked texts. A pass
-  that no weight asks for does not happen.
+* The teacher runs up to four times a step: on clean matched pairs, on both kinds of drawn pairs, and on masked texts. A
+  pass that no weight asks for does not happen.
 """
 
 from collections.abc import Mapping
@@ -17,34 +19,35 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dual_distill.conversion import load_teacher
-from dual_distill.modeling.modeling_fusion_encoder_pretraining import FusionEncoderForPreTraining
-from dual_distill.modeling.modeling_pretraining_losses import (
+from dual_distill.modeling import (
+    FusionEncoderForPreTraining,
     allowed_negatives,
     gather_pair_ids,
     gather_rows,
     pair_similarities,
 )
 from dual_distill.objectives import PreTrainingObjective, hard_terms
+from dual_distill.teachers import load_teacher
 
 from .distillation_config import DistillationTrainingArguments
-from .pair_trainer import IMAGE_INPUTS, TEXT_INPUTS, PairTrainer, pair_inputs
+from .image_text_trainer import IMAGE_INPUTS, TEXT_INPUTS, PairTrainer, pair_inputs
 
 
 class PreTrainingTrainer(PairTrainer):
-    """Pre-trains a fusion encoder or a dual encoder on pairs, a dual encoder with a frozen fusion encoder beside it if given.
+    """Pre-trains a fusion encoder or a dual encoder on pairs, a dual encoder with a frozen fusion encoder beside it if
+    given.
 
     Args:
-        model: `FusionEncoderForPreTraining` or `DualEncoderForPreTraining`. The hard terms' weights that `args` holds are
-            written into its configuration.
+        model: `FusionEncoderForPreTraining` or `DualEncoderForPreTraining`. The hard terms' weights that `args` holds
+            are written into its configuration.
         args: a `DistillationTrainingArguments`.
         teacher: a `FusionEncoderForPreTraining`, or the name of a checkpoint of one; frozen in place.
         objective: what is compared; None: `args.make_pretraining_objective()` when there is a teacher.
         **kwargs: as for `PairTrainer`; batches are those of `PreTrainingCollator`.
 
     Raises:
-        ValueError: a teacher that no weight asks for anything, a cache for it (its pairs and masked words are new in every
-            step), a contrastive weight for a fusion encoder, or a pair that cannot be compared.
+        ValueError: a teacher that no weight asks for anything, a cache for it (its pairs and masked words are new in
+            every step), a contrastive weight for a fusion encoder, or a pair that cannot be compared.
 
     References:
         Wang et al., EMNLP 2022, arXiv 2112.08723; its pre-training half was not released.
@@ -78,7 +81,8 @@ class PreTrainingTrainer(PairTrainer):
             )
         if not objective.needs_teacher:
             raise ValueError(
-                "a teacher was given, but attention_weight, soft_matching_weight and soft_masked_word_weight are 0; give one "
+                "a teacher was given, but attention_weight, soft_matching_weight and soft_masked_word_weight are 0; "
+                "give one "
                 "of them, or leave the teacher out."
             )
         models = (("student", self.accelerator.unwrap_model(self.model)), ("teacher", self.teacher))
@@ -86,7 +90,8 @@ class PreTrainingTrainer(PairTrainer):
             for term in ("matching", "masked_word"):
                 if getattr(objective, f"soft_{term}_weight") and not getattr(model.config, f"{term}_weight"):
                     raise ValueError(
-                        f"soft_{term}_weight is above 0, but the {role}'s configuration has {term}_weight 0 and computes no "
+                        f"soft_{term}_weight is above 0, but the {role}'s configuration has {term}_weight 0 and "
+                        f"computes no "
                         f"logits to compare; give it a {term}_weight, or set soft_{term}_weight to 0."
                     )
 
@@ -101,13 +106,18 @@ class PreTrainingTrainer(PairTrainer):
         if self.objective is None:
             outputs = model(**inputs)
             if outputs.loss is None:
-                raise ValueError("every term of pre-training has weight 0, so there is nothing to learn; give one a weight.")
+                raise ValueError(
+                    "every term of pre-training has weight 0, so there is nothing to learn; give one a weight."
+                )
             losses = {**hard_terms(outputs), "loss": outputs.loss}
         else:
             outputs = self._ask_student(model, inputs)
             losses = self.objective(outputs, self._ask_teacher(inputs, outputs), inputs)
         if not model.training and getattr(outputs, "text_features", None) is not None:
-            losses = {**losses, "in_batch_recall": in_batch_recall(outputs.text_features, outputs.image_features, inputs)}
+            losses = {
+                **losses,
+                "in_batch_recall": in_batch_recall(outputs.text_features, outputs.image_features, inputs),
+            }
         self._note_terms(losses, len(inputs["input_ids"]))
         return (losses["loss"], {}) if return_outputs else losses["loss"]
 
@@ -119,8 +129,8 @@ class PreTrainingTrainer(PairTrainer):
             student_outputs: `negative_image_rows`, `negative_text_rows` `(B,)`, -1 = none.
 
         Returns:
-            As far as the objective asks: states (or attentions) of the matched pairs, `matching_logits` `(3 * B, 2)` of the
-            student's pairs in its order, `masked_word_logits` `(B, T, V)`.
+            As far as the objective asks: states (or attentions) of the matched pairs, `matching_logits` `(3 * B, 2)` of
+            the student's pairs in its order, `masked_word_logits` `(B, T, V)`.
         """
         objective: Any = self.objective
         answers = SimpleNamespace()
@@ -152,7 +162,10 @@ class PreTrainingTrainer(PairTrainer):
         with torch.no_grad():
             gallery = {name: gather_rows(tensor) for name, tensor in pairs.items()}
         # A place without a drawn pair (-1) is filled with the first row: its label says that it does not count.
-        images, texts = student_outputs.negative_image_rows.clamp(min=0), student_outputs.negative_text_rows.clamp(min=0)
+        images, texts = (
+            student_outputs.negative_image_rows.clamp(min=0),
+            student_outputs.negative_text_rows.clamp(min=0),
+        )
         own_text = {name: pairs[name] for name in TEXT_INPUTS if name in pairs}
         own_images = {name: pairs[name] for name in IMAGE_INPUTS if name in pairs}
         return (
@@ -165,9 +178,11 @@ class PreTrainingTrainer(PairTrainer):
 def in_batch_recall(
     text_features: torch.Tensor, image_features: torch.Tensor, inputs: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
-    """Share of texts and images that are nearest to their own partner in the batch of all processes, a scalar in [0, 1].
+    """Share of texts and images that are nearest to their own partner in the batch of all processes, a scalar in [0,
+    1].
 
-    What equals the partner is not held against it; a tie with another counts as not found. It depends on the size of the batch.
+    What equals the partner is not held against it; a tie with another counts as not found. It depends on the size of
+    the batch.
 
     Args:
         text_features: `(B, P)` of length 1.

@@ -1,10 +1,12 @@
-"""Fine-tuning on image-text retrieval: a contrastive dual encoder that a fusion encoder teaches to rank, or that teacher.
+"""Fine-tuning on image-text retrieval: a contrastive dual encoder that a fusion encoder teaches to rank, or that
+teacher.
 
 Unusual here:
 
-* A teacher is asked about few pairs: the matched ones, and for each text (and each image) those of the batch of all processes
-  that the student finds hardest. Everything else in the batch is left to the contrastive loss.
-* A fusion encoder has no similarities to choose by and no contrastive loss. It learns to put each text's own image first among
+* A teacher is asked about few pairs: the matched ones, and for each text (and each image) those of the batch of all
+  processes that the student finds hardest. Everything else in the batch is left to the contrastive loss.
+* A fusion encoder has no similarities to choose by and no contrastive loss. It learns to put each text's own image
+first among
   drawn ones, and each image's own text; all pairs go through it in one forward pass.
 """
 
@@ -17,10 +19,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dual_distill.conversion import load_teacher
-from dual_distill.modeling import FusionEncoderConfig, FusionEncoderForImageTextRetrieval
-from dual_distill.modeling.modeling_fusion_encoder_pretraining import FusionEncoderForPreTraining
-from dual_distill.modeling.modeling_pretraining_losses import (
+from dual_distill.modeling import (
+    FusionEncoderConfig,
+    FusionEncoderForImageTextRetrieval,
+    FusionEncoderForPreTraining,
     PairIds,
     allowed_negatives,
     gather_pair_ids,
@@ -28,9 +30,10 @@ from dual_distill.modeling.modeling_pretraining_losses import (
     pair_similarities,
 )
 from dual_distill.objectives import RankingObjective, hardest_negatives, right_first_loss
+from dual_distill.teachers import load_teacher
 
 from .distillation_config import DistillationTrainingArguments
-from .pair_trainer import IMAGE_INPUTS, TEXT_INPUTS, PairTrainer, pair_inputs
+from .image_text_trainer import IMAGE_INPUTS, TEXT_INPUTS, PairTrainer, pair_inputs
 
 
 class Lists(NamedTuple):
@@ -53,8 +56,8 @@ class RetrievalTrainer(PairTrainer):
     Args:
         model: `DualEncoderForImageTextRetrieval`, or `FusionEncoderForImageTextRetrieval` (without a teacher).
         args: a `DistillationTrainingArguments`.
-        teacher: a `FusionEncoderForImageTextRetrieval`, or a `FusionEncoderForPreTraining`, whose matching score is taken; or
-            the name of a checkpoint of one; frozen in place.
+        teacher: a `FusionEncoderForImageTextRetrieval`, or a `FusionEncoderForPreTraining`, whose matching score is
+            taken; or the name of a checkpoint of one; frozen in place.
         objective: what is compared; None: `args.make_ranking_objective()` when there is a teacher.
         **kwargs: as for `PairTrainer`; batches are those of `PreTrainingCollator` without masking.
 
@@ -78,7 +81,8 @@ class RetrievalTrainer(PairTrainer):
         self.is_fusion = config.model_type == FusionEncoderConfig.model_type
         if teacher is not None and self.is_fusion:
             raise ValueError(
-                "a teacher was given for a fusion encoder, which learns retrieval from the pairs alone; leave the teacher out, "
+                "a teacher was given for a fusion encoder, which learns retrieval from the pairs alone; leave the "
+                "teacher out, "
                 "or train a dual encoder."
             )
         if isinstance(teacher, str | Path):
@@ -96,12 +100,14 @@ class RetrievalTrainer(PairTrainer):
         super()._check_objective(objective)
         if not isinstance(self.teacher, FusionEncoderForImageTextRetrieval | FusionEncoderForPreTraining):
             raise ValueError(
-                f"the teacher is a {type(self.teacher).__name__}, which scores no pairs; give a fusion encoder with head "
+                f"the teacher is a {type(self.teacher).__name__}, which scores no pairs; give a fusion encoder with "
+                f"head "
                 "image_text_retrieval or pretraining."
             )
         if not objective.needs_teacher:
             raise ValueError(
-                "a teacher was given, but ranking_weight and attention_weight are 0; give one of them, or leave the teacher "
+                "a teacher was given, but ranking_weight and attention_weight are 0; give one of them, or leave the "
+                "teacher "
                 "out."
             )
 
@@ -174,7 +180,10 @@ class RetrievalTrainer(PairTrainer):
             gallery = {name: gather_rows(tensor) for name, tensor in pair_inputs(inputs).items()}
         num_negatives, own = lists.image_rows.shape[1], ids.own_rows
         again = own.repeat_interleave(num_negatives)
-        texts, images = torch.cat([own, again, lists.text_rows.flatten()]), torch.cat([own, lists.image_rows.flatten(), again])
+        texts, images = (
+            torch.cat([own, again, lists.text_rows.flatten()]),
+            torch.cat([own, lists.image_rows.flatten(), again]),
+        )
         pairs = {name: gallery[name][texts if name in TEXT_INPUTS else images] for name in gallery}
         scores = pair_scores(model(**pairs))
         matched, of_texts, of_images = scores.split([len(own), len(again), len(again)])

@@ -1,12 +1,13 @@
 """What a frozen teacher says about a row, kept on disk: later epochs, and later students, do not ask it again.
 
 A row is known by its content: a hash of the word pieces and pixels that the teacher reads, without padding. So another
-picture, text, resizing or augmentation is another row, never a wrong hit. What content cannot tell (teacher, layers, kind,
-transform, seed) stands in `cache.json`; a folder that was written with anything else is refused, naming the difference.
+picture, text, resizing or augmentation is another row, never a wrong hit. What content cannot tell (teacher, layers,
+kind, transform, seed) stands in `cache.json`; a folder that was written with anything else is refused, naming the
+difference.
 
-Attention is kept as cross-modal scores of the real tokens in float16, each query's largest at 0, where float16 is finest:
-for short texts a fraction of queries and keys. What was just computed is handed out through the same rounding, so that
-the loss of a row does not depend on whether it was cached.
+Attention is kept as cross-modal scores of the real tokens in float16, each query's largest at 0, where float16 is
+finest: for short texts a fraction of queries and keys. What was just computed is handed out through the same rounding,
+so that the loss of a row does not depend on whether it was cached.
 """
 
 import hashlib
@@ -194,8 +195,10 @@ class TeacherCache:
         free = shutil.disk_usage(self.folder).free
         if estimated_bytes - held > free:
             raise ValueError(
-                f"the teacher cache will take about {estimated_bytes / 1e9:.1f} GB, of which {held / 1e9:.1f} GB are there, "
-                f"but {str(self.folder)!r} has {free / 1e9:.1f} GB left; cache logits alone, fewer layers, or give another "
+                f"the teacher cache will take about {estimated_bytes / 1e9:.1f} GB, of which {held / 1e9:.1f} GB are "
+                f"there, "
+                f"but {str(self.folder)!r} has {free / 1e9:.1f} GB left; cache logits alone, fewer layers, or give "
+                f"another "
                 "disk."
             )
 
@@ -208,7 +211,8 @@ class TeacherCache:
             objective: says which layers are kept.
 
         Raises:
-            ValueError: the objective compares attention but the cache holds logits, or a kept row does not fit the batch.
+            ValueError: the objective compares attention but the cache holds logits, or a kept row does not fit the
+            batch.
         """
         if objective.attention_weight and self.kind != "attention":
             raise ValueError(
@@ -218,7 +222,9 @@ class TeacherCache:
         rows = {name: value for name, value in batch.items() if name not in (ROW_KEYS, "labels")}
         keys = batch[ROW_KEYS] if ROW_KEYS in batch else row_keys(rows)
         names = [bytes(key.tolist()).hex() for key in keys.cpu()]
-        missing = {name: place for place, name in enumerate(names) if name not in self._where and name not in self._waiting}
+        missing = {
+            name: place for place, name in enumerate(names) if name not in self._where and name not in self._waiting
+        }
         if missing:
             places = torch.tensor(list(missing.values()), device=rows["input_ids"].device)
             part = {name: value[places] for name, value in rows.items()}
@@ -233,7 +239,9 @@ class TeacherCache:
     def flush(self) -> None:
         """Write the rows that wait, as one file that appears whole; call it at the end and with each checkpoint."""
         if self._waiting:
-            mine = [int(file.stem.rsplit("-", 1)[1]) for file in self.folder.glob(f"rows-{self.rank:03d}-*.safetensors")]
+            mine = [
+                int(file.stem.rsplit("-", 1)[1]) for file in self.folder.glob(f"rows-{self.rank:03d}-*.safetensors")
+            ]
             file = self.folder / f"rows-{self.rank:03d}-{max(mine, default=-1) + 1:06d}.safetensors"
             aside = file.with_suffix(".part")
             tensors = {f"{name}/{part}": value for name, row in self._waiting.items() for part, value in row.items()}
@@ -263,9 +271,12 @@ class TeacherCache:
             found = json.loads(manifest.read_text(encoding="utf-8"))
             unequal = [key for key in sorted({*found, *settings}) if found.get(key) != settings.get(key)]
             if unequal:
-                differences = "; ".join(f"{key}: {found.get(key)!r} there, {settings.get(key)!r} now" for key in unequal)
+                differences = "; ".join(
+                    f"{key}: {found.get(key)!r} there, {settings.get(key)!r} now" for key in unequal
+                )
                 raise ValueError(
-                    f"the teacher cache {str(self.folder)!r} was written with other settings ({differences}); give another "
+                    f"the teacher cache {str(self.folder)!r} was written with other settings ({differences}); give "
+                    f"another "
                     "folder, or the settings of this one."
                 )
             return
@@ -306,7 +317,8 @@ class TeacherCache:
             tensor: torch.Tensor = self._files[self._where[name]].get_tensor(f"{name}/{part}")
         except SafetensorError as error:
             raise ValueError(
-                f"{str(self._where[name])!r} of the teacher cache lacks {part} of a row ({error}); delete this file, its rows "
+                f"{str(self._where[name])!r} of the teacher cache lacks {part} of a row ({error}); delete this file, "
+                f"its rows "
                 "are computed anew."
             ) from error
         return tensor
@@ -336,7 +348,9 @@ class TeacherCache:
                         )
                     place = row * images + image
                     to_image[place, :, text[:, None], real] = block.float()
-                    to_text[place, :, real[:, None], text] = self._tensor(name, f"{layer}.{image}.image_to_text").float()
+                    to_text[place, :, real[:, None], text] = self._tensor(
+                        name, f"{layer}.{image}.image_to_text"
+                    ).float()
             layers.append((to_image.to(device), to_text.to(device)))
         return CachedTeacherOutputs(logits, layers)
 

@@ -1,0 +1,1 @@
+"""Rows of a task become a batch."""

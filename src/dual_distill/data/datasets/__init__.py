@@ -1,0 +1,1 @@
+"""Readers of official files, custom tables, generated scenes."""

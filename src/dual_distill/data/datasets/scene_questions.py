@@ -1,0 +1,281 @@
+"""Questions about generated scenes: six types, one unambiguous answer each, answers as flat as the scenes allow.
+
+A question is first a *key*, such as `("relation_colour", "left of", "red circle")`, and its answer; only then a
+sentence, one of a few paraphrases. Among all keys that fit a scene, the writer takes the answer it has given least
+often so far, and for it the key it has used least often, so that reading a question tells almost nothing about its
+answer: the picture has to be looked at.
+
+Meaning of the words: "the thing left of X" is in the neighbouring cell in X's row, "the thing above X" in the
+neighbouring cell in X's column, and "the thing next to X" is the only one in the up to four neighbouring cells. X is
+always the only thing of its colour and shape in the picture.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+COLOURS = ("red", "green", "blue", "yellow")
+SHAPES = ("circle", "square", "triangle")
+QUESTION_TYPES = ("exist", "count", "colour", "shape", "relation", "comparison")
+MAX_OBJECTS = 6
+"""Most shapes in one scene, and so the largest number that is an answer."""
+
+_PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles"}
+STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+CORNERS = {"top left": (0, 0), "top right": (0, -1), "bottom left": (-1, 0), "bottom right": (-1, -1)}
+
+# form -> paraphrases. {0} and {1} are noun phrases written by the form's finder.
+_SENTENCES = {
+    "exist": ("is there a {0} in the picture?", "does the picture show a {0}?", "do you see a {0}?"),
+    "count": ("how many {0} are there?", "how many {0} does the picture show?", "what is the number of {0}?"),
+    "colour": ("what colour is the {0}?", "which colour does the {0} have?", "what is the colour of the {0}?"),
+    "shape": ("what shape is the {0}?", "which shape does the {0} have?", "what is the shape of the {0}?"),
+    "relation_colour": ("what colour is the thing {0} the {1}?", "which colour does the thing {0} the {1} have?"),
+    "relation_shape": ("what shape is the thing {0} the {1}?", "which shape does the thing {0} the {1} have?"),
+    "more": ("are there more {0} than {1}?", "does the picture show more {0} than {1}?"),
+    "fewer": ("are there fewer {0} than {1}?", "does the picture show fewer {0} than {1}?"),
+    "same": ("are there as many {0} as {1}?", "does the picture show as many {0} as {1}?"),
+}
+
+
+class SceneObject(NamedTuple):
+    """One coloured shape and its cell, rows and columns counted from 0 at the top left."""
+
+    shape: str
+    colour: str
+    row: int
+    column: int
+
+
+class Question(NamedTuple):
+    """A question text, its answer and its type (one of `QUESTION_TYPES`)."""
+
+    text: str
+    answer: str
+    question_type: str
+
+
+class _Candidate(NamedTuple):
+    form: str
+    words: tuple[str, ...]
+    answer: str
+
+
+class SceneQuestionWriter:
+    """Writes questions about one scene after another and keeps their answers balanced.
+
+    Args:
+        rng: source of paraphrases and ties; the same state gives the same questions.
+        cells: rows and columns of the grid.
+
+    Example:
+        >>> writer = SceneQuestionWriter(random.Random(0), cells=3)
+        >>> scene = (SceneObject("circle", "red", 0, 0), SceneObject("square", "blue", 0, 1))
+        >>> writer.write(scene, "exist", asked=set()).question_type
+        'exist'
+    """
+
+    def __init__(self, rng: random.Random, cells: int) -> None:
+        self._rng = rng
+        self._cells = cells
+        self._answers: Counter[tuple[Finder, str, str]] = Counter()
+        self._written: Counter[_Candidate] = Counter()
+
+    def write(self, scene: tuple[SceneObject, ...], question_type: str, asked: set[tuple[str, ...]]) -> Question | None:
+        """One question of a type about a scene, with the answer and then the key least often used so far.
+
+        Args:
+            scene: the shapes of the picture, each in a cell of its own.
+            question_type: one of `QUESTION_TYPES`.
+            asked: keys already used for this scene; the new key is added.
+
+        Returns:
+            The question, or None where this scene allows no further question of the type.
+        """
+        finders = list(_FINDERS[question_type])
+        # A form is drawn before the answer, so that the form does not betray the answer.
+        first = self._rng.choices(range(len(finders)), weights=[weight for _, weight in finders])[0]
+        finders.insert(0, finders.pop(first))
+        for find, _ in finders:
+            candidates = [c for c in find(scene, self._cells) if (c.form, *c.words) not in asked]
+            if candidates:
+                break
+        else:
+            return None
+        chosen = min(
+            candidates,
+            key=lambda c: (self._answers[find, c.form, c.answer], self._written[c], self._rng.random()),
+        )
+        self._answers[find, chosen.form, chosen.answer] += 1
+        self._written[chosen] += 1
+        asked.add((chosen.form, *chosen.words))
+        sentence = self._rng.choice(_SENTENCES[chosen.form])
+        return Question(sentence.format(*chosen.words), chosen.answer, question_type)
+
+
+def possible_answers() -> list[str]:
+    """Every answer a scene question can have, sorted.
+
+    Example:
+        >>> possible_answers()[:8]
+        ['0', '1', '2', '3', '4', '5', '6', 'blue']
+    """
+    return sorted({"yes", "no", *COLOURS, *SHAPES, *(str(number) for number in range(MAX_OBJECTS + 1))})
+
+
+Scene = tuple[SceneObject, ...]
+Finder = Callable[[Scene, int], Iterator[_Candidate]]
+
+
+def _yes_no(truth: bool) -> str:
+    return "yes" if truth else "no"
+
+
+def _exist_pair(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    present = {(item.colour, item.shape) for item in scene}
+    colours, shapes = {colour for colour, _ in present}, {shape for _, shape in present}
+    for colour in COLOURS:
+        for shape in SHAPES:
+            # A "no" is only asked where colour and shape are both there, on different things.
+            if colour in colours and shape in shapes:
+                yield _Candidate("exist", (f"{colour} {shape}",), _yes_no((colour, shape) in present))
+
+
+def _exist_colour(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    present = {item.colour for item in scene}
+    for colour in COLOURS:
+        yield _Candidate("exist", (f"{colour} shape",), _yes_no(colour in present))
+
+
+def _exist_shape(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    present = {item.shape for item in scene}
+    for shape in SHAPES:
+        yield _Candidate("exist", (shape,), _yes_no(shape in present))
+
+
+def _count_colour(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    for noun, number in _colour_counts(scene):
+        yield _Candidate("count", (noun,), str(number))
+
+
+def _count_shape(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    for noun, number in _shape_counts(scene):
+        yield _Candidate("count", (noun,), str(number))
+
+
+def _count_all(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    yield _Candidate("count", ("shapes",), str(len(scene)))
+
+
+def _colour_of_unique(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    counts = Counter(item.shape for item in scene)
+    for item in scene:
+        if counts[item.shape] == 1:
+            yield _Candidate("colour", (item.shape,), item.colour)
+
+
+def _colour_in_corner(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    for corner, item in _in_corners(scene, cells):
+        yield _Candidate("colour", (f"thing in the {corner} corner",), item.colour)
+
+
+def _shape_of_unique(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    counts = Counter(item.colour for item in scene)
+    for item in scene:
+        if counts[item.colour] == 1:
+            yield _Candidate("shape", (f"{item.colour} thing",), item.shape)
+
+
+def _shape_in_corner(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    for corner, item in _in_corners(scene, cells):
+        yield _Candidate("shape", (f"thing in the {corner} corner",), item.shape)
+
+
+def _relation_colour(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    for direction, anchor, neighbour in _neighbours(scene):
+        yield _Candidate("relation_colour", (direction, f"{anchor.colour} {anchor.shape}"), neighbour.colour)
+
+
+def _relation_shape(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    for direction, anchor, neighbour in _neighbours(scene):
+        yield _Candidate("relation_shape", (direction, f"{anchor.colour} {anchor.shape}"), neighbour.shape)
+
+
+def _next_to_colour(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    for anchor, neighbour in _only_neighbours(scene):
+        yield _Candidate("relation_colour", ("next to", f"{anchor.colour} {anchor.shape}"), neighbour.colour)
+
+
+def _next_to_shape(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    for anchor, neighbour in _only_neighbours(scene):
+        yield _Candidate("relation_shape", ("next to", f"{anchor.colour} {anchor.shape}"), neighbour.shape)
+
+
+def _comparisons(counts: list[tuple[str, int]]) -> Iterator[_Candidate]:
+    for first, first_count in counts:
+        for second, second_count in counts:
+            if first != second and first_count + second_count > 0:
+                yield _Candidate("more", (first, second), _yes_no(first_count > second_count))
+                yield _Candidate("fewer", (first, second), _yes_no(first_count < second_count))
+                yield _Candidate("same", (first, second), _yes_no(first_count == second_count))
+
+
+def _compare_colours(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    return _comparisons(_colour_counts(scene))
+
+
+def _compare_shapes(scene: Scene, cells: int) -> Iterator[_Candidate]:
+    return _comparisons(_shape_counts(scene))
+
+
+def _colour_counts(scene: Scene) -> list[tuple[str, int]]:
+    counts = Counter(item.colour for item in scene)
+    return [(f"{colour} shapes", counts[colour]) for colour in COLOURS]
+
+
+def _shape_counts(scene: Scene) -> list[tuple[str, int]]:
+    counts = Counter(item.shape for item in scene)
+    return [(_PLURALS[shape], counts[shape]) for shape in SHAPES]
+
+
+def _in_corners(scene: Scene, cells: int) -> Iterator[tuple[str, SceneObject]]:
+    by_cell = {(item.row, item.column): item for item in scene}
+    for corner, (row, column) in CORNERS.items():
+        item = by_cell.get((row % cells, column % cells))
+        if item is not None:
+            yield corner, item
+
+
+def _neighbours(scene: Scene) -> Iterator[tuple[str, SceneObject, SceneObject]]:
+    """Each (direction, anchor of a kind that no other thing has, thing in the neighbouring cell in that direction)."""
+    by_cell = {(item.row, item.column): item for item in scene}
+    kinds = Counter((item.colour, item.shape) for item in scene)
+    for anchor in scene:
+        if kinds[anchor.colour, anchor.shape] > 1:
+            continue
+        for direction, (row_step, column_step) in STEPS.items():
+            neighbour = by_cell.get((anchor.row + row_step, anchor.column + column_step))
+            if neighbour is not None:
+                yield direction, anchor, neighbour
+
+
+def _only_neighbours(scene: Scene) -> Iterator[tuple[SceneObject, SceneObject]]:
+    """Each (anchor of a kind that no other thing has, the one thing beside it) where there is just one."""
+    neighbours: dict[SceneObject, list[SceneObject]] = {}
+    for _, anchor, neighbour in _neighbours(scene):
+        neighbours.setdefault(anchor, []).append(neighbour)
+    for anchor, beside in neighbours.items():
+        if len(beside) == 1:
+            yield anchor, beside[0]
+
+
+# type -> (finder, share of the type's questions). Shares hold as far as the scenes allow.
+_FINDERS: dict[str, tuple[tuple[Finder, float], ...]] = {
+    "exist": ((_exist_pair, 0.5), (_exist_colour, 0.25), (_exist_shape, 0.25)),
+    "count": ((_count_colour, 0.45), (_count_shape, 0.45), (_count_all, 0.1)),
+    "colour": ((_colour_of_unique, 0.6), (_colour_in_corner, 0.4)),
+    "shape": ((_shape_of_unique, 0.6), (_shape_in_corner, 0.4)),
+    "relation": ((_relation_colour, 0.25), (_relation_shape, 0.25), (_next_to_colour, 0.25), (_next_to_shape, 0.25)),
+    "comparison": ((_compare_colours, 0.5), (_compare_shapes, 0.5)),
+}

@@ -1,0 +1,115 @@
+"""SNLI-VE from its official files: does a Flickr30k photograph entail a sentence? (Xie et al., arXiv 1901.06706).
+
+About one pair in a hundred has no majority among its annotators and carries the label "-". It is no example of any
+class and is left out, and counted, as every published number leaves it out.
+"""
+
+from functools import partial
+from typing import Any
+
+from datasets import DatasetDict, Features, Image, Value
+
+from dual_distill.data.reading import ReadingReport, make_rows, rows_to_dataset
+from dual_distill.data.records import BadEntry, FilePath, entry_text, entry_value, read_json_lines
+
+from .image_folder import ImageFolder, official_files
+
+SNLI_VE_LAYOUT = (
+    "snli_ve_train.jsonl, snli_ve_dev.jsonl and (if wanted) snli_ve_test.jsonl, and flickr30k-images/ with an image "
+    "ID.jpg for each Flickr30K_ID."
+)
+"""What the folder of SNLI-VE holds."""
+
+SNLI_VE_LABELS = ("contradiction", "entailment", "neutral")
+"""The classes in the order of the logits."""
+
+_NO_MAJORITY = "-"
+_FEATURES = Features(
+    {
+        "image": Image(decode=False),
+        "sentence": Value("string"),
+        "label": Value("string"),
+        "pair_id": Value("string"),
+        "image_id": Value("string"),
+    }
+)
+
+
+def load_snli_ve(
+    path: FilePath | None = None,
+    train: FilePath | None = None,
+    validation: FilePath | None = None,
+    test: FilePath | None = None,
+    images: FilePath | None = None,
+    skip_bad: bool = False,
+    report: ReadingReport | None = None,
+) -> DatasetDict:
+    """SNLI-VE as train, validation (its dev) and test, as far as they are given.
+
+    Args:
+        path: folder with the files of `SNLI_VE_LAYOUT`; None where files are given.
+        train: snli_ve_train.jsonl.
+        validation: snli_ve_dev.jsonl.
+        test: snli_ve_test.jsonl.
+        images: folder of Flickr30k, with ID.jpg for each image.
+        skip_bad: pass over bad entries and list them, instead of an error at the first.
+        report: takes what was read, skipped, left out for its gold_label "-", and how many a pairID that was there
+            before has (they are taken); it is printed on stderr either way.
+
+    Returns:
+        Columns image (undecoded), sentence (the hypothesis, sentence2), label (one of `SNLI_VE_LABELS`), pair_id,
+        image_id.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing.
+        ValueError: an entry is bad (a missing image, an empty sentence, a label of another name, a line that is no
+            JSON), or the arguments do not fit one another.
+
+    References:
+        Xie et al., 2019, arXiv 1901.06706; github.com/necla-ml/SNLI-VE
+
+    Example:
+        >>> load_snli_ve("no/such/folder")
+        Traceback (most recent call last):
+        FileNotFoundError: There is no folder 'no/such/folder'; it should hold snli_ve_train.jsonl, ...
+    """
+    report = ReadingReport() if report is None else report
+    report.source = "snli_ve"
+    files, folder = official_files(
+        path,
+        {"train": train, "validation": validation, "test": test},
+        images,
+        {"train": "snli_ve_train.jsonl", "validation": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"},
+        ("flickr30k-images",),
+        SNLI_VE_LAYOUT,
+    )
+    splits = {}
+    for split, file in files.items():
+        pair_ids: set[str] = set()
+        entries = read_json_lines(file)
+        rows = make_rows(entries, partial(_make_row, images=folder, pair_ids=pair_ids, report=report), report, skip_bad)
+        splits[split] = rows_to_dataset(rows, _FEATURES, split, report)
+    report.show()
+    return DatasetDict(splits)
+
+
+def _make_row(entry: Any, images: ImageFolder, pair_ids: set[str], report: ReadingReport) -> dict[str, Any] | None:
+    label = entry_value(entry, "gold_label", str)
+    if label == _NO_MAJORITY:
+        report.left_out["gold_label '-' (no majority among the annotators)"] += 1
+        return None
+    if label not in SNLI_VE_LABELS:
+        raise BadEntry("unknown label", f"gold_label is {label!r}, but expected is {', '.join(SNLI_VE_LABELS)} or '-'")
+    image_id = str(entry_value(entry, "Flickr30K_ID", str)).removesuffix(".jpg")
+    image, pair_id = images.find(f"{image_id}.jpg"), entry_value(entry, "pairID", str) if "pairID" in entry else None
+    if pair_id in pair_ids:
+        report.notes["pairID that occurred before"] += 1
+    elif pair_id is not None:
+        pair_ids.add(pair_id)
+    return {
+        "image": image,
+        "sentence": entry_text(entry, "sentence2"),
+        "label": label,
+        "pair_id": pair_id,
+        "image_id": image_id,
+    }

@@ -1,0 +1,1 @@
+"""Image-text pairs that are read as they are trained on."""

@@ -1,0 +1,302 @@
+"""Where image-text pairs lie: sources as data, and the shards that a source falls into.
+
+What is unusual: everything is cut into shards that one reader can take, tar files and Parquet row groups as they are,
+folders and caption files into ranges of rows, so that one process or worker never has to read what is another's.
+"""
+
+import functools
+import itertools
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from datasets.data_files import resolve_pattern
+from datasets.utils.file_utils import xopen
+
+from dual_distill.data.datasets.captions import load_captions
+from dual_distill.data.reading import ReadingReport
+from dual_distill.data.records import BadEntry, read_json_lines
+from dual_distill.data.tasks import nearest_name
+
+KINDS = ("webdataset", "parquet", "folder", "karpathy", "coco")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+METADATA = "metadata.jsonl"
+CAPTION_COLUMN = "caption"
+_RANGES = 64
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """One place that image-text pairs come from.
+
+    Args:
+        path: webdataset, parquet: a file or a glob, local, `hf://` or `https://` (an `https://` address has no glob);
+            folder: a folder; karpathy: its JSON file; coco: its captions JSON file.
+        kind: one of `KINDS`. "webdataset" are tar files as img2dataset writes them (`key.jpg`, `key.txt`, `key.json`);
+            "folder" is images with a `.txt` beside each or one `metadata.jsonl`.
+        weight: how often it is drawn from, relative to the others, as long as it lasts.
+        split: which split of Karpathy's file; the others have none.
+        images: karpathy, coco: the folder of the images.
+        image_column: parquet: column of the image, bytes or `{bytes, path}`.
+        caption_column: parquet, `metadata.jsonl`: column of the caption, a string or a list of them, one row each;
+            webdataset: "caption" is `key.txt` or, without one, that entry of `key.json`; another name is always an
+                entry.
+        name: what rows are called after; None: the folder of the files.
+
+    Raises:
+        ValueError: the kind is unknown, the weight is not above 0, or `images` is missing or not needed.
+
+    Example:
+        >>> PairSource("/data/cc3m/*.tar", "webdataset").name
+        'cc3m'
+    """
+
+    path: str
+    kind: str
+    weight: float = 1.0
+    split: str = "train"
+    images: str | None = None
+    image_column: str = "image"
+    caption_column: str = CAPTION_COLUMN
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"The source {self.path!r} has the kind {self.kind!r}{nearest_name(self.kind, list(KINDS))}"
+            )
+        if not self.weight > 0:
+            raise ValueError(
+                f"The source {self.path!r} has the weight {self.weight}, but a weight is above 0; leave it out."
+            )
+        if (self.images is not None) != (self.kind in ("karpathy", "coco")):
+            said = "needs images=, the folder of its images" if self.images is None else "takes no images="
+            raise ValueError(f"The source {self.path!r} of kind {self.kind!r} {said}.")
+        if self.name is None:
+            object.__setattr__(self, "name", _folder_name(self.path, self.kind))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one reader takes as a whole.
+
+    Attributes:
+        source: where it belongs.
+        path: the file, or the folder.
+        name: its name in the names of rows.
+        start: parquet: number of the row group; folder, karpathy, coco: first row.
+        stop: folder, karpathy, coco: the row after the last.
+        problem: why it cannot be read, where that is known already.
+    """
+
+    source: PairSource
+    path: str
+    name: str
+    start: int = 0
+    stop: int = 0
+    problem: str | None = None
+
+
+@dataclass
+class FoundShards:
+    """The shards of a source.
+
+    Attributes:
+        source: where they belong.
+        shards: in the order of their names.
+        num_rows: rows in them, broken ones included; None where that is not known without reading them.
+        skipped: kind -> entries of caption files that were passed over.
+    """
+
+    source: PairSource
+    shards: list[Shard]
+    num_rows: int | None
+    skipped: Counter[str]
+
+
+def parse_sources(sources: Any) -> list[PairSource]:
+    """Sources from what a recipe holds.
+
+    Args:
+        sources: `PairSource`s, or objects with their fields; one or a list.
+
+    Returns:
+        The sources, each with a name of its own.
+
+    Raises:
+        ValueError: there is none, one is no object or has an unknown field, or two have one name.
+
+    Example:
+        >>> parse_sources([{"path": "/data/sbu/*.tar", "kind": "webdataset", "weight": 2}])[0].weight
+        2
+        >>> parse_sources([{"path": "/data/sbu/*.tar", "kind": "webdataset", "wieght": 2}])
+        Traceback (most recent call last):
+        ValueError: A source has no field 'wieght'; did you mean 'weight'? Known are: caption_column, ...
+    """
+    given = [sources] if isinstance(sources, Mapping | PairSource) else list(sources)
+    known = [field.name for field in fields(PairSource)]
+    parsed: list[PairSource] = []
+    for source in given:
+        if not isinstance(source, PairSource):
+            if not isinstance(source, Mapping) or not {"path", "kind"} <= set(source):
+                raise ValueError(
+                    f"A source is {source!r}, but expected is an object with path and kind (and "
+                    f"{', '.join(known[2:])})."
+                )
+            for name in source:
+                if name not in known:
+                    raise ValueError(f"A source has no field {name!r}{nearest_name(name, known)}")
+            source = PairSource(**source)
+        if source.name in [other.name for other in parsed]:
+            raise ValueError(
+                f"Two sources are named {source.name!r}, by which rows are told apart; give each its own name=."
+            )
+        parsed.append(source)
+    if not parsed:
+        raise ValueError(
+            "There are no sources; give at least one, such as {'path': 'cc3m/*.tar', 'kind': 'webdataset'}."
+        )
+    return parsed
+
+
+def find_shards(source: PairSource, skip_bad: bool = False) -> FoundShards:
+    """The shards of a source; reads listings, Parquet's footers and caption files, and no picture.
+
+    Args:
+        source: which.
+        skip_bad: pass over bad entries of caption files, and leave broken Parquet files to be counted.
+
+    Returns:
+        The shards.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a Parquet file lacks a column, or an entry is bad.
+
+    Example:
+        >>> find_shards(PairSource("no/such/*.tar", "webdataset"))
+        Traceback (most recent call last):
+        FileNotFoundError: There is no file 'no/such/*.tar' ...
+    """
+    if source.kind in ("webdataset", "parquet"):
+        found = _webdataset_shards if source.kind == "webdataset" else _parquet_shards
+        return found(source, _files(source))
+    entries, skipped = listed_entries(source, skip_bad)
+    count, pieces = len(entries), min(_RANGES, len(entries))
+    bounds = [count * piece // pieces for piece in range(pieces + 1)] if pieces else []
+    name = str(source.name)
+    shards = [Shard(source, source.path, name, start, stop) for start, stop in itertools.pairwise(bounds)]
+    return FoundShards(source, shards, count, skipped)
+
+
+@functools.lru_cache(maxsize=32)
+def listed_entries(source: PairSource, skip_bad: bool) -> tuple[Any, Counter[str]]:
+    """The rows of a folder or of a caption file; read once a process, and by forked workers not at all.
+
+    Args:
+        source: of kind folder, karpathy or coco.
+        skip_bad: pass over bad entries of a caption file.
+
+    Returns:
+        A list of `(image path, caption, place)` (folder; a `BadEntry` or the path of a text file may stand for the
+        caption) or a data set with image and caption; and the entries that were passed over.
+    """
+    if source.kind == "folder":
+        return _folder_entries(source), Counter()
+    report = ReadingReport()
+    captions: Any = source.path if source.kind == "karpathy" else {source.split: source.path}
+    splits = load_captions(captions=captions, images=source.images, skip_bad=skip_bad, report=report)
+    if source.split not in splits:
+        raise ValueError(
+            f"{source.path!r} has no rows of the split {source.split!r}, but of {', '.join(splits)}; choose one."
+        )
+    dataset: Dataset = splits[source.split]
+    return dataset, Counter({kind: len(sentences) for kind, sentences in report.bad.items()})
+
+
+def _folder_name(path: str, kind: str) -> str:
+    parts = [part for part in path.split("://")[-1].split("/") if part]
+    folders = [part for part in (parts if kind == "folder" else parts[:-1]) if not any(sign in part for sign in "*?[")]
+    return folders[-1] if folders else "pairs"
+
+
+def _files(source: PairSource) -> list[str]:
+    try:
+        return sorted(resolve_pattern(source.path, base_path="."))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no file {source.path!r} for a source of kind {source.kind!r}; relative paths start at the "
+            f"current "
+            "folder."
+        ) from error
+
+
+def _webdataset_shards(source: PairSource, files: list[str]) -> FoundShards:
+    counts = [_counted_by_img2dataset(file) for file in files]
+    known = [count for count in counts if count is not None]
+    shards = [Shard(source, file, f"{source.name}/{file.rsplit('/', 1)[-1]}") for file in files]
+    return FoundShards(source, shards, sum(known) if len(known) == len(files) else None, Counter())
+
+
+def _counted_by_img2dataset(file: str) -> int | None:
+    """The rows of a local tar file, where img2dataset's `00000_stats.json` lies beside it."""
+    stats = Path(file.removesuffix(".gz").removesuffix(".tar") + "_stats.json")
+    if not stats.is_file():
+        return None
+    count = json.loads(stats.read_bytes()).get("successes")
+    return count if isinstance(count, int) else None
+
+
+def _parquet_shards(source: PairSource, files: list[str]) -> FoundShards:
+    shards: list[Shard] = []
+    num_rows = 0
+    for file in files:
+        name = f"{source.name}/{file.rsplit('/', 1)[-1]}"
+        try:
+            with xopen(file, "rb") as stream:
+                described = pq.ParquetFile(stream)
+                groups = [described.metadata.row_group(index).num_rows for index in range(described.num_row_groups)]
+                columns = described.schema_arrow.names
+        except (pa.ArrowException, OSError) as error:
+            shards.append(Shard(source, file, name, problem=f"the file is no Parquet, or damaged ({error})"))
+            continue
+        for column in (source.image_column, source.caption_column):
+            if column not in columns:
+                raise ValueError(
+                    f"{file!r} has no column {column!r}, but {', '.join(columns)}; name image_column and "
+                    f"caption_column."
+                )
+        shards += [Shard(source, file, name, start=group) for group in range(len(groups))]
+        num_rows += sum(groups)
+    return FoundShards(source, shards, num_rows, Counter())
+
+
+def _folder_entries(source: PairSource) -> list[tuple[str | None, Any, str]]:
+    folder = Path(source.path).absolute()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {source.path!r} of image-text pairs; relative paths start at the current folder."
+        )
+    if (folder / METADATA).is_file():
+        entries: list[tuple[str | None, Any, str]] = []
+        for place, entry in read_json_lines(folder / METADATA):
+            place = place.rsplit("/", 1)[-1]
+            if isinstance(entry, BadEntry) or not isinstance(entry.get("file_name"), str):
+                problem = entry if isinstance(entry, BadEntry) else BadEntry("malformed entry", "there is no file_name")
+                entries.append((None, problem, place))
+            else:
+                entries.append((str(folder / entry["file_name"]), entry.get(source.caption_column), place))
+        return entries
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise FileNotFoundError(f"The folder {source.path!r} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+    return [(str(image), image.with_suffix(".txt"), image.relative_to(folder).as_posix()) for image in images]
+
+
+__all__ = ["KINDS", "FoundShards", "PairSource", "Shard", "find_shards", "listed_entries", "parse_sources"]

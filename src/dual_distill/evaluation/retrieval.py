@@ -1,0 +1,174 @@
+"""Recall@k and median rank of image-text retrieval, both ways, with any number of captions an image."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import evaluate
+import torch
+from datasets import Features, Value
+from datasets import Sequence as SequenceOf
+
+from .streaming import StreamedMetric, plain
+
+RECALL_AT = (1, 5, 10)
+
+
+class RetrievalRecall(StreamedMetric):
+    """Recall@1, @5, @10 and median rank of one direction of retrieval, as an `evaluate.Metric`.
+
+    `compute(predictions=, references=)` or many calls of `add_batch` take a block of queries: `predictions` `(Q, G)`,
+    the scores of Q queries against the whole gallery of G, higher is nearer; `references`: for each query the places in
+    the gallery that are right, one (text to image) or several (image to text). Returned are `recall@1`, `recall@5`,
+    `recall@10` in [0, 1], `median_rank` >= 1 and `num_queries`. What is kept is one counter of ranks, whatever the
+    number of queries.
+
+    Raises:
+        ValueError: a block is no matrix, a score is NaN, galleries differ, or a reference lies outside the gallery.
+
+    Note:
+        A query's rank is 1 + the number of wrong entries that score as high as its best right one or higher: ties count
+        against the model, so one that scores everything alike finds nothing. The median is the plain one, x.5 between
+        two ranks; the code that many papers use rounds it down.
+
+    Example:
+        >>> to_image = RetrievalRecall()
+        >>> to_image.add_batch(predictions=[[0.9, 0.1], [0.8, 0.2]], references=[[0], [1]])
+        >>> result = to_image.compute()
+        >>> result["recall@1"], result["median_rank"]
+        (0.5, 1.5)
+    """
+
+    def _info(self) -> Any:
+        return evaluate.MetricInfo(
+            description="Recall@1, @5, @10 and median rank of one direction of retrieval.",
+            citation="",
+            inputs_description="predictions: (queries, gallery) scores; references: the right places of each query.",
+            features=Features({"predictions": SequenceOf(Value("float32")), "references": SequenceOf(Value("int64"))}),
+        )
+
+    def _start(self) -> None:
+        self._ranks: Counter[int] = Counter()
+        self._gallery: int | None = None
+
+    def _update(self, predictions: Any, references: Any) -> None:
+        scores = torch.as_tensor(predictions)
+        if scores.dim() == 2 and self._gallery not in (None, scores.shape[1]):
+            raise ValueError(
+                f"This block scores a gallery of {scores.shape[1]}, an earlier one of {self._gallery}; each block of "
+                f"queries "
+                "is scored against the whole gallery."
+            )
+        self._ranks.update(retrieval_ranks(scores, references).tolist())
+        self._gallery = scores.shape[1]
+
+    def _result(self) -> dict[str, Any]:
+        found = {f"recall@{k}": sum(n for rank, n in self._ranks.items() if rank <= k) / len(self) for k in RECALL_AT}
+        return {**found, "median_rank": _median(self._ranks), "num_queries": len(self)}
+
+
+def retrieval_ranks(scores: torch.Tensor, right: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The rank of each query's best right entry among the wrong ones.
+
+    Args:
+        scores: `(Q, G)`, higher is nearer; no NaN.
+        right: for each query the places in the gallery that are right, at least one.
+
+    Returns:
+        `(Q,)` int64 >= 1; entries that tie with the right one come before it.
+
+    Raises:
+        ValueError: `scores` is no matrix or holds NaN, a query has no right entry, or one lies outside the gallery.
+
+    Example:
+        >>> retrieval_ranks(torch.tensor([[0.3, 0.9, 0.5, 0.1]]), [[2, 3]])
+        tensor([2])
+    """
+    if scores.dim() != 2:
+        raise ValueError(f"scores has shape {tuple(scores.shape)}; expected (queries, gallery).")
+    if scores.isnan().any():
+        row = int(scores.isnan().any(dim=1).nonzero()[0])
+        raise ValueError(
+            f"The scores of query {row} of this block hold NaN, which has no rank; look for it in the embeddings."
+        )
+    is_right = torch.zeros(scores.shape, dtype=torch.bool)
+    for row, places in enumerate(right):
+        places = plain(places)
+        if not len(places):
+            raise ValueError(f"Query {row} of this block has no right entry; leave it out of the queries.")
+        for place in places:
+            if not 0 <= place < scores.shape[1]:
+                raise ValueError(
+                    f"Query {row} of this block names entry {place} as right, but the gallery has entries 0 to "
+                    f"{scores.shape[1] - 1}."
+                )
+        is_right[row, places] = True
+    is_right = is_right.to(scores.device)
+    best = scores.masked_fill(~is_right, float("-inf")).amax(dim=1, keepdim=True)
+    return 1 + ((scores >= best) & ~is_right).sum(dim=1)
+
+
+def retrieval_recall(
+    similarities: torch.Tensor, image_of_caption: Sequence[int], block_size: int = 1024
+) -> dict[str, dict[str, Any]]:
+    """Both directions from a matrix of images against captions.
+
+    Args:
+        similarities: `(images, captions)`, higher is nearer.
+        image_of_caption: for each caption the row of its image; each image needs a caption.
+        block_size: queries ranked at once; the result does not depend on it, the memory does.
+
+    Returns:
+        `"image_to_text"` and `"text_to_image"`, each the result of `RetrievalRecall`. An image is found when any of its
+        captions is.
+
+    Raises:
+        ValueError: the captions do not fit the matrix, or an image has none.
+
+    Note:
+        A matrix that is too large to hold needs no function: give `images[rows] @ texts.T` block by block to one
+        `RetrievalRecall`, and `texts[rows] @ images.T` to another.
+
+    Example:
+        >>> both = retrieval_recall(torch.tensor([[0.9, 0.2, 0.1], [0.1, 0.3, 0.0]]), [0, 0, 1])
+        >>> both["image_to_text"]["recall@1"], both["text_to_image"]["recall@1"]
+        (0.5, 0.3333333333333333)
+    """
+    if similarities.dim() != 2 or similarities.shape[1] != len(image_of_caption):
+        raise ValueError(
+            f"similarities has shape {tuple(similarities.shape)} and there are {len(image_of_caption)} captions; "
+            f"expected "
+            "(images, captions)."
+        )
+    captions_of_image: list[list[int]] = [[] for _ in range(len(similarities))]
+    for caption, image in enumerate(plain(image_of_caption)):
+        if not 0 <= image < len(captions_of_image):
+            raise ValueError(
+                f"Caption {caption} belongs to image {image}, but there are images 0 to {len(captions_of_image) - 1}."
+            )
+        captions_of_image[image].append(caption)
+    directions = {
+        "image_to_text": (similarities, captions_of_image),
+        "text_to_image": (similarities.T, [[image] for image in plain(image_of_caption)]),
+    }
+    results = {}
+    for name, (scores, right) in directions.items():
+        metric = RetrievalRecall()
+        for start in range(0, len(scores), block_size):
+            block = slice(start, start + block_size)
+            metric.add_batch(predictions=scores[block], references=right[block])
+        results[name] = metric.compute()
+    return results
+
+
+def _median(counts: Counter[int]) -> float:
+    """The median of what a counter counts."""
+    total, seen = sum(counts.values()), 0
+    middle: list[int] = []
+    for value in sorted(counts):
+        before, seen = seen, seen + counts[value]
+        middle += [value for place in ((total - 1) // 2, total // 2) if before <= place < seen]
+    return sum(middle) / 2
+
+
+__all__ = ["RECALL_AT", "RetrievalRecall", "retrieval_ranks", "retrieval_recall"]

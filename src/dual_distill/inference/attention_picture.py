@@ -1,0 +1,344 @@
+"""Where does each word of a question look? One picture that answers it for several models side by side.
+
+Distillation of cross-modal attention claims that the student looks where the teacher looks. Here the claim can be seen:
+a column for each word, a row for each model. Pillow and numpy only, so a card can be drawn without torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = ["draw_attention_picture"]
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_WIDEST, _NARROWEST = 1560, 960
+_MARGIN, _GAP, _LABEL_WIDTH = 32, 10, 232
+_QUESTION_SIZE, _TEXT_SIZE, _NOTE_SIZE, _SMALLEST_SIZE = 36, 26, 21, 14
+_INK, _QUIET, _RULE = (24, 24, 32), (105, 105, 118), (222, 222, 228)
+_RIGHT, _WRONG = (0, 112, 78), (176, 42, 32)
+
+# The colour scale, ordered in lightness from indigo to yellow.
+_STOPS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+_COLOURS = np.array([[28, 16, 68], [118, 28, 122], [206, 64, 82], [248, 146, 30], [255, 232, 64]], dtype=float)
+# How much the veil hides of a patch at 0; it thins out evenly towards the peak. Below this value the frame fades too.
+_VEIL_OPACITY, _FRAME_FADES_BELOW = 0.7, 0.25
+
+
+def draw_attention_picture(
+    image: Image.Image,
+    words: Sequence[str],
+    maps: Mapping[str, np.ndarray],
+    *,
+    title: str = "Where each word looks",
+    question: str | None = None,
+    answers: Mapping[str, str] | None = None,
+    right_answer: str | None = None,
+    shared_scale: bool = False,
+    tile_size: int = 144,
+    words_per_band: int = 8,
+) -> Image.Image:
+    """Picture of text-to-image attention: a column for each word, a row for each model, the heat laid over the image.
+
+    A patch shows `map / peak`, where the peak of a word is its largest value over all patches and **all models**: the
+    rows of one column share a scale and compare fairly, columns do not. The legend says so, and each peak stands under
+    its word. The frame of a patch has the colour of the scale; inside it the image keeps its own colours at the peak
+    and darkens towards 0.
+
+    Args:
+        image: the picture that was asked about, of any size and mode; a small one is enlarged by a whole factor, not
+            smoothed.
+        words: the W words (or word pieces) of the question, in order. The default font has Latin letters only.
+        maps: model name -> `(W, grid height, grid width)`, the share of the word's attention that each patch of `image`
+            gets, in raster order; >= 0, at most 1 in sum over the patches (what is missing went to the image's CLS
+            token). The names label the rows, in this order; "teacher (fusion encoder)" is a good one.
+        title: first line of the picture; an empty string leaves it out.
+        question: second line; the words joined by spaces when None.
+        answers: model name -> its answer, for any of the models in `maps`; printed under the question.
+        right_answer: when given, printed too, and each answer is marked right or wrong.
+        shared_scale: one scale for all words, up to the largest peak of all, so that columns compare too and a word
+            that looks everywhere stays dark.
+        tile_size: side in pixels of a square image's tile; the tile of another shape has about the same area.
+        words_per_band: columns beside one another before the picture goes on in a new band below; fewer when tiles are
+            wide.
+
+    Returns:
+        An RGB image on white, about 1,560 pixels wide at most, as tall as it needs to be.
+
+    Raises:
+        ValueError: there are no words or no maps; a map has another shape than the words and the first map ask for,
+            holds a negative or non-finite number, or gives a word more than 1 in sum (attention summed over heads, not
+            averaged); an answer names a model that has no map; a size is not positive.
+
+    Example:
+        >>> looks_left = np.array([[[0.9, 0.1]]])
+        >>> picture = draw_attention_picture(Image.new("RGB", (36, 36)), ["circle"], {"teacher": looks_left})
+        >>> picture.mode, picture.width > 144
+        ('RGB', True)
+    """
+    heat = _checked_maps(words, maps)
+    answers = answers or {}
+    if unknown := [name for name in answers if name not in heat]:
+        raise ValueError(f"answers name {unknown}, but the maps are of {list(heat)}: use the same names.")
+    if tile_size < 1 or words_per_band < 1:
+        raise ValueError(f"tile_size and words_per_band must be positive, got {tile_size} and {words_per_band}.")
+
+    tile = _as_tile(image, tile_size)
+    peaks = np.max([model_maps.max(axis=(1, 2)) for model_maps in heat.values()], axis=0)
+    tops = np.full_like(peaks, peaks.max()) if shared_scale else peaks
+    tops = np.where(tops > 0, tops, 1.0)  # a word that looks nowhere is drawn dark, not divided by zero
+    bands = _split_into_bands(len(words), words_per_band, tile.width)
+    columns = max(len(band) for band in bands)
+    width = max(2 * _MARGIN + _LABEL_WIDTH + columns * (tile.width + _GAP) - _GAP, _NARROWEST)
+
+    lines = _header_lines(title, " ".join(words) if question is None else question, answers, right_answer)
+    parts = [_draw_header(tile, lines, width)]
+    for band in bands:
+        chosen = slice(band.start, band.stop)
+        values = {name: model_maps[chosen] / tops[chosen, None, None] for name, model_maps in heat.items()}
+        parts.append(_draw_band(tile, words[chosen], peaks[chosen], values, width))
+    parts.append(_draw_legend(shared_scale, width))
+    return _stacked(parts)
+
+
+def _checked_maps(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The maps as float64 arrays of one shape, or a ValueError that says which one is wrong and why."""
+    if isinstance(words, str) or len(words) == 0:
+        raise ValueError(f"words must be a sequence of at least one word, got {words!r}.")
+    if not maps:
+        raise ValueError(
+            "maps is empty: give at least one model's attention, name -> (words, grid height, grid width)."
+        )
+    heat = {name: np.asarray(model_maps, dtype=np.float64) for name, model_maps in maps.items()}
+    first_name, first = next(iter(heat.items()))
+    for name, values in heat.items():
+        if values.ndim != 3 or values.shape[0] != len(words) or values.size == 0:
+            raise ValueError(
+                f"maps[{name!r}] has shape {values.shape}, expected ({len(words)}, grid height, grid width): "
+                f"one map for each of the {len(words)} words."
+            )
+        if values.shape != first.shape:
+            raise ValueError(
+                f"maps[{name!r}] has shape {values.shape}, but maps[{first_name!r}] has {first.shape}: "
+                "shares of patches compare only on one grid."
+            )
+        if not np.isfinite(values).all() or values.min() < 0:
+            raise ValueError(
+                f"maps[{name!r}] holds a negative or non-finite number: give attention after softmax, not scores."
+            )
+        sums = values.sum(axis=(1, 2))
+        if sums.max() > 1 + 1e-3:  # room for the rounding of half precision
+            raise ValueError(
+                f"maps[{name!r}] gives {words[int(sums.argmax())]!r} {sums.max():.3f} in sum over the patches, "
+                "expected at most 1: average over the heads, do not add them."
+            )
+    return heat
+
+
+def _as_tile(image: Image.Image, tile_size: int) -> Image.Image:
+    """The image at about `tile_size ** 2` pixels, its proportions kept: enlarged by a whole factor, or scaled down."""
+    image = image.convert("RGB")
+    side = (image.width * image.height) ** 0.5
+    factor = min(tile_size / side, 2 * tile_size / max(image.size))
+    if factor >= 1.5:
+        factor = round(factor)
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _split_into_bands(word_count: int, words_per_band: int, tile_width: int) -> list[range]:
+    """Bands of nearly equal length: nine words become five and four, not eight and one."""
+    fitting = max(1, (_WIDEST - 2 * _MARGIN - _LABEL_WIDTH + _GAP) // (tile_width + _GAP))
+    band_count = -(-word_count // min(words_per_band, fitting))
+    longest = -(-word_count // band_count)
+    return [range(start, min(start + longest, word_count)) for start in range(0, word_count, longest)]
+
+
+def _scale_colour(values: np.ndarray) -> np.ndarray:
+    """Colour `(..., 3)` in 0..255 of values in 0..1."""
+    return np.stack([np.interp(values, _STOPS, _COLOURS[:, channel]) for channel in range(3)], axis=-1)
+
+
+def _tile_with_heat(tile: Image.Image, values: np.ndarray) -> Image.Image:
+    """The tile with one value a patch in 0..1: what is looked at shines in a bright frame, the rest lies under a veil.
+
+    The frame has the exact colour of the scale, whatever the image's own colours are; near 0 it fades, so that a fine
+    grid of dark patches is no lattice. A patch has one value throughout, since attention knows no finer place.
+    """
+    row, row_edge = _patches_along(tile.height, values.shape[0])
+    column, column_edge = _patches_along(tile.width, values.shape[1])
+    value = values[row][:, column][..., None]
+    veil = _VEIL_OPACITY * (1 - value)
+    veiled = np.asarray(tile, dtype=float) * (1 - veil) + _COLOURS[0] * veil
+    frame = (row_edge[:, None] | column_edge[None, :])[..., None] * np.minimum(value / _FRAME_FADES_BELOW, 1)
+    mixed = veiled * (1 - frame) + _scale_colour(value[..., 0]) * frame
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+def _patches_along(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each pixel of a side: the patch it belongs to, and whether it lies on the patch's frame."""
+    pixel = np.arange(length)
+    patch = pixel * count // length
+    starts = -(-np.arange(count + 1) * length // count)
+    width = min(max(length // count // 10, 1), 6)
+    if length < 4 * count:  # patches too small for a frame
+        return patch, np.zeros(length, dtype=bool)
+    return patch, (pixel - starts[patch] < width) | (starts[patch + 1] - pixel <= width)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of the header: a quiet label, which may be empty, and the text beside it."""
+
+    label: str
+    text: str
+    colour: tuple[int, int, int] = _INK
+    size: int = _TEXT_SIZE
+
+
+def _header_lines(title: str, question: str, answers: Mapping[str, str], right_answer: str | None) -> list[_Line]:
+    lines = [_Line("", title, _QUIET)] if title else []
+    lines.append(_Line("", question, size=_QUESTION_SIZE))
+    for name, answer in answers.items():
+        if right_answer is None:
+            lines.append(_Line(name, answer))
+        else:
+            is_right = answer == right_answer
+            verdict = f"{answer}  ({'right' if is_right else 'wrong'})"
+            lines.append(_Line(name, verdict, _RIGHT if is_right else _WRONG))
+    if right_answer is not None:
+        lines.append(_Line("right answer", right_answer))
+    return lines
+
+
+def _draw_header(tile: Image.Image, lines: list[_Line], width: int) -> Image.Image:
+    """The untouched image at the left, the lines beside it."""
+    left = _MARGIN + max(tile.width + 28, _LABEL_WIDTH)
+    room = width - _MARGIN - left
+    label_font = _font(_TEXT_SIZE)
+    indent = min(max(label_font.getlength(line.label) for line in lines) + 24, room / 2)
+    placed: list[tuple[float, int, str, tuple[int, int, int], _Font]] = []
+    y = _MARGIN - 6
+    for line in lines:
+        start = indent if line.label else 0.0
+        if line.label:
+            font, label = _fit(line.label, indent - 24, _TEXT_SIZE)
+            placed.append((left, y, label, _QUIET, font))
+        for text in _wrap(line.text, _font(line.size), room - start) or [""]:
+            font, text = _fit(text, room - start, line.size)
+            placed.append((left + start, y, text, line.colour, font))
+            y += _line_height(line.size)
+    header = Image.new("RGB", (width, max(y, _MARGIN + tile.height) + 20), "white")
+    pen = ImageDraw.Draw(header)
+    header.paste(tile, (_MARGIN, _MARGIN))
+    pen.rectangle([_MARGIN - 1, _MARGIN - 1, _MARGIN + tile.width, _MARGIN + tile.height], outline=_RULE)
+    for x, top, text, colour, font in placed:
+        pen.text((x, top), text, font=font, fill=colour)
+    return header
+
+
+def _draw_band(
+    tile: Image.Image, words: Sequence[str], peaks: np.ndarray, maps: Mapping[str, np.ndarray], width: int
+) -> Image.Image:
+    """The words of one band over their columns of tiles, a row for each model."""
+    row_height = max(tile.height, 3 * _line_height(_TEXT_SIZE))
+    tiles_top = 16 + _line_height(_TEXT_SIZE) + _line_height(_NOTE_SIZE) + 8
+    band = Image.new("RGB", (width, tiles_top + len(maps) * (row_height + _GAP) + 12), "white")
+    pen = ImageDraw.Draw(band)
+    pen.line([(_MARGIN, 0), (width - _MARGIN, 0)], fill=_RULE, width=2)
+    for row, name in enumerate(maps):
+        _draw_row_label(pen, name, tiles_top + row * (row_height + _GAP) + row_height // 2)
+    for column, word in enumerate(words):
+        left = _MARGIN + _LABEL_WIDTH + column * (tile.width + _GAP)
+        centre = left + tile.width // 2
+        font, text = _fit(word, tile.width + _GAP - 4, _TEXT_SIZE)
+        pen.text((centre, 16 + _line_height(_TEXT_SIZE)), text, font=font, fill=_INK, anchor="md")
+        font, text = _fit(f"peak {100 * peaks[column]:.0f} %", tile.width + _GAP - 4, _NOTE_SIZE)
+        pen.text((centre, tiles_top - 8), text, font=font, fill=_QUIET, anchor="md")
+        for row, values in enumerate(maps.values()):
+            top = tiles_top + row * (row_height + _GAP) + (row_height - tile.height) // 2
+            band.paste(_tile_with_heat(tile, values[column]), (left, top))
+    return band
+
+
+def _draw_row_label(pen: ImageDraw.ImageDraw, name: str, centre: int) -> None:
+    """The model's name at the left of its row, in at most three lines; what stands in brackets begins a line."""
+    before, bracket, after = name.partition(" (")
+    lines = [line for part in (before, bracket + after) for line in _wrap(part, _font(_TEXT_SIZE), _LABEL_WIDTH - 16)]
+    if len(lines) > 3:
+        lines = [*lines[:2], " ".join(lines[2:])]
+    top = centre - len(lines) * _line_height(_TEXT_SIZE) / 2
+    for number, line in enumerate(lines):
+        font, text = _fit(line, _LABEL_WIDTH - 16, _TEXT_SIZE)
+        pen.text((_MARGIN, top + number * _line_height(_TEXT_SIZE)), text, font=font, fill=_INK)
+
+
+def _draw_legend(shared_scale: bool, width: int) -> Image.Image:
+    """The colour scale and what it means."""
+    bar_width, bar_height = 300, 24
+    left = _MARGIN + bar_width + 36
+    scale = "One scale for all words" if shared_scale else "One scale for each word"
+    compare = "so rows and columns compare." if shared_scale else "so rows compare and columns do not."
+    notes = [
+        "How much of the word's attention falls on each patch of the image.",
+        f"{scale}, up to the largest value of any model, {compare}",
+    ]
+    font = _font(_NOTE_SIZE)
+    lines = [line for note in notes for line in _wrap(note, font, width - _MARGIN - left)]
+    legend = Image.new("RGB", (width, 20 + max(len(lines), 2) * _line_height(_NOTE_SIZE) + _MARGIN), "white")
+    pen = ImageDraw.Draw(legend)
+    pen.line([(_MARGIN, 0), (width - _MARGIN, 0)], fill=_RULE, width=2)
+    bar = np.rint(_scale_colour(np.linspace(0, 1, bar_width))).astype(np.uint8)
+    legend.paste(Image.fromarray(np.tile(bar, (bar_height, 1, 1))), (_MARGIN, 22))
+    below = 22 + bar_height + 4
+    pen.text((_MARGIN, below), "0", font=font, fill=_QUIET)
+    right_end = "largest peak" if shared_scale else "the word's peak"
+    pen.text((_MARGIN + bar_width, below), right_end, font=font, fill=_QUIET, anchor="ra")
+    for number, line in enumerate(lines):
+        pen.text((left, 18 + number * _line_height(_NOTE_SIZE)), line, font=font, fill=_QUIET)
+    return legend
+
+
+def _font(size: int) -> _Font:
+    return ImageFont.load_default(size=size)
+
+
+def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
+    sheet = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
+    y = 0
+    for part in parts:
+        sheet.paste(part, (0, y))
+        y += part.height
+    return sheet
+
+
+def _wrap(text: str, font: _Font, width: float) -> list[str]:
+    """The text in lines that fit where they can: it is broken between words only. No text, no lines."""
+    if not text.strip():
+        return []
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if font.getlength(joined) <= width or not lines[-1]:
+            lines[-1] = joined
+        else:
+            lines.append(word)
+    return lines
+
+
+def _fit(text: str, width: float, size: int) -> tuple[_Font, str]:
+    """The text in the largest font up to `size` in which it fits; cut short with dots where none does."""
+    for candidate in range(size, _SMALLEST_SIZE - 1, -2):
+        font = _font(candidate)
+        if font.getlength(text) <= width:
+            return font, text
+    while len(text) > 1 and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return font, text + "..."
+
+
+def _line_height(size: int) -> int:
+    return round(size * 1.4)

@@ -1,0 +1,378 @@
+"""`pipeline("dual-visual-question-answering", model=...)`: questions to images, for both kinds of encoder.
+
+A model over regions takes the store that holds those of its images.
+
+What is unusual: a request is one image with any number of questions, and a dual encoder reads the image once for all of
+them. Transformers' own batching cuts a batch into single tensors, which knows neither padding of images nor shared
+images, so requests travel whole: they are prepared one by one, encoded `batch_size` at a time, and their questions are
+answered `batch_size` rows a forward pass.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, Pipeline, PreTrainedModel
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+
+from dual_distill.data import NUM_TAGS, TAG_LENGTH, ImageError, distinct_tags, pad_regions, tag_texts
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    DualEncoderConfig,
+    DualEncoderForImagesAndTextClassification,
+    DualEncoderForQuestionAnswering,
+    FusionEncoderForImagesAndTextClassification,
+    FusionEncoderForQuestionAnswering,
+)
+from dual_distill.regions import RegionStore
+
+from .image_sources import load_image
+
+ANSWERING_TASK = "dual-visual-question-answering"
+_ANSWERING_MODELS: dict[str, type[PreTrainedModel]] = {
+    model.__name__: model
+    for model in (
+        FusionEncoderForQuestionAnswering,
+        DualEncoderForQuestionAnswering,
+        FusionEncoderForImagesAndTextClassification,
+        DualEncoderForImagesAndTextClassification,
+    )
+}
+_BATCH_SIZE = 16
+_TOP_K = 5
+_LONGEST_NAME = 40
+_MULTI_LABEL = "multi_label_classification"
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """One image (or the N images that a model reads together) and the questions to it.
+
+    Attributes:
+        images: N tensors `(3, h, w)`, or the regions of N images.
+        questions: one or more.
+        is_list: whether the questions came as a list, and the answers go as one.
+    """
+
+    images: list[Any]
+    questions: list[str]
+    is_list: bool
+
+
+class DualVisualQuestionAnsweringPipeline(Pipeline):
+    """Answers questions about images with a fusion or dual encoder that has an answer or class head.
+
+    Made by `transformers.pipeline("dual-visual-question-answering", model=path_or_name)`, once `dual_distill` is
+    imported; a model object needs `processor=` beside it. A dual encoder encodes each image once, however many
+    questions it is asked.
+
+    Probabilities: where the config's `problem_type` is "multi_label_classification" (VQA v2, trained on soft scores),
+    each
+    answer has its own, the sigmoid of its logit: what the model expects the VQA score of that answer to be. They do not
+    add up to 1, and should not: two answers may both be right. Otherwise (one right answer or class a row) they are the
+    softmax over all labels and add up to 1.
+
+    Args:
+        model: a `FusionEncoderFor...` or `DualEncoderFor...` with `QuestionAnswering` or `ImagesAndTextClassification`;
+            put into eval mode.
+        processor: its `DualDistillProcessor`.
+        top_k: answers a question, most probable first (default 5).
+        batch_size: requests encoded at once and rows a forward pass (default 16); the answers do not depend on it.
+        regions: for a model that reads regions, the store that holds those of the images, which are found by their
+            content.
+        num_tags: with regions, most object tags beside a question; 0 for a model that learnt none.
+        max_tag_length: with regions and tags, the model's places for words that tags may take.
+        **kwargs: as for `transformers.Pipeline`: `device`, `num_workers`.
+
+    Raises:
+        ValueError: the model has no such head, there is no processor, or a model over regions has no store (or the
+        reverse).
+
+    Example:
+        >>> from PIL import Image
+        >>> from transformers import ViltImageProcessorPil, pipeline
+        >>> from dual_distill.data import train_tokenizer
+        >>> from dual_distill.modeling import DualEncoderConfig
+        >>> tokenizer = train_tokenizer(["is it red?", "what is it?"])
+        >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> config = DualEncoderConfig(
+        ...     text_config={"vocab_size": len(tokenizer), **tower},
+        ...     vision_config={"image_size": 32, "patch_size": 16, **tower},
+        ...     id2label={0: "yes", 1: "no"}, label2id={"yes": 0, "no": 1})
+        >>> answer = pipeline(
+        ...     "dual-visual-question-answering", model=DualEncoderForQuestionAnswering(config), device="cpu",
+        ...     processor=DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": 32}), tokenizer))
+        >>> answers = answer(Image.new("RGB", (40, 30)), ["is it red?", "what is it?"], top_k=1)
+        >>> len(answers), sorted(answers[0][0])
+        (2, ['answer', 'score'])
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: DualDistillProcessor | None = None,
+        regions: RegionStore | None = None,
+        num_tags: int = NUM_TAGS,
+        max_tag_length: int = TAG_LENGTH,
+        **kwargs: Any,
+    ) -> None:
+        _check_head(type(model).__name__)
+        if (getattr(model.config, "visual_inputs", "patches") == "regions") != (regions is not None):
+            raise ValueError(
+                "The model reads pixels, but regions are given; leave them out."
+                if regions is not None
+                else "The model reads regions; give regions=RegionStore(folder), made of the images by `dual-distill regions`."
+            )
+        if processor is None:
+            raise ValueError(
+                "The pipeline has a model but no processor; give processor=DualDistillProcessor.from_pretrained(...), "
+                "or the "
+                "path of a checkpoint that holds both as model=."
+            )
+        super().__init__(model=model.eval(), processor=processor, **kwargs)
+        text_config = getattr(model.config, "text_config", model.config)
+        # A tokenizer may let through more than the model's position table holds.
+        self._max_tokens = min(processor.tokenizer.model_max_length, text_config.max_position_embeddings)
+        self._regions, self._num_tags, self._max_tag_length = regions, num_tags, max_tag_length
+        if regions is not None and num_tags:
+            self._max_tokens = text_config.max_position_embeddings - max_tag_length
+
+    def __call__(
+        self,
+        image: Any,
+        question: str | Sequence[str] | None = None,
+        *,
+        top_k: int | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+    ) -> Any:
+        """Answer one request, or many.
+
+        Args:
+            image: a path, an http(s) URL, a PIL image or bytes; for a model that reads N images together (NLVR2: 2), a
+                list of N. Or, without `question`, requests as `{"image": ..., "question": ...}`: one, a list of them,
+                or a generator or data set of them, which is answered lazily.
+            question: a question, or a list of questions to the same image.
+            top_k: answers a question; None: that of the pipeline.
+            batch_size: None: that of the pipeline.
+            num_workers: processes that prepare images; None: that of the pipeline, or none but this one.
+
+        Returns:
+            For one question a list of `{"answer": label, "score": probability}`, most probable first; for a list of
+            questions a list of those; for a list of requests a list of whichever each asked for; else an iterator.
+
+        Raises:
+            ImageError: an image is missing or cannot be used; the message names the request by its question.
+            ValueError: a question is empty, a key is missing, or the number of images is not the model's.
+        """
+        if question is not None:
+            requests: Any = [{"image": image, "question": question}]
+        else:
+            requests = [image] if isinstance(image, Mapping) else image
+        is_single = question is not None or isinstance(image, Mapping)
+        if isinstance(requests, str | bytes) or not isinstance(requests, Sized | Iterable):
+            raise ValueError(
+                f"There is an image ({type(image).__name__}) without a question; call it with image and question, or "
+                f"with "
+                'requests {"image": ..., "question": ...}.'
+            )
+        _, _, postprocess_params = self._sanitize_parameters(top_k=top_k)
+        answers = self.get_iterator(
+            requests,
+            num_workers=num_workers if num_workers is not None else self._num_workers or 0,
+            batch_size=batch_size if batch_size is not None else self._batch_size or _BATCH_SIZE,
+            preprocess_params=self._preprocess_params,
+            forward_params=self._forward_params,
+            postprocess_params={**self._postprocess_params, **postprocess_params},
+        )
+        if is_single:
+            return next(answers)
+        return list(answers) if isinstance(requests, list | tuple) else answers
+
+    def _sanitize_parameters(self, top_k: int | None = None) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if top_k is None:
+            return {}, {}, {}
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            raise ValueError(f"top_k is {top_k!r}, but a question has 1 answer or more.")
+        return {}, {}, {"top_k": top_k}
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[Any]:
+        """Answer requests in order, `batch_size` at a time."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, but a batch holds 1 request or more.")
+        is_sized = isinstance(inputs, Sized)
+        prepared = (PipelineDataset if is_sized else PipelineIterator)(inputs, self.preprocess, preprocess_params)
+        # Two workers would each run through a generator of their own.
+        workers = num_workers if is_sized else min(num_workers, 1)
+        for requests in DataLoader(prepared, batch_size=batch_size, num_workers=workers, collate_fn=list):
+            logits = self.forward(requests, batch_size=batch_size, **forward_params)
+            for request, rows in zip(requests, logits, strict=True):
+                yield self.postprocess((request, rows), **postprocess_params)
+
+    def preprocess(self, request: Mapping[str, Any]) -> PreparedRequest:
+        """Check a request, fetch its images and bring them to the model's size."""
+        for key in ("image", "question"):
+            if key not in request:
+                raise ValueError(
+                    f"A request has no {key!r} but only {', '.join(request) or 'nothing'}; it needs image and question."
+                )
+        is_list = isinstance(request["question"], list | tuple)
+        questions = list(request["question"]) if is_list else [request["question"]]
+        if not questions:
+            raise ValueError("A request has an empty list of questions; give it one or more.")
+        for place, question in enumerate(questions):
+            if not isinstance(question, str) or not question.strip():
+                raise ValueError(
+                    f"Question {place} of a request is {question!r}, but a question is a string with words in it."
+                )
+        name = questions[0] if len(questions[0]) <= _LONGEST_NAME else f"{questions[0][:_LONGEST_NAME]}..."
+        images = request["image"]
+        images = list(images) if isinstance(images, list | tuple) else [images]
+        expected = self.model.num_images
+        if len(images) != expected:
+            raise ValueError(
+                f"The request {name!r} has {len(images)} images, but the model reads {expected} together; for "
+                f"questions to "
+                "several images give one request for each."
+            )
+        if self._regions is not None:
+            most = self.model.config.max_regions
+            found = [
+                self._regions.find_image(load_image(image, repr(name)), repr(name)).first(most) for image in images
+            ]
+            return PreparedRequest(found, questions, is_list)
+        return PreparedRequest([self._prepare(image, repr(name)) for image in images], questions, is_list)
+
+    def _prepare(self, value: Any, name: str) -> torch.Tensor:
+        image = load_image(value, name)
+        try:
+            return self.processor.prepare_image(image)
+        except (ValueError, ZeroDivisionError) as error:
+            raise ImageError(
+                f"row {name}: the picture of {image.width} x {image.height} pixels cannot be resized ({error}); crop "
+                f"it to a "
+                "less extreme shape."
+            ) from error
+
+    def _forward(self, requests: list[PreparedRequest], batch_size: int) -> list[torch.Tensor]:
+        """Return the logits of each request's questions, `(questions, labels)` float32 on the CPU."""
+        is_dual = isinstance(self.model.config, DualEncoderConfig)
+        image_embeds = None
+        if is_dual:
+            image_embeds = self.model.get_image_features(
+                **self._pixels([request.images for request in requests])
+            ).pooler_output
+        rows = [(place, question) for place, request in enumerate(requests) for question in request.questions]
+        logits = []
+        for start in range(0, len(rows), batch_size):
+            places, questions = zip(*rows[start : start + batch_size], strict=True)
+            asked = [requests[place] for place in places]
+            inputs = {name: tensor.to(self.device) for name, tensor in self._words(list(questions), asked).items()}
+            if self._regions is not None:
+                inputs |= {
+                    name: tensor.to(self.device) for name, tensor in pad_regions([one.images for one in asked]).items()
+                }
+            elif image_embeds is not None:
+                inputs["image_embeds"] = image_embeds[list(places)]
+            else:
+                inputs |= self._pixels([one.images for one in asked])
+            logits.append(self.model(**inputs).logits.float().cpu())
+        return list(torch.cat(logits).split([len(request.questions) for request in requests]))
+
+    def _words(self, questions: list[str], asked: list[PreparedRequest]) -> dict[str, torch.Tensor]:
+        """Tokenize questions, behind each the tags of its regions."""
+        if self._regions is None:
+            return self.processor.encode_text(questions, max_length=self._max_tokens)
+        tags = [distinct_tags(request.images, self._num_tags) for request in asked]
+        limits = {"max_text_length": self._max_tokens, "max_tag_length": self._max_tag_length}
+        return tag_texts(self.processor.tokenizer, questions, tags, **limits)
+
+    def _pixels(self, rows: list[Any]) -> dict[str, torch.Tensor]:
+        batch = self.processor.pad_images(rows)
+        return {
+            "pixel_values": batch["pixel_values"].to(self.device, self.model.dtype),
+            "pixel_mask": batch["pixel_mask"].to(self.device),
+        }
+
+    def postprocess(self, answered: tuple[PreparedRequest, torch.Tensor], top_k: int = _TOP_K) -> Any:
+        """Turn logits into the most probable answers."""
+        request, logits = answered
+        config = self.model.config
+        probs = logits.sigmoid() if config.problem_type == _MULTI_LABEL else logits.softmax(-1)
+        best = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
+        answers = [
+            [{"answer": config.id2label[place], "score": score} for place, score in zip(places, scores, strict=True)]
+            for places, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        return answers if request.is_list else answers[0]
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save model and processor.
+
+        Transformers' own would also write into the config that this task needs code from the repository, and the folder
+        could no longer be loaded without trusting it.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+class AnsweringModel:
+    """Loads a checkpoint with the class that its config names; what transformers' `pipeline` calls for this task.
+
+    Example:
+        >>> AnsweringModel.from_pretrained("no/such/folder")
+        Traceback (most recent call last):
+        OSError: ...
+    """
+
+    @classmethod
+    def from_pretrained(cls, name: str, **kwargs: Any) -> PreTrainedModel:
+        """Load a model with an answer or class head.
+
+        Args:
+            name: folder or Hub repository.
+            **kwargs: as for `PreTrainedModel.from_pretrained`.
+
+        Returns:
+            One of the four classes that the pipeline takes.
+
+        Raises:
+            ValueError: the checkpoint is of another class.
+        """
+        kwargs.pop("trust_remote_code", None)
+        hub = {key: kwargs[key] for key in ("revision", "token", "local_files_only", "cache_dir") if key in kwargs}
+        architectures = AutoConfig.from_pretrained(name, **hub).architectures or ["a model without a name"]
+        _check_head(architectures[0])
+        return _ANSWERING_MODELS[architectures[0]].from_pretrained(name, **kwargs)
+
+
+def _check_head(name: str) -> None:
+    if name not in _ANSWERING_MODELS:
+        raise ValueError(
+            f"{name} gives no answers; the pipeline takes {', '.join(_ANSWERING_MODELS)} (`dual-distill convert` "
+            f"makes one of "
+            "a ViLT checkpoint)."
+        )
+
+
+PIPELINE_REGISTRY.register_pipeline(
+    ANSWERING_TASK, pipeline_class=DualVisualQuestionAnsweringPipeline, pt_model=(AnsweringModel,), type="multimodal"
+)
+
+__all__ = ["ANSWERING_TASK", "AnsweringModel", "DualVisualQuestionAnsweringPipeline", "PreparedRequest"]

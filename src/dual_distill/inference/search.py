@@ -1,0 +1,287 @@
+"""Search a store: images for a text, texts for an image, by the cosine of vectors that a retrieval head put in one
+space.
+
+Exact by default: every stored vector is compared, piece by piece from the disk, and only the best are kept, so memory
+does not grow with the store. An index of faiss holds the vectors in memory instead, and may be approximate: then it is
+faster and misses some.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import normalize
+from transformers import PreTrainedModel
+
+from dual_distill.modeling import DualDistillProcessor
+
+from .encoding import longest_text, searches, stored_vectors
+from .feature_store import FeatureStore
+from .image_sources import load_image
+from .model_identity import (
+    check_same_model,
+    check_same_processor,
+    image_processor_settings,
+    model_identity,
+    tokenizer_settings,
+)
+from .running_top_k import BestRows, check_top_k
+
+_ROWS = 8192
+_FAISS = "faiss"
+
+
+class Found(NamedTuple):
+    """One row of a search.
+
+    Attributes:
+        id: of the image; of texts, the text itself.
+        score: cosine, in [-1, 1].
+    """
+
+    id: str
+    score: float
+
+
+class SearchResult(NamedTuple):
+    """What one query found.
+
+    Attributes:
+        best: the first `top_k`, nearest first; equal ones in the order of the store, where the search is exact.
+        matches: rows that reach the threshold, of which `best` shows at most `top_k`; None where an index answered,
+            which does not count them.
+    """
+
+    best: list[Found]
+    matches: int | None
+
+
+class StoreSearcher:
+    """Searches a store of images by texts, or a store of texts by images.
+
+    Args:
+        model: the dual encoder with a retrieval head that made the store; put into eval mode.
+        processor: its processor.
+        store: of images or of texts: what is found.
+        queries: a store of the other kind; queries that it holds, images by their ids, are not encoded again.
+        index: None compares every stored vector; "faiss" puts them into a flat index of faiss, which gives the same in
+            memory; "faiss:SPEC" into one that `faiss.index_factory` makes of the SPEC, such as "faiss:HNSW32".
+        model_name: what errors call the model; None: what it was loaded from.
+        revision: likewise.
+
+    Raises:
+        ValueError: a store was made with another model or processor or is of the wrong kind, the model has no retrieval
+            head, or the index is unknown.
+        ImportError: faiss is asked for and not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from transformers import ViltImageProcessorPil
+        >>> from dual_distill.data import train_tokenizer
+        >>> from dual_distill.inference import encode_images
+        >>> from dual_distill.modeling import DualEncoderConfig, DualEncoderForImageTextRetrieval
+        >>> tokenizer = train_tokenizer(["a red circle"])
+        >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> model = DualEncoderForImageTextRetrieval(DualEncoderConfig(
+        ...     text_config={"vocab_size": len(tokenizer), **tower}, projection_dim=4,
+        ...     vision_config={"image_size": 32, "patch_size": 16, **tower}))
+        >>> processor = DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": 32}), tokenizer)
+        >>> images = {colour: Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = encode_images(model, processor, images, folder)
+        ...     [result] = StoreSearcher(model, processor, FeatureStore(folder)).by_texts(["a red circle"])
+        >>> sorted(found.id for found in result.best), result.matches
+        (['blue', 'red'], 2)
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: DualDistillProcessor,
+        store: FeatureStore,
+        queries: FeatureStore | None = None,
+        *,
+        index: str | None = None,
+        model_name: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        if not searches(model):
+            raise ValueError(
+                f"{type(model).__name__} puts images and texts into no common space; give a dual encoder with the head "
+                "image_text_retrieval."
+            )
+        if queries is not None and queries.manifest.kind == store.manifest.kind:
+            raise ValueError(
+                f"{queries.path!r} and {store.path!r} are both stores of {store.manifest.kind}s; images are searched "
+                f"by "
+                "texts and texts by images, so give one of each."
+            )
+        identity = model_identity(model, model_name, revision)
+        self._max_tokens = longest_text(model, processor)
+        for one in (store, queries):
+            if one is not None:
+                check_same_model(one.path, one.manifest.model, identity)
+                of_images = one.manifest.kind == "image"
+                settings = (
+                    image_processor_settings(processor)
+                    if of_images
+                    else tokenizer_settings(processor, self._max_tokens)
+                )
+                check_same_processor(one.path, one.manifest.processor, settings)
+        self.model, self.processor, self.store, self.queries = model.eval(), processor, store, queries
+        self._index = None if index is None else make_index(store, index)
+
+    def by_texts(self, texts: Sequence[str], top_k: int = 10, threshold: float = -1.0) -> list[SearchResult]:
+        """Find images for texts.
+
+        Args:
+            texts: with words in them.
+            top_k: images a text.
+            threshold: least cosine, in [-1, 1].
+
+        Returns:
+            A `SearchResult` a text.
+
+        Raises:
+            ValueError: the store holds texts, a text is empty, or `top_k` or `threshold` is out of range.
+        """
+        self._check_kind("image")
+        if not texts:
+            raise ValueError("There are no texts to search by; give one or more.")
+        for text in texts:
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"A text is {text!r}, but it should be a string with words in it.")
+        held = [False] * len(texts) if self.queries is None else self.queries.holds(texts)
+        return self._search(
+            [self._text_vector(text, is_held) for text, is_held in zip(texts, held, strict=True)], top_k, threshold
+        )
+
+    def by_images(self, images: Sequence[Any], top_k: int = 10, threshold: float = -1.0) -> list[SearchResult]:
+        """Find texts for images.
+
+        Args:
+            images: ids of the store of queries where there is one; else what `load_image` takes: a path, a URL, a PIL
+                image, bytes.
+            top_k: texts an image.
+            threshold: least cosine, in [-1, 1].
+
+        Returns:
+            A `SearchResult` an image.
+
+        Raises:
+            ValueError: the store holds images, the store of queries lacks one, or `top_k` or `threshold` is out of
+            range.
+            ImageError: an image cannot be read.
+        """
+        self._check_kind("text")
+        if not images:
+            raise ValueError("There are no images to search by; give one or more.")
+        if self.queries is not None:
+            vectors = list(self.queries.read(self.queries.places(list(images))).to(self.model.device, torch.float32))
+        else:
+            vectors = [self._image_vector(image, number) for number, image in enumerate(images)]
+        return self._search(vectors, top_k, threshold)
+
+    @torch.inference_mode()
+    def _text_vector(self, text: str, is_held: bool) -> torch.Tensor:
+        if self.queries is not None and is_held:
+            return self.queries[text].to(self.model.device, torch.float32)
+        inputs = self.processor.encode_text([text], max_length=self._max_tokens)
+        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        return stored_vectors(self.model, self.model.get_text_features(**inputs).pooler_output)[0]
+
+    @torch.inference_mode()
+    def _image_vector(self, image: Any, number: int) -> torch.Tensor:
+        pixels = self.processor.prepare_image(load_image(image, number))[None]
+        return stored_vectors(
+            self.model, self.model.get_image_features(pixels.to(self.model.device, self.model.dtype)).pooler_output
+        )[0]
+
+    def _check_kind(self, kind: str) -> None:
+        if self.store.manifest.kind != kind:
+            raise ValueError(
+                f"{self.store.path!r} is a store of {self.store.manifest.kind}s, but {kind}s are to be found."
+            )
+
+    def _search(self, vectors: list[torch.Tensor], top_k: int, threshold: float) -> list[SearchResult]:
+        check_top_k(top_k)
+        if not -1 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}, but a cosine lies between -1 and 1.")
+        # What a float16 store gives back is of length 1 up to its rounding.
+        queries = normalize(torch.stack(vectors), dim=-1)
+        if self._index is not None:
+            return self._ask_index(queries.cpu(), top_k, threshold)
+        best = [BestRows(top_k, threshold) for _ in queries]
+        for start, piece in self.store.pieces(rows=_ROWS):
+            with torch.inference_mode():
+                scores = (queries @ piece.to(queries).T).clamp(-1, 1).cpu()
+            for one, row in zip(best, scores, strict=True):
+                one.add(start, row)
+        return [SearchResult(self._named(one.rows.tolist(), one.scores.tolist()), one.matches) for one in best]
+
+    def _ask_index(self, queries: torch.Tensor, top_k: int, threshold: float) -> list[SearchResult]:
+        assert self._index is not None
+        scores, places = self._index.search(queries.numpy(), min(top_k, len(self.store)))
+        results = []
+        for row_scores, row_places in zip(scores.tolist(), places.tolist(), strict=True):
+            # Place -1: an approximate index found fewer.
+            kept = [
+                (place, score)
+                for place, score in zip(row_places, row_scores, strict=True)
+                if place >= 0 and score >= threshold
+            ]
+            results.append(SearchResult(self._named([place for place, _ in kept], [score for _, score in kept]), None))
+        return results
+
+    def _named(self, places: list[int], scores: list[float]) -> list[Found]:
+        return [Found(identifier, score) for identifier, score in zip(self.store.ids(places), scores, strict=True)]
+
+
+def make_index(store: FeatureStore, index: str) -> Any:
+    """Put all vectors of a store into an index of faiss, in memory.
+
+    Args:
+        store: of a retrieval head.
+        index: "faiss" for a flat one, or "faiss:SPEC" with a spec of `faiss.index_factory`.
+
+    Returns:
+        The index; it ranks by the inner product.
+
+    Raises:
+        ValueError: the index is none of these.
+        ImportError: faiss is not installed.
+
+    Example:
+        >>> make_index(None, "annoy")
+        Traceback (most recent call last):
+        ValueError: index is 'annoy', but expected is 'faiss', or 'faiss:SPEC' such as 'faiss:HNSW32'; or none for exact
+        search.
+    """
+    library, _, spec = index.partition(":")
+    if library != _FAISS:
+        raise ValueError(
+            f"index is {index!r}, but expected is 'faiss', or 'faiss:SPEC' such as 'faiss:HNSW32'; or none for exact "
+            f"search."
+        )
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "An index needs faiss, which is not installed: pip install 'dual-distill[retrieval]'; or search without an "
+            "index, which is exact."
+        ) from error
+    try:
+        found = faiss.index_factory(store.manifest.width, spec or "Flat", faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ValueError(
+            f"faiss makes no index of {spec!r}; give a spec of faiss.index_factory, such as Flat or HNSW32."
+        ) from error
+    if not found.is_trained:  # such as the centres of an inverted file
+        found.train(torch.cat([piece for _, piece in store.pieces()]).float().numpy())
+    for _, piece in store.pieces(rows=_ROWS):
+        found.add(piece.float().numpy())
+    return found
+
+
+__all__ = ["Found", "SearchResult", "StoreSearcher", "make_index"]

@@ -1,0 +1,237 @@
+"""Any object detector of transformers as this package uses one: boxes with tags, and the feature map that its backbone
+made.
+
+What is unusual: images are never padded. Detectors of one family disagree on whether their boxes are fractions of the
+image or of the padded canvas; where nothing is padded, the two are the same.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+from dual_distill.data import ImageError
+
+_BACKBONE_CLASS = (
+    "ConvEncoder"  # DetrConvEncoder, RTDetrConvEncoder, DFineConvEncoder ...: a list of (map, mask), coarsest last
+)
+_SHOWN = 12
+
+
+class Detected(NamedTuple):
+    """What a detector says of one image, the most certain first.
+
+    Attributes:
+        boxes_px: `(Q, 4)` float32 on the CPU: x0, y0, x1, y1 in pixels of the image; may stick out of it.
+        scores: `(Q,)` float32, in [0, 1].
+        tags: Q names of classes.
+    """
+
+    boxes_px: torch.Tensor
+    scores: torch.Tensor
+    tags: list[str]
+
+
+class DetectorOutput(NamedTuple):
+    """What a detector says of a batch.
+
+    Attributes:
+        feature_maps: `(B, F, h, w)` of its backbone, on its device.
+        stride: pixels of the *resized* image a cell of the map.
+        detected: one entry an image.
+    """
+
+    feature_maps: torch.Tensor
+    stride: float
+    detected: list[Detected]
+
+
+class Detector:
+    """An object detector with its image processor and its name.
+
+    Args:
+        model: any `AutoModelForObjectDetection` with a convolutional backbone (DETR, Conditional and Deformable DETR,
+            RT-DETR, D-FINE, Table Transformer and the like) or a plain vision transformer (YOLOS); put into eval mode.
+        image_processor: its own, with `post_process_object_detection`.
+        name: folder or Hub repository, for people.
+        revision: commit of a Hub repository.
+
+    Raises:
+        ValueError: the model has no backbone that is known here, or the processor finds no objects.
+
+    Example:
+        >>> Detector(nn.Linear(1, 1), None)
+        Traceback (most recent call last):
+        ValueError: Linear is no object detector with a backbone known here...
+    """
+
+    def __init__(self, model: Any, image_processor: Any, name: str | None = None, revision: str | None = None) -> None:
+        self.model = model.eval()
+        self.image_processor = image_processor
+        self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
+        self.revision = revision
+        self._backbone = self._find_backbone()
+        if not hasattr(image_processor, "post_process_object_detection"):
+            raise ValueError(
+                f"{type(image_processor).__name__} has no post_process_object_detection, which turns outputs into "
+                f"boxes; "
+                "give the image processor of the detector."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self.model.device
+        return device
+
+    def described(self) -> str:
+        """Return name and revision for a sentence."""
+        return f"{self.name} @ {self.revision[:_SHOWN]}" if self.revision else self.name
+
+    def identity(self) -> dict[str, Any]:
+        """Return what its outputs follow from: class, digest of the weights, dtype and settings of the processor."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        settings = json.loads(self.image_processor.to_json_string())
+        return {
+            "class": type(self.model).__name__,
+            "weights_sha256": digest.hexdigest(),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "processor": {
+                key: value for key, value in settings.items() if value is not None and not key.startswith("_")
+            },
+        }
+
+    def prepare(self, image: Image.Image, identifier: str) -> torch.Tensor:
+        """Resize and normalise one image: `(3, h, w)` on the CPU.
+
+        Args:
+            image: RGB.
+            identifier: names it in errors.
+
+        Raises:
+            ImageError: the picture cannot be resized.
+            ValueError: the processor pads.
+        """
+        try:
+            prepared = self.image_processor(images=[image], return_tensors="pt")
+        except (ValueError, ZeroDivisionError, OverflowError) as error:
+            raise ImageError(
+                f"row {identifier}: the picture of {image.width} x {image.height} pixels cannot be resized ({error}); "
+                f"crop it "
+                "to a less extreme shape."
+            ) from error
+        mask = prepared.get("pixel_mask")
+        if mask is not None and not mask.bool().all():
+            raise ValueError(
+                f"The image processor of {self.name!r} pads a single image to {tuple(mask.shape[-2:])}, and boxes of "
+                f"padded "
+                "images mean different things in different detectors; unset pad_size in its preprocessor_config.json."
+            )
+        pixels: torch.Tensor = prepared["pixel_values"][0]
+        return pixels
+
+    @torch.inference_mode()
+    def __call__(self, pixel_values: torch.Tensor, sizes: list[tuple[int, int]]) -> DetectorOutput:
+        """Run a batch of images of one prepared shape.
+
+        Args:
+            pixel_values: `(B, 3, h, w)` of `prepare`.
+            sizes: width and height of each image before that.
+        """
+        caught: list[Any] = []
+        handle = self._backbone.register_forward_hook(lambda module, given, found: caught.append(found))
+        try:
+            outputs = self.model(pixel_values=pixel_values.to(self.device, self.model.dtype))
+        finally:
+            handle.remove()
+        feature_maps, stride = self._feature_maps(caught[-1], pixel_values.shape[-2:])
+        heights_and_widths = torch.tensor([(height, width) for width, height in sizes], device=self.device)
+        found = self.image_processor.post_process_object_detection(
+            outputs, threshold=0.0, target_sizes=heights_and_widths
+        )
+        return DetectorOutput(feature_maps, stride, [self._sorted(entry) for entry in found])
+
+    def _sorted(self, entry: dict[str, torch.Tensor]) -> Detected:
+        scores, order = entry["scores"].float().cpu().sort(descending=True, stable=True)
+        labels = entry["labels"].cpu()[order].tolist()
+        names = self.model.config.id2label
+        return Detected(entry["boxes"].float().cpu()[order], scores, [str(names.get(label, label)) for label in labels])
+
+    def _find_backbone(self) -> nn.Module:
+        """The module whose output holds the feature map."""
+        for module in self.model.modules():
+            if type(module).__name__.endswith(_BACKBONE_CLASS):
+                return module
+        transformer = getattr(self.model, "vit", None)
+        if isinstance(transformer, nn.Module):
+            return transformer
+        raise ValueError(
+            f"{type(self.model).__name__} is no object detector with a backbone known here; give one of the DETR "
+            f"family (a "
+            f"module ...{_BACKBONE_CLASS}) or a YOLOS."
+        )
+
+    def _feature_maps(self, found: Any, size: torch.Size) -> tuple[torch.Tensor, float]:
+        """The coarsest map and its stride in pixels."""
+        if isinstance(found, list | tuple):
+            maps: torch.Tensor = found[-1][0]
+            return maps, _stride(size, maps.shape[-2:])
+        tokens: torch.Tensor = found.last_hidden_state
+        patch = self.model.config.patch_size
+        patch = patch if isinstance(patch, int) else patch[0]
+        rows, columns = size[0] // patch, size[1] // patch
+        patches = tokens[:, 1 : 1 + rows * columns]  # CLS first, tokens of detections behind
+        return patches.transpose(1, 2).unflatten(2, (rows, columns)), float(patch)
+
+
+def _stride(size: torch.Size, cells: torch.Size) -> float:
+    """Pixels a cell: strided convolutions round the size up, so that a map covers a little more than its image."""
+    stride = 2 ** math.ceil(math.log2(max(size) / max(cells)))
+    if all(math.ceil(pixels / stride) == number for pixels, number in zip(size, cells, strict=True)):
+        return float(stride)
+    return max(size) / max(cells)  # patches of another side, such as 14, which divide the image
+
+
+def load_detector(folder: Path, name: str, revision: str | None = None) -> Detector:
+    """Load an object detector from a folder, from safetensors alone.
+
+    Args:
+        folder: holds config.json, preprocessor_config.json and the weights.
+        name: what the user called it.
+        revision: commit of a Hub repository.
+
+    Returns:
+        The detector, in float32 on the CPU.
+
+    Raises:
+        ValueError: the folder holds no object detector, weights are missing, or a library that it needs is.
+    """
+    try:
+        model, report = AutoModelForObjectDetection.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{name!r} cannot be loaded as an object detector ({reason}); give one with safetensors weights whose "
+            f"backbone is "
+            "of transformers, such as the revision no_timm of facebook/detr-resnet-50."
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}; fetch it again."
+        )
+    return Detector(model, image_processor, name, revision)
+
+
+__all__ = ["Detected", "Detector", "DetectorOutput", "load_detector"]

@@ -1,0 +1,21 @@
+"""A recipe becomes a trainer: the arguments of a run, what they are put together to, and its plan."""
+
+from .arguments import DataArguments, ModelArguments
+from .build import Run, build_processor, load_model, make_run, train
+from .recording import record_run
+from .run_data import load_data
+from .run_plan import RunPlan, plan_run
+
+__all__ = [
+    "DataArguments",
+    "ModelArguments",
+    "Run",
+    "RunPlan",
+    "build_processor",
+    "load_data",
+    "load_model",
+    "make_run",
+    "plan_run",
+    "record_run",
+    "train",
+]

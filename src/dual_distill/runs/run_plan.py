@@ -1,0 +1,312 @@
+"""What a run would be, found out without weights and without training: `train --dry-run`.
+
+Everything that can go wrong before the first step does so here: paths, columns, pictures, labels, the pairing of
+teacher and student. Both models are made of fake tensors, which have shapes and no memory, so ViLT-B/32 costs what a
+toy costs; what one step keeps for its backward pass is counted by running a batch of the largest shape through the
+student. (Torch's `meta` device
+would not do: there sdpa falls back on the form of attention that keeps every probability, which no real device does.)
+"""
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dual_distill.data import PairStream, Task, answer_coverage
+from dual_distill.modeling import FusionEncoderConfig
+from dual_distill.teachers import model_class
+from dual_distill.trainer import DistillationTrainingArguments, check_pair
+
+from .arguments import DataArguments, ModelArguments
+from .build import Resolved, resolve
+from .image_text_run import PAIR_HEADS, num_rows
+
+_ADAM_STATES = 2
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run would be.
+
+    Attributes:
+        task: its name.
+        rows: split -> rows; None for a stream that does not say.
+        num_labels: answers or classes of the head; 0 for pairs.
+        label_coverage: share of the validation labels that the head can give, in [0, 1]; None without validation rows.
+        student: class of the model that is trained.
+        student_parameters: number of its parameters.
+        teacher: class of the teacher, or None.
+        teacher_parameters: number of its parameters, 0 without one.
+        steps: optimizer steps.
+        rows_per_step: rows of all processes and accumulated batches.
+        epochs: passes over the training rows; None where their number is not known.
+        memory_bytes: estimate for one process, by what it is for: weights, gradients, optimizer, teacher, activations
+            (of the largest batch: longest texts, pictures of every shape); see `estimate_memory`.
+    """
+
+    task: str
+    rows: dict[str, int | None]
+    num_labels: int
+    label_coverage: float | None
+    student: str
+    student_parameters: int
+    teacher: str | None
+    teacher_parameters: int
+    steps: int
+    rows_per_step: int
+    epochs: float | None
+    memory_bytes: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict that JSON takes."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Lay the plan out for reading."""
+        lines = {
+            "task": self.task,
+            "rows": ", ".join(
+                f"{split} {'not known' if rows is None else f'{rows:,}'}" for split, rows in self.rows.items()
+            ),
+            "labels": (f"{self.num_labels:,}" if self.num_labels else "none, pairs")
+            + (
+                ""
+                if self.label_coverage is None
+                else f" (cover {100 * self.label_coverage:.1f} % of the validation labels)"
+            ),
+            "model": f"{self.student}, {self.student_parameters / 1e6:,.1f} M parameters",
+            "teacher": f"{self.teacher}, {self.teacher_parameters / 1e6:,.1f} M parameters" if self.teacher else "none",
+            "steps": f"{self.steps:,} of {self.rows_per_step:,} rows"
+            + ("" if self.epochs is None else f", {self.epochs:.2f} epochs"),
+            "memory": f"about {sum(self.memory_bytes.values()) / 1e9:,.1f} GB a process ("
+            + ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in self.memory_bytes.items() if size)
+            + ")",
+        }
+        return "\n".join(f"{name:<8} {value}" for name, value in lines.items())
+
+
+def plan_run(
+    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: DistillationTrainingArguments
+) -> RunPlan:
+    """Resolve and check a run; nothing is trained and no weights are read.
+
+    Raises:
+        ValueError: what would stop the run, in one sentence.
+    """
+    resolved = resolve(model_arguments, data_arguments, training_arguments)
+    task, config, teacher_config = resolved.task, resolved.student_config, resolved.teacher_config
+    student_class = model_class(config, task.head)
+    teacher_class = None if teacher_config is None else model_class(teacher_config, task.head)
+    layers: list[int] = []
+    teacher_parameters = 0
+    with FakeTensorMode():
+        student = student_class(config)
+        if teacher_class is not None:
+            teacher = teacher_class(teacher_config)
+            teacher_parameters = _num_parameters(teacher)
+            objective = _make_objective(task, training_arguments, config, teacher_config)
+            check_pair(student, teacher, objective)
+            layers = objective.student_layers
+    # The two forms of which a CPU knows the cost; flex and flash attention keep what sdpa keeps.
+    config._attn_implementation = "eager" if model_arguments.attn_implementation == "eager" else "sdpa"
+    images = resolved.processor.image_processor
+    memory = estimate_memory(student_class, config, teacher_parameters, layers, images, training_arguments, task.head)
+    steps, rows_per_step, steps_an_epoch = _count_steps(resolved, data_arguments, training_arguments)
+    return RunPlan(
+        task=task.name,
+        rows={split: num_rows(rows) for split, rows in resolved.data.items()},
+        num_labels=len(resolved.label_names),
+        label_coverage=_coverage(resolved),
+        student=student_class.__name__,
+        student_parameters=_num_parameters(student),
+        teacher=None if teacher_class is None else teacher_class.__name__,
+        teacher_parameters=teacher_parameters,
+        steps=steps,
+        rows_per_step=rows_per_step,
+        epochs=None if steps_an_epoch is None else steps / steps_an_epoch,
+        memory_bytes=memory,
+    )
+
+
+def _count_steps(
+    resolved: Resolved, data_arguments: DataArguments, arguments: DistillationTrainingArguments
+) -> tuple[int, int, int | None]:
+    """Steps of the run, rows a step, and steps an epoch, None where the number of rows is not known."""
+    available = num_rows(resolved.data["train"])
+    if isinstance(resolved.data["train"], PairStream) and arguments.max_steps < 1:
+        raise ValueError(
+            f"max_steps is {arguments.max_steps}, but a stream of pairs has no end; say how many to train."
+        )
+    if available is None:
+        return (
+            arguments.max_steps,
+            arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps,
+            None,
+        )
+    rows = min(available, data_arguments.max_train_rows or available)
+    rows_per_batch = arguments.train_batch_size * arguments.world_size
+    rows_per_step = rows_per_batch * arguments.gradient_accumulation_steps
+    batches = rows // rows_per_batch if arguments.dataloader_drop_last else math.ceil(rows / rows_per_batch)
+    steps_an_epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
+    if arguments.max_steps > 0:
+        return arguments.max_steps, rows_per_step, steps_an_epoch
+    return math.ceil(arguments.num_train_epochs * steps_an_epoch), rows_per_step, steps_an_epoch
+
+
+def _coverage(resolved: Resolved) -> float | None:
+    """Share of the validation labels that the head can give."""
+    column = resolved.task.answers_column or resolved.task.label_column
+    rows = resolved.data["validation"]
+    return answer_coverage(rows, column, resolved.label_names) if column and len(rows) else None
+
+
+def estimate_memory(
+    student_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    teacher_parameters: int,
+    layers: list[int],
+    image_processor: Any,
+    arguments: DistillationTrainingArguments,
+    head: str | None = None,
+) -> dict[str, int]:
+    """Bytes that one training process needs, by what they are for.
+
+    Args:
+        student_class: of the model that is trained.
+        config: its configuration.
+        teacher_parameters: number of the teacher's parameters, 0 without one.
+        layers: layers whose queries and keys are recorded.
+        image_processor: knows the size of the largest picture.
+        arguments: batch size, precision, optimizer, checkpointing.
+        head: of the task; heads that learn from pairs read more than one text and image a row.
+
+    Note:
+        Weights and gradients are exact for float32, AdamW's two states too; another optimizer is taken to have none.
+        Activations are those that autograd keeps of a padded batch of the longest texts and largest pictures, in the
+        precision of the run, with the kernels that torch takes on a CPU. What the teacher's forward pass holds for a
+        moment, the losses, and what allocators and libraries add are left out.
+    """
+    height, width = largest_images(image_processor, getattr(config, "vision_config", config))
+    batch_size, num_tokens = arguments.train_batch_size, getattr(config, "text_config", config).max_position_embeddings
+    with FakeTensorMode():
+        model = student_class(config)
+        if arguments.gradient_checkpointing or arguments.activation_checkpointing:
+            model.activation_checkpointing_enable()
+        batch = {
+            "input_ids": torch.zeros(batch_size, num_tokens, dtype=torch.long),
+            "attention_mask": torch.ones(batch_size, num_tokens, dtype=torch.long),
+            **_of_images(config, batch_size, height, width),
+        }
+        batch = {**batch, **_of_pairs(head, batch, config, arguments)}
+        kept = _kept_bytes(model, batch, layers, is_half=arguments.bf16 or arguments.fp16)
+    weights = 4 * _num_parameters(model)
+    return {
+        "weights": weights,
+        "gradients": weights,
+        "optimizer": _ADAM_STATES * weights if "adam" in arguments.optim else 0,
+        "teacher": 4 * teacher_parameters,
+        "activations": kept,
+    }
+
+
+def _make_objective(
+    task: Task, arguments: DistillationTrainingArguments, student: PreTrainedConfig, teacher: PreTrainedConfig | None
+) -> Any:
+    """The objective that the trainer of the task's head will build."""
+    if task.head == "pretraining":
+        return arguments.make_pretraining_objective()
+    if task.head in PAIR_HEADS:
+        return arguments.make_ranking_objective()
+    return arguments.make_objective(task.answers_column is not None, student, teacher)
+
+
+def _of_images(config: PreTrainedConfig, batch_size: int, height: int, width: int) -> dict[str, torch.Tensor]:
+    """The largest images, or as many regions as the model takes."""
+    if getattr(config, "visual_inputs", "patches") == "regions":
+        rows = (batch_size, *((config.num_images,) if config.num_images > 1 else ()), config.max_regions)
+        return {
+            "region_features": torch.zeros(*rows, config.region_feature_size),
+            "region_boxes": torch.zeros(*rows, 6),
+            "region_mask": torch.ones(rows, dtype=torch.bool),
+        }
+    return {
+        "pixel_values": torch.zeros(batch_size, config.num_images, 3, height, width),
+        "pixel_mask": torch.ones(batch_size, config.num_images, height, width, dtype=torch.long),
+    }
+
+
+def _of_pairs(
+    head: str | None,
+    batch: Mapping[str, torch.Tensor],
+    config: PreTrainedConfig,
+    arguments: DistillationTrainingArguments,
+) -> dict[str, torch.Tensor]:
+    """What heads that learn from pairs read beside one text and one image a row, or in their place."""
+    if head not in PAIR_HEADS:
+        return {}
+    if head != "pretraining" and config.model_type == FusionEncoderConfig.model_type:
+        # Every pair of every list goes through in one pass.
+        pairs_a_row = 1 + 2 * arguments.ranking_negatives
+        return {name: tensor.repeat(pairs_a_row, *(1,) * (tensor.dim() - 1)) for name, tensor in batch.items()}
+    text = batch["input_ids"]
+    ids = {name: torch.arange(len(text)) for name in ("image_ids", "caption_ids")}
+    return ids if head != "pretraining" else {**ids, "masked_input_ids": text, "masked_labels": text}
+
+
+def largest_images(image_processor: Any, config: PreTrainedConfig) -> tuple[int, int]:
+    """Height and width in pixels of the largest batch of pictures that an image processor makes.
+
+    ViLT's keeps the aspect ratio up to a longer side of 1333 / 800 of the shorter, and a portrait and a landscape
+    picture pad each other to a square of the longer side; others make one fixed size.
+
+    Example:
+        >>> from transformers import ViltImageProcessorPil
+        >>> from dual_distill.modeling import FusionEncoderConfig
+        >>> largest_images(ViltImageProcessorPil(size={"shortest_edge": 384}), FusionEncoderConfig())
+        (608, 608)
+    """
+    size = image_processor.size
+    if "height" in size:
+        return size["height"], size["width"]
+    longer = int(1333 / 800 * size["shortest_edge"]) // config.patch_size * config.patch_size
+    return longer, longer
+
+
+def _num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _kept_bytes(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], layers: list[int], is_half: bool) -> int:
+    """Bytes that autograd keeps between forward and backward, weights left out, each storage counted once."""
+    # By address of the storage: views share it, and fake tensors have no data to point at.
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # held on to, or an address would be used twice
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
+
+    def note_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        note(inputs[0])
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            # What such a layer starts again from is kept by the checkpoint, of which autograd's hooks hear nothing.
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                stack.callback(module.register_forward_pre_hook(note_input).remove)
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor))
+        stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=is_half))
+        model.train()(**batch, output_query_states=layers or None, output_key_states=layers or None)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+__all__ = ["RunPlan", "estimate_memory", "largest_images", "plan_run"]

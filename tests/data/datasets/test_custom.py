@@ -1,0 +1,417 @@
+import csv
+import io
+import json
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+from dual_distill.data import DistillationCollator, ReadingReport, load_own_data
+
+CLASSES = {"text_column": "text", "label_column": "label", "head": "images_and_text_classification"}
+
+
+@pytest.fixture
+def folder(tmp_path, png, monkeypatch):
+    """Eight images, a.png to h.png; Parquet's cache lies beside them."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "images").mkdir()
+    for number, letter in enumerate("abcdefgh"):
+        (tmp_path / "images" / f"{letter}.png").write_bytes(png((number, 0, 0)))
+    return tmp_path
+
+
+def questions(letters="abcd", **changes):
+    """One question about each image; the answers are red, blue, red, blue."""
+    rows = [
+        {
+            "id": str(i),
+            "image": f"images/{letter}.png",
+            "question": f"Which colour, {letter}?",
+            "answer": ["red", "blue"][i % 2],
+        }
+        for i, letter in enumerate(letters)
+    ]
+    for place, change in changes.items():
+        rows[int(place[1:])] |= change
+    return rows
+
+
+def write(file, rows, newline="\n", bom=False):
+    if file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+        return file
+    if file.suffix == ".jsonl":
+        text = "".join(json.dumps(row) + newline for row in rows)
+    else:
+        buffer = io.StringIO()
+        delimiter = "\t" if file.suffix == ".tsv" else ","
+        writer = csv.DictWriter(buffer, list(rows[0]), lineterminator=newline, delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+        text = buffer.getvalue()
+    file.write_bytes((b"\xef\xbb\xbf" if bom else b"") + text.encode())
+    return file
+
+
+def splits(folder, suffix, **rows):
+    return {split: write(folder / f"{split}{suffix}", values) for split, values in rows.items()}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_format_gives_the_same(folder, suffix):
+    files = splits(folder, suffix, train=questions(), validation=questions("ef"))
+    data, task = load_own_data(files)
+    assert data["train"].to_list() == [
+        {
+            "image": {"bytes": None, "path": str(folder / row["image"])},
+            "question": row["question"],
+            "answer": row["answer"],
+        }
+        for row in questions()
+    ]
+    assert data["train"].features["image"] == Image(decode=False)
+    assert data["validation"]["question"][:] == ["Which colour, e?", "Which colour, f?"]
+    assert (task.head, task.image_columns, task.text_column, task.label_column) == (
+        "question_answering",
+        ("image",),
+        "question",
+        "answer",
+    )
+    assert task.label_names == ("blue", "red")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("bom", [False, True])
+def test_bom_and_crlf_are_no_trouble(folder, suffix, newline, bom):
+    file = write(folder / f"mine{suffix}", questions("abcdefgh"), newline, bom)
+    data, _ = load_own_data(file, id_column="id")
+    rows = [*data["train"], *data["validation"]]
+    assert sorted(row["id"] for row in rows) == list("01234567")
+    assert {row["answer"] for row in rows} == {"red", "blue"}
+
+
+def test_a_csv_field_may_hold_commas_quotes_and_lines(folder):
+    rows = questions(_1={"question": 'Is it "red",\nor not?'}, _2={"image": "no.png"})
+    with pytest.raises(ValueError, match=r"train\.csv, line 5: the image is missing"):  # line 3 goes on in line 4
+        load_own_data(splits(folder, ".csv", train=rows))
+    rows[2] = questions()[2]
+    data, _ = load_own_data(splits(folder, ".csv", train=rows, validation=questions()))
+    assert data["train"][1]["question"] == 'Is it "red",\nor not?'
+
+
+def test_columns_have_any_names_and_images_may_be_several(folder):
+    rows = [
+        {"links": f"images/{a}.png", "rechts": str(folder / "images" / f"{b}.png"), "satz": f"{a} {b}", "urteil": a < b}
+        for a, b in ("ab", "ba", "cd", "hc")
+    ]
+    data, task = load_own_data(
+        splits(folder, ".jsonl", train=rows, validation=rows),
+        image_column=["links", "rechts"],
+        text_column="satz",
+        label_column="urteil",
+        head="images_and_text_classification",
+    )
+    assert (task.image_columns, task.label_names) == (("links", "rechts"), ("false", "true"))
+    assert data["train"]["urteil"][:] == ["true", "false", "true", "false"]
+    assert data["train"][3]["rechts"] == {"bytes": None, "path": str(folder / "images" / "c.png")}
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["cat", "dog", "ape"], ("ape", "cat", "dog")),
+        ([10, 9, 2], ("2", "9", "10")),
+        (["1", "0", "-1"], ("-1", "0", "1")),
+    ],
+)
+def test_classes_of_train_in_order(folder, labels, names):
+    rows = [{"image": f"images/{x}.png", "text": x, "label": label} for x, label in zip("abc", labels, strict=True)]
+    assert load_own_data(splits(folder, ".jsonl", train=rows, val=rows), **CLASSES).task.label_names == names
+    given = load_own_data(splits(folder, ".jsonl", train=rows, val=rows), label_names=names[::-1], **CLASSES)
+    assert given.task.label_names == names[::-1]
+
+
+def test_pictures_inside_a_parquet_file_stay_there(folder, png):
+    rows = [{"picture": png((i, 0, 0)), "text": f"text {i}", "label": i % 2} for i in range(4)]
+    rows[1]["text"] = " "
+    file = write(folder / "train.parquet", rows)
+    report = ReadingReport()
+    data, task = load_own_data(
+        {"train": file, "test": file, "dev": file}, image_column="picture", skip_bad=True, report=report, **CLASSES
+    )
+    assert data["train"]["text"][:] == ["text 0", "text 2", "text 3"]
+    assert data["train"][2]["picture"] == {"bytes": png((3, 0, 0)), "path": None}
+    assert task.label_names == ("0", "1")
+    assert report.rows == {"train": 3, "validation": 3, "test": 3}
+    assert report.bad["no text"][0] == f"{file}, row 1: text is empty (' '), but a row needs a text of one word or more"
+
+
+def test_a_picture_column_without_picture_names_the_row(folder, png):
+    file = write(
+        folder / "train.parquet",
+        [{"image": png(), "text": "a", "label": "x"}, {"image": None, "text": "b", "label": "y"}],
+    )
+    with pytest.raises(ValueError, match=r"train\.parquet, row 1: the image is missing"):
+        load_own_data(file, **CLASSES)
+
+
+def test_splits_in_memory_with_named_classes(folder):
+    features = Features({"image": Image(), "text": Value("string"), "label": ClassLabel(names=["dog", "cat", "ape"])})
+    rows = {"image": [str(folder / "images" / "a.png")] * 3, "text": ["x", "y", "z"], "label": [1, 0, 1]}
+    loaded = DatasetDict(train=Dataset.from_dict(rows, features), validation=Dataset.from_dict(rows, features))
+    data, task = load_own_data(loaded, **CLASSES)
+    assert task.label_names == ("dog", "cat", "ape")  # in the order of the feature, with the class that no row has
+    assert data["validation"]["label"][:] == ["cat", "dog", "cat"]
+    assert data["train"].features["image"] == Image(decode=False)
+
+
+def test_several_answers_become_soft_labels(folder):
+    rows = [{k: v for k, v in row.items() if k != "answer"} | {"answers": ["b", " a", "a "]} for row in questions()]
+    files = splits(folder, ".jsonl", train=rows, validation=rows)
+    data, task = load_own_data(files, answers_column="answers")
+    assert (task.answers_column, task.label_column, task.label_names) == ("answers", "answer", ("a",))
+    assert data["train"][0]["answers"] == ["b", "a", "a"]
+    assert data["train"][0]["answer"] == "a"
+    collator = DistillationCollator(None, task, task.label_names)
+    assert collator._scores(data["train"][0]["answers"], "0").tolist() == pytest.approx([0.6])
+
+
+def test_folders_of_tables_and_of_images(folder):
+    splits(folder, ".csv", train=questions(), dev=questions("ef"))
+    assert load_own_data(folder).data.num_rows == {"train": 4, "validation": 2}
+    write(folder / "train.jsonl", questions())
+    with pytest.raises(ValueError, match=r"several tables for 'train' \(train\.csv, train\.jsonl\)"):
+        load_own_data(folder)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_an_image_folder_with_metadata(folder, suffix):
+    rows = [{"file_name": f"{x}.png", "text": x, "label": x in "aceg"} for x in "abcdefgh"]
+    write(folder / "images" / f"metadata{suffix}", rows)
+    data, task = load_own_data(folder / "images", validation_share=0.25, **CLASSES)
+    assert data.num_rows == {"train": 6, "validation": 2}
+    assert task.label_names == (
+        ("False", "True") if suffix == ".csv" else ("false", "true")
+    )  # CSV holds what it was told
+    pairs = [{"left_file_name": "a.png", "right_file_name": "b.png", "text": "x", "label": i} for i in (0, 1)]
+    for split in ("train", "test", "validation"):
+        (folder / "pairs" / split).mkdir(parents=True)
+        for letter in "ab":
+            (folder / "pairs" / split / f"{letter}.png").touch()
+        write(folder / "pairs" / split / f"metadata{suffix}", pairs)
+    data, _ = load_own_data(folder / "pairs", image_column=["left", "right"], **CLASSES)
+    assert data["test"][0]["right"]["path"] == str(folder / "pairs" / "test" / "b.png")
+
+
+def test_validation_holds_out_whole_images(folder):
+    file = write(folder / "mine.csv", questions("abcdabcdabcdabcd"))
+    seen = set()
+    for seed in range(4):
+        data, _ = load_own_data(file, validation_share=0.2, seed=seed)
+        images = [{row["image"]["path"] for row in data[split]} for split in ("train", "validation")]
+        assert data.num_rows == {"train": 12, "validation": 4}
+        assert not images[0] & images[1]
+        seen |= images[1]
+    assert len(seen) > 1
+    assert (
+        load_own_data(file, seed=3).data["validation"].to_list()
+        == load_own_data(file, seed=3).data["validation"].to_list()
+    )
+    with pytest.raises(ValueError, match=r"its 3 rows about 1 images cannot be parted"):
+        load_own_data(write(folder / "mine.csv", questions("aaa")))
+
+
+def test_answers_outside_the_vocabulary_are_taken_and_noted(folder, capsys):
+    files = splits(folder, ".csv", train=questions("abcdef"), validation=questions("gh", _1={"answer": "green"}))
+    report = ReadingReport()
+    data, task = load_own_data(files, report=report)
+    assert task.label_names == ("blue", "red")
+    assert data["validation"]["answer"][:] == ["red", "green"]
+    assert report.notes == {"answer outside the 2 classes (validation; it counts as wrong)": 1}
+    assert "taken 1: answer outside the 2 classes" in capsys.readouterr().err
+    rare = load_own_data(splits(folder, ".csv", train=questions("abc"), validation=questions()), min_answer_count=2)
+    assert rare.task.label_names == ("red",)
+
+
+BAD = [
+    ({"image": "images/z.png"}, "missing image", "the image is missing: .* holds no images/z.png"),
+    ({"image": ""}, "no image", r"image is empty \(''\), but a row needs the path of an image"),
+    ({"question": " "}, "no text", r"question is empty \(' '\), but a row needs a text"),
+    ({"answer": ""}, "no label", r"answer is empty \(''\), but a row needs a word"),
+    ({"id": "0"}, "duplicate id", "id 0 occurs twice"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "message"), BAD)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_bad_row_is_named_or_listed(folder, suffix, change, kind, message, capsys):
+    files = splits(folder, suffix, train=questions(_1=change), validation=questions())
+    place = {".csv": r"train\.csv, line 3", ".jsonl": r"train\.jsonl, line 2", ".parquet": r"train\.parquet, row 1"}[
+        suffix
+    ]
+    with pytest.raises(ValueError, match=f"{place}: {message}.*skip_bad=True"):
+        load_own_data(files, id_column="id")
+    report = ReadingReport()
+    data, _ = load_own_data(files, id_column="id", skip_bad=True, report=report)
+    assert data["train"]["id"][:] == ["0", "2", "3"]
+    assert {found: len(sentences) for found, sentences in report.bad.items()} == {kind: 1}
+    assert f"skipped 1: {kind}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": 5}, "line 2: question is 5, but expected is a text"),
+        ({"answer": 1.5}, "line 2: answer is 1.5, but expected is a word, a whole number, or true or false"),
+        ({"answer": ["red"]}, r"line 2: answer is \['red'\], but expected is a word"),
+        ({"answer": None}, r"line 2: answer is empty \(None\)"),
+        ({"image": None}, r"line 2: image is empty \(None\)"),
+    ],
+)
+def test_values_of_another_kind(folder, change, message):
+    with pytest.raises(ValueError, match=message):
+        load_own_data(splits(folder, ".jsonl", train=questions(_1=change)))
+
+
+def test_an_unknown_label_is_named_with_its_line(folder):
+    rows = [
+        {"image": f"images/{x}.png", "text": x, "label": label}
+        for x, label in zip("abc", ["cat", "dog", "cta"], strict=True)
+    ]
+    files = splits(folder, ".csv", train=rows[:2], validation=rows)
+    with pytest.raises(
+        ValueError, match=r"validation\.csv, line 4: label is 'cta'; did you mean 'cat'\? Known are: cat, dog"
+    ):
+        load_own_data(files, **CLASSES)
+    assert load_own_data(files, skip_bad=True, **CLASSES).data["validation"].num_rows == 2
+    with pytest.raises(ValueError, match=r"train\.csv, line 3: label is 'dog'"):
+        load_own_data(files, label_names=["cat", "ape"], **CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "image,question,answer\nimages/a.png,why?\n",
+            r"line 2: the line has 2 fields, but the header 3 \(image, question",
+        ),
+        ('image,question,answer\nimages/a.png,"why?,x\n', r"line 2: the line is not CSV \(unexpected end of data\)"),
+        ("image,question,image\n", "line 1: the column 'image' occurs twice in the header"),
+        ("image,questions,answer\nimages/a.png,why?,x\n", "there is no column 'question'; did you mean 'questions'"),
+        ("image,question,answer\n", "The split 'train' of 'own data' has no rows"),
+        ("", "The split 'train' of 'own data' has no rows"),
+        ("image,question,answer\nimages/a.png,wh\xff?,x\n", "the file is not UTF-8"),
+    ],
+)
+def test_a_csv_file_that_is_wrong(folder, content, message):
+    (folder / "mine.csv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        load_own_data(folder / "mine.csv")
+
+
+def test_a_csv_line_that_is_wrong_may_be_skipped(folder):
+    lines = [
+        "image,question,answer",
+        'images/a.png,"why" not?,x',
+        "images/b.png,why?,x",
+        "images/c.png,why?",
+        'images/d.png,"',
+    ]
+    (folder / "mine.csv").write_text("\n".join(lines))
+    report = ReadingReport()
+    files = {"train": folder / "mine.csv", "validation": write(folder / "other.csv", questions())}
+    assert load_own_data(files, skip_bad=True, report=report).data["train"]["image"][0]["path"].endswith("b.png")
+    places = [sentence.split(": ")[0].rpartition(", ")[2] for sentence in report.bad["malformed line"]]
+    assert places == ["line 2", "line 4", "line 5"]
+
+
+def test_a_header_without_the_column_is_no_matter_of_skipping(folder):
+    file = write(folder / "mine.csv", questions())
+    with pytest.raises(ValueError, match=r"mine\.csv: there is no column 'sentence'"):
+        load_own_data(file, text_column="sentence", skip_bad=True)
+
+
+def test_an_empty_split_and_an_empty_file(folder):
+    files = splits(folder, ".jsonl", train=questions(), validation=[])
+    with pytest.raises(ValueError, match="The split 'validation' of 'own data' has no rows"):
+        load_own_data(files)
+    with pytest.raises(ValueError, match="The split 'train' of 'own data' has no rows"):
+        load_own_data(DatasetDict(train=Dataset.from_dict({"image": [], "question": [], "answer": []})))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("no.csv", FileNotFoundError, "There is no file 'no.csv'"),
+        ("./some/folder", FileNotFoundError, "There is no file './some/folder'"),
+        (
+            "nobody-at-all/nothing",
+            FileNotFoundError,
+            "There is no file or folder 'nobody-at-all/nothing', and it cannot be loaded",
+        ),
+        ("images", ValueError, "The folder 'images' holds no table; expected is a file .csv"),
+        ("images/a.png", ValueError, r"'images/a.png' is none of the known formats \(\.csv, \.tsv"),
+        (
+            {"train": "t.csv", "extra": "t.csv"},
+            ValueError,
+            "There are the split 'extra' in the mapping; expected are train, val",
+        ),
+        ({"dev": "t.csv", "val": "t.csv"}, ValueError, "There are two splits for 'validation' in the mapping"),
+        ({"test": "t.csv"}, ValueError, "There is no split 'train' in the mapping, only test"),
+    ],
+)
+def test_data_that_is_not_there(folder, name, error, message, monkeypatch):
+    monkeypatch.chdir(folder)
+    write(folder / "t.csv", questions())
+    with pytest.raises(error, match=message):
+        load_own_data(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_column": []}, "image_column names no column"),
+        ({"text_column": "image"}, "The columns are image, image, answer, but each is another one"),
+        ({"answers_column": "answer"}, "The columns are image, question, answer, answer, but each"),
+        ({"head": "image_text_retrieval"}, "head is 'image_text_retrieval', but it is 'question_answering' or"),
+        (
+            {"head": "images_and_text_classification", "answers_column": "all"},
+            "answers_column is 'all', but several answers go",
+        ),
+        ({"label_names": ["a", "a"]}, r"label_names is \['a', 'a'\], but expected are one or more names, each once"),
+        ({"label_names": []}, r"label_names is \[\]"),
+        ({"min_answer_count": 0}, "min_answer_count is 0"),
+        ({"min_answer_count": 9}, "No answer in column 'answer' occurs 9 times or more"),
+        ({"validation_share": 1.0}, "validation_share is 1.0, but it is above 0 and below 1"),
+    ],
+)
+def test_wrong_arguments(folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_own_data(write(folder / "mine.csv", questions()), **arguments)
+
+
+def test_a_column_of_the_data_set_that_is_missing_or_no_image(folder):
+    rows = Dataset.from_dict({"image": [1, 2], "question": ["a", "b"], "answer": ["x", "y"]})
+    with pytest.raises(
+        ValueError, match=r"split 'train' has no column 'frage'; did you mean|Known are: answer, image, question"
+    ):
+        load_own_data(DatasetDict(train=rows), text_column="frage")
+    with pytest.raises(
+        ValueError, match=r"The column 'image' of split 'train' holds Value.*int64.*images are paths or pictures"
+    ):
+        load_own_data(DatasetDict(train=rows))
+
+
+def test_pictures_in_parquet_without_a_path_are_taken(tmp_path, png):
+    """pandas and pyarrow write `{"bytes": ..., "path": None}` with a path of type null."""
+    pictures = [{"bytes": png((number, 0, 0)), "path": None} for number in range(4)]
+    table = pa.table({"image": pictures, "question": ["what is it?"] * 4, "answer": ["a"] * 4})
+    assert pa.types.is_null(table.schema.field("image").type.field("path").type)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    own = load_own_data(tmp_path / "rows.parquet", validation_share=0.5)
+    assert own.data["train"].features["image"] == Image(decode=False)
+    assert {row["image"]["bytes"] for split in own.data.values() for row in split} == {one["bytes"] for one in pictures}

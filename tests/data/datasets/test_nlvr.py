@@ -1,0 +1,126 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Image
+
+from dual_distill.data import load_nlvr
+
+
+def write_split(folder, split, directories, png, drop=None, examples=3):
+    """`examples` sentences in each directory, with six permutations of one picture each."""
+    rows = [
+        {
+            "image": png((directory, example, permutation)),
+            "sentence": f"There is  a box {directory}.",
+            "label": (directory + example) % 2 == 0,
+            "identifier": f"{100 * directory + example}-{example}",
+            "split": split,
+            "permutation": permutation,
+            "directory": directory,
+        }
+        for directory in directories
+        for example in range(examples)
+        for permutation in range(6)
+    ]
+    table = pa.Table.from_pylist(rows)
+    half = len(rows) // 2
+    for number, part in enumerate((table.slice(0, half), table.slice(half))):
+        part = part.drop_columns([drop]) if drop else part
+        pq.write_table(part, folder / f"{split}-{number:05}-of-00002.parquet")
+
+
+@pytest.fixture
+def folder(tmp_path, png):
+    write_split(tmp_path, "train", range(10), png)
+    write_split(tmp_path, "dev", [20], png)
+    write_split(tmp_path, "test", [30], png)
+    return tmp_path
+
+
+def test_validation_is_made_of_whole_directories(folder):
+    data = load_nlvr(folder, validation_rows=20)
+    assert data.num_rows == {"train": 144, "validation": 36, "dev": 18, "test": 18}  # 18 rows a directory
+    held_out, kept = set(data["validation"]["directory"]), set(data["train"]["directory"])
+    assert held_out | kept == set(range(10))
+    assert not held_out & kept
+
+
+def test_the_seed_chooses_the_directories(folder):
+    chosen = [tuple(load_nlvr(folder, 20, seed=seed)["validation"].unique("directory")) for seed in (0, 0, 1, 2, 3)]
+    assert chosen[0] == chosen[1]
+    assert len(set(chosen)) >= 3
+
+
+def test_rows_are_as_they_were(folder, png):
+    row = next(row for row in load_nlvr(folder, 0)["train"] if row["identifier"] == "702-2" and row["permutation"] == 4)
+    assert row == {
+        "image": {"bytes": png((7, 2, 4)), "path": None},
+        "sentence": "There is  a box 7.",
+        "label": "false",
+        "identifier": "702-2",
+        "sentence_id": "702",
+        "permutation": 4,
+        "directory": 7,
+    }
+
+
+def test_first_permutation_thins_out_train_only(folder):
+    data = load_nlvr(folder, 20, permutations="first")
+    assert data.num_rows == {"train": 24, "validation": 36, "dev": 18, "test": 18}
+    assert set(data["train"]["permutation"]) == {0}
+
+
+def test_images_stay_undecoded(folder):
+    assert load_nlvr(folder, 0)["dev"].features["image"] == Image(decode=False)
+
+
+def test_images_may_also_be_structs_of_bytes_and_path(folder, png):
+    for file in folder.glob("dev-*.parquet"):
+        table = pq.read_table(file)
+        structs = pa.array([{"bytes": content, "path": "a.png"} for content in table["image"].to_pylist()])
+        pq.write_table(table.set_column(0, "image", structs), file)
+    assert load_nlvr(folder, 0)["dev"][0]["image"] == {"bytes": png((20, 0, 0)), "path": "a.png"}
+
+
+def test_a_missing_column_is_named_with_its_file(folder, png):
+    write_split(folder, "dev", [20], png, drop="permutation")
+    with pytest.raises(
+        ValueError, match=r"dev-00000-of-00002\.parquet' has no column 'permutation': expected .* found image"
+    ):
+        load_nlvr(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"permutations": "some"}, "permutations is 'some', but it is 'all' or 'first'"),
+        ({"validation_rows": 180}, r"validation_rows is 180, but .* has 180 training rows in 10 directories"),
+        ({"validation_rows": -1}, "validation_rows is -1"),
+    ],
+)
+def test_wrong_options(folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_nlvr(folder, **arguments)
+
+
+def test_missing_files_and_broken_files(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no folder 'nowhere'"):
+        load_nlvr("nowhere")
+    (folder / "test-00000-of-00002.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ValueError, match=r"test-00000-of-00002\.parquet' cannot be read as parquet"):
+        load_nlvr(folder)
+    for file in folder.glob("test-*"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no file test-\*\.parquet"):
+        load_nlvr(folder)
+
+
+def test_the_official_files(data_folder):
+    data = load_nlvr(data_folder("nlvr1"))
+    assert {split: data[split].num_rows for split in ("dev", "test")} == {"dev": 5_934, "test": 5_940}
+    assert data["train"].num_rows + data["validation"].num_rows == 74_448
+    assert 4_000 <= data["validation"].num_rows < 5_000
+    assert not set(data["train"]["directory"]) & set(data["validation"]["directory"])
+    assert not set(data["train"]["identifier"]) & set(data["validation"]["identifier"])
+    share_true = sum(label == "true" for label in data["test"]["label"]) / 5_940
+    assert round(share_true, 3) == 0.562  # the published majority of test

@@ -1,0 +1,118 @@
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from dual_distill.data import load_task
+from dual_distill.evaluation import majority_baseline, text_only_baseline
+
+
+def test_majority_is_counted_on_train_and_scored_on_test():
+    assert majority_baseline(["a", "b", "b"], ["b", "a", "a", "a"]) == 0.25
+    assert majority_baseline(["b", "a"], ["a", "a", "b"]) == pytest.approx(2 / 3)  # a tie: the alphabetically first
+
+
+def test_exact_text_wins_where_words_do_not_add_up():
+    """Exclusive or of two words: no sum over words gets it, and here neither over pairs of neighbours."""
+    texts = [f"{a} then then then {b}" for a in ("red", "blue") for b in ("red", "blue")] * 60
+    labels = ["same" if text.split()[0] == text.split()[-1] else "different" for text in texts]
+    result = text_only_baseline(texts, labels, texts[:4], labels[:4])
+    assert result.method == "exact_text"
+    assert result.accuracy == 1.0
+    assert result.held_out_accuracy["ngrams"] < 1.0
+
+
+def test_ngrams_win_on_texts_never_seen():
+    rng = random.Random(0)
+    texts = [f"{rng.random()} {word}" for word in ("yes", "no") * 200]
+    labels = [text.split()[-1] for text in texts]
+    fresh = [f"{rng.random()} {word}" for word in ("yes", "no") * 20]
+    result = text_only_baseline(texts, labels, fresh, [text.split()[-1] for text in fresh])
+    assert (result.method, result.accuracy) == ("ngrams", 1.0)
+    assert result.predictions == ("yes", "no") * 20
+
+
+def test_word_order_is_read():
+    rng = random.Random(1)
+    texts = [f"{rng.random()} {pair}" for pair in ("cat dog", "dog cat") * 200]
+    labels = ["first" if text.endswith("cat dog") else "second" for text in texts]
+    assert text_only_baseline(texts[:300], labels[:300], texts[300:], labels[300:]).accuracy == 1.0
+
+
+def test_pure_noise_stays_near_the_majority():
+    rng = random.Random(2)
+    texts = [" ".join(rng.choices("abcdefgh", k=6)) for _ in range(3_000)]
+    labels = rng.choices(["yes", "no"], k=3_000)
+    accuracy = text_only_baseline(texts[:2_000], labels[:2_000], texts[2_000:], labels[2_000:]).accuracy
+    assert 0.45 < accuracy < 0.55
+
+
+def test_groups_keep_copies_on_one_side():
+    """Each text comes six times with one random label: memory is perfect on copies and worthless on new texts."""
+    rng = random.Random(3)
+    texts = [f"text number {number}" for number in range(300) for _ in range(6)]
+    labels = [label for label in rng.choices(["yes", "no"], k=300) for _ in range(6)]
+    groups = [number for number in range(300) for _ in range(6)]
+    blind = text_only_baseline(texts, labels, ["new"], ["yes"])
+    grouped = text_only_baseline(texts, labels, ["new"], ["yes"], train_groups=groups)
+    assert blind.held_out_accuracy["exact_text"] > 0.95
+    assert grouped.held_out_accuracy["exact_text"] < 0.7
+
+
+def test_test_answers_change_nothing_but_the_score():
+    texts, labels = ["is it red?", "how many?"] * 20, ["yes", "2"] * 20
+    right = text_only_baseline(texts, labels, ["how many?"], ["2"])
+    wrong = text_only_baseline(texts, labels, ["how many?"], ["never seen"])
+    assert (right.accuracy, wrong.accuracy) == (1.0, 0.0)
+    assert (right.predictions, right.held_out_accuracy) == (wrong.predictions, wrong.held_out_accuracy)
+
+
+def test_equal_seeds_give_equal_results():
+    rng = random.Random(4)
+    texts, labels = [" ".join(rng.choices("abc", k=3)) for _ in range(200)], rng.choices(["x", "y", "z"], k=200)
+    results = [text_only_baseline(texts, labels, texts[:50], labels[:50], seed=seed) for seed in (5, 5)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["a"], ["x", "y"], ["a"], ["x"]), "train has 1 texts and 2 labels"),
+        ((["a"], ["x"], ["a", "b"], ["x"]), "test has 2 texts and 1 labels"),
+        (([], [], ["a"], ["x"]), "train has no rows"),
+        ((["a"], ["x"], [], []), "test has no rows"),
+        ((["a"], ["x"], ["a"], ["x"]), "train has a single group; two or more are needed"),
+        ((["a", "b"], ["x", "x"], ["a"], ["x"], 0, [1]), "train has 2 rows and 1 groups"),
+    ],
+)
+def test_each_error_by_its_message(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        text_only_baseline(*arguments)
+
+
+def test_majority_needs_rows():
+    with pytest.raises(ValueError, match="test has no rows"):
+        majority_baseline(["a"], [])
+
+
+def test_generated_scenes_need_the_picture():
+    data = load_task("scenes", num_scenes={"train": 1_500, "test": 300})
+    columns = [list(data[split][column]) for split in ("train", "test") for column in ("question", "answer")]
+    assert text_only_baseline(*columns).accuracy < 0.45
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "column", "label", "low", "high"),
+    [("easy_vqa", "easy_vqa", "question", "answer", 0.66, 0.68), ("nlvr", "nlvr1", "sentence", "label", 0.55, 0.59)],
+)
+def test_real_data_gives_the_known_numbers(name, folder, column, label, low, high):
+    root = Path(os.environ.get("DUAL_DISTILL_DATA") or Path(__file__).parents[3] / "shared" / "data") / folder
+    if not root.is_dir():
+        pytest.skip(f"needs the real data in {root} (or set DUAL_DISTILL_DATA to the folder that holds {folder})")
+    data = load_task(name, root)
+    groups = list(data["train"]["directory"]) if name == "nlvr" else None
+    columns = [list(data[split][key]) for split in ("train", "test") for key in (column, label)]
+    result = text_only_baseline(*columns, train_groups=groups)
+    assert low < result.accuracy < high
+    assert result.accuracy > majority_baseline(columns[1], columns[3])

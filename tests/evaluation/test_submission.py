@@ -1,0 +1,32 @@
+import json
+
+import pytest
+
+from dual_distill.evaluation import write_submission
+
+
+def test_the_file_is_the_list_that_evalai_takes(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    write_submission(path, [458752000, 262148000], ["net", "café au lait"])
+    assert json.loads(path.read_text(encoding="utf-8")) == [
+        {"question_id": 458752000, "answer": "net"},
+        {"question_id": 262148000, "answer": "café au lait"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("question_ids", "answers", "message"),
+    [
+        ([1, 2, 1], ["a", "b", "c"], "Question 1 is answered twice, in rows 0 and 2"),
+        ([1, 2], ["a"], "There are 2 question ids and 1 answers"),
+        ([], [], "There are no answers"),
+        (["1"], ["a"], "The question id in row 0 is '1' of type str, but the server knows integers"),
+        ([True], ["a"], "The question id in row 0 is True"),
+        ([1], [3], "The answer to question 1 is 3, but an answer is a string"),
+    ],
+)
+def test_what_is_refused_leaves_no_file(tmp_path, question_ids, answers, message):
+    path = tmp_path / "results.json"
+    with pytest.raises(ValueError, match=message):
+        write_submission(path, question_ids, answers)
+    assert not path.exists()

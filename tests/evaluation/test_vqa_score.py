@@ -1,0 +1,100 @@
+"""The official score, case by case: each expected number follows from the script's rules by hand."""
+
+import itertools
+
+import pytest
+
+from dual_distill.evaluation import VQAScore, vqa_score
+from dual_distill.vqa_answers import normalise_answer, process_punctuation
+
+
+@pytest.mark.parametrize(
+    ("matches", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (7, 1.0), (10, 1.0)]
+)
+def test_the_score_of_an_answer_that_so_many_of_ten_people_gave(matches, expected):
+    """Three matches: three people see two others (2/3 each), seven see three (1 each): (2 + 7) / 10 = 0.9."""
+    assert vqa_score("red", ["red"] * matches + ["blue"] * (10 - matches)) == expected
+
+
+def test_against_the_loop_over_people():
+    """The definition, person by person, for every number of matches among four to twelve people."""
+    for people, matches in itertools.product(range(4, 13), range(13)):
+        if matches > people:
+            continue
+        answers = ["red"] * matches + [f"{i}" for i in range(people - matches)]
+        total = 0.0
+        for left_out in range(people):
+            others = answers[:left_out] + answers[left_out + 1 :]
+            total += min(1, others.count("red") / 3)
+        assert vqa_score("red", answers) == pytest.approx(total / people, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        # The prediction goes through everything: case, articles, number words, contractions, punctuation.
+        ("The Red one!", ["red 1"] * 10, 1.0),
+        ("two", ["2"] * 10, 1.0),
+        ("dont", ["don't"] * 10, 1.0),
+        ("\n yes\t", ["yes"] * 10, 1.0),
+        ("1,000", ["1000"] * 10, 1.0),
+        # People who differ: punctuation is taken out of their answers ...
+        ("black white", ["black/white"] * 4 + ["grey"] * 6, 1.0),
+        ("hot dog", ["hot-dog"] * 2 + ["hot dog"] * 2 + ["bun"] * 6, 1.0),
+        ("pm", ["p.m."] * 3 + ["pm"] * 7, 1.0),
+        # ... and nothing else: number words, articles and capitals of theirs stay, so these cannot be met.
+        ("2", ["two"] * 9 + ["2"], 0.3),
+        ("red ball", ["the red ball"] * 9 + ["red ball"], 0.3),
+        ("yes", ["Yes"] * 9 + ["yes"], 0.3),
+        # People who all agree: not even punctuation is taken out of theirs, and it always is out of the prediction.
+        ("hot-dog", ["hot-dog"] * 10, 0.0),
+        ("hot dog", ["hot dog"] * 10, 1.0),
+        ("p.m.", ["p.m."] * 10, 0.0),
+        ("none", ["none"] * 10, 0.0),
+        ("0", ["none"] * 10, 0.0),
+        # One dissenting person is enough for punctuation to go.
+        ("hot-dog", ["hot-dog"] * 9 + ["bun"], 1.0),
+        # What looks alike to a reader but differs in a blank is disagreement, too.
+        ("hot-dog", ["hot-dog"] * 9 + ["hot-dog "], 1.0),
+    ],
+)
+def test_what_is_processed_and_what_is_not(prediction, answers, expected):
+    assert vqa_score(prediction, answers) == expected
+
+
+def test_the_two_halves_of_the_normalisation_are_the_packages_own():
+    assert process_punctuation("hot-dog") == normalise_answer("hot-dog") == "hot dog"
+
+
+def test_by_answer_type_and_question_type():
+    metric = VQAScore()
+    metric.add_batch(
+        predictions=["yes", "2"],
+        references=[["yes"] * 10, ["3"] * 9 + ["2"]],
+        answer_types=["yes/no", "number"],
+        question_types=["is the", "how many"],
+    )
+    metric.add_batch(
+        predictions=["no", "red"],
+        references=[["yes"] * 8 + ["no"] * 2, ["blue"] * 10],
+        answer_types=["yes/no", "other"],
+        question_types=["is the", "what color"],
+    )
+    result = metric.compute()
+    assert result["vqa_score"] == pytest.approx((1 + 0.3 + 0.6 + 0) / 4)
+    assert result["num_questions"] == 4
+    assert result["vqa_score_by_answer_type"] == pytest.approx({"number": 0.3, "other": 0.0, "yes/no": 0.8})
+    assert result["vqa_score_by_question_type"] == pytest.approx({"how many": 0.3, "is the": 0.8, "what color": 0.0})
+
+
+def test_the_ten_answers_of_a_question_may_be_given_alone():
+    assert VQAScore().compute(predictions=["yes"], references=[["yes"] * 10]) == {"vqa_score": 1.0, "num_questions": 1}
+
+
+def test_each_error_by_its_message():
+    with pytest.raises(ValueError, match="A question has 1 answers, but the VQA score needs 4 or more"):
+        vqa_score("red", ["red"])
+    with pytest.raises(ValueError, match="An answer is None of type NoneType, but answers are strings"):
+        vqa_score("red", ["red"] * 9 + [None])
+    with pytest.raises(ValueError, match="There are 1 predictions and 2 answer types, but each prediction has one"):
+        VQAScore().compute(predictions=["a"], references=[["a"] * 10], answer_types=["other"] * 2)

@@ -1,0 +1,195 @@
+"""Searching a store: cosines of the model's own vectors, exact in pieces, and an index of faiss that gives the same."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+from dual_distill.inference import FeatureStore, StoreAsker, StoreSearcher, encode_images, encode_texts
+from dual_distill.inference.feature_store_files import NORMALISED, POOLED, PROJECTED, Manifest, StoreFolder
+from dual_distill.inference.model_identity import image_processor_settings, model_identity
+from dual_distill.modeling import (
+    DualEncoderForImageTextRetrieval,
+    DualEncoderForPreTraining,
+    DualEncoderForQuestionAnswering,
+)
+
+TEXTS = ["is there a red circle?", "how many blue squares are there?", "xylophones", "red"]
+
+
+@pytest.fixture
+def model(answering_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    return answering_model(DualEncoderForImageTextRetrieval, projection_dim=8)
+
+
+@pytest.fixture
+def images(pictures: list[Image.Image]) -> dict[str, Image.Image]:
+    return {f"image {number}": picture for number, picture in enumerate(pictures)}
+
+
+@pytest.fixture
+def stores(model, answering_processor, images, tmp_path) -> tuple[FeatureStore, FeatureStore]:
+    encode_images(model, answering_processor, images, tmp_path / "images", shard_size=2)
+    encode_texts(model, answering_processor, TEXTS, tmp_path / "texts", shard_size=3)
+    return FeatureStore(tmp_path / "images"), FeatureStore(tmp_path / "texts")
+
+
+@torch.no_grad()
+def cosines(model, processor, images) -> torch.Tensor:
+    """`(images, texts)` of the model's forward, each pair alone."""
+    return torch.stack(
+        [
+            torch.cat([model(**processor(image, text)).logits_per_image[0] for text in TEXTS]) / model.logit_scale.exp()
+            for image in images.values()
+        ]
+    )
+
+
+def test_a_retrieval_head_stores_its_vectors_of_length_1(model, answering_processor, images, stores) -> None:
+    for store in stores:
+        assert store.manifest.vectors == NORMALISED
+        assert (store.manifest.width, store.manifest.projected) == (8, False)
+        torch.testing.assert_close(store.read(range(len(store))).norm(dim=-1), torch.ones(len(store)))
+        with pytest.raises(ValueError, match="holds normalised vectors, not 'pooled'"):
+            store.read([0], POOLED)
+        with pytest.raises(ValueError, match="holds normalised vectors, not 'projected'; encode with another head"):
+            next(store.pieces(PROJECTED))
+    pairs = stores[0].read(range(5)) @ stores[1].read(range(4)).T
+    torch.testing.assert_close(pairs, cosines(model, answering_processor, images), atol=1e-5, rtol=0)
+
+
+def test_both_directions_rank_by_the_models_own_cosines(model, answering_processor, images, stores) -> None:
+    scores = cosines(model, answering_processor, images)
+    of_images, of_texts = stores
+    by_texts = StoreSearcher(model, answering_processor, of_images).by_texts(TEXTS)
+    for column, result in enumerate(by_texts):
+        order = scores[:, column].argsort(descending=True)
+        assert [found.id for found in result.best] == [f"image {place}" for place in order]
+        assert [found.score for found in result.best] == pytest.approx(scores[order, column].tolist(), abs=1e-5)
+        assert result.matches == 5
+    searchers = {
+        "files": (StoreSearcher(model, answering_processor, of_texts), list(images.values())),
+        "ids": (StoreSearcher(model, answering_processor, of_texts, of_images), list(images)),
+    }
+    for searcher, queries in searchers.values():
+        for row, result in enumerate(searcher.by_images(queries, top_k=3)):
+            order = scores[row].argsort(descending=True)[:3]
+            assert [found.id for found in result.best] == [TEXTS[place] for place in order]
+            assert result.matches == 4
+    middle = scores[:, 0].sort().values[2:4].mean().item()
+    [cut] = StoreSearcher(model, answering_processor, of_images).by_texts(TEXTS[:1], threshold=middle)
+    assert len(cut.best) == cut.matches == 2
+
+
+def test_queries_that_are_stored_are_not_encoded_again(model, answering_processor, images, stores) -> None:
+    of_images, of_texts = stores
+    [fresh] = StoreSearcher(model, answering_processor, of_images).by_texts([TEXTS[2]])
+    searcher = StoreSearcher(model, answering_processor, of_images, of_texts)
+    model.dual_encoder.text_model = None  # would fail
+    [stored] = searcher.by_texts([TEXTS[2]])
+    assert [found.id for found in stored.best] == [found.id for found in fresh.best]
+
+
+def synthetic(model, processor, path: Path, vectors: torch.Tensor, dtype: str = "float32") -> FeatureStore:
+    folder = StoreFolder(path)
+    identity, settings = model_identity(model), image_processor_settings(processor)
+    folder.write_manifest(Manifest("image", dtype, vectors.shape[1], False, 300, 1, identity, settings, NORMALISED))
+    folder.add_plan([str(number) for number in range(len(vectors))], 300)
+    for shard in folder.planned_shards():
+        rows = vectors[[int(identifier) for identifier in shard.ids]].to(getattr(torch, dtype))
+        folder.write_shard(shard.number, shard.ids, shard.ids, {"normalised": rows}, [])
+    return FeatureStore(path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_many_rows_are_ranked_as_at_once_and_a_flat_index_gives_the_same(
+    model, answering_processor, tmp_path, dtype
+) -> None:
+    pytest.importorskip("faiss", reason="needs faiss-cpu, the extra retrieval")
+    torch.manual_seed(1)
+    vectors = torch.nn.functional.normalize(torch.randn(2000, 8), dim=-1)
+    store = synthetic(model, answering_processor, tmp_path / "store", vectors, dtype)
+    exact = StoreSearcher(model, answering_processor, store).by_texts(TEXTS, top_k=50)
+    with torch.no_grad():
+        queries = [
+            model.get_text_features(**answering_processor.encode_text([text])).pooler_output[0] for text in TEXTS
+        ]
+    for query, result in zip(queries, exact, strict=True):
+        cosine = torch.nn.functional.cosine_similarity(store.read(range(2000)).float(), query[None])
+        order = cosine.argsort(descending=True)[:50]
+        assert [found.score for found in result.best] == pytest.approx(
+            cosine[order].tolist(), abs=2e-3 if "16" in dtype else 1e-5
+        )
+        assert len({int(found.id) for found in result.best} & set(order.tolist())) >= 49
+    flat = StoreSearcher(model, answering_processor, store, index="faiss").by_texts(TEXTS, top_k=50)
+    for one, other in zip(exact, flat, strict=True):
+        assert [found.score for found in other.best] == pytest.approx([found.score for found in one.best], abs=1e-5)
+        # What ties in float32 may come in another order.
+        assert len({found.id for found in one.best} & {found.id for found in other.best}) >= 49
+        assert other.matches is None
+    cut = StoreSearcher(model, answering_processor, store, index="faiss").by_texts(TEXTS[:1], 50, flat[0].best[9].score)
+    assert len(cut[0].best) == 10
+    graph = StoreSearcher(model, answering_processor, store, index="faiss:HNSW16").by_texts(TEXTS, top_k=10)
+    hits = [
+        len({found.id for found in a.best[:10]} & {found.id for found in b.best})
+        for a, b in zip(exact, graph, strict=True)
+    ]
+    assert sum(hits) >= 36, "of 40"
+    cells = StoreSearcher(model, answering_processor, store, index="faiss:IVF4,Flat")
+    assert len(cells.by_texts(TEXTS[:1])[0].best) == 10
+
+
+def test_faiss_that_is_missing_is_said_with_its_extra(model, answering_processor, stores, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r"faiss, which is not installed: pip install 'dual-distill\[retrieval\]'"):
+        StoreSearcher(model, answering_processor, stores[0], index="faiss")
+
+
+def test_an_index_that_faiss_does_not_know(model, answering_processor, stores) -> None:
+    pytest.importorskip("faiss", reason="needs faiss-cpu, the extra retrieval")
+    with pytest.raises(ValueError, match="faiss makes no index of 'Flut'"):
+        StoreSearcher(model, answering_processor, stores[0], index="faiss:Flut")
+
+
+def test_a_pretrained_model_searches_too(answering_model, answering_processor, images, tmp_path) -> None:
+    model = answering_model(DualEncoderForPreTraining, projection_dim=8)
+    encode_images(model, answering_processor, images, tmp_path / "store")
+    [result] = StoreSearcher(model, answering_processor, FeatureStore(tmp_path / "store")).by_texts(["red"], top_k=2)
+    assert len(result.best) == 2
+
+
+def test_each_error_by_its_message(model, answering_model, answering_processor, images, stores, tmp_path) -> None:
+    of_images, of_texts = stores
+    processor = answering_processor
+    answering = answering_model(DualEncoderForQuestionAnswering)
+    with pytest.raises(ValueError, match="DualEncoderForQuestionAnswering puts images and texts into no common space"):
+        StoreSearcher(answering, processor, of_images)
+    with pytest.raises(
+        ValueError, match=r"does not answer about one image at a time \(to search by cosine, StoreSearcher"
+    ):
+        StoreAsker(model, processor, of_images)
+    with pytest.raises(ValueError, match="projected is set, but DualEncoderForImageTextRetrieval compares vectors"):
+        encode_images(model, processor, images, tmp_path / "other", projected=True)
+    with pytest.raises(ValueError, match="are both stores of images"):
+        StoreSearcher(model, processor, of_images, of_images)
+    with pytest.raises(ValueError, match="was made with the model"):
+        StoreSearcher(answering_model(DualEncoderForImageTextRetrieval, projection_dim=8), processor, of_images)
+    searcher = StoreSearcher(model, processor, of_images, of_texts)
+    with pytest.raises(ValueError, match="is a store of images, but texts are to be found"):
+        searcher.by_images(["image 1"])
+    with pytest.raises(ValueError, match="is a store of texts, but images are to be found"):
+        StoreSearcher(model, processor, of_texts).by_texts(["red"])
+    with pytest.raises(ValueError, match="lacks 1 of the images asked for: 'image 9'"):
+        StoreSearcher(model, processor, of_texts, of_images).by_images(["image 9"])
+    with pytest.raises(ValueError, match="A text is ' '"):
+        searcher.by_texts([" "])
+    with pytest.raises(ValueError, match="There are no texts to search by"):
+        searcher.by_texts([])
+    with pytest.raises(ValueError, match="threshold is 2, but a cosine lies between -1 and 1"):
+        searcher.by_texts(["red"], threshold=2)
+    with pytest.raises(ValueError, match="top_k is 0"):
+        searcher.by_texts(["red"], top_k=0)

@@ -1,0 +1,80 @@
+"""A run put together from its arguments: what it starts from, and what it refuses."""
+
+import pytest
+import torch
+
+from dual_distill.data import load_task
+from dual_distill.modeling import DualEncoderForQuestionAnswering, FusionEncoderForQuestionAnswering
+from dual_distill.runs import DataArguments, ModelArguments, make_run
+from dual_distill.trainer import DistillationTrainingArguments
+
+SHAPE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_height": 36,
+    "image_width": 36,
+    "patch_size": 12,
+    "resize": "fixed",
+    "max_text_length": 24,
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_task("scenes", num_scenes={"train": 12, "validation": 2, "test": 2})
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+
+    def make(name, architecture="dual_encoder", seed=0, **fields):
+        training = DistillationTrainingArguments(str(folder / name), max_steps=1, seed=seed, use_cpu=True)
+        arguments = ModelArguments(architecture=architecture, **{**SHAPE, **fields})
+        return make_run(arguments, DataArguments(task="scenes", max_train_rows=30), training, data=data)
+
+    make("teacher", "fusion_encoder").trainer.save_model()
+    return make, str(folder / "teacher")
+
+
+def test_a_student_starts_equal_with_a_teacher_and_without_one(run):
+    make, teacher = run
+    for start in (None, teacher):
+        alone = make("alone", init_from=start).trainer.model.state_dict()
+        distilled = make("distilled", init_from=start, teacher=teacher).trainer.model.state_dict()
+        assert alone.keys() == distilled.keys()
+        assert all(torch.equal(alone[name], distilled[name]) for name in alone)
+    another = make("another", seed=1).trainer.model.state_dict()
+    assert not all(torch.equal(another[name], make("alone").trainer.model.state_dict()[name]) for name in another)
+
+
+def test_towers_start_from_the_teacher_when_told_to(run):
+    make, teacher = run
+    fusion = FusionEncoderForQuestionAnswering.from_pretrained(teacher)
+    student = make("student", init_from=teacher, text_layers=[1]).trainer.model
+    assert isinstance(student, DualEncoderForQuestionAnswering)
+    assert student.config.text_config.num_hidden_layers == 1
+    name = "intermediate.dense.weight"
+    expected = fusion.fusion_encoder.encoder.layer[1].get_parameter(name)
+    assert torch.equal(student.dual_encoder.text_model.encoder.layer[0].get_parameter(name), expected)
+
+
+def test_training_rows_are_limited_and_leave_out_what_training_does_not_read(run):
+    make, _ = run
+    train = make("rows").trainer.train_dataset
+    assert len(train) == 30
+    assert set(train.column_names) == {"image", "question", "answer", "scene_id"}
+
+
+def test_a_dual_encoder_cannot_start_a_fusion_encoder(run, tmp_path):
+    make, _ = run
+    make("dual").trainer.save_model(str(tmp_path))
+    with pytest.raises(ValueError, match="is a dual_encoder, which cannot start a fusion_encoder"):
+        make("never", "fusion_encoder", init_from=str(tmp_path))
+
+
+def test_options_of_the_reader_may_be_json_and_must_be():
+    assert DataArguments(data_options='{"seed": 3}').data_options == {"seed": 3}
+    with pytest.raises(ValueError, match="which is no JSON"):
+        DataArguments(data_options="{seed: 3}")

@@ -1,0 +1,377 @@
+"""The door that loads: which head a checkpoint gets, what its processor returns, and each refusal by its sentence."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
+
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    DualEncoderForQuestionAnswering,
+    FusionEncoderForImagesAndTextClassification,
+    FusionEncoderForQuestionAnswering,
+    FusionEncoderModel,
+)
+from dual_distill.teachers import (
+    VILT_HEADS,
+    largest_difference,
+    load_config,
+    load_processor,
+    load_teacher,
+    random_batch,
+)
+
+ANSWERS = ["yes", "no", "two", "red"]
+
+
+@pytest.fixture
+def said(caplog):
+    """What the conversion warns of."""
+    return lambda: [record.getMessage() for record in caplog.records if record.name.startswith("dual_distill.teachers")]
+
+
+def rewrite(folder, change):
+    """Change the weights of a folder in place."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_config(folder, **fields):
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) | fields
+    file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+
+
+@pytest.mark.parametrize("name", VILT_HEADS)
+def test_a_vilt_is_converted_on_the_way_in(name, save_vilt, said):
+    vilt, folder = save_vilt(name)
+    model, processor = load_teacher(folder)
+    assert type(processor) is DualDistillProcessor
+    assert not model.training
+    batch = random_batch(model.config)
+    found = largest_difference(vilt, model, batch)
+    assert found["output"] == ("pooler_output" if name == "ViltModel" else "logits")
+    assert found["largest_difference"] < 1e-5 < 1e-2 < found["largest_value"]
+    assert said() == []
+
+
+def test_the_configuration_alone_is_that_of_the_model(save_vilt):
+    _, folder = save_vilt("ViltForQuestionAnswering")
+    (folder / "model.safetensors").unlink()
+    config = load_config(folder)
+    assert (config.hidden_size, config.num_images, list(config.id2label.values())) == (16, 1, ANSWERS)
+    fresh = load_config(
+        folder, None, "images_and_text_classification", fresh_head=True, label_names=["f", "t"], num_images=2
+    )
+    assert (fresh.num_images, fresh.modality_type_vocab_size, fresh.id2label) == (2, 3, {0: "f", 1: "t"})
+
+
+@pytest.mark.parametrize("cls", [FusionEncoderForQuestionAnswering, DualEncoderForQuestionAnswering])
+def test_our_own_checkpoints_pass_through(cls, save_vilt, said, tmp_path):
+    _, folder = save_vilt("ViltForQuestionAnswering")
+    fusion, processor = load_teacher(folder)
+    own = fusion if cls is FusionEncoderForQuestionAnswering else cls.from_fusion_encoder(fusion)
+    own.save_pretrained(tmp_path / "own")
+    processor.save_pretrained(tmp_path / "own")
+    model, again = load_teacher(tmp_path / "own", attn_implementation="eager")
+    assert type(model) is cls
+    assert model.config._attn_implementation == "eager"
+    assert model.config.id2label == own.config.id2label
+    for name, weight in own.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight)
+    assert again(text="what is it?")["input_ids"].tolist() == processor(text="what is it?")["input_ids"].tolist()
+    assert said() == []
+
+
+def test_sharded_weights_and_half_precision(save_vilt, tmp_path):
+    vilt, folder = save_vilt("ViltForQuestionAnswering")
+    (folder / "model.safetensors").unlink()
+    vilt.to(torch.bfloat16).save_pretrained(folder, max_shard_size="10KB")
+    assert (folder / "model.safetensors.index.json").is_file()
+    model, _ = load_teacher(folder)
+    assert model.dtype == torch.float32  # whatever it was saved in
+    assert torch.equal(model.fusion_encoder.pooler.dense.weight, vilt.vilt.pooler.dense.weight.float())
+    shard = sorted(folder.glob("model-*.safetensors"))[0]
+    shard.unlink()
+    with pytest.raises(ValueError, match=rf"lacks {shard.name}, which model.safetensors.index.json names"):
+        load_teacher(folder)
+
+
+def picture(width, height, seed):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_the_processor_gives_what_vilts_gives(save_vilt, vilt_processor):
+    _, folder = save_vilt("ViltForQuestionAnswering")
+    pictures = [picture(40, 20, 0), picture(16, 16, 1), picture(14, 60, 2)]
+    texts = ["what is it?", "red dog", "what is it? it is blue"]
+    processor = load_teacher(folder).processor
+    for images, words in ((pictures, texts), (pictures[:1], texts[:1]), (pictures[2:], texts[2:])):
+        expected = vilt_processor(images, words, padding=True, return_tensors="pt")
+        found = processor(images=images, text=words)
+        assert torch.equal(found["pixel_values"][:, 0], expected["pixel_values"])
+        assert torch.equal(found["pixel_mask"][:, 0], expected["pixel_mask"])
+        assert torch.equal(found["input_ids"], expected["input_ids"])
+        assert torch.equal(found["attention_mask"], expected["attention_mask"])
+        assert not expected["token_type_ids"].any()
+
+
+def test_a_processor_as_transformers_4_saved_it(save_vilt):
+    """A feature extractor's file of its own, with one number for the size; texts are cut where the positions end."""
+    _, folder = save_vilt("ViltForQuestionAnswering")
+    for file in folder.glob("*processor*"):
+        file.unlink()
+    old = {
+        "do_resize": True,
+        "feature_extractor_type": "ViltFeatureExtractor",
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps({**old, "resample": 3, "size": 12, "size_divisor": 4}))
+    processor = load_teacher(folder).processor
+    batch = processor(images=picture(40, 20, 0), text="what is it? " * 20)
+    # 20 x 40 px to a shorter side of 12, a longer one of at most 19, both cut to multiples of 4.
+    assert batch["pixel_values"].shape == (1, 1, 3, 8, 16)
+    assert batch["input_ids"].shape == (1, 12)
+
+
+def test_model_and_processor_answer_together(save_vilt, vilt_processor):
+    vilt, folder = save_vilt("ViltForQuestionAnswering")
+    model, processor = load_teacher(folder)
+    images, texts = [picture(40, 20, 0), picture(16, 16, 1)], ["what is it?", "red dog"]
+    expected = vilt(**vilt_processor(images, texts, padding=True, return_tensors="pt")).logits
+    torch.testing.assert_close(model(**processor(images=images, text=texts)).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_a_fresh_head_on_a_vilt_that_completes_words(save_vilt, said):
+    vilt, folder = save_vilt("ViltForMaskedLM")
+    model, _ = load_teacher(folder, head="question_answering", fresh_head=True, label_names=ANSWERS)
+    assert type(model) is FusionEncoderForQuestionAnswering
+    assert model.config.id2label == dict(enumerate(ANSWERS))
+    assert model.config.label2id == {name: index for index, name in enumerate(ANSWERS)}
+    for name, weight in model.fusion_encoder.state_dict().items():
+        assert torch.equal(weight, vilt.vilt.state_dict()[name])
+    assert model.classifier[3].weight.shape == (4, 32)
+    assert 0.01 < model.classifier[3].weight.std() < 0.03  # drawn with the config's spread
+    left_out, fresh = said()
+    assert "the weights of its own head are left out" in left_out
+    assert "mlm_score.transform.dense.weight" in left_out
+    names = [name for name in model.state_dict() if name.startswith("classifier")]
+    assert "the head is drawn anew and must be trained: " + ", ".join(names) in fresh
+
+
+def test_a_fresh_head_replaces_one_of_the_same_shape(save_vilt, said):
+    vilt, folder = save_vilt("ViltForQuestionAnswering")
+    model, _ = load_teacher(folder, head="question_answering", fresh_head=True, label_names=["a", "b", "c", "d"])
+    assert not torch.equal(model.classifier[0].weight, vilt.classifier[0].weight)
+    assert len(said()) == 2
+
+
+def test_a_fresh_head_over_two_images_starts_the_second_from_the_first(save_vilt):
+    vilt, folder = save_vilt("ViltModel")
+    model, _ = load_teacher(
+        folder, head="images_and_text_classification", fresh_head=True, label_names=["false", "true"], num_images=2
+    )
+    assert type(model) is FusionEncoderForImagesAndTextClassification
+    old = vilt.embeddings.token_type_embeddings.weight
+    new = model.fusion_encoder.embeddings.token_type_embeddings.weight
+    assert torch.equal(new, torch.cat([old, old[1:]]))
+    assert model(**random_batch(model.config)).logits.shape == (3, 2)
+
+
+def test_fresh_words_are_decoded_with_the_word_embeddings(save_vilt, said):
+    _, folder = save_vilt("ViltForQuestionAnswering")
+    model, _ = load_teacher(folder, head="masked_lm", fresh_head=True)
+    assert model.mlm_score.decoder.weight is model.get_input_embeddings().weight
+    assert "mlm_score.decoder.weight" not in said()[1]
+    assert "mlm_score.decoder.bias" in said()[1]
+
+
+def test_a_bare_model_of_a_headed_one_leaves_the_head_out(save_vilt, said, tmp_path):
+    vilt, folder = save_vilt("ViltForQuestionAnswering")
+    model, processor = load_teacher(folder, head="bare")
+    assert type(model) is FusionEncoderModel
+    assert torch.equal(model.pooler.dense.weight, vilt.vilt.pooler.dense.weight)
+    assert "classifier.3.bias" in said()[0]
+    # And back, through our own folder.
+    model.save_pretrained(tmp_path / "own")
+    processor.save_pretrained(tmp_path / "own")
+    again, _ = load_teacher(tmp_path / "own", head="question_answering", fresh_head=True, label_names=ANSWERS)
+    assert torch.equal(again.fusion_encoder.pooler.dense.weight, vilt.vilt.pooler.dense.weight)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"head": "masked_lm"}, "was saved with the head 'question_answering', not 'masked_lm'; leave head out, or"),
+        ({"head": "captions"}, "was saved with the head 'question_answering', not 'captions'"),
+        (
+            {"head": "captions", "fresh_head": True},
+            "there is no head 'captions' .* choose one of bare, question_answering",
+        ),
+        ({"fresh_head": True}, "fresh_head is set but no head is named"),
+        ({"head": "bare", "fresh_head": True}, "a bare model has no head to be drawn anew"),
+        ({"head": "question_answering", "fresh_head": True}, "needs label_names"),
+        ({"head": "masked_lm", "fresh_head": True, "label_names": ["a"]}, "'masked_lm' takes no label_names"),
+        ({"head": "question_answering", "fresh_head": True, "label_names": ["a", "a"]}, "holds 2 names, 1 different"),
+        (
+            {"head": "question_answering", "fresh_head": True, "label_names": ["a"], "num_images": 2},
+            "num_images is 2 for",
+        ),
+        ({"label_names": ["a"]}, "label_names and num_images describe a fresh head"),
+    ],
+)
+def test_refusals_of_a_head(arguments, message, save_vilt):
+    _, folder = save_vilt("ViltForQuestionAnswering")
+    for load in (load_teacher, load_config):
+        with pytest.raises(ValueError, match=message):
+            load(folder, **arguments)
+
+
+def test_a_config_that_names_no_class_needs_a_head(save_vilt):
+    _, folder = save_vilt("ViltForImageAndTextRetrieval")
+    edit_config(folder, architectures=None)
+    with pytest.raises(ValueError, match="names the architecture of no class, from which no head follows"):
+        load_teacher(folder)
+    assert (
+        type(load_teacher(folder, head="image_text_retrieval").model).__name__ == "FusionEncoderForImageTextRetrieval"
+    )
+    edit_config(folder, architectures=["ViltForTokenClassification"])
+    with pytest.raises(ValueError, match=r"names the architecture \['ViltForTokenClassification'\]"):
+        load_teacher(folder)
+
+
+def test_a_pickle_alone_is_refused_with_both_ways_out(save_vilt):
+    _, folder = save_vilt("ViltForQuestionAnswering")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(
+        ValueError, match=r"no model.safetensors but pytorch_model.bin.*refs/pr/N.*save_pretrained"
+    ) as refusal:
+        load_teacher(folder)
+    assert "\n" not in str(refusal.value)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match=r"has no model.safetensors, and pickles are never read"):
+        load_teacher(folder)
+
+
+def test_a_damaged_checkpoint_names_what_is_wrong(save_vilt):
+    _, folder = save_vilt("ViltForQuestionAnswering")
+
+    def damage(weights):
+        for layer in range(3):
+            del (
+                weights[f"vilt.encoder.layer.{layer}.output.dense.bias"],
+                weights[f"vilt.encoder.layer.{layer}.output.dense.weight"],
+            )
+        weights["vilt.extra"] = torch.ones(1)
+        weights["classifier.3.bias"] = torch.ones(7)
+
+    rewrite(folder, damage)
+    with pytest.raises(ValueError, match="does not fit FusionEncoderForQuestionAnswering") as refusal:
+        load_teacher(folder)
+    for part in (
+        "6 missing (fusion_encoder.encoder.layer.0.output.dense.weight, fusion_encoder.",
+        "and 3 more",
+        "1 unexpected (fusion_encoder.extra)",
+        "1 of another shape (classifier.3.bias (7,) instead of (4,))",
+    ):
+        assert part in str(refusal.value)
+    # A fresh head mends the head alone.
+    with pytest.raises(ValueError, match="6 missing"):
+        load_teacher(folder, head="question_answering", fresh_head=True, label_names=ANSWERS)
+
+
+def test_a_cut_file_is_refused(save_vilt):
+    _, folder = save_vilt("ViltModel")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors of .* is damaged"):
+        load_teacher(folder)
+
+
+def test_an_untied_decoder_is_refused(save_vilt):
+    _, folder = save_vilt("ViltForMaskedLM")
+    rewrite(folder, lambda weights: weights.update({"mlm_score.decoder.weight": torch.ones(60, 16)}))
+    with pytest.raises(ValueError, match="differ, but the model ties them"):
+        load_teacher(folder)
+
+
+def test_a_model_of_another_kind_and_a_folder_without_one(tmp_path):
+    BertModel(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a model of type 'bert'; give one of type dual_distill_fusion_encoder"):
+        load_teacher(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"the config.json of .* cannot be read"):
+        load_teacher(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"has no config.json; give the folder or repository of a saved model"):
+        load_teacher(tmp_path)
+    with pytest.raises(ValueError, match="is a folder, which has no revision 'main'"):
+        load_teacher(tmp_path, "main")
+
+
+def test_an_adapter_is_named_as_what_it_is(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an adapter of peft, not a model; load it onto its base with peft"):
+        load_teacher(tmp_path)
+
+
+def test_a_folder_whose_name_has_an_at_is_a_folder(save_vilt, tmp_path):
+    _, folder = save_vilt("ViltModel")
+    load_teacher(folder.rename(tmp_path / "vilt@v1"))
+    with pytest.raises(ValueError, match=r"vilt@v1' is a folder, which has no revision 'v1'"):
+        load_teacher(tmp_path / "vilt@v1", "v1")
+
+
+def test_a_checkpoint_without_a_processor(save_vilt):
+    _, folder = save_vilt("ViltModel")
+    for file in [*folder.glob("*processor*"), *folder.glob("*token*")]:
+        file.unlink()
+    with pytest.raises(ValueError, match="has no processor that can be read"):
+        load_teacher(folder)
+
+
+def test_a_config_that_cannot_be_converted_names_the_checkpoint(save_vilt):
+    _, folder = save_vilt("ViltModel")
+    edit_config(folder, max_image_length=5)
+    with pytest.raises(ValueError, match=r"vilt' cannot be converted: max_image_length is 5"):
+        load_teacher(folder)
+
+
+def test_a_revision_of_a_repository_is_read_from_the_cache(save_vilt, monkeypatch, tmp_path):
+    """A repository as the Hub's cache holds it: weights on a pull request, none on main; no network is asked."""
+    _, folder = save_vilt("ViltForQuestionAnswering")
+    cached = tmp_path / "hub" / "models--owner--name"
+    (cached / "refs" / "refs" / "pr").mkdir(parents=True)
+    main, request = "a" * 40, "b" * 40
+    (cached / "refs" / "main").write_text(main)
+    (cached / "refs" / "refs" / "pr" / "4").write_text(request)
+    (cached / "snapshots" / main).mkdir(parents=True)
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            (cached / "snapshots" / main / file.name).write_bytes(file.read_bytes())
+    (cached / "snapshots" / main / "pytorch_model.bin").write_bytes(b"never read")
+    folder.rename(cached / "snapshots" / request)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(ValueError, match=r"'owner/name' has no model.safetensors but pytorch_model.bin"):
+        load_teacher("owner/name")
+    assert load_teacher("owner/name", revision="refs/pr/4").model.config.num_labels == 4
+    assert load_teacher("owner/name@refs/pr/4").model.config.num_labels == 4
+    assert load_config("owner/name@refs/pr/4", "refs/pr/4").num_labels == 4
+    with pytest.raises(
+        ValueError, match="names the revision 'refs/pr/4', but 'main' is given as well; give one of the two"
+    ):
+        load_processor("owner/name@refs/pr/4", "main")
+    with pytest.raises(ValueError, match=r"'owner/name' .* could not be fetched from the Hub at revision 'refs/pr/6'"):
+        load_teacher("owner/name@refs/pr/6")
+    with pytest.raises(ValueError, match=r"'owner/name' .* could not be fetched from the Hub at revision 'refs/pr/5'"):
+        load_teacher("owner/name", revision="refs/pr/5")
+    with pytest.raises(ValueError, match="'owner/other' is no folder here and could not be fetched from the Hub"):
+        load_teacher("owner/other")
