@@ -35,8 +35,8 @@ from dual_distill.data import train_tokenizer
 from dual_distill.inference import (
     DTYPES,
     FeatureStore,
+    FeatureStoreVQA,
     Manifest,
-    StoreAsker,
     StoreFolder,
     alternate,
     encode_images,
@@ -159,7 +159,7 @@ def asking(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     write_store(folder, model, processor, vectors, options.dtype)
     write_s = time.perf_counter() - start
     opened = alternate({"open": lambda: FeatureStore(folder)}, repeats=max(5, options.repeats))["open"]
-    asker = StoreAsker(model, processor, FeatureStore(folder))
+    asker = FeatureStoreVQA(model, processor, FeatureStore(folder))
     answer = model.config.id2label[0]
     inputs = {name: tensor.to(model.device) for name, tensor in processor.encode_text([QUESTION]).items()}
 

@@ -12,7 +12,7 @@ def test_the_face_has_what_its_examples_use() -> None:
         "DistillationTrainingArguments",
         "FusionEncoderForImageTextRetrieval",
         "FusionEncoderForMaskedLM",
-        "load_own_data",
+        "load_custom_dataset",
         "load_task",
         "load_teacher",
     } <= set(dual_distill.__all__)

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from .data import DistillationCollator, get_task, load_own_data, load_task
+from .data import DistillationCollator, get_task, load_custom_dataset, load_task
 from .hub_cards import push_folder, push_pretrained, write_card
 from .inference import DualVisualQuestionAnsweringPipeline
 from .modeling import (
@@ -67,7 +67,7 @@ __all__ = [
     "RetrievalTrainer",
     "__version__",
     "get_task",
-    "load_own_data",
+    "load_custom_dataset",
     "load_task",
     "load_teacher",
     "push_folder",

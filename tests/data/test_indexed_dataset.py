@@ -9,19 +9,19 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from dual_distill.data.indexed_dataset import NumberedRows, RowEpochCallback
+from dual_distill.data.indexed_dataset import IndexedDataset, RowEpochCallback
 
 
 @pytest.fixture
-def rows() -> NumberedRows:
-    return NumberedRows(datasets.Dataset.from_dict({"number": list(range(8))}))
+def rows() -> IndexedDataset:
+    return IndexedDataset(datasets.Dataset.from_dict({"number": list(range(8))}))
 
 
 def pairs(batch: list[dict]) -> list[tuple[int, int]]:
     return [(row["__epoch__"], row["__index__"]) for row in batch]
 
 
-def test_rows_alone_and_together(rows: NumberedRows) -> None:
+def test_rows_alone_and_together(rows: IndexedDataset) -> None:
     assert rows[3] == {"number": 3, "__index__": 3, "__epoch__": 0}
     assert rows[-1] == {"number": 7, "__index__": 7, "__epoch__": 0}
     rows.set_epoch(2)
@@ -34,18 +34,18 @@ def test_rows_alone_and_together(rows: NumberedRows) -> None:
         rows[8]
 
 
-def test_numbers_are_those_of_the_wrapped_selection(rows: NumberedRows) -> None:
-    selection = NumberedRows(rows.dataset.select([6, 2]))
+def test_numbers_are_those_of_the_wrapped_selection(rows: IndexedDataset) -> None:
+    selection = IndexedDataset(rows.dataset.select([6, 2]))
     assert [(row["number"], row["__index__"]) for row in selection] == [(6, 0), (2, 1)]
 
 
 def test_a_column_of_that_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="The data has a column '__epoch__', which NumberedRows would overwrite"):
-        NumberedRows(datasets.Dataset.from_dict({"__epoch__": [1]}))
+    with pytest.raises(ValueError, match="The data has a column '__epoch__', which IndexedDataset would overwrite"):
+        IndexedDataset(datasets.Dataset.from_dict({"__epoch__": [1]}))
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
-def test_persistent_workers_see_the_epoch_that_is_set(rows: NumberedRows, start_method: str) -> None:
+def test_persistent_workers_see_the_epoch_that_is_set(rows: IndexedDataset, start_method: str) -> None:
     loader = DataLoader(
         rows,
         batch_size=3,
@@ -72,7 +72,7 @@ class OneNumber(nn.Module):
         return {"loss": (self.weight - 1) ** 2}
 
 
-def train(rows: NumberedRows, folder: Path, resume: str | None = None, **arguments: object) -> list[tuple[int, int]]:
+def train(rows: IndexedDataset, folder: Path, resume: str | None = None, **arguments: object) -> list[tuple[int, int]]:
     rows.set_epoch(77)  # what an earlier use may have left behind
     model = OneNumber()
     trainer = Trainer(
@@ -96,7 +96,7 @@ def train(rows: NumberedRows, folder: Path, resume: str | None = None, **argumen
 
 
 def test_a_run_resumed_within_an_epoch_sees_the_keys_that_an_unbroken_run_sees(
-    rows: NumberedRows, tmp_path: Path
+    rows: IndexedDataset, tmp_path: Path
 ) -> None:
     """Three epochs of four steps; the checkpoint after step 5 lies within the second epoch."""
     unbroken = train(rows, tmp_path)

@@ -7,7 +7,14 @@ from datasets import Features, Value
 from dual_distill.data import ReadingReport
 from dual_distill.data.datasets.image_folder import ImageFolder
 from dual_distill.data.reading import make_rows, rows_to_dataset
-from dual_distill.data.records import BadEntry, UniqueIds, document_entries, entry_text, entry_value, read_json_lines
+from dual_distill.data.records import (
+    InvalidRecordError,
+    UniqueIds,
+    document_records,
+    read_json_lines,
+    record_text,
+    record_value,
+)
 
 
 def test_the_report_says_what_was_taken_and_what_not(capsys):
@@ -33,7 +40,7 @@ def test_the_report_says_what_was_taken_and_what_not(capsys):
 def test_only_bad_entries_are_skipped():
     def make_row(entry):
         if entry == 1:
-            raise BadEntry("odd", "it is odd")
+            raise InvalidRecordError("odd", "it is odd")
         if entry == 3:
             raise KeyError("a mistake of ours")
         return {"x": entry} if entry else None
@@ -64,11 +71,11 @@ def test_lines_are_numbered_from_one_and_empty_ones_count(tmp_path):
     found = [(place.removeprefix(f"{file}, "), entry) for place, entry in read_json_lines(file)]
     assert [place for place, _ in found] == ["line 2", "line 5", "line 6", "line 7", "line 8"]
     assert [entry for _, entry in found if isinstance(entry, dict)] == [{"a": 1}, {"a": 2}]
-    assert [entry.kind for _, entry in found if isinstance(entry, BadEntry)] == ["malformed line"] * 3
+    assert [entry.kind for _, entry in found if isinstance(entry, InvalidRecordError)] == ["malformed line"] * 3
 
 
 def test_long_entries_are_cut_in_errors():
-    (_, problem), *_ = document_entries("a.json", ["x" * 500], "question", "id")
+    (_, problem), *_ = document_records("a.json", ["x" * 500], "question", "id")
     assert len(str(problem)) < 150
 
 
@@ -85,20 +92,20 @@ def test_long_entries_are_cut_in_errors():
     ],
 )
 def test_values_of_another_kind(entry, kind, message):
-    with pytest.raises(BadEntry, match=re.escape(message)):
-        entry_value(entry, "x", kind)
+    with pytest.raises(InvalidRecordError, match=re.escape(message)):
+        record_value(entry, "x", kind)
 
 
 def test_texts_and_ids():
-    assert entry_text({"x": " a "}, "x") == " a "
-    with pytest.raises(BadEntry, match="x is empty") as caught:
-        entry_text({"x": "\n"}, "x")
+    assert record_text({"x": " a "}, "x") == " a "
+    with pytest.raises(InvalidRecordError, match="x is empty") as caught:
+        record_text({"x": "\n"}, "x")
     assert caught.value.kind == "empty x"
     ids = UniqueIds("id")
     assert [ids.add(value) for value in ("1", 1)] == ["1", 1]
-    with pytest.raises(BadEntry, match="id 1 occurs twice"):
+    with pytest.raises(InvalidRecordError, match="id 1 occurs twice"):
         ids.add(1)
-    with pytest.raises(BadEntry, match=r"id is \[1\], but expected is a text or a number"):
+    with pytest.raises(InvalidRecordError, match=r"id is \[1\], but expected is a text or a number"):
         ids.add([1])
 
 
@@ -111,5 +118,5 @@ def test_an_image_folder_finds_the_first_name_that_is_there(tmp_path, monkeypatc
     assert folder.find("b/x.jpg", "x.jpg") == {"bytes": None, "path": str(tmp_path / "b" / "x.jpg")}
     assert folder.find("y.jpg", "b/y.jpg")["path"] == str(tmp_path / "b" / "y.jpg")
     assert folder.find(str(tmp_path / "x.jpg"))["path"] == str(tmp_path / "x.jpg")
-    with pytest.raises(BadEntry, match=r"the image is missing: .* holds no z\.jpg nor c/z\.jpg"):
+    with pytest.raises(InvalidRecordError, match=r"the image is missing: .* holds no z\.jpg nor c/z\.jpg"):
         folder.find("z.jpg", "c/z.jpg")

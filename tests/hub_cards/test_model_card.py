@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from dual_distill.hub_cards import DataOrigin, Measurement, Origin, RunRecord, write_card, write_run
-from dual_distill.hub_cards.hand_written import choose, put_together, take_apart
+from dual_distill.hub_cards.hand_written import choose, parse_card, render_card
 
 RUN = RunRecord(
     "dide",
@@ -185,7 +185,7 @@ def test_hand_written_text_and_metadata_stay_where_they_are(make_folder: Callabl
         first.replace("<!-- dual_distill card begins", "Above.\n\n<!-- dual_distill card begins")
     )
     second = write_card(folder).read_text()
-    assert take_apart(second).before == "Above."
+    assert parse_card(second).before == "Above."
     assert write_card(folder).read_text() == second
 
 
@@ -197,16 +197,16 @@ def test_readmes_that_cannot_be_told_apart_are_refused() -> None:
         ("<!-- dual_distill card ends --><!-- dual_distill card begins -->", "does not have our two markers once each"),
     ):
         with pytest.raises(ValueError, match=message):
-            take_apart(readme)
+            parse_card(readme)
 
 
 def test_the_hand_written_part_that_was_changed_wins() -> None:
-    written = put_together({"a": 1}, "ours", take_apart("old text"))
-    edited, other = (take_apart(written.replace("old text", text)) for text in ("new text", "newer text"))
-    same = take_apart(written)
+    written = render_card({"a": 1}, "ours", parse_card("old text"))
+    edited, other = (parse_card(written.replace("old text", text)) for text in ("new text", "newer text"))
+    same = parse_card(written)
     assert choose(edited, same) == edited
     assert choose(same, edited) == edited
     assert choose(None, same) == same
-    assert choose(take_apart(""), same) == same
+    assert choose(parse_card(""), same) == same
     with pytest.raises(ValueError, match="both have hand-written text, and it differs"):
         choose(edited, other)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, pipeline
 
-from dual_distill.inference import ANSWERING_TASK, FeatureStore, StoreAsker, encode_images, encode_texts
+from dual_distill.inference import ANSWERING_TASK, FeatureStore, FeatureStoreVQA, encode_images, encode_texts
 from dual_distill.inference.feature_store_files import Manifest, StoreFolder
 from dual_distill.inference.model_identity import image_processor_settings, model_identity
 from dual_distill.modeling import (
@@ -31,13 +31,13 @@ def images(pictures: list[Image.Image]) -> dict[str, Image.Image]:
 
 
 @pytest.fixture
-def make_asker(answering_processor, images, tmp_path) -> Callable[..., StoreAsker]:
-    def make(model: PreTrainedModel, texts: tuple[str, ...] = (), **settings: object) -> StoreAsker:
+def make_asker(answering_processor, images, tmp_path) -> Callable[..., FeatureStoreVQA]:
+    def make(model: PreTrainedModel, texts: tuple[str, ...] = (), **settings: object) -> FeatureStoreVQA:
         encode_images(model, answering_processor, images, tmp_path / "images", shard_size=3, **settings)
         if texts:
             encode_texts(model, answering_processor, texts, tmp_path / "texts", shard_size=2, **settings)
         stored_texts = FeatureStore(tmp_path / "texts") if texts else None
-        return StoreAsker(model, answering_processor, FeatureStore(tmp_path / "images"), stored_texts)
+        return FeatureStoreVQA(model, answering_processor, FeatureStore(tmp_path / "images"), stored_texts)
 
     return make
 
@@ -121,7 +121,7 @@ def synthetic(model, processor, path: Path, vectors: torch.Tensor, shard_size: i
 def test_many_rows_in_pieces_are_ranked_as_at_once(model, answering_processor, tmp_path) -> None:
     vectors = torch.randn(300, 16).tanh()
     vectors[200:] = vectors[:100]  # equal scores: the earlier image comes first
-    asker = StoreAsker(
+    asker = FeatureStoreVQA(
         model, answering_processor, synthetic(model, answering_processor, tmp_path / "store", vectors, 70)
     )
     with torch.no_grad():
@@ -149,17 +149,17 @@ def test_a_store_of_another_model_is_refused(model, make_asker, answering_proces
     with pytest.raises(
         ValueError, match=r"was made with the model 'runs/a' at feedbeef \(.*not with 'runs/b' at c0ffee"
     ):
-        StoreAsker(other, answering_processor, images, model_name="runs/b", revision="c0ffee")
+        FeatureStoreVQA(other, answering_processor, images, model_name="runs/b", revision="c0ffee")
     with pytest.raises(ValueError, match="is a store of texts, but one of images is needed"):
-        StoreAsker(model, answering_processor, texts)
+        FeatureStoreVQA(model, answering_processor, texts)
     with pytest.raises(ValueError, match="is a store of images, but one of texts is needed"):
-        StoreAsker(model, answering_processor, images, images)
+        FeatureStoreVQA(model, answering_processor, images, images)
     answering_processor.tokenizer.model_max_length = 3
-    StoreAsker(model, answering_processor, images)
+    FeatureStoreVQA(model, answering_processor, images)
     with pytest.raises(ValueError, match="processor setting max_tokens = 20, but the processor given has 3"):
-        StoreAsker(model, answering_processor, images, texts)
+        FeatureStoreVQA(model, answering_processor, images, texts)
     with pytest.raises(ValueError, match="DualEncoderModel does not answer about one image"):
-        StoreAsker(answering_model(DualEncoderModel), answering_processor, images)
+        FeatureStoreVQA(answering_model(DualEncoderModel), answering_processor, images)
 
 
 def test_questions_that_cannot_be_asked(model, make_asker) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from dual_distill.inference import FeatureStore, StoreAsker, StoreSearcher, encode_images, encode_texts
+from dual_distill.inference import FeatureStore, FeatureStoreSearcher, FeatureStoreVQA, encode_images, encode_texts
 from dual_distill.inference.feature_store_files import NORMALISED, POOLED, PROJECTED, Manifest, StoreFolder
 from dual_distill.inference.model_identity import image_processor_settings, model_identity
 from dual_distill.modeling import (
@@ -65,15 +65,15 @@ def test_a_retrieval_head_stores_its_vectors_of_length_1(model, answering_proces
 def test_both_directions_rank_by_the_models_own_cosines(model, answering_processor, images, stores) -> None:
     scores = cosines(model, answering_processor, images)
     of_images, of_texts = stores
-    by_texts = StoreSearcher(model, answering_processor, of_images).by_texts(TEXTS)
+    by_texts = FeatureStoreSearcher(model, answering_processor, of_images).by_texts(TEXTS)
     for column, result in enumerate(by_texts):
         order = scores[:, column].argsort(descending=True)
         assert [found.id for found in result.best] == [f"image {place}" for place in order]
         assert [found.score for found in result.best] == pytest.approx(scores[order, column].tolist(), abs=1e-5)
         assert result.matches == 5
     searchers = {
-        "files": (StoreSearcher(model, answering_processor, of_texts), list(images.values())),
-        "ids": (StoreSearcher(model, answering_processor, of_texts, of_images), list(images)),
+        "files": (FeatureStoreSearcher(model, answering_processor, of_texts), list(images.values())),
+        "ids": (FeatureStoreSearcher(model, answering_processor, of_texts, of_images), list(images)),
     }
     for searcher, queries in searchers.values():
         for row, result in enumerate(searcher.by_images(queries, top_k=3)):
@@ -81,14 +81,14 @@ def test_both_directions_rank_by_the_models_own_cosines(model, answering_process
             assert [found.id for found in result.best] == [TEXTS[place] for place in order]
             assert result.matches == 4
     middle = scores[:, 0].sort().values[2:4].mean().item()
-    [cut] = StoreSearcher(model, answering_processor, of_images).by_texts(TEXTS[:1], threshold=middle)
+    [cut] = FeatureStoreSearcher(model, answering_processor, of_images).by_texts(TEXTS[:1], threshold=middle)
     assert len(cut.best) == cut.matches == 2
 
 
 def test_queries_that_are_stored_are_not_encoded_again(model, answering_processor, images, stores) -> None:
     of_images, of_texts = stores
-    [fresh] = StoreSearcher(model, answering_processor, of_images).by_texts([TEXTS[2]])
-    searcher = StoreSearcher(model, answering_processor, of_images, of_texts)
+    [fresh] = FeatureStoreSearcher(model, answering_processor, of_images).by_texts([TEXTS[2]])
+    searcher = FeatureStoreSearcher(model, answering_processor, of_images, of_texts)
     model.dual_encoder.text_model = None  # would fail
     [stored] = searcher.by_texts([TEXTS[2]])
     assert [found.id for found in stored.best] == [found.id for found in fresh.best]
@@ -113,7 +113,7 @@ def test_many_rows_are_ranked_as_at_once_and_a_flat_index_gives_the_same(
     torch.manual_seed(1)
     vectors = torch.nn.functional.normalize(torch.randn(2000, 8), dim=-1)
     store = synthetic(model, answering_processor, tmp_path / "store", vectors, dtype)
-    exact = StoreSearcher(model, answering_processor, store).by_texts(TEXTS, top_k=50)
+    exact = FeatureStoreSearcher(model, answering_processor, store).by_texts(TEXTS, top_k=50)
     with torch.no_grad():
         queries = [
             model.get_text_features(**answering_processor.encode_text([text])).pooler_output[0] for text in TEXTS
@@ -125,40 +125,44 @@ def test_many_rows_are_ranked_as_at_once_and_a_flat_index_gives_the_same(
             cosine[order].tolist(), abs=2e-3 if "16" in dtype else 1e-5
         )
         assert len({int(found.id) for found in result.best} & set(order.tolist())) >= 49
-    flat = StoreSearcher(model, answering_processor, store, index="faiss").by_texts(TEXTS, top_k=50)
+    flat = FeatureStoreSearcher(model, answering_processor, store, index="faiss").by_texts(TEXTS, top_k=50)
     for one, other in zip(exact, flat, strict=True):
         assert [found.score for found in other.best] == pytest.approx([found.score for found in one.best], abs=1e-5)
         # What ties in float32 may come in another order.
         assert len({found.id for found in one.best} & {found.id for found in other.best}) >= 49
         assert other.matches is None
-    cut = StoreSearcher(model, answering_processor, store, index="faiss").by_texts(TEXTS[:1], 50, flat[0].best[9].score)
+    cut = FeatureStoreSearcher(model, answering_processor, store, index="faiss").by_texts(
+        TEXTS[:1], 50, flat[0].best[9].score
+    )
     assert len(cut[0].best) == 10
-    graph = StoreSearcher(model, answering_processor, store, index="faiss:HNSW16").by_texts(TEXTS, top_k=10)
+    graph = FeatureStoreSearcher(model, answering_processor, store, index="faiss:HNSW16").by_texts(TEXTS, top_k=10)
     hits = [
         len({found.id for found in a.best[:10]} & {found.id for found in b.best})
         for a, b in zip(exact, graph, strict=True)
     ]
     assert sum(hits) >= 36, "of 40"
-    cells = StoreSearcher(model, answering_processor, store, index="faiss:IVF4,Flat")
+    cells = FeatureStoreSearcher(model, answering_processor, store, index="faiss:IVF4,Flat")
     assert len(cells.by_texts(TEXTS[:1])[0].best) == 10
 
 
 def test_faiss_that_is_missing_is_said_with_its_extra(model, answering_processor, stores, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"faiss, which is not installed: pip install 'dual-distill\[retrieval\]'"):
-        StoreSearcher(model, answering_processor, stores[0], index="faiss")
+        FeatureStoreSearcher(model, answering_processor, stores[0], index="faiss")
 
 
 def test_an_index_that_faiss_does_not_know(model, answering_processor, stores) -> None:
     pytest.importorskip("faiss", reason="needs faiss-cpu, the extra retrieval")
     with pytest.raises(ValueError, match="faiss makes no index of 'Flut'"):
-        StoreSearcher(model, answering_processor, stores[0], index="faiss:Flut")
+        FeatureStoreSearcher(model, answering_processor, stores[0], index="faiss:Flut")
 
 
 def test_a_pretrained_model_searches_too(answering_model, answering_processor, images, tmp_path) -> None:
     model = answering_model(DualEncoderForPreTraining, projection_dim=8)
     encode_images(model, answering_processor, images, tmp_path / "store")
-    [result] = StoreSearcher(model, answering_processor, FeatureStore(tmp_path / "store")).by_texts(["red"], top_k=2)
+    [result] = FeatureStoreSearcher(model, answering_processor, FeatureStore(tmp_path / "store")).by_texts(
+        ["red"], top_k=2
+    )
     assert len(result.best) == 2
 
 
@@ -167,24 +171,24 @@ def test_each_error_by_its_message(model, answering_model, answering_processor, 
     processor = answering_processor
     answering = answering_model(DualEncoderForQuestionAnswering)
     with pytest.raises(ValueError, match="DualEncoderForQuestionAnswering puts images and texts into no common space"):
-        StoreSearcher(answering, processor, of_images)
+        FeatureStoreSearcher(answering, processor, of_images)
     with pytest.raises(
-        ValueError, match=r"does not answer about one image at a time \(to search by cosine, StoreSearcher"
+        ValueError, match=r"does not answer about one image at a time \(to search by cosine, FeatureStoreSearcher"
     ):
-        StoreAsker(model, processor, of_images)
+        FeatureStoreVQA(model, processor, of_images)
     with pytest.raises(ValueError, match="projected is set, but DualEncoderForImageTextRetrieval compares vectors"):
         encode_images(model, processor, images, tmp_path / "other", projected=True)
     with pytest.raises(ValueError, match="are both stores of images"):
-        StoreSearcher(model, processor, of_images, of_images)
+        FeatureStoreSearcher(model, processor, of_images, of_images)
     with pytest.raises(ValueError, match="was made with the model"):
-        StoreSearcher(answering_model(DualEncoderForImageTextRetrieval, projection_dim=8), processor, of_images)
-    searcher = StoreSearcher(model, processor, of_images, of_texts)
+        FeatureStoreSearcher(answering_model(DualEncoderForImageTextRetrieval, projection_dim=8), processor, of_images)
+    searcher = FeatureStoreSearcher(model, processor, of_images, of_texts)
     with pytest.raises(ValueError, match="is a store of images, but texts are to be found"):
         searcher.by_images(["image 1"])
     with pytest.raises(ValueError, match="is a store of texts, but images are to be found"):
-        StoreSearcher(model, processor, of_texts).by_texts(["red"])
+        FeatureStoreSearcher(model, processor, of_texts).by_texts(["red"])
     with pytest.raises(ValueError, match="lacks 1 of the images asked for: 'image 9'"):
-        StoreSearcher(model, processor, of_texts, of_images).by_images(["image 9"])
+        FeatureStoreSearcher(model, processor, of_texts, of_images).by_images(["image 9"])
     with pytest.raises(ValueError, match="A text is ' '"):
         searcher.by_texts([" "])
     with pytest.raises(ValueError, match="There are no texts to search by"):

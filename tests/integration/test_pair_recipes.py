@@ -53,16 +53,16 @@ FINE_TUNED = {
 }
 SCENES = {"num_scenes": {"train": 12, "validation": 12, "test": 12}}
 TERMS = {
-    "pretrain_teacher": {"matching_loss", "masked_word_loss"},
-    "pretrain_alone": {"contrastive_loss", "matching_loss", "masked_word_loss", "in_batch_recall"},
+    "pretrain_teacher": {"itm_loss", "mlm_loss"},
+    "pretrain_alone": {"itc_loss", "itm_loss", "mlm_loss", "in_batch_recall"},
     "pretrain_distilled": {
-        *("contrastive_loss", "matching_loss", "masked_word_loss", "in_batch_recall"),
-        *("attention_loss", "soft_matching_loss", "soft_masked_word_loss"),
+        *("itc_loss", "itm_loss", "mlm_loss", "in_batch_recall"),
+        *("attention_loss", "itm_distillation_loss", "mlm_distillation_loss"),
     },
     "retrieval_teacher": {"right_first_share"},
-    "retrieval_alone": {"contrastive_loss", "mean_recall", "text_to_image_recall@1", "image_to_text_recall@10"},
+    "retrieval_alone": {"itc_loss", "mean_recall", "text_to_image_recall@1", "image_to_text_recall@10"},
     "retrieval_distilled": {
-        "contrastive_loss",
+        "itc_loss",
         "ranking_loss",
         "attention_loss",
         "mean_recall",

@@ -17,7 +17,7 @@ from dual_distill import (
     load_task,
     load_teacher,
 )
-from dual_distill.data import NumberedRows, RandAugment
+from dual_distill.data import IndexedDataset, RandAugment
 from dual_distill.runs import DataArguments, ModelArguments, make_run, train
 
 
@@ -73,7 +73,7 @@ def test_teacher_and_student_see_the_same_augmented_pixels(vqa: dict, vilts: dic
         arguments(tmp_path),
         teacher=teacher,
         data_collator=DistillationCollator(processor, task, names, augmentation=RandAugment(seed=3)),
-        train_dataset=NumberedRows(data["train"]),
+        train_dataset=IndexedDataset(data["train"]),
         eval_dataset=data["validation"].select(range(4)),
     )
     seen: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
@@ -97,7 +97,7 @@ def test_an_augmentation_that_would_be_passed_over_is_refused(vqa: dict, vilts: 
         processor, get_task("vqa"), list(teacher.config.id2label.values()), augmentation=RandAugment()
     )
     with pytest.raises(
-        ValueError, match=r"train_dataset is a Dataset without them; give NumberedRows\(train_dataset\)"
+        ValueError, match=r"train_dataset is a Dataset without them; give IndexedDataset\(train_dataset\)"
     ):
         DistillationTrainer(
             DualEncoderForQuestionAnswering.from_fusion_encoder(teacher),

@@ -14,7 +14,7 @@ from dual_distill.modeling import (
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
 )
-from dual_distill.modeling.modeling_classification import TwoSidedLinear
+from dual_distill.modeling.modeling_classification import SplitLinear
 
 QUESTION = [FusionEncoderForQuestionAnswering, DualEncoderForQuestionAnswering]
 IMAGES = [FusionEncoderForImagesAndTextClassification, DualEncoderForImagesAndTextClassification]
@@ -47,7 +47,7 @@ def test_head_over_images(cls, num_images, widths, build):
 
 def test_shallow_interaction(build):
     model = build(DualEncoderModel)
-    assert shape_of(model.interaction) == ([TwoSidedLinear, *HEAD[1:]], [(32, 32), (32, 16)])
+    assert shape_of(model.interaction) == ([SplitLinear, *HEAD[1:]], [(32, 32), (32, 16)])
 
 
 def test_the_interaction_reads_text_first(build, batch):

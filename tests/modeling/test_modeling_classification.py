@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from dual_distill.modeling.modeling_classification import TwoSidedLinear, classification_loss
+from dual_distill.modeling.modeling_classification import SplitLinear, classification_loss
 
 
 def test_a_two_sided_map_is_the_sum_of_its_halves():
-    layer, one, two = TwoSidedLinear(6, 4), torch.randn(5, 3), torch.randn(5, 3)
+    layer, one, two = SplitLinear(6, 4), torch.randn(5, 3), torch.randn(5, 3)
     whole = nn.functional.linear(torch.cat([one, two], dim=-1), layer.weight, layer.bias)
     torch.testing.assert_close(layer(torch.cat([one, two], dim=-1)), whole)
     torch.testing.assert_close(layer.first_half(one) + layer.second_half(two), whole)

@@ -22,8 +22,8 @@ BODIES = {FusionEncoderForPreTraining: "fusion_encoder", DualEncoderForPreTraini
 TEXT = ("input_ids", "attention_mask")
 IMAGES = ("pixel_values", "pixel_mask")
 TERMS = {
-    FusionEncoderForPreTraining: ("matching", "masked_word"),
-    DualEncoderForPreTraining: ("contrastive", "matching", "masked_word"),
+    FusionEncoderForPreTraining: ("itm", "mlm"),
+    DualEncoderForPreTraining: ("itc", "itm", "mlm"),
 }
 WITH_DUPLICATES = ((1, 1, 2, 3, 4, 2), (11, 12, 13, 13, 14, 13))
 
@@ -56,14 +56,14 @@ def test_a_blind_head_gives_ln_2(cls, build, pair_batch):
     with torch.no_grad():
         model.itm_score.fc.weight.zero_()
         model.itm_score.fc.bias.fill_(0.3)
-    assert model(**pair_batch(*WITH_DUPLICATES)).matching_loss.item() == pytest.approx(math.log(2), rel=1e-6)
+    assert model(**pair_batch(*WITH_DUPLICATES)).itm_loss.item() == pytest.approx(math.log(2), rel=1e-6)
 
 
 def test_equal_pairs_give_ln_b(build, pair_batch):
     batch = pair_batch((1, 1, 1, 1), (11, 11, 11, 11))
     batch["image_ids"] = batch["caption_ids"] = torch.arange(4)
     output = build(DualEncoderForPreTraining)(**batch)
-    assert output.contrastive_loss.item() == pytest.approx(math.log(4), rel=1e-5)
+    assert output.itc_loss.item() == pytest.approx(math.log(4), rel=1e-5)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -81,10 +81,10 @@ def test_matching_logits_written_out(cls, build, pair_batch):
     if cls is DualEncoderForPreTraining:
         expected.append(scored(output.negative_text_rows, own))
         labels += [0] * 6
-    torch.testing.assert_close(output.matching_logits, torch.cat(expected), atol=1e-5, rtol=0)
-    assert output.matching_labels.tolist() == labels
-    loss = torch.nn.functional.cross_entropy(output.matching_logits, torch.tensor(labels))
-    torch.testing.assert_close(output.matching_loss, loss)
+    torch.testing.assert_close(output.itm_logits, torch.cat(expected), atol=1e-5, rtol=0)
+    assert output.itm_labels.tolist() == labels
+    loss = torch.nn.functional.cross_entropy(output.itm_logits, torch.tensor(labels))
+    torch.testing.assert_close(output.itm_loss, loss)
     # A drawn image is another one, and under another caption.
     for name in ("image_ids", "caption_ids"):
         assert (batch[name][drawn] != batch[name]).all()
@@ -105,7 +105,7 @@ def test_contrastive_features_written_out(build, pair_batch):
     logits = texts @ images.T * model.logit_scale.exp()
     own = torch.arange(4)
     expected = (torch.nn.functional.cross_entropy(logits, own) + torch.nn.functional.cross_entropy(logits.T, own)) / 2
-    torch.testing.assert_close(output.contrastive_loss, expected)
+    torch.testing.assert_close(output.itc_loss, expected)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -130,18 +130,18 @@ def test_masked_words_written_out(cls, build, pair_batch):
                 seen = model.dual_encoder.interaction(torch.cat([seen, image[0]]))
             hidden = transform.LayerNorm(torch.nn.functional.gelu(transform.dense(seen)))
             logits = hidden @ model.get_input_embeddings().weight.T + model.mlm_score.decoder.bias
-            torch.testing.assert_close(output.masked_word_logits[i, place], logits, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(output.mlm_logits[i, place], logits, atol=1e-5, rtol=1e-5)
             total -= logits.log_softmax(-1)[label].item()
             count += 1
     assert count == 5  # captions 11, 12, 13 and 14 have 2, 0, 1 and 2 masked words
-    assert output.masked_word_loss.item() == pytest.approx(total / count, rel=1e-5)
+    assert output.mlm_loss.item() == pytest.approx(total / count, rel=1e-5)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_the_loss_is_the_weighted_sum_and_reaches_every_parameter(cls, build, pair_batch):
-    weights = {"matching_weight": 0.5, "masked_word_weight": 3.0}
+    weights = {"itm_weight": 0.5, "mlm_weight": 3.0}
     if cls is DualEncoderForPreTraining:
-        weights["contrastive_weight"] = 2.0
+        weights["itc_weight"] = 2.0
     model = build(cls, **weights)
     output = model(**pair_batch(*WITH_DUPLICATES))
     expected = sum(weight * output[name.replace("weight", "loss")] for name, weight in weights.items())
@@ -161,10 +161,10 @@ def test_a_weight_of_0_leaves_a_term_out_and_the_others_as_they_are(cls, term, b
     assert getattr(fewer, f"{term}_loss") is None
     others = [other for other in TERMS[cls] if other != term]
     for other in others:
-        if (term, other) != ("contrastive", "matching"):  # whose negatives are then drawn uniformly
+        if (term, other) != ("itc", "itm"):  # whose negatives are then drawn uniformly
             torch.testing.assert_close(fewer[f"{other}_loss"], every[f"{other}_loss"])
     torch.testing.assert_close(fewer.loss, sum(fewer[f"{other}_loss"] for other in others))
-    absent = {"matching": "matching_logits", "masked_word": "masked_word_logits", "contrastive": "text_features"}
+    absent = {"itm": "itm_logits", "mlm": "mlm_logits", "itc": "text_features"}
     assert getattr(fewer, absent[term]) is None
 
 
@@ -172,12 +172,12 @@ def test_a_weight_of_0_leaves_a_term_out_and_the_others_as_they_are(cls, term, b
 def test_pairs_alone_are_scored_and_nothing_is_drawn(cls, build, pair_batch):
     model, batch = build(cls), pair_batch()
     every, pairs = model(**batch), model(**some(batch, *TEXT, *IMAGES))
-    torch.testing.assert_close(pairs.matching_logits, every.matching_logits[:4])
+    torch.testing.assert_close(pairs.itm_logits, every.itm_logits[:4])
     given = {name for name, value in pairs.items() if value is not None}
-    assert not {"loss", "matching_labels", "negative_image_rows", "masked_word_logits", "contrastive_loss"} & given
+    assert not {"loss", "itm_labels", "negative_image_rows", "mlm_logits", "itc_loss"} & given
     words = model(**some(batch, *TEXT, *IMAGES, "masked_input_ids"))
-    torch.testing.assert_close(words.masked_word_logits, every.masked_word_logits)
-    assert words.masked_word_loss is None
+    torch.testing.assert_close(words.mlm_logits, every.mlm_logits)
+    assert words.mlm_loss is None
 
 
 @pytest.mark.parametrize("cls", CLASSES)
@@ -187,14 +187,14 @@ def test_without_an_allowed_negative(cls, image_ids, build, pair_batch):
     output = model(**batch)
     rows = len(image_ids)
     assert output.negative_image_rows.tolist() == [-1] * rows
-    assert set(output.matching_labels[rows:].tolist()) == {-100}
-    expected = torch.nn.functional.cross_entropy(output.matching_logits[:rows], torch.ones(rows, dtype=torch.long))
-    torch.testing.assert_close(output.matching_loss, expected)
+    assert set(output.itm_labels[rows:].tolist()) == {-100}
+    expected = torch.nn.functional.cross_entropy(output.itm_logits[:rows], torch.ones(rows, dtype=torch.long))
+    torch.testing.assert_close(output.itm_loss, expected)
     assert output.loss.isfinite()
     output.loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     if cls is DualEncoderForPreTraining:
-        assert output.contrastive_loss.item() == pytest.approx(0, abs=1e-6)
+        assert output.itc_loss.item() == pytest.approx(0, abs=1e-6)
         assert output.negative_text_rows.tolist() == [-1] * rows
 
 
@@ -203,7 +203,7 @@ def test_nothing_masked_gives_no_loss_and_no_nan(cls, build, pair_batch):
     model, batch = build(cls), pair_batch()
     batch["masked_labels"] = torch.full_like(batch["masked_labels"], -100)
     output = model(**batch)
-    assert output.masked_word_loss.item() == 0
+    assert output.mlm_loss.item() == 0
     output.loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
@@ -245,7 +245,7 @@ def test_bfloat16_autocast_is_finite_and_near(cls, build, pair_batch):
     for term in TERMS[cls]:
         found = output[f"{term}_loss"]
         assert found.dtype == torch.float32
-        if torch.equal(output.negative_image_rows, expected.negative_image_rows) or term == "masked_word":
+        if torch.equal(output.negative_image_rows, expected.negative_image_rows) or term == "mlm":
             assert found.item() == pytest.approx(expected[f"{term}_loss"].item(), rel=0.1, abs=0.05), term
     output.loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
@@ -282,7 +282,7 @@ def test_saved_and_loaded_is_equal(cls, build, pair_batch, tmp_path):
         assert model.mlm_score.decoder.weight is model.get_input_embeddings().weight
         assert "mlm_score.decoder.weight" not in dict(model.named_parameters())
     before.resize_token_embeddings(64)
-    assert before(**batch).masked_word_logits.shape[-1] == 64
+    assert before(**batch).mlm_logits.shape[-1] == 64
 
 
 @pytest.mark.parametrize("cls, bare", [(CLASSES[0], FusionEncoderModel), (CLASSES[1], DualEncoderModel)])
@@ -347,7 +347,7 @@ def test_more_images_a_row_and_labels_of_another_length_are_refused(cls, build, 
         model(**{**batch, "masked_labels": batch["masked_labels"][:, :2]})
 
 
-@pytest.mark.parametrize("field, value", [("matching_weight", -1.0), ("masked_word_weight", float("nan"))])
+@pytest.mark.parametrize("field, value", [("itm_weight", -1.0), ("mlm_weight", float("nan"))])
 @pytest.mark.parametrize("cls", CLASSES)
 def test_weights_that_mean_nothing_are_refused(cls, field, value, build):
     with pytest.raises(Exception, match=f"{field} is {value}; give a number >= 0"):

@@ -7,10 +7,10 @@ import torch
 
 from dual_distill.modeling import allowed_negatives, gather_pair_ids, gather_rows, pair_similarities
 from dual_distill.modeling.modeling_pretraining_losses import (
-    contrastive_loss,
     hard_negatives,
     inverse_temperature,
-    matching_loss,
+    itc_loss,
+    itm_loss,
     share_of_all,
     unlike_ids,
 )
@@ -52,7 +52,7 @@ def fits(ids, row, other, texts_ask):
 def test_identical_vectors_give_the_logarithm_of_what_is_compared(image_ids, caption_ids, expected):
     features = torch.nn.functional.normalize(torch.randn(7), dim=0).expand(len(image_ids), -1)
     similarities = pair_similarities(features, features, torch.tensor([3.0]))
-    assert contrastive_loss(*similarities, ids_of(image_ids, caption_ids)).item() == pytest.approx(expected, abs=1e-5)
+    assert itc_loss(*similarities, ids_of(image_ids, caption_ids)).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_contrastive_loss_is_that_of_a_slow_reference():
@@ -69,7 +69,7 @@ def test_contrastive_loss_is_that_of_a_slow_reference():
             ]  # fmt: skip
             own = (asking[i] @ asked[i] * math.exp(1.7)).item()
             total += math.log(sum(math.exp(score) for score in scores)) - own
-    found = contrastive_loss(*pair_similarities(texts, images, scale), ids)
+    found = itc_loss(*pair_similarities(texts, images, scale), ids)
     assert found.item() == pytest.approx(total / 18, rel=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_gradients_are_finite_and_reach_texts_images_and_temperature():
     texts, images = (torch.randn(4, 6, requires_grad=True) for _ in range(2))
     scale = torch.tensor([2.0], requires_grad=True)
     for image_ids in ([1, 2, 3, 4], [1, 1, 1, 1]):
-        contrastive_loss(*pair_similarities(texts, images, scale), ids_of(image_ids, [1, 2, 3, 4])).backward()
+        itc_loss(*pair_similarities(texts, images, scale), ids_of(image_ids, [1, 2, 3, 4])).backward()
         assert all(tensor.grad.isfinite().all() for tensor in (texts, images, scale))
         assert all(bool(tensor.grad.any()) == (image_ids[1] == 2) for tensor in (texts, images, scale))
         texts.grad = images.grad = scale.grad = None
@@ -201,8 +201,8 @@ def test_matching_loss_written_out():
     logits, labels = torch.randn(5, 2), torch.tensor([1, 0, -100, 0, 1])
     log_probs = logits.log_softmax(-1)
     expected = -(log_probs[0, 1] + log_probs[1, 0] + log_probs[3, 0] + log_probs[4, 1]) / 4
-    torch.testing.assert_close(matching_loss(logits, labels), expected)
-    nothing = matching_loss(logits.requires_grad_(), torch.full((5,), -100))
+    torch.testing.assert_close(itm_loss(logits, labels), expected)
+    nothing = itm_loss(logits.requires_grad_(), torch.full((5,), -100))
     nothing.backward()
     assert nothing.item() == 0
     assert not logits.grad.any()

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("two_processes_pretraining.py")
 KINDS = {
-    "fusion": ("matching_loss", "masked_word_loss", "loss"),
-    "dual": ("contrastive_loss", "matching_loss", "masked_word_loss", "loss"),
+    "fusion": ("itm_loss", "mlm_loss", "loss"),
+    "dual": ("itc_loss", "itm_loss", "mlm_loss", "loss"),
     "retrieval": ("loss",),
 }
 CASES = ("unequal rows", "duplicates", "nothing to draw")

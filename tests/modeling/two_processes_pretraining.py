@@ -59,7 +59,7 @@ def steps(model, body, batches):
         output = model(**batch)
         output.loss.backward()
         for name, value in output.items():
-            if name.endswith("loss") or name in ("negative_image_rows", "negative_text_rows", "matching_labels"):
+            if name.endswith("loss") or name in ("negative_image_rows", "negative_text_rows", "itm_labels"):
                 found[f"{case}/{name}"] = value.detach().clone()
         for name, parameter in body.named_parameters():
             if parameter.grad is not None:

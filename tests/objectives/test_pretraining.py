@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dual_distill.objectives import DiDEObjective, PreTrainingObjective, soft_masked_word_loss, soft_matching_loss
+from dual_distill.objectives import DiDEObjective, PreTrainingObjective, itm_distillation_loss, mlm_distillation_loss
 
 
 def draw(*shape, grad=False):
@@ -22,12 +22,12 @@ def outputs(rows=2, tokens=3, image_tokens=4, words=7, grad=False):
         query_states=states[0],
         key_states=states[1],
         image_mask=mask,
-        matching_logits=draw(3 * rows, 2, grad=grad),
-        matching_labels=torch.tensor([1, 1, 0, -100, 0, 0]),
-        masked_word_logits=draw(rows, tokens, words, grad=grad),
-        contrastive_loss=torch.tensor(0.25),
-        matching_loss=torch.tensor(0.5),
-        masked_word_loss=torch.tensor(1.0),
+        itm_logits=draw(3 * rows, 2, grad=grad),
+        itm_labels=torch.tensor([1, 1, 0, -100, 0, 0]),
+        mlm_logits=draw(rows, tokens, words, grad=grad),
+        itc_loss=torch.tensor(0.25),
+        itm_loss=torch.tensor(0.5),
+        mlm_loss=torch.tensor(1.0),
         loss=torch.tensor(1.75),
     )
 
@@ -50,7 +50,7 @@ def test_soft_matching_is_the_mean_over_pairs_that_are_there(temperature):
     expected = (
         sum(divergence(student[row] / temperature, teacher[row] / temperature) for row in kept) / 4 * temperature**2
     )
-    assert soft_matching_loss(student, teacher, labels, temperature).item() == pytest.approx(expected, rel=1e-5)
+    assert itm_distillation_loss(student, teacher, labels, temperature).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -58,16 +58,16 @@ def test_soft_masked_words_are_compared_where_a_word_was_masked(temperature):
     student, teacher, labels = draw(2, 4, 9), draw(2, 4, 9), torch.tensor([[-100, 3, 8, -100], [0, -100, -100, -100]])
     kept = [(row, token) for row in range(2) for token in range(4) if labels[row, token] != -100]
     expected = sum(divergence(student[at] / temperature, teacher[at] / temperature) for at in kept) / 3 * temperature**2
-    assert soft_masked_word_loss(student, teacher, labels, temperature).item() == pytest.approx(expected, rel=1e-5)
+    assert mlm_distillation_loss(student, teacher, labels, temperature).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_agreeing_models_and_nothing_to_compare_give_zero():
     logits, words, none = draw(4, 2), draw(2, 3, 5), torch.full((2, 3), -100)
-    assert soft_matching_loss(logits, logits, torch.tensor([1, 0, 0, 1])).item() == pytest.approx(0, abs=1e-7)
-    assert soft_masked_word_loss(words, words, torch.zeros(2, 3)).item() == pytest.approx(0, abs=1e-6)
-    assert soft_masked_word_loss(words, draw(2, 3, 5), none).item() == 0
+    assert itm_distillation_loss(logits, logits, torch.tensor([1, 0, 0, 1])).item() == pytest.approx(0, abs=1e-7)
+    assert mlm_distillation_loss(words, words, torch.zeros(2, 3)).item() == pytest.approx(0, abs=1e-6)
+    assert mlm_distillation_loss(words, draw(2, 3, 5), none).item() == 0
     student = draw(4, 2, grad=True)
-    soft_matching_loss(student, draw(4, 2), torch.full((4,), -100)).backward()
+    itm_distillation_loss(student, draw(4, 2), torch.full((4,), -100)).backward()
     assert student.grad.abs().sum() == 0
 
 
@@ -75,27 +75,27 @@ def test_the_objective_adds_its_terms_to_the_students_own():
     student, teacher = outputs(), outputs()
     losses = PreTrainingObjective(0.5, 2.0, 3.0)(student, teacher, BATCH)
     assert list(losses) == [
-        *("contrastive_loss", "matching_loss", "masked_word_loss"),
-        *("attention_loss", "soft_matching_loss", "soft_masked_word_loss", "loss"),
+        *("itc_loss", "itm_loss", "mlm_loss"),
+        *("attention_loss", "itm_distillation_loss", "mlm_distillation_loss", "loss"),
     ]
     plain = DiDEObjective(soft_label_weight=0.0)
     logits = {"logits": torch.zeros(2, 1)}
     attention = plain(SimpleNamespace(**vars(student), **logits), SimpleNamespace(**vars(teacher), **logits), BATCH)[
         "attention_loss"
     ]
-    matching = soft_matching_loss(student.matching_logits, teacher.matching_logits, student.matching_labels)
-    words = soft_masked_word_loss(student.masked_word_logits, teacher.masked_word_logits, BATCH["masked_labels"])
+    matching = itm_distillation_loss(student.itm_logits, teacher.itm_logits, student.itm_labels)
+    words = mlm_distillation_loss(student.mlm_logits, teacher.mlm_logits, BATCH["masked_labels"])
     torch.testing.assert_close(losses["attention_loss"], attention)
     torch.testing.assert_close(losses["loss"], 1.75 + 0.5 * attention + 2 * matching + 3 * words)
 
 
-@pytest.mark.parametrize("name", ["attention", "soft_matching", "soft_masked_word"])
+@pytest.mark.parametrize("name", ["attention", "itm_distillation", "mlm_distillation"])
 def test_a_term_of_weight_0_is_not_computed_and_needs_no_outputs(name):
     student, teacher = outputs(), outputs()
     needed = {
         "attention": "query_states",
-        "soft_matching": "matching_logits",
-        "soft_masked_word": "masked_word_logits",
+        "itm_distillation": "itm_logits",
+        "mlm_distillation": "mlm_logits",
     }[name]
     setattr(student, needed, None)
     setattr(teacher, needed, None)
@@ -108,34 +108,34 @@ def test_the_gradient_reaches_the_student_alone():
     student, teacher = outputs(grad=True), outputs(grad=True)
     PreTrainingObjective()(student, teacher, BATCH)["loss"].backward()
     for side, reached in ((student, True), (teacher, False)):
-        for tensor in (side.query_states[0], side.key_states[0], side.matching_logits, side.masked_word_logits):
+        for tensor in (side.query_states[0], side.key_states[0], side.itm_logits, side.mlm_logits):
             assert (tensor.grad is not None and bool(tensor.grad.abs().sum() > 0)) == reached
     # Neither the place without a pair nor a token that was not masked.
-    assert student.matching_logits.grad[3].abs().sum() == 0
-    assert student.masked_word_logits.grad[BATCH["masked_labels"] == -100].abs().sum() == 0
+    assert student.itm_logits.grad[3].abs().sum() == 0
+    assert student.mlm_logits.grad[BATCH["masked_labels"] == -100].abs().sum() == 0
 
 
 def test_a_student_without_terms_of_its_own_learns_from_the_teacher_alone():
     student = outputs()
-    for name in ("loss", "contrastive_loss", "matching_loss", "masked_word_loss"):
+    for name in ("loss", "itc_loss", "itm_loss", "mlm_loss"):
         setattr(student, name, None)
-    losses = PreTrainingObjective(attention_weight=0.0, soft_masked_word_weight=0.0)(student, outputs(), BATCH)
-    assert list(losses) == ["soft_matching_loss", "loss"]
-    assert losses["loss"] == losses["soft_matching_loss"]
+    losses = PreTrainingObjective(attention_weight=0.0, mlm_distillation_weight=0.0)(student, outputs(), BATCH)
+    assert list(losses) == ["itm_distillation_loss", "loss"]
+    assert losses["loss"] == losses["itm_distillation_loss"]
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match=r"the weights are .*'soft_matching_weight': -1.*give numbers >= 0"):
-        PreTrainingObjective(soft_matching_weight=-1)
+    with pytest.raises(ValueError, match=r"the weights are .*'itm_distillation_weight': -1.*give numbers >= 0"):
+        PreTrainingObjective(itm_distillation_weight=-1)
     with pytest.raises(ValueError, match="the weights are"):
-        PreTrainingObjective(soft_masked_word_weight=float("nan"))
+        PreTrainingObjective(mlm_distillation_weight=float("nan"))
     with pytest.raises(ValueError, match="temperature is 0"):
         PreTrainingObjective(temperature=0)
     with pytest.raises(ValueError, match=r"student_logits has shape \(3, 2\), teacher_logits \(4, 2\)"):
-        soft_matching_loss(draw(3, 2), draw(4, 2), torch.ones(3))
+        itm_distillation_loss(draw(3, 2), draw(4, 2), torch.ones(3))
     with pytest.raises(ValueError, match=r"labels \(2, 3\); give \(B, T, vocabulary\)"):
-        soft_masked_word_loss(draw(2, 4, 5), draw(2, 4, 5), torch.ones(2, 3))
+        mlm_distillation_loss(draw(2, 4, 5), draw(2, 4, 5), torch.ones(2, 3))
     student, teacher = outputs(), outputs()
-    teacher.masked_word_logits = None
-    with pytest.raises(ValueError, match="the teacher returned no masked_word_logits"):
+    teacher.mlm_logits = None
+    with pytest.raises(ValueError, match="the teacher returned no mlm_logits"):
         PreTrainingObjective()(student, teacher, BATCH)

@@ -67,10 +67,10 @@ def test_the_objective_weighs_its_terms():
         {"attention_mask": torch.ones(2, 2), "is_listed": LISTED},
     )
     losses = RankingObjective(0.5, 2.0, 3.0)(student, teacher, batch)
-    assert list(losses) == ["contrastive_loss", "ranking_loss", "attention_loss", "loss"]
+    assert list(losses) == ["itc_loss", "ranking_loss", "attention_loss", "loss"]
     total = 0.5 * 0.75 + 2 * losses["ranking_loss"] + 3 * losses["attention_loss"]
     torch.testing.assert_close(losses["loss"], total)
-    assert list(RankingObjective(1.0, 0.0, 0.0)(student, teacher, batch)) == ["contrastive_loss", "loss"]
+    assert list(RankingObjective(1.0, 0.0, 0.0)(student, teacher, batch)) == ["itc_loss", "loss"]
     assert not RankingObjective(1.0, 0.0, 0.0).needs_teacher
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dual_distill.data.region_set import RegionSet, content_key, maker_id, pixel_key
+from dual_distill.data.region_set import RegionSet, content_key, fingerprint, pixel_key
 from dual_distill.regions.files import RegionManifest, StoredImage, fill_store
 from dual_distill.regions.store import RegionStore
 
@@ -202,7 +202,7 @@ def test_regions_that_are_not_usable_are_refused(change, message, tmp_path) -> N
 def test_a_box_that_was_rounded_is_cut_to_the_picture() -> None:
     rounded = regions(0)._replace(boxes_px=torch.tensor([[-0.5, 0, 20.75, 10], [0, 0, 1, 1]])).checked("here")
     assert rounded.boxes_px[0].tolist() == [0, 0, 20, 10]
-    assert rounded.box_numbers()[0].tolist() == [0, 0, 1, 1, 1, 1]
+    assert rounded.normalized_boxes()[0].tolist() == [0, 0, 1, 1, 1, 1]
 
 
 def test_the_first_regions() -> None:
@@ -216,4 +216,8 @@ def test_the_first_regions() -> None:
 
 
 def test_an_id_of_a_maker_changes_with_what_matters() -> None:
-    assert maker_id("a", {"threshold": 0.2}) == maker_id("a", {"threshold": 0.2}) != maker_id("a", {"threshold": 0.3})
+    assert (
+        fingerprint("a", {"threshold": 0.2})
+        == fingerprint("a", {"threshold": 0.2})
+        != fingerprint("a", {"threshold": 0.3})
+    )

@@ -60,7 +60,7 @@ def test_vilts_words_are_kept_for_pretraining_and_the_matching_head_is_drawn(sav
     with torch.no_grad():
         expected = vilt(**one_image).logits
     real = batch["attention_mask"].bool()
-    torch.testing.assert_close(output.masked_word_logits[real], expected[real], atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.mlm_logits[real], expected[real], atol=1e-5, rtol=0)
     kept, fresh = said()
     assert "its own head is of another kind; taken over from it: " in kept
     assert "mlm_score.transform.dense.weight" in kept
@@ -79,7 +79,7 @@ def test_a_matching_head_ranks_with_the_probability_that_it_gave(saved, said):
     assert type(model) is FusionEncoderForImageTextRetrieval
     batch = random_batch(model.config)
     with torch.no_grad():
-        expected = before(**batch).matching_logits.softmax(-1)[:, 1]
+        expected = before(**batch).itm_logits.softmax(-1)[:, 1]
         found = model(**batch).logits[:, 0].sigmoid()
     assert expected.std() > 1e-3
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)

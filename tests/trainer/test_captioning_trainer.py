@@ -9,7 +9,7 @@ from datasets import Dataset
 from PIL import Image
 from transformers import BertTokenizer, ViltImageProcessorPil
 
-from dual_distill.data import CaptioningCollator, CaptionMasker, NumberedRows, get_task
+from dual_distill.data import CaptioningCollator, CaptionMasker, IndexedDataset, get_task
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, FusionEncoderForCaptioning
 from dual_distill.trainer import DistillationTrainingArguments
 from dual_distill.trainer.captioning_evaluation import (
@@ -90,7 +90,7 @@ def make_trainer(folder, processor, data, model, teacher=None, **fields):
         arguments,
         teacher=teacher,
         data_collator=make_collator(processor),
-        train_dataset=NumberedRows(data),
+        train_dataset=IndexedDataset(data),
         eval_dataset=data,
         processing_class=processor,
     )
@@ -159,7 +159,7 @@ def test_attention_is_compared_where_captions_may_look(taught, processor, data, 
 
 
 def test_training_rows_must_know_their_epoch(processor, data, tmp_path):
-    with pytest.raises(ValueError, match="captions would be masked alike in every epoch; give NumberedRows"):
+    with pytest.raises(ValueError, match="captions would be masked alike in every epoch; give IndexedDataset"):
         CaptioningTrainer(
             make_model(processor), make_arguments(tmp_path), data_collator=make_collator(processor), train_dataset=data
         )

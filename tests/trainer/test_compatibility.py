@@ -5,7 +5,7 @@ import torch
 from transformers import ViltConfig
 
 from dual_distill.objectives import DiDEObjective
-from dual_distill.trainer import check_pair
+from dual_distill.trainer import check_compatibility
 
 
 @pytest.mark.parametrize(
@@ -109,19 +109,19 @@ def test_each_tower_needs_the_mapped_layers(make_teacher, make_student):
     teacher = make_teacher(num_hidden_layers=3)
     student = DualEncoderForQuestionAnswering.from_fusion_encoder(teacher, text_layers=[0])
     with pytest.raises(ValueError, match="layer 1 of the student, which has 1 layers"):
-        check_pair(student, teacher, DiDEObjective(layer_map={1: 1}))
-    check_pair(student, teacher, DiDEObjective())
+        check_compatibility(student, teacher, DiDEObjective(layer_map={1: 1}))
+    check_compatibility(student, teacher, DiDEObjective())
 
 
 def test_what_a_foreign_teacher_does_not_say_is_not_checked(make_student):
     student = make_student()
     teacher = torch.nn.Linear(1, 1)
-    check_pair(student, teacher, DiDEObjective())
+    check_compatibility(student, teacher, DiDEObjective())
     teacher.config = type("Config", (), {"vocab_size": 60})()
-    check_pair(student, teacher, DiDEObjective())
+    check_compatibility(student, teacher, DiDEObjective())
     teacher.config = type("Config", (), {"vocab_size": 59})()
     with pytest.raises(ValueError, match="a vocabulary of 59"):
-        check_pair(student, teacher, DiDEObjective())
+        check_compatibility(student, teacher, DiDEObjective())
 
 
 def test_vilts_configuration_is_understood_and_its_shuffled_attention_refused(make_student):
@@ -130,10 +130,10 @@ def test_vilts_configuration_is_understood_and_its_shuffled_attention_refused(ma
     teacher = torch.nn.Linear(1, 1)
     teacher.config = ViltConfig(**fields, hidden_size=16, num_labels=5)
     soft_labels = DiDEObjective(attention_weight=0)
-    check_pair(make_student(image_size=12), teacher, soft_labels)
+    check_compatibility(make_student(image_size=12), teacher, soft_labels)
     with pytest.raises(ValueError, match="the teacher has a patch grid of 3 x 3"):
-        check_pair(make_student(), teacher, soft_labels)
+        check_compatibility(make_student(), teacher, soft_labels)
     with pytest.raises(
         ValueError, match=r"ViLT draws its patches in a random order .*; load its weights into a FusionEncoder"
     ):
-        check_pair(make_student(image_size=12), teacher, DiDEObjective())
+        check_compatibility(make_student(image_size=12), teacher, DiDEObjective())

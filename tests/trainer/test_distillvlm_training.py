@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dual_distill.objectives import DistillVLMObjective
-from dual_distill.trainer import DistillationTrainer, check_pair
+from dual_distill.trainer import DistillationTrainer, check_compatibility
 from dual_distill.trainer.objective_callback import OBJECTIVE_FILE
 
 from .region_pair import region_collator, region_rows, region_student, region_teacher, region_trainer
@@ -213,11 +213,11 @@ def test_boxes_that_nobody_names_are_not_checked_and_heads_may_differ(tmp_path):
 def test_two_towers_and_a_projection_of_another_width_are_refused(make_student, make_teacher):
     towers = DistillVLMObjective(16, 16)
     with pytest.raises(ValueError, match="the student has two towers, but distillvlm compares states of one sequence"):
-        check_pair(make_student(), make_teacher(), towers)
+        check_compatibility(make_student(), make_teacher(), towers)
     with pytest.raises(
         ValueError, match="the teacher has width 24, the objective was built for 20; give it teacher_size=24"
     ):
-        check_pair(region_student(), region_teacher(), DistillVLMObjective(16, 20))
+        check_compatibility(region_student(), region_teacher(), DistillVLMObjective(16, 20))
 
 
 def test_unknown_methods_are_refused(tmp_path):

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from transformers import TrainerCallback
 
-from dual_distill.data import load_pair_stream
+from dual_distill.data import load_image_text_stream
 from dual_distill.trainer.pretraining_trainer import PreTrainingTrainer
 
 TINY_PAIRS = runpy.run_path(str(Path(__file__).with_name("tiny_pairs.py")))
-dual, fusion, pair_arguments, pair_collator, pair_rows = (
-    TINY_PAIRS[name] for name in ("dual", "fusion", "pair_arguments", "pair_collator", "pair_rows")
+dual, fusion, pair_arguments, image_text_collator, pair_rows = (
+    TINY_PAIRS[name] for name in ("dual", "fusion", "pair_arguments", "image_text_collator", "pair_rows")
 )
 ROWS = pair_rows(16)
 
@@ -30,7 +30,7 @@ class Collator:
     def __call__(self, rows):
         numbers = [int(row["caption"]) for row in rows]
         self.seen += numbers
-        return pair_collator([ROWS[number] for number in numbers])
+        return image_text_collator([ROWS[number] for number in numbers])
 
 
 class CutOff(TrainerCallback):
@@ -46,7 +46,7 @@ def stream(tmp_path):
     for part in range(4):
         table = {"image": [buffer.getvalue()] * 4, "caption": [str(4 * part + row) for row in range(4)]}
         pq.write_table(pa.table(table), tmp_path / f"{part}.parquet")
-    return lambda: load_pair_stream(
+    return lambda: load_image_text_stream(
         [{"path": str(tmp_path / "*.parquet"), "kind": "parquet"}], seed=3, shuffle_buffer=5
     )
 

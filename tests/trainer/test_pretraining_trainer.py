@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from dual_distill.objectives import attention_distillation_loss, cross_modal_scores
 from dual_distill.trainer.pretraining_trainer import PreTrainingTrainer, in_batch_recall
 
-HARD = ["contrastive_loss", "matching_loss", "masked_word_loss"]
-SOFT = ["attention_loss", "soft_matching_loss", "soft_masked_word_loss"]
+HARD = ["itc_loss", "itm_loss", "mlm_loss"]
+SOFT = ["attention_loss", "itm_distillation_loss", "mlm_distillation_loss"]
 SCRIPT = Path(__file__).with_name("two_processes_pairs.py")
 TINY_PAIRS = runpy.run_path(str(Path(__file__).with_name("tiny_pairs.py")))
-dual, fusion, pair_arguments, pair_collator, pair_rows = (
-    TINY_PAIRS[name] for name in ("dual", "fusion", "pair_arguments", "pair_collator", "pair_rows")
+dual, fusion, pair_arguments, image_text_collator, pair_rows = (
+    TINY_PAIRS[name] for name in ("dual", "fusion", "pair_arguments", "image_text_collator", "pair_rows")
 )
 
 
@@ -30,7 +30,7 @@ def build(folder, model=None, teacher="tiny", rows=None, eval_rows=None, **field
         teacher=fusion() if teacher == "tiny" else teacher,
         train_dataset=pair_rows() if rows is None else rows,
         eval_dataset=eval_rows,
-        data_collator=pair_collator,
+        data_collator=image_text_collator,
     )
 
 
@@ -49,9 +49,9 @@ def divergence(student, teacher):
 def test_terms_are_those_of_a_loop_over_single_pairs(tmp_path):
     """The teacher reads each pair alone; which pairs, the student's own outputs say."""
     trainer = build(
-        tmp_path, attention_weight=0.5, soft_matching_weight=2.0, soft_masked_word_weight=3.0, matching_weight=0.7
+        tmp_path, attention_weight=0.5, itm_distillation_weight=2.0, mlm_distillation_weight=3.0, itm_weight=0.7
     )
-    student, teacher, batch = trainer.model.eval(), trainer.teacher, pair_collator(pair_rows())
+    student, teacher, batch = trainer.model.eval(), trainer.teacher, image_text_collator(pair_rows())
     loss, found = terms_of(trainer, batch)
     with torch.no_grad():
         outputs = student(**batch, output_query_states=[-1], output_key_states=[-1])
@@ -65,7 +65,7 @@ def test_terms_are_those_of_a_loop_over_single_pairs(tmp_path):
                 name: batch[name][[row_of_image]] for name in pixels
             }
             theirs = teacher(**pair, output_query_states=[-1], output_key_states=[-1])
-            matching.append(divergence(outputs.matching_logits[place], theirs.matching_logits[0]))
+            matching.append(divergence(outputs.itm_logits[place], theirs.itm_logits[0]))
             if place < 8:
                 tokens = batch["input_ids"].shape[1]
                 keys, queries = outputs.image_mask[place], batch["attention_mask"][[place]].bool()
@@ -77,18 +77,18 @@ def test_terms_are_those_of_a_loop_over_single_pairs(tmp_path):
                     + attention_distillation_loss(mine[1], other[1], queries, keys)
                 )
                 masked = {name: batch[name][[place]] for name in ("masked_input_ids", "masked_labels")}
-                logits = teacher(**pair, **masked).masked_word_logits[0]
+                logits = teacher(**pair, **masked).mlm_logits[0]
                 for token in (batch["masked_labels"][place] != -100).nonzero():
-                    words.append(divergence(outputs.masked_word_logits[place, token[0]], logits[token[0]]))
+                    words.append(divergence(outputs.mlm_logits[place, token[0]], logits[token[0]]))
     expected = {
-        "soft_matching_loss": torch.stack(matching).mean().item(),
+        "itm_distillation_loss": torch.stack(matching).mean().item(),
         "attention_loss": torch.stack(attention).mean().item(),
-        "soft_masked_word_loss": torch.stack(words).mean().item(),
+        "mlm_distillation_loss": torch.stack(words).mean().item(),
         **{name: outputs[name].item() for name in HARD},
     }
     assert min(expected.values()) > 1e-3
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
-    weights = {"attention_loss": 0.5, "soft_matching_loss": 2.0, "soft_masked_word_loss": 3.0, "matching_loss": 0.7}
+    weights = {"attention_loss": 0.5, "itm_distillation_loss": 2.0, "mlm_distillation_loss": 3.0, "itm_loss": 0.7}
     assert loss == pytest.approx(sum(weights.get(name, 1.0) * value for name, value in expected.items()), rel=1e-4)
 
 
@@ -97,17 +97,17 @@ def test_terms_are_those_of_a_loop_over_single_pairs(tmp_path):
     [
         ({}, 4),
         ({"attention_weight": 0.0}, 4),
-        ({"soft_matching_weight": 0.0}, 2),
-        ({"soft_masked_word_weight": 0.0}, 3),
-        ({"attention_weight": 0.0, "soft_matching_weight": 0.0}, 1),
-        ({"soft_matching_weight": 0.0, "soft_masked_word_weight": 0.0}, 1),
+        ({"itm_distillation_weight": 0.0}, 2),
+        ({"mlm_distillation_weight": 0.0}, 3),
+        ({"attention_weight": 0.0, "itm_distillation_weight": 0.0}, 1),
+        ({"itm_distillation_weight": 0.0, "mlm_distillation_weight": 0.0}, 1),
     ],
 )
 def test_the_teacher_is_asked_for_what_has_a_weight_alone(weights, passes, tmp_path):
     trainer = build(tmp_path, **weights)
     asked = []
     trainer.teacher.fusion_encoder.register_forward_hook(lambda *_: asked.append(1))
-    _, found = terms_of(trainer, pair_collator(pair_rows()))
+    _, found = terms_of(trainer, image_text_collator(pair_rows()))
     assert len(asked) == passes
     off = {name.removesuffix("_weight") + "_loss" for name in weights}
     assert set(found) == {*HARD, *SOFT} - off
@@ -135,15 +135,15 @@ def test_training_logs_every_term_and_leaves_the_teacher_as_it_is(tmp_path):
 @pytest.mark.parametrize("model", [fusion, dual])
 def test_without_a_teacher_the_model_learns_its_own_terms(model, tmp_path):
     trainer = build(
-        tmp_path, model(), None, num_train_epochs=15, optim="adamw_torch", learning_rate=3e-3, masked_word_weight=0.5
+        tmp_path, model(), None, num_train_epochs=15, optim="adamw_torch", learning_rate=3e-3, mlm_weight=0.5
     )
-    assert trainer.model.config.masked_word_weight == 0.5
+    assert trainer.model.config.mlm_weight == 0.5
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     own = HARD if model is dual else HARD[1:]
     assert all(set(entry) & {*HARD, *SOFT} == set(own) for entry in logs)
     assert logs[-1]["loss"] < 0.9 * logs[0]["loss"]
-    total = sum(logs[0][name] * (0.5 if name == "masked_word_loss" else 1) for name in own)
+    total = sum(logs[0][name] * (0.5 if name == "mlm_loss" else 1) for name in own)
     assert logs[0]["loss"] == pytest.approx(total, abs=2e-4)
 
 
@@ -172,12 +172,15 @@ def test_in_batch_recall_by_hand():
     ("fields", "problem"),
     [
         ({"cache_teacher": "attention"}, "cache_teacher is 'attention', but the teacher is asked about pairs that"),
-        ({"attention_weight": 0, "soft_matching_weight": 0, "soft_masked_word_weight": 0}, "a teacher was given, but"),
         (
-            {"matching_weight": 0},
-            "soft_matching_weight is above 0, but the student's configuration has matching_weight 0",
+            {"attention_weight": 0, "itm_distillation_weight": 0, "mlm_distillation_weight": 0},
+            "a teacher was given, but",
         ),
-        ({"contrastive_weight": -1.0}, "contrastive_weight is -1.0; give a number >= 0"),
+        (
+            {"itm_weight": 0},
+            "itm_distillation_weight is above 0, but the student's configuration has itm_weight 0",
+        ),
+        ({"itc_weight": -1.0}, "itc_weight is -1.0; give a number >= 0"),
         ({"masking_share": 0.0}, "masking_share is 0.0"),
         ({"teacher": "dual"}, "the teacher is a DualEncoderForPreTraining"),
     ],
@@ -189,10 +192,8 @@ def test_what_cannot_be_is_refused(fields, problem, tmp_path):
 
 
 def test_a_fusion_encoder_has_no_contrastive_term(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"contrastive_weight is 1\.0, but a dual_distill_fusion_encoder has no such term"
-    ):
-        build(tmp_path, fusion(), None, contrastive_weight=1.0)
+    with pytest.raises(ValueError, match=r"itc_weight is 1\.0, but a dual_distill_fusion_encoder has no such term"):
+        build(tmp_path, fusion(), None, itc_weight=1.0)
 
 
 @pytest.mark.slow

@@ -36,8 +36,8 @@ def build(folder, model=None, teacher="tiny", eval_rows=None, metrics=None, **fi
 def score(model, batch, text, image):
     """One pair alone, by either fusion encoder."""
     outputs = model(**{name: batch[name][[text]] for name in TEXT}, **{name: batch[name][[image]] for name in IMAGES})
-    if hasattr(outputs, "matching_logits"):
-        return outputs.matching_logits[0, 1] - outputs.matching_logits[0, 0]
+    if hasattr(outputs, "itm_logits"):
+        return outputs.itm_logits[0, 1] - outputs.itm_logits[0, 0]
     return outputs.logits[0, 0]
 
 
@@ -74,7 +74,7 @@ def test_the_teacher_ranks_what_the_student_finds_hard(teacher, tmp_path):
     expected = ranking_distillation_loss(ours, theirs, torch.ones(16, 4).bool())
     assert expected > 0.01
     assert found["ranking_loss"] == pytest.approx(expected.item(), rel=1e-4)
-    assert set(found) == {"contrastive_loss", "ranking_loss", "attention_loss"}
+    assert set(found) == {"itc_loss", "ranking_loss", "attention_loss"}
     assert loss.item() == pytest.approx(sum(found.values()), rel=1e-5)
 
 
@@ -107,7 +107,7 @@ def test_a_student_learns_and_recall_is_reported(tmp_path):
     after = trainer.evaluate()
     assert after["eval_loss"] < before["eval_loss"]
     assert after["eval_mean_recall"] > before["eval_mean_recall"]
-    assert {"eval_contrastive_loss", "eval_ranking_loss", "eval_attention_loss", "eval_text_to_image_recall@1"} <= set(
+    assert {"eval_itc_loss", "eval_ranking_loss", "eval_attention_loss", "eval_text_to_image_recall@1"} <= set(
         after
     )
     assert after["eval_text_to_image_recall@10"] == 1.0  # seven images

@@ -61,7 +61,7 @@ def pair_rows(count: int = 8) -> list[dict]:
     return rows
 
 
-def pair_collator(rows: list[dict]) -> dict[str, torch.Tensor]:
+def image_text_collator(rows: list[dict]) -> dict[str, torch.Tensor]:
     """Masks one word a row, or two in every second, so that half batches hold unequally many."""
     batch = tiny_collator([{name: row[name] for name in ("ids", "image")} for row in rows])
     batch["image_ids"] = torch.tensor([row["image_id"] for row in rows])
@@ -76,7 +76,7 @@ def pair_collator(rows: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def retrieval_collator(rows: list[dict]) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in pair_collator(rows).items() if not name.startswith("masked")}
+    return {name: tensor for name, tensor in image_text_collator(rows).items() if not name.startswith("masked")}
 
 
 def pair_arguments(folder: object, **fields: object) -> object:

@@ -44,8 +44,8 @@ def main() -> None:
     from tiny_pairs import (
         dual,
         fusion,
+        image_text_collator,
         pair_arguments,
-        pair_collator,
         pair_rows,
         retrieval_collator,
         retrieval_dual,
@@ -71,7 +71,7 @@ def main() -> None:
         assert arguments.device.type == "cpu"  # asking for it starts the process group
         cut_into_shards()
     model, teacher, collator, trainer_class = (
-        (dual(), fusion(), pair_collator, PreTrainingTrainer)
+        (dual(), fusion(), image_text_collator, PreTrainingTrainer)
         if kind == "pretraining"
         else (retrieval_dual(), retrieval_fusion(), retrieval_collator, RetrievalTrainer)
     )

@@ -11,9 +11,9 @@ from typing import Any
 from dual_distill.inference import (
     NORMALISED,
     FeatureStore,
+    FeatureStoreSearcher,
+    FeatureStoreVQA,
     SearchResult,
-    StoreAsker,
-    StoreSearcher,
     load_encoder,
     prepack_linear_layers,
 )
@@ -104,11 +104,11 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("--pairs names its images itself; leave --image out.")
     pairs = [(image, question) for image in options.images or () for question in options.questions]
     if options.pairs is not None:
-        pairs = read_pairs(options.pairs)
+        pairs = read_image_texts(options.pairs)
     model, processor, revision = load_encoder(options.model, options.revision)
     model.to(options.device or default_device())
     prepack_linear_layers(model)
-    asker = StoreAsker(model, processor, stored, texts, model_name=options.model, revision=revision)
+    asker = FeatureStoreVQA(model, processor, stored, texts, model_name=options.model, revision=revision)
     threshold = 0.0 if options.threshold is None else options.threshold
     if ranks:
         top_k = 10 if options.top_k is None else options.top_k
@@ -150,7 +150,7 @@ def search(options: argparse.Namespace, stored: FeatureStore, texts: FeatureStor
     model, processor, revision = load_encoder(options.model, options.revision)
     model.to(options.device or default_device())
     prepack_linear_layers(model)
-    searcher = StoreSearcher(
+    searcher = FeatureStoreSearcher(
         model, processor, found_in, queries, index=options.index, model_name=options.model, revision=revision
     )
     top_k = 10 if options.top_k is None else options.top_k
@@ -170,7 +170,7 @@ def search(options: argparse.Namespace, stored: FeatureStore, texts: FeatureStor
     return {f"stored_{kind}s": len(found_in), "index": options.index, "rankings": rankings}
 
 
-def read_pairs(file: str) -> list[tuple[str, str]]:
+def read_image_texts(file: str) -> list[tuple[str, str]]:
     """Return the pairs of image and question in a file of JSON lines.
 
     Raises:
@@ -231,4 +231,13 @@ def answers_table(answers: list[dict[str, Any]]) -> str:
     return "\n\n".join(blocks)
 
 
-__all__ = ["answers_table", "ask", "make_parser", "rankings_table", "read_pairs", "run", "search", "searches_table"]
+__all__ = [
+    "answers_table",
+    "ask",
+    "make_parser",
+    "rankings_table",
+    "read_image_texts",
+    "run",
+    "search",
+    "searches_table",
+]

@@ -8,7 +8,7 @@ from .collators.masking import WholeWordMasker
 from .collators.pretraining import PreTrainingCollator
 from .collators.region_inputs import NUM_TAGS, distinct_tags, pad_regions, tag_texts
 from .datasets.captions import load_captions
-from .datasets.custom import OwnData, load_own_data
+from .datasets.custom import CustomDataset, load_custom_dataset
 from .datasets.easy_vqa import load_easy_vqa
 from .datasets.nlvr import load_nlvr
 from .datasets.nlvr2 import load_nlvr2
@@ -19,14 +19,14 @@ from .datasets.scenes import generate_scenes, scene_answers
 from .datasets.snli_ve import load_snli_ve
 from .datasets.vqa_v2 import load_vqa
 from .images import ImageError, decode_image, image_source
-from .indexed_dataset import NumberedRows, RowEpochCallback
+from .indexed_dataset import IndexedDataset, RowEpochCallback
 from .reading import ReadingReport
 from .records import FilePath, existing_file
-from .region_set import RegionSet, content_key, maker_id, pixel_key
+from .region_set import RegionSet, content_key, fingerprint, pixel_key
 from .sharded_folder import PlannedShard, ShardedFolder
-from .streaming.loader import PairStreamCallback, load_place, pair_loader, save_place
-from .streaming.sources import PairSource
-from .streaming.stream import PairStream, load_pair_stream
+from .streaming.loader import ImageTextStreamCallback, image_text_loader, load_place, save_place
+from .streaming.sources import ImageTextSource
+from .streaming.stream import ImageTextStream, load_image_text_stream
 from .task_loading import load_task
 from .tasks import TASKS, Head, Task, get_task
 from .tokenizer import train_tokenizer
@@ -40,15 +40,15 @@ __all__ = [
     "TASKS",
     "CaptionMasker",
     "CaptioningCollator",
+    "CustomDataset",
     "DistillationCollator",
     "FilePath",
     "Head",
     "ImageError",
-    "NumberedRows",
-    "OwnData",
-    "PairSource",
-    "PairStream",
-    "PairStreamCallback",
+    "ImageTextSource",
+    "ImageTextStream",
+    "ImageTextStreamCallback",
+    "IndexedDataset",
     "PlannedShard",
     "PreTrainingCollator",
     "RandAugment",
@@ -64,24 +64,24 @@ __all__ = [
     "decode_image",
     "distinct_tags",
     "existing_file",
+    "fingerprint",
     "generate_scene_captions",
     "generate_scene_statements",
     "generate_scenes",
     "get_task",
     "image_source",
+    "image_text_loader",
     "load_captions",
+    "load_custom_dataset",
     "load_easy_vqa",
+    "load_image_text_stream",
     "load_nlvr",
     "load_nlvr2",
-    "load_own_data",
-    "load_pair_stream",
     "load_place",
     "load_snli_ve",
     "load_task",
     "load_vqa",
-    "maker_id",
     "pad_regions",
-    "pair_loader",
     "pixel_key",
     "save_place",
     "scene_answers",

@@ -158,7 +158,7 @@ def _name(part: Hashable) -> str:
         raise ValueError(
             f"The key holds {part!r} of type {type(part).__name__}, but its parts are integers or strings: epoch, row "
             f"and "
-            "place of the image (wrap the data in NumberedRows)."
+            "place of the image (wrap the data in IndexedDataset)."
         ) from None
 
 

@@ -18,7 +18,7 @@ INDEX_COLUMN = "__index__"
 EPOCH_COLUMN = "__epoch__"
 
 
-class NumberedRows(Dataset):
+class IndexedDataset(Dataset):
     """A map-style data set whose rows hold `__index__`, their number in it, and `__epoch__`.
 
     Args:
@@ -29,7 +29,7 @@ class NumberedRows(Dataset):
 
     Example:
         >>> import datasets
-        >>> rows = NumberedRows(datasets.Dataset.from_dict({"question": ["what?", "where?"]}))
+        >>> rows = IndexedDataset(datasets.Dataset.from_dict({"question": ["what?", "where?"]}))
         >>> rows.set_epoch(3)
         >>> rows[1]
         {'question': 'where?', '__index__': 1, '__epoch__': 3}
@@ -40,7 +40,7 @@ class NumberedRows(Dataset):
     def __init__(self, dataset: Any) -> None:
         for column in (INDEX_COLUMN, EPOCH_COLUMN):
             if column in dataset.column_names:
-                raise ValueError(f"The data has a column {column!r}, which NumberedRows would overwrite; rename it.")
+                raise ValueError(f"The data has a column {column!r}, which IndexedDataset would overwrite; rename it.")
         self.dataset = dataset
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -83,12 +83,12 @@ class NumberedRows(Dataset):
 class RowEpochCallback(TrainerCallback):
     """Tells the training data which epoch begins, before Trainer asks for its first batch, resumed or not.
 
-    Training data that is no `NumberedRows` is left alone.
+    Training data that is no `IndexedDataset` is left alone.
 
     Example:
         >>> from types import SimpleNamespace
         >>> import datasets
-        >>> rows = NumberedRows(datasets.Dataset.from_dict({"question": ["what?"]}))
+        >>> rows = IndexedDataset(datasets.Dataset.from_dict({"question": ["what?"]}))
         >>> RowEpochCallback().on_epoch_begin(None, SimpleNamespace(epoch=1.5), None, SimpleNamespace(dataset=rows))
         >>> rows.epoch
         1
@@ -96,8 +96,8 @@ class RowEpochCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Set the epoch; a resumed run begins within one, at a fraction."""
-        if isinstance(train_dataloader.dataset, NumberedRows):
+        if isinstance(train_dataloader.dataset, IndexedDataset):
             train_dataloader.dataset.set_epoch(int(state.epoch))
 
 
-__all__ = ["EPOCH_COLUMN", "INDEX_COLUMN", "NumberedRows", "RowEpochCallback"]
+__all__ = ["EPOCH_COLUMN", "INDEX_COLUMN", "IndexedDataset", "RowEpochCallback"]

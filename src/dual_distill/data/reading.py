@@ -1,6 +1,6 @@
 """From entries to a data set: one door for bad entries, a report of what was skipped and why, Arrow in batches.
 
-What is unusual: a reader is a function from one entry to one row that raises `BadEntry`; whether that ends the reading
+What is unusual: a reader is a function from one entry to one row that raises `InvalidRecordError`; whether that ends the reading
 (the default) or is listed and passed over (`skip_bad=True`) is decided here, once. Images are stored as paths; nothing
 is decoded.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features
 
-from .records import BadEntry, Entries
+from .records import InvalidRecordError, Records
 
 _ROWS_A_BATCH = 10_000
 _MOST_PRINTED = 100
@@ -62,13 +62,13 @@ class ReadingReport:
 
 
 def make_rows(
-    entries: Entries, make_row: Callable[[Any], dict[str, Any] | None], report: ReadingReport, skip_bad: bool
+    entries: Records, make_row: Callable[[Any], dict[str, Any] | None], report: ReadingReport, skip_bad: bool
 ) -> Iterator[dict[str, Any]]:
     """The rows of entries, one after the other.
 
     Args:
         entries: places and entries.
-        make_row: row of an entry, None for an entry that it leaves out; raises `BadEntry`.
+        make_row: row of an entry, None for an entry that it leaves out; raises `InvalidRecordError`.
         report: takes the sentences of bad entries.
         skip_bad: pass over bad entries instead of ending with the first.
 
@@ -80,16 +80,16 @@ def make_rows(
 
     Example:
         >>> report = ReadingReport()
-        >>> entries = [("a.jsonl, line 1", {"x": 1}), ("a.jsonl, line 2", BadEntry("malformed line", "it is empty"))]
+        >>> entries = [("a.jsonl, line 1", {"x": 1}), ("a.jsonl, line 2", InvalidRecordError("malformed line", "it is empty"))]
         >>> list(make_rows(iter(entries), lambda entry: entry, report, skip_bad=True)), report.bad
         ([{'x': 1}], {'malformed line': ['a.jsonl, line 2: it is empty']})
     """
     for place, entry in entries:
         try:
-            if isinstance(entry, BadEntry):
+            if isinstance(entry, InvalidRecordError):
                 raise entry
             row = make_row(entry)
-        except BadEntry as problem:
+        except InvalidRecordError as problem:
             if not skip_bad:
                 raise ValueError(
                     f"{place}: {problem}; mend it, or leave such entries out with skip_bad=True (--skip_bad), which "

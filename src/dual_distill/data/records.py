@@ -1,6 +1,6 @@
-"""Entries of JSON files with their place: file and line, or file, place and id, so that an error says where to look.
+"""Records of JSON files with their place: file and line, or file, place and id, so that an error says where to look.
 
-What is unusual: a line that cannot be read does not end the reading here; a `BadEntry` travels in its place, and
+What is unusual: a line that cannot be read does not end the reading here; a `InvalidRecordError` travels in its place, and
 `make_rows` decides whether that is an error or a line in the report.
 """
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 FilePath = str | os.PathLike[str]
-Entries = Iterator[tuple[str, Any]]
-"""Pairs of a place (file and line, or file, place and id) and an entry, or the `BadEntry` that stands in its place."""
+Records = Iterator[tuple[str, Any]]
+"""Pairs of a place (file and line, or file, place and id) and an entry, or the `InvalidRecordError` that stands in its place."""
 
 
-class BadEntry(ValueError):
+class InvalidRecordError(ValueError):
     """An entry that cannot become a row.
 
     Args:
@@ -28,14 +28,14 @@ class BadEntry(ValueError):
         self.kind = kind
 
 
-def read_json_lines(file: FilePath) -> Entries:
+def read_json_lines(file: FilePath) -> Records:
     r"""The objects of a file of JSON lines, each with file and line; a BOM, CRLF and empty lines are fine.
 
     Args:
         file: its path, UTF-8.
 
     Yields:
-        `("file, line 1", object)`, with a `BadEntry` where the line holds no JSON object.
+        `("file, line 1", object)`, with a `InvalidRecordError` where the line holds no JSON object.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -53,9 +53,9 @@ def read_json_lines(file: FilePath) -> Entries:
             try:
                 entry = json.loads(line)
             except ValueError as error:  # bytes that are not UTF-8 among them
-                entry = BadEntry("malformed line", f"the line is not JSON ({error}): {_shortened(line)}")
-            if not isinstance(entry, dict | BadEntry):
-                entry = BadEntry(
+                entry = InvalidRecordError("malformed line", f"the line is not JSON ({error}): {_shortened(line)}")
+            if not isinstance(entry, dict | InvalidRecordError):
+                entry = InvalidRecordError(
                     "malformed line", f"the line holds {_shortened(line)}, but expected is an object {{...}}"
                 )
             yield f"{os.fspath(file)}, line {number}", entry
@@ -96,7 +96,7 @@ def read_json_document(file: FilePath, *keys: str) -> dict[str, Any]:
     return document
 
 
-def document_entries(file: FilePath, entries: Sequence[Any], noun: str, id_name: str) -> Entries:
+def document_records(file: FilePath, entries: Sequence[Any], noun: str, id_name: str) -> Records:
     """The entries of a list in a JSON document, each with its place in the list and its id.
 
     Args:
@@ -106,10 +106,10 @@ def document_entries(file: FilePath, entries: Sequence[Any], noun: str, id_name:
         id_name: key of its id.
 
     Yields:
-        `("file, question 3 (question_id 17)", entry)`, counted from 1, with a `BadEntry` where the entry is no object.
+        `("file, question 3 (question_id 17)", entry)`, counted from 1, with a `InvalidRecordError` where the entry is no object.
 
     Example:
-        >>> next(document_entries("a.json", [{"id": 7}], "caption", "id"))
+        >>> next(document_records("a.json", [{"id": 7}], "caption", "id"))
         ('a.json, caption 1 (id 7)', {'id': 7})
     """
     for number, entry in enumerate(entries, start=1):
@@ -119,11 +119,13 @@ def document_entries(file: FilePath, entries: Sequence[Any], noun: str, id_name:
         else:
             yield (
                 place,
-                BadEntry("malformed entry", f"the {noun} is {_shortened(entry)}, but expected is an object {{...}}"),
+                InvalidRecordError(
+                    "malformed entry", f"the {noun} is {_shortened(entry)}, but expected is an object {{...}}"
+                ),
             )
 
 
-def entry_value(entry: Mapping[str, Any], name: str, kind: type) -> Any:
+def record_value(entry: Mapping[str, Any], name: str, kind: type) -> Any:
     """The value of a key of an entry.
 
     Args:
@@ -135,14 +137,14 @@ def entry_value(entry: Mapping[str, Any], name: str, kind: type) -> Any:
         The value.
 
     Raises:
-        BadEntry: the key is missing or its value is of another kind.
+        InvalidRecordError: the key is missing or its value is of another kind.
 
     Example:
-        >>> entry_value({"image_id": 7}, "image_id", int)
+        >>> record_value({"image_id": 7}, "image_id", int)
         7
     """
     if name not in entry:
-        raise BadEntry(
+        raise InvalidRecordError(
             "malformed entry", f"there is no {name!r} among {', '.join(map(str, entry)) or 'no keys at all'}"
         )
     value = entry[name]
@@ -152,11 +154,11 @@ def entry_value(entry: Mapping[str, Any], name: str, kind: type) -> Any:
     elif fits and kind is int:
         fits = -(2**63) <= value < 2**63
     if not fits:
-        raise BadEntry("malformed entry", f"{name} is {_shortened(value)}, but expected is {_WORDS[kind]}")
+        raise InvalidRecordError("malformed entry", f"{name} is {_shortened(value)}, but expected is {_WORDS[kind]}")
     return value
 
 
-def entry_text(entry: Mapping[str, Any], name: str) -> str:
+def record_text(entry: Mapping[str, Any], name: str) -> str:
     """The text of a key of an entry, as it is.
 
     Args:
@@ -167,15 +169,15 @@ def entry_text(entry: Mapping[str, Any], name: str) -> str:
         The text.
 
     Raises:
-        BadEntry: the key is missing, or holds no text or an empty one.
+        InvalidRecordError: the key is missing, or holds no text or an empty one.
 
     Example:
-        >>> entry_text({"question": "what is it?"}, "question")
+        >>> record_text({"question": "what is it?"}, "question")
         'what is it?'
     """
-    text: str = entry_value(entry, name, str)
+    text: str = record_value(entry, name, str)
     if not text.strip():
-        raise BadEntry(f"empty {name}", f"{name} is empty ({text!r}), but a row needs words")
+        raise InvalidRecordError(f"empty {name}", f"{name} is empty ({text!r}), but a row needs words")
     return text
 
 
@@ -211,7 +213,7 @@ class UniqueIds:
         (7, 8)
         >>> ids.add(7)
         Traceback (most recent call last):
-        dual_distill.data.records.BadEntry: question_id 7 occurs twice
+        dual_distill.data.records.InvalidRecordError: question_id 7 occurs twice
     """
 
     def __init__(self, name: str) -> None:
@@ -219,13 +221,13 @@ class UniqueIds:
         self._seen: set[Any] = set()
 
     def add(self, value: Any) -> Any:
-        """Return the id, or raise `BadEntry` where it was there before or is neither text nor number."""
+        """Return the id, or raise `InvalidRecordError` where it was there before or is neither text nor number."""
         if not isinstance(value, str | int):
-            raise BadEntry(
+            raise InvalidRecordError(
                 f"malformed {self.name}", f"{self.name} is {_shortened(value)}, but expected is a text or a number"
             )
         if value in self._seen:
-            raise BadEntry(f"duplicate {self.name}", f"{self.name} {value} occurs twice")
+            raise InvalidRecordError(f"duplicate {self.name}", f"{self.name} {value} occurs twice")
         self._seen.add(value)
         return value
 

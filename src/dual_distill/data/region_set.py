@@ -31,7 +31,7 @@ class RegionSet(NamedTuple):
 
     Example:
         >>> regions = RegionSet(torch.zeros(1, 8), torch.tensor([[0.0, 5.0, 10.0, 10.0]]), torch.ones(1), ["cat"], 20, 10)
-        >>> regions.box_numbers()
+        >>> regions.normalized_boxes()
         tensor([[0.0000, 0.5000, 0.5000, 1.0000, 0.5000, 0.5000]])
     """
 
@@ -43,7 +43,7 @@ class RegionSet(NamedTuple):
     height: int
     whole_image: bool = False
 
-    def box_numbers(self) -> torch.Tensor:
+    def normalized_boxes(self) -> torch.Tensor:
         """Return the six numbers that a model reads, `(R, 6)`: x0/W, y0/H, x1/W, y1/H, width/W, height/H, in [0, 1]."""
         size = self.boxes_px.new_tensor([self.width, self.height, self.width, self.height])
         boxes = self.boxes_px / size
@@ -152,7 +152,7 @@ def pixel_key(image: Image.Image) -> str:
     return hashlib.sha256(f"{image.mode} {image.size}\n".encode() + image.tobytes()).hexdigest()
 
 
-def maker_id(description: str, content: Any) -> str:
+def fingerprint(description: str, content: Any) -> str:
     """Return what made boxes or features as one line: words for people, and the start of a digest of everything that
     matters.
 
@@ -161,7 +161,7 @@ def maker_id(description: str, content: Any) -> str:
         content: what the digest is of, as JSON holds it.
 
     Example:
-        >>> maker_id("by hand", {"seed": 0})
+        >>> fingerprint("by hand", {"seed": 0})
         'by hand [de7d7744ccd7]'
     """
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -184,6 +184,6 @@ __all__ = [
     "RegionLookup",
     "RegionSet",
     "content_key",
-    "maker_id",
+    "fingerprint",
     "pixel_key",
 ]

@@ -47,7 +47,7 @@ def load_task(name: str, path: str | os.PathLike[str] | None = None, **options: 
     """The data of a task, with the splits train, validation and test (and dev, where the task has one).
 
     `load_task("vqa", questions=..., annotations=..., images=...)` reads files by their names; `load_task("vqa", path)`
-    a folder in which they have their official names. One's own data is read by `load_own_data`.
+    a folder in which they have their official names. One's own data is read by `load_custom_dataset`.
 
     Args:
         name: one of `TASKS`.

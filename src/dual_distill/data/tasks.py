@@ -1,7 +1,7 @@
 """Tasks as data: which columns hold images, text and label, and which head answers.
 
 A new data set is an entry in the table below and a reader in the table of `task_loading`. One's own data needs neither:
-`load_own_data` builds its `Task` itself.
+`load_custom_dataset` builds its `Task` itself.
 """
 
 import difflib

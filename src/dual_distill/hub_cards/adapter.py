@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .hand_written import Card, take_apart
+from .hand_written import Card, parse_card
 from .hub_names import split_revision
 from .run_record import origin_of
 
@@ -89,11 +89,11 @@ def read_card(file: Path) -> Card | None:
     """Take apart the README beside a checkpoint; None: there is none, or it is the empty form that peft saves.
 
     Raises:
-        ValueError: as `take_apart`.
+        ValueError: as `parse_card`.
     """
     if not file.is_file():
         return None
-    card = take_apart(file.read_text(encoding="utf-8"))
+    card = parse_card(file.read_text(encoding="utf-8"))
     form = ModelCard.from_template(ModelCardData()).text.strip()
     if card.digest is None and _VERSION_OF_PEFT.sub("", card.after).strip() == form:
         return None

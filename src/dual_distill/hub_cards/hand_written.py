@@ -37,7 +37,7 @@ class Card(NamedTuple):
         return f"{self.before}\n{self.after}".strip()
 
 
-def take_apart(readme: str, name: str = "README.md") -> Card:
+def parse_card(readme: str, name: str = "README.md") -> Card:
     r"""Split a README into metadata and hand-written parts; our own part, which is written anew, is dropped.
 
     Args:
@@ -48,7 +48,7 @@ def take_apart(readme: str, name: str = "README.md") -> Card:
         ValueError: the metadata is no YAML mapping, or one of the two markers is missing.
 
     Example:
-        >>> take_apart("---\nlicense: mit\n---\n# By hand\n")
+        >>> parse_card("---\nlicense: mit\n---\n# By hand\n")
         Card(metadata={'license': 'mit'}, before='', after='# By hand', digest=None)
     """
     readme = readme.replace("\r\n", "\n")
@@ -95,8 +95,8 @@ def choose(local: Card | None, remote: Card | None) -> Card | None:
         ValueError: both were changed, differently.
 
     Example:
-        >>> online = take_apart("<!-- dual_distill card begins -->ours<!-- dual_distill card ends -->")
-        >>> choose(take_apart("mine"), online).after
+        >>> online = parse_card("<!-- dual_distill card begins -->ours<!-- dual_distill card ends -->")
+        >>> choose(parse_card("mine"), online).after
         'mine'
     """
     if local is None or remote is None or local.hand_written == remote.hand_written:
@@ -114,7 +114,7 @@ def choose(local: Card | None, remote: Card | None) -> Card | None:
     )
 
 
-def put_together(metadata: dict[str, Any], generated: str, kept: Card | None) -> str:
+def render_card(metadata: dict[str, Any], generated: str, kept: Card | None) -> str:
     """Return a README: metadata, the hand-written text above, our part between its markers, the text below."""
     block = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000).strip()
     digest = digest_of(kept.hand_written if kept else "")
@@ -123,4 +123,4 @@ def put_together(metadata: dict[str, Any], generated: str, kept: Card | None) ->
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-__all__ = ["Card", "choose", "digest_of", "put_together", "take_apart"]
+__all__ = ["Card", "choose", "digest_of", "parse_card", "render_card"]

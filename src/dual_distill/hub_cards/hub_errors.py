@@ -32,7 +32,7 @@ class PushError(OSError):
 
 
 @contextmanager
-def spoken(
+def translate_hub_error(
     step: str, repo_id: str, afterwards: str = "nothing was changed there", without_answer: str | None = None
 ) -> Iterator[None]:
     """Turn errors of the wire into a `PushError`; others pass.
@@ -47,7 +47,7 @@ def spoken(
         PushError: the Hub refused, or could not be reached.
 
     Example:
-        >>> with spoken("reading it", "me/model"):
+        >>> with translate_hub_error("reading it", "me/model"):
         ...     raise OfflineModeIsEnabled("offline")
         Traceback (most recent call last):
         dual_distill.hub_cards.hub_errors.PushError: push to 'me/model', reading it: HF_HUB_OFFLINE is set, ...
@@ -86,4 +86,4 @@ def _explain(error: BaseException | None) -> tuple[str, int | None] | None:
     return None
 
 
-__all__ = ["PushError", "spoken"]
+__all__ = ["PushError", "translate_hub_error"]

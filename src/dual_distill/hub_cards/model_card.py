@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from .adapter import read_card
 from .checkpoint_folder import CARD, PICTURE, CheckpointFiles, collect
-from .hand_written import Card, put_together
+from .hand_written import Card, render_card
 from .run_record import RUN_FILE, Origin, RunRecord, read_run
 from .shipped_code import auto_class, split_architecture
 
@@ -150,7 +150,7 @@ def make_card(
         autoescape=False,
     )
     environment.filters["origin"] = _origin
-    return put_together(metadata, environment.get_template(_TEMPLATE).render(facts), kept)
+    return render_card(metadata, environment.get_template(_TEMPLATE).render(facts), kept)
 
 
 def write_card(folder: str | Path, **options: Any) -> Path:

@@ -17,8 +17,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from .adapter import ADAPTER_CONFIG, read_card
 from .checkpoint_folder import CARD, CONFIG, WEIGHTS, CheckpointFiles, collect, is_one_of, refuse_leaks
-from .hand_written import Card, choose, take_apart
-from .hub_errors import PushError, spoken
+from .hand_written import Card, choose, parse_card
+from .hub_errors import PushError, translate_hub_error
 from .model_card import make_card
 from .run_record import RunRecord, read_run
 from .shipped_code import add_code
@@ -86,7 +86,7 @@ def push_folder(
         ValueError: the folder holds no checkpoint that may be published, or gives something away; nothing was sent.
         PushError: the Hub refused or could not be reached; the repository is as it was.
     """
-    with spoken("checking its name", repo_id, "nothing was sent"):
+    with translate_hub_error("checking its name", repo_id, "nothing was sent"):
         validate_repo_id(repo_id)
     checkpoint, run = collect(folder), read_run(folder)
     if checkpoint.adapter is not None and with_code:
@@ -116,9 +116,9 @@ def push_folder(
         return PushReport(repo_id, revision, _sizes(files), checkpoint.left_out, dry_run=True)
 
     api = HfApi(token=token, library_name="dual_distill")
-    with spoken("creating it", repo_id):
+    with translate_hub_error("creating it", repo_id):
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    with spoken("reading its head", full_id):
+    with translate_hub_error("reading its head", full_id):
         info, is_new_branch = _head(api, full_id, revision)
         if private and not info.private:
             raise PushError(
@@ -137,10 +137,10 @@ def push_folder(
     operations += [CommitOperationDelete(name) for name in deleted]
     made_branch = revision if is_new_branch and not create_pr else None
     if made_branch is not None:
-        with spoken(f"making the branch {made_branch!r}", full_id):
+        with translate_hub_error(f"making the branch {made_branch!r}", full_id):
             api.create_branch(full_id, branch=made_branch, revision=info.sha)
     try:
-        with spoken(
+        with translate_hub_error(
             "sending files and the commit",
             full_id,
             "the files there are as they were, and a second try is safe",
@@ -246,7 +246,7 @@ def _take_back(api: HfApi, repo_id: str, branch: str, sha: str | None, error: Ex
 def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> Card:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=folder))
-        return take_apart(file.read_text(encoding="utf-8"), f"{CARD} of {repo_id}")
+        return parse_card(file.read_text(encoding="utf-8"), f"{CARD} of {repo_id}")
 
 
 def _refuse_the_other_kind(repo_id: str, names: set[str], checkpoint: CheckpointFiles) -> None:

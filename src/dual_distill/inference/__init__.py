@@ -21,14 +21,14 @@ from .encoding_sources import open_images, read_texts
 from .export import ExportReport, export_onnx
 from .feature_store import FeatureStore
 from .feature_store_files import DTYPES, NORMALISED, Manifest, StoreFolder
-from .feature_store_vqa import RankedImage, Ranking, StoreAsker
+from .feature_store_vqa import FeatureStoreVQA, RankedImage, Ranking
 from .image_sources import load_image
 from .latency import PairLatency, measure_pair_latency
 from .model_identity import image_processor_settings, load_encoder, model_identity
 from .pipeline import ANSWERING_TASK, AnsweringModel, DualVisualQuestionAnsweringPipeline
 from .prepacking import prepack_linear_layers
 from .retrieval import PairTime, RetrievalReport, evaluate_retrieval
-from .search import Found, SearchResult, StoreSearcher
+from .search import FeatureStoreSearcher, SearchHit, SearchResult
 
 __all__ = [
     "ANSWERING_TASK",
@@ -39,7 +39,8 @@ __all__ = [
     "EncodingReport",
     "ExportReport",
     "FeatureStore",
-    "Found",
+    "FeatureStoreSearcher",
+    "FeatureStoreVQA",
     "Manifest",
     "PairLatency",
     "PairShape",
@@ -47,10 +48,9 @@ __all__ = [
     "RankedImage",
     "Ranking",
     "RetrievalReport",
+    "SearchHit",
     "SearchResult",
-    "StoreAsker",
     "StoreFolder",
-    "StoreSearcher",
     "Timing",
     "alternate",
     "draw_attention_picture",

@@ -49,7 +49,7 @@ def encode_images(
     """Encode images into a store: those that it does not hold yet.
 
     Of a model with a retrieval head (`DualEncoderForImageTextRetrieval`) the store keeps projections of length 1, which
-    `StoreSearcher` compares by cosine; of others the pooled vectors, which `StoreAsker` asks.
+    `FeatureStoreSearcher` compares by cosine; of others the pooled vectors, which `FeatureStoreVQA` asks.
 
     Settings that are None are those of the store, where there is one already. Under `torchrun`, and `accelerate launch`
     on GPUs, which set RANK and WORLD_SIZE, each process makes its share of the shards.

@@ -24,7 +24,7 @@ from .model_identity import (
     model_identity,
     tokenizer_settings,
 )
-from .running_top_k import BestRows, check_top_k
+from .running_top_k import RunningTopK, check_top_k
 
 _ROWS = 1024
 _MULTI_LABEL = "multi_label_classification"
@@ -56,7 +56,7 @@ class Ranking(NamedTuple):
     matches: int
 
 
-class StoreAsker:
+class FeatureStoreVQA:
     """Answers questions about the images of a store.
 
     Probabilities are those of `pipeline("dual-visual-question-answering")`: one sigmoid an answer where the config's
@@ -91,7 +91,7 @@ class StoreAsker:
         >>> images = {colour: Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = encode_images(model, processor, images, folder)
-        ...     ask = StoreAsker(model, processor, FeatureStore(folder))
+        ...     ask = FeatureStoreVQA(model, processor, FeatureStore(folder))
         ...     ranking = ask.rank("is it red?", answer="yes")
         ...     [answers] = ask.answer("red", ["is it red?"])
         >>> sorted(ranked.image for ranked in ranking.best), sorted(answers[0])
@@ -109,7 +109,7 @@ class StoreAsker:
         revision: str | None = None,
     ) -> None:
         if getattr(model, "num_images", None) != 1 or not hasattr(model, "logits_of_projections"):
-            way_out = " (to search by cosine, StoreSearcher is the one)" if searches(model) else ""
+            way_out = " (to search by cosine, FeatureStoreSearcher is the one)" if searches(model) else ""
             raise ValueError(
                 f"{type(model).__name__} does not answer about one image at a time{way_out}; give a dual encoder with "
                 f"the head "
@@ -153,7 +153,7 @@ class StoreAsker:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}, but a probability lies between 0 and 1.")
         place = None if answer is None else self._place(answer)
-        best = BestRows(top_k, threshold)
+        best = RunningTopK(top_k, threshold)
         for start, probs in self.probabilities(question, rows):
             scores, labels = probs.max(-1) if place is None else (probs[:, place], torch.full((len(probs),), place))
             best.add(start, scores, labels)
@@ -284,4 +284,4 @@ class StoreAsker:
         return self._labels.index(answer)
 
 
-__all__ = ["RankedImage", "Ranking", "StoreAsker"]
+__all__ = ["FeatureStoreVQA", "RankedImage", "Ranking"]

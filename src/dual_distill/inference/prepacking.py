@@ -8,7 +8,7 @@ processor (`benchmarks/prepacking.py`, `docs/performance.md`).
 import torch
 from torch import nn
 
-from dual_distill.modeling import TwoSidedLinear
+from dual_distill.modeling import SplitLinear
 
 _ROWS = 256
 """Rows of input that the layout is made for; it is used for any number of them."""
@@ -88,8 +88,8 @@ class PrepackedLinear(nn.Linear):
         return product
 
 
-class PrepackedTwoSidedLinear(PrepackedLinear, TwoSidedLinear):
-    """A `TwoSidedLinear` that keeps both halves of its weights in oneDNN's layout as well."""
+class PrepackedTwoSidedLinear(PrepackedLinear, SplitLinear):
+    """A `SplitLinear` that keeps both halves of its weights in oneDNN's layout as well."""
 
     def first_half(self, features: torch.Tensor) -> torch.Tensor:
         """Give the first vector's part, bias included."""
@@ -104,7 +104,7 @@ class PrepackedTwoSidedLinear(PrepackedLinear, TwoSidedLinear):
 
 _PREPACKED: dict[type[nn.Module], type[nn.Linear]] = {
     nn.Linear: PrepackedLinear,
-    TwoSidedLinear: PrepackedTwoSidedLinear,
+    SplitLinear: PrepackedTwoSidedLinear,
 }
 
 

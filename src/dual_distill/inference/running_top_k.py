@@ -3,7 +3,7 @@
 import torch
 
 
-class BestRows:
+class RunningTopK:
     """Keeps the best `top_k` rows of pieces that come one after the other.
 
     Args:
@@ -17,7 +17,7 @@ class BestRows:
         matches: rows so far that reach the threshold, kept or not.
 
     Example:
-        >>> best = BestRows(top_k=2, threshold=0.0)
+        >>> best = RunningTopK(top_k=2, threshold=0.0)
         >>> best.add(0, torch.tensor([0.1, 0.9]))
         >>> best.add(2, torch.tensor([-0.5, 0.9, 0.3]))
         >>> best.rows, best.matches
@@ -63,4 +63,4 @@ def check_top_k(top_k: int) -> None:
         raise ValueError(f"top_k is {top_k!r}, but 1 or more are kept.")
 
 
-__all__ = ["BestRows", "check_top_k"]
+__all__ = ["RunningTopK", "check_top_k"]

@@ -25,13 +25,13 @@ from .model_identity import (
     model_identity,
     tokenizer_settings,
 )
-from .running_top_k import BestRows, check_top_k
+from .running_top_k import RunningTopK, check_top_k
 
 _ROWS = 8192
 _FAISS = "faiss"
 
 
-class Found(NamedTuple):
+class SearchHit(NamedTuple):
     """One row of a search.
 
     Attributes:
@@ -52,11 +52,11 @@ class SearchResult(NamedTuple):
             which does not count them.
     """
 
-    best: list[Found]
+    best: list[SearchHit]
     matches: int | None
 
 
-class StoreSearcher:
+class FeatureStoreSearcher:
     """Searches a store of images by texts, or a store of texts by images.
 
     Args:
@@ -90,7 +90,7 @@ class StoreSearcher:
         >>> images = {colour: Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = encode_images(model, processor, images, folder)
-        ...     [result] = StoreSearcher(model, processor, FeatureStore(folder)).by_texts(["a red circle"])
+        ...     [result] = FeatureStoreSearcher(model, processor, FeatureStore(folder)).by_texts(["a red circle"])
         >>> sorted(found.id for found in result.best), result.matches
         (['blue', 'red'], 2)
     """
@@ -212,7 +212,7 @@ class StoreSearcher:
         queries = normalize(torch.stack(vectors), dim=-1)
         if self._index is not None:
             return self._ask_index(queries.cpu(), top_k, threshold)
-        best = [BestRows(top_k, threshold) for _ in queries]
+        best = [RunningTopK(top_k, threshold) for _ in queries]
         for start, piece in self.store.pieces(rows=_ROWS):
             with torch.inference_mode():
                 scores = (queries @ piece.to(queries).T).clamp(-1, 1).cpu()
@@ -234,8 +234,8 @@ class StoreSearcher:
             results.append(SearchResult(self._named([place for place, _ in kept], [score for _, score in kept]), None))
         return results
 
-    def _named(self, places: list[int], scores: list[float]) -> list[Found]:
-        return [Found(identifier, score) for identifier, score in zip(self.store.ids(places), scores, strict=True)]
+    def _named(self, places: list[int], scores: list[float]) -> list[SearchHit]:
+        return [SearchHit(identifier, score) for identifier, score in zip(self.store.ids(places), scores, strict=True)]
 
 
 def make_index(store: FeatureStore, index: str) -> Any:
@@ -284,4 +284,4 @@ def make_index(store: FeatureStore, index: str) -> Any:
     return found
 
 
-__all__ = ["Found", "SearchResult", "StoreSearcher", "make_index"]
+__all__ = ["FeatureStoreSearcher", "SearchHit", "SearchResult", "make_index"]

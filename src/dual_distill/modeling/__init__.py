@@ -14,7 +14,7 @@ from transformers import (
 
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
 from .configuration_fusion_encoder import FusionEncoderConfig
-from .modeling_classification import TwoSidedLinear
+from .modeling_classification import SplitLinear
 from .modeling_dual_encoder import (
     DualEncoderForImagesAndTextClassification,
     DualEncoderForQuestionAnswering,
@@ -101,8 +101,8 @@ __all__ = [
     "FusionEncoderOutput",
     "FusionEncoderPreTrainedModel",
     "PairIds",
+    "SplitLinear",
     "TowerOutput",
-    "TwoSidedLinear",
     "allowed_negatives",
     "dual_config_from_fusion",
     "gather_pair_ids",

@@ -95,9 +95,9 @@ class DualEncoderConfig(PreTrainedConfig):
         recorded_layers: layers, counted in each tower, whose queries and keys `output_query_states=True` returns.
         projection_dim: width P of the vectors whose cosine ranks texts and images (pre-training and retrieval).
         logit_scale_init: logarithm of the factor on those cosines before training; ln(1 / 0.07).
-        contrastive_weight: weight of the contrastive loss in pre-training; 0: not computed.
-        matching_weight: weight of the matching loss in pre-training; 0: not computed.
-        masked_word_weight: weight of the masked-word loss in pre-training; 0: not computed.
+        itc_weight: weight of the contrastive loss in pre-training; 0: not computed.
+        itm_weight: weight of the matching loss in pre-training; 0: not computed.
+        mlm_weight: weight of the masked-word loss in pre-training; 0: not computed.
         tie_word_embeddings: whether `ForPreTraining` decodes words with the word embeddings.
 
     Raises:
@@ -125,7 +125,7 @@ class DualEncoderConfig(PreTrainedConfig):
         "image_pooler_output",
         "negative_image_rows",
         "negative_text_rows",
-        "masked_word_logits",
+        "mlm_logits",
     ]
     sub_configs_defaults = {"text_config": DualEncoderTextConfig, "vision_config": DualEncoderVisionConfig}
 
@@ -136,9 +136,9 @@ class DualEncoderConfig(PreTrainedConfig):
     recorded_layers: list[int] | tuple[int, ...] = (-1,)
     projection_dim: int = 256
     logit_scale_init: float | int = 2.6592600369327783
-    contrastive_weight: float | int = 1.0
-    matching_weight: float | int = 1.0
-    masked_word_weight: float | int = 1.0
+    itc_weight: float | int = 1.0
+    itm_weight: float | int = 1.0
+    mlm_weight: float | int = 1.0
     tie_word_embeddings: bool = True
 
     def validate_architecture(self) -> None:
@@ -146,7 +146,7 @@ class DualEncoderConfig(PreTrainedConfig):
         super().validate_architecture()
         if self.projection_dim < 1:
             raise ValueError(f"projection_dim is {self.projection_dim}; give a width of 1 or more.")
-        validate_weights(self, ("contrastive_weight", "matching_weight", "masked_word_weight"))
+        validate_weights(self, ("itc_weight", "itm_weight", "mlm_weight"))
         for name in ("hidden_size", "num_attention_heads"):
             text, vision = getattr(self.text_config, name), getattr(self.vision_config, name)
             if text != vision:

@@ -37,8 +37,8 @@ class FusionEncoderConfig(PreTrainedConfig):
             last.
         pad_token_id: id of the padding token.
         tie_word_embeddings: whether `ForMaskedLM` and `ForPreTraining` decode words with the word embeddings.
-        matching_weight: weight of the matching loss in pre-training; 0: not computed.
-        masked_word_weight: weight of the masked-word loss in pre-training; 0: not computed.
+        itm_weight: weight of the matching loss in pre-training; 0: not computed.
+        mlm_weight: weight of the masked-word loss in pre-training; 0: not computed.
         norm_first: True for layer norms before attention and MLP and one at the end (ViLT), False for layer norms
             behind each residual and none at the end (BERT).
         visual_inputs: "patches" of pixels, or "regions" that an object detector found.
@@ -73,7 +73,7 @@ class FusionEncoderConfig(PreTrainedConfig):
         "hidden_states",
         "attentions",
         "negative_image_rows",
-        "masked_word_logits",
+        "mlm_logits",
         "attention_pattern",
         "past_key_values",
     ]
@@ -100,8 +100,8 @@ class FusionEncoderConfig(PreTrainedConfig):
     recorded_layers: list[int] | tuple[int, ...] = (-1,)
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = True
-    matching_weight: float | int = 1.0
-    masked_word_weight: float | int = 1.0
+    itm_weight: float | int = 1.0
+    mlm_weight: float | int = 1.0
     norm_first: bool = True
     visual_inputs: str = "patches"
     region_feature_size: int = 2048
@@ -151,7 +151,7 @@ class FusionEncoderConfig(PreTrainedConfig):
         """Refuse widths and grids that do not divide, and image tokens of a third kind."""
         super().validate_architecture()
         validate_tower(self)
-        validate_weights(self, ("matching_weight", "masked_word_weight"))
+        validate_weights(self, ("itm_weight", "mlm_weight"))
         if self.visual_inputs not in ("patches", "regions"):
             raise ValueError(f'visual_inputs is {self.visual_inputs!r}; choose "patches" or "regions".')
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 
-class TwoSidedLinear(nn.Linear):
+class SplitLinear(nn.Linear):
     """A linear map of two vectors side by side whose halves can be computed apart: `W [a; b] + c = (W_a a + c) + W_b b`."""
 
     def first_half(self, features: torch.Tensor) -> torch.Tensor:

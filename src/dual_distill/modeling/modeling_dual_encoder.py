@@ -15,7 +15,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_dual_encoder import DualEncoderConfig
-from .modeling_classification import TwoSidedLinear, classification_head, classification_loss
+from .modeling_classification import SplitLinear, classification_head, classification_loss
 from .modeling_fusion_encoder import flatten_pairs
 from .modeling_layers import layers_to_record
 from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput, TowerOutput
@@ -42,7 +42,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         self.text_model = DualEncoderTextModel(config.text_config)
         self.vision_model = DualEncoderVisionModel(config.vision_config)
         width = config.hidden_size
-        self.interaction = classification_head(2 * width, 2 * width, width, first_layer=TwoSidedLinear)
+        self.interaction = classification_head(2 * width, 2 * width, width, first_layer=SplitLinear)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -94,12 +94,12 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
 
         That map is linear in text and image apart, so each half is computed once, however many pairs it is part of.
         """
-        first: TwoSidedLinear = self.interaction[0]
+        first: SplitLinear = self.interaction[0]
         return first.first_half(text_embeds)
 
     def project_images(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """Give the image's half of the interaction's first linear map: `(..., C)` -> `(..., 2C)`, without the bias."""
-        first: TwoSidedLinear = self.interaction[0]
+        first: SplitLinear = self.interaction[0]
         return first.second_half(image_embeds)
 
     def fuse_projections(self, text_projections: torch.Tensor, image_projections: torch.Tensor) -> torch.Tensor:

@@ -29,11 +29,11 @@ from .modeling_fusion_encoder_pretraining import (
 from .modeling_outputs import EncoderForPreTrainingOutput
 from .modeling_pretraining_losses import (
     PairIds,
-    contrastive_loss,
     gather_pair_ids,
     gather_rows,
     hard_negatives,
-    matching_loss,
+    itc_loss,
+    itm_loss,
     pair_similarities,
 )
 
@@ -57,9 +57,9 @@ class DualEncoderForPreTraining(ContrastiveDualEncoder):
         >>> labels[:, 2] = 7
         >>> output = model(input_ids=text, pixel_values=torch.zeros(3, 3, 8, 8), masked_input_ids=text, masked_labels=labels,
         ...                image_ids=torch.arange(3), caption_ids=torch.arange(3))
-        >>> output.matching_logits.shape, output.masked_word_logits.shape
+        >>> output.itm_logits.shape, output.mlm_logits.shape
         (torch.Size([9, 2]), torch.Size([3, 5, 50]))
-        >>> round(output.contrastive_loss.item(), 4)  # equal texts, equal images: ln 3
+        >>> round(output.itc_loss.item(), 4)  # equal texts, equal images: ln 3
         1.0986
     """
 
@@ -106,11 +106,11 @@ class DualEncoderForPreTraining(ContrastiveDualEncoder):
             pixel_values: `(B, 1, 3, H, W)` or `(B, 3, H, W)`, the image that belongs to each text.
             pixel_mask: `(B, 1, H, W)`.
             token_type_ids: `(B, T)`.
-            masked_input_ids: `(B, T)`, the same text with words masked; gives `masked_word_logits`.
+            masked_input_ids: `(B, T)`, the same text with words masked; gives `mlm_logits`.
             masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives
-                `masked_word_loss`.
-            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, gives `contrastive_loss` and
-                `matching_loss` against the texts and images of all processes, without pairs that are known to fit.
+                `mlm_loss`.
+            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, gives `itc_loss` and
+                `itm_loss` against the texts and images of all processes, without pairs that are known to fit.
             caption_ids: `(B,)` int64, equal for equal captions.
             output_query_states: True or a list of layers, of the matched pairs with their unmasked text.
             output_key_states: likewise.
@@ -118,7 +118,7 @@ class DualEncoderForPreTraining(ContrastiveDualEncoder):
             **kwargs: as in `DualEncoderModel.forward`, of that pass only.
 
         Returns:
-            An `EncoderForPreTrainingOutput`; without ids `matching_logits` are `(B, 2)`, of the pairs as they are
+            An `EncoderForPreTrainingOutput`; without ids `itm_logits` are `(B, 2)`, of the pairs as they are
             given.
 
         Raises:
@@ -126,7 +126,7 @@ class DualEncoderForPreTraining(ContrastiveDualEncoder):
                 is missing.
 
         Note:
-            With `contrastive_weight` 0 nothing trains the similarities, and negatives are drawn uniformly.
+            With `itc_weight` 0 nothing trains the similarities, and negatives are drawn uniformly.
         """
         check_pretraining_inputs(pixel_values, masked_input_ids, masked_labels, image_ids, caption_ids)
         output = self.dual_encoder(
@@ -150,30 +150,30 @@ class DualEncoderForPreTraining(ContrastiveDualEncoder):
         similarities = None
         # What a switched-off term alone needs is left out: an output without a gradient would mislead
         # `find_unused_parameters`.
-        if self.config.contrastive_weight:
+        if self.config.itc_weight:
             results["text_features"], results["image_features"] = self.project_features(texts, images)
             if ids is not None:
                 similarities = pair_similarities(results["text_features"], results["image_features"], self.logit_scale)
-                results["contrastive_loss"] = contrastive_loss(*similarities, ids)
-        if self.config.matching_weight:
+                results["itc_loss"] = itc_loss(*similarities, ids)
+        if self.config.itm_weight:
             results["pooler_output"] = output.pooler_output
             fused = output.pooler_output[:, 0]
             if ids is not None:
                 results |= _draw_negatives(similarities, ids)
                 rows = results["negative_image_rows"], results["negative_text_rows"]
                 fused = torch.cat([fused, self._fuse_drawn(texts, images, *rows)])
-            results["matching_logits"] = self.itm_score(fused)
+            results["itm_logits"] = self.itm_score(fused)
             if ids is not None:
-                results["matching_loss"] = matching_loss(results["matching_logits"], results["matching_labels"])
-        if self.config.masked_word_weight and masked_input_ids is not None:
+                results["itm_loss"] = itm_loss(results["itm_logits"], results["itm_labels"])
+        if self.config.mlm_weight and masked_input_ids is not None:
             masked = self.dual_encoder.text_model(masked_input_ids, attention_mask, token_type_ids)
             seen = self.dual_encoder.fuse_projections(
                 self.dual_encoder.project_text(masked.last_hidden_state),
                 self.dual_encoder.project_images(images)[:, None],
             )
-            results["masked_word_logits"] = self.mlm_score(seen)
+            results["mlm_logits"] = self.mlm_score(seen)
             if masked_labels is not None:
-                results["masked_word_loss"] = masked_words_of_all(results["masked_word_logits"], masked_labels)
+                results["mlm_loss"] = masked_words_of_all(results["mlm_logits"], masked_labels)
         return EncoderForPreTrainingOutput(loss=total_loss(results, self.config), **results)
 
     def _fuse_drawn(
@@ -195,7 +195,7 @@ def _draw_negatives(similarities: tuple[torch.Tensor, torch.Tensor] | None, ids:
     text_rows = hard_negatives(similarities[1], ids, texts_ask=False)
     drawn = torch.cat([image_rows, text_rows])
     labels = torch.cat([torch.ones_like(image_rows), torch.where(drawn < 0, -100, 0)])
-    return {"negative_image_rows": image_rows, "negative_text_rows": text_rows, "matching_labels": labels}
+    return {"negative_image_rows": image_rows, "negative_text_rows": text_rows, "itm_labels": labels}
 
 
 __all__ = ["DualEncoderForPreTraining"]

@@ -20,9 +20,9 @@ from .modeling_dual_encoder import DualEncoderModel, join_recorded_states
 from .modeling_layers import layers_to_record
 from .modeling_outputs import DualEncoderForImageTextRetrievalOutput
 from .modeling_pretraining_losses import (
-    contrastive_loss,
     gather_pair_ids,
     inverse_temperature,
+    itc_loss,
     pair_similarities,
     unlike_ids,
 )
@@ -168,7 +168,7 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
             if image_ids is None or caption_ids is None:
                 image_ids = caption_ids = unlike_ids(len(texts), texts.device)
             ids = gather_pair_ids(image_ids, caption_ids)
-            loss = contrastive_loss(*pair_similarities(texts, images, self.logit_scale), ids)
+            loss = itc_loss(*pair_similarities(texts, images, self.logit_scale), ids)
         return DualEncoderForImageTextRetrievalOutput(
             loss=loss,
             logits_per_image=logits_per_text.T,

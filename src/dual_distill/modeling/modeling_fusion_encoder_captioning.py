@@ -17,7 +17,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_caption_mask import TAG_SEGMENT, WORD_SEGMENT, attention_mask_of, check_caption_length
 from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel
-from .modeling_fusion_encoder_heads import MaskedWordHead, masked_word_loss
+from .modeling_fusion_encoder_heads import MaskedWordHead, mlm_loss
 from .modeling_layers import ExtendKeys
 from .modeling_outputs import EncoderForTaskOutput
 
@@ -163,7 +163,7 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         )
         logits = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
         return EncoderForTaskOutput(
-            loss=None if labels is None else masked_word_loss(logits, labels),
+            loss=None if labels is None else mlm_loss(logits, labels),
             logits=logits,
             pooler_output=output.pooler_output,
             image_mask=output.image_mask,

@@ -151,7 +151,7 @@ class MaskedWordHead(nn.Module):
         return self.decoder(self.transform(hidden_states))
 
 
-def masked_word_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the masked words, in nats per labelled token.
 
     Args:
@@ -170,7 +170,7 @@ def masked_word_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
     Example:
         >>> labels = torch.tensor([[-100, 3, -100]])
-        >>> round(masked_word_loss(torch.zeros(1, 3, 8), labels).item(), 4)  # ln 8
+        >>> round(mlm_loss(torch.zeros(1, 3, 8), labels).item(), 4)  # ln 8
         2.0794
     """
     if labels.shape != logits.shape[:2]:
@@ -277,7 +277,7 @@ class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
         )
         logits = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
         return EncoderForTaskOutput(
-            loss=None if labels is None else masked_word_loss(logits, labels),
+            loss=None if labels is None else mlm_loss(logits, labels),
             logits=logits,
             pooler_output=output.pooler_output,
             image_mask=output.image_mask,
@@ -288,4 +288,4 @@ class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
         )
 
 
-__all__ = ["FusionEncoderForImageTextRetrieval", "FusionEncoderForMaskedLM", "masked_word_loss"]
+__all__ = ["FusionEncoderForImageTextRetrieval", "FusionEncoderForMaskedLM", "mlm_loss"]

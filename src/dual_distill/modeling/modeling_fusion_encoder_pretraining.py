@@ -16,9 +16,9 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel
-from .modeling_fusion_encoder_heads import MaskedWordHead, masked_word_loss
+from .modeling_fusion_encoder_heads import MaskedWordHead, mlm_loss
 from .modeling_outputs import EncoderForPreTrainingOutput
-from .modeling_pretraining_losses import gather_pair_ids, gather_rows, hard_negatives, matching_loss, share_of_all
+from .modeling_pretraining_losses import gather_pair_ids, gather_rows, hard_negatives, itm_loss, share_of_all
 
 KEPT_OF_THE_ENCODER = ("image_mask", "query_states", "key_states", "hidden_states", "attentions")
 
@@ -49,9 +49,9 @@ class FusionEncoderForPreTraining(FusionEncoderPreTrainedModel):
         >>> labels[:, 2] = 7
         >>> output = model(input_ids=text, pixel_values=torch.zeros(3, 3, 8, 8), masked_input_ids=text, masked_labels=labels,
         ...                image_ids=torch.arange(3), caption_ids=torch.arange(3))
-        >>> output.matching_logits.shape, output.masked_word_logits.shape
+        >>> output.itm_logits.shape, output.mlm_logits.shape
         (torch.Size([6, 2]), torch.Size([3, 5, 50]))
-        >>> torch.allclose(output.loss, output.matching_loss + output.masked_word_loss)
+        >>> torch.allclose(output.loss, output.itm_loss + output.mlm_loss)
         True
     """
 
@@ -98,19 +98,19 @@ class FusionEncoderForPreTraining(FusionEncoderPreTrainedModel):
             pixel_values: `(B, 1, 3, H, W)` or `(B, 3, H, W)`, the image that belongs to each text.
             pixel_mask: `(B, 1, H, W)`.
             token_type_ids: `(B, T)`.
-            masked_input_ids: `(B, T)`, the same text with words masked; gives `masked_word_logits`.
+            masked_input_ids: `(B, T)`, the same text with words masked; gives `mlm_logits`.
             masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives
-                `masked_word_loss`.
+                `mlm_loss`.
             image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, each text is also held against an image
                 that is drawn from all processes, uniformly among those that are not known to fit it; gives
-                `matching_loss`. Pixels of all processes are then gathered.
+                `itm_loss`. Pixels of all processes are then gathered.
             caption_ids: `(B,)` int64, equal for equal captions.
             output_query_states: True or a list of layers, of the matched pairs with their unmasked text.
             output_key_states: likewise.
             **kwargs: as in `FusionEncoderModel.forward`, of that pass too.
 
         Returns:
-            An `EncoderForPreTrainingOutput`; without ids `matching_logits` are `(B, 2)`, of the pairs as they are
+            An `EncoderForPreTrainingOutput`; without ids `itm_logits` are `(B, 2)`, of the pairs as they are
             given.
 
         Raises:
@@ -129,7 +129,7 @@ class FusionEncoderForPreTraining(FusionEncoderPreTrainedModel):
             **kwargs,
         )
         results: dict[str, Any] = {name: output[name] for name in KEPT_OF_THE_ENCODER if output.get(name) is not None}
-        if self.config.matching_weight:
+        if self.config.itm_weight:
             # Left out otherwise: an output without a gradient would mislead `find_unused_parameters`.
             results["pooler_output"] = output.pooler_output
             fused = output.pooler_output[:, 0]
@@ -141,15 +141,15 @@ class FusionEncoderForPreTraining(FusionEncoderPreTrainedModel):
                 )
                 fused = torch.cat([fused, drawn.pooler_output[:, 0]])
                 results["negative_image_rows"] = rows
-                results["matching_labels"] = torch.cat([torch.ones_like(rows), torch.where(rows < 0, -100, 0)])
-            results["matching_logits"] = self.itm_score(fused)
-            if "matching_labels" in results:
-                results["matching_loss"] = matching_loss(results["matching_logits"], results["matching_labels"])
-        if self.config.masked_word_weight and masked_input_ids is not None:
+                results["itm_labels"] = torch.cat([torch.ones_like(rows), torch.where(rows < 0, -100, 0)])
+            results["itm_logits"] = self.itm_score(fused)
+            if "itm_labels" in results:
+                results["itm_loss"] = itm_loss(results["itm_logits"], results["itm_labels"])
+        if self.config.mlm_weight and masked_input_ids is not None:
             masked = self.fusion_encoder(input_ids=masked_input_ids, **text, **images)
-            results["masked_word_logits"] = self.mlm_score(masked.last_hidden_state[:, : masked_input_ids.shape[1]])
+            results["mlm_logits"] = self.mlm_score(masked.last_hidden_state[:, : masked_input_ids.shape[1]])
             if masked_labels is not None:
-                results["masked_word_loss"] = masked_words_of_all(results["masked_word_logits"], masked_labels)
+                results["mlm_loss"] = masked_words_of_all(results["mlm_logits"], masked_labels)
         return EncoderForPreTrainingOutput(loss=total_loss(results, self.config), **results)
 
 
@@ -173,8 +173,8 @@ def check_pretraining_inputs(
 
 
 def masked_words_of_all(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return `masked_word_loss` as this process' part of the mean over the masked tokens of all processes."""
-    return masked_word_loss(logits, labels) * share_of_all((labels != -100).sum())
+    """Return `mlm_loss` as this process' part of the mean over the masked tokens of all processes."""
+    return mlm_loss(logits, labels) * share_of_all((labels != -100).sum())
 
 
 def total_loss(results: Mapping[str, Any], config: PreTrainedConfig) -> torch.Tensor | None:

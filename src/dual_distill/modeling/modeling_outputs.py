@@ -128,16 +128,16 @@ class EncoderForPreTrainingOutput(ModelOutput):
 
     Attributes:
         loss: scalar, the terms in nats, weighted by the configuration.
-        contrastive_loss: scalar, nats per row, unweighted; dual encoder only.
-        matching_loss: scalar, nats per pair.
-        masked_word_loss: scalar, nats per masked token.
-        matching_logits: `(B, 2)`, column 1 = the pair matches; with ids the drawn pairs follow: `(3 * B, 2)` for the
+        itc_loss: scalar, nats per row, unweighted; dual encoder only.
+        itm_loss: scalar, nats per pair.
+        mlm_loss: scalar, nats per masked token.
+        itm_logits: `(B, 2)`, column 1 = the pair matches; with ids the drawn pairs follow: `(3 * B, 2)` for the
             dual encoder (matched pairs; each text with its drawn image; the drawn text with each image), `(2 * B, 2)`
             for the fusion encoder (matched pairs; each text with its drawn image).
-        matching_labels: `(3 * B,)` or `(2 * B,)` int64: 1 matched, 0 drawn, -100 where none could be drawn.
+        itm_labels: `(3 * B,)` or `(2 * B,)` int64: 1 matched, 0 drawn, -100 where none could be drawn.
         negative_image_rows: `(B,)` int64, place of each text's drawn image among the rows of all processes; -1: none.
         negative_text_rows: `(B,)` int64, likewise of each image's drawn text; dual encoder only.
-        masked_word_logits: `(B, T, vocabulary)` of the masked text.
+        mlm_logits: `(B, T, vocabulary)` of the masked text.
         pooler_output: `(B, 1, C)`, the fused vectors of the matched pairs.
         text_embeds: `(B, C)`, dual encoder only.
         image_embeds: `(B, 1, C)`, dual encoder only.
@@ -151,14 +151,14 @@ class EncoderForPreTrainingOutput(ModelOutput):
     """
 
     loss: torch.FloatTensor | None = None
-    contrastive_loss: torch.FloatTensor | None = None
-    matching_loss: torch.FloatTensor | None = None
-    masked_word_loss: torch.FloatTensor | None = None
-    matching_logits: torch.FloatTensor | None = None
-    matching_labels: torch.LongTensor | None = None
+    itc_loss: torch.FloatTensor | None = None
+    itm_loss: torch.FloatTensor | None = None
+    mlm_loss: torch.FloatTensor | None = None
+    itm_logits: torch.FloatTensor | None = None
+    itm_labels: torch.LongTensor | None = None
     negative_image_rows: torch.LongTensor | None = None
     negative_text_rows: torch.LongTensor | None = None
-    masked_word_logits: torch.FloatTensor | None = None
+    mlm_logits: torch.FloatTensor | None = None
     pooler_output: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None

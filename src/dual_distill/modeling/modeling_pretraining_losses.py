@@ -223,7 +223,7 @@ def pair_similarities(
         return own[:, 0] @ images.T * scale, own[:, 1] @ texts.T * scale
 
 
-def contrastive_loss(text_to_image: torch.Tensor, image_to_text: torch.Tensor, ids: PairIds) -> torch.Tensor:
+def itc_loss(text_to_image: torch.Tensor, image_to_text: torch.Tensor, ids: PairIds) -> torch.Tensor:
     """Image-text contrastive loss (ITC), in nats per row: the mean of both directions' cross-entropies.
 
     Each text must find its own image among those that are allowed negatives, and each image its own text.
@@ -242,7 +242,7 @@ def contrastive_loss(text_to_image: torch.Tensor, image_to_text: torch.Tensor, i
 
     Example:
         >>> ids = gather_pair_ids(torch.arange(4), torch.arange(4))
-        >>> round(contrastive_loss(torch.zeros(4, 4), torch.zeros(4, 4), ids).item(), 4)  # ln 4
+        >>> round(itc_loss(torch.zeros(4, 4), torch.zeros(4, 4), ids).item(), 4)  # ln 4
         1.3863
     """
     own = ids.own_rows
@@ -255,7 +255,7 @@ def contrastive_loss(text_to_image: torch.Tensor, image_to_text: torch.Tensor, i
     return total / 2 * share_of_all(ids.num_rows, total.device)
 
 
-def matching_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def itm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Image-text matching loss (ITM), in nats per pair.
 
     Args:
@@ -267,7 +267,7 @@ def matching_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         several processes it is this process' part of the mean over all.
 
     Example:
-        >>> round(matching_loss(torch.zeros(3, 2), torch.tensor([1, 0, -100])).item(), 4)  # ln 2
+        >>> round(itm_loss(torch.zeros(3, 2), torch.tensor([1, 0, -100])).item(), 4)  # ln 2
         0.6931
     """
     count = (labels != -100).sum()
@@ -335,12 +335,12 @@ def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
 __all__ = [
     "PairIds",
     "allowed_negatives",
-    "contrastive_loss",
     "gather_pair_ids",
     "gather_rows",
     "hard_negatives",
     "inverse_temperature",
-    "matching_loss",
+    "itc_loss",
+    "itm_loss",
     "pair_similarities",
     "share_of_all",
     "unlike_ids",

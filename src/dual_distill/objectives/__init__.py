@@ -8,7 +8,7 @@ from .distillvlm import DistillVLMObjective
 from .hidden_states import noise_contrastive_loss, squared_distance_loss
 from .labels import soft_answer_loss, soft_label_loss
 from .objective import Objective
-from .pretraining import HARD_TERMS, PreTrainingObjective, hard_terms, soft_masked_word_loss, soft_matching_loss
+from .pretraining import HARD_TERMS, PreTrainingObjective, hard_terms, itm_distillation_loss, mlm_distillation_loss
 from .ranking import RankingObjective, hardest_negatives, ranking_distillation_loss, right_first_loss
 from .token_queue import TokenQueue
 
@@ -28,14 +28,14 @@ __all__ = [
     "cross_modal_scores",
     "hard_terms",
     "hardest_negatives",
+    "itm_distillation_loss",
     "joint_pattern",
+    "mlm_distillation_loss",
     "noise_contrastive_loss",
     "ranking_distillation_loss",
     "relation_scores",
     "right_first_loss",
     "soft_answer_loss",
     "soft_label_loss",
-    "soft_masked_word_loss",
-    "soft_matching_loss",
     "squared_distance_loss",
 ]

@@ -10,7 +10,7 @@ from .attention_matrices import attention_matrix_loss, attention_probs, joint_pa
 from .hidden_states import noise_contrastive_loss, pool_tokens, squared_distance_loss
 from .labels import soft_answer_loss, soft_label_loss
 from .objective import Objective, attention_requests
-from .pretraining import soft_masked_word_loss
+from .pretraining import mlm_distillation_loss
 from .token_queue import TokenQueue
 
 HiddenLoss = Literal["nce", "mse", "none"]
@@ -274,7 +274,7 @@ class DistillVLMObjective(Objective):
                     "labels; "
                     "mask words (CaptioningCollator), or set soft_label_weight to 0."
                 )
-            return soft_masked_word_loss(
+            return mlm_distillation_loss(
                 student_outputs.logits, teacher_outputs.logits, batch["labels"], self.temperature
             )
         compare = soft_answer_loss if self.multi_label else soft_label_loss

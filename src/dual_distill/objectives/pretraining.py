@@ -14,7 +14,7 @@ from torch import nn
 
 from .dide import DiDEObjective
 
-HARD_TERMS = ("contrastive_loss", "matching_loss", "masked_word_loss")
+HARD_TERMS = ("itc_loss", "itm_loss", "mlm_loss")
 """Losses that a model for pre-training computes itself, by the names of its outputs."""
 _LEFT_OUT = -100
 
@@ -23,13 +23,13 @@ class PreTrainingObjective(DiDEObjective):
     """The student's own losses on pairs and masked words, and what it imitates of the teacher on the same.
 
     loss = the student's `loss` (its own terms, weighted by its configuration) + attention_weight * attention +
-    soft_matching_weight * soft matching + soft_masked_word_weight * soft masked words; a term of weight 0 is not
+    itm_distillation_weight * soft matching + mlm_distillation_weight * soft masked words; a term of weight 0 is not
     computed.
 
     Args:
         attention_weight: >= 0; attention of matched pairs, as in `DiDEObjective`.
-        soft_matching_weight: >= 0; `soft_matching_loss` over matched pairs and hard negatives.
-        soft_masked_word_weight: >= 0; `soft_masked_word_loss`.
+        itm_distillation_weight: >= 0; `itm_distillation_loss` over matched pairs and hard negatives.
+        mlm_distillation_weight: >= 0; `mlm_distillation_loss`.
         temperature: > 0, of both soft terms.
         layer_map: student layer -> teacher layer, negative counts from the last; None: last to last.
         relation_heads: as in `DiDEObjective`.
@@ -46,35 +46,38 @@ class PreTrainingObjective(DiDEObjective):
     Example:
         >>> from types import SimpleNamespace
         >>> student = SimpleNamespace(
-        ...     loss=torch.tensor(0.5), matching_loss=torch.tensor(0.5), matching_logits=torch.zeros(3, 2),
-        ...     matching_labels=torch.tensor([1, 0, -100]))
-        >>> teacher = SimpleNamespace(matching_logits=torch.tensor([[0.0, 50.0], [50.0, 0.0], [0.0, 0.0]]))
-        >>> objective = PreTrainingObjective(attention_weight=0, soft_masked_word_weight=0)
+        ...     loss=torch.tensor(0.5), itm_loss=torch.tensor(0.5), itm_logits=torch.zeros(3, 2),
+        ...     itm_labels=torch.tensor([1, 0, -100]))
+        >>> teacher = SimpleNamespace(itm_logits=torch.tensor([[0.0, 50.0], [50.0, 0.0], [0.0, 0.0]]))
+        >>> objective = PreTrainingObjective(attention_weight=0, mlm_distillation_weight=0)
         >>> losses = objective(student, teacher, {})
         >>> {name: round(value.item(), 4) for name, value in losses.items()}  # ln 2 beside the student's own
-        {'matching_loss': 0.5, 'soft_matching_loss': 0.6931, 'loss': 1.1931}
+        {'itm_loss': 0.5, 'itm_distillation_loss': 0.6931, 'loss': 1.1931}
     """
 
     def __init__(
         self,
         attention_weight: float = 1.0,
-        soft_matching_weight: float = 1.0,
-        soft_masked_word_weight: float = 1.0,
+        itm_distillation_weight: float = 1.0,
+        mlm_distillation_weight: float = 1.0,
         temperature: float = 1.0,
         layer_map: Mapping[int, int] | None = None,
         relation_heads: int | None = None,
     ):
-        weights = {"soft_matching_weight": soft_matching_weight, "soft_masked_word_weight": soft_masked_word_weight}
+        weights = {
+            "itm_distillation_weight": itm_distillation_weight,
+            "mlm_distillation_weight": mlm_distillation_weight,
+        }
         if not all(weight >= 0 for weight in weights.values()):  # not: NaN is refused too
             raise ValueError(f"the weights are {weights}; give numbers >= 0.")
         super().__init__(attention_weight, 0.0, 1.0, temperature, layer_map, relation_heads)
-        self.soft_matching_weight = soft_matching_weight
-        self.soft_masked_word_weight = soft_masked_word_weight
+        self.itm_distillation_weight = itm_distillation_weight
+        self.mlm_distillation_weight = mlm_distillation_weight
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term compares with a teacher."""
-        return any((self.attention_weight, self.soft_matching_weight, self.soft_masked_word_weight))
+        return any((self.attention_weight, self.itm_distillation_weight, self.mlm_distillation_weight))
 
     def forward(
         self, student_outputs: Any, teacher_outputs: Any, batch: Mapping[str, torch.Tensor]
@@ -83,16 +86,16 @@ class PreTrainingObjective(DiDEObjective):
 
         Args:
             student_outputs: `loss` (None when every term of its own is switched off) and its terms; `query_states`,
-                `key_states` and `image_mask` of the matched pairs; `matching_logits` `(P, 2)` and `matching_labels`
-                `(P,)`, -100 = no pair; `masked_word_logits` `(B, T, V)`.
-            teacher_outputs: the states (or `attentions`) of the matched pairs, `matching_logits` `(P, 2)` of the same
-                pairs in the same order, `masked_word_logits` `(B, T, V)` of the same masked texts; None when nothing is
+                `key_states` and `image_mask` of the matched pairs; `itm_logits` `(P, 2)` and `itm_labels`
+                `(P,)`, -100 = no pair; `mlm_logits` `(B, T, V)`.
+            teacher_outputs: the states (or `attentions`) of the matched pairs, `itm_logits` `(P, 2)` of the same
+                pairs in the same order, `mlm_logits` `(B, T, V)` of the same masked texts; None when nothing is
                 compared.
             batch: `attention_mask` `(B, T)`, and `masked_labels` `(B, T)`, -100 = not masked.
 
         Returns:
-            Scalars in nats: `loss`, and unweighted `contrastive_loss`, `matching_loss`, `masked_word_loss` as far as
-            the student computed them, `attention_loss`, `soft_matching_loss`, `soft_masked_word_loss` as far as they
+            Scalars in nats: `loss`, and unweighted `itc_loss`, `itm_loss`, `mlm_loss` as far as
+            the student computed them, `attention_loss`, `itm_distillation_loss`, `mlm_distillation_loss` as far as they
             have a weight.
 
         Raises:
@@ -105,22 +108,22 @@ class PreTrainingObjective(DiDEObjective):
         if self.attention_weight:
             losses["attention_loss"] = self._attention_loss(student_outputs, teacher_outputs, batch["attention_mask"])
             total = total + self.attention_weight * losses["attention_loss"]
-        if self.soft_matching_weight:
-            losses["soft_matching_loss"] = soft_matching_loss(
-                _given(student_outputs, "matching_logits", "student"),
-                _given(teacher_outputs, "matching_logits", "teacher"),
-                _given(student_outputs, "matching_labels", "student"),
+        if self.itm_distillation_weight:
+            losses["itm_distillation_loss"] = itm_distillation_loss(
+                _given(student_outputs, "itm_logits", "student"),
+                _given(teacher_outputs, "itm_logits", "teacher"),
+                _given(student_outputs, "itm_labels", "student"),
                 self.temperature,
             )
-            total = total + self.soft_matching_weight * losses["soft_matching_loss"]
-        if self.soft_masked_word_weight:
-            losses["soft_masked_word_loss"] = soft_masked_word_loss(
-                _given(student_outputs, "masked_word_logits", "student"),
-                _given(teacher_outputs, "masked_word_logits", "teacher"),
+            total = total + self.itm_distillation_weight * losses["itm_distillation_loss"]
+        if self.mlm_distillation_weight:
+            losses["mlm_distillation_loss"] = mlm_distillation_loss(
+                _given(student_outputs, "mlm_logits", "student"),
+                _given(teacher_outputs, "mlm_logits", "teacher"),
                 batch["masked_labels"],
                 self.temperature,
             )
-            total = total + self.soft_masked_word_weight * losses["soft_masked_word_loss"]
+            total = total + self.mlm_distillation_weight * losses["mlm_distillation_loss"]
         return losses | {"loss": total}
 
 
@@ -133,7 +136,7 @@ def hard_terms(outputs: Any) -> dict[str, torch.Tensor]:
     return {name: value for name in HARD_TERMS if (value := getattr(outputs, name, None)) is not None}
 
 
-def soft_matching_loss(
+def itm_distillation_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0
 ) -> torch.Tensor:
     """KL divergence from the student's verdict on a pair (match or not) to the teacher's, in nats per pair.
@@ -159,7 +162,7 @@ def soft_matching_loss(
 
     Example:
         >>> teacher = torch.tensor([[0.0, 50.0], [7.0, 7.0]])
-        >>> round(soft_matching_loss(torch.zeros(2, 2), teacher, torch.tensor([1, -100])).item(), 4)  # ln 2
+        >>> round(itm_distillation_loss(torch.zeros(2, 2), teacher, torch.tensor([1, -100])).item(), 4)  # ln 2
         0.6931
     """
     if student_logits.shape != teacher_logits.shape or labels.shape != student_logits.shape[:-1]:
@@ -173,7 +176,7 @@ def soft_matching_loss(
     return _mean_over_processes(torch.where(is_pair, divergence, 0.0).sum(), is_pair.sum())
 
 
-def soft_masked_word_loss(
+def mlm_distillation_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0
 ) -> torch.Tensor:
     """KL divergence from the student's distribution over a masked word piece to the teacher's, in nats per masked
@@ -195,13 +198,13 @@ def soft_masked_word_loss(
         ValueError: the shapes differ, or the temperature is not positive.
 
     Note:
-        In several processes the mean is over the masked tokens of all, as in `soft_matching_loss`.
+        In several processes the mean is over the masked tokens of all, as in `itm_distillation_loss`.
 
     Example:
         >>> teacher = torch.zeros(1, 2, 8)
         >>> teacher[0, 1, 3] = 50.0
         >>> labels = torch.tensor([[-100, 5]])
-        >>> round(soft_masked_word_loss(torch.zeros(1, 2, 8), teacher, labels).item(), 4)  # ln 8
+        >>> round(mlm_distillation_loss(torch.zeros(1, 2, 8), teacher, labels).item(), 4)  # ln 8
         2.0794
     """
     if student_logits.shape != teacher_logits.shape or labels.shape != student_logits.shape[:-1]:
@@ -244,4 +247,4 @@ def _given(outputs: Any, name: str, role: str) -> torch.Tensor:
     return value
 
 
-__all__ = ["HARD_TERMS", "PreTrainingObjective", "hard_terms", "soft_masked_word_loss", "soft_matching_loss"]
+__all__ = ["HARD_TERMS", "PreTrainingObjective", "hard_terms", "itm_distillation_loss", "mlm_distillation_loss"]

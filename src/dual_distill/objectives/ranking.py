@@ -17,11 +17,11 @@ from .dide import DiDEObjective
 class RankingObjective(DiDEObjective):
     """Contrastive loss on labels, the teacher's ranking of hard negatives, and its attention on matched pairs.
 
-    loss = contrastive_weight * the student's `loss` + ranking_weight * ranking + attention_weight * attention; a term
+    loss = itc_weight * the student's `loss` + ranking_weight * ranking + attention_weight * attention; a term
     of weight 0 is not computed.
 
     Args:
-        contrastive_weight: >= 0; of the student's own contrastive loss.
+        itc_weight: >= 0; of the student's own contrastive loss.
         ranking_weight: >= 0; of `ranking_distillation_loss`.
         attention_weight: >= 0; attention of matched pairs, as in `DiDEObjective`.
         temperature: > 0, of the rankings.
@@ -42,12 +42,12 @@ class RankingObjective(DiDEObjective):
         >>> teacher = SimpleNamespace(list_scores=torch.tensor([[50.0, 0.0, 0.0, 0.0]] * 2))
         >>> losses = RankingObjective(attention_weight=0)(student, teacher, {"is_listed": torch.ones(2, 4).bool()})
         >>> {name: round(value.item(), 4) for name, value in losses.items()}  # ln 4
-        {'contrastive_loss': 1.0, 'ranking_loss': 1.3863, 'loss': 2.3863}
+        {'itc_loss': 1.0, 'ranking_loss': 1.3863, 'loss': 2.3863}
     """
 
     def __init__(
         self,
-        contrastive_weight: float = 1.0,
+        itc_weight: float = 1.0,
         ranking_weight: float = 1.0,
         attention_weight: float = 1.0,
         temperature: float = 1.0,
@@ -55,14 +55,14 @@ class RankingObjective(DiDEObjective):
         relation_heads: int | None = None,
     ):
         weights = {
-            "contrastive_weight": contrastive_weight,
+            "itc_weight": itc_weight,
             "ranking_weight": ranking_weight,
             "attention_weight": attention_weight,
         }
         if not all(weight >= 0 for weight in weights.values()) or not any(weights.values()):  # not: NaN is refused too
             raise ValueError(f"the weights are {weights}; give numbers >= 0, at least one above 0.")
         super().__init__(attention_weight, 0.0, 1.0, temperature, layer_map, relation_heads)
-        self.contrastive_weight = contrastive_weight
+        self.itc_weight = itc_weight
         self.ranking_weight = ranking_weight
 
     @property
@@ -84,7 +84,7 @@ class RankingObjective(DiDEObjective):
                 negative.
 
         Returns:
-            Scalars in nats: `loss`, and unweighted `contrastive_loss`, `ranking_loss`, `attention_loss` as far as they
+            Scalars in nats: `loss`, and unweighted `itc_loss`, `ranking_loss`, `attention_loss` as far as they
             have a weight.
 
         Raises:
@@ -92,11 +92,11 @@ class RankingObjective(DiDEObjective):
         """
         losses: dict[str, torch.Tensor] = {}
         total: torch.Tensor | float = 0.0
-        if self.contrastive_weight:
+        if self.itc_weight:
             if student_outputs.loss is None:
                 raise ValueError("the student returned no contrastive loss; give it image_ids and caption_ids.")
-            losses["contrastive_loss"] = student_outputs.loss
-            total = total + self.contrastive_weight * losses["contrastive_loss"]
+            losses["itc_loss"] = student_outputs.loss
+            total = total + self.itc_weight * losses["itc_loss"]
         if self.ranking_weight:
             losses["ranking_loss"] = ranking_distillation_loss(
                 student_outputs.list_scores, teacher_outputs.list_scores, batch["is_listed"], self.temperature

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from dual_distill.data import ImageError, RegionSet, content_key, decode_image, image_source, maker_id, pixel_key
+from dual_distill.data import ImageError, RegionSet, content_key, decode_image, fingerprint, image_source, pixel_key
 
 from .detectors import Detected, Detector
 from .files import SHARD_SIZE, RegionFolder, RegionManifest, StoredImage, UnreadableImage, fill_store
@@ -364,12 +364,12 @@ def _manifest(run: _Extraction, dtype: str, shard_size: int) -> RegionManifest:
         counts = (
             f"{run.settings['min_regions']} to {run.settings['max_regions']} boxes above {run.settings['threshold']:g}"
         )
-        boxes_id = maker_id(f"detector {words}, {counts}", {"detector": identity, **run.settings})
+        boxes_id = fingerprint(f"detector {words}, {counts}", {"detector": identity, **run.settings})
     else:
         boxes_id = run.boxes.boxes_id
     return RegionManifest(
         boxes_id=boxes_id,
-        features_id=maker_id(f"backbone of {words}, {_POOLING}", {"detector": identity, "pooling": _POOLING}),
+        features_id=fingerprint(f"backbone of {words}, {_POOLING}", {"detector": identity, "pooling": _POOLING}),
         feature_size=feature_size,
         dtype=dtype,
         shard_size=shard_size,

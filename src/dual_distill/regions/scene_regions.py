@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from torch import nn
 
-from dual_distill.data import COLOURS, SHAPES, RegionSet, content_key, decode_image, maker_id, pixel_key
+from dual_distill.data import COLOURS, SHAPES, RegionSet, content_key, decode_image, fingerprint, pixel_key
 
 from .files import SHARD_SIZE, RegionManifest, StoredImage, fill_store
 from .roi_align import roi_align
@@ -179,7 +179,7 @@ def scene_region_store(
     }
     manifest = RegionManifest(
         boxes_id=_boxes_id(settings) if boxes is None else boxes.boxes_id,
-        features_id=maker_id(backbone.described(), weights),
+        features_id=fingerprint(backbone.described(), weights),
         feature_size=backbone.width,
         dtype="float32",
         shard_size=shard_size,
@@ -242,7 +242,7 @@ def _boxes_id(settings: dict[str, Any]) -> str:
     words = [f"moved by up to {settings['jitter_px']:g} px"] if settings["jitter_px"] else []
     words += [f"{settings['miss_rate']:.0%} missed"] if settings["miss_rate"] else []
     words += ["shuffled"] if settings["shuffled"] else []
-    return maker_id(f"boxes of scenes, {', '.join(words) or 'as they are'}, seed {settings['seed']}", settings)
+    return fingerprint(f"boxes of scenes, {', '.join(words) or 'as they are'}, seed {settings['seed']}", settings)
 
 
 def _first_rows(scenes: Dataset) -> list[int]:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dual_distill.data import FilePath, RegionSet, existing_file, maker_id
+from dual_distill.data import FilePath, RegionSet, existing_file, fingerprint
 
 from .extraction import ImageCollection, read_image
 from .files import SHARD_SIZE, RegionManifest, StoredImage, fill_store
@@ -88,8 +88,8 @@ def read_region_tsv(
     others = [other.digest for other in (reader.labels, reader.sizes) if other is not None]
     boxes_digest = [lines.boxes_digest, *others]
     manifest = RegionManifest(
-        boxes_id=maker_id(made_by, {"boxes": boxes_digest}),
-        features_id=maker_id(made_by, {"features": [lines.digest, *others], "cut_box_numbers": cut_box_numbers}),
+        boxes_id=fingerprint(made_by, {"boxes": boxes_digest}),
+        features_id=fingerprint(made_by, {"features": [lines.digest, *others], "cut_box_numbers": cut_box_numbers}),
         feature_size=feature_size,
         dtype=dtype,
         shard_size=shard_size,

@@ -18,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from dual_distill.data import (
     CaptioningCollator,
     DistillationCollator,
-    NumberedRows,
+    IndexedDataset,
     PreTrainingCollator,
     RandAugment,
     Task,
@@ -39,12 +39,12 @@ from .arguments import DataArguments, ModelArguments
 from .captioning_run import (
     Regions,
     caption_collator,
+    configure_regions,
     make_caption_trainer,
     open_regions,
     region_fields,
-    settle_regions,
 )
-from .image_text_run import PAIR_HEADS, make_pair_trainer, pair_collator, settle_head, texts_of
+from .image_text_run import IMAGE_TEXT_HEADS, configure_head, image_text_collator, make_image_text_trainer, texts_of
 from .run_data import UNLABELLED_HEADS, check_labels, check_rows, check_splits, label_names_of, load_data, rows_of
 
 _SHORTEST_TEXT = 4
@@ -117,7 +117,7 @@ def resolve(
     if data is None:
         task, splits = load_data(data_arguments)
     else:
-        task, splits = settle_head(get_task(data_arguments.task), data_arguments.head), data
+        task, splits = configure_head(get_task(data_arguments.task), data_arguments.head), data
     check_splits(splits)
     regions = open_regions(data_arguments)
     label_names = [] if task.head in UNLABELLED_HEADS else label_names_of(model_arguments, data_arguments, task, splits)
@@ -168,8 +168,8 @@ def _collator(
 ) -> Any:
     """Return what makes the batches of a task's head."""
     seed = training_arguments.seed
-    if task.head in PAIR_HEADS:
-        return pair_collator(processor, task, max_text_length, data_arguments, training_arguments)
+    if task.head in IMAGE_TEXT_HEADS:
+        return image_text_collator(processor, task, max_text_length, data_arguments, training_arguments)
     if task.head == "captioning":
         return caption_collator(processor, task, max_text_length, regions, data_arguments, seed)
     return DistillationCollator(
@@ -208,8 +208,10 @@ def make_run(
     train_rows = rows_of(resolved.data["train"], task, data_arguments.max_train_rows, seed)
     eval_rows = rows_of(resolved.data["validation"], task, data_arguments.max_eval_rows, seed)
     shared = {"data_collator": resolved.collator, "eval_dataset": eval_rows, "processing_class": resolved.processor}
-    if task.head in PAIR_HEADS:
-        trainer: DistillationTrainer = make_pair_trainer(model, training_arguments, task, teacher, train_rows, **shared)
+    if task.head in IMAGE_TEXT_HEADS:
+        trainer: DistillationTrainer = make_image_text_trainer(
+            model, training_arguments, task, teacher, train_rows, **shared
+        )
         return Run(trainer, resolved.processor, resolved.data, task, [])
     if task.head == "captioning":
         trainer = make_caption_trainer(model, training_arguments, data_arguments, teacher, train_rows, shared)
@@ -218,7 +220,7 @@ def make_run(
         model,
         training_arguments,
         teacher=teacher,
-        train_dataset=NumberedRows(train_rows) if data_arguments.augmentation != "none" else train_rows,
+        train_dataset=IndexedDataset(train_rows) if data_arguments.augmentation != "none" else train_rows,
         **shared,
         compute_metrics=accuracy_of_logits,
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
@@ -277,13 +279,13 @@ def student_config(
                     "checkpoint of the same architecture, or a fusion_encoder for a dual_encoder."
                 )
             config = dual_config_from_fusion(config, arguments.text_layers, arguments.vision_layers)
-    _settle(config, arguments, task, regions)
+    _configure(config, arguments, task, regions)
     return config
 
 
-def _settle(config: PreTrainedConfig, arguments: ModelArguments, task: Task, regions: Regions) -> None:
+def _configure(config: PreTrainedConfig, arguments: ModelArguments, task: Task, regions: Regions) -> None:
     """Write into a configuration what the run says about it, whatever checkpoint it came from."""
-    settle_regions(config, regions)
+    configure_regions(config, regions)
     if task.answers_column is not None:
         config.problem_type = "multi_label_classification"
     if arguments.hidden_dropout_prob is not None:
@@ -311,7 +313,7 @@ def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedMode
     else:
         model = cls.from_fusion_encoder(start, arguments.text_layers, arguments.vision_layers)
         model.set_attn_implementation(arguments.attn_implementation)
-    _settle(model.config, arguments, task, resolved.regions)
+    _configure(model.config, arguments, task, resolved.regions)
     if arguments.hidden_dropout_prob is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from dual_distill.data import CaptioningCollator, CaptionMasker, NumberedRows, RandAugment, Task
+from dual_distill.data import CaptioningCollator, CaptionMasker, IndexedDataset, RandAugment, Task
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.regions import RegionStore
 from dual_distill.trainer import (
@@ -81,7 +81,7 @@ def region_fields(regions: Regions) -> dict[str, Any]:
     }
 
 
-def settle_regions(config: PreTrainedConfig, regions: Regions) -> None:
+def configure_regions(config: PreTrainedConfig, regions: Regions) -> None:
     """Hold a model to its store, and note in its configuration which boxes it reads from now on.
 
     A teacher is adapted by training it on another store: the student's boxes, in features of the teacher's own
@@ -148,15 +148,15 @@ def make_caption_trainer(
         shared = {name: value for name, value in shared.items() if name != "eval_dataset"}
         return SelfCriticalTrainer(model, training_arguments, train_dataset=train_rows, **shared)
     return CaptioningTrainer(
-        model, training_arguments, teacher=teacher, train_dataset=NumberedRows(train_rows), **shared
+        model, training_arguments, teacher=teacher, train_dataset=IndexedDataset(train_rows), **shared
     )
 
 
 __all__ = [
     "Regions",
     "caption_collator",
+    "configure_regions",
     "make_caption_trainer",
     "open_regions",
     "region_fields",
-    "settle_regions",
 ]

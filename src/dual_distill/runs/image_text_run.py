@@ -17,20 +17,20 @@ from transformers import PreTrainedModel
 
 from dual_distill.data import (
     Head,
-    NumberedRows,
-    PairStream,
+    ImageTextStream,
+    IndexedDataset,
     PreTrainingCollator,
     RandAugment,
     Task,
     WholeWordMasker,
     get_task,
-    load_pair_stream,
+    load_image_text_stream,
     load_task,
 )
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig
 from dual_distill.trainer import (
     DistillationTrainingArguments,
-    PairTrainer,
+    ImageTextTrainer,
     PreTrainingTrainer,
     RetrievalTrainer,
     recall_of_vectors,
@@ -38,7 +38,7 @@ from dual_distill.trainer import (
 
 from .arguments import DataArguments
 
-PAIR_HEADS = frozenset({"pretraining", "image_text_retrieval"})
+IMAGE_TEXT_HEADS = frozenset({"pretraining", "image_text_retrieval"})
 """Heads that learn from pairs which belong together, and from no labels."""
 
 STREAMED_PAIRS = Task("pairs", head="image_text_retrieval", image_columns=("image",), text_column="caption")
@@ -50,23 +50,23 @@ _TOKENIZER_SCENES = 300
 _FEATURES = Features({"image": Image(decode=False), "caption": Value("string")})
 
 
-def settle_head(task: Task, head: Head) -> Task:
+def configure_head(task: Task, head: Head) -> Task:
     """Return a task with the head that a run asks for: pairs may be learned from in two ways, answers in one.
 
     Args:
         task: with pairs or with labels.
-        head: of the arguments; a word that is none of `PAIR_HEADS` leaves the task its own.
+        head: of the arguments; a word that is none of `IMAGE_TEXT_HEADS` leaves the task its own.
 
     Raises:
         ValueError: a head that learns from pairs, and a task with labels.
 
     Example:
-        >>> settle_head(STREAMED_PAIRS, "pretraining").head, settle_head(STREAMED_PAIRS, "question_answering").head
+        >>> configure_head(STREAMED_PAIRS, "pretraining").head, configure_head(STREAMED_PAIRS, "question_answering").head
         ('pretraining', 'image_text_retrieval')
     """
-    if head not in PAIR_HEADS:
+    if head not in IMAGE_TEXT_HEADS:
         return task
-    if task.head not in PAIR_HEADS:
+    if task.head not in IMAGE_TEXT_HEADS:
         raise ValueError(
             f"head is {head!r}, which learns from pairs, but task {task.name!r} has the head {task.head!r}; choose a "
             f"task of "
@@ -80,17 +80,17 @@ def load_streamed_pairs(arguments: DataArguments, options: Mapping[str, Any]) ->
 
     Args:
         arguments: `data`, the folder that relative paths of sources lie in; None: the working directory.
-        options: `sources` and `validation`, lists of sources (`data.PairSource`); `validation_rows`, at most so many
-            are held out (1,000); and further arguments of `load_pair_stream`.
+        options: `sources` and `validation`, lists of sources (`data.ImageTextSource`); `validation_rows`, at most so many
+            are held out (1,000); and further arguments of `load_image_text_stream`.
 
     Returns:
-        `train`, a `PairStream`, and `validation`, a `Dataset`.
+        `train`, a `ImageTextStream`, and `validation`, a `Dataset`.
 
     Raises:
         ValueError: sources are missing, or an option is unknown.
     """
     options = dict(options)
-    known = [*inspect.signature(load_pair_stream).parameters, "validation", "validation_rows"]
+    known = [*inspect.signature(load_image_text_stream).parameters, "validation", "validation_rows"]
     known.remove("repeat")
     for name in options:
         if name not in known:
@@ -103,9 +103,9 @@ def load_streamed_pairs(arguments: DataArguments, options: Mapping[str, Any]) ->
                 "is missing; give a list such as [{'path': 'cc3m/*.tar', 'kind': 'webdataset'}]."
             )
     held_out, count = options.pop("validation"), int(options.pop("validation_rows", _HELD_OUT_ROWS))
-    train = load_pair_stream(_below(arguments.data, options.pop("sources")), **options)
+    train = load_image_text_stream(_below(arguments.data, options.pop("sources")), **options)
     once = {name: options[name] for name in ("skip_bad", "max_pixels") if name in options}
-    rows = load_pair_stream(_below(arguments.data, held_out), shuffle_buffer=0, repeat=False, **once)
+    rows = load_image_text_stream(_below(arguments.data, held_out), shuffle_buffer=0, repeat=False, **once)
     kept = [{"image": row["image"], "caption": row["caption"]} for row in itertools.islice(iter(rows), count)]
     return {"train": train, "validation": Dataset.from_list(kept, features=_FEATURES)}
 
@@ -129,10 +129,10 @@ def first_rows(split: Any, count: int) -> list[dict[str, Any]]:
     """Return the first rows of a split, table or stream; of a stream nothing is used up.
 
     Args:
-        split: a `Dataset` or a `PairStream`.
+        split: a `Dataset` or a `ImageTextStream`.
         count: at most so many.
     """
-    if isinstance(split, PairStream):
+    if isinstance(split, ImageTextStream):
         return list(itertools.islice(iter(split.split(0, 1)), count))
     return [split[index] for index in range(min(count, len(split)))]
 
@@ -141,11 +141,11 @@ def texts_of(split: Any, task: Task, other_tasks: Sequence[str] = ()) -> Any:
     """Return the texts that a tokenizer is trained on.
 
     Args:
-        split: a `Dataset`, of which all texts are taken, or a `PairStream`, of which the first 20,000.
+        split: a `Dataset`, of which all texts are taken, or a `ImageTextStream`, of which the first 20,000.
         task: names the column.
         other_tasks: generated tasks; the texts of a few hundred of their scenes hold all of their words.
     """
-    if isinstance(split, PairStream):
+    if isinstance(split, ImageTextStream):
         texts: Any = [row[task.text_column] for row in first_rows(split, _TOKENIZER_ROWS)]
     else:
         texts = split[task.text_column]
@@ -160,10 +160,10 @@ def texts_of(split: Any, task: Task, other_tasks: Sequence[str] = ()) -> Any:
 
 def num_rows(split: Any) -> int | None:
     """Return how many rows a split has; None for a stream that does not say."""
-    return split.num_rows if isinstance(split, PairStream) else len(split)
+    return split.num_rows if isinstance(split, ImageTextStream) else len(split)
 
 
-def pair_collator(
+def image_text_collator(
     processor: DualDistillProcessor,
     task: Task,
     max_text_length: int,
@@ -183,14 +183,14 @@ def pair_collator(
     )
 
 
-def make_pair_trainer(
+def make_image_text_trainer(
     model: PreTrainedModel,
     training_arguments: DistillationTrainingArguments,
     task: Task,
     teacher: PreTrainedModel | None,
     train_rows: Any,
     **kwargs: Any,
-) -> PairTrainer:
+) -> ImageTextTrainer:
     """Put the trainer of a head together.
 
     Args:
@@ -198,10 +198,10 @@ def make_pair_trainer(
         training_arguments: everything the trainer takes.
         task: names the head.
         teacher: frozen; None: none.
-        train_rows: a `Dataset`, whose rows are masked anew in each epoch, or a `PairStream`.
+        train_rows: a `Dataset`, whose rows are masked anew in each epoch, or a `ImageTextStream`.
         **kwargs: `data_collator`, `eval_dataset` and `processing_class` of Trainer.
     """
-    rows = train_rows if isinstance(train_rows, PairStream) else NumberedRows(train_rows)
+    rows = train_rows if isinstance(train_rows, ImageTextStream) else IndexedDataset(train_rows)
     if task.head == "pretraining":
         return PreTrainingTrainer(model, training_arguments, teacher=teacher, train_dataset=rows, **kwargs)
     # Recall over a whole split takes one vector a text and a picture; a fusion encoder has none.
@@ -217,13 +217,13 @@ def make_pair_trainer(
 
 
 __all__ = [
-    "PAIR_HEADS",
+    "IMAGE_TEXT_HEADS",
     "STREAMED_PAIRS",
+    "configure_head",
     "first_rows",
+    "image_text_collator",
     "load_streamed_pairs",
-    "make_pair_trainer",
+    "make_image_text_trainer",
     "num_rows",
-    "pair_collator",
-    "settle_head",
     "texts_of",
 ]

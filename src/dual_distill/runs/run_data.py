@@ -11,15 +11,15 @@ from dual_distill.data import (
     answer_coverage,
     build_answer_vocabulary,
     get_task,
-    load_own_data,
+    load_custom_dataset,
     load_task,
 )
 from dual_distill.teachers import load_config
 
 from .arguments import DataArguments, ModelArguments
-from .image_text_run import PAIR_HEADS, STREAMED_PAIRS, first_rows, load_streamed_pairs, num_rows, settle_head
+from .image_text_run import IMAGE_TEXT_HEADS, STREAMED_PAIRS, configure_head, first_rows, load_streamed_pairs, num_rows
 
-UNLABELLED_HEADS = PAIR_HEADS | {"captioning"}
+UNLABELLED_HEADS = IMAGE_TEXT_HEADS | {"captioning"}
 """Heads that learn from texts and images, and from no labels of their own."""
 
 _CHECKED_ROWS = 16
@@ -42,16 +42,16 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
         options["skip_bad"] = True
     if arguments.task != "own":
         if arguments.task == STREAMED_PAIRS.name:
-            return settle_head(STREAMED_PAIRS, arguments.head), load_streamed_pairs(arguments, options)
-        task = settle_head(get_task(arguments.task), arguments.head)
+            return configure_head(STREAMED_PAIRS, arguments.head), load_streamed_pairs(arguments, options)
+        task = configure_head(get_task(arguments.task), arguments.head)
         return task, load_task(arguments.task, arguments.data, **options)
-    if arguments.head in PAIR_HEADS:
+    if arguments.head in IMAGE_TEXT_HEADS:
         raise ValueError(
             f"head is {arguments.head!r}, but task own has labels; for pairs of your own choose task pairs."
         )
     if arguments.data is None:
         raise ValueError("task own needs data=, a file, a folder, or the name of a data set on the Hub.")
-    own = load_own_data(
+    own = load_custom_dataset(
         arguments.data,
         image_column=arguments.image_column,
         text_column=arguments.text_column,

@@ -19,14 +19,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dual_distill.data import PairStream, Task, answer_coverage
+from dual_distill.data import ImageTextStream, Task, answer_coverage
 from dual_distill.modeling import FusionEncoderConfig
 from dual_distill.teachers import model_class
-from dual_distill.trainer import DistillationTrainingArguments, check_pair
+from dual_distill.trainer import DistillationTrainingArguments, check_compatibility
 
 from .arguments import DataArguments, ModelArguments
 from .build import Resolved, resolve
-from .image_text_run import PAIR_HEADS, num_rows
+from .image_text_run import IMAGE_TEXT_HEADS, num_rows
 
 _ADAM_STATES = 2
 
@@ -112,7 +112,7 @@ def plan_run(
             teacher = teacher_class(teacher_config)
             teacher_parameters = _num_parameters(teacher)
             objective = _make_objective(task, training_arguments, config, teacher_config)
-            check_pair(student, teacher, objective)
+            check_compatibility(student, teacher, objective)
             layers = objective.student_layers
     # The two forms of which a CPU knows the cost; flex and flash attention keep what sdpa keeps.
     config._attn_implementation = "eager" if model_arguments.attn_implementation == "eager" else "sdpa"
@@ -140,7 +140,7 @@ def _count_steps(
 ) -> tuple[int, int, int | None]:
     """Steps of the run, rows a step, and steps an epoch, None where the number of rows is not known."""
     available = num_rows(resolved.data["train"])
-    if isinstance(resolved.data["train"], PairStream) and arguments.max_steps < 1:
+    if isinstance(resolved.data["train"], ImageTextStream) and arguments.max_steps < 1:
         raise ValueError(
             f"max_steps is {arguments.max_steps}, but a stream of pairs has no end; say how many to train."
         )
@@ -222,7 +222,7 @@ def _make_objective(
     """The objective that the trainer of the task's head will build."""
     if task.head == "pretraining":
         return arguments.make_pretraining_objective()
-    if task.head in PAIR_HEADS:
+    if task.head in IMAGE_TEXT_HEADS:
         return arguments.make_ranking_objective()
     return arguments.make_objective(task.answers_column is not None, student, teacher)
 
@@ -249,7 +249,7 @@ def _of_pairs(
     arguments: DistillationTrainingArguments,
 ) -> dict[str, torch.Tensor]:
     """What heads that learn from pairs read beside one text and one image a row, or in their place."""
-    if head not in PAIR_HEADS:
+    if head not in IMAGE_TEXT_HEADS:
         return {}
     if head != "pretraining" and config.model_type == FusionEncoderConfig.model_type:
         # Every pair of every list goes through in one pass.

@@ -2,11 +2,11 @@
 
 from .captioning_evaluation import CaptionReport, captions_by_image, describe_images, report_captions
 from .captioning_trainer import CaptioningTrainer, SelfCriticalTrainer
-from .compatibility import check_pair
+from .compatibility import check_compatibility
 from .distillation_config import DistillationTrainingArguments
 from .distillation_trainer import DistillationTrainer
 from .evaluation import EvaluationReport, accuracy_of_logits, predict_answers, recall_of_vectors, report_answers
-from .image_text_trainer import PairTrainer
+from .image_text_trainer import ImageTextTrainer
 from .pretraining_trainer import PreTrainingTrainer
 from .retrieval_trainer import RetrievalTrainer
 
@@ -16,13 +16,13 @@ __all__ = [
     "DistillationTrainer",
     "DistillationTrainingArguments",
     "EvaluationReport",
-    "PairTrainer",
+    "ImageTextTrainer",
     "PreTrainingTrainer",
     "RetrievalTrainer",
     "SelfCriticalTrainer",
     "accuracy_of_logits",
     "captions_by_image",
-    "check_pair",
+    "check_compatibility",
     "describe_images",
     "predict_answers",
     "recall_of_vectors",

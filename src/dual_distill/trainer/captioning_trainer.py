@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dual_distill.data import CaptioningCollator, NumberedRows
+from dual_distill.data import CaptioningCollator, IndexedDataset
 from dual_distill.evaluation import CiderReward
 
 from .captioning_evaluation import caption_texts, captions_by_image, first_rows_of_images
@@ -35,16 +35,16 @@ class CaptioningTrainer(DistillationTrainer):
         **kwargs: as for `DistillationTrainer`; `data_collator` a `CaptioningCollator` with masking.
 
     Raises:
-        ValueError: training rows are no `NumberedRows`, by which words are masked anew in each epoch; or as for
+        ValueError: training rows are no `IndexedDataset`, by which words are masked anew in each epoch; or as for
             `DistillationTrainer`.
     """
 
     def __init__(self, model: PreTrainedModel | nn.Module, args: DistillationTrainingArguments, **kwargs: Any):
         rows = kwargs.get("train_dataset")
-        if rows is not None and not isinstance(rows, NumberedRows):
+        if rows is not None and not isinstance(rows, IndexedDataset):
             raise ValueError(
                 f"train_dataset is a {type(rows).__name__}, whose captions would be masked alike in every epoch; give "
-                "NumberedRows(train_dataset)."
+                "IndexedDataset(train_dataset)."
             )
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True  # the pooler, which no caption passes through

@@ -7,7 +7,7 @@ from torch import nn
 from dual_distill.objectives import DiDEObjective, DistillVLMObjective, Objective
 
 
-def check_pair(student: nn.Module, teacher: nn.Module, objective: Objective) -> None:
+def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objective) -> None:
     """Raise a `ValueError` if this objective cannot compare these two; the sentence names both values and the way out.
 
     A foreign teacher's configuration may lack a field; what it does not say is not checked.
@@ -180,4 +180,4 @@ def _layers_exist(config: Any, layers: list[int], role: str, name: str = "layer_
                 )
 
 
-__all__ = ["check_pair"]
+__all__ = ["check_compatibility"]

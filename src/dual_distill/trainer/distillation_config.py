@@ -11,7 +11,7 @@ from dual_distill.objectives import DiDEObjective, DistillVLMObjective, PreTrain
 
 from .teacher_cache import KINDS
 
-_HARD_WEIGHTS = ("contrastive_weight", "matching_weight", "masked_word_weight")
+_HARD_WEIGHTS = ("itc_weight", "itm_weight", "mlm_weight")
 """Weights that a model for pre-training keeps in its configuration, because it computes these losses itself."""
 
 
@@ -83,28 +83,28 @@ class DistillationTrainingArguments(TrainingArguments):
         default=0.07,
         metadata={"help": "distillvlm: temperature of the noise-contrastive loss (the paper's is not published)."},
     )
-    contrastive_weight: float | None = field(
+    itc_weight: float | None = field(
         default=None,
         metadata={
             "help": "Pre-training, retrieval: weight of the image-text contrastive loss. Default: the model's, 1."
         },
     )
-    matching_weight: float | None = field(
+    itm_weight: float | None = field(
         default=None,
         metadata={"help": "Pre-training: weight of image-text matching. Default: the model's, 1. 0 leaves it out."},
     )
-    masked_word_weight: float | None = field(
+    mlm_weight: float | None = field(
         default=None,
         metadata={"help": "Pre-training: weight of masked words. Default: the model's, 1. 0 leaves them out."},
     )
     masking_share: float = field(
         default=0.15, metadata={"help": "Pre-training: share of words that are masked (BERT: 0.15)."}
     )
-    soft_matching_weight: float = field(
+    itm_distillation_weight: float = field(
         default=1.0,
         metadata={"help": "Pre-training: weight of the teacher's verdict on matched and hard pairs. 0: none."},
     )
-    soft_masked_word_weight: float = field(
+    mlm_distillation_weight: float = field(
         default=1.0, metadata={"help": "Pre-training: weight of the teacher's distribution over masked words. 0: none."}
     )
     ranking_weight: float = field(
@@ -223,8 +223,8 @@ class DistillationTrainingArguments(TrainingArguments):
         """Build the objective of pre-training that these arguments describe; its ranges are checked there."""
         return PreTrainingObjective(
             attention_weight=self.attention_weight,
-            soft_matching_weight=self.soft_matching_weight,
-            soft_masked_word_weight=self.soft_masked_word_weight,
+            itm_distillation_weight=self.itm_distillation_weight,
+            mlm_distillation_weight=self.mlm_distillation_weight,
             temperature=self.temperature,
             layer_map=cast("dict[int, int] | None", self.layer_map),
             relation_heads=self.relation_heads,
@@ -233,7 +233,7 @@ class DistillationTrainingArguments(TrainingArguments):
     def make_ranking_objective(self) -> RankingObjective:
         """Build the objective of retrieval that these arguments describe; its ranges are checked there."""
         return RankingObjective(
-            contrastive_weight=1.0 if self.contrastive_weight is None else self.contrastive_weight,
+            itc_weight=1.0 if self.itc_weight is None else self.itc_weight,
             ranking_weight=self.ranking_weight,
             attention_weight=self.attention_weight,
             temperature=self.temperature,

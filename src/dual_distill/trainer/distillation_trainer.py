@@ -4,7 +4,7 @@ Unusual here:
 
 * The teacher is no part of the student, of the optimizer, of a checkpoint, or of what accelerate prepares: it runs in
   eval mode under `no_grad` and the run's own autocast.
-* Training rows that know their number (`NumberedRows`) are told each epoch, which augmentation is drawn from.
+* Training rows that know their number (`IndexedDataset`) are told each epoch, which augmentation is drawn from.
 * An objective's own parameters and state (a projection, a queue) are trained, saved and taken up again with the run.
 * An input called `teacher_NAME` is the teacher's alone, which reads it as `NAME`: the same regions in features of its
 own.
@@ -24,12 +24,12 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
-from dual_distill.data import NumberedRows, RowEpochCallback
+from dual_distill.data import IndexedDataset, RowEpochCallback
 from dual_distill.hub_cards import PushReport, push_folder, write_card
 from dual_distill.objectives import DiDEObjective, Objective
 from dual_distill.teachers import load_teacher
 
-from .compatibility import check_pair
+from .compatibility import check_compatibility
 from .distillation_config import DistillationTrainingArguments
 from .objective_callback import ObjectiveCallback, load_objective, save_objective
 from .teacher_cache import (
@@ -61,7 +61,7 @@ class DistillationTrainer(Trainer):
 
     Raises:
         ValueError: an objective without a teacher, or a pair that cannot be compared (vocabulary, patch grid, answers,
-            heads, layers); or a collator that augments rows of a training set that is no `NumberedRows`, which it would
+            heads, layers); or a collator that augments rows of a training set that is no `IndexedDataset`, which it would
             pass over. Said before the first step.
 
     References:
@@ -87,13 +87,13 @@ class DistillationTrainer(Trainer):
             )
         taught_by = load_teacher(teacher).model if isinstance(teacher, str | Path) else teacher
         super().__init__(model=model, args=args, **kwargs)
-        if isinstance(self.train_dataset, NumberedRows):
+        if isinstance(self.train_dataset, IndexedDataset):
             self.add_callback(RowEpochCallback())
         elif self.train_dataset is not None and getattr(self.data_collator, "augmentation", None) is not None:
             raise ValueError(
                 "the collator has an augmentation, which is drawn from a row's number and epoch, but train_dataset is "
                 "a "
-                f"{type(self.train_dataset).__name__} without them; give NumberedRows(train_dataset)."
+                f"{type(self.train_dataset).__name__} without them; give IndexedDataset(train_dataset)."
             )
         self.teacher: nn.Module | None = taught_by
         self.objective = objective
@@ -105,7 +105,7 @@ class DistillationTrainer(Trainer):
         student = self.accelerator.unwrap_model(self.model)
         if objective is None:
             objective = self._make_objective(student, taught_by)
-        check_pair(student, taught_by, objective)
+        check_compatibility(student, taught_by, objective)
         self.teacher = taught_by.requires_grad_(False).eval().to(self.args.device)
         self.objective = objective.to(self.args.device)
         self._teacher_requests = objective.teacher_requests(inspect.signature(taught_by.forward).parameters)

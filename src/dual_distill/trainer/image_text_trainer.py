@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dual_distill.data import PairStream, PairStreamCallback, pair_loader
+from dual_distill.data import ImageTextStream, ImageTextStreamCallback, image_text_loader
 
 from .distillation_config import DistillationTrainingArguments
 from .distillation_trainer import DistillationTrainer
@@ -22,14 +22,14 @@ from .distillation_trainer import DistillationTrainer
 TEXT_INPUTS, IMAGE_INPUTS = ("input_ids", "attention_mask"), ("pixel_values", "pixel_mask")
 
 
-class PairTrainer(DistillationTrainer):
+class ImageTextTrainer(DistillationTrainer):
     """A `DistillationTrainer` for batches of `PreTrainingCollator`.
 
     Args:
         model: as for `DistillationTrainer`.
         args: a `DistillationTrainingArguments`; of a stream, `max_steps` says how long it is trained on, and
             `ignore_data_skip` is set, for its place is restored instead.
-        **kwargs: as for `DistillationTrainer`; `train_dataset` may be a `PairStream`.
+        **kwargs: as for `DistillationTrainer`; `train_dataset` may be a `ImageTextStream`.
 
     Raises:
         ValueError: a cache for the teacher, or a stream without `max_steps`.
@@ -42,7 +42,7 @@ class PairTrainer(DistillationTrainer):
                 f"step; "
                 "leave it out."
             )
-        is_stream = isinstance(kwargs.get("train_dataset"), PairStream)
+        is_stream = isinstance(kwargs.get("train_dataset"), ImageTextStream)
         if is_stream:
             if args.max_steps < 1:
                 raise ValueError(
@@ -50,7 +50,7 @@ class PairTrainer(DistillationTrainer):
                 )
             args.ignore_data_skip = True
         super().__init__(model, args, **kwargs)
-        self._place = PairStreamCallback()
+        self._place = ImageTextStreamCallback()
         if is_stream:
             self.add_callback(self._place)
 
@@ -62,7 +62,7 @@ class PairTrainer(DistillationTrainer):
 
     def get_train_dataloader(self) -> Any:
         """Return the batches of this process, of a stream those of its own shards."""
-        if not isinstance(self.train_dataset, PairStream):
+        if not isinstance(self.train_dataset, ImageTextStream):
             return super().get_train_dataloader()
         workers = self.args.dataloader_num_workers
         options: dict[str, Any] = {"pin_memory": self.args.dataloader_pin_memory}
@@ -70,7 +70,7 @@ class PairTrainer(DistillationTrainer):
             options["persistent_workers"] = self.args.dataloader_persistent_workers
             options["prefetch_factor"] = self.args.dataloader_prefetch_factor
         stream = self.train_dataset.split(self.args.process_index, self.args.world_size)
-        return pair_loader(stream, self.args.train_batch_size, self.data_collator, workers, **options)
+        return image_text_loader(stream, self.args.train_batch_size, self.data_collator, workers, **options)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Name the parameters that weight decay pulls to 0: not the temperature, for which 0 is no natural place."""
@@ -82,17 +82,17 @@ class PairTrainer(DistillationTrainer):
             return self.teacher(**batch, **(requests or {}))
 
 
-def pair_inputs(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def image_text_inputs(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return what of a batch a fusion encoder reads of its pairs.
 
     Args:
         inputs: a batch of `PreTrainingCollator`.
 
     Example:
-        >>> list(pair_inputs({"input_ids": torch.ones(1, 2), "image_ids": torch.ones(1)}))
+        >>> list(image_text_inputs({"input_ids": torch.ones(1, 2), "image_ids": torch.ones(1)}))
         ['input_ids']
     """
     return {name: inputs[name] for name in (*TEXT_INPUTS, *IMAGE_INPUTS) if name in inputs}
 
 
-__all__ = ["IMAGE_INPUTS", "TEXT_INPUTS", "PairTrainer", "pair_inputs"]
+__all__ = ["IMAGE_INPUTS", "TEXT_INPUTS", "ImageTextTrainer", "image_text_inputs"]

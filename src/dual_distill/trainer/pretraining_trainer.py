@@ -30,10 +30,10 @@ from dual_distill.objectives import PreTrainingObjective, hard_terms
 from dual_distill.teachers import load_teacher
 
 from .distillation_config import DistillationTrainingArguments
-from .image_text_trainer import IMAGE_INPUTS, TEXT_INPUTS, PairTrainer, pair_inputs
+from .image_text_trainer import IMAGE_INPUTS, TEXT_INPUTS, ImageTextTrainer, image_text_inputs
 
 
-class PreTrainingTrainer(PairTrainer):
+class PreTrainingTrainer(ImageTextTrainer):
     """Pre-trains a fusion encoder or a dual encoder on pairs, a dual encoder with a frozen fusion encoder beside it if
     given.
 
@@ -43,7 +43,7 @@ class PreTrainingTrainer(PairTrainer):
         args: a `DistillationTrainingArguments`.
         teacher: a `FusionEncoderForPreTraining`, or the name of a checkpoint of one; frozen in place.
         objective: what is compared; None: `args.make_pretraining_objective()` when there is a teacher.
-        **kwargs: as for `PairTrainer`; batches are those of `PreTrainingCollator`.
+        **kwargs: as for `ImageTextTrainer`; batches are those of `PreTrainingCollator`.
 
     Raises:
         ValueError: a teacher that no weight asks for anything, a cache for it (its pairs and masked words are new in
@@ -81,18 +81,18 @@ class PreTrainingTrainer(PairTrainer):
             )
         if not objective.needs_teacher:
             raise ValueError(
-                "a teacher was given, but attention_weight, soft_matching_weight and soft_masked_word_weight are 0; "
+                "a teacher was given, but attention_weight, itm_distillation_weight and mlm_distillation_weight are 0; "
                 "give one "
                 "of them, or leave the teacher out."
             )
         models = (("student", self.accelerator.unwrap_model(self.model)), ("teacher", self.teacher))
         for role, model in models:
-            for term in ("matching", "masked_word"):
-                if getattr(objective, f"soft_{term}_weight") and not getattr(model.config, f"{term}_weight"):
+            for term in ("itm", "mlm"):
+                if getattr(objective, f"{term}_distillation_weight") and not getattr(model.config, f"{term}_weight"):
                     raise ValueError(
-                        f"soft_{term}_weight is above 0, but the {role}'s configuration has {term}_weight 0 and "
+                        f"{term}_distillation_weight is above 0, but the {role}'s configuration has {term}_weight 0 and "
                         f"computes no "
-                        f"logits to compare; give it a {term}_weight, or set soft_{term}_weight to 0."
+                        f"logits to compare; give it a {term}_weight, or set {term}_distillation_weight to 0."
                     )
 
     def compute_loss(
@@ -129,20 +129,20 @@ class PreTrainingTrainer(PairTrainer):
             student_outputs: `negative_image_rows`, `negative_text_rows` `(B,)`, -1 = none.
 
         Returns:
-            As far as the objective asks: states (or attentions) of the matched pairs, `matching_logits` `(3 * B, 2)` of
-            the student's pairs in its order, `masked_word_logits` `(B, T, V)`.
+            As far as the objective asks: states (or attentions) of the matched pairs, `itm_logits` `(3 * B, 2)` of
+            the student's pairs in its order, `mlm_logits` `(B, T, V)`.
         """
         objective: Any = self.objective
         answers = SimpleNamespace()
-        pairs = pair_inputs(inputs)
-        if objective.attention_weight or objective.soft_matching_weight:
+        pairs = image_text_inputs(inputs)
+        if objective.attention_weight or objective.itm_distillation_weight:
             answers = SimpleNamespace(**self._pass_to_teacher(pairs, self._teacher_requests))
-        if objective.soft_matching_weight:
+        if objective.itm_distillation_weight:
             drawn = self._drawn_pairs(student_outputs, pairs)
-            logits = [answers.matching_logits, *(self._pass_to_teacher(each).matching_logits for each in drawn)]
-            answers.matching_logits = torch.cat(logits)
-        if objective.soft_masked_word_weight:
-            answers.masked_word_logits = self._masked_words(inputs)
+            logits = [answers.itm_logits, *(self._pass_to_teacher(each).itm_logits for each in drawn)]
+            answers.itm_logits = torch.cat(logits)
+        if objective.mlm_distillation_weight:
+            answers.mlm_logits = self._masked_words(inputs)
         return answers
 
     def _masked_words(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -33,7 +33,7 @@ from dual_distill.objectives import RankingObjective, hardest_negatives, right_f
 from dual_distill.teachers import load_teacher
 
 from .distillation_config import DistillationTrainingArguments
-from .image_text_trainer import IMAGE_INPUTS, TEXT_INPUTS, PairTrainer, pair_inputs
+from .image_text_trainer import IMAGE_INPUTS, TEXT_INPUTS, ImageTextTrainer, image_text_inputs
 
 
 class Lists(NamedTuple):
@@ -50,7 +50,7 @@ class Lists(NamedTuple):
     is_listed: torch.Tensor
 
 
-class RetrievalTrainer(PairTrainer):
+class RetrievalTrainer(ImageTextTrainer):
     """Fine-tunes a dual encoder on retrieval, alone or with a fusion teacher, or a fusion encoder by itself.
 
     Args:
@@ -59,7 +59,7 @@ class RetrievalTrainer(PairTrainer):
         teacher: a `FusionEncoderForImageTextRetrieval`, or a `FusionEncoderForPreTraining`, whose matching score is
             taken; or the name of a checkpoint of one; frozen in place.
         objective: what is compared; None: `args.make_ranking_objective()` when there is a teacher.
-        **kwargs: as for `PairTrainer`; batches are those of `PreTrainingCollator` without masking.
+        **kwargs: as for `ImageTextTrainer`; batches are those of `PreTrainingCollator` without masking.
 
     Raises:
         ValueError: a teacher for a fusion encoder, one that no weight asks for anything, or a cache for it.
@@ -134,8 +134,8 @@ class RetrievalTrainer(PairTrainer):
         outputs = model(**inputs, **(self._student_requests if objective is not None else {}))
         vectors = {"text_vectors": outputs.text_embeds, "image_vectors": outputs.image_embeds}
         if objective is None:
-            weight = 1.0 if self.args.contrastive_weight is None else self.args.contrastive_weight
-            return {"contrastive_loss": outputs.loss, "loss": weight * outputs.loss}, vectors
+            weight = 1.0 if self.args.itc_weight is None else self.args.itc_weight
+            return {"itc_loss": outputs.loss, "loss": weight * outputs.loss}, vectors
         batch = dict(inputs)
         lists = None
         if objective.ranking_weight:
@@ -152,7 +152,7 @@ class RetrievalTrainer(PairTrainer):
 
     def _ask_about_lists(self, inputs: Mapping[str, torch.Tensor], lists: Lists | None) -> SimpleNamespace:
         """Ask the teacher for what the objective compares: attention of matched pairs, scores of lists if there are any."""
-        pairs = pair_inputs(inputs)
+        pairs = image_text_inputs(inputs)
         matched = self._pass_to_teacher(pairs, self._teacher_requests)
         answers = SimpleNamespace(**matched)
         if lists is None:
@@ -177,7 +177,7 @@ class RetrievalTrainer(PairTrainer):
         noise = drawn_scores(ids)
         lists = choose_lists(*noise, ids, self.args.ranking_negatives)
         with torch.no_grad():
-            gallery = {name: gather_rows(tensor) for name, tensor in pair_inputs(inputs).items()}
+            gallery = {name: gather_rows(tensor) for name, tensor in image_text_inputs(inputs).items()}
         num_negatives, own = lists.image_rows.shape[1], ids.own_rows
         again = own.repeat_interleave(num_negatives)
         texts, images = (
@@ -200,9 +200,9 @@ def pair_scores(outputs: Any) -> torch.Tensor:
     """Return how well text and image of each pair belong together, `(B,)` log-odds, of either fusion encoder.
 
     Args:
-        outputs: with `matching_logits` `(B, 2)` of a model for pre-training, or `logits` `(B, 1)` of one for retrieval.
+        outputs: with `itm_logits` `(B, 2)` of a model for pre-training, or `logits` `(B, 1)` of one for retrieval.
     """
-    matching = getattr(outputs, "matching_logits", None)
+    matching = getattr(outputs, "itm_logits", None)
     if matching is not None:
         return torch.as_tensor(matching[:, 1] - matching[:, 0])
     return torch.as_tensor(outputs.logits[:, 0])

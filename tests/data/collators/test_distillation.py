@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import BertTokenizer, ViltImageProcessorPil, ViTImageProcessorPil
 
-from dual_distill.data import TASKS, DistillationCollator, ImageError, NumberedRows, RandAugment, Task, load_task
+from dual_distill.data import TASKS, DistillationCollator, ImageError, IndexedDataset, RandAugment, Task, load_task
 from dual_distill.data.collators import distillation as collator_module
 from dual_distill.modeling import DualDistillProcessor
 
@@ -258,7 +258,7 @@ def test_the_limit_on_pixels_reaches_the_decoder(processor, rows):
 
 def test_numbered_rows_and_augmentation_repeat_by_seed_epoch_and_row(processor):
     def pixels(epoch, order, seed=0):
-        rows = NumberedRows(load_task("scenes", num_scenes={"train": 2})["train"])
+        rows = IndexedDataset(load_task("scenes", num_scenes={"train": 2})["train"])
         rows.set_epoch(epoch)
         collate = make(processor, augmentation=RandAugment(seed=seed))
         return {index: collate([rows[index]])["pixel_values"] for index in order}

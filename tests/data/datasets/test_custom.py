@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from dual_distill.data import DistillationCollator, ReadingReport, load_own_data
+from dual_distill.data import DistillationCollator, ReadingReport, load_custom_dataset
 
 CLASSES = {"text_column": "text", "label_column": "label", "head": "images_and_text_classification"}
 
@@ -63,7 +63,7 @@ def splits(folder, suffix, **rows):
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_every_format_gives_the_same(folder, suffix):
     files = splits(folder, suffix, train=questions(), validation=questions("ef"))
-    data, task = load_own_data(files)
+    data, task = load_custom_dataset(files)
     assert data["train"].to_list() == [
         {
             "image": {"bytes": None, "path": str(folder / row["image"])},
@@ -88,7 +88,7 @@ def test_every_format_gives_the_same(folder, suffix):
 @pytest.mark.parametrize("bom", [False, True])
 def test_bom_and_crlf_are_no_trouble(folder, suffix, newline, bom):
     file = write(folder / f"mine{suffix}", questions("abcdefgh"), newline, bom)
-    data, _ = load_own_data(file, id_column="id")
+    data, _ = load_custom_dataset(file, id_column="id")
     rows = [*data["train"], *data["validation"]]
     assert sorted(row["id"] for row in rows) == list("01234567")
     assert {row["answer"] for row in rows} == {"red", "blue"}
@@ -97,9 +97,9 @@ def test_bom_and_crlf_are_no_trouble(folder, suffix, newline, bom):
 def test_a_csv_field_may_hold_commas_quotes_and_lines(folder):
     rows = questions(_1={"question": 'Is it "red",\nor not?'}, _2={"image": "no.png"})
     with pytest.raises(ValueError, match=r"train\.csv, line 5: the image is missing"):  # line 3 goes on in line 4
-        load_own_data(splits(folder, ".csv", train=rows))
+        load_custom_dataset(splits(folder, ".csv", train=rows))
     rows[2] = questions()[2]
-    data, _ = load_own_data(splits(folder, ".csv", train=rows, validation=questions()))
+    data, _ = load_custom_dataset(splits(folder, ".csv", train=rows, validation=questions()))
     assert data["train"][1]["question"] == 'Is it "red",\nor not?'
 
 
@@ -108,7 +108,7 @@ def test_columns_have_any_names_and_images_may_be_several(folder):
         {"links": f"images/{a}.png", "rechts": str(folder / "images" / f"{b}.png"), "satz": f"{a} {b}", "urteil": a < b}
         for a, b in ("ab", "ba", "cd", "hc")
     ]
-    data, task = load_own_data(
+    data, task = load_custom_dataset(
         splits(folder, ".jsonl", train=rows, validation=rows),
         image_column=["links", "rechts"],
         text_column="satz",
@@ -130,8 +130,8 @@ def test_columns_have_any_names_and_images_may_be_several(folder):
 )
 def test_classes_of_train_in_order(folder, labels, names):
     rows = [{"image": f"images/{x}.png", "text": x, "label": label} for x, label in zip("abc", labels, strict=True)]
-    assert load_own_data(splits(folder, ".jsonl", train=rows, val=rows), **CLASSES).task.label_names == names
-    given = load_own_data(splits(folder, ".jsonl", train=rows, val=rows), label_names=names[::-1], **CLASSES)
+    assert load_custom_dataset(splits(folder, ".jsonl", train=rows, val=rows), **CLASSES).task.label_names == names
+    given = load_custom_dataset(splits(folder, ".jsonl", train=rows, val=rows), label_names=names[::-1], **CLASSES)
     assert given.task.label_names == names[::-1]
 
 
@@ -140,7 +140,7 @@ def test_pictures_inside_a_parquet_file_stay_there(folder, png):
     rows[1]["text"] = " "
     file = write(folder / "train.parquet", rows)
     report = ReadingReport()
-    data, task = load_own_data(
+    data, task = load_custom_dataset(
         {"train": file, "test": file, "dev": file}, image_column="picture", skip_bad=True, report=report, **CLASSES
     )
     assert data["train"]["text"][:] == ["text 0", "text 2", "text 3"]
@@ -156,14 +156,14 @@ def test_a_picture_column_without_picture_names_the_row(folder, png):
         [{"image": png(), "text": "a", "label": "x"}, {"image": None, "text": "b", "label": "y"}],
     )
     with pytest.raises(ValueError, match=r"train\.parquet, row 1: the image is missing"):
-        load_own_data(file, **CLASSES)
+        load_custom_dataset(file, **CLASSES)
 
 
 def test_splits_in_memory_with_named_classes(folder):
     features = Features({"image": Image(), "text": Value("string"), "label": ClassLabel(names=["dog", "cat", "ape"])})
     rows = {"image": [str(folder / "images" / "a.png")] * 3, "text": ["x", "y", "z"], "label": [1, 0, 1]}
     loaded = DatasetDict(train=Dataset.from_dict(rows, features), validation=Dataset.from_dict(rows, features))
-    data, task = load_own_data(loaded, **CLASSES)
+    data, task = load_custom_dataset(loaded, **CLASSES)
     assert task.label_names == ("dog", "cat", "ape")  # in the order of the feature, with the class that no row has
     assert data["validation"]["label"][:] == ["cat", "dog", "cat"]
     assert data["train"].features["image"] == Image(decode=False)
@@ -172,7 +172,7 @@ def test_splits_in_memory_with_named_classes(folder):
 def test_several_answers_become_soft_labels(folder):
     rows = [{k: v for k, v in row.items() if k != "answer"} | {"answers": ["b", " a", "a "]} for row in questions()]
     files = splits(folder, ".jsonl", train=rows, validation=rows)
-    data, task = load_own_data(files, answers_column="answers")
+    data, task = load_custom_dataset(files, answers_column="answers")
     assert (task.answers_column, task.label_column, task.label_names) == ("answers", "answer", ("a",))
     assert data["train"][0]["answers"] == ["b", "a", "a"]
     assert data["train"][0]["answer"] == "a"
@@ -182,17 +182,17 @@ def test_several_answers_become_soft_labels(folder):
 
 def test_folders_of_tables_and_of_images(folder):
     splits(folder, ".csv", train=questions(), dev=questions("ef"))
-    assert load_own_data(folder).data.num_rows == {"train": 4, "validation": 2}
+    assert load_custom_dataset(folder).data.num_rows == {"train": 4, "validation": 2}
     write(folder / "train.jsonl", questions())
     with pytest.raises(ValueError, match=r"several tables for 'train' \(train\.csv, train\.jsonl\)"):
-        load_own_data(folder)
+        load_custom_dataset(folder)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_an_image_folder_with_metadata(folder, suffix):
     rows = [{"file_name": f"{x}.png", "text": x, "label": x in "aceg"} for x in "abcdefgh"]
     write(folder / "images" / f"metadata{suffix}", rows)
-    data, task = load_own_data(folder / "images", validation_share=0.25, **CLASSES)
+    data, task = load_custom_dataset(folder / "images", validation_share=0.25, **CLASSES)
     assert data.num_rows == {"train": 6, "validation": 2}
     assert task.label_names == (
         ("False", "True") if suffix == ".csv" else ("false", "true")
@@ -203,7 +203,7 @@ def test_an_image_folder_with_metadata(folder, suffix):
         for letter in "ab":
             (folder / "pairs" / split / f"{letter}.png").touch()
         write(folder / "pairs" / split / f"metadata{suffix}", pairs)
-    data, _ = load_own_data(folder / "pairs", image_column=["left", "right"], **CLASSES)
+    data, _ = load_custom_dataset(folder / "pairs", image_column=["left", "right"], **CLASSES)
     assert data["test"][0]["right"]["path"] == str(folder / "pairs" / "test" / "b.png")
 
 
@@ -211,29 +211,31 @@ def test_validation_holds_out_whole_images(folder):
     file = write(folder / "mine.csv", questions("abcdabcdabcdabcd"))
     seen = set()
     for seed in range(4):
-        data, _ = load_own_data(file, validation_share=0.2, seed=seed)
+        data, _ = load_custom_dataset(file, validation_share=0.2, seed=seed)
         images = [{row["image"]["path"] for row in data[split]} for split in ("train", "validation")]
         assert data.num_rows == {"train": 12, "validation": 4}
         assert not images[0] & images[1]
         seen |= images[1]
     assert len(seen) > 1
     assert (
-        load_own_data(file, seed=3).data["validation"].to_list()
-        == load_own_data(file, seed=3).data["validation"].to_list()
+        load_custom_dataset(file, seed=3).data["validation"].to_list()
+        == load_custom_dataset(file, seed=3).data["validation"].to_list()
     )
     with pytest.raises(ValueError, match=r"its 3 rows about 1 images cannot be parted"):
-        load_own_data(write(folder / "mine.csv", questions("aaa")))
+        load_custom_dataset(write(folder / "mine.csv", questions("aaa")))
 
 
 def test_answers_outside_the_vocabulary_are_taken_and_noted(folder, capsys):
     files = splits(folder, ".csv", train=questions("abcdef"), validation=questions("gh", _1={"answer": "green"}))
     report = ReadingReport()
-    data, task = load_own_data(files, report=report)
+    data, task = load_custom_dataset(files, report=report)
     assert task.label_names == ("blue", "red")
     assert data["validation"]["answer"][:] == ["red", "green"]
     assert report.notes == {"answer outside the 2 classes (validation; it counts as wrong)": 1}
     assert "taken 1: answer outside the 2 classes" in capsys.readouterr().err
-    rare = load_own_data(splits(folder, ".csv", train=questions("abc"), validation=questions()), min_answer_count=2)
+    rare = load_custom_dataset(
+        splits(folder, ".csv", train=questions("abc"), validation=questions()), min_answer_count=2
+    )
     assert rare.task.label_names == ("red",)
 
 
@@ -254,9 +256,9 @@ def test_a_bad_row_is_named_or_listed(folder, suffix, change, kind, message, cap
         suffix
     ]
     with pytest.raises(ValueError, match=f"{place}: {message}.*skip_bad=True"):
-        load_own_data(files, id_column="id")
+        load_custom_dataset(files, id_column="id")
     report = ReadingReport()
-    data, _ = load_own_data(files, id_column="id", skip_bad=True, report=report)
+    data, _ = load_custom_dataset(files, id_column="id", skip_bad=True, report=report)
     assert data["train"]["id"][:] == ["0", "2", "3"]
     assert {found: len(sentences) for found, sentences in report.bad.items()} == {kind: 1}
     assert f"skipped 1: {kind}" in capsys.readouterr().err
@@ -274,7 +276,7 @@ def test_a_bad_row_is_named_or_listed(folder, suffix, change, kind, message, cap
 )
 def test_values_of_another_kind(folder, change, message):
     with pytest.raises(ValueError, match=message):
-        load_own_data(splits(folder, ".jsonl", train=questions(_1=change)))
+        load_custom_dataset(splits(folder, ".jsonl", train=questions(_1=change)))
 
 
 def test_an_unknown_label_is_named_with_its_line(folder):
@@ -286,10 +288,10 @@ def test_an_unknown_label_is_named_with_its_line(folder):
     with pytest.raises(
         ValueError, match=r"validation\.csv, line 4: label is 'cta'; did you mean 'cat'\? Known are: cat, dog"
     ):
-        load_own_data(files, **CLASSES)
-    assert load_own_data(files, skip_bad=True, **CLASSES).data["validation"].num_rows == 2
+        load_custom_dataset(files, **CLASSES)
+    assert load_custom_dataset(files, skip_bad=True, **CLASSES).data["validation"].num_rows == 2
     with pytest.raises(ValueError, match=r"train\.csv, line 3: label is 'dog'"):
-        load_own_data(files, label_names=["cat", "ape"], **CLASSES)
+        load_custom_dataset(files, label_names=["cat", "ape"], **CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_an_unknown_label_is_named_with_its_line(folder):
 def test_a_csv_file_that_is_wrong(folder, content, message):
     (folder / "mine.csv").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=message):
-        load_own_data(folder / "mine.csv")
+        load_custom_dataset(folder / "mine.csv")
 
 
 def test_a_csv_line_that_is_wrong_may_be_skipped(folder):
@@ -324,7 +326,7 @@ def test_a_csv_line_that_is_wrong_may_be_skipped(folder):
     (folder / "mine.csv").write_text("\n".join(lines))
     report = ReadingReport()
     files = {"train": folder / "mine.csv", "validation": write(folder / "other.csv", questions())}
-    assert load_own_data(files, skip_bad=True, report=report).data["train"]["image"][0]["path"].endswith("b.png")
+    assert load_custom_dataset(files, skip_bad=True, report=report).data["train"]["image"][0]["path"].endswith("b.png")
     places = [sentence.split(": ")[0].rpartition(", ")[2] for sentence in report.bad["malformed line"]]
     assert places == ["line 2", "line 4", "line 5"]
 
@@ -332,15 +334,15 @@ def test_a_csv_line_that_is_wrong_may_be_skipped(folder):
 def test_a_header_without_the_column_is_no_matter_of_skipping(folder):
     file = write(folder / "mine.csv", questions())
     with pytest.raises(ValueError, match=r"mine\.csv: there is no column 'sentence'"):
-        load_own_data(file, text_column="sentence", skip_bad=True)
+        load_custom_dataset(file, text_column="sentence", skip_bad=True)
 
 
 def test_an_empty_split_and_an_empty_file(folder):
     files = splits(folder, ".jsonl", train=questions(), validation=[])
     with pytest.raises(ValueError, match="The split 'validation' of 'own data' has no rows"):
-        load_own_data(files)
+        load_custom_dataset(files)
     with pytest.raises(ValueError, match="The split 'train' of 'own data' has no rows"):
-        load_own_data(DatasetDict(train=Dataset.from_dict({"image": [], "question": [], "answer": []})))
+        load_custom_dataset(DatasetDict(train=Dataset.from_dict({"image": [], "question": [], "answer": []})))
 
 
 @pytest.mark.parametrize(
@@ -368,7 +370,7 @@ def test_data_that_is_not_there(folder, name, error, message, monkeypatch):
     monkeypatch.chdir(folder)
     write(folder / "t.csv", questions())
     with pytest.raises(error, match=message):
-        load_own_data(name)
+        load_custom_dataset(name)
 
 
 @pytest.mark.parametrize(
@@ -391,7 +393,7 @@ def test_data_that_is_not_there(folder, name, error, message, monkeypatch):
 )
 def test_wrong_arguments(folder, arguments, message):
     with pytest.raises(ValueError, match=message):
-        load_own_data(write(folder / "mine.csv", questions()), **arguments)
+        load_custom_dataset(write(folder / "mine.csv", questions()), **arguments)
 
 
 def test_a_column_of_the_data_set_that_is_missing_or_no_image(folder):
@@ -399,11 +401,11 @@ def test_a_column_of_the_data_set_that_is_missing_or_no_image(folder):
     with pytest.raises(
         ValueError, match=r"split 'train' has no column 'frage'; did you mean|Known are: answer, image, question"
     ):
-        load_own_data(DatasetDict(train=rows), text_column="frage")
+        load_custom_dataset(DatasetDict(train=rows), text_column="frage")
     with pytest.raises(
         ValueError, match=r"The column 'image' of split 'train' holds Value.*int64.*images are paths or pictures"
     ):
-        load_own_data(DatasetDict(train=rows))
+        load_custom_dataset(DatasetDict(train=rows))
 
 
 def test_pictures_in_parquet_without_a_path_are_taken(tmp_path, png):
@@ -412,6 +414,6 @@ def test_pictures_in_parquet_without_a_path_are_taken(tmp_path, png):
     table = pa.table({"image": pictures, "question": ["what is it?"] * 4, "answer": ["a"] * 4})
     assert pa.types.is_null(table.schema.field("image").type.field("path").type)
     pq.write_table(table, tmp_path / "rows.parquet")
-    own = load_own_data(tmp_path / "rows.parquet", validation_share=0.5)
+    own = load_custom_dataset(tmp_path / "rows.parquet", validation_share=0.5)
     assert own.data["train"].features["image"] == Image(decode=False)
     assert {row["image"]["bytes"] for split in own.data.values() for row in split} == {one["bytes"] for one in pictures}

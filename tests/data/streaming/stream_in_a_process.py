@@ -31,7 +31,7 @@ def main() -> None:
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
 
-    from dual_distill.data import PairStreamCallback, load_pair_stream, pair_loader
+    from dual_distill.data import ImageTextStreamCallback, image_text_loader, load_image_text_stream
 
     pairs, output = sys.argv[1], Path(sys.argv[2])
     last_step, kill_at, workers = map(int, sys.argv[3:6])
@@ -55,7 +55,9 @@ def main() -> None:
     class StreamTrainer(Trainer):
         def get_train_dataloader(self):
             part = self.train_dataset.split(self.args.process_index, self.args.world_size)
-            return pair_loader(part, self.args.per_device_train_batch_size, collate, self.args.dataloader_num_workers)
+            return image_text_loader(
+                part, self.args.per_device_train_batch_size, collate, self.args.dataloader_num_workers
+            )
 
     arguments = TrainingArguments(
         str(output),
@@ -70,8 +72,8 @@ def main() -> None:
         disable_tqdm=True,
         **({"ddp_backend": "gloo"} if "WORLD_SIZE" in os.environ else {}),
     )
-    stream = load_pair_stream(sources(pairs), seed=4, shuffle_buffer=5)
-    trainer = StreamTrainer(Tiny(), arguments, train_dataset=stream, callbacks=[PairStreamCallback(), Kill()])
+    stream = load_image_text_stream(sources(pairs), seed=4, shuffle_buffer=5)
+    trainer = StreamTrainer(Tiny(), arguments, train_dataset=stream, callbacks=[ImageTextStreamCallback(), Kill()])
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)))
 
 

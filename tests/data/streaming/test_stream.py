@@ -15,7 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from dual_distill.data import PairSource, PairStreamCallback, load_pair_stream, load_place, pair_loader, save_place
+from dual_distill.data import (
+    ImageTextSource,
+    ImageTextStreamCallback,
+    image_text_loader,
+    load_image_text_stream,
+    load_place,
+    save_place,
+)
 
 HERE = Path(__file__).parent
 
@@ -42,7 +49,7 @@ def numbers(rows):
 
 
 def stream(*sources, **options):
-    return load_pair_stream(list(sources), **{"repeat": False, **options})
+    return load_image_text_stream(list(sources), **{"repeat": False, **options})
 
 
 def tars(path, **more):
@@ -62,7 +69,7 @@ EVERY = [*range(45), *range(100, 112)]
 
 
 def mixed(pairs, **options):
-    return load_pair_stream(script.sources(pairs), **{"repeat": False, "shuffle_buffer": 4, **options})
+    return load_image_text_stream(script.sources(pairs), **{"repeat": False, "shuffle_buffer": 4, **options})
 
 
 def test_rows_of_img2datasets_layout(pairs):
@@ -179,12 +186,12 @@ def test_processes_share_the_rows(pairs, world_size):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_workers_share_the_rows_of_a_process(pairs, world_size):
     parts = [mixed(pairs).split(rank, world_size) for rank in range(world_size)]
-    loaders = [pair_loader(part, 4, numbers, num_workers=2) for part in parts]
+    loaders = [image_text_loader(part, 4, numbers, num_workers=2) for part in parts]
     assert sorted(itertools.chain(*itertools.chain(*loaders))) == EVERY
     with pytest.raises(
         ValueError, match=r"3 workers read the shards of a process, but the source with the fewest has 2"
     ):
-        pair_loader(mixed(pairs).split(0, 2), 4, numbers, num_workers=3)
+        image_text_loader(mixed(pairs).split(0, 2), 4, numbers, num_workers=3)
 
 
 @pytest.mark.parametrize("options", [{}, {"shuffle_buffer": 0}, {"stopping_strategy": "all_exhausted"}])
@@ -212,7 +219,7 @@ def test_a_stream_goes_on_where_it_was(pairs, options, world_size):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_goes_on_where_it_was(pairs, workers, tmp_path):
     def loader():
-        return pair_loader(mixed(pairs, repeat=True), 4, numbers, num_workers=workers)
+        return image_text_loader(mixed(pairs, repeat=True), 4, numbers, num_workers=workers)
 
     expected = list(itertools.islice(loader(), 32))  # two epochs and a bit
     for cut in (1, 17):
@@ -225,16 +232,16 @@ def test_a_loader_goes_on_where_it_was(pairs, workers, tmp_path):
 
 
 def test_a_place_of_another_run_is_refused(pairs, tmp_path):
-    first = pair_loader(mixed(pairs), 4, numbers)
+    first = image_text_loader(mixed(pairs), 4, numbers)
     with pytest.raises(FileNotFoundError, match=r"has no pair_stream_0\.json, the place in its stream of pairs"):
         load_place(first, tmp_path)
     next(iter(first))
     save_place(first, tmp_path)
     with pytest.raises(ValueError, match=r"pair_stream_0\.json' was written with num_workers 0, but here it is 1"):
-        load_place(pair_loader(mixed(pairs), 4, numbers, num_workers=1), tmp_path)
+        load_place(image_text_loader(mixed(pairs), 4, numbers, num_workers=1), tmp_path)
     (tmp_path / "pair_stream_1.json").write_text((tmp_path / "pair_stream_0.json").read_text())
     with pytest.raises(ValueError, match=r"was written with world_size 1, but here it is 2"):
-        load_place(pair_loader(mixed(pairs).split(1, 2), 4, numbers), tmp_path)
+        load_place(image_text_loader(mixed(pairs).split(1, 2), 4, numbers), tmp_path)
     place = mixed(pairs).state_dict()
     with pytest.raises(
         ValueError, match=r"is of a stream with seed 0, but here seed is 1; continue with the same data"
@@ -287,10 +294,10 @@ def test_bad_rows_are_errors_that_name_shard_and_key(tmp_path, caplog):
         "malformed caption": 1,
         "unusable image": 1,
     }
-    loader = pair_loader(stream(source, shuffle_buffer=3, skip_bad=True), 2, lambda rows: rows, num_workers=2)
+    loader = image_text_loader(stream(source, shuffle_buffer=3, skip_bad=True), 2, lambda rows: rows, num_workers=2)
     assert sum(len(batch) for batch in loader) == 7
     assert loader.dataset.skipped == passing.skipped  # the workers count too
-    PairStreamCallback().on_train_end(None, None, None, train_dataloader=loader)
+    ImageTextStreamCallback().on_train_end(None, None, None, train_dataloader=loader)
     assert caplog.messages[-1].startswith(
         "process 0 passed over: 1 unusable image, 1 missing image, 1 missing caption, "
     )
@@ -345,7 +352,7 @@ def test_broken_files_of_other_kinds(tmp_path):
     assert passing.skipped["malformed entry"] == 2
     with pytest.raises(ValueError, match=r"^parquet/1\.parquet: the file is no Parquet, or damaged \(.*\); mend it"):
         list(stream(sources[1], shuffle_buffer=0))
-    nothing = load_pair_stream(sources[2], skip_bad=True)
+    nothing = load_image_text_stream(sources[2], skip_bad=True)
     with pytest.raises(
         ValueError, match=r"No row of epoch 0 could be used by this reader; passed over were \{'broken shard': 1\}"
     ):
@@ -354,21 +361,21 @@ def test_broken_files_of_other_kinds(tmp_path):
 
 def test_each_error_by_its_message(tmp_path, pairs):
     with pytest.raises(ValueError, match=r"There are no sources; give at least one"):
-        load_pair_stream([])
+        load_image_text_stream([])
     with pytest.raises(ValueError, match=r"A source is \{'path': 'x'\}, but expected is an object with path and kind"):
-        load_pair_stream([{"path": "x"}])
+        load_image_text_stream([{"path": "x"}])
     with pytest.raises(
         ValueError, match=r"has the kind 'tar'.* Known are: coco, folder, karpathy, parquet, webdataset"
     ):
-        PairSource("x", "tar")
+        ImageTextSource("x", "tar")
     with pytest.raises(ValueError, match=r"has the weight 0, but a weight is above 0"):
-        PairSource("x", "folder", weight=0)
+        ImageTextSource("x", "folder", weight=0)
     with pytest.raises(ValueError, match=r"of kind 'coco' needs images=, the folder of its images"):
-        PairSource("x", "coco")
+        ImageTextSource("x", "coco")
     with pytest.raises(ValueError, match=r"of kind 'folder' takes no images="):
-        PairSource("x", "folder", images="y")
+        ImageTextSource("x", "folder", images="y")
     with pytest.raises(ValueError, match=r"Two sources are named 'few', by which rows are told apart"):
-        load_pair_stream([tars(pairs / "few" / "*.tar"), tars(pairs / "few" / "00000.tar")])
+        load_image_text_stream([tars(pairs / "few" / "*.tar"), tars(pairs / "few" / "00000.tar")])
     with pytest.raises(
         ValueError, match=r"stopping_strategy is 'never', but expected is all_exhausted_without_replacement"
     ):
@@ -428,8 +435,10 @@ def test_a_killed_trainer_sees_every_row_once_an_epoch(pairs, tmp_path, world_si
         assert len(kept) == last_step * 2 * 4
         assert len(lines) > len(kept)  # steps 7 and 8 were trained twice
         found = [tuple(map(int, line.split()[1:])) for line in kept]
-        part = load_pair_stream(script.sources(pairs), seed=4, shuffle_buffer=5).split(rank, world_size)
-        uninterrupted = pair_loader(part, 4, lambda rows: [(row["__epoch__"], number(row)) for row in rows], workers)
+        part = load_image_text_stream(script.sources(pairs), seed=4, shuffle_buffer=5).split(rank, world_size)
+        uninterrupted = image_text_loader(
+            part, 4, lambda rows: [(row["__epoch__"], number(row)) for row in rows], workers
+        )
         assert found == list(itertools.chain(*itertools.islice(uninterrupted, last_step * 2)))
         seen.update(found)
     assert max(seen.values()) == 1

@@ -48,7 +48,7 @@ class DistillationCollator:
             it off. With `DataLoader(num_workers > 0)` set `persistent_workers=True`, or the cache ends with the epoch.
         max_pixels: largest accepted picture, width x height in pixels.
         augmentation: `(RGB picture, key) -> RGB picture`, applied after decoding and before resizing to rows of
-            `NumberedRows`, and to no others: training rows are wrapped in it, evaluation rows are not, and one collator
+            `IndexedDataset`, and to no others: training rows are wrapped in it, evaluation rows are not, and one collator
             serves both. `key = (row["__epoch__"], row["__index__"], place of the image column)`, so that it can draw
             the same change for the same key; augmented pictures are not cached. None changes nothing.
         regions: where the regions of each image are; the batch then holds them in place of pixels, and their tags

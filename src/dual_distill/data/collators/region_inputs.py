@@ -101,7 +101,7 @@ def pad_regions(rows: Sequence[Sequence[RegionSet]]) -> dict[str, torch.Tensor]:
         rows: B rows of N region sets.
 
     Returns:
-        `region_features` `(B, R, F)` float32, `region_boxes` `(B, R, 6)` as `RegionSet.box_numbers`, `region_mask` `(B,
+        `region_features` `(B, R, F)` float32, `region_boxes` `(B, R, 6)` as `RegionSet.normalized_boxes`, `region_mask` `(B,
         R)` bool; for N > 1 with an axis of images behind the rows.
 
     Raises:
@@ -123,7 +123,7 @@ def pad_regions(rows: Sequence[Sequence[RegionSet]]) -> dict[str, torch.Tensor]:
     for place, one in enumerate(images):
         number = len(one.boxes_px)
         features[place, :number] = one.features
-        boxes[place, :number] = one.box_numbers()
+        boxes[place, :number] = one.normalized_boxes()
         mask[place, :number] = True
     batch = {"region_features": features, "region_boxes": boxes, "region_mask": mask}
     num_images = len(rows[0])

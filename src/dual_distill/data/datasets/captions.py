@@ -14,14 +14,14 @@ from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value
 
 from dual_distill.data.reading import ReadingReport, make_rows, rows_to_dataset
 from dual_distill.data.records import (
-    BadEntry,
-    Entries,
     FilePath,
+    InvalidRecordError,
+    Records,
     UniqueIds,
-    document_entries,
-    entry_text,
-    entry_value,
+    document_records,
     read_json_document,
+    record_text,
+    record_value,
 )
 
 from .image_folder import ImageFolder
@@ -112,14 +112,14 @@ def _read_karpathy(file: FilePath, images: ImageFolder, report: ReadingReport, s
     entries = document["images"]
     image_ids, sentence_ids = UniqueIds("image id"), UniqueIds("sentid")
 
-    def sentences() -> Entries:
-        for place, entry in document_entries(file, entries, "image", "imgid"):
+    def sentences() -> Records:
+        for place, entry in document_records(file, entries, "image", "imgid"):
             try:
-                if isinstance(entry, BadEntry):
+                if isinstance(entry, InvalidRecordError):
                     raise entry
-                image_id = image_ids.add(entry_value(entry, "cocoid" if "cocoid" in entry else "imgid", int))
-                listed = entry_value(entry, "sentences", list)
-            except BadEntry as problem:
+                image_id = image_ids.add(record_value(entry, "cocoid" if "cocoid" in entry else "imgid", int))
+                listed = record_value(entry, "sentences", list)
+            except InvalidRecordError as problem:
                 yield place, problem
                 continue
             if not listed:
@@ -129,18 +129,22 @@ def _read_karpathy(file: FilePath, images: ImageFolder, report: ReadingReport, s
 
     def make_row(entry: Any) -> dict[str, Any]:
         image_id, image, sentence = entry
-        word = entry_value(image, "split", str)
+        word = record_value(image, "split", str)
         if word not in _KARPATHY_SPLITS:
-            raise BadEntry("unknown split", f"split is {word!r}, but expected is {', '.join(_KARPATHY_SPLITS)}")
+            raise InvalidRecordError(
+                "unknown split", f"split is {word!r}, but expected is {', '.join(_KARPATHY_SPLITS)}"
+            )
         if not isinstance(sentence, dict):
-            raise BadEntry("malformed entry", f"the sentence is {sentence!r:.80}, but expected is an object {{...}}")
+            raise InvalidRecordError(
+                "malformed entry", f"the sentence is {sentence!r:.80}, but expected is an object {{...}}"
+            )
         if "sentid" in sentence:
             sentence_ids.add(sentence["sentid"])
-        name = entry_value(image, "filename", str)
+        name = record_value(image, "filename", str)
         names = (f"{image['filepath']}/{name}", name) if image.get("filepath") else (name,)
         return {
             "image": images.find(*names),
-            "caption": entry_text(sentence, "raw"),
+            "caption": record_text(sentence, "raw"),
             "image_id": image_id,
             "split": word,
         }
@@ -178,30 +182,30 @@ def _read_coco_split(
     names: dict[int, str] = {}
 
     def take_image(entry: Any) -> None:
-        image_id: int = entry_value(entry, "id", int)
+        image_id: int = record_value(entry, "id", int)
         if image_id in names:
-            raise BadEntry("duplicate image id", f"the image id {image_id} occurs twice")
-        names[image_id] = entry_value(entry, "file_name", str)
+            raise InvalidRecordError("duplicate image id", f"the image id {image_id} occurs twice")
+        names[image_id] = record_value(entry, "file_name", str)
 
-    list(make_rows(document_entries(file, document["images"], "image", "id"), take_image, report, skip_bad))
+    list(make_rows(document_records(file, document["images"], "image", "id"), take_image, report, skip_bad))
     captioned: set[int] = set()
     ids = UniqueIds("caption id")
 
     def make_row(entry: Any) -> dict[str, Any]:
-        image_id: int = entry_value(entry, "image_id", int)
+        image_id: int = record_value(entry, "image_id", int)
         if image_id not in names:
-            raise BadEntry(
+            raise InvalidRecordError(
                 "caption without image", f"image_id is {image_id}, which is not among the images of the file"
             )
         captioned.add(image_id)
-        ids.add(entry_value(entry, "id", int))
+        ids.add(record_value(entry, "id", int))
         return {
             "image": images.find(names[image_id]),
-            "caption": entry_text(entry, "caption"),
+            "caption": record_text(entry, "caption"),
             "image_id": image_id,
             "split": split,
         }
 
-    yield from make_rows(document_entries(file, document["annotations"], "caption", "id"), make_row, report, skip_bad)
+    yield from make_rows(document_records(file, document["annotations"], "caption", "id"), make_row, report, skip_bad)
     if without := len(names) - len(captioned):
         report.left_out["image without a caption"] += without

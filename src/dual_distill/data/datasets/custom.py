@@ -16,15 +16,15 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 
 from dual_distill.data.answers import build_answer_vocabulary
 from dual_distill.data.reading import ReadingReport, make_rows, rows_to_dataset
-from dual_distill.data.records import BadEntry, Entries, FilePath
+from dual_distill.data.records import FilePath, InvalidRecordError, Records
 from dual_distill.data.tasks import Head, Task, nearest_name
 
-from .custom_rows import ROW_NUMBER, OwnColumns, RowMaker
-from .custom_tables import OwnTable, find_tables
+from .custom_rows import ROW_NUMBER, CustomColumns, RecordBuilder
+from .custom_tables import CustomTable, find_tables
 
 
-class OwnData(NamedTuple):
-    """What `load_own_data` made of a table.
+class CustomDataset(NamedTuple):
+    """What `load_custom_dataset` made of a table.
 
     Attributes:
         data: train, validation and, where there is one, test.
@@ -35,7 +35,7 @@ class OwnData(NamedTuple):
     task: Task
 
 
-def load_own_data(
+def load_custom_dataset(
     data: FilePath | Mapping[str, FilePath] | DatasetDict,
     image_column: str | Sequence[str] = "image",
     text_column: str = "question",
@@ -51,7 +51,7 @@ def load_own_data(
     revision: str | None = None,
     skip_bad: bool = False,
     report: ReadingReport | None = None,
-) -> OwnData:
+) -> CustomDataset:
     """Read one's own data, and make the task that it is.
 
     Args:
@@ -89,12 +89,12 @@ def load_own_data(
 
     Example:
         >>> rows = Dataset.from_dict({"picture": [b"...", b"..."], "text": ["a cat?", "a dog?"], "label": [1, 0]})
-        >>> own = load_own_data(DatasetDict(train=rows, validation=rows), "picture", "text", "label",
+        >>> own = load_custom_dataset(DatasetDict(train=rows, validation=rows), "picture", "text", "label",
         ...                     head="images_and_text_classification")
         >>> own.task.label_names, own.data["train"]["label"][:]
         (('0', '1'), ['1', '0'])
     """
-    columns = OwnColumns(
+    columns = CustomColumns(
         (image_column,) if isinstance(image_column, str) else tuple(image_column),
         text_column,
         label_column,
@@ -130,11 +130,11 @@ def load_own_data(
         "own data", head, columns.images, text_column, label_column, tuple(classes), answers_column=answers_column
     )
     order = [split for split in ("train", "validation", "test") if split in splits]
-    return OwnData(DatasetDict({split: splits[split] for split in order}), task)
+    return CustomDataset(DatasetDict({split: splits[split] for split in order}), task)
 
 
 def _check_arguments(
-    columns: OwnColumns, head: str, label_names: Sequence[str] | None, min_answer_count: int, validation_share: float
+    columns: CustomColumns, head: str, label_names: Sequence[str] | None, min_answer_count: int, validation_share: float
 ) -> None:
     names = columns.read() + ([columns.label] if columns.answers else [])
     if len(set(names)) < len(names):
@@ -156,7 +156,12 @@ def _check_arguments(
 
 
 def _read_split(
-    table: OwnTable, split: str, columns: OwnColumns, classes: list[str] | None, report: ReadingReport, skip_bad: bool
+    table: CustomTable,
+    split: str,
+    columns: CustomColumns,
+    classes: list[str] | None,
+    report: ReadingReport,
+    skip_bad: bool,
 ) -> Dataset:
     features = Features({column: Image(decode=False) for column in columns.images})
     features |= {columns.text: Value("string"), columns.label: Value("string")}
@@ -165,7 +170,7 @@ def _read_split(
     if columns.id is not None:
         features[columns.id] = Value("string")
     if table.dataset is None:
-        make_row = RowMaker(table, columns, columns.images, None, classes)
+        make_row = RecordBuilder(table, columns, columns.images, None, classes)
         return rows_to_dataset(make_rows(table.entries(), make_row, report, skip_bad), features, split, report)
     return _read_dataset(table.name, table.dataset, table, split, columns, features, classes, report, skip_bad)
 
@@ -173,9 +178,9 @@ def _read_split(
 def _read_dataset(
     name: str,
     dataset: Dataset,
-    table: OwnTable,
+    table: CustomTable,
     split: str,
-    columns: OwnColumns,
+    columns: CustomColumns,
     features: Features,
     classes: list[str] | None,
     report: ReadingReport,
@@ -200,13 +205,15 @@ def _read_dataset(
     missing = {row for column in pictures.column_names for row in _rows_without_picture(pictures, column)}
     light = dataset.select_columns([column for column in columns.read() if column not in pictures.column_names])
 
-    def entries() -> Entries:
+    def entries() -> Records:
         for number, row in enumerate(light):
             place = f"{name}, row {number}"
-            bad = BadEntry("missing image", "the image is missing: there are neither bytes nor a file at its path")
+            bad = InvalidRecordError(
+                "missing image", "the image is missing: there are neither bytes nor a file at its path"
+            )
             yield place, bad if number in missing else row | {ROW_NUMBER: number}
 
-    make_row = RowMaker(table, columns, paths, dataset.features, classes)
+    make_row = RecordBuilder(table, columns, paths, dataset.features, classes)
     good = {row.pop(ROW_NUMBER): row for row in make_rows(entries(), make_row, report, skip_bad)}
     if len(paths) == len(columns.images) or not good:
         return rows_to_dataset(good.values(), features, split, report)

@@ -7,10 +7,10 @@ from typing import Any
 
 from datasets import ClassLabel, Features
 
-from dual_distill.data.records import BadEntry, UniqueIds, is_unicode
+from dual_distill.data.records import InvalidRecordError, UniqueIds, is_unicode
 from dual_distill.data.tasks import nearest_name
 
-from .custom_tables import OwnTable
+from .custom_tables import CustomTable
 from .image_folder import ImageFolder
 
 ROW_NUMBER = "__number__"
@@ -18,7 +18,7 @@ ROW_NUMBER = "__number__"
 
 
 @dataclass(frozen=True)
-class OwnColumns:
+class CustomColumns:
     """The names that one's own columns have.
 
     Attributes:
@@ -41,7 +41,7 @@ class OwnColumns:
         return [*self.images, self.text, label, *([self.id] if self.id else [])]
 
 
-class RowMaker:
+class RecordBuilder:
     """One row of one entry, images as paths; pictures that are no paths are left to the caller.
 
     Args:
@@ -54,8 +54,8 @@ class RowMaker:
 
     def __init__(
         self,
-        table: OwnTable,
-        columns: OwnColumns,
+        table: CustomTable,
+        columns: CustomColumns,
         paths: tuple[str, ...],
         features: Features | None,
         classes: list[str] | None,
@@ -67,14 +67,14 @@ class RowMaker:
         self.ids = UniqueIds(columns.id or "id")
 
     def __call__(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the row, or raise `BadEntry`."""
+        """Return the row, or raise `InvalidRecordError`."""
         columns = self.columns
         for column in self.needed:
             if column not in entry:
                 sentence = f"there is no column {column!r}{nearest_name(column, [str(name) for name in entry])}"
                 if self.table.name.endswith((".csv", ".tsv")):  # the header lacks it, so every line does
                     raise ValueError(f"{self.table.name}: {sentence}")
-                raise BadEntry("malformed line", sentence.removesuffix("."))
+                raise InvalidRecordError("malformed line", sentence.removesuffix("."))
         row: dict[str, Any] = {column: self.folder.find(_word(entry[column], column, "image")) for column in self.paths}
         text = entry[columns.text]
         _word(text, columns.text, "text")
@@ -98,7 +98,7 @@ class RowMaker:
             value = str(value)
         label = _word(value, column, "label")
         if self.classes is not None and label not in self.classes:
-            raise BadEntry(
+            raise InvalidRecordError(
                 "unknown label", f"{column} is {label!r}{nearest_name(label, self.classes)}".removesuffix(".")
             )
         return label
@@ -106,15 +106,15 @@ class RowMaker:
 
 def _word(value: Any, column: str, noun: str) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise BadEntry(f"no {noun}", f"{column} is empty ({value!r}), but a row needs {_NOUNS[noun]}")
+        raise InvalidRecordError(f"no {noun}", f"{column} is empty ({value!r}), but a row needs {_NOUNS[noun]}")
     if not isinstance(value, str) or not is_unicode(value):
-        raise BadEntry(f"malformed {noun}", f"{column} is {value!r:.80}, but expected is {_NOUNS[noun]}")
+        raise InvalidRecordError(f"malformed {noun}", f"{column} is {value!r:.80}, but expected is {_NOUNS[noun]}")
     return value.strip()
 
 
 def _answers(value: Any, column: str) -> list[str]:
     if not isinstance(value, list) or not value:
-        raise BadEntry("no label", f"{column} is {value!r:.80}, but expected is a list of one answer or more")
+        raise InvalidRecordError("no label", f"{column} is {value!r:.80}, but expected is a list of one answer or more")
     return [_word(answer, column, "label") for answer in value]
 
 

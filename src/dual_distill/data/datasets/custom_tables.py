@@ -13,7 +13,7 @@ from typing import NamedTuple
 import datasets
 from datasets import Dataset, DatasetDict
 
-from dual_distill.data.records import BadEntry, Entries, FilePath, existing_file, read_json_lines
+from dual_distill.data.records import FilePath, InvalidRecordError, Records, existing_file, read_json_lines
 
 SPLIT_WORDS = {
     "train": "train",
@@ -38,7 +38,7 @@ OWN_DATA_LAYOUT = (
 """What one's own data may be."""
 
 
-class OwnTable(NamedTuple):
+class CustomTable(NamedTuple):
     """One split, before its columns were looked at.
 
     Attributes:
@@ -51,7 +51,7 @@ class OwnTable(NamedTuple):
     dataset: Dataset | None
     folder: Path
 
-    def entries(self) -> Entries:
+    def entries(self) -> Records:
         """The rows of a file that is read line by line, each with file and line."""
         path = Path(self.name)
         rows = _read_csv(path) if path.suffix in (".csv", ".tsv") else read_json_lines(path)
@@ -63,7 +63,7 @@ class OwnTable(NamedTuple):
 
 def find_tables(
     data: FilePath | Mapping[str, FilePath] | DatasetDict, config: str | None = None, revision: str | None = None
-) -> dict[str, OwnTable]:
+) -> dict[str, CustomTable]:
     """The splits of one's own data.
 
     Args:
@@ -85,7 +85,7 @@ def find_tables(
     """
     if isinstance(data, DatasetDict):
         return _by_split(
-            {split: OwnTable(f"split {split!r}", rows, Path.cwd()) for split, rows in data.items()}, "the data"
+            {split: CustomTable(f"split {split!r}", rows, Path.cwd()) for split, rows in data.items()}, "the data"
         )
     if isinstance(data, Mapping):
         return _by_split({split: _file_table([existing_file(file)]) for split, file in data.items()}, "the mapping")
@@ -102,12 +102,12 @@ def find_tables(
             f"There is no file or folder {name!r}, and it cannot be loaded as a data set of the Hub ({error})."
         ) from error
     return _by_split(
-        {split: OwnTable(f"{name}, split {split!r}", rows, Path.cwd()) for split, rows in loaded.items()}, name
+        {split: CustomTable(f"{name}, split {split!r}", rows, Path.cwd()) for split, rows in loaded.items()}, name
     )
 
 
-def _folder_tables(folder: Path) -> dict[str, OwnTable]:
-    found: dict[str, OwnTable] = {}
+def _folder_tables(folder: Path) -> dict[str, CustomTable]:
+    found: dict[str, CustomTable] = {}
     for word in SPLIT_WORDS:
         files = [folder / f"{word}{suffix}" for suffix in _FORMATS]
         files += [folder / word / name for name in _IMAGE_FOLDER_FILES]
@@ -126,8 +126,8 @@ def _folder_tables(folder: Path) -> dict[str, OwnTable]:
     return _by_split(found, str(folder))
 
 
-def _by_split(tables: Mapping[str, OwnTable], name: str) -> dict[str, OwnTable]:
-    result: dict[str, OwnTable] = {}
+def _by_split(tables: Mapping[str, CustomTable], name: str) -> dict[str, CustomTable]:
+    result: dict[str, CustomTable] = {}
     for word, table in tables.items():
         split = SPLIT_WORDS.get(word)
         if split is None or split in result:
@@ -141,17 +141,17 @@ def _by_split(tables: Mapping[str, OwnTable], name: str) -> dict[str, OwnTable]:
     return {split: result[split] for split in ("train", "validation", "test") if split in result}
 
 
-def _file_table(files: list[Path]) -> OwnTable:
+def _file_table(files: list[Path]) -> CustomTable:
     file = files[0]
     if file.suffix == ".parquet":
         rows = Dataset.from_parquet([str(file) for file in files])
-        return OwnTable(str(file), rows, file.parent)
+        return CustomTable(str(file), rows, file.parent)
     if file.suffix not in _LINE_FORMATS:
         raise ValueError(f"{str(file)!r} is none of the known formats ({', '.join(_FORMATS)}); save it as one of them.")
-    return OwnTable(str(file), None, file.parent)
+    return CustomTable(str(file), None, file.parent)
 
 
-def _read_csv(path: Path) -> Entries:
+def _read_csv(path: Path) -> Records:
     delimiter = "\t" if path.suffix == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
@@ -161,7 +161,10 @@ def _read_csv(path: Path) -> Entries:
             try:
                 values = next(reader, None)
             except csv.Error as error:
-                yield place, BadEntry("malformed line", f"the line is not {path.suffix[1:].upper()} ({error})")
+                yield (
+                    place,
+                    InvalidRecordError("malformed line", f"the line is not {path.suffix[1:].upper()} ({error})"),
+                )
                 continue
             except UnicodeDecodeError as error:
                 raise ValueError(f"{place}: the file is not UTF-8 ({error}); save it as UTF-8.") from error
@@ -174,7 +177,7 @@ def _read_csv(path: Path) -> Entries:
                     raise ValueError(f"{place}: the column {twice[0]!r} occurs twice in the header; rename one.")
             elif values and len(values) != len(header):
                 message = f"the line has {len(values)} fields, but the header {len(header)} ({', '.join(header)})"
-                yield place, BadEntry("malformed line", message)
+                yield place, InvalidRecordError("malformed line", message)
             elif values:
                 yield place, dict(zip(header, values, strict=True))
 

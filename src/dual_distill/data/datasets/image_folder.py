@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dual_distill.data.records import BadEntry, FilePath
+from dual_distill.data.records import FilePath, InvalidRecordError
 
 
 class ImageFolder:
@@ -44,13 +44,15 @@ class ImageFolder:
             The image.
 
         Raises:
-            BadEntry: none of them is there.
+            InvalidRecordError: none of them is there.
         """
         for name in names:
             path = self.folder / name
             if path.name in self._names_in(path.parent):
                 return {"bytes": None, "path": str(path)}
-        raise BadEntry("missing image", f"the image is missing: {str(self.folder)!r} holds no {' nor '.join(names)}")
+        raise InvalidRecordError(
+            "missing image", f"the image is missing: {str(self.folder)!r} holds no {' nor '.join(names)}"
+        )
 
     def _names_in(self, folder: Path) -> set[str]:
         if folder not in self._listed:

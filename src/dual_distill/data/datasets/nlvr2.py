@@ -11,7 +11,14 @@ from typing import Any
 from datasets import DatasetDict, Features, Image, Value
 
 from dual_distill.data.reading import ReadingReport, make_rows, rows_to_dataset
-from dual_distill.data.records import BadEntry, FilePath, UniqueIds, entry_text, entry_value, read_json_lines
+from dual_distill.data.records import (
+    FilePath,
+    InvalidRecordError,
+    UniqueIds,
+    read_json_lines,
+    record_text,
+    record_value,
+)
 
 from .image_folder import ImageFolder, official_files
 
@@ -92,15 +99,17 @@ def load_nlvr2(
 
 
 def _make_row(entry: Any, images: ImageFolder, ids: UniqueIds) -> dict[str, Any]:
-    identifier: str = entry_value(entry, "identifier", str)
+    identifier: str = record_value(entry, "identifier", str)
     parts = _IDENTIFIER.fullmatch(identifier)
     if parts is None:
-        raise BadEntry("malformed identifier", f"identifier is {identifier!r}, but expected is split-set-pair-sentence")
+        raise InvalidRecordError(
+            "malformed identifier", f"identifier is {identifier!r}, but expected is split-set-pair-sentence"
+        )
     split, image_set, pair, sentence = parts.groups()
     label = str(entry.get("label"))
     if label not in ("True", "False"):
-        raise BadEntry("unknown label", f"label is {entry.get('label')!r}, but expected is 'True' or 'False'")
-    text = entry_text(entry, "sentence")
+        raise InvalidRecordError("unknown label", f"label is {entry.get('label')!r}, but expected is 'True' or 'False'")
+    text = record_text(entry, "sentence")
     pictures = []
     for number in (0, 1):
         name = f"{split}-{image_set}-{pair}-img{number}.png"

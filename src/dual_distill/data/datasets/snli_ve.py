@@ -10,7 +10,7 @@ from typing import Any
 from datasets import DatasetDict, Features, Image, Value
 
 from dual_distill.data.reading import ReadingReport, make_rows, rows_to_dataset
-from dual_distill.data.records import BadEntry, FilePath, entry_text, entry_value, read_json_lines
+from dual_distill.data.records import FilePath, InvalidRecordError, read_json_lines, record_text, record_value
 
 from .image_folder import ImageFolder, official_files
 
@@ -94,21 +94,23 @@ def load_snli_ve(
 
 
 def _make_row(entry: Any, images: ImageFolder, pair_ids: set[str], report: ReadingReport) -> dict[str, Any] | None:
-    label = entry_value(entry, "gold_label", str)
+    label = record_value(entry, "gold_label", str)
     if label == _NO_MAJORITY:
         report.left_out["gold_label '-' (no majority among the annotators)"] += 1
         return None
     if label not in SNLI_VE_LABELS:
-        raise BadEntry("unknown label", f"gold_label is {label!r}, but expected is {', '.join(SNLI_VE_LABELS)} or '-'")
-    image_id = str(entry_value(entry, "Flickr30K_ID", str)).removesuffix(".jpg")
-    image, pair_id = images.find(f"{image_id}.jpg"), entry_value(entry, "pairID", str) if "pairID" in entry else None
+        raise InvalidRecordError(
+            "unknown label", f"gold_label is {label!r}, but expected is {', '.join(SNLI_VE_LABELS)} or '-'"
+        )
+    image_id = str(record_value(entry, "Flickr30K_ID", str)).removesuffix(".jpg")
+    image, pair_id = images.find(f"{image_id}.jpg"), record_value(entry, "pairID", str) if "pairID" in entry else None
     if pair_id in pair_ids:
         report.notes["pairID that occurred before"] += 1
     elif pair_id is not None:
         pair_ids.add(pair_id)
     return {
         "image": image,
-        "sentence": entry_text(entry, "sentence2"),
+        "sentence": record_text(entry, "sentence2"),
         "label": label,
         "pair_id": pair_id,
         "image_id": image_id,

@@ -14,14 +14,14 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
 from dual_distill.data.reading import ReadingReport, make_rows, rows_to_dataset
 from dual_distill.data.records import (
-    BadEntry,
-    Entries,
     FilePath,
+    InvalidRecordError,
+    Records,
     UniqueIds,
-    document_entries,
-    entry_text,
-    entry_value,
+    document_records,
     read_json_document,
+    record_text,
+    record_value,
 )
 from dual_distill.vqa_answers import normalise_answer, strip_answer
 
@@ -187,43 +187,52 @@ def _read_pair(
     answers = read_json_document(annotation_file, "annotations")["annotations"]
     by_question: dict[int, tuple[str, Any]] = {}
     unusable: list[tuple[str, Any]] = []
-    for place, annotation in document_entries(annotation_file, answers, "annotation", "question_id"):
-        if isinstance(annotation, BadEntry):
+    for place, annotation in document_records(annotation_file, answers, "annotation", "question_id"):
+        if isinstance(annotation, InvalidRecordError):
             unusable.append((place, annotation))
             continue
         question_id = annotation.get("question_id")
         if not isinstance(question_id, int):
             unusable.append(
-                (place, BadEntry("malformed entry", f"question_id is {question_id!r}, but expected is a number"))
+                (
+                    place,
+                    InvalidRecordError("malformed entry", f"question_id is {question_id!r}, but expected is a number"),
+                )
             )
         elif question_id in by_question:
-            unusable.append((place, BadEntry("duplicate question_id", f"question_id {question_id} is annotated twice")))
+            unusable.append(
+                (place, InvalidRecordError("duplicate question_id", f"question_id {question_id} is annotated twice"))
+            )
         else:
             by_question[question_id] = place, annotation
 
     def make_row(question: Any) -> dict[str, Any]:
         row = _question_row(question, images, prefix, ids)
         if row["question_id"] not in by_question:
-            raise BadEntry("question without annotation", f"{annotation_file!s} has no answers to the question")
+            raise InvalidRecordError(
+                "question without annotation", f"{annotation_file!s} has no answers to the question"
+            )
         _, annotation = by_question[row["question_id"]]
         if annotation.get("image_id", row["image_id"]) != row["image_id"]:
-            raise BadEntry(
+            raise InvalidRecordError(
                 "two images", f"its image_id is {row['image_id']}, that of its annotation {annotation['image_id']}"
             )
         return row | _answer_columns(annotation)
 
-    def all_entries() -> Entries:
+    def all_entries() -> Records:
         yield from unusable
         asked: set[Any] = set()
-        for place, question in document_entries(question_file, document["questions"], "question", "question_id"):
-            if not isinstance(question, BadEntry) and isinstance(question.get("question_id"), int):
+        for place, question in document_records(question_file, document["questions"], "question", "question_id"):
+            if not isinstance(question, InvalidRecordError) and isinstance(question.get("question_id"), int):
                 asked.add(question["question_id"])
             yield place, question
         for question_id, (place, _) in by_question.items():
             if question_id not in asked:
                 yield (
                     place,
-                    BadEntry("annotation without question", f"{question_file!s} has no question {question_id!r}"),
+                    InvalidRecordError(
+                        "annotation without question", f"{question_file!s} has no question {question_id!r}"
+                    ),
                 )
 
     return make_rows(all_entries(), make_row, report, skip_bad)
@@ -241,7 +250,7 @@ def _read_questions(
         "question_type": None,
         "answer_type": None,
     }
-    entries = document_entries(file, document["questions"], "question", "question_id")
+    entries = document_records(file, document["questions"], "question", "question_id")
     return make_rows(entries, lambda entry: _question_row(entry, images, prefix, ids) | unanswered, report, skip_bad)
 
 
@@ -257,30 +266,30 @@ def _image_prefix(document: dict[str, Any], file: FilePath) -> str:
 
 
 def _question_row(question: Any, images: ImageFolder, prefix: str, ids: UniqueIds) -> dict[str, Any]:
-    image_id: int = entry_value(question, "image_id", int)
+    image_id: int = record_value(question, "image_id", int)
     name = f"COCO_{prefix}_{image_id:012}.jpg"
     return {
-        "question": entry_text(question, "question"),
+        "question": record_text(question, "question"),
         "image": images.find(name, f"{prefix}/{name}"),
-        "question_id": ids.add(entry_value(question, "question_id", int)),
+        "question_id": ids.add(record_value(question, "question_id", int)),
         "image_id": image_id,
     }
 
 
 def _answer_columns(annotation: Any) -> dict[str, Any]:
     given = []
-    for answer in entry_value(annotation, "answers", list):
+    for answer in record_value(annotation, "answers", list):
         if not isinstance(answer, dict):
-            raise BadEntry(
+            raise InvalidRecordError(
                 "malformed entry", f"an answer of its annotation is {answer!r}, but expected is an object {{...}}"
             )
-        given.append(strip_answer(entry_value(answer, "answer", str)))
+        given.append(strip_answer(record_value(answer, "answer", str)))
     if not given:
-        raise BadEntry("no answers", "its annotation holds no answer")
+        raise InvalidRecordError("no answers", "its annotation holds no answer")
     return {
-        "answer": _normalise(entry_value(annotation, "multiple_choice_answer", str)),
+        "answer": _normalise(record_value(annotation, "multiple_choice_answer", str)),
         "answers": [_normalise(answer) for answer in given],
         "answers_as_given": given,
-        "question_type": entry_value(annotation, "question_type", str),
-        "answer_type": entry_value(annotation, "answer_type", str),
+        "question_type": record_value(annotation, "question_type", str),
+        "answer_type": record_value(annotation, "answer_type", str),
     }

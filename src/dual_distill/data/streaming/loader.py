@@ -2,8 +2,8 @@
 
 Trainer resumes by running through all batches that it has trained on; on a stream without length it even counts them as
 one epoch. `torchdata`'s `StatefulDataLoader` knows instead what each worker had handed out, prefetched batches not
-among it, so that a resumed run goes on at once. What a training loop has to do: take its batches from `pair_loader`
-without `Accelerator.prepare`, set `max_steps` and `ignore_data_skip=True`, and add `PairStreamCallback`.
+among it, so that a resumed run goes on at once. What a training loop has to do: take its batches from `image_text_loader`
+without `Accelerator.prepare`, set `max_steps` and `ignore_data_skip=True`, and add `ImageTextStreamCallback`.
 """
 
 import json
@@ -16,13 +16,13 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .stream import PairStream
+from .stream import ImageTextStream
 
 _logger = logging.getLogger(__name__)
 
 
-def pair_loader(
-    stream: PairStream,
+def image_text_loader(
+    stream: ImageTextStream,
     batch_size: int,
     collator: Callable[[list[dict[str, Any]]], Any],
     num_workers: int = 0,
@@ -68,7 +68,7 @@ def save_place(loader: Any, folder: str | os.PathLike[str]) -> None:
     """Write how far the batches of a loader have been taken, as JSON beside a checkpoint, a file a process.
 
     Args:
-        loader: of `pair_loader`.
+        loader: of `image_text_loader`.
         folder: of the checkpoint.
     """
     stream = loader.dataset
@@ -83,7 +83,7 @@ def load_place(loader: Any, folder: str | os.PathLike[str]) -> None:
     """Let the next iteration of a loader go on where `save_place` was called.
 
     Args:
-        loader: of `pair_loader`, with the same stream, batch size, processes and workers.
+        loader: of `image_text_loader`, with the same stream, batch size, processes and workers.
         folder: of the checkpoint.
 
     Raises:
@@ -109,10 +109,10 @@ def load_place(loader: Any, folder: str | os.PathLike[str]) -> None:
     loader.load_state_dict(place["loader"])
 
 
-class PairStreamCallback(TrainerCallback):
+class ImageTextStreamCallback(TrainerCallback):
     """Saves the place of the stream with each checkpoint of a Trainer, goes on from it, and says what was passed over.
 
-    A Trainer whose training data is no `PairStream` is left alone.
+    A Trainer whose training data is no `ImageTextStream` is left alone.
 
     Args:
         checkpoint: the folder that is resumed from; None: `checkpoint-STEP` in the output folder.
@@ -123,7 +123,7 @@ class PairStreamCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Go on from the checkpoint, if the run is a resumed one."""
-        if not isinstance(train_dataloader.dataset, PairStream):
+        if not isinstance(train_dataloader.dataset, ImageTextStream):
             return
         if not args.ignore_data_skip:
             raise ValueError(
@@ -136,14 +136,14 @@ class PairStreamCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Write the place into the checkpoint that was just saved."""
-        if isinstance(train_dataloader.dataset, PairStream):
+        if isinstance(train_dataloader.dataset, ImageTextStream):
             folder = _checkpoint(args, state)
             folder.mkdir(parents=True, exist_ok=True)
             save_place(train_dataloader, folder)
 
     def on_train_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Log how many bad rows this process passed over, and why."""
-        if isinstance(train_dataloader.dataset, PairStream) and train_dataloader.dataset.skipped:
+        if isinstance(train_dataloader.dataset, ImageTextStream) and train_dataloader.dataset.skipped:
             counts = ", ".join(f"{number:,} {kind}" for kind, number in train_dataloader.dataset.skipped.items())
             _logger.warning("process %d passed over: %s", train_dataloader.dataset.rank, counts)
 
@@ -156,4 +156,4 @@ def _place_file(folder: str | os.PathLike[str], rank: int) -> Path:
     return Path(folder) / f"pair_stream_{rank}.json"
 
 
-__all__ = ["PairStreamCallback", "load_place", "pair_loader", "save_place"]
+__all__ = ["ImageTextStreamCallback", "image_text_loader", "load_place", "save_place"]

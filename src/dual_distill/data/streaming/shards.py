@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from datasets import Features, Value
 from datasets.utils.file_utils import xopen
 
-from dual_distill.data.records import BadEntry
+from dual_distill.data.records import InvalidRecordError
 
-from .sources import CAPTION_COLUMN, IMAGE_SUFFIXES, Shard, listed_entries
+from .sources import CAPTION_COLUMN, IMAGE_SUFFIXES, Shard, listed_records
 
 BAD_KINDS = (
     "broken shard",
@@ -35,7 +35,7 @@ BAD_KINDS = (
 )
 """What can be wrong with a row, or with the rest of its shard."""
 
-PAIR_FEATURES = Features(
+IMAGE_TEXT_FEATURES = Features(
     {
         "image": {"bytes": Value("binary"), "path": Value("string")},
         "caption": Value("string"),
@@ -44,13 +44,13 @@ PAIR_FEATURES = Features(
         "why": Value("string"),
     }
 )
-"""What `read_pairs` yields: a picture (undecoded), its caption, where it is; `bad` is one of `BAD_KINDS`, or None."""
+"""What `read_image_texts` yields: a picture (undecoded), its caption, where it is; `bad` is one of `BAD_KINDS`, or None."""
 
 _READING_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 _ROWS_AT_ONCE = 64
 
 
-def read_pairs(shards: list[Shard], skip_bad: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_image_texts(shards: list[Shard], skip_bad: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of shards, one after the other.
 
     Args:
@@ -58,7 +58,7 @@ def read_pairs(shards: list[Shard], skip_bad: bool) -> Iterator[tuple[str, dict[
         skip_bad: as the shards were found with.
 
     Yields:
-        The place of a row, and the row with the columns of `PAIR_FEATURES`.
+        The place of a row, and the row with the columns of `IMAGE_TEXT_FEATURES`.
     """
     for shard in shards:
         if shard.problem is not None:
@@ -204,9 +204,9 @@ def _image(value: Any) -> dict[str, Any] | None:
 
 
 def _folder_rows(shard: Shard, skip_bad: bool) -> Iterator[dict[str, Any]]:
-    for path, caption, entry_place in listed_entries(shard.source, skip_bad)[0][shard.start : shard.stop]:
+    for path, caption, entry_place in listed_records(shard.source, skip_bad)[0][shard.start : shard.stop]:
         place = f"{shard.name}: {entry_place}"
-        if isinstance(caption, BadEntry):
+        if isinstance(caption, InvalidRecordError):
             yield _bad(place, "malformed entry", str(caption))
             continue
         if isinstance(caption, Path):
@@ -219,10 +219,10 @@ def _folder_rows(shard: Shard, skip_bad: bool) -> Iterator[dict[str, Any]]:
 
 
 def _caption_file_rows(shard: Shard, skip_bad: bool) -> Iterator[dict[str, Any]]:
-    dataset = listed_entries(shard.source, skip_bad)[0]
+    dataset = listed_records(shard.source, skip_bad)[0]
     for number in range(shard.start, shard.stop):
         row = dataset[number]
         yield _pair(row["image"], row["caption"], f"{shard.name}: caption {number} (image {row['image_id']})")
 
 
-__all__ = ["BAD_KINDS", "PAIR_FEATURES", "read_pairs"]
+__all__ = ["BAD_KINDS", "IMAGE_TEXT_FEATURES", "read_image_texts"]

@@ -21,7 +21,7 @@ from datasets.utils.file_utils import xopen
 
 from dual_distill.data.datasets.captions import load_captions
 from dual_distill.data.reading import ReadingReport
-from dual_distill.data.records import BadEntry, read_json_lines
+from dual_distill.data.records import InvalidRecordError, read_json_lines
 from dual_distill.data.tasks import nearest_name
 
 KINDS = ("webdataset", "parquet", "folder", "karpathy", "coco")
@@ -32,7 +32,7 @@ _RANGES = 64
 
 
 @dataclass(frozen=True)
-class PairSource:
+class ImageTextSource:
     """One place that image-text pairs come from.
 
     Args:
@@ -53,7 +53,7 @@ class PairSource:
         ValueError: the kind is unknown, the weight is not above 0, or `images` is missing or not needed.
 
     Example:
-        >>> PairSource("/data/cc3m/*.tar", "webdataset").name
+        >>> ImageTextSource("/data/cc3m/*.tar", "webdataset").name
         'cc3m'
     """
 
@@ -95,7 +95,7 @@ class Shard:
         problem: why it cannot be read, where that is known already.
     """
 
-    source: PairSource
+    source: ImageTextSource
     path: str
     name: str
     start: int = 0
@@ -114,17 +114,17 @@ class FoundShards:
         skipped: kind -> entries of caption files that were passed over.
     """
 
-    source: PairSource
+    source: ImageTextSource
     shards: list[Shard]
     num_rows: int | None
     skipped: Counter[str]
 
 
-def parse_sources(sources: Any) -> list[PairSource]:
+def parse_sources(sources: Any) -> list[ImageTextSource]:
     """Sources from what a recipe holds.
 
     Args:
-        sources: `PairSource`s, or objects with their fields; one or a list.
+        sources: `ImageTextSource`s, or objects with their fields; one or a list.
 
     Returns:
         The sources, each with a name of its own.
@@ -139,11 +139,11 @@ def parse_sources(sources: Any) -> list[PairSource]:
         Traceback (most recent call last):
         ValueError: A source has no field 'wieght'; did you mean 'weight'? Known are: caption_column, ...
     """
-    given = [sources] if isinstance(sources, Mapping | PairSource) else list(sources)
-    known = [field.name for field in fields(PairSource)]
-    parsed: list[PairSource] = []
+    given = [sources] if isinstance(sources, Mapping | ImageTextSource) else list(sources)
+    known = [field.name for field in fields(ImageTextSource)]
+    parsed: list[ImageTextSource] = []
     for source in given:
-        if not isinstance(source, PairSource):
+        if not isinstance(source, ImageTextSource):
             if not isinstance(source, Mapping) or not {"path", "kind"} <= set(source):
                 raise ValueError(
                     f"A source is {source!r}, but expected is an object with path and kind (and "
@@ -152,7 +152,7 @@ def parse_sources(sources: Any) -> list[PairSource]:
             for name in source:
                 if name not in known:
                     raise ValueError(f"A source has no field {name!r}{nearest_name(name, known)}")
-            source = PairSource(**source)
+            source = ImageTextSource(**source)
         if source.name in [other.name for other in parsed]:
             raise ValueError(
                 f"Two sources are named {source.name!r}, by which rows are told apart; give each its own name=."
@@ -165,7 +165,7 @@ def parse_sources(sources: Any) -> list[PairSource]:
     return parsed
 
 
-def find_shards(source: PairSource, skip_bad: bool = False) -> FoundShards:
+def find_shards(source: ImageTextSource, skip_bad: bool = False) -> FoundShards:
     """The shards of a source; reads listings, Parquet's footers and caption files, and no picture.
 
     Args:
@@ -180,14 +180,14 @@ def find_shards(source: PairSource, skip_bad: bool = False) -> FoundShards:
         ValueError: a Parquet file lacks a column, or an entry is bad.
 
     Example:
-        >>> find_shards(PairSource("no/such/*.tar", "webdataset"))
+        >>> find_shards(ImageTextSource("no/such/*.tar", "webdataset"))
         Traceback (most recent call last):
         FileNotFoundError: There is no file 'no/such/*.tar' ...
     """
     if source.kind in ("webdataset", "parquet"):
         found = _webdataset_shards if source.kind == "webdataset" else _parquet_shards
         return found(source, _files(source))
-    entries, skipped = listed_entries(source, skip_bad)
+    entries, skipped = listed_records(source, skip_bad)
     count, pieces = len(entries), min(_RANGES, len(entries))
     bounds = [count * piece // pieces for piece in range(pieces + 1)] if pieces else []
     name = str(source.name)
@@ -196,7 +196,7 @@ def find_shards(source: PairSource, skip_bad: bool = False) -> FoundShards:
 
 
 @functools.lru_cache(maxsize=32)
-def listed_entries(source: PairSource, skip_bad: bool) -> tuple[Any, Counter[str]]:
+def listed_records(source: ImageTextSource, skip_bad: bool) -> tuple[Any, Counter[str]]:
     """The rows of a folder or of a caption file; read once a process, and by forked workers not at all.
 
     Args:
@@ -204,7 +204,7 @@ def listed_entries(source: PairSource, skip_bad: bool) -> tuple[Any, Counter[str
         skip_bad: pass over bad entries of a caption file.
 
     Returns:
-        A list of `(image path, caption, place)` (folder; a `BadEntry` or the path of a text file may stand for the
+        A list of `(image path, caption, place)` (folder; a `InvalidRecordError` or the path of a text file may stand for the
         caption) or a data set with image and caption; and the entries that were passed over.
     """
     if source.kind == "folder":
@@ -226,7 +226,7 @@ def _folder_name(path: str, kind: str) -> str:
     return folders[-1] if folders else "pairs"
 
 
-def _files(source: PairSource) -> list[str]:
+def _files(source: ImageTextSource) -> list[str]:
     try:
         return sorted(resolve_pattern(source.path, base_path="."))
     except FileNotFoundError as error:
@@ -237,7 +237,7 @@ def _files(source: PairSource) -> list[str]:
         ) from error
 
 
-def _webdataset_shards(source: PairSource, files: list[str]) -> FoundShards:
+def _webdataset_shards(source: ImageTextSource, files: list[str]) -> FoundShards:
     counts = [_counted_by_img2dataset(file) for file in files]
     known = [count for count in counts if count is not None]
     shards = [Shard(source, file, f"{source.name}/{file.rsplit('/', 1)[-1]}") for file in files]
@@ -253,7 +253,7 @@ def _counted_by_img2dataset(file: str) -> int | None:
     return count if isinstance(count, int) else None
 
 
-def _parquet_shards(source: PairSource, files: list[str]) -> FoundShards:
+def _parquet_shards(source: ImageTextSource, files: list[str]) -> FoundShards:
     shards: list[Shard] = []
     num_rows = 0
     for file in files:
@@ -277,7 +277,7 @@ def _parquet_shards(source: PairSource, files: list[str]) -> FoundShards:
     return FoundShards(source, shards, num_rows, Counter())
 
 
-def _folder_entries(source: PairSource) -> list[tuple[str | None, Any, str]]:
+def _folder_entries(source: ImageTextSource) -> list[tuple[str | None, Any, str]]:
     folder = Path(source.path).absolute()
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -287,8 +287,12 @@ def _folder_entries(source: PairSource) -> list[tuple[str | None, Any, str]]:
         entries: list[tuple[str | None, Any, str]] = []
         for place, entry in read_json_lines(folder / METADATA):
             place = place.rsplit("/", 1)[-1]
-            if isinstance(entry, BadEntry) or not isinstance(entry.get("file_name"), str):
-                problem = entry if isinstance(entry, BadEntry) else BadEntry("malformed entry", "there is no file_name")
+            if isinstance(entry, InvalidRecordError) or not isinstance(entry.get("file_name"), str):
+                problem = (
+                    entry
+                    if isinstance(entry, InvalidRecordError)
+                    else InvalidRecordError("malformed entry", "there is no file_name")
+                )
                 entries.append((None, problem, place))
             else:
                 entries.append((str(folder / entry["file_name"]), entry.get(source.caption_column), place))
@@ -299,4 +303,4 @@ def _folder_entries(source: PairSource) -> list[tuple[str | None, Any, str]]:
     return [(str(image), image.with_suffix(".txt"), image.relative_to(folder).as_posix()) for image in images]
 
 
-__all__ = ["KINDS", "FoundShards", "PairSource", "Shard", "find_shards", "listed_entries", "parse_sources"]
+__all__ = ["KINDS", "FoundShards", "ImageTextSource", "Shard", "find_shards", "listed_records", "parse_sources"]

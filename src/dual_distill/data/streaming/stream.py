@@ -26,7 +26,7 @@ from torch.utils.data import get_worker_info
 from dual_distill.data.images import MAX_PIXELS, ImageError, decode_image
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
 
-from .shards import BAD_KINDS, PAIR_FEATURES, read_pairs
+from .shards import BAD_KINDS, IMAGE_TEXT_FEATURES, read_image_texts
 from .sources import FoundShards, find_shards, parse_sources
 
 STOPPING_STRATEGIES = ("all_exhausted_without_replacement", "all_exhausted", "first_exhausted")
@@ -38,7 +38,7 @@ _MOST_LOGGED = 20
 _logger = logging.getLogger(__name__)
 
 
-def load_pair_stream(
+def load_image_text_stream(
     sources: Any,
     seed: int = 0,
     shuffle_buffer: int = 1000,
@@ -46,17 +46,17 @@ def load_pair_stream(
     skip_bad: bool = False,
     repeat: bool = True,
     max_pixels: int = MAX_PIXELS,
-) -> "PairStream":
+) -> "ImageTextStream":
     """A stream of image-text pairs from one or several sources.
 
     Args:
-        sources: `PairSource`s or objects with their fields, such as `{"path": "cc3m/*.tar", "kind": "webdataset"}`.
+        sources: `ImageTextSource`s or objects with their fields, such as `{"path": "cc3m/*.tar", "kind": "webdataset"}`.
         seed: order of shards and rows, and mixture, each drawn anew in each epoch.
         shuffle_buffer: rows that each reader shuffles at once and holds, undecoded; 0 keeps the order of the files.
         stopping_strategy: "all_exhausted_without_replacement": each row of each source once an epoch, mixed by weight
             as long as several sources last; "all_exhausted": until each source was seen whole, smaller ones again and
             again; "first_exhausted": until one is at its end, so that rows of the others are left out.
-        skip_bad: pass over bad rows and count them (`PairStream.skipped`) instead of an error at the first. Pictures
+        skip_bad: pass over bad rows and count them (`ImageTextStream.skipped`) instead of an error at the first. Pictures
             are then decoded on the way, once more than otherwise. A broken shard ends that shard alone.
         repeat: no end, epoch after epoch (training); False: one epoch.
         max_pixels: largest accepted picture, width x height in pixels, where `skip_bad` decodes it.
@@ -69,7 +69,7 @@ def load_pair_stream(
         ValueError: an argument or a source is wrong.
 
     Example:
-        >>> load_pair_stream([{"path": "no/such/*.tar", "kind": "webdataset"}])
+        >>> load_image_text_stream([{"path": "no/such/*.tar", "kind": "webdataset"}])
         Traceback (most recent call last):
         FileNotFoundError: There is no file 'no/such/*.tar' ...
     """
@@ -83,18 +83,18 @@ def load_pair_stream(
     for one in found:
         if not one.shards:
             raise ValueError(f"The source {one.source.path!r} has no rows; leave it out.")
-    return PairStream(found, seed, shuffle_buffer, stopping_strategy, skip_bad, repeat, max_pixels)
+    return ImageTextStream(found, seed, shuffle_buffer, stopping_strategy, skip_bad, repeat, max_pixels)
 
 
-class PairStream(torch.utils.data.IterableDataset):
-    """The pairs of some shards, in an order that a seed fixes; made by `load_pair_stream`.
+class ImageTextStream(torch.utils.data.IterableDataset):
+    """The pairs of some shards, in an order that a seed fixes; made by `load_image_text_stream`.
 
     Within a data loader each worker reads its own shards. Its place is saved and restored by `state_dict` and
-    `load_state_dict`, of each worker through `pair_loader`.
+    `load_state_dict`, of each worker through `image_text_loader`.
 
     Args:
         found: the shards of each source.
-        seed: as in `load_pair_stream`, and so are the following.
+        seed: as in `load_image_text_stream`, and so are the following.
         shuffle_buffer: rows.
         stopping_strategy: one of `STOPPING_STRATEGIES`.
         skip_bad: pass over bad rows.
@@ -152,7 +152,7 @@ class PairStream(torch.utils.data.IterableDataset):
             total.update(one.skipped)
         return total
 
-    def split(self, rank: int, world_size: int) -> "PairStream":
+    def split(self, rank: int, world_size: int) -> "ImageTextStream":
         """The part of one process of several.
 
         Whole shards where their number is a multiple of `world_size`; otherwise each process reads all shards and keeps
@@ -165,7 +165,7 @@ class PairStream(torch.utils.data.IterableDataset):
         Returns:
             A new stream at its start.
         """
-        return PairStream(
+        return ImageTextStream(
             self.found,
             self.seed,
             self.shuffle_buffer,
@@ -258,8 +258,8 @@ class PairStream(torch.utils.data.IterableDataset):
             if self.shuffle_buffer:
                 shards = _shuffled(shards, f"shards/{self.seed}/{epoch}/{one.source.name}")
             # IterableDataset.from_generator would do, but makes a builder with a cache folder, each time.
-            examples = ExamplesIterable(read_pairs, {"shards": shards, "skip_bad": self.skip_bad})
-            parts.append(datasets.IterableDataset(examples, info=datasets.DatasetInfo(features=PAIR_FEATURES)))
+            examples = ExamplesIterable(read_image_texts, {"shards": shards, "skip_bad": self.skip_bad})
+            parts.append(datasets.IterableDataset(examples, info=datasets.DatasetInfo(features=IMAGE_TEXT_FEATURES)))
         dataset = parts[0]
         if len(parts) > 1:
             weights = [one.source.weight for one in self.found]
@@ -323,4 +323,4 @@ def _shuffled(values: list[Any], key: str) -> list[Any]:
     return [values[place] for _, place in order]
 
 
-__all__ = ["STOPPING_STRATEGIES", "PairStream", "load_pair_stream"]
+__all__ = ["STOPPING_STRATEGIES", "ImageTextStream", "load_image_text_stream"]
