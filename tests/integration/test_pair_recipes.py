@@ -61,13 +61,7 @@ TERMS = {
     },
     "retrieval_teacher": {"right_first_share"},
     "retrieval_alone": {"itc_loss", "mean_recall", "text_to_image_recall@1", "image_to_text_recall@10"},
-    "retrieval_distilled": {
-        "itc_loss",
-        "ranking_loss",
-        "attention_loss",
-        "mean_recall",
-        "image_to_text_recall@5",
-    },
+    "retrieval_distilled": {"itc_loss", "ranking_loss", "attention_loss", "mean_recall", "image_to_text_recall@5"},
 }
 
 

@@ -4,12 +4,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import AutoConfig
 
-from dual_distill.modeling import (
-    DualEncoderConfig,
-    DualEncoderTextConfig,
-    DualEncoderVisionConfig,
-    FusionEncoderConfig,
-)
+from dual_distill.modeling import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig, FusionEncoderConfig
 
 KINDS = [FusionEncoderConfig, DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig]
 

@@ -5,12 +5,7 @@ import math
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    AutoModelForZeroShotImageClassification,
-    BertTokenizer,
-    ViltImageProcessorPil,
-    pipeline,
-)
+from transformers import AutoModelForZeroShotImageClassification, BertTokenizer, ViltImageProcessorPil, pipeline
 
 from dual_distill.modeling import (
     DualDistillProcessor,

@@ -21,10 +21,7 @@ CLASSES = [FusionEncoderForPreTraining, DualEncoderForPreTraining]
 BODIES = {FusionEncoderForPreTraining: "fusion_encoder", DualEncoderForPreTraining: "dual_encoder"}
 TEXT = ("input_ids", "attention_mask")
 IMAGES = ("pixel_values", "pixel_mask")
-TERMS = {
-    FusionEncoderForPreTraining: ("itm", "mlm"),
-    DualEncoderForPreTraining: ("itc", "itm", "mlm"),
-}
+TERMS = {FusionEncoderForPreTraining: ("itm", "mlm"), DualEncoderForPreTraining: ("itc", "itm", "mlm")}
 WITH_DUPLICATES = ((1, 1, 2, 3, 4, 2), (11, 12, 13, 13, 14, 13))
 
 
@@ -151,10 +148,7 @@ def test_the_loss_is_the_weighted_sum_and_reaches_every_parameter(cls, build, pa
     reaches_all(model)
 
 
-@pytest.mark.parametrize(
-    "cls, term",
-    [(cls, term) for cls, terms in TERMS.items() for term in terms],
-)
+@pytest.mark.parametrize("cls, term", [(cls, term) for cls, terms in TERMS.items() for term in terms])
 def test_a_weight_of_0_leaves_a_term_out_and_the_others_as_they_are(cls, term, build, pair_batch):
     batch = pair_batch(*WITH_DUPLICATES)
     every, fewer = build(cls)(**batch), build(cls, **{f"{term}_weight": 0})(**batch)

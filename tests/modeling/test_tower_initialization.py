@@ -28,9 +28,7 @@ def inner(model):
 
 @pytest.mark.parametrize("source, target", PAIRS)
 @pytest.mark.parametrize(
-    "text_layers, vision_layers",
-    [(None, None), ([0, 2], None), ([-1, 0], [3, 2, 1, 0]), ([1], [-1, -1, 0])],
-    ids=str,
+    "text_layers, vision_layers", [(None, None), ([0, 2], None), ([-1, 0], [3, 2, 1, 0]), ([1], [-1, -1, 0])], ids=str
 )
 def test_every_tensor_of_a_tower_comes_from_the_fusion_encoder(source, target, text_layers, vision_layers, build):
     teacher = build(source, num_hidden_layers=4, modality_type_vocab_size=3, num_labels=5)

@@ -92,11 +92,7 @@ def test_the_objective_adds_its_terms_to_the_students_own():
 @pytest.mark.parametrize("name", ["attention", "itm_distillation", "mlm_distillation"])
 def test_a_term_of_weight_0_is_not_computed_and_needs_no_outputs(name):
     student, teacher = outputs(), outputs()
-    needed = {
-        "attention": "query_states",
-        "itm_distillation": "itm_logits",
-        "mlm_distillation": "mlm_logits",
-    }[name]
+    needed = {"attention": "query_states", "itm_distillation": "itm_logits", "mlm_distillation": "mlm_logits"}[name]
     setattr(student, needed, None)
     setattr(teacher, needed, None)
     losses = PreTrainingObjective(**{f"{name}_weight": 0.0})(student, teacher, BATCH)

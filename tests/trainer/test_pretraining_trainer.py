@@ -176,10 +176,7 @@ def test_in_batch_recall_by_hand():
             {"attention_weight": 0, "itm_distillation_weight": 0, "mlm_distillation_weight": 0},
             "a teacher was given, but",
         ),
-        (
-            {"itm_weight": 0},
-            "itm_distillation_weight is above 0, but the student's configuration has itm_weight 0",
-        ),
+        ({"itm_weight": 0}, "itm_distillation_weight is above 0, but the student's configuration has itm_weight 0"),
         ({"itc_weight": -1.0}, "itc_weight is -1.0; give a number >= 0"),
         ({"masking_share": 0.0}, "masking_share is 0.0"),
         ({"teacher": "dual"}, "the teacher is a DualEncoderForPreTraining"),

@@ -107,9 +107,7 @@ def test_a_student_learns_and_recall_is_reported(tmp_path):
     after = trainer.evaluate()
     assert after["eval_loss"] < before["eval_loss"]
     assert after["eval_mean_recall"] > before["eval_mean_recall"]
-    assert {"eval_itc_loss", "eval_ranking_loss", "eval_attention_loss", "eval_text_to_image_recall@1"} <= set(
-        after
-    )
+    assert {"eval_itc_loss", "eval_ranking_loss", "eval_attention_loss", "eval_text_to_image_recall@1"} <= set(after)
     assert after["eval_text_to_image_recall@10"] == 1.0  # seven images
 
 

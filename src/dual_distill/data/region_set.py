@@ -179,11 +179,4 @@ class RegionLookup(Protocol):
         """The regions of an image as a row holds it; `name` is what errors call the row."""
 
 
-__all__ = [
-    "ROUNDING_PX",
-    "RegionLookup",
-    "RegionSet",
-    "content_key",
-    "fingerprint",
-    "pixel_key",
-]
+__all__ = ["ROUNDING_PX", "RegionLookup", "RegionSet", "content_key", "fingerprint", "pixel_key"]

@@ -186,16 +186,10 @@ def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
     height, width = (patch * Dim(name, min=1, max=_MOST_PATCHES) for name in ("patch_rows", "patch_columns"))
     text = {0: rows, 1: tokens}
     width_of = model.config.hidden_size
-    embeds = {
-        "text_embeds": torch.zeros(3, width_of),
-        "image_embeds": torch.zeros(3, model.num_images, width_of),
-    }
+    embeds = {"text_embeds": torch.zeros(3, width_of), "image_embeds": torch.zeros(3, model.num_images, width_of)}
     shapes: dict[str, dict[str, dict[int, Any]]] = {
         "text_tower": {"input_ids": text, "attention_mask": text},
-        "image_tower": {
-            "pixel_values": {0: rows, 3: height, 4: width},
-            "pixel_mask": {0: rows, 2: height, 3: width},
-        },
+        "image_tower": {"pixel_values": {0: rows, 3: height, 4: width}, "pixel_mask": {0: rows, 2: height, 3: width}},
         "head": {"text_embeds": {0: rows}, "image_embeds": {0: rows}},
     }
     graphs: dict[str, tuple[nn.Module, Mapping[str, torch.Tensor], str]] = {

@@ -102,10 +102,7 @@ class PrepackedTwoSidedLinear(PrepackedLinear, SplitLinear):
         return super().second_half(features) if product is None else product
 
 
-_PREPACKED: dict[type[nn.Module], type[nn.Linear]] = {
-    nn.Linear: PrepackedLinear,
-    SplitLinear: PrepackedTwoSidedLinear,
-}
+_PREPACKED: dict[type[nn.Module], type[nn.Linear]] = {nn.Linear: PrepackedLinear, SplitLinear: PrepackedTwoSidedLinear}
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -70,10 +70,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         )
 
     def get_image_features(
-        self,
-        pixel_values: torch.Tensor,
-        pixel_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """Encode images alone: `pooler_output` is `(B, C)` for `(B, 3, H, W)` pixels, `(B, N, C)` for `(B, N, 3, H,
         W)`.
@@ -365,8 +362,4 @@ class DualEncoderForImagesAndTextClassification(_DualEncoderForTask):
         super().__init__(config, num_images=config.num_images)
 
 
-__all__ = [
-    "DualEncoderForImagesAndTextClassification",
-    "DualEncoderForQuestionAnswering",
-    "DualEncoderModel",
-]
+__all__ = ["DualEncoderForImagesAndTextClassification", "DualEncoderForQuestionAnswering", "DualEncoderModel"]

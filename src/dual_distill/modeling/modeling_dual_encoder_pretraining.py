@@ -20,12 +20,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_dual_encoder_retrieval import ContrastiveDualEncoder
 from .modeling_fusion_encoder_heads import MaskedWordHead
-from .modeling_fusion_encoder_pretraining import (
-    MatchingHead,
-    check_pretraining_inputs,
-    masked_words_of_all,
-    total_loss,
-)
+from .modeling_fusion_encoder_pretraining import MatchingHead, check_pretraining_inputs, masked_words_of_all, total_loss
 from .modeling_outputs import EncoderForPreTrainingOutput
 from .modeling_pretraining_losses import (
     PairIds,

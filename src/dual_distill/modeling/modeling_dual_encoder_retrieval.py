@@ -19,13 +19,7 @@ from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_dual_encoder import DualEncoderModel, join_recorded_states
 from .modeling_layers import layers_to_record
 from .modeling_outputs import DualEncoderForImageTextRetrievalOutput
-from .modeling_pretraining_losses import (
-    gather_pair_ids,
-    inverse_temperature,
-    itc_loss,
-    pair_similarities,
-    unlike_ids,
-)
+from .modeling_pretraining_losses import gather_pair_ids, inverse_temperature, itc_loss, pair_similarities, unlike_ids
 from .modeling_towers import DualEncoderPreTrainedModel
 
 

@@ -54,11 +54,7 @@ class RankingObjective(DiDEObjective):
         layer_map: Mapping[int, int] | None = None,
         relation_heads: int | None = None,
     ):
-        weights = {
-            "itc_weight": itc_weight,
-            "ranking_weight": ranking_weight,
-            "attention_weight": attention_weight,
-        }
+        weights = {"itc_weight": itc_weight, "ranking_weight": ranking_weight, "attention_weight": attention_weight}
         if not all(weight >= 0 for weight in weights.values()) or not any(weights.values()):  # not: NaN is refused too
             raise ValueError(f"the weights are {weights}; give numbers >= 0, at least one above 0.")
         super().__init__(attention_weight, 0.0, 1.0, temperature, layer_map, relation_heads)

@@ -250,8 +250,7 @@ def build_processor(arguments: ModelArguments, texts: Any) -> DualDistillProcess
     normalisation = {"image_mean": [arguments.image_mean] * 3, "image_std": [arguments.image_std] * 3}
     if arguments.resize == "fixed":
         image_processor: Any = ViTImageProcessorPil(
-            size={"height": arguments.image_height, "width": arguments.image_width},
-            **normalisation,
+            size={"height": arguments.image_height, "width": arguments.image_width}, **normalisation
         )
     else:
         image_processor = ViltImageProcessorPil(

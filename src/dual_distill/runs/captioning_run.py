@@ -152,11 +152,4 @@ def make_caption_trainer(
     )
 
 
-__all__ = [
-    "Regions",
-    "caption_collator",
-    "configure_regions",
-    "make_caption_trainer",
-    "open_regions",
-    "region_fields",
-]
+__all__ = ["Regions", "caption_collator", "configure_regions", "make_caption_trainer", "open_regions", "region_fields"]

@@ -185,10 +185,4 @@ def _refuse_dropped_patches(max_image_length: int, config: FusionEncoderConfig) 
         )
 
 
-__all__ = [
-    "VILT_HEADS",
-    "convert_vilt",
-    "convert_vilt_config",
-    "convert_vilt_state_dict",
-    "split_vilt_head",
-]
+__all__ = ["VILT_HEADS", "convert_vilt", "convert_vilt_config", "convert_vilt_state_dict", "split_vilt_head"]

@@ -32,14 +32,7 @@ from dual_distill.teachers import load_teacher
 from .compatibility import check_compatibility
 from .distillation_config import DistillationTrainingArguments
 from .objective_callback import ObjectiveCallback, load_objective, save_objective
-from .teacher_cache import (
-    ROW_KEYS,
-    KeyedCollator,
-    TeacherCache,
-    TeacherCacheCallback,
-    estimate_bytes,
-    teacher_digest,
-)
+from .teacher_cache import ROW_KEYS, KeyedCollator, TeacherCache, TeacherCacheCallback, estimate_bytes, teacher_digest
 
 logger = logging.getLogger(__name__)
 

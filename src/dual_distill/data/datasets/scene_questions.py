@@ -104,8 +104,7 @@ class SceneQuestionWriter:
         else:
             return None
         chosen = min(
-            candidates,
-            key=lambda c: (self._answers[find, c.form, c.answer], self._written[c], self._rng.random()),
+            candidates, key=lambda c: (self._answers[find, c.form, c.answer], self._written[c], self._rng.random())
         )
         self._answers[find, chosen.form, chosen.answer] += 1
         self._written[chosen] += 1
