@@ -98,6 +98,8 @@ def broken_arrows(room: str, items: list[Import]) -> list[str]:
                 reason = f"the arrow goes up, from floor {FLOORS[room]} to floor {FLOORS[target]}"
             elif FLOORS[target] == FLOORS[room]:
                 reason = f"the rooms of floor {FLOORS[room]} do not know one another"
+            elif item.module.count(".") > 1:
+                reason = "nothing imports past the face of another package: import the name from there, or export it"
             else:
                 continue
             broken.append(f"line {item.line}: {room} imports dual_distill{'.' + target if target else ''}: {reason}")
@@ -270,6 +272,7 @@ def test_the_package_says_that_it_is_typed():
         ("trainer", "def f():\n    from dual_distill.cli import main", "goes up, from floor 3 to floor 6"),
         ("trainer", "from dual_distill import DiDEObjective", "no room imports the package's face"),
         ("cli", "import dual_distill.attic", "not a room of the house"),
+        ("trainer", "from dual_distill.data.images import decode_image", "past the face of another package"),
     ],
 )
 def test_the_guard_sees_an_arrow_that_goes_up_or_across(room, line, reason):
