@@ -118,7 +118,7 @@ def test_a_bert_starts_a_captioning_model_over_the_regions_of_a_store(
     assert all(torch.equal(weight, other.state_dict()[name]) for name, weight in one.state_dict().items())
     # For questions the head is drawn for the answers of the data.
     answers = load_teacher(
-        bert.parent / "one", head="question_answering", fresh_head=True, label_names=["yes", "no"]
+        bert.parent / "one", head="question_answering", new_head=True, label_names=["yes", "no"]
     ).model
     assert answers.config.id2label == {0: "yes", 1: "no"}
     run([str(bert), str(bert.parent / "bare"), "--regions", str(store), "--max-positions", "50"])

@@ -275,7 +275,7 @@ def test_data_for_another_model_is_refused(
     shop_model: Path, train: Callable, dual_distill: Callable, files: Callable, tmp_path: Path
 ) -> None:
     none_known = [f"red{number}.png,what is it?,cat" for number in range(5)]
-    words = ("--init_from", shop_model, "--fresh_head", "false")
+    words = ("--init_from", shop_model, "--new_head", "false")
     printed, out = train("own", lambda folder: write_shop(folder, *none_known), *words)
     assert_refused(printed, "none of the labels in column 'answer' is among the 2 that the head gives", out)
     printed = dual_distill(
@@ -366,7 +366,7 @@ def test_teachers_and_students_that_do_not_fit(
     fewer = save_vilt(tmp_path / "fewer", "ViltForQuestionAnswering", labels=("no", "yes"))
     for folder in (others, fewer):
         Path(folder, "model.safetensors").rename(tmp_path / f"{Path(folder).name}.safetensors")
-    words = ("--architecture", "dual_encoder", "--init_from", vilts["vqa"], "--fresh_head", "false", "--dry-run")
+    words = ("--architecture", "dual_encoder", "--init_from", vilts["vqa"], "--new_head", "false", "--dry-run")
     for teacher, sentence in (
         (
             others,

@@ -115,7 +115,7 @@ def test_classes_over_two_pictures(
     assert (config.id2label, config.num_images) == ({0: "0", 1: "1", 2: "2", 3: "3"}, 2)
     assert config.architectures == ["FusionEncoderForImagesAndTextClassification"]
 
-    one_picture = [*words, "--image_column", "left", "--init_from", tmp_path / "teacher", "--fresh_head", "false"]
+    one_picture = [*words, "--image_column", "left", "--init_from", tmp_path / "teacher", "--new_head", "false"]
     printed = dual_distill("train", RECIPES / "own_teacher.yaml", *one_picture, "--dry-run")
     assert printed.code == 2
     assert "a row of the data has 1 images (left), but the model reads 2" in printed.err

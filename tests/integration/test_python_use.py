@@ -115,7 +115,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_with_augmentation(
 
     def run(folder: Path) -> dict[str, torch.Tensor]:
         prepared = make_run(
-            ModelArguments(init_from=vilts["mlm"], fresh_head=True, teacher=vilts["vqa"], hidden_dropout_prob=0.1),
+            ModelArguments(init_from=vilts["mlm"], new_head=True, teacher=vilts["vqa"], hidden_dropout_prob=0.1),
             DataArguments(
                 task="vqa",
                 data=str(files("vqa")),

@@ -29,7 +29,7 @@ def saved(save_vilt, tmp_path):
 
     def save(kind):
         _, folder = save_vilt("ViltForMaskedLM")
-        model, processor = load_teacher(folder, head="pretraining", fresh_head=True)
+        model, processor = load_teacher(folder, head="pretraining", new_head=True)
         if kind == "dual":
             model = DualEncoderForPreTraining.from_fusion_encoder(model).eval()
         with torch.no_grad():
@@ -52,7 +52,7 @@ def assert_same(model, other, prefixes):
 
 def test_vilts_words_are_kept_for_pretraining_and_the_matching_head_is_drawn(save_vilt, said):
     vilt, folder = save_vilt("ViltForMaskedLM")
-    model, _ = load_teacher(folder, head="pretraining", fresh_head=True)
+    model, _ = load_teacher(folder, head="pretraining", new_head=True)
     assert type(model) is FusionEncoderForPreTraining
     batch = random_batch(model.config)
     output = model(**batch, masked_input_ids=batch["input_ids"])
@@ -69,7 +69,7 @@ def test_vilts_words_are_kept_for_pretraining_and_the_matching_head_is_drawn(sav
 
 def test_words_alone_are_not_taken_for_pretraining_unasked(save_vilt):
     _, folder = save_vilt("ViltForMaskedLM")
-    with pytest.raises(ValueError, match=r"was saved with the head 'masked_lm', not 'pretraining'; .* set fresh_head"):
+    with pytest.raises(ValueError, match=r"was saved with the head 'masked_lm', not 'pretraining'; .* set new_head"):
         load_teacher(folder, head="pretraining")
 
 
@@ -104,7 +104,7 @@ def test_projections_follow_from_pretraining_and_go_back(saved, said, tmp_path):
     processor.save_pretrained(tmp_path / "retrieval")
     with pytest.raises(ValueError, match="was saved with the head 'image_text_retrieval', not 'pretraining'"):
         load_teacher(tmp_path / "retrieval", head="pretraining")
-    again, _ = load_teacher(tmp_path / "retrieval", head="pretraining", fresh_head=True)
+    again, _ = load_teacher(tmp_path / "retrieval", head="pretraining", new_head=True)
     assert type(again) is DualEncoderForPreTraining
     assert_same(again, before, parts)
     assert "text_projection" not in said()[-1]
@@ -120,12 +120,12 @@ def test_projections_follow_from_pretraining_and_go_back(saved, said, tmp_path):
 )
 def test_what_was_pretrained_is_fine_tuned_and_pretrained_again(kind, cls, body, saved, tmp_path):
     before, folder = saved(kind)
-    tuned, processor = load_teacher(folder, head="question_answering", fresh_head=True, label_names=ANSWERS)
+    tuned, processor = load_teacher(folder, head="question_answering", new_head=True, label_names=ANSWERS)
     assert type(tuned) is cls
     assert_same(tuned, before, (body,))
     tuned.save_pretrained(tmp_path / "tuned")
     processor.save_pretrained(tmp_path / "tuned")
-    again, _ = load_teacher(tmp_path / "tuned", head="pretraining", fresh_head=True)
+    again, _ = load_teacher(tmp_path / "tuned", head="pretraining", new_head=True)
     assert type(again) is type(before)
     assert_same(again, before, (body,))
     assert not torch.equal(again.itm_score.fc.weight, before.itm_score.fc.weight)

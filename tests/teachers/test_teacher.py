@@ -66,7 +66,7 @@ def test_the_configuration_alone_is_that_of_the_model(save_vilt):
     config = load_config(folder)
     assert (config.hidden_size, config.num_images, list(config.id2label.values())) == (16, 1, ANSWERS)
     fresh = load_config(
-        folder, None, "images_and_text_classification", fresh_head=True, label_names=["f", "t"], num_images=2
+        folder, None, "images_and_text_classification", new_head=True, label_names=["f", "t"], num_images=2
     )
     assert (fresh.num_images, fresh.modality_type_vocab_size, fresh.id2label) == (2, 3, {0: "f", 1: "t"})
 
@@ -148,9 +148,9 @@ def test_model_and_processor_answer_together(save_vilt, vilt_processor):
     torch.testing.assert_close(model(**processor(images=images, text=texts)).logits, expected, atol=1e-5, rtol=0)
 
 
-def test_a_fresh_head_on_a_vilt_that_completes_words(save_vilt, said):
+def test_a_new_head_on_a_vilt_that_completes_words(save_vilt, said):
     vilt, folder = save_vilt("ViltForMaskedLM")
-    model, _ = load_teacher(folder, head="question_answering", fresh_head=True, label_names=ANSWERS)
+    model, _ = load_teacher(folder, head="question_answering", new_head=True, label_names=ANSWERS)
     assert type(model) is FusionEncoderForQuestionAnswering
     assert model.config.id2label == dict(enumerate(ANSWERS))
     assert model.config.label2id == {name: index for index, name in enumerate(ANSWERS)}
@@ -165,17 +165,17 @@ def test_a_fresh_head_on_a_vilt_that_completes_words(save_vilt, said):
     assert "the head is drawn anew and must be trained: " + ", ".join(names) in fresh
 
 
-def test_a_fresh_head_replaces_one_of_the_same_shape(save_vilt, said):
+def test_a_new_head_replaces_one_of_the_same_shape(save_vilt, said):
     vilt, folder = save_vilt("ViltForQuestionAnswering")
-    model, _ = load_teacher(folder, head="question_answering", fresh_head=True, label_names=["a", "b", "c", "d"])
+    model, _ = load_teacher(folder, head="question_answering", new_head=True, label_names=["a", "b", "c", "d"])
     assert not torch.equal(model.classifier[0].weight, vilt.classifier[0].weight)
     assert len(said()) == 2
 
 
-def test_a_fresh_head_over_two_images_starts_the_second_from_the_first(save_vilt):
+def test_a_new_head_over_two_images_starts_the_second_from_the_first(save_vilt):
     vilt, folder = save_vilt("ViltModel")
     model, _ = load_teacher(
-        folder, head="images_and_text_classification", fresh_head=True, label_names=["false", "true"], num_images=2
+        folder, head="images_and_text_classification", new_head=True, label_names=["false", "true"], num_images=2
     )
     assert type(model) is FusionEncoderForImagesAndTextClassification
     old = vilt.embeddings.token_type_embeddings.weight
@@ -186,7 +186,7 @@ def test_a_fresh_head_over_two_images_starts_the_second_from_the_first(save_vilt
 
 def test_fresh_words_are_decoded_with_the_word_embeddings(save_vilt, said):
     _, folder = save_vilt("ViltForQuestionAnswering")
-    model, _ = load_teacher(folder, head="masked_lm", fresh_head=True)
+    model, _ = load_teacher(folder, head="masked_lm", new_head=True)
     assert model.mlm_score.decoder.weight is model.get_input_embeddings().weight
     assert "mlm_score.decoder.weight" not in said()[1]
     assert "mlm_score.decoder.bias" in said()[1]
@@ -201,7 +201,7 @@ def test_a_bare_model_of_a_headed_one_leaves_the_head_out(save_vilt, said, tmp_p
     # And back, through our own folder.
     model.save_pretrained(tmp_path / "own")
     processor.save_pretrained(tmp_path / "own")
-    again, _ = load_teacher(tmp_path / "own", head="question_answering", fresh_head=True, label_names=ANSWERS)
+    again, _ = load_teacher(tmp_path / "own", head="question_answering", new_head=True, label_names=ANSWERS)
     assert torch.equal(again.fusion_encoder.pooler.dense.weight, vilt.vilt.pooler.dense.weight)
 
 
@@ -211,16 +211,16 @@ def test_a_bare_model_of_a_headed_one_leaves_the_head_out(save_vilt, said, tmp_p
         ({"head": "masked_lm"}, "was saved with the head 'question_answering', not 'masked_lm'; leave head out, or"),
         ({"head": "captions"}, "was saved with the head 'question_answering', not 'captions'"),
         (
-            {"head": "captions", "fresh_head": True},
+            {"head": "captions", "new_head": True},
             "there is no head 'captions' .* choose one of bare, question_answering",
         ),
-        ({"fresh_head": True}, "fresh_head is set but no head is named"),
-        ({"head": "bare", "fresh_head": True}, "a bare model has no head to be drawn anew"),
-        ({"head": "question_answering", "fresh_head": True}, "needs label_names"),
-        ({"head": "masked_lm", "fresh_head": True, "label_names": ["a"]}, "'masked_lm' takes no label_names"),
-        ({"head": "question_answering", "fresh_head": True, "label_names": ["a", "a"]}, "holds 2 names, 1 different"),
+        ({"new_head": True}, "new_head is set but no head is named"),
+        ({"head": "bare", "new_head": True}, "a bare model has no head to be drawn anew"),
+        ({"head": "question_answering", "new_head": True}, "needs label_names"),
+        ({"head": "masked_lm", "new_head": True, "label_names": ["a"]}, "'masked_lm' takes no label_names"),
+        ({"head": "question_answering", "new_head": True, "label_names": ["a", "a"]}, "holds 2 names, 1 different"),
         (
-            {"head": "question_answering", "fresh_head": True, "label_names": ["a"], "num_images": 2},
+            {"head": "question_answering", "new_head": True, "label_names": ["a"], "num_images": 2},
             "num_images is 2 for",
         ),
         ({"label_names": ["a"]}, "label_names and num_images describe a fresh head"),
@@ -283,7 +283,7 @@ def test_a_damaged_checkpoint_names_what_is_wrong(save_vilt):
         assert part in str(refusal.value)
     # A fresh head mends the head alone.
     with pytest.raises(ValueError, match="6 missing"):
-        load_teacher(folder, head="question_answering", fresh_head=True, label_names=ANSWERS)
+        load_teacher(folder, head="question_answering", new_head=True, label_names=ANSWERS)
 
 
 def test_a_cut_file_is_refused(save_vilt):

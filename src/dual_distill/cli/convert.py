@@ -40,7 +40,7 @@ too.
 With --regions, SOURCE is a BERT-like checkpoint (MiniLM's too): OUT is then the start of a fusion encoder over regions,
 to be trained with `dual-distill train --init_from OUT`. Words, layers and pooler are the BERT's, held against it on
 random words without regions; the map of regions is drawn anew. --head captioning takes its masked-word head over as
-well, where it has one; for questions set fresh_head in training, whatever OUT has.
+well, where it has one; for questions set new_head in training, whatever OUT has.
 
 examples:
   dual-distill convert dandelin/vilt-b32-finetuned-vqa runs/vilt-vqa
@@ -104,7 +104,7 @@ def start(options: argparse.Namespace) -> ConversionReport:
     """Start a model over regions from a BERT."""
     if options.head in LABELLED_HEADS:
         raise ValueError(
-            f"a BERT has no answers for --head {options.head}; leave --head out, and set fresh_head in training, "
+            f"a BERT has no answers for --head {options.head}; leave --head out, and set new_head in training, "
             f"which draws "
             "that head for the answers of the data."
         )

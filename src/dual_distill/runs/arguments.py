@@ -27,10 +27,10 @@ class ModelArguments:
         },
     )
     init_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of init_from on the Hub."})
-    fresh_head: bool = field(
+    new_head: bool = field(
         default=False,
         metadata={
-            "help": "Start from the body of init_from and draw the head anew: from pre-training, or another task."
+            "help": "Start from the body of init_from with a newly initialized head: from pre-training, or another task."
         },
     )
     teacher: str | None = field(
@@ -55,10 +55,14 @@ class ModelArguments:
     hidden_dropout_prob: float | None = field(
         default=None, metadata={"help": "Dropout (recipe of the paper: 0.1). Default: the checkpoint's; 0 without one."}
     )
-    initializer_range: float = field(default=0.02, metadata={"help": "Standard deviation of fresh weights."})
+    initializer_range: float = field(
+        default=0.02, metadata={"help": "Standard deviation of newly initialized weights."}
+    )
     embedding_initializer_range: float | None = field(
         default=None,
-        metadata={"help": "That of fresh embeddings. Default: initializer_range; the small recipes here use 0.5."},
+        metadata={
+            "help": "That of newly initialized embeddings. Default: initializer_range; the small recipes here use 0.5."
+        },
     )
     image_height: int = field(default=384, metadata={"help": "Height in pixels that the position table stands for."})
     image_width: int = field(default=384, metadata={"help": "Width in pixels that the position table stands for."})

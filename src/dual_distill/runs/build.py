@@ -140,7 +140,7 @@ def resolve(
         raise ValueError(
             f"a row of the data has {len(task.image_columns)} images ({', '.join(task.image_columns)}), but the model "
             f"reads "
-            f"{config.num_images} with a {task.head} head; name other image columns, or set fresh_head or another head."
+            f"{config.num_images} with a {task.head} head; name other image columns, or set new_head or another head."
         )
     positions = getattr(config, "text_config", config).max_position_embeddings
     longest_text = min(positions - regions.tag_tokens, model_arguments.max_text_length)
@@ -267,7 +267,7 @@ def student_config(
         config = _config_from_sizes(arguments, processor, task, label_names, regions)
     else:
         config = load_config(
-            arguments.init_from, arguments.init_revision, task.head, **_fresh_head(arguments, task, label_names)
+            arguments.init_from, arguments.init_revision, task.head, **_new_head(arguments, task, label_names)
         )
         found = next(name for name, kind in _CONFIGS.items() if kind.model_type == config.model_type)
         if found != arguments.architecture:
@@ -305,7 +305,7 @@ def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedMode
         arguments.init_revision,
         task.head,
         attn_implementation=arguments.attn_implementation,
-        **_fresh_head(arguments, task, resolved.label_names),
+        **_new_head(arguments, task, resolved.label_names),
     ).model
     if isinstance(start, cls):
         model = start
@@ -335,13 +335,13 @@ def load_model(
     return load_teacher(checkpoint, revision, task.head, attn_implementation=attn_implementation).model
 
 
-def _fresh_head(arguments: ModelArguments, task: Task, label_names: Sequence[str]) -> dict[str, Any]:
-    if not arguments.fresh_head:
+def _new_head(arguments: ModelArguments, task: Task, label_names: Sequence[str]) -> dict[str, Any]:
+    if not arguments.new_head:
         return {}
     if task.head in UNLABELLED_HEADS:
-        return {"fresh_head": True}
+        return {"new_head": True}
     num_images = len(task.image_columns)
-    return {"fresh_head": True, "label_names": label_names, "num_images": num_images if num_images > 1 else None}
+    return {"new_head": True, "label_names": label_names, "num_images": num_images if num_images > 1 else None}
 
 
 def _config_from_sizes(

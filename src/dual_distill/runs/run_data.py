@@ -70,7 +70,7 @@ def label_names_of(
 ) -> list[str]:
     """The labels of the checkpoint whose head is used, else the teacher's, else the task's, else those of the data."""
     source, revision = model_arguments.teacher, model_arguments.teacher_revision
-    if model_arguments.init_from is not None and not model_arguments.fresh_head:
+    if model_arguments.init_from is not None and not model_arguments.new_head:
         source, revision = model_arguments.init_from, model_arguments.init_revision
     if source is not None:
         id2label = load_config(source, revision, head=task.head).id2label
@@ -117,7 +117,7 @@ def check_labels(task: Task, data: Mapping[str, Any], label_names: Sequence[str]
         raise ValueError(
             f"none of the labels in column {column!r} is among the {len(label_names):,} that the head gives ({names}, "
             f"...); "
-            "give an init_from and a teacher for this data, or set fresh_head and leave the teacher out."
+            "give an init_from and a teacher for this data, or set new_head and leave the teacher out."
         )
 
 

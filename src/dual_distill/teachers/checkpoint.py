@@ -137,7 +137,7 @@ def build(
     head: Mapping[str, torch.Tensor],
     source: str,
     *,
-    fresh_head: bool = False,
+    new_head: bool = False,
     carried: Mapping[str, torch.Tensor] | None = None,
     attn_implementation: str = "sdpa",
     dtype: torch.dtype = torch.float32,
@@ -150,7 +150,7 @@ def build(
         body: weights of the body, without prefix.
         head: weights of the head, under the names of `cls`; left out, with a warning, for a bare class or a fresh head.
         source: where the weights come from, for messages.
-        fresh_head: draw the head anew; a warning says which parameters these are.
+        new_head: draw the head anew; a warning says which parameters these are.
         carried: weights of the head, under the names of `cls`, that come from a head of another kind; they are not
             drawn anew, and `head` is left out.
         attn_implementation: how attention is computed.
@@ -173,7 +173,7 @@ def build(
         logger.warning(
             "%s: its own head is of another kind; taken over from it: %s.", source, ", ".join(sorted(carried))
         )
-    elif head and (is_bare or fresh_head):
+    elif head and (is_bare or new_head):
         logger.warning("%s: the weights of its own head are left out: %s.", source, ", ".join(head))
     elif head:
         weights |= head
@@ -185,7 +185,7 @@ def build(
             )
         if original in weights:
             weights[name] = weights[original]
-    fresh = [] if is_bare or not fresh_head else [name for name in expected if not name.startswith(body_of)]
+    fresh = [] if is_bare or not new_head else [name for name in expected if not name.startswith(body_of)]
     fresh = [name for name in fresh if name not in model.all_tied_weights_keys and name not in (carried or {})]
     _refuse_what_does_not_fit(
         {name: weight for name, weight in expected.items() if name not in fresh}, weights, cls, source

@@ -49,7 +49,7 @@ HEADS: Mapping[str, Mapping[str, type[PreTrainedModel]]] = MappingProxyType(
 LABELLED_HEADS = frozenset({"question_answering", "images_and_text_classification"})
 
 # Parts of a saved head that another head takes over, by kind of model: (saved, wanted) -> parts. Where nothing is left
-# to be drawn (`FOLLOWS`), the wanted head needs no `fresh_head`.
+# to be drawn (`FOLLOWS`), the wanted head needs no `new_head`.
 CARRIED: Mapping[str, Mapping[tuple[str, str], tuple[str, ...]]] = MappingProxyType(
     {
         FusionEncoderConfig.model_type: {
@@ -121,7 +121,7 @@ def model_class(config: PreTrainedConfig, head: str) -> type[PreTrainedModel]:
     return classes[head]
 
 
-def fresh_head_config(
+def new_head_config(
     config: PreTrainedConfig, head: str, label_names: Sequence[str] | None = None, num_images: int | None = None
 ) -> PreTrainedConfig:
     """Return `config` with the labels and images of a head that is drawn anew.
@@ -136,7 +136,7 @@ def fresh_head_config(
         ValueError: labels are missing, empty or there twice, or given to a head without labels; likewise for images.
 
     Example:
-        >>> config = fresh_head_config(FusionEncoderConfig(), "images_and_text_classification", ["false", "true"], num_images=2)
+        >>> config = new_head_config(FusionEncoderConfig(), "images_and_text_classification", ["false", "true"], num_images=2)
         >>> config.id2label, config.num_images, config.modality_type_vocab_size
         ({0: 'false', 1: 'true'}, 2, 3)
     """
@@ -187,6 +187,6 @@ __all__ = [
     "LABELLED_HEADS",
     "carried_head",
     "extend_modalities",
-    "fresh_head_config",
     "model_class",
+    "new_head_config",
 ]

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from dual_distill.modeling import DualDistillProcessor
 
 from .checkpoint import build, fetch, read_weights, split_head
-from .heads import BARE, FOLLOWS, HEADS, carried_head, extend_modalities, fresh_head_config, model_class
+from .heads import BARE, FOLLOWS, HEADS, carried_head, extend_modalities, model_class, new_head_config
 from .vilt import VILT_HEADS, convert_vilt_config, split_vilt_head
 
 
@@ -31,7 +31,7 @@ def load_teacher(
     revision: str | None = None,
     head: str | None = None,
     *,
-    fresh_head: bool = False,
+    new_head: bool = False,
     label_names: Sequence[str] | None = None,
     num_images: int | None = None,
     attn_implementation: str = "sdpa",
@@ -45,7 +45,7 @@ def load_teacher(
         head: one of `HEADS`; None: the one that the checkpoint was saved with (`architectures` in its config). What was
             pre-trained ("pretraining") loads as "image_text_retrieval" and a fusion encoder as "masked_lm" too, with
             the weights that it has for them.
-        fresh_head: draw the head anew, whatever the checkpoint has; `head` must be named. Between "pretraining" and
+        new_head: draw the head anew, whatever the checkpoint has; `head` must be named. Between "pretraining" and
             "masked_lm" or "image_text_retrieval", the parts that both heads have are kept. A warning lists the
             parameters that are left out, kept and fresh.
         label_names: answers or classes of a fresh head, in the order of the logits.
@@ -65,7 +65,7 @@ def load_teacher(
         fetch(name, revision),
         name,
         head,
-        fresh_head=fresh_head,
+        new_head=new_head,
         label_names=label_names,
         num_images=num_images,
         attn_implementation=attn_implementation,
@@ -78,7 +78,7 @@ def load_folder(
     name: str,
     head: str | None = None,
     *,
-    fresh_head: bool = False,
+    new_head: bool = False,
     label_names: Sequence[str] | None = None,
     num_images: int | None = None,
     attn_implementation: str = "sdpa",
@@ -86,13 +86,13 @@ def load_folder(
 ) -> Teacher:
     """Load from a folder that was fetched as `name`; the rest is as in `load_teacher`."""
     found = read_config(folder, name)
-    config, head = _resolve(found, name, head, fresh_head, label_names, num_images)
+    config, head = _resolve(found, name, head, new_head, label_names, num_images)
     weights = read_weights(folder, name)
     cls = model_class(config, head)
     body, rest = (
         split_vilt_head(weights) if isinstance(found, ViltConfig) else split_head(weights, cls.base_model_prefix)
     )
-    if fresh_head and not hasattr(config, "vision_config"):
+    if new_head and not hasattr(config, "vision_config"):
         body = extend_modalities(body, config.modality_type_vocab_size)
     model = build(
         cls,
@@ -100,7 +100,7 @@ def load_folder(
         body,
         rest,
         name,
-        fresh_head=fresh_head,
+        new_head=new_head,
         carried=carried_head(rest, config.model_type, saved_head(found), head),
         attn_implementation=attn_implementation,
         dtype=dtype,
@@ -113,7 +113,7 @@ def load_config(
     revision: str | None = None,
     head: str | None = None,
     *,
-    fresh_head: bool = False,
+    new_head: bool = False,
     label_names: Sequence[str] | None = None,
     num_images: int | None = None,
 ) -> PreTrainedConfig:
@@ -124,7 +124,7 @@ def load_config(
     """
     name = str(name_or_path)
     found = read_config(fetch(name, revision, weights=False), name)
-    return _resolve(found, name, head, fresh_head, label_names, num_images)[0]
+    return _resolve(found, name, head, new_head, label_names, num_images)[0]
 
 
 def load_processor(name_or_path: str | Path, revision: str | None = None) -> DualDistillProcessor:
@@ -156,7 +156,7 @@ def _resolve(
     found: PreTrainedConfig,
     name: str,
     head: str | None,
-    fresh_head: bool,
+    new_head: bool,
     label_names: Sequence[str] | None,
     num_images: int | None,
 ) -> tuple[PreTrainedConfig, str]:
@@ -164,8 +164,8 @@ def _resolve(
     is_vilt = isinstance(found, ViltConfig)
     saved = saved_head(found)
     if head is None:
-        if fresh_head:
-            raise ValueError("fresh_head is set but no head is named; name the head that is to be drawn anew.")
+        if new_head:
+            raise ValueError("new_head is set but no head is named; name the head that is to be drawn anew.")
         if saved is None:
             known = VILT_HEADS if is_vilt else [cls.__name__ for cls in HEADS[found.model_type].values()]
             raise ValueError(
@@ -174,25 +174,25 @@ def _resolve(
                 f"follows (known: {', '.join(known)}); name one with head=, such as head='question_answering'."
             )
         head = saved
-    if fresh_head and head == BARE:
-        raise ValueError("a bare model has no head to be drawn anew; name another head or leave fresh_head out.")
-    if not fresh_head and (label_names is not None or num_images is not None):
-        raise ValueError("label_names and num_images describe a fresh head; set fresh_head, or leave them out.")
-    if not fresh_head and head != BARE and saved is not None and head != saved and (saved, head) not in FOLLOWS:
+    if new_head and head == BARE:
+        raise ValueError("a bare model has no head to be drawn anew; name another head or leave new_head out.")
+    if not new_head and (label_names is not None or num_images is not None):
+        raise ValueError("label_names and num_images describe a fresh head; set new_head, or leave them out.")
+    if not new_head and head != BARE and saved is not None and head != saved and (saved, head) not in FOLLOWS:
         raise ValueError(
-            f"{name!r} was saved with the head {saved!r}, not {head!r}; leave head out, or set fresh_head to keep its "
+            f"{name!r} was saved with the head {saved!r}, not {head!r}; leave head out, or set new_head to keep its "
             f"body "
             f"and draw a new head {head!r}, which must then be trained."
         )
     config: PreTrainedConfig = found
     if is_vilt:
         try:
-            config = convert_vilt_config(found, BARE if fresh_head else head)
+            config = convert_vilt_config(found, BARE if new_head else head)
         except ValueError as error:
             raise ValueError(f"{name!r} cannot be converted: {error}") from error
     model_class(config, head)  # refuses a head that this kind of model does not have
-    if fresh_head:
-        config = fresh_head_config(config, head, label_names, num_images)
+    if new_head:
+        config = new_head_config(config, head, label_names, num_images)
     return config, head
 
 
