@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.coco is not None:
             lay_out(options.coco, Path(folder))
-            data["coco_mini_ccby"] = ["--task", "captions", "--data", folder]
+            data["coco_mini_ccby"] = ["--task", "coco_retrieval", "--data", folder]
         for name, words in data.items():
             for arm, student in students.items():
                 words_of_arm = [student["output_dir"], *words, "--split", "test"]

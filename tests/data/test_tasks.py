@@ -1,9 +1,11 @@
 import dataclasses
+import importlib
+import inspect
 
 import pytest
 from datasets import Image
 
-from dual_distill.data import TASKS, DistillationCollator, build_answer_vocabulary, get_task, load_task
+from dual_distill.data import TASKS, DistillationCollator, build_answer_vocabulary, get_task, load_task, scene_answers
 
 
 def test_tasks_are_data_that_cannot_be_changed():
@@ -49,7 +51,7 @@ def test_real_data_loads_with_the_columns_of_its_task(name, folder, rows, data_f
         (
             "nlvr1",
             {},
-            r"There is no task 'nlvr1'; did you mean 'nlvr2?'\? Known are: captioning, captions, easy_vqa, nlvr, ",
+            r"There is no task 'nlvr1'; did you mean 'nlvr2?'\? Known are: coco_captioning, coco_retrieval, easy_vqa, nlvr, ",
         ),
         ("Scene", {}, "There is no task 'Scene'; did you mean 'scenes'"),
         ("imagenet", {}, r"There is no task 'imagenet'\. Known are"),
@@ -80,7 +82,27 @@ def test_a_task_by_its_name():
     assert get_task("nlvr") is TASKS["nlvr"]
 
 
-@pytest.mark.parametrize("name", ["vqa", "nlvr2", "snli_ve", "captions"])
+@pytest.mark.parametrize(
+    ("old", "new"), [("captions", "coco_retrieval"), ("captioning", "coco_captioning"), ("own", "custom")]
+)
+def test_a_former_name_is_refused_with_the_new_one(old, new):
+    with pytest.raises(ValueError, match=f"^The task '{old}' is called '{new}' now; write the new name.$"):
+        get_task(old)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_each_task_names_a_reader_that_is_there(name):
+    module, _, function = TASKS[name].reader.partition(":")
+    module = importlib.import_module(f"dual_distill.data.datasets.{module}")
+    parameters = inspect.signature(getattr(module, function)).parameters
+    assert "path" not in parameters or module.LAYOUT
+
+
+def test_the_labels_of_the_scenes_are_their_answers():
+    assert list(TASKS["scenes"].label_names) == scene_answers()
+
+
+@pytest.mark.parametrize("name", ["vqa", "nlvr2", "snli_ve", "coco_retrieval"])
 def test_a_folder_that_is_not_there_is_named_with_what_it_should_hold(name):
     with pytest.raises(FileNotFoundError, match="There is no folder 'nowhere'; it should hold "):
         load_task(name, "nowhere")

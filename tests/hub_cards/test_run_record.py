@@ -109,14 +109,14 @@ def test_an_evaluation_is_added_beside_its_teacher_s_and_replaces_an_earlier_one
 
 
 def test_caption_scores_are_added_as_they_are() -> None:
-    found = {"task": "captioning", "split": "test", "rows": 30, "cider": 1.1, "bleu_4": 0.3}
-    run = add_evaluation(RunRecord("distillvlm", DataOrigin("captioning")), found, "dual-distill evaluate")
+    found = {"task": "coco_captioning", "split": "test", "rows": 30, "cider": 1.1, "bleu_4": 0.3}
+    run = add_evaluation(RunRecord("distillvlm", DataOrigin("coco_captioning")), found, "dual-distill evaluate")
     assert [(one.metric, one.value, one.rows) for one in run.measurements] == [("cider", 1.1, 30), ("bleu_4", 0.3, 30)]
 
 
 def test_results_tell_the_two_methods_apart(tmp_path: Path) -> None:
     for terms, method in (({"eval_hidden_loss": 1.0, "eval_attention_loss": 0.1}, "distillvlm"), ({}, "labels")):
-        (tmp_path / "results.json").write_text(json.dumps({"task": "captioning", **terms}))
+        (tmp_path / "results.json").write_text(json.dumps({"task": "coco_captioning", **terms}))
         record = read_run(tmp_path)
         assert record is not None
         assert record.method == method

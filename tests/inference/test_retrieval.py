@@ -24,7 +24,7 @@ from dual_distill.modeling import (
     FusionEncoderForImageTextRetrieval,
 )
 
-TASK = get_task("captions")
+TASK = get_task("coco_retrieval")
 CAPTIONS = [
     "is there a red circle?",
     "how many?",
@@ -237,7 +237,7 @@ def test_coco_mini_goes_through(tmp_path: Path, dual, fusion, answering_processo
         target.write_bytes(row["image"])
     document = (folder / "annotations" / "dataset_karpathy_format.json").read_text()
     (tmp_path / "dataset_coco.json").write_text(document)
-    data = load_task("captions", tmp_path)
+    data = load_task("coco_retrieval", tmp_path)
     split = max(data, key=lambda name: data[name].num_rows)
     report = evaluate_retrieval(
         data[split], TASK, dual, answering_processor, fusion, answering_processor, rerank_top=3, fold_images=10

@@ -17,7 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-RECIPE_OF = {"vqa": "vqa_v2_teacher", "nlvr2": "nlvr2_teacher", "snli_ve": "snli_ve_teacher", "own": "own_teacher"}
+RECIPE_OF = {
+    "vqa": "vqa_v2_teacher",
+    "nlvr2": "nlvr2_teacher",
+    "snli_ve": "snli_ve_teacher",
+    "custom": "custom_teacher",
+}
 OPTIONS = {"vqa": ("--data_options", '{"validation_rows": 20}')}
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json"
 
@@ -61,7 +66,7 @@ def vast(folder: Path) -> None:
 
 
 def write_shop(folder: Path, *lines: str, split: str = "train", start: str = "", end: str = "\n") -> Path:
-    """A CSV of one's own: the lines given, or the colour of ten pictures."""
+    """A custom CSV: the lines given, or the colour of ten pictures."""
     for colour in ("red", "blue"):
         for number in range(5):
             Image.new("RGB", (40, 32), colour).save(folder / f"{colour}{number}.png")
@@ -161,12 +166,12 @@ REFUSED = {
     ),
     "a file that is missing": ("nlvr2", lambda folder: (folder / "dev.json").unlink(), "holds no dev.json"),
     "no answers as frequent as asked": (
-        "own",
+        "custom",
         lambda folder: write_shop(folder, *(f"red{n}.png,what is it?,red {n}" for n in range(5))),
         "No answer in column 'answer' occurs 2 times or more",
     ),
     "a column that is not there": (
-        "own",
+        "custom",
         lambda folder: write_shop(folder).joinpath("train.csv").write_text("image,text,answer\nred.png,what?,red\n"),
         "there is no column 'question'",
     ),
@@ -176,7 +181,7 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_run_is_refused_in_one_sentence_and_writes_nothing(kind: str, train: Callable) -> None:
     task, spoil, sentence = REFUSED[kind]
-    words = ("--min_answer_count", "2") if task == "own" else ()
+    words = ("--min_answer_count", "2") if task == "custom" else ()
     for dry in ((), ("--dry-run",)):
         printed, out = train(task, spoil, *words, *dry)
         assert_refused(printed, sentence, out)
@@ -242,7 +247,7 @@ def test_bom_and_crlf_in_lines(train: Callable) -> None:
             file.write_bytes(b"\xef\xbb\xbf" + file.read_text().replace("\n", "\r\n").encode())
 
     assert train("nlvr2", spoil, "--dry-run")[0].code == 0
-    printed, _ = train("own", lambda folder: write_shop(folder, start="\N{BOM}", end="\r\n"), "--dry-run", "--json")
+    printed, _ = train("custom", lambda folder: write_shop(folder, start="\N{BOM}", end="\r\n"), "--dry-run", "--json")
     assert printed.code == 0, printed.err
     assert json.loads(printed.out)["num_labels"] == 2
 
@@ -254,7 +259,7 @@ def shop_model(
     """A teacher for the answers red and blue."""
     folder = tmp_path_factory.mktemp("shop")
     words = ["--data", write_shop(folder), "--init_from", vilts["mlm"], "--output_dir", folder / "model"]
-    printed = dual_distill("train", RECIPES / "own_teacher.yaml", *words, *tiny_training)
+    printed = dual_distill("train", RECIPES / "custom_teacher.yaml", *words, *tiny_training)
     assert printed.code == 0, printed.err
     return folder / "model"
 
@@ -264,7 +269,18 @@ def test_answers_outside_the_vocabulary_count_as_wrong_and_are_counted(
 ) -> None:
     write_shop(tmp_path)
     write_shop(tmp_path, *["red0.png,what is it?,crimson"] * 3, "red0.png,what is it?,red", split="test")
-    words = ("evaluate", shop_model, "--task", "own", "--data", tmp_path, "--device", "cpu", "--no-baselines", "--json")
+    words = (
+        "evaluate",
+        shop_model,
+        "--task",
+        "custom",
+        "--data",
+        tmp_path,
+        "--device",
+        "cpu",
+        "--no-baselines",
+        "--json",
+    )
     printed = dual_distill(*words)
     assert printed.code == 0, printed.err
     assert json.loads(printed.out)["accuracy"] in (0, 0.25)
@@ -276,7 +292,7 @@ def test_data_for_another_model_is_refused(
 ) -> None:
     none_known = [f"red{number}.png,what is it?,cat" for number in range(5)]
     words = ("--init_from", shop_model, "--new_head", "false")
-    printed, out = train("own", lambda folder: write_shop(folder, *none_known), *words)
+    printed, out = train("custom", lambda folder: write_shop(folder, *none_known), *words)
     assert_refused(printed, "none of the labels in column 'answer' is among the 2 that the head gives", out)
     printed = dual_distill(
         "evaluate", shop_model, "--task", "snli_ve", "--data", files("snli_ve"), "--output", tmp_path / "r"
@@ -335,7 +351,7 @@ def test_a_checkpoint_that_cannot_be_read_is_refused_everywhere(
     folder = shutil.copytree(vilts["vqa"], tmp_path / "vilt")
     sentence = spoil(folder)
     for field in ("--init_from", "--teacher"):
-        printed, out = train("own", write_shop, field, folder)
+        printed, out = train("custom", write_shop, field, folder)
         assert_refused(printed, sentence, out)
     image = next(files("vqa").glob("val2014/*.jpg"))
     for words in (

@@ -224,7 +224,10 @@ def test_dry_runs_say_what_the_run_does(
         ),
         (["--task", "pairs", "--head", "pretraining"], "needs data_options with sources .* but sources is missing"),
         (["--task", "pairs", "--data_options", '{"source": 1}'], "task 'pairs' has no option 'source'"),
-        (["--task", "own", "--head", "pretraining", "--data", "x.csv"], "task own has labels; for pairs of your own"),
+        (
+            ["--task", "custom", "--head", "pretraining", "--data", "x.csv"],
+            "task custom has labels; for image-text pairs",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(words: list[str], problem: str, dual_distill: Callable, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ STARTS = {
     "nlvr_soft": {"init_from": "nlvr_teacher", "teacher": "nlvr_teacher"},
     "nlvr_distilled": {"init_from": "nlvr_teacher", "teacher": "nlvr_teacher"},
 }
-OWN = {"own_teacher", "own_distilled"}  # tested in test_own_data.py
+CUSTOM = {"custom_teacher", "custom_distilled"}  # tested in test_custom_dataset.py
 PAIRS = {  # tested in test_pair_recipes.py
     *(f"{what}_scenes_{arm}" for what in ("pretrain", "retrieval") for arm in ("teacher", "alone", "distilled")),
     *(f"{what}_{arm}" for what in ("pretrain_coco_vg_cc3m_sbu", "retrieval_coco") for arm in ("teacher", "distilled")),
@@ -102,7 +102,7 @@ def trained(words_of: Callable, dual_distill: Callable) -> Callable[[str], tuple
 
 
 def test_every_recipe_is_run() -> None:
-    assert {file.stem for file in RECIPES.glob("*.yaml")} == {*STARTS, *OWN, *PAIRS, *REGIONS}
+    assert {file.stem for file in RECIPES.glob("*.yaml")} == {*STARTS, *CUSTOM, *PAIRS, *REGIONS}
 
 
 @pytest.mark.parametrize("name", STARTS)

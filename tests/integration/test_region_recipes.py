@@ -441,7 +441,7 @@ def test_photographs_from_detector_to_scores(dual_distill: Callable, tmp_path: P
     )
     assert printed.code == 0, printed.err
     assert json.loads(printed.out)["images"] == 26
-    data = ["--task", "captioning", "--data", tmp_path / "coco", *store]
+    data = ["--task", "coco_captioning", "--data", tmp_path / "coco", *store]
     shape = ["--hidden_size", "32", "--num_hidden_layers", "2", "--num_attention_heads", "4", "--norm_first", "false"]
     steps = [
         "--max_steps",

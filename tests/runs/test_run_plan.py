@@ -194,9 +194,9 @@ def test_what_would_stop_a_run_stops_its_plan(teacher, tmp_path):
         ),
         ({"data": {"task": "scene"}}, "did you mean 'scenes'"),
         ({"data": {"task": "nlvr2", "data": str(tmp_path / "nowhere"), "data_options": None}}, "There is no folder"),
-        ({"data": {"task": "own", "data": None, "data_options": None}}, "task own needs data="),
+        ({"data": {"task": "custom", "data": None, "data_options": None}}, "task custom needs data="),
         (
-            {"data": {"task": "captions", "data": str(tmp_path), "data_options": None}},
+            {"data": {"task": "coco_retrieval", "data": str(tmp_path), "data_options": None}},
             "holds none of dataset_coco.json",
         ),
         ({"data": {"head": "pretraining"}}, "head is 'pretraining', which learns from pairs"),

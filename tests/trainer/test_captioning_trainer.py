@@ -64,7 +64,7 @@ def make_model(processor, hidden_size=16, seed=1, **fields):
 
 def make_collator(processor):
     return CaptioningCollator(
-        processor, get_task("captioning"), CaptionMasker(processor.tokenizer), max_caption_length=12
+        processor, get_task("coco_captioning"), CaptionMasker(processor.tokenizer), max_caption_length=12
     )
 
 
@@ -114,7 +114,7 @@ def test_masked_words_teach_it_to_write(taught, processor, data):
 
 def test_what_was_written_is_scored_against_all_captions_of_the_image(data):
     pytest.importorskip("pycocoevalcap", reason='needs pip install "dual-distill[captions]"')
-    references = captions_by_image(data, get_task("captioning"))
+    references = captions_by_image(data, get_task("coco_captioning"))
     right = {number: f"a {colour} dot is here" for number, colour in enumerate(COLOURS)}
     report = report_captions(right, references)
     assert (report.images, report.captions, report.mean_words) == (3, 12, 5.0)

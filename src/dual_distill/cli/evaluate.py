@@ -25,13 +25,13 @@ examples:
   dual-distill evaluate runs/student --task easy_vqa --data path/to/easy_vqa --json
   dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split validation
   dual-distill evaluate path/to/vilt-nlvr2 --task nlvr2 --data path/to/nlvr2 --no-baselines
-  dual-distill evaluate runs/own/distilled --task own --data shop.csv --image-column photo --split validation
-  dual-distill evaluate runs/retrieval/dual --task captions --data path/to/coco --rerank runs/retrieval/fusion
+  dual-distill evaluate runs/custom/distilled --task custom --data shop.csv --image-column photo --split validation
+  dual-distill evaluate runs/retrieval/dual --task coco_retrieval --data path/to/coco --rerank runs/retrieval/fusion
   --rerank-top 16
 
 models over regions, and captions in beams:
   dual-distill evaluate runs/vqa_v2_regions/distilled --task vqa --data vqa_v2 --split validation --regions
-  regions/light dual-distill evaluate runs/coco_captions/distilled --task captioning --data coco --regions regions/light
+  regions/light dual-distill evaluate runs/coco_captions/distilled --task coco_captioning --data coco --regions regions/light
   --num-beams 5
 
 the answers to VQA v2's test questions, for EvalAI:
@@ -52,17 +52,19 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", help="checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT")
     parser.add_argument(
-        "--task", required=True, help="scenes, easy_vqa, nlvr, vqa, nlvr2, snli_ve, captions, captioning ...; or own"
+        "--task",
+        required=True,
+        help="scenes, easy_vqa, nlvr, vqa, nlvr2, snli_ve, coco_retrieval, coco_captioning ...; or custom",
     )
     parser.add_argument(
-        "--data", help="folder with the task's files; own: a file, folder or Hub data set; scenes needs none"
+        "--data", help="folder with the task's files; custom: a file, folder or Hub data set; scenes needs none"
     )
     parser.add_argument("--data-options", metavar="JSON", help="options of the task's reader, as in the recipe")
     parser.add_argument(
         "--skip-bad", action="store_true", help="pass over rows with a missing image or a malformed line, and list them"
     )
-    own = parser.add_argument_group("one's own data (--task own)")
-    own.add_argument(
+    custom = parser.add_argument_group("a custom dataset (--task custom)")
+    custom.add_argument(
         "--image-column",
         nargs="+",
         default=["image"],
@@ -73,8 +75,10 @@ def make_parser() -> argparse.ArgumentParser:
         ("--text-column", "question", "question or sentence"),
         ("--label-column", "answer", "answer or class"),
     ):
-        own.add_argument(option, default=default, metavar="NAME", help=f"column of the {what} (default: %(default)s)")
-    own.add_argument("--answers-column", metavar="NAME", help="column of lists, what several people answered")
+        custom.add_argument(
+            option, default=default, metavar="NAME", help=f"column of the {what} (default: %(default)s)"
+        )
+    custom.add_argument("--answers-column", metavar="NAME", help="column of lists, what several people answered")
     parser.add_argument(
         "--split", default="test", metavar="NAME", help="train, validation or test (default: %(default)s)"
     )
@@ -144,7 +148,7 @@ def evaluate(options: argparse.Namespace) -> EvaluationReport | None:
     """Load, answer, and hold the answers against the split; None where its rows have no labels."""
     config = load_config(options.model, options.revision)
     label_names = [config.id2label[index] for index in range(config.num_labels)]
-    head: Any = saved_head(config) if options.task == "own" else "question_answering"
+    head: Any = saved_head(config) if options.task == "custom" else "question_answering"
     arguments = DataArguments(
         task=options.task,
         data=options.data,

@@ -119,7 +119,7 @@ def describe(
     """Write a caption about each picture."""
     if options.questions:
         raise ValueError(f"{options.model!r} writes captions and answers nothing; leave {options.questions[0]!r} out.")
-    task = get_task("captioning")
+    task = get_task("coco_captioning")
     columns: dict[str, Any] = {
         task.image_columns[0]: [load_image(image, repr(image)) for image in options.images],
         str(task.image_id_column): list(range(len(options.images))),

@@ -57,8 +57,8 @@ then a student that learns from it:
 VQA v2 with a ViLT from the Hub as teacher, looked at first:
   dual-distill train recipes/vqa_v2_distilled.yaml --data path/to/vqa_v2 --dry-run
 
-one's own table, with a ViLT from the Hub as the start of a teacher:
-  dual-distill train recipes/own_teacher.yaml --data shop.csv --image_column photo --text_column question --label_column
+a custom dataset, with a ViLT from the Hub as the start of a teacher:
+  dual-distill train recipes/custom_teacher.yaml --data shop.csv --image_column photo --text_column question --label_column
   answer
 
 Fields are given as in the recipe, --field value; they override it. A run that was interrupted continues from the last

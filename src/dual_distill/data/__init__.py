@@ -1,4 +1,4 @@
-"""Tasks as data, readers of official files, generated scenes, answer vocabularies, safe decoding, the collator."""
+"""Tasks as data and their readers, custom datasets, generated scenes, answer vocabularies, safe decoding, the collator."""
 
 from .answers import answer_coverage, build_answer_vocabulary
 from .augmentation import RandAugment
@@ -7,17 +7,11 @@ from .collators.distillation import ID_COLUMNS, DistillationCollator
 from .collators.masking import WholeWordMasker
 from .collators.pretraining import PreTrainingCollator
 from .collators.region_inputs import NUM_TAGS, distinct_tags, pad_regions, tag_texts
-from .datasets.captions import load_captions
 from .datasets.custom import CustomDataset, load_custom_dataset
-from .datasets.easy_vqa import load_easy_vqa
-from .datasets.nlvr import load_nlvr
-from .datasets.nlvr2 import load_nlvr2
 from .datasets.scene_captions import generate_scene_captions
 from .datasets.scene_questions import COLOURS, SHAPES
 from .datasets.scene_statements import generate_scene_statements
 from .datasets.scenes import generate_scenes, scene_answers
-from .datasets.snli_ve import load_snli_ve
-from .datasets.vqa_v2 import load_vqa
 from .images import ImageError, decode_image, image_source
 from .indexed_dataset import IndexedDataset, RowEpochCallback
 from .reading import ReadingReport
@@ -71,16 +65,10 @@ __all__ = [
     "get_task",
     "image_source",
     "image_text_loader",
-    "load_captions",
     "load_custom_dataset",
-    "load_easy_vqa",
     "load_image_text_stream",
-    "load_nlvr",
-    "load_nlvr2",
     "load_place",
-    "load_snli_ve",
     "load_task",
-    "load_vqa",
     "pad_regions",
     "pixel_key",
     "save_place",

@@ -1,7 +1,7 @@
-"""Tasks as data: which columns hold images, text and label, and which head answers.
+"""Tasks as data: which columns hold images, text and label, which head answers, and which function reads the files.
 
-A new data set is an entry in the table below and a reader in the table of `task_loading`. One's own data needs neither:
-`load_custom_dataset` builds its `Task` itself.
+A new data set is a module in `datasets/` and an entry in the table below, which names its reader and imports nothing.
+A custom dataset needs neither: `load_custom_dataset` builds its `Task` itself.
 """
 
 import difflib
@@ -9,10 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
-
-from dual_distill.data.datasets.nlvr_scenes import nlvr_scene_labels
-from dual_distill.data.datasets.scenes import scene_answers
-from dual_distill.data.datasets.snli_ve import SNLI_VE_LABELS
 
 Head = Literal[
     "question_answering", "images_and_text_classification", "image_text_retrieval", "pretraining", "captioning"
@@ -41,6 +37,8 @@ class Task:
             official VQA score is computed; None: `answers_column`.
         min_answer_count: fewest training rows with an answer that becomes a class, where `label_names` is None.
         image_id_column: column that is equal for all rows of one image, by which retrieval knows right pairs, or None.
+        reader: "module:function" in `data.datasets`, imported when `load_task` needs it; None: read elsewhere. A reader
+            of files takes `path`, and its module says in `LAYOUT` what that folder holds; a generator takes no `path`.
 
     Example:
         >>> TASKS["scenes"].text_column, TASKS["nlvr"].label_names
@@ -59,7 +57,11 @@ class Task:
     given_answers_column: str | None = None
     min_answer_count: int = 1
     image_id_column: str | None = None
+    reader: str | None = None
 
+
+_NUMBERS = ("0", "1", "2", "3", "4", "5", "6")
+_SCENE_ANSWERS = (*_NUMBERS, "blue", "circle", "green", "no", "red", "square", "triangle", "yellow", "yes")
 
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
@@ -69,8 +71,9 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             image_columns=("image",),
             text_column="question",
             label_column="answer",
-            label_names=tuple(scene_answers()),
+            label_names=_SCENE_ANSWERS,
             group_column="question_type",
+            reader="scenes:generate_scenes",
         ),
         "easy_vqa": Task(
             name="easy_vqa",
@@ -78,6 +81,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             image_columns=("image",),
             text_column="question",
             label_column="answer",
+            reader="easy_vqa:load_easy_vqa",
         ),
         "nlvr": Task(
             name="nlvr",
@@ -87,6 +91,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             label_column="label",
             label_names=("false", "true"),
             consistency_column="sentence_id",
+            reader="nlvr:load_nlvr",
         ),
         "nlvr_scenes": Task(
             name="nlvr_scenes",
@@ -94,8 +99,9 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             image_columns=("image",),
             text_column="sentence",
             label_column="label",
-            label_names=tuple(nlvr_scene_labels()),
+            label_names=("false", "true", *_NUMBERS, "7", "8", "9", "black", "blue", "yellow"),
             group_column="family",
+            reader="nlvr_scenes:generate_nlvr_scenes",
         ),
         "vqa": Task(
             name="vqa",
@@ -107,6 +113,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             answers_column="answers",
             given_answers_column="answers_as_given",
             min_answer_count=9,
+            reader="vqa_v2:load_vqa",
         ),
         "nlvr2": Task(
             name="nlvr2",
@@ -116,6 +123,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             label_column="label",
             label_names=("False", "True"),
             consistency_column="sentence_id",
+            reader="nlvr2:load_nlvr2",
         ),
         "snli_ve": Task(
             name="snli_ve",
@@ -123,8 +131,9 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             image_columns=("image",),
             text_column="sentence",
             label_column="label",
-            label_names=SNLI_VE_LABELS,
+            label_names=("contradiction", "entailment", "neutral"),
             group_column="label",
+            reader="snli_ve:load_snli_ve",
         ),
         "scene_captions": Task(
             name="scene_captions",
@@ -132,6 +141,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             image_columns=("image",),
             text_column="caption",
             image_id_column="image_id",
+            reader="scene_captions:generate_scene_captions",
         ),
         "scene_statements": Task(
             name="scene_statements",
@@ -142,13 +152,15 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             label_names=("False", "True"),
             group_column="family",
             consistency_column="sentence_id",
+            reader="scene_statements:generate_scene_statements",
         ),
-        "captions": Task(
-            name="captions",
+        "coco_retrieval": Task(
+            name="coco_retrieval",
             head="image_text_retrieval",
             image_columns=("image",),
             text_column="caption",
             image_id_column="image_id",
+            reader="captions:load_captions",
         ),
         "scene_captioning": Task(
             name="scene_captioning",
@@ -156,17 +168,21 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             image_columns=("image",),
             text_column="caption",
             image_id_column="image_id",
+            reader="scene_captions:generate_scene_captions",
         ),
-        "captioning": Task(
-            name="captioning",
+        "coco_captioning": Task(
+            name="coco_captioning",
             head="captioning",
             image_columns=("image",),
             text_column="caption",
             image_id_column="image_id",
+            reader="captions:load_captions",
         ),
     }
 )
 """Every task by its name."""
+
+_RENAMED = {"captions": "coco_retrieval", "captioning": "coco_captioning", "own": "custom"}
 
 
 def get_task(name: str) -> Task:
@@ -179,13 +195,15 @@ def get_task(name: str) -> Task:
         The task.
 
     Raises:
-        ValueError: there is no such task; the message offers the nearest name.
+        ValueError: there is no such task, or it has another name now; the message offers it, or the nearest.
 
     Example:
         >>> get_task("easyvqa")
         Traceback (most recent call last):
-        ValueError: There is no task 'easyvqa'; did you mean 'easy_vqa'? Known are: captioning, captions, easy_vqa, ...
+        ValueError: There is no task 'easyvqa'; did you mean 'easy_vqa'? Known are: coco_captioning, coco_retrieval, ...
     """
+    if name in _RENAMED:
+        raise ValueError(f"The task {name!r} is called {_RENAMED[name]!r} now; write the new name.")
     if name not in TASKS:
         raise ValueError(f"There is no task {name!r}{nearest_name(name, list(TASKS))}")
     return TASKS[name]

@@ -45,7 +45,7 @@ class ImagesWithCaptions:
     Example:
         >>> from dual_distill.data import get_task
         >>> rows = Dataset.from_dict({"image": ["a.png"] * 2 + ["b.png"], "caption": ["x", "y", "z"], "image_id": [7, 7, 3]})
-        >>> pairs = ImagesWithCaptions(rows, get_task("captions"))
+        >>> pairs = ImagesWithCaptions(rows, get_task("coco_retrieval"))
         >>> pairs.num_images, pairs.image_of_caption
         (2, [0, 0, 1])
     """

@@ -102,7 +102,7 @@ class ModelArguments:
 class DataArguments:
     """What is learned from.
 
-    The fields from `head` to `answers_column` describe one's own data (`task: own`); other tasks know theirs.
+    The fields from `head` to `answers_column` describe a custom dataset (`task: custom`); other tasks know theirs.
 
     Raises:
         ValueError: a field that takes one of several words has another, or `data_options` is no JSON.
@@ -115,15 +115,15 @@ class DataArguments:
     task: str = field(
         default="scenes",
         metadata={
-            "help": "scenes (generated), easy_vqa, nlvr, vqa, nlvr2, snli_ve; of pairs: scene_captions (generated), captions, "
-            "pairs (streamed); to write: scene_captioning (generated), captioning; or own: a "
+            "help": "scenes (generated), easy_vqa, nlvr, vqa, nlvr2, snli_ve; of pairs: scene_captions (generated), coco_retrieval, "
+            "pairs (streamed); to write: scene_captioning (generated), coco_captioning; or custom: a "
             "table, folder or Hub data set of yours."
         },
     )
     data: str | None = field(
         default=None,
         metadata={
-            "help": "Folder with the task's files; for task own also a file or a Hub data set; scenes needs none."
+            "help": "Folder with the task's files; for task custom also a file or a Hub data set; scenes needs none."
         },
     )
     data_options: dict | str | None = field(
@@ -135,16 +135,20 @@ class DataArguments:
     head: Literal["question_answering", "images_and_text_classification", "pretraining", "image_text_retrieval"] = (
         field(
             default="question_answering",
-            metadata={"help": "Own data: questions with free answers, or classes. Pairs: pretraining; retrieval else."},
+            metadata={
+                "help": "Custom dataset: questions with free answers, or classes. Pairs: pretraining; retrieval else."
+            },
         )
     )
     image_column: list[str] = field(
-        default_factory=lambda: ["image"], metadata={"help": "Own data: column of the image, or several columns."}
+        default_factory=lambda: ["image"], metadata={"help": "Custom dataset: column of the image, or several columns."}
     )
-    text_column: str = field(default="question", metadata={"help": "Own data: column of the question or sentence."})
-    label_column: str = field(default="answer", metadata={"help": "Own data: column of the answer or class."})
+    text_column: str = field(
+        default="question", metadata={"help": "Custom dataset: column of the question or sentence."}
+    )
+    label_column: str = field(default="answer", metadata={"help": "Custom dataset: column of the answer or class."})
     answers_column: str | None = field(
-        default=None, metadata={"help": "Own data: column of lists, what several people answered. Default: none."}
+        default=None, metadata={"help": "Custom dataset: column of lists, what several people answered. Default: none."}
     )
     min_answer_count: int | None = field(
         default=None,

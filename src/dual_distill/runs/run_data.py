@@ -31,7 +31,7 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
 
     Args:
         arguments: which data.
-        label_names: classes that one's own data must keep to, such as those of a checkpoint; None: those of its train
+        label_names: classes that a custom dataset must keep to, such as those of a checkpoint; None: those of its train
             split.
 
     Raises:
@@ -40,18 +40,18 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
     options = dict(cast("dict[str, Any]", arguments.data_options or {}))  # JSON has been read by now
     if arguments.skip_bad:
         options["skip_bad"] = True
-    if arguments.task != "own":
+    if arguments.task != "custom":
         if arguments.task == STREAMED_PAIRS.name:
             return configure_head(STREAMED_PAIRS, arguments.head), load_streamed_pairs(arguments, options)
         task = configure_head(get_task(arguments.task), arguments.head)
         return task, load_task(arguments.task, arguments.data, **options)
     if arguments.head in IMAGE_TEXT_HEADS:
         raise ValueError(
-            f"head is {arguments.head!r}, but task own has labels; for pairs of your own choose task pairs."
+            f"head is {arguments.head!r}, but task custom has labels; for image-text pairs choose task pairs."
         )
     if arguments.data is None:
-        raise ValueError("task own needs data=, a file, a folder, or the name of a data set on the Hub.")
-    own = load_custom_dataset(
+        raise ValueError("task custom needs data=, a file, a folder, or the name of a data set on the Hub.")
+    custom = load_custom_dataset(
         arguments.data,
         image_column=arguments.image_column,
         text_column=arguments.text_column,
@@ -62,7 +62,7 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
         min_answer_count=arguments.min_answer_count or 1,
         **options,
     )
-    return own.task, own.data
+    return custom.task, custom.data
 
 
 def label_names_of(

@@ -50,7 +50,7 @@ def captions_by_image(dataset: Dataset, task: Task) -> dict[int | str, list[str]
     Example:
         >>> from dual_distill.data import get_task
         >>> rows = Dataset.from_dict({"caption": ["a dog", "a cat", "the dog"], "image_id": [7, 9, 7]})
-        >>> captions_by_image(rows, get_task("captioning"))
+        >>> captions_by_image(rows, get_task("coco_captioning"))
         {7: ['a dog', 'the dog'], 9: ['a cat']}
     """
     found: dict[int | str, list[str]] = {}
@@ -64,7 +64,7 @@ def first_rows_of_images(dataset: Dataset, task: Task) -> list[int]:
 
     Example:
         >>> from dual_distill.data import get_task
-        >>> first_rows_of_images(Dataset.from_dict({"image_id": [7, 9, 7]}), get_task("captioning"))
+        >>> first_rows_of_images(Dataset.from_dict({"image_id": [7, 9, 7]}), get_task("coco_captioning"))
         [0, 1]
     """
     first: dict[int | str, int] = {}

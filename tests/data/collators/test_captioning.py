@@ -77,7 +77,7 @@ def words(batch, row):
 
 
 def test_regions_stand_in_place_of_pixels_with_their_tags_behind_the_text(processor, rows, make_store):
-    collator = DistillationCollator(processor, TASKS["captions"], (), regions=make_store("student", 3))
+    collator = DistillationCollator(processor, TASKS["coco_retrieval"], (), regions=make_store("student", 3))
     batch = collator(rows)
     assert sorted(batch) == [
         "attention_mask", "input_ids", "region_boxes", "region_features", "region_mask", "token_type_ids"
@@ -94,7 +94,7 @@ def test_regions_stand_in_place_of_pixels_with_their_tags_behind_the_text(proces
 
 def test_the_teachers_features_are_of_the_same_boxes_in_the_same_order(processor, rows, make_store):
     stores = {"regions": make_store("student", 3), "teacher_regions": make_store("teacher", 5)}
-    batch = DistillationCollator(processor, TASKS["captions"], (), **stores, max_regions=2, num_tags=1)(rows)
+    batch = DistillationCollator(processor, TASKS["coco_retrieval"], (), **stores, max_regions=2, num_tags=1)(rows)
     assert batch["teacher_region_features"].shape == (3, 2, 5)
     assert torch.equal(batch["teacher_region_features"][..., 0], batch["region_features"][..., 0])
     assert words(batch, 0)[-2:] == ["dog", "[SEP]"]
@@ -103,15 +103,17 @@ def test_the_teachers_features_are_of_the_same_boxes_in_the_same_order(processor
 def test_stores_with_other_boxes_are_refused_naming_both(processor, make_store):
     ours, theirs = make_store("student", 3), make_store("teacher", 5, boxes="boxes b")
     with pytest.raises(ValueError, match="boxes by 'boxes a', those of the teacher by 'boxes b'"):
-        DistillationCollator(processor, TASKS["captions"], (), regions=ours, teacher_regions=theirs)
+        DistillationCollator(processor, TASKS["coco_retrieval"], (), regions=ours, teacher_regions=theirs)
     with pytest.raises(ValueError, match="teacher_regions are given without regions"):
-        DistillationCollator(processor, TASKS["captions"], (), teacher_regions=theirs)
+        DistillationCollator(processor, TASKS["coco_retrieval"], (), teacher_regions=theirs)
     with pytest.raises(ValueError, match="an augmentation is given beside regions"):
-        DistillationCollator(processor, TASKS["captions"], (), regions=ours, augmentation=lambda image, key: image)
+        DistillationCollator(
+            processor, TASKS["coco_retrieval"], (), regions=ours, augmentation=lambda image, key: image
+        )
 
 
 def test_an_image_that_the_store_lacks_is_named(processor, rows, make_store, png):
-    collator = DistillationCollator(processor, TASKS["captions"], (), regions=make_store("student", 3))
+    collator = DistillationCollator(processor, TASKS["coco_retrieval"], (), regions=make_store("student", 3))
     rows[1]["image"] = {"bytes": png((1, 2, 3), (16, 16)), "path": None}
     with pytest.raises(ValueError, match=r"lacks .*row 1 of its batch"):
         collator(rows)
@@ -141,7 +143,7 @@ def test_tags_are_cut_before_the_text(processor):
 
 def make(processor, seed=0, **options):
     masking = CaptionMasker(processor.tokenizer, seed=seed, **options.pop("masking", {}))
-    return CaptioningCollator(processor, TASKS["captioning"], masking, **options)
+    return CaptioningCollator(processor, TASKS["coco_captioning"], masking, **options)
 
 
 @pytest.mark.parametrize("with_regions", [True, False])
@@ -229,4 +231,4 @@ def test_what_cannot_be_masked_is_refused(processor):
     with pytest.raises(ValueError, match="share is 0"):
         CaptionMasker(processor.tokenizer, share=0)
     with pytest.raises(ValueError, match="A batch needs at least one row"):
-        CaptioningCollator(processor, TASKS["captioning"])([])
+        CaptioningCollator(processor, TASKS["coco_captioning"])([])

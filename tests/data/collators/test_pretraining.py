@@ -34,7 +34,7 @@ def rows(png):
 
 def make(processor, **options):
     options.setdefault("masking", WholeWordMasker(processor.tokenizer))
-    return PreTrainingCollator(processor, TASKS["captions"], **options)
+    return PreTrainingCollator(processor, TASKS["coco_retrieval"], **options)
 
 
 def test_shapes_types_and_the_clean_part(processor, rows):
@@ -49,7 +49,7 @@ def test_shapes_types_and_the_clean_part(processor, rows):
         "masked_input_ids": ((4, 8), torch.int64),
         "masked_labels": ((4, 8), torch.int64),
     }
-    clean = DistillationCollator(processor, TASKS["captions"], ())(rows)
+    clean = DistillationCollator(processor, TASKS["coco_retrieval"], ())(rows)
     assert all(torch.equal(batch[name], value) for name, value in clean.items())
     retrieval = make(processor, masking=None)(rows)
     assert set(batch) - set(retrieval) == {"masked_input_ids", "masked_labels"}

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from dual_distill.data import TASKS, DistillationCollator, ReadingReport, load_captions, load_task
+from dual_distill.data import TASKS, DistillationCollator, ReadingReport, load_task
+from dual_distill.data.datasets.captions import load_captions
 
 
 def karpathy_image(number, split, captions=2):
@@ -43,7 +44,7 @@ def write_coco(folder, images=(0, 1), captions=((7, 0), (8, 0), (9, 1)), name="c
 def test_karpathys_splits(folder):
     splits = ["train", "restval", "val", "test"]
     write_karpathy(folder, [karpathy_image(number, split) for number, split in enumerate(splits)])
-    data = load_task("captions", folder)
+    data = load_task("coco_retrieval", folder)
     assert data.num_rows == {"train": 4, "validation": 2, "test": 2}
     assert data["train"]["split"][:] == ["train", "train", "restval", "restval"]
     assert data["validation"][1] == {
@@ -156,7 +157,7 @@ def test_each_format_is_told_from_the_other(folder):
 
 def test_a_caption_has_no_label(folder):
     write_karpathy(folder, [karpathy_image(0, "train")])
-    task = TASKS["captions"]
+    task = TASKS["coco_retrieval"]
     assert task.label_column is None
     assert {*task.image_columns, task.text_column, task.image_id_column} <= set(
         load_captions(folder)["train"].column_names

@@ -304,8 +304,8 @@ def test_an_unknown_label_is_named_with_its_line(folder):
         ('image,question,answer\nimages/a.png,"why?,x\n', r"line 2: the line is not CSV \(unexpected end of data\)"),
         ("image,question,image\n", "line 1: the column 'image' occurs twice in the header"),
         ("image,questions,answer\nimages/a.png,why?,x\n", "there is no column 'question'; did you mean 'questions'"),
-        ("image,question,answer\n", "The split 'train' of 'own data' has no rows"),
-        ("", "The split 'train' of 'own data' has no rows"),
+        ("image,question,answer\n", "The split 'train' of 'custom dataset' has no rows"),
+        ("", "The split 'train' of 'custom dataset' has no rows"),
         ("image,question,answer\nimages/a.png,wh\xff?,x\n", "the file is not UTF-8"),
     ],
 )
@@ -339,9 +339,9 @@ def test_a_header_without_the_column_is_no_matter_of_skipping(folder):
 
 def test_an_empty_split_and_an_empty_file(folder):
     files = splits(folder, ".jsonl", train=questions(), validation=[])
-    with pytest.raises(ValueError, match="The split 'validation' of 'own data' has no rows"):
+    with pytest.raises(ValueError, match="The split 'validation' of 'custom dataset' has no rows"):
         load_custom_dataset(files)
-    with pytest.raises(ValueError, match="The split 'train' of 'own data' has no rows"):
+    with pytest.raises(ValueError, match="The split 'train' of 'custom dataset' has no rows"):
         load_custom_dataset(DatasetDict(train=Dataset.from_dict({"image": [], "question": [], "answer": []})))
 
 

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dual_distill.data import load_easy_vqa
+from dual_distill.data.datasets.easy_vqa import load_easy_vqa
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Image
 
-from dual_distill.data import load_nlvr
+from dual_distill.data.datasets.nlvr import load_nlvr
 
 
 def write_split(folder, split, directories, png, drop=None, examples=3):

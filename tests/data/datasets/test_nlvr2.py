@@ -4,7 +4,8 @@ import re
 import pytest
 from datasets import Image
 
-from dual_distill.data import TASKS, ReadingReport, load_nlvr2, load_task
+from dual_distill.data import TASKS, ReadingReport, load_task
+from dual_distill.data.datasets.nlvr2 import load_nlvr2
 
 IDENTIFIERS = {
     "train.json": ["train-10-0-0", "train-10-1-0", "train-10-0-1", "train-11-3-0"],

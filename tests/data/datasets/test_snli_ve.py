@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from dual_distill.data import TASKS, ReadingReport, load_snli_ve, load_task
+from dual_distill.data import TASKS, ReadingReport, load_task
+from dual_distill.data.datasets.snli_ve import load_snli_ve
 
 LABELS = ["entailment", "neutral", "contradiction", "-", "entailment"]
 

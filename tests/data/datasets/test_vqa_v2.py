@@ -4,7 +4,8 @@ import re
 import pytest
 from datasets import Image
 
-from dual_distill.data import ReadingReport, load_task, load_vqa
+from dual_distill.data import ReadingReport, load_task
+from dual_distill.data.datasets.vqa_v2 import load_vqa
 
 PEOPLE = ["Red"] * 5 + ["the red", "red.", "pink", "Pink", "rose"]
 

@@ -39,7 +39,7 @@ class PreTrainingCollator:
 
     Example:
         >>> from dual_distill.data.tasks import TASKS
-        >>> collator = PreTrainingCollator(None, TASKS["captions"], masking=None)
+        >>> collator = PreTrainingCollator(None, TASKS["coco_retrieval"], masking=None)
         >>> collator([])
         Traceback (most recent call last):
         ValueError: A batch needs at least one row, but the list is empty.

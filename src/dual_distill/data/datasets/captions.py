@@ -26,7 +26,7 @@ from dual_distill.data.records import (
 
 from .image_folder import ImageFolder
 
-CAPTIONS_LAYOUT = (
+LAYOUT = (
     "dataset_coco.json or dataset_flickr30k.json (Karpathy's splits) and the images, below it as the file says. For "
     "COCO's "
     'own files pass captions={"train": file, "validation": file} and images=.'
@@ -50,7 +50,7 @@ def load_captions(
     """Captions with their images, in the splits of the files.
 
     Args:
-        path: folder with the files of `CAPTIONS_LAYOUT`; None where the next two are given.
+        path: folder with the files of `LAYOUT`; None where the next two are given.
         captions: one file in Karpathy's format, or split -> file in COCO's captions format.
         images: folder of all images, or (COCO's format) split -> folder. Karpathy's `filepath` is a sub-folder of it.
         skip_bad: pass over bad entries and list them, instead of an error at the first.
@@ -81,7 +81,7 @@ def load_captions(
             raise ValueError(f"path is {str(path)!r}, but captions or images are given too; give either.")
         captions, images = _karpathy_file(Path(path)), path
     if captions is None or images is None:
-        raise ValueError(f"Captions need captions= and images=, or path=, a folder that holds {CAPTIONS_LAYOUT}")
+        raise ValueError(f"Captions need captions= and images=, or path=, a folder that holds {LAYOUT}")
     if isinstance(captions, Mapping):
         splits = _read_coco(captions, images, report, skip_bad)
     elif isinstance(images, Mapping):
@@ -96,7 +96,7 @@ def load_captions(
 
 def _karpathy_file(folder: Path) -> Path:
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(folder)!r}; it should hold {CAPTIONS_LAYOUT}")
+        raise FileNotFoundError(f"There is no folder {str(folder)!r}; it should hold {LAYOUT}")
     for name in _KARPATHY_NAMES:
         if (folder / name).exists():
             return folder / name

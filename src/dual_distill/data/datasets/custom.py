@@ -1,4 +1,4 @@
-"""One's own data by the names of its columns: questions with free answers, or texts and images to classify.
+"""A custom dataset by the names of its columns: questions with free answers, or texts and images to classify.
 
 The result is what the official readers give, a `DatasetDict` with undecoded images, and beside it a `Task` whose
 `label_names` become `id2label` in the config and the card. Answers stay as they are written but for blanks at their
@@ -52,7 +52,7 @@ def load_custom_dataset(
     skip_bad: bool = False,
     report: ReadingReport | None = None,
 ) -> CustomDataset:
-    """Read one's own data, and make the task that it is.
+    """Read a custom dataset, and make the task that it is.
 
     Args:
         data: a file .csv, .tsv, .jsonl or .parquet; a folder with train.csv, validation.csv, test.csv (or the other
@@ -103,7 +103,7 @@ def load_custom_dataset(
     )
     _check_arguments(columns, head, label_names, min_answer_count, validation_share)
     report = ReadingReport() if report is None else report
-    report.source = "own data"
+    report.source = "custom dataset"
     tables = find_tables(data, config, revision)
     is_class = head == "images_and_text_classification"
     classes = list(label_names) if label_names is not None else None
@@ -127,7 +127,7 @@ def load_custom_dataset(
             report.notes[f"answer outside the {len(classes):,} classes ({split}; it counts as wrong)"] += unknown
     report.show()
     task = Task(
-        "own data", head, columns.images, text_column, label_column, tuple(classes), answers_column=answers_column
+        "custom", head, columns.images, text_column, label_column, tuple(classes), answers_column=answers_column
     )
     order = [split for split in ("train", "validation", "test") if split in splits]
     return CustomDataset(DatasetDict({split: splits[split] for split in order}), task)

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value
 
 from .parquet import read_columns
 
-EASY_VQA_LAYOUT = (
+LAYOUT = (
     'images.parquet with the columns image (PNG bytes), image_id and split ("train" or "test"), and questions.parquet '
     "with the columns question, answer, image_id, split and question_id."
 )
@@ -36,7 +36,7 @@ def load_easy_vqa(path: str | os.PathLike[str], validation_images: int = 400, se
     """easy-VQA as train, validation and test.
 
     Args:
-        path: folder with the files of `EASY_VQA_LAYOUT`.
+        path: folder with the files of `LAYOUT`.
         validation_images: training images that move to validation with all their questions, >= 0 and fewer than there
             are.
         seed: which images those are.

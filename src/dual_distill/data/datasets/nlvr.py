@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value
 
 from .parquet import read_columns
 
-NLVR_LAYOUT = (
+LAYOUT = (
     "train-*.parquet, dev-*.parquet and test-*.parquet, each with the columns image (PNG bytes), sentence, "
     'label (bool), identifier ("n-m"), permutation (0 to 5) and directory.'
 )
@@ -45,7 +45,7 @@ def load_nlvr(
     """NLVR v1 as train, validation, dev and test.
 
     Args:
-        path: folder with the files of `NLVR_LAYOUT`.
+        path: folder with the files of `LAYOUT`.
         validation_rows: whole directories of train, in an order drawn by `seed`, move to validation until it has this
             many rows or more; 0 leaves validation empty.
         permutations: "all" six pictures of each example in train, or the "first" only. The other splits always hold

@@ -22,7 +22,7 @@ from dual_distill.data.records import (
 
 from .image_folder import ImageFolder, official_files
 
-NLVR2_LAYOUT = (
+LAYOUT = (
     "train.json, dev.json and (if test-P is wanted) test1.json, JSON lines all, and the images, such as "
     "dev-850-0-img0.png, in it or in images/, and there at once, in train/, dev/, test1/, or in train/DIRECTORY/."
 )
@@ -53,7 +53,7 @@ def load_nlvr2(
     """NLVR2 as train, validation (its dev) and test (test-P), as far as they are given.
 
     Args:
-        path: folder with the files of `NLVR2_LAYOUT`; None where files are given.
+        path: folder with the files of `LAYOUT`; None where files are given.
         train: train.json.
         validation: dev.json.
         test: test1.json.
@@ -87,7 +87,7 @@ def load_nlvr2(
         images,
         {"train": "train.json", "validation": "dev.json", "test": "test1.json"},
         ("images", "."),
-        NLVR2_LAYOUT,
+        LAYOUT,
     )
     splits = {}
     for split, file in files.items():

@@ -11,17 +11,15 @@ from datasets import DatasetDict, Features, Image, Value
 
 from dual_distill.data.reading import ReadingReport, make_rows, rows_to_dataset
 from dual_distill.data.records import FilePath, InvalidRecordError, read_json_lines, record_text, record_value
+from dual_distill.data.tasks import get_task
 
 from .image_folder import ImageFolder, official_files
 
-SNLI_VE_LAYOUT = (
+LAYOUT = (
     "snli_ve_train.jsonl, snli_ve_dev.jsonl and (if wanted) snli_ve_test.jsonl, and flickr30k-images/ with an image "
     "ID.jpg for each Flickr30K_ID."
 )
 """What the folder of SNLI-VE holds."""
-
-SNLI_VE_LABELS = ("contradiction", "entailment", "neutral")
-"""The classes in the order of the logits."""
 
 _NO_MAJORITY = "-"
 _FEATURES = Features(
@@ -47,7 +45,7 @@ def load_snli_ve(
     """SNLI-VE as train, validation (its dev) and test, as far as they are given.
 
     Args:
-        path: folder with the files of `SNLI_VE_LAYOUT`; None where files are given.
+        path: folder with the files of `LAYOUT`; None where files are given.
         train: snli_ve_train.jsonl.
         validation: snli_ve_dev.jsonl.
         test: snli_ve_test.jsonl.
@@ -57,7 +55,7 @@ def load_snli_ve(
             before has (they are taken); it is printed on stderr either way.
 
     Returns:
-        Columns image (undecoded), sentence (the hypothesis, sentence2), label (one of `SNLI_VE_LABELS`), pair_id,
+        Columns image (undecoded), sentence (the hypothesis, sentence2), label (contradiction, entailment or neutral), pair_id,
         image_id.
 
     Raises:
@@ -81,7 +79,7 @@ def load_snli_ve(
         images,
         {"train": "snli_ve_train.jsonl", "validation": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"},
         ("flickr30k-images",),
-        SNLI_VE_LAYOUT,
+        LAYOUT,
     )
     splits = {}
     for split, file in files.items():
@@ -98,10 +96,9 @@ def _make_row(entry: Any, images: ImageFolder, pair_ids: set[str], report: Readi
     if label == _NO_MAJORITY:
         report.left_out["gold_label '-' (no majority among the annotators)"] += 1
         return None
-    if label not in SNLI_VE_LABELS:
-        raise InvalidRecordError(
-            "unknown label", f"gold_label is {label!r}, but expected is {', '.join(SNLI_VE_LABELS)} or '-'"
-        )
+    names = get_task("snli_ve").label_names or ()
+    if label not in names:
+        raise InvalidRecordError("unknown label", f"gold_label is {label!r}, but expected is {', '.join(names)} or '-'")
     image_id = str(record_value(entry, "Flickr30K_ID", str)).removesuffix(".jpg")
     image, pair_id = images.find(f"{image_id}.jpg"), record_value(entry, "pairID", str) if "pairID" in entry else None
     if pair_id in pair_ids:

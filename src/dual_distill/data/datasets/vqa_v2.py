@@ -27,7 +27,7 @@ from dual_distill.vqa_answers import normalise_answer, strip_answer
 
 from .image_folder import ImageFolder
 
-VQA_LAYOUT = (
+LAYOUT = (
     "v2_OpenEnded_mscoco_train2014_questions.json, v2_mscoco_train2014_annotations.json, the same two of val2014 (if "
     "val "
     "is to be trained on), and the images, such as COCO_train2014_000000123456.jpg, in it or in train2014/ and "
@@ -68,7 +68,7 @@ def load_vqa(
     """VQA v2 as train, validation and, where its questions are given, test.
 
     Args:
-        path: folder with the files of `VQA_LAYOUT`; None where the next three are given.
+        path: folder with the files of `LAYOUT`; None where the next three are given.
         questions: file of questions, or several (train2014 and val2014); their rows follow one another.
         annotations: the file of answers of each.
         images: folder of all images, or one folder for each file of questions. A file is looked for in the folder and
@@ -110,9 +110,7 @@ def load_vqa(
             raise ValueError(f"path is {str(path)!r}, but questions, annotations or images are given too; give either.")
         questions, annotations, images = _official_files(Path(path))
     if questions is None or annotations is None or images is None:
-        raise ValueError(
-            f"VQA v2 needs questions=, annotations= and images=, or path=, a folder that holds {VQA_LAYOUT}"
-        )
+        raise ValueError(f"VQA v2 needs questions=, annotations= and images=, or path=, a folder that holds {LAYOUT}")
     if validation_rows < 0:
         raise ValueError(f"validation_rows is {validation_rows}, but a number of rows is 0 or more.")
     question_files, annotation_files, folders = _as_list(questions), _as_list(annotations), _as_list(images)
@@ -146,7 +144,7 @@ def load_vqa(
 
 def _official_files(folder: Path) -> tuple[list[Path], list[Path], Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(folder)!r}; it should hold {VQA_LAYOUT}")
+        raise FileNotFoundError(f"There is no folder {str(folder)!r}; it should hold {LAYOUT}")
     parts = ["train2014"]
     if (folder / "v2_OpenEnded_mscoco_val2014_questions.json").exists():
         parts.append("val2014")

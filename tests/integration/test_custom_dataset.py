@@ -1,4 +1,4 @@
-"""One's own table through the recipes of it: CSV, JSON lines, Parquet and a folder of images, answers and classes."""
+"""A custom dataset through its recipes: CSV, JSON lines, Parquet and a folder of images, answers and classes."""
 
 import csv
 import json
@@ -58,17 +58,17 @@ def test_a_table_becomes_a_teacher_and_a_student_with_its_answers(
     data, columns = tables[kind]
     words = ["--data", data, *columns, *tiny_training]
     teacher, student = tmp_path / "teacher", tmp_path / "student"
-    results = train(dual_distill, "own_teacher", *words, "--init_from", vilts["mlm"], "--output_dir", teacher)
+    results = train(dual_distill, "custom_teacher", *words, "--init_from", vilts["mlm"], "--output_dir", teacher)
     assert results["steps"] == 2
     results = train(
-        dual_distill, "own_distilled", *words, "--init_from", teacher, "--teacher", teacher, "--output_dir", student
+        dual_distill, "custom_distilled", *words, "--init_from", teacher, "--teacher", teacher, "--output_dir", student
     )
     assert results["eval_attention_loss"] > 0
     assert set(AutoConfig.from_pretrained(student).id2label.values()) == {"red", "blue"}
 
     names = [word.replace("_column", "-column") for word in map(str, columns)]
     printed = dual_distill(
-        *("evaluate", student, "--task", "own", "--data", data, *names),
+        *("evaluate", student, "--task", "custom", "--data", data, *names),
         *("--split", "validation", "--json", "--device", "cpu", "--no-baselines"),
     )
     assert printed.code == 0, printed.err
@@ -108,7 +108,7 @@ def test_classes_over_two_pictures(
     ]
     words += ["--image_column", "left", "right", *tiny_training]
     results = train(
-        dual_distill, "own_teacher", *words, "--init_from", vilts["mlm"], "--output_dir", tmp_path / "teacher"
+        dual_distill, "custom_teacher", *words, "--init_from", vilts["mlm"], "--output_dir", tmp_path / "teacher"
     )
     assert results["steps"] == 2
     config = AutoConfig.from_pretrained(tmp_path / "teacher")
@@ -116,7 +116,7 @@ def test_classes_over_two_pictures(
     assert config.architectures == ["FusionEncoderForImagesAndTextClassification"]
 
     one_picture = [*words, "--image_column", "left", "--init_from", tmp_path / "teacher", "--new_head", "false"]
-    printed = dual_distill("train", RECIPES / "own_teacher.yaml", *one_picture, "--dry-run")
+    printed = dual_distill("train", RECIPES / "custom_teacher.yaml", *one_picture, "--dry-run")
     assert printed.code == 2
     assert "a row of the data has 1 images (left), but the model reads 2" in printed.err
 
@@ -139,12 +139,12 @@ def test_several_answers_a_question_are_soft_labels(
         "8",
         *tiny_training,
     ]
-    results = train(dual_distill, "own_teacher", *words)
+    results = train(dual_distill, "custom_teacher", *words)
     assert results["eval_soft_accuracy"] == pytest.approx(0.6)  # the one class: red, said by two
     config = AutoConfig.from_pretrained(tmp_path / "teacher")
     assert (config.problem_type, config.id2label) == ("multi_label_classification", {0: "red"})
     printed = dual_distill(
-        *("evaluate", tmp_path / "teacher", "--task", "own", "--data", tmp_path, "--image-column", "photo"),
+        *("evaluate", tmp_path / "teacher", "--task", "custom", "--data", tmp_path, "--image-column", "photo"),
         *("--label-column", "most", "--answers-column", "people", "--split", "validation", "--json", "--device", "cpu"),
     )
     assert printed.code == 0, printed.err
