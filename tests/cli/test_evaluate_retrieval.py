@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import ViltImageProcessorPil
+from worlds.write import write_captions
 
 from dual_distill.cli.evaluate import run
 from dual_distill.data import get_task, load_task, train_tokenizer
@@ -21,14 +22,13 @@ from dual_distill.modeling import (
     FusionEncoderForPreTraining,
 )
 
-OPTIONS = {"num_scenes": {"test": 6, "validation": 2}, "captions_per_scene": 2}
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dual and a fusion encoder."""
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = train_tokenizer(load_task("scene_captions", **OPTIONS)["test"]["caption"])
+    write_captions(folder / "scenes", {"validation": 2, "test": 6}, captions_per_scene=2)
+    tokenizer = train_tokenizer(load_task("coco_retrieval", folder / "scenes")["test"]["caption"])
     processor = DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": 36}, size_divisor=12), tokenizer)
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     text, image = {"vocab_size": len(tokenizer), "max_position_embeddings": 40}, {"image_size": 36, "patch_size": 12}
@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def words(folder: Path) -> list[str]:
-    return [str(folder / "dual"), "--task", "scene_captions", "--data-options", json.dumps(OPTIONS), "--device", "cpu"]
+    return [str(folder / "dual"), "--task", "coco_retrieval", "--data", str(folder / "scenes"), "--device", "cpu"]
 
 
 def test_recalls_both_ways_alone_and_re_ranked(folder, words, capsys) -> None:
@@ -71,8 +71,8 @@ def test_recalls_both_ways_alone_and_re_ranked(folder, words, capsys) -> None:
     result = json.loads(out)
     processor = DualDistillProcessor.from_pretrained(folder / "dual")
     report = evaluate_retrieval(
-        load_task("scene_captions", **OPTIONS)["test"],
-        get_task("scene_captions"),
+        load_task("coco_retrieval", folder / "scenes")["test"],
+        get_task("coco_retrieval"),
         DualEncoderForImageTextRetrieval.from_pretrained(folder / "dual"),
         processor,
         FusionEncoderForImageTextRetrieval.from_pretrained(folder / "fusion"),
@@ -111,7 +111,7 @@ def test_the_table(folder, words, capsys, tmp_path) -> None:
     ("more", "message"),
     [
         (["--rerank-top", "4"], "--rerank-top and --all-pairs are about a fusion encoder; name it by --rerank"),
-        (["--split", "dev"], "has no split 'dev'; it has test, validation"),
+        (["--split", "dev"], "has no split 'dev'; it has validation, test"),
         (["--data-options", "[1]"], "--data-options is '\\[1\\]'; give a JSON object"),
         (["--submission", "x.json"], "has images and captions, for which there is no --submission"),
         (["--task", "scenes", "--rerank", "x", "--all-pairs"], "there is no --rerank, --all-pairs; leave it out"),

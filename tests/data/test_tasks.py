@@ -83,7 +83,15 @@ def test_a_task_by_its_name():
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("captions", "coco_retrieval"), ("captioning", "coco_captioning"), ("own", "custom")]
+    ("old", "new"),
+    [
+        ("captions", "coco_retrieval"),
+        ("captioning", "coco_captioning"),
+        ("own", "custom"),
+        ("scene_captions", "coco_retrieval"),
+        ("scene_captioning", "coco_captioning"),
+        ("scene_statements", "custom"),
+    ],
 )
 def test_a_former_name_is_refused_with_the_new_one(old, new):
     with pytest.raises(ValueError, match=f"^The task '{old}' is called '{new}' now; write the new name.$"):

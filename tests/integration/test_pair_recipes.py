@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
+from worlds.write import TOKENIZER_TEXTS, write_captions, write_statements
 
 from dual_distill.modeling import DualEncoderForImageTextRetrieval, FusionEncoderForImageTextRetrieval
 from dual_distill.teachers import load_teacher
@@ -51,7 +52,7 @@ FINE_TUNED = {
     "scene_statements_alone": {"init_from": "pretrain_scenes_alone"},
     "scene_statements_distilled": {"init_from": "pretrain_scenes_distilled", "teacher": "scene_statements_teacher"},
 }
-SCENES = {"num_scenes": {"train": 12, "validation": 12, "test": 12}}
+SCENES = {"train": 12, "validation": 12, "test": 12}
 TERMS = {
     "pretrain_teacher": {"itm_loss", "mlm_loss"},
     "pretrain_alone": {"itc_loss", "itm_loss", "mlm_loss", "in_batch_recall"},
@@ -112,6 +113,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_karpathy(root / name, name)
     for name in ("vg", "cc3m", "sbu"):
         write_tars(root / name)
+    write_captions(root / "scene_captions", SCENES)
+    write_statements(root / "scene_statements", SCENES)
     return root
 
 
@@ -123,8 +126,12 @@ def words_of(pairs: Path, vilts: dict, tiny_training: list[str], tmp_path_factor
         found = [str(RECIPES / f"{name}.yaml"), "--output_dir", str(root / name), *tiny_training]
         for field, start in {**STARTS, **FINE_TUNED}[name].items():
             found += [f"--{field}", vilts.get(start) or trained(start)[0]]
+        if name.startswith("scenes"):
+            return [*found, "--data_options", json.dumps({"num_scenes": SCENES})]
         if "scene" in name:
-            return [*found, "--data_options", json.dumps(SCENES)]
+            data = pairs / ("scene_statements" if "statements" in name else "scene_captions")
+            texts = ["--tokenizer_texts", str(data / TOKENIZER_TEXTS)] if name.startswith("pretrain") else []
+            return [*found, "--data", str(data), *texts]
         return [*found, "--data", str(pairs if name.startswith("pretrain") else pairs / name.split("_")[1])]
 
     return words

@@ -21,7 +21,6 @@ from dual_distill.cli.recipe_parser import read_recipe
 RECIPES = Path(__file__).parents[2] / "recipes"
 ANSWERS = {"no", "yes", "red", "blue"}
 HELD_OUT = {"vqa": {"validation_rows": 20}, "easy_vqa": {"validation_images": 4}, "nlvr": {"validation_rows": 6}}
-GENERATED = {"num_scenes": {"train": 8, "validation": 4, "test": 4}, "statements_per_scene": 2}
 # Recipe -> what replaces the checkpoints that it names: a ViLT of that name, or the run of another recipe.
 STARTS = {
     "vqa_v2_teacher": {"init_from": "mlm"},
@@ -37,10 +36,7 @@ STARTS = {
     "easy_vqa_alone": {"init_from": "easy_vqa_teacher"},
     "easy_vqa_soft": {"init_from": "easy_vqa_teacher", "teacher": "easy_vqa_teacher"},
     "easy_vqa_distilled": {"init_from": "easy_vqa_teacher", "teacher": "easy_vqa_teacher"},
-    "nlvr_pretrain": {},
-    "nlvr_mixed": {"init_from": "nlvr_pretrain"},
-    "nlvr_towers": {"init_from": "nlvr_mixed"},
-    "nlvr_teacher": {"init_from": "nlvr_towers"},
+    "nlvr_teacher": {},
     "nlvr_alone": {"init_from": "nlvr_teacher"},
     "nlvr_soft": {"init_from": "nlvr_teacher", "teacher": "nlvr_teacher"},
     "nlvr_distilled": {"init_from": "nlvr_teacher", "teacher": "nlvr_teacher"},
@@ -71,15 +67,15 @@ def words_of(
 
     def words(name: str, trained: Callable) -> list[str]:
         recipe = RECIPES / f"{name}.yaml"
-        fields = read_recipe(recipe)
-        task = fields["task"]
+        task = read_recipe(recipe)["task"]
         starts = [[f"--{field}", vilts.get(start) or trained(start)[0]] for field, start in STARTS[name].items()]
         options = HELD_OUT.get(task, {})
-        if task == "nlvr_scenes":
-            options = {**fields["data_options"], **GENERATED}
-            options.pop("nlvr", None), options.pop("nlvr_rows", None)
-        found = [] if task == "nlvr_scenes" else ["--data", files(task)]
-        pairs = [*starts, found, ["--data_options", json.dumps(options)], ["--output_dir", root / name]]
+        pairs = [
+            *starts,
+            ["--data", files(task)],
+            ["--data_options", json.dumps(options)],
+            ["--output_dir", root / name],
+        ]
         return [str(recipe), *(str(word) for pair in pairs for word in pair), *tiny_training]
 
     return words
@@ -118,7 +114,7 @@ def test_a_recipe_runs_and_its_model_loads(name: str, trained: Callable) -> None
     auto = AutoModelForVisualQuestionAnswering if is_answering else AutoModelForSequenceClassification
     model, loading = auto.from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values()), loading
-    is_fusion = name.endswith(("teacher", "pretrain", "mixed", "towers"))
+    is_fusion = name.endswith("teacher")
     assert type(model).__name__.startswith("Fusion" if is_fusion else "Dual")
     saved = load_file(Path(folder, "model.safetensors"))
     assert saved.keys() == model.state_dict().keys()

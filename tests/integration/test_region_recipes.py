@@ -32,11 +32,13 @@ from transformers import (
     YolosImageProcessorPil,
     pipeline,
 )
+from worlds.scene_regions import scene_region_store, train_scene_backbone
+from worlds.write import write_captions
 
 from dual_distill.cli.recipe_parser import read_recipe
 from dual_distill.data import generate_scenes
 from dual_distill.modeling import FusionEncoderForCaptioning
-from dual_distill.regions import RegionStore, scene_region_store, train_scene_backbone
+from dual_distill.regions import RegionStore
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ARMS = ("teacher", "adapted", "alone", "distilled")
@@ -155,7 +157,9 @@ def stores(photos: Path, dual_distill: Callable, tmp_path_factory: pytest.TempPa
     boxes = scene_region_store(scenes, small, root / "scenes_light", jitter_px=2, miss_rate=0.05, shuffled=True)
     scene_region_store(scenes, wide, root / "scenes_own")
     scene_region_store(scenes, wide, root / "scenes_adapted", boxes=boxes)
-    return {"photos": found, "scenes": {name: str(root / f"scenes_{name}") for name in ("own", "light", "adapted")}}
+    write_captions(root / "captions", SCENES["num_scenes"])
+    of_scenes = {name: str(root / f"scenes_{name}") for name in ("own", "light", "adapted")}
+    return {"photos": found, "scenes": of_scenes, "captions": str(root / "captions")}
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +206,10 @@ def words_of(
         for field in ("regions", "teacher_regions"):
             if field in fields:
                 found += [f"--{field}", stores["scenes" if of_scenes else "photos"][Path(fields[field]).name]]
-        if of_scenes:
+        if name.startswith("scenes"):
             return [*found, "--data_options", json.dumps(SCENES)]
+        if of_scenes:
+            return [*found, "--data", stores["captions"]]
         if fields["task"] == "vqa":
             return [*found, "--data", str(photos / "vqa"), "--data_options", json.dumps({"validation_rows": 20})]
         return [*found, "--data", str(photos / "coco")]
@@ -318,7 +324,7 @@ def test_captions_are_written_scored_and_sent_in(
         "evaluate",
         folder,
         "--task",
-        "captioning",
+        "coco_captioning",
         "--data",
         photos / "coco",
         *regions,

@@ -18,7 +18,7 @@ _DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of retrieval to the parser of `evaluate`."""
-    group = parser.add_argument_group("tasks of images and captions (captions, scene_captions)")
+    group = parser.add_argument_group("tasks of images and captions (coco_retrieval)")
     group.add_argument(
         "--rerank", metavar="CHECKPOINT", help="fusion encoder that orders the model's best candidates anew"
     )

@@ -8,9 +8,7 @@ from .collators.masking import WholeWordMasker
 from .collators.pretraining import PreTrainingCollator
 from .collators.region_inputs import NUM_TAGS, distinct_tags, pad_regions, tag_texts
 from .datasets.custom import CustomDataset, load_custom_dataset
-from .datasets.scene_captions import generate_scene_captions
 from .datasets.scene_questions import COLOURS, SHAPES
-from .datasets.scene_statements import generate_scene_statements
 from .datasets.scenes import generate_scenes, scene_answers
 from .images import ImageError, decode_image, image_source
 from .indexed_dataset import IndexedDataset, RowEpochCallback
@@ -59,8 +57,6 @@ __all__ = [
     "distinct_tags",
     "existing_file",
     "fingerprint",
-    "generate_scene_captions",
-    "generate_scene_statements",
     "generate_scenes",
     "get_task",
     "image_source",

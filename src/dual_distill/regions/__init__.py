@@ -3,7 +3,6 @@
 from .detectors import Detector, load_detector
 from .extraction import BATCH_SIZE, MAX_REGIONS, MIN_REGIONS, THRESHOLD, RegionReport, extract_regions, report_store
 from .files import SHARD_SIZE
-from .scene_regions import SceneBackbone, backbone_accuracy, scene_region_store, train_scene_backbone
 from .store import RegionStore
 from .tsv import read_region_tsv
 
@@ -16,12 +15,8 @@ __all__ = [
     "Detector",
     "RegionReport",
     "RegionStore",
-    "SceneBackbone",
-    "backbone_accuracy",
     "extract_regions",
     "load_detector",
     "read_region_tsv",
     "report_store",
-    "scene_region_store",
-    "train_scene_backbone",
 ]

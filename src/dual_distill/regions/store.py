@@ -30,7 +30,7 @@ _KEYS = ("id", "sha256", "pixel_sha256")
 
 
 class RegionStore:
-    """The regions that `dual-distill regions`, a TSV reader or `scene_region_store` wrote; read-only.
+    """The regions that `dual-distill regions` or a TSV reader wrote; read-only.
 
     Args:
         path: the folder.

@@ -115,8 +115,8 @@ class DataArguments:
     task: str = field(
         default="scenes",
         metadata={
-            "help": "scenes (generated), easy_vqa, nlvr, vqa, nlvr2, snli_ve; of pairs: scene_captions (generated), coco_retrieval, "
-            "pairs (streamed); to write: scene_captioning (generated), coco_captioning; or custom: a "
+            "help": "scenes (generated), easy_vqa, nlvr, vqa, nlvr2, snli_ve; of pairs: coco_retrieval, "
+            "pairs (streamed); to write: coco_captioning; or custom: a "
             "table, folder or Hub data set of yours."
         },
     )
@@ -154,11 +154,11 @@ class DataArguments:
         default=None,
         metadata={"help": "Fewest training rows with an answer that becomes a class. Default: the task's."},
     )
-    tokenizer_tasks: list[str] = field(
+    tokenizer_texts: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Generated tasks (scenes, scene_statements, nlvr_scenes) whose words a new tokenizer learns too, so that a "
-            "pre-trained model can be fine-tuned on them."
+            "help": "Text files, a text a line, whose words a new tokenizer learns too, so that a pre-trained model can be "
+            "fine-tuned on other data."
         },
     )
     regions: str | None = field(

@@ -125,7 +125,7 @@ def resolve(
         source = model_arguments.init_from or model_arguments.teacher
         if source is None:
             processor = build_processor(
-                model_arguments, texts_of(splits["train"], task, data_arguments.tokenizer_tasks)
+                model_arguments, texts_of(splits["train"], task, data_arguments.tokenizer_texts)
             )
         else:
             revision = model_arguments.init_revision if model_arguments.init_from else model_arguments.teacher_revision

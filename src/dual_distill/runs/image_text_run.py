@@ -23,9 +23,7 @@ from dual_distill.data import (
     RandAugment,
     Task,
     WholeWordMasker,
-    get_task,
     load_image_text_stream,
-    load_task,
 )
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig
 from dual_distill.trainer import (
@@ -46,7 +44,6 @@ STREAMED_PAIRS = Task("pairs", head="image_text_retrieval", image_columns=("imag
 
 _HELD_OUT_ROWS = 1000
 _TOKENIZER_ROWS = 20_000
-_TOKENIZER_SCENES = 300
 _FEATURES = Features({"image": Image(decode=False), "caption": Value("string")})
 
 
@@ -70,7 +67,7 @@ def configure_head(task: Task, head: Head) -> Task:
         raise ValueError(
             f"head is {head!r}, which learns from pairs, but task {task.name!r} has the head {task.head!r}; choose a "
             f"task of "
-            "pairs (scene_captions, captions, or pairs), or leave head out."
+            "pairs (coco_retrieval, or pairs), or leave head out."
         )
     return replace(task, head=head)
 
@@ -137,25 +134,26 @@ def first_rows(split: Any, count: int) -> list[dict[str, Any]]:
     return [split[index] for index in range(min(count, len(split)))]
 
 
-def texts_of(split: Any, task: Task, other_tasks: Sequence[str] = ()) -> Any:
+def texts_of(split: Any, task: Task, files: Sequence[str] = ()) -> Any:
     """Return the texts that a tokenizer is trained on.
 
     Args:
         split: a `Dataset`, of which all texts are taken, or a `ImageTextStream`, of which the first 20,000.
         task: names the column.
-        other_tasks: generated tasks; the texts of a few hundred of their scenes hold all of their words.
+        files: more texts, one a line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
     """
     if isinstance(split, ImageTextStream):
         texts: Any = [row[task.text_column] for row in first_rows(split, _TOKENIZER_ROWS)]
     else:
         texts = split[task.text_column]
-    if not other_tasks:
-        return texts
-    others = (
-        load_task(name, num_scenes={"train": _TOKENIZER_SCENES})["train"][get_task(name).text_column]
-        for name in other_tasks
-    )
-    return [*texts, *itertools.chain.from_iterable(others)]
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"tokenizer_texts names {file!r}, but there is no such file; write it first.")
+        texts = [*texts, *Path(file).read_text().splitlines()]
+    return texts
 
 
 def num_rows(split: Any) -> int | None:

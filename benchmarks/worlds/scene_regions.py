@@ -19,10 +19,9 @@ from datasets import Dataset, DatasetDict
 from torch import nn
 
 from dual_distill.data import COLOURS, SHAPES, RegionSet, content_key, decode_image, fingerprint, pixel_key
-
-from .files import SHARD_SIZE, RegionManifest, StoredImage, fill_store
-from .roi_align import roi_align
-from .store import RegionStore
+from dual_distill.regions.files import SHARD_SIZE, RegionManifest, StoredImage, fill_store
+from dual_distill.regions.roi_align import roi_align
+from dual_distill.regions.store import RegionStore
 
 _STRIDE = 2
 _POINTS = 6
@@ -271,6 +270,3 @@ def _examples(rows: list[dict[str, Any]]) -> tuple[torch.Tensor, list[torch.Tens
     objects = [item for row in rows for item in row["objects"]]
     colours = torch.tensor([list(COLOURS).index(item["colour"]) for item in objects])
     return pixels, boxes, colours, torch.tensor([list(SHAPES).index(item["shape"]) for item in objects])
-
-
-__all__ = ["SceneBackbone", "backbone_accuracy", "scene_region_store", "train_scene_backbone"]

@@ -1,4 +1,4 @@
-"""Captions of scenes: is what they say true, and is the false friend false? Read anew from the words, another way."""
+"""Captions of scenes: is what they say true, and is the hard negative false? Read anew from the words, another way."""
 
 import hashlib
 import re
@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 
 import pytest
 from datasets import Image
+from worlds.scene_captions import CHANGES, generate_scene_captions
 
-from dual_distill.data import generate_scenes, get_task, load_task
-from dual_distill.data.datasets.scene_captions import CHANGES, generate_scene_captions
+from dual_distill.data import generate_scenes
 
 SMALL = {"train": 200, "validation": 30, "test": 40}
 NUMBERS = {"no": 0, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
@@ -18,7 +18,7 @@ FRAMES = ("the picture shows ", "a picture with ", "in the picture you see ", "y
 
 @pytest.fixture(scope="module")
 def captions():
-    return load_task("scene_captions", num_scenes=SMALL, seed=3)
+    return generate_scene_captions(SMALL, seed=3).cast_column("image", Image(decode=False))
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +80,10 @@ def is_true(caption, objects, cells=3):
     return all(held)
 
 
-def test_every_caption_is_true_and_every_false_friend_false(rows):
+def test_every_caption_is_true_and_every_hard_negative_false(rows):
     for row in rows:
         assert is_true(row["caption"], row["objects"]), row["caption"]
-        assert not row["false_friend"] or not is_true(row["false_friend"], row["objects"]), row["false_friend"]
+        assert not row["hard_negative"] or not is_true(row["hard_negative"], row["objects"]), row["hard_negative"]
 
 
 @pytest.mark.parametrize("cells", [2, 4])
@@ -92,10 +92,12 @@ def test_the_same_on_other_grids(cells):
         "image"
     ):
         assert is_true(row["caption"], row["objects"], cells), row["caption"]
-        assert not row["false_friend"] or not is_true(row["false_friend"], row["objects"], cells), row["false_friend"]
+        assert not row["hard_negative"] or not is_true(row["hard_negative"], row["objects"], cells), row[
+            "hard_negative"
+        ]
 
 
-def test_a_false_friend_differs_in_one_word_of_the_kind_that_is_named(rows):
+def test_a_hard_negative_differs_in_one_word_of_the_kind_that_is_named(rows):
     kinds = {
         "colour": COLOURS,
         "shape": ("circle", "square", "triangle", "circles", "squares", "triangles"),
@@ -105,8 +107,8 @@ def test_a_false_friend_differs_in_one_word_of_the_kind_that_is_named(rows):
     }
     assert set(kinds) == set(CHANGES)
     for row in rows:
-        if row["false_friend"]:
-            words = zip(row["caption"].split(), row["false_friend"].split(), strict=True)
+        if row["hard_negative"]:
+            words = zip(row["caption"].split(), row["hard_negative"].split(), strict=True)
             [exchanged] = [tuple(word.rstrip(",") for word in pair) for pair in words if pair[0] != pair[1]]
             assert set(exchanged) <= set(kinds[row["changed"]])
     counts = Counter(row["changed"] for row in rows)
@@ -131,10 +133,10 @@ def test_captions_are_particular(rows):
     assert sum(shares) / len(shares) < 0.06
 
 
-def test_the_words_betray_no_false_friend(rows):
-    """A word that stands in false friends only, or in true captions only, would give them away."""
+def test_the_words_betray_no_hard_negative(rows):
+    """A word that stands in hard negatives only, or in true captions only, would give them away."""
     true = Counter(word for row in rows for word in set(row["caption"].split()))
-    false = Counter(word for row in rows for word in set(row["false_friend"].split()))
+    false = Counter(word for row in rows for word in set(row["hard_negative"].split()))
     for word in {*true, *false}:
         if true[word] + false[word] > 200:
             assert 0.4 < true[word] / (true[word] + false[word]) < 0.6, word
@@ -142,7 +144,7 @@ def test_the_words_betray_no_false_friend(rows):
 
 @pytest.mark.parametrize("seed", [3, 8])
 def test_the_pictures_are_those_of_the_questions_split_by_split(seed):
-    captions = load_task("scene_captions", num_scenes=SMALL, seed=seed, captions_per_scene=1)
+    captions = generate_scene_captions(SMALL, 1, seed=seed).cast_column("image", Image(decode=False))
     scenes = generate_scenes(SMALL, seed=seed).cast_column("image", Image(decode=False))
     for split in SMALL:
         of_captions = {row["image_id"]: (row["image"]["bytes"], str(row["objects"])) for row in captions[split]}
@@ -168,12 +170,10 @@ def test_one_seed_gives_the_same_rows_and_a_larger_train_split_the_same_test_row
     assert first["test"]["caption"] != other["test"]["caption"]
 
 
-def test_an_empty_split_keeps_its_columns_and_the_task_names_them(captions):
-    task = get_task("scene_captions")
+def test_an_empty_split_keeps_its_columns():
     empty = generate_scene_captions({"train": 0})["train"]
     assert empty.num_rows == 0
-    assert {*task.image_columns, task.text_column, task.image_id_column} <= set(empty.column_names)
-    assert task.head == "image_text_retrieval"
+    assert {"image", "caption", "image_id"} <= set(empty.column_names)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ questions.
 
 What is unusual: a caption is made of *facts*, each a form with a tuple of words in its places, such as "a {} {} left of
 a {} {}" with ("red", "circle", "blue", "square"). For every form there is one function that finds all word tuples that
-are true of a scene; a tuple that it does not find is false. So a false friend, the caption with one word exchanged, is
+are true of a scene; a tuple that it does not find is false. So a hard negative, the caption with one word exchanged, is
 false for certain and not only unlikely.
 
 The words mean what they mean in the questions: "left of" is the neighbouring cell in the row, "next to" any of the four
@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 from datasets import DatasetDict, Features, Image, Value
 
-from .scene_questions import COLOURS, CORNERS, SHAPES, STEPS, SceneObject
-from .scenes import BOXES, NUM_SCENES, OBJECTS, columns_to_splits, draw_scenes, empty_columns
+from dual_distill.data.datasets.scene_questions import COLOURS, CORNERS, SHAPES, STEPS, SceneObject
+from dual_distill.data.datasets.scenes import BOXES, NUM_SCENES, OBJECTS, columns_to_splits, draw_scenes, empty_columns
 
 CHANGES = ("colour", "shape", "number", "place", "comparison")
-"""The kinds of words by which a false friend differs."""
+"""The kinds of words by which a hard negative differs."""
 
 MIN_WORDS, MAX_WORDS = 6, 16
 """Fewest and most words of a caption."""
@@ -32,7 +32,7 @@ _FEATURES = Features(
         "image": Image(),
         "caption": Value("string"),
         "image_id": Value("string"),
-        "false_friend": Value("string"),
+        "hard_negative": Value("string"),
         "changed": Value("string"),
         "boxes": BOXES,
         "objects": OBJECTS,
@@ -75,12 +75,12 @@ class Caption(NamedTuple):
 
     Attributes:
         text: the caption, 6 to 16 words.
-        false_friend: the same but for one word, and false; "" where no exchange of a word makes it false.
+        hard_negative: the same but for one word, and false; "" where no exchange of a word makes it false.
         changed: kind of the exchanged word, one of `CHANGES`, or "".
     """
 
     text: str
-    false_friend: str
+    hard_negative: str
     changed: str
 
 
@@ -107,7 +107,7 @@ def generate_scene_captions(
 
     Returns:
         A `DatasetDict`, one row a caption: `image` (PNG), `caption` (6 to 16 words), `image_id` (the `scene_id` of
-        `generate_scenes`), `false_friend` and `changed` (see `Caption`), `boxes` and `objects` as in `generate_scenes`.
+        `generate_scenes`), `hard_negative` and `changed` (see `Caption`), `boxes` and `objects` as in `generate_scenes`.
 
     Raises:
         ValueError: an argument is out of its range, or the grid does not hold that many different scenes.
@@ -128,7 +128,7 @@ def generate_scene_captions(
         rng = rngs.setdefault(split, random.Random(f"{seed} {split} captions"))
         image, objects = {"bytes": scene.png, "path": None}, [item._asdict() for item in scene.objects]
         for caption in write_captions(scene.objects, captions_per_scene, rng, cells):
-            row = (image, caption.text, scene.scene_id, caption.false_friend, caption.changed, scene.boxes, objects)
+            row = (image, caption.text, scene.scene_id, caption.hard_negative, caption.changed, scene.boxes, objects)
             for name, value in zip(_FEATURES, row, strict=True):
                 columns[split][name].append(value)
     return columns_to_splits(columns, _FEATURES)
@@ -168,7 +168,7 @@ def write_captions(scene: Scene, number: int, rng: random.Random, cells: int = 3
         text = _sentence(frame, facts)
         if text in written or _repeats_itself(facts) or not MIN_WORDS <= len(text.split()) <= MAX_WORDS:
             continue
-        written[text] = Caption(text, *_false_friend(frame, facts, true_words, rng))
+        written[text] = Caption(text, *_hard_negative(frame, facts, true_words, rng))
         if len(written) == number:
             return list(written.values())
     raise ValueError(
@@ -188,7 +188,7 @@ def _sentence(frame: str, facts: list[_Fact]) -> str:
     return frame.format(", ".join(texts[:-1]) + ", and " + texts[-1])
 
 
-def _false_friend(
+def _hard_negative(
     frame: str, facts: list[_Fact], true_words: Mapping[_Form, list[Words]], rng: random.Random
 ) -> tuple[str, str]:
     """The sentence with one word exchanged so that its fact is false, and the kind of that word."""
@@ -355,6 +355,3 @@ _FAMILIES: tuple[tuple[_Form, ...], ...] = (
         _Form("as many {} as {}", ("shapes", "shapes"), _equal(_count_shapes)),
     ),
 )
-
-
-__all__ = ["CHANGES", "Caption", "generate_scene_captions", "write_captions"]

@@ -7,15 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from worlds.scene_regions import SceneBackbone, backbone_accuracy, scene_region_store, train_scene_backbone
 
 from dual_distill.data import generate_scenes
-from dual_distill.regions.scene_regions import (
-    SceneBackbone,
-    backbone_accuracy,
-    scene_region_store,
-    train_scene_backbone,
-)
-from dual_distill.regions.store import RegionStore
+from dual_distill.regions import RegionStore
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,15 @@ from typing import NamedTuple
 
 from datasets import DatasetDict, Features, Image, Value
 
-from .scene_questions import COLOURS, CORNERS, SHAPES, SceneObject
-from .scenes import NUM_SCENES, OBJECTS, DrawnScene, columns_to_splits, draw_scenes, empty_columns
+from dual_distill.data.datasets.scene_questions import COLOURS, CORNERS, SHAPES, SceneObject
+from dual_distill.data.datasets.scenes import (
+    NUM_SCENES,
+    OBJECTS,
+    DrawnScene,
+    columns_to_splits,
+    draw_scenes,
+    empty_columns,
+)
 
 ROWS_PER_STATEMENT = 4
 """Rows in which one statement stands; it is true in half of them."""
@@ -341,6 +348,3 @@ _FAMILIES: tuple[_Draw, ...] = (
     _together,
     _corner,
 )
-
-
-__all__ = ["ROWS_PER_STATEMENT", "Noun", "Picture", "Statement", "generate_scene_statements", "statement_families"]
