@@ -233,12 +233,11 @@ def test_refusals_of_outputs(masks):
     refused("the teacher returned neither query_states nor attentions", teacher=no_states)
     refused("the teacher returned neither query_states nor attentions", teacher=no_states | {"attentions": ()})
     short = {name: (getattr(teacher, name)[0][:, :, :-1],) for name in ("query_states", "key_states")}
-    refused("the teacher recorded 8 tokens, the batch has 9", teacher=short)
-    refused("the student recorded 8 tokens, the batch has 9", student=short)
+    refused("the teacher has recorded states of 8 tokens, the student's batch has 9", teacher=short)
+    refused("the student has recorded states of 8 tokens, the student's batch has 9", student=short)
     probs = torch.full((3, 2, 8, 8), 1 / 8)
     refused(
-        "the teacher's attention covers 8 tokens, the student's sequence has 9",
-        teacher=no_states | {"attentions": (probs,)},
+        "the teacher has attention of 8 tokens, the student's batch has 9", teacher=no_states | {"attentions": (probs,)}
     )
     wide = no_states | {"attentions": (torch.full((3, 2, 9, 9), 1 / 9),)}
     refused(
@@ -356,7 +355,7 @@ def test_states_of_two_towers_need_not_be_laid_side_by_side(masks):
     expected = objective(student, teacher, batch)["attention_loss"]
     assert torch.equal(objective(split_states(student), teacher, batch)["attention_loss"], expected)
     assert torch.equal(objective(student, split_states(teacher), batch)["attention_loss"], expected)
-    with pytest.raises(ValueError, match="the student recorded 9 tokens, the batch has 8"):
+    with pytest.raises(ValueError, match="the student has recorded states of 9 tokens, the student's batch has 8"):
         objective(split_states(student), teacher, {"attention_mask": batch["attention_mask"][:, 1:]})
 
 

@@ -10,13 +10,13 @@ from dual_distill.objectives import (
     DistillVLMObjective,
     attention_matrix_loss,
     attention_probs,
+    hidden_state_mse_loss,
     joint_pattern,
     noise_contrastive_loss,
     soft_answer_loss,
     soft_label_loss,
-    squared_distance_loss,
 )
-from dual_distill.objectives.hidden_states import pool_tokens
+from dual_distill.objectives.losses.hidden_states import pool_tokens
 
 TEXT, REGIONS = 5, 3
 TOKENS = TEXT + REGIONS
@@ -117,7 +117,7 @@ def test_squared_difference_token_by_token_and_pooled(pooled, batch, image_mask)
         if pooled:
             one, other = pool_tokens(one, real), pool_tokens(other, real)
         mask = torch.ones(3, 1).bool() if pooled else real
-        expected = expected + squared_distance_loss(compared.projections[index](one), other, mask) / 2
+        expected = expected + hidden_state_mse_loss(compared.projections[index](one), other, mask) / 2
     torch.testing.assert_close(found, expected)
 
 
@@ -211,10 +211,10 @@ def test_what_a_model_did_not_return_is_named(batch, image_mask):
     student, teacher = outputs(mask=image_mask), outputs(width=8)
     with pytest.raises(ValueError, match="the teacher returned no hidden_states"):
         objective()(student, SimpleNamespace(**vars(teacher) | {"hidden_states": None}), batch)
-    with pytest.raises(ValueError, match=r"the student returned query_states of 0 layers .*output_query_states"):
+    with pytest.raises(ValueError, match=r"the student recorded queries of 0 layers .*output_query_states"):
         objective()(SimpleNamespace(**vars(student) | {"query_states": None}), teacher, batch)
     short = SimpleNamespace(**vars(teacher) | {"query_states": (teacher.query_states[0][:, :, 1:],)})
-    with pytest.raises(ValueError, match="the teacher recorded 7 tokens, the student's batch has 8"):
+    with pytest.raises(ValueError, match="the teacher has recorded states of 7 tokens, the student's batch has 8"):
         objective()(student, short, batch)
     short = SimpleNamespace(**vars(teacher) | {"hidden_states": (teacher.hidden_states[0][:, 1:],)})
     with pytest.raises(ValueError, match="the teacher has hidden states of 7 tokens, the student's batch has 8"):

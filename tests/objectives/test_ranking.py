@@ -6,7 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dual_distill.objectives import RankingObjective, hardest_negatives, ranking_distillation_loss, right_first_loss
+from dual_distill.objectives import (
+    RankingObjective,
+    hardest_negatives,
+    listwise_cross_entropy,
+    listwise_distillation_loss,
+)
 
 LISTED = torch.tensor([[True, True, True, True], [True, True, False, True], [True, False, False, False]])
 
@@ -19,27 +24,27 @@ def test_each_list_is_a_distribution_over_what_it_holds(temperature):
         kept = LISTED[row].nonzero().flatten()
         p, q = ((scores[row, kept] / temperature).softmax(0).tolist() for scores in (teacher, student))
         expected += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) / 3
-    found = ranking_distillation_loss(student, teacher, LISTED, temperature).item()
+    found = listwise_distillation_loss(student, teacher, LISTED, temperature).item()
     assert found == pytest.approx(expected * temperature**2, rel=1e-4)
 
 
 def test_only_differences_within_a_list_count():
     scores = torch.randn(3, 4)
-    assert ranking_distillation_loss(scores + torch.randn(3, 1), scores, LISTED).item() == pytest.approx(0, abs=1e-6)
+    assert listwise_distillation_loss(scores + torch.randn(3, 1), scores, LISTED).item() == pytest.approx(0, abs=1e-6)
     alone = LISTED & torch.tensor([True, False, False, False])
-    assert ranking_distillation_loss(torch.randn(3, 4), scores, alone).item() == 0
-    assert right_first_loss(torch.randn(3, 4), alone).item() == 0
+    assert listwise_distillation_loss(torch.randn(3, 4), scores, alone).item() == 0
+    assert listwise_cross_entropy(torch.randn(3, 4), alone).item() == 0
 
 
 def test_right_first_is_cross_entropy_over_what_a_list_holds():
     scores = torch.randn(3, 4)
     expected = -sum((scores[row, LISTED[row]].softmax(0)[0]).log().item() for row in range(3)) / 3
-    assert right_first_loss(scores, LISTED).item() == pytest.approx(expected, rel=1e-5)
+    assert listwise_cross_entropy(scores, LISTED).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_gradient_reaches_the_student_and_what_is_listed_alone():
     student, teacher = torch.randn(3, 4).requires_grad_(), torch.randn(3, 4).requires_grad_()
-    ranking_distillation_loss(student, teacher, LISTED).backward()
+    listwise_distillation_loss(student, teacher, LISTED).backward()
     assert teacher.grad is None
     assert torch.equal(student.grad != 0, LISTED & (LISTED.sum(1, keepdim=True) > 1))
 
@@ -80,8 +85,8 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"'ranking_weight': -1"):
         RankingObjective(ranking_weight=-1)
     with pytest.raises(ValueError, match=r"teacher_scores has shape \(3, 5\), is_listed \(3, 4\)"):
-        ranking_distillation_loss(torch.zeros(3, 4), torch.zeros(3, 5), LISTED)
-    with pytest.raises(ValueError, match="count is 0; ask for 1 negative or more"):
+        listwise_distillation_loss(torch.zeros(3, 4), torch.zeros(3, 5), LISTED)
+    with pytest.raises(ValueError, match="count is 0; it must be at least 1"):
         hardest_negatives(torch.zeros(2, 2), torch.ones(2, 2).bool(), 0)
     with pytest.raises(ValueError, match=r"similarities has shape \(2, 2\), is_allowed \(2, 3\)"):
         hardest_negatives(torch.zeros(2, 2), torch.ones(2, 3).bool(), 1)

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dual_distill.objectives import DistillVLMObjective
+from dual_distill.objectives import DistillVLMObjective, Objective
 from dual_distill.trainer import DistillationTrainer, check_compatibility
-from dual_distill.trainer.objective_callback import OBJECTIVE_FILE
 
 from .region_pair import region_collator, region_rows, region_student, region_teacher, region_trainer
 
@@ -93,17 +92,17 @@ def test_the_state_lies_in_each_checkpoint_and_not_in_the_final_model(tmp_path):
     trainer = region_trainer(tmp_path, save_strategy="steps", save_steps=3)
     trainer.train()
     trainer.save_model()
-    file = tmp_path / "checkpoint-6" / OBJECTIVE_FILE
+    file = tmp_path / "checkpoint-6" / Objective.state_file
     assert_equal(load_file(file), dict(trainer.objective.state_dict()), exactly=True)
-    assert not (tmp_path / OBJECTIVE_FILE).exists()
+    assert not (tmp_path / Objective.state_file).exists()
     file.unlink()
-    with pytest.raises(ValueError, match=f"holds no {OBJECTIVE_FILE}, but the objective has a state"):
+    with pytest.raises(ValueError, match=f"holds no {Objective.state_file}, but the objective has a state"):
         region_trainer(tmp_path / "b").train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     with pytest.raises(
         ValueError, match=r"has queues.0.tokens of shape \(100, 24\), the objective of this run \(50, 24\)"
     ):
         region_trainer(tmp_path / "c", queue_size=50).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    (tmp_path / "checkpoint-3" / OBJECTIVE_FILE).write_bytes(b"broken")
+    (tmp_path / "checkpoint-3" / Objective.state_file).write_bytes(b"broken")
     with pytest.raises(ValueError, match="is damaged"):
         region_trainer(tmp_path / "d").train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
@@ -212,7 +211,9 @@ def test_boxes_that_nobody_names_are_not_checked_and_heads_may_differ(tmp_path):
 
 def test_two_towers_and_a_projection_of_another_width_are_refused(make_student, make_teacher):
     towers = DistillVLMObjective(16, 16)
-    with pytest.raises(ValueError, match="the student has two towers, but distillvlm compares states of one sequence"):
+    with pytest.raises(
+        ValueError, match="the student has two towers, but a DistillVLMObjective compares states of one sequence"
+    ):
         check_compatibility(make_student(), make_teacher(), towers)
     with pytest.raises(
         ValueError, match="the teacher has width 24, the objective was built for 20; give it teacher_size=24"

@@ -9,7 +9,7 @@ import torch
 from transformers import EvalPrediction
 
 from dual_distill.modeling.modeling_pretraining_losses import gather_pair_ids
-from dual_distill.objectives import ranking_distillation_loss, right_first_loss
+from dual_distill.objectives import listwise_cross_entropy, listwise_distillation_loss
 from dual_distill.trainer.evaluation import recall_of_vectors
 from dual_distill.trainer.retrieval_trainer import RetrievalTrainer, choose_lists, drawn_scores, listed_scores
 
@@ -71,7 +71,7 @@ def test_the_teacher_ranks_what_the_student_finds_hard(teacher, tmp_path):
         ours = torch.stack([torch.stack([logits[pair] for pair in one]) for one in lists])
         theirs = torch.stack([torch.stack([score(trainer.teacher, batch, *pair) for pair in one]) for one in lists])
     assert ours.shape == (16, 4)
-    expected = ranking_distillation_loss(ours, theirs, torch.ones(16, 4).bool())
+    expected = listwise_distillation_loss(ours, theirs, torch.ones(16, 4).bool())
     assert expected > 0.01
     assert found["ranking_loss"] == pytest.approx(expected.item(), rel=1e-4)
     assert set(found) == {"itc_loss", "ranking_loss", "attention_loss"}
@@ -123,7 +123,7 @@ def test_a_fusion_encoder_learns_to_put_the_right_pair_first(tmp_path):
         rows = [[(i, p) for p in [i, *lists.image_rows[i].tolist()]] for i in range(8)]
         rows += [[(p, i) for p in [i, *lists.text_rows[i].tolist()]] for i in range(8)]
         scores = torch.stack([torch.stack([score(model, batch, *pair) for pair in row]) for row in rows])
-    assert loss == pytest.approx(right_first_loss(scores, lists.is_listed).item(), rel=1e-4)
+    assert loss == pytest.approx(listwise_cross_entropy(scores, lists.is_listed).item(), rel=1e-4)
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()

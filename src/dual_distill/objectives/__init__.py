@@ -1,22 +1,29 @@
 """What is compared: pure loss functions of tensors, and the objectives made of them."""
 
-from .attention import attention_distillation_loss, attention_probs_to_scores, cross_modal_scores, relation_scores
-from .attention_matrices import attention_matrix_loss, attention_probs, joint_pattern
-from .chunked_attention import chunked_attention_loss
+from .base import Objective, Paper
 from .dide import DiDEObjective
 from .distillvlm import DistillVLMObjective
-from .hidden_states import noise_contrastive_loss, squared_distance_loss
-from .labels import soft_answer_loss, soft_label_loss
-from .objective import Objective
-from .pretraining import HARD_TERMS, PreTrainingObjective, hard_terms, itm_distillation_loss, mlm_distillation_loss
-from .ranking import RankingObjective, hardest_negatives, ranking_distillation_loss, right_first_loss
-from .token_queue import TokenQueue
+from .losses.attention import (
+    attention_distillation_loss,
+    attention_probs_to_scores,
+    cross_modal_scores,
+    relation_scores,
+)
+from .losses.attention_matrices import attention_matrix_loss, attention_probs, joint_pattern
+from .losses.chunked_attention import chunked_attention_loss
+from .losses.hidden_states import hidden_state_mse_loss, noise_contrastive_loss
+from .losses.labels import soft_answer_loss, soft_label_loss
+from .losses.listwise import hardest_negatives, listwise_cross_entropy, listwise_distillation_loss
+from .losses.pretraining import itm_distillation_loss, mlm_distillation_loss
+from .losses.token_queue import TokenQueue
+from .pretraining import PreTrainingObjective, hard_terms
+from .ranking import RankingObjective
 
 __all__ = [
-    "HARD_TERMS",
     "DiDEObjective",
     "DistillVLMObjective",
     "Objective",
+    "Paper",
     "PreTrainingObjective",
     "RankingObjective",
     "TokenQueue",
@@ -28,14 +35,14 @@ __all__ = [
     "cross_modal_scores",
     "hard_terms",
     "hardest_negatives",
+    "hidden_state_mse_loss",
     "itm_distillation_loss",
     "joint_pattern",
+    "listwise_cross_entropy",
+    "listwise_distillation_loss",
     "mlm_distillation_loss",
     "noise_contrastive_loss",
-    "ranking_distillation_loss",
     "relation_scores",
-    "right_first_loss",
     "soft_answer_loss",
     "soft_label_loss",
-    "squared_distance_loss",
 ]

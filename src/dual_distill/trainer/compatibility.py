@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from dual_distill.objectives import DiDEObjective, DistillVLMObjective, Objective
+from dual_distill.objectives import Objective
 
 
 def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objective) -> None:
@@ -32,9 +32,8 @@ def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objec
     _same(ours, theirs, "num_images", "{} images a row", "set num_images of both to the task's number of images")
     if objective.soft_label_weight:
         _same_labels(ours, theirs)
-    if isinstance(objective, DistillVLMObjective):
-        _comparable_tokens(ours, theirs, objective)
-    if isinstance(objective, DiDEObjective | DistillVLMObjective) and objective.attention_weight:
+    _comparable_tokens(ours, theirs, objective)
+    if objective.attention_weight:
         if getattr(theirs, "model_type", None) == "vilt":
             raise ValueError(
                 "teacher and student cannot be paired: transformers' ViLT draws its patches in a random order in "
@@ -124,31 +123,29 @@ def _same_labels(ours: Any, theirs: Any) -> None:
     _refuse(f"answer {index} = {teacher[index]!r}", f"answer {index} = {student.get(index)!r}", way_out)
 
 
-def _comparable_tokens(ours: Any, theirs: Any, objective: DistillVLMObjective) -> None:
+def _comparable_tokens(ours: Any, theirs: Any, objective: Objective) -> None:
     """Refuse what cannot be compared token by token: two towers, unlike depths, another width than the projection's."""
-    for role, config in (("teacher", theirs), ("student", ours)):
-        if objective.attention_weight + objective.hidden_weight and getattr(config, "text_config", None) is not None:
-            raise ValueError(
-                f"teacher and student cannot be paired: the {role} has two towers, but distillvlm compares states of "
-                f"one "
-                "sequence of words and regions; take a fusion encoder, or method dide."
-            )
     sides = (
-        ("teacher", theirs, objective.teacher_size, list(objective.hidden_layers.values())),
-        ("student", ours, objective.student_size, list(objective.hidden_layers)),
+        ("student", ours, list(objective.hidden_layers)),
+        ("teacher", theirs, list(objective.hidden_layers.values())),
     )
-    for role, config, size, layers in sides:
+    for index, (role, config, layers) in enumerate(sides):
+        if objective.one_sequence and getattr(config, "text_config", None) is not None:
+            raise ValueError(
+                f"teacher and student cannot be paired: the {role} has two towers, but a "
+                f"{type(objective).__name__} compares states of one sequence of words and regions; take a fusion "
+                "encoder, or method dide."
+            )
         _layers_exist(config, layers, role, "hidden_layers")
         width = _field(config, "hidden_size")
-        if layers and width is not None and width != size:
+        if objective.hidden_sizes is not None and width not in (None, objective.hidden_sizes[index]):
             raise ValueError(
                 f"teacher and student cannot be paired: the {role} has width {width}, the objective was built for "
-                f"{size}; "
-                f"give it {role}_size={width}."
+                f"{objective.hidden_sizes[index]}; give it {role}_size={width}."
             )
 
 
-def _comparable_heads(ours: Any, theirs: Any, objective: DiDEObjective | DistillVLMObjective) -> None:
+def _comparable_heads(ours: Any, theirs: Any, objective: Objective) -> None:
     student, teacher = _field(ours, "num_attention_heads"), _field(theirs, "num_attention_heads")
     if objective.relation_heads is None:
         if student is not None and teacher is not None and student != teacher:

@@ -31,7 +31,7 @@ from dual_distill.teachers import load_teacher
 
 from .compatibility import check_compatibility
 from .distillation_config import DistillationTrainingArguments
-from .objective_callback import ObjectiveCallback, load_objective, save_objective
+from .objective_callback import ObjectiveCallback
 from .teacher_cache import ROW_KEYS, KeyedCollator, TeacherCache, TeacherCacheCallback, estimate_bytes, teacher_digest
 
 logger = logging.getLogger(__name__)
@@ -327,13 +327,13 @@ class DistillationTrainer(Trainer):
         """Save what a resumed run needs, the objective's state among it."""
         super()._save_optimizer_and_scheduler(output_dir)
         if self.objective is not None and self.args.should_save:
-            save_objective(self.objective, output_dir)
+            self.objective.save_state(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Take up what `_save_optimizer_and_scheduler` saved."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.objective is not None and checkpoint is not None:
-            load_objective(self.objective, checkpoint)
+            self.objective.load_state(checkpoint)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer, of student and objective; head and shallow interaction get their own rate if asked for.

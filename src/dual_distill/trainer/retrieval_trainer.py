@@ -29,7 +29,7 @@ from dual_distill.modeling import (
     gather_rows,
     pair_similarities,
 )
-from dual_distill.objectives import RankingObjective, hardest_negatives, right_first_loss
+from dual_distill.objectives import RankingObjective, hardest_negatives, listwise_cross_entropy
 from dual_distill.teachers import load_teacher
 
 from .distillation_config import DistillationTrainingArguments
@@ -189,7 +189,7 @@ class RetrievalTrainer(ImageTextTrainer):
         matched, of_texts, of_images = scores.split([len(own), len(again), len(again)])
         right = matched.repeat(2)[:, None]
         listed = torch.cat([right, torch.cat([of_texts, of_images]).unflatten(0, (-1, num_negatives))], dim=1)
-        losses = {"loss": right_first_loss(listed, lists.is_listed)}
+        losses = {"loss": listwise_cross_entropy(listed, lists.is_listed)}
         if not model.training:
             beaten = listed.masked_fill(~lists.is_listed, -torch.inf)[:, 1:].amax(1) < listed[:, 0]
             losses["right_first_share"] = beaten.float().mean()

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .kl_divergence import kl_divergence
+
 
 def soft_label_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
@@ -30,10 +32,8 @@ def soft_label_loss(
         >>> round(soft_label_loss(torch.zeros(1, 4), teacher).item(), 4)  # ln 4
         1.3863
     """
-    _check_logits(student_logits, teacher_logits, temperature)
-    student = (student_logits.float() / temperature).log_softmax(-1)
-    teacher = (teacher_logits.detach().float() / temperature).log_softmax(-1)
-    return nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    _check_logits(student_logits, teacher_logits)
+    return kl_divergence(student_logits, teacher_logits, temperature).mean()
 
 
 def soft_answer_loss(
@@ -62,23 +62,20 @@ def soft_answer_loss(
         >>> round(soft_answer_loss(torch.zeros(1, 3), torch.zeros(1, 3)).item(), 4)  # 3 ln 2
         2.0794
     """
-    _check_logits(student_logits, teacher_logits, temperature)
-    targets = (teacher_logits.detach().float() / temperature).sigmoid()
-    loss = nn.functional.binary_cross_entropy_with_logits(
-        student_logits.float() / temperature, targets, reduction="sum"
-    )
-    return loss / len(student_logits) * temperature**2
-
-
-def _check_logits(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> None:
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student_logits has shape {tuple(student_logits.shape)}, teacher_logits {tuple(teacher_logits.shape)}; "
-            f"both "
-            "must have one logit for each of the same labels."
-        )
+    _check_logits(student_logits, teacher_logits)
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; give a number above 0.")
 
+    targets = (teacher_logits.detach().float() / temperature).sigmoid()
+    logits = student_logits.float() / temperature
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return loss / len(student_logits) * temperature**2
 
-__all__ = ["soft_answer_loss", "soft_label_loss"]
+
+def _check_logits(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> None:
+    """Refuse logits of unlike shapes."""
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student_logits has shape {tuple(student_logits.shape)}, teacher_logits {tuple(teacher_logits.shape)}; "
+            "both must have one logit for each of the same labels."
+        )

@@ -159,9 +159,9 @@ def test_refusals():
         ValueError, match=r"would have shape \(3, 4, 5, 7\), teacher_scores \(3, 2, 5, 7\).* relation heads"
     ):
         chunked_attention_loss(*student, teacher[0][:, :2], teacher[1][:, :2], keys, queries)
-    with pytest.raises(ValueError, match=r"key_mask has shape \(3, 5\), the states ask for \(3, 7\)"):
+    with pytest.raises(ValueError, match=r"key_mask has shape \(3, 5\), the scores ask for \(3, 7\)"):
         chunked_attention_loss(*student, *teacher, queries, queries)
-    with pytest.raises(ValueError, match=r"query_mask has shape \(2, 5\), the states ask for \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"query_mask has shape \(2, 5\), the scores ask for \(3, 5\)"):
         chunked_attention_loss(*student, *teacher, keys, queries[:2])
     with pytest.raises(ValueError, match="5 relation heads do not divide the width 24"):
         chunked_attention_loss(*student, *teacher, keys, queries, relation_heads=5)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from dual_distill.objectives import noise_contrastive_loss, squared_distance_loss
-from dual_distill.objectives.hidden_states import mean_over_rows, pool_tokens
+from dual_distill.objectives import hidden_state_mse_loss, noise_contrastive_loss
+from dual_distill.objectives.losses.hidden_states import mean_over_rows, pool_tokens
 
 REAL = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]]).bool()
 
@@ -76,7 +76,7 @@ def test_no_gradient_reaches_positives_and_negatives():
         torch.randn(*shape, requires_grad=True) for shape in ((3, 4, 6), (3, 4, 6), (9, 6))
     )
     (
-        noise_contrastive_loss(anchors, positives, negatives, REAL) + squared_distance_loss(anchors, positives, REAL)
+        noise_contrastive_loss(anchors, positives, negatives, REAL) + hidden_state_mse_loss(anchors, positives, REAL)
     ).backward()
     assert anchors.grad is not None
     assert positives.grad is None
@@ -89,8 +89,8 @@ def test_squared_distance_against_a_slow_reference():
     for row in range(3):
         tokens = [((student[row, i] - teacher[row, i]) ** 2).mean() for i in range(4) if REAL[row, i]]
         rows.append(sum(tokens) / len(tokens))
-    assert squared_distance_loss(student, teacher, REAL).item() == pytest.approx(float(sum(rows) / 3), rel=1e-5)
-    assert squared_distance_loss(student, student, REAL).item() == 0
+    assert hidden_state_mse_loss(student, teacher, REAL).item() == pytest.approx(float(sum(rows) / 3), rel=1e-5)
+    assert hidden_state_mse_loss(student, student, REAL).item() == 0
 
 
 def test_pooled_states_are_means_of_real_tokens():

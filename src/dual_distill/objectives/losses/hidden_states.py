@@ -1,4 +1,4 @@
-"""Hidden states of student and teacher held against each other, token by token: noise-contrastive, or by squared distance."""
+"""Hidden states of student and teacher held against each other, token by token: by a noise-contrastive loss or MSE."""
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ def noise_contrastive_loss(
 
     With everything scaled to length 1, per real token -ln(exp(a . p / t) / (exp(a . p / t) + sum_k exp(a . n_k / t)));
     averaged over the real tokens of a row, then over rows. Other tokens of the same batch are no negatives: most are
-    words and regions of the same picture.
+    words and regions of the same image.
 
     Args:
         anchors: `(B, L, P)` projected states of the student. Receives the gradient.
@@ -46,16 +46,18 @@ def noise_contrastive_loss(
     _check_states(anchors, positives, token_mask)
     if negatives.dim() != 2 or negatives.shape[1] != anchors.shape[2]:
         raise ValueError(
-            f"negatives have shape {tuple(negatives.shape)}, anchors {tuple(anchors.shape)}; give (K, "
-            f"{anchors.shape[2]})."
+            f"negatives have shape {tuple(negatives.shape)}, anchors {tuple(anchors.shape)}; "
+            f"give (K, {anchors.shape[2]})."
         )
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; give a number above 0.")
+
     real = token_mask.bool()
     # Padded tokens would cost as much as real ones.
     anchor = nn.functional.normalize(anchors[real].float(), dim=-1)
     positive = nn.functional.normalize(positives.detach()[real].float(), dim=-1)
     negative = nn.functional.normalize(negatives.detach().float(), dim=-1)
+
     with torch.autocast(anchors.device.type, enabled=False):
         own = (anchor * positive).sum(-1, keepdim=True)
         logits = torch.cat([own, anchor @ negative.T], dim=1) / temperature
@@ -63,8 +65,8 @@ def noise_contrastive_loss(
     return mean_over_rows(of_token.new_zeros(real.shape).masked_scatter(real, of_token), real)
 
 
-def squared_distance_loss(student: torch.Tensor, teacher: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of hidden states, over the real tokens of a row and their width, then over rows.
+def hidden_state_mse_loss(student: torch.Tensor, teacher: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+    """MSE of hidden states, over the real tokens of a row and their width, then over rows.
 
     Args:
         student: `(B, L, P)` projected states. Receives the gradient.
@@ -78,7 +80,7 @@ def squared_distance_loss(student: torch.Tensor, teacher: torch.Tensor, token_ma
         ValueError: the shapes do not fit one another.
 
     Example:
-        >>> squared_distance_loss(torch.zeros(1, 2, 4), torch.full((1, 2, 4), 3.0), torch.ones(1, 2).bool()).item()
+        >>> hidden_state_mse_loss(torch.zeros(1, 2, 4), torch.full((1, 2, 4), 3.0), torch.ones(1, 2).bool()).item()
         9.0
     """
     _check_states(student, teacher, token_mask)
@@ -113,11 +115,9 @@ def mean_over_rows(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _check_states(student: torch.Tensor, teacher: torch.Tensor, token_mask: torch.Tensor) -> None:
+    """Refuse states and a mask of unlike shapes."""
     if student.dim() != 3 or student.shape != teacher.shape or token_mask.shape != student.shape[:2]:
         raise ValueError(
             f"the student's states have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}, the mask "
             f"{tuple(token_mask.shape)}; give (B, tokens, width) of the same tokens twice, and (B, tokens)."
         )
-
-
-__all__ = ["mean_over_rows", "noise_contrastive_loss", "pool_tokens", "squared_distance_loss"]

@@ -1,4 +1,4 @@
-"""Whole attention matrices of two models held against each other by squared difference, as DistillVLM does."""
+"""Whole attention matrices of two models held against each other by MSE, as DistillVLM does."""
 
 import torch
 
@@ -9,7 +9,7 @@ from .hidden_states import mean_over_rows
 def attention_matrix_loss(
     student_probs: torch.Tensor, teacher_probs: torch.Tensor, pattern: torch.Tensor
 ) -> torch.Tensor:
-    """Mean squared difference of two attention matrices, over the query/key pairs that may attend.
+    """MSE of two attention matrices, over the query/key pairs that may attend.
 
     Averaged over the heads and pairs of a row, then over rows; a row without any pair is left out.
 
@@ -39,14 +39,13 @@ def attention_matrix_loss(
     if student_probs.dim() != 4 or student_probs.shape != teacher_probs.shape:
         raise ValueError(
             f"student_probs has shape {tuple(student_probs.shape)}, teacher_probs {tuple(teacher_probs.shape)}; both "
-            f"must be "
-            "(B, H, S, S). Unequal head counts need relation heads (relation_heads=)."
+            "must be (B, H, S, S). Unequal head counts need relation heads (relation_heads=)."
         )
     rows, _, queries, keys = student_probs.shape
     if pattern.shape != (rows, queries, keys):
-        raise ValueError(
-            f"pattern has shape {tuple(pattern.shape)}, the probabilities ask for {(rows, queries, keys)}."
-        )
+        wanted = (rows, queries, keys)
+        raise ValueError(f"pattern has shape {tuple(pattern.shape)}, the probabilities ask for {wanted}.")
+
     difference = (student_probs.float() - teacher_probs.detach().float()).square().mean(1)
     return mean_over_rows(difference, pattern)
 
@@ -75,6 +74,7 @@ def attention_probs(
     """
     with torch.autocast(queries.device.type, enabled=False):
         scores = relation_scores(queries.float(), keys.float(), relation_heads)
+
     allowed = pattern[:, None]
     # A finite floor and a mask behind it: -inf would give NaN where a query may look nowhere.
     return scores.masked_fill(~allowed, torch.finfo(torch.float32).min).softmax(-1) * allowed
@@ -99,6 +99,3 @@ def joint_pattern(attention_mask: torch.Tensor, image_mask: torch.Tensor) -> tor
     text = attention_mask.bool().repeat_interleave(image_mask.shape[1], dim=0)
     real = torch.cat([text, image_mask.bool().flatten(0, 1)], dim=1)
     return real[:, :, None] & real[:, None, :]
-
-
-__all__ = ["attention_matrix_loss", "attention_probs", "joint_pattern"]

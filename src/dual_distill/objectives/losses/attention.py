@@ -2,6 +2,8 @@
 
 import torch
 
+from .kl_divergence import kl_divergence
+
 
 def attention_distillation_loss(
     student_scores: torch.Tensor, teacher_scores: torch.Tensor, key_mask: torch.Tensor, query_mask: torch.Tensor
@@ -41,21 +43,23 @@ def attention_distillation_loss(
     if student_scores.shape != teacher_scores.shape or student_scores.dim() != 4:
         raise ValueError(
             f"student_scores has shape {tuple(student_scores.shape)}, teacher_scores {tuple(teacher_scores.shape)}; "
-            f"both "
-            "must be (B, H, Q, K). Unequal head counts need relation heads (relation_scores, or relation_heads=)."
+            "both must be (B, H, Q, K). Unequal head counts need relation heads (relation_heads=)."
         )
     rows, _, queries, keys = student_scores.shape
-    for name, mask, size in (("key_mask", key_mask, keys), ("query_mask", query_mask, queries)):
-        if mask.shape != (rows, size):
-            raise ValueError(f"{name} has shape {tuple(mask.shape)}, the scores ask for {(rows, size)}.")
-    # A finite floor: -inf would give 0 * inf = NaN in the divergence wherever a key is padded.
-    padding = ~key_mask.bool()[:, None, None, :]
-    floor = torch.finfo(torch.float32).min
-    student = student_scores.float().masked_fill(padding, floor).log_softmax(-1)
-    teacher = teacher_scores.detach().float().masked_fill(padding, floor).log_softmax(-1)
-    divergence = (teacher.exp() * (teacher - student).masked_fill(padding, 0.0)).sum(-1).mean(1)
+    check_masks(key_mask, (rows, keys), query_mask, (rows, queries))
+
+    divergence = kl_divergence(student_scores, teacher_scores, mask=key_mask.bool()[:, None, None, :]).mean(1)
     real = query_mask.to(divergence.dtype)
     return ((divergence * real).sum(1) / real.sum(1).clamp(min=1)).mean()
+
+
+def check_masks(
+    key_mask: torch.Tensor, keys: tuple[int, int], query_mask: torch.Tensor, queries: tuple[int, int]
+) -> None:
+    """Refuse masks of other shapes than the scores ask for."""
+    for name, mask, shape in (("key_mask", key_mask, keys), ("query_mask", query_mask, queries)):
+        if mask.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(mask.shape)}, the scores ask for {shape}.")
 
 
 def relation_scores(queries: torch.Tensor, keys: torch.Tensor, relation_heads: int | None = None) -> torch.Tensor:
@@ -87,21 +91,13 @@ def relation_scores(queries: torch.Tensor, keys: torch.Tensor, relation_heads: i
 
 
 def regroup_heads(states: torch.Tensor, relation_heads: int | None) -> torch.Tensor:
-    """Concatenate all heads of each token and split them again: `(B, H, L, D)` -> `(B, R, L, H * D / R)`; None: as they
-    are.
-
-    Raises:
-        ValueError: R does not divide the width.
-
-    Example:
-        >>> regroup_heads(torch.ones(1, 4, 5, 3), relation_heads=2).shape
-        torch.Size([1, 2, 5, 6])
-    """
+    """Split the width of all heads anew: `(B, H, L, D)` -> `(B, R, L, H * D / R)`; None: as they are."""
     if relation_heads is None or relation_heads == states.shape[1]:
         return states
     width = states.shape[1] * states.shape[3]
     if width % relation_heads:
         raise ValueError(f"{relation_heads} relation heads do not divide the width {width}; choose a divisor of it.")
+
     return states.transpose(1, 2).flatten(2).unflatten(2, (relation_heads, -1)).transpose(1, 2)
 
 
@@ -125,8 +121,7 @@ def attention_probs_to_scores(probs: torch.Tensor) -> torch.Tensor:
 def cross_modal_scores(
     queries: torch.Tensor, keys: torch.Tensor, num_text_tokens: int, relation_heads: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of the two cross-modal blocks of a joint sequence `[text; image]`; the uni-modal blocks are never
-    computed.
+    """Scores of the two cross-modal blocks of a joint sequence `[text; image]`, without the uni-modal ones.
 
     Args:
         queries: `(B, H, T + 1 + I, D)`.
@@ -144,16 +139,6 @@ def cross_modal_scores(
     """
     text_queries, image_queries = queries[:, :, :num_text_tokens], queries[:, :, num_text_tokens:]
     text_keys, image_keys = keys[:, :, :num_text_tokens], keys[:, :, num_text_tokens:]
-    return (
-        relation_scores(text_queries, image_keys, relation_heads),
-        relation_scores(image_queries, text_keys, relation_heads),
-    )
 
-
-__all__ = [
-    "attention_distillation_loss",
-    "attention_probs_to_scores",
-    "cross_modal_scores",
-    "regroup_heads",
-    "relation_scores",
-]
+    text_to_image = relation_scores(text_queries, image_keys, relation_heads)
+    return text_to_image, relation_scores(image_queries, text_keys, relation_heads)

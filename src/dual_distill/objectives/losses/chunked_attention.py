@@ -1,5 +1,4 @@
-"""The attention loss of queries and keys without its score matrices: computed in chunks, and once more in the backward
-pass.
+"""The attention loss without its score matrices: computed in chunks, and once more in the backward pass.
 
 `attention_distillation_loss` keeps about six `(B, H, Q, K)` matrices a layer and direction until the backward pass.
 Here a chunk of them exists at a time; what is kept is the queries and keys that the models hold anyway. The price is
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .attention import regroup_heads
+from .attention import check_masks, regroup_heads
 
 MAX_SCORES = {"cpu": 2**17}
 """Scores in a chunk by kind of device: on a processor half a MB a matrix in float32, which its cache holds."""
@@ -59,22 +58,19 @@ def chunked_attention_loss(
         >>> round(loss.item(), 4)   # ln 4
         1.3863
     """
-    states = [
-        regroup_heads(states, relation_heads)
-        for states in (student_queries, student_keys, teacher_queries, teacher_keys)
+    given = (student_queries, student_keys, teacher_queries, teacher_keys)
+    states = [regroup_heads(each, relation_heads) for each in given]
+    student, teacher = [
+        (*queries.shape[:3], keys.shape[2]) for queries, keys in zip(states[::2], states[1::2], strict=True)
     ]
-    shapes = [(queries.shape[:3], keys.shape[2]) for queries, keys in (states[:2], states[2:])]
-    if shapes[0] != shapes[1]:
-        (student, num_student_keys), (teacher, num_teacher_keys) = shapes
+    if student != teacher:
         raise ValueError(
-            f"student_scores would have shape {(*student, num_student_keys)}, teacher_scores "
-            f"{(*teacher, num_teacher_keys)}; "
+            f"student_scores would have shape {student}, teacher_scores {teacher}; "
             "both must be (B, H, Q, K). Unequal head counts need relation heads (relation_heads=)."
         )
-    rows, _, num_queries = shapes[0][0]
-    for name, mask, size in (("key_mask", key_mask, shapes[0][1]), ("query_mask", query_mask, num_queries)):
-        if mask.shape != (rows, size):
-            raise ValueError(f"{name} has shape {tuple(mask.shape)}, the states ask for {(rows, size)}.")
+    rows, _, queries, keys = student
+    check_masks(key_mask, (rows, keys), query_mask, (rows, queries))
+
     if max_scores is None:
         max_scores = MAX_SCORES.get(student_queries.device.type, MAX_SCORES_ELSEWHERE)
     loss: torch.Tensor = _ChunkedAttentionLoss.apply(*states, key_mask.bool(), query_mask.bool(), max_scores)
@@ -82,7 +78,7 @@ def chunked_attention_loss(
 
 
 class _ChunkedAttentionLoss(torch.autograd.Function):
-    """KL(teacher || student) and its gradient, (student probabilities - teacher probabilities) times the query's weight."""
+    """KL(teacher || student) and its gradient, (student probabilities - teacher's) times the query's weight."""
 
     @staticmethod
     def forward(
@@ -103,7 +99,8 @@ class _ChunkedAttentionLoss(torch.autograd.Function):
                 teacher = _masked_scores(teacher_queries, teacher_keys, key_mask, part)
                 # At a padded key the probability is 0 and the difference finite.
                 divergence = teacher.softmax(-1).mul_(teacher.log_softmax(-1).sub_(student)).sum(-1)
-                total += divergence.mul_(weights[part.weights]).sum()
+                total += divergence.mul_(weights[part]).sum()
+
         ctx.save_for_backward(student_queries, student_keys, teacher_queries, teacher_keys, key_mask, weights)
         ctx.max_scores = max_scores
         return total
@@ -114,48 +111,41 @@ class _ChunkedAttentionLoss(torch.autograd.Function):
         student_queries, student_keys, teacher_queries, teacher_keys, key_mask, weights = ctx.saved_tensors
         weights = weights * grad_output
         grad_queries, grad_keys = torch.empty_like(student_queries), torch.zeros_like(student_keys)
+        scale = student_queries.shape[-1] ** -0.5
+
         with torch.autocast(student_queries.device.type, enabled=False):
             for part in _chunks(student_queries, student_keys, ctx.max_scores):
+                # Scores are computed once more: to keep those of the forward pass is what this loss avoids.
                 student = _masked_scores(student_queries, student_keys, key_mask, part).softmax(-1)
                 teacher = _masked_scores(teacher_queries, teacher_keys, key_mask, part).softmax(-1)
-                scores = student.sub_(teacher).mul_(weights[part.weights].unsqueeze(-1)).to(student_queries.dtype)
-                scale = student_queries.shape[-1] ** -0.5
-                grad_queries[part.states] = scores @ (student_keys[part.rows] * scale)
-                grad_keys[part.rows] += scores.transpose(-1, -2) @ (student_queries[part.states] * scale)
+                scores = student.sub_(teacher).mul_(weights[part].unsqueeze(-1)).to(student_queries.dtype)
+                grad_queries[part] = scores @ (student_keys[part[0]] * scale)
+                grad_keys[part[0]] += scores.transpose(-1, -2) @ (student_queries[part] * scale)
         return grad_queries, grad_keys, None, None, None, None, None
 
 
-class _Chunk:
-    """Some rows, and some of their queries."""
-
-    def __init__(self, rows: slice, queries: slice):
-        self.rows = rows
-        self.states = (rows, slice(None), queries)  # of (B, H, Q, ...)
-        self.weights = (rows, slice(None), queries)  # of (B, 1, Q)
-
-
-def _chunks(queries: torch.Tensor, keys: torch.Tensor, max_scores: int) -> Iterator[_Chunk]:
-    """Cut rows, and the queries of a row where one row is too many, into chunks of at most `max_scores` scores."""
+def _chunks(queries: torch.Tensor, keys: torch.Tensor, max_scores: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Indices of (rows, heads, queries): rows, and the queries of a row where one row has more than `max_scores`."""
     rows, heads, num_queries, _ = queries.shape
     of_a_query = heads * keys.shape[2]
     queries_at_a_time = min(num_queries, max(1, max_scores // of_a_query))
     rows_at_a_time = max(1, max_scores // (of_a_query * num_queries))
+
     for row in range(0, rows, rows_at_a_time):
         for query in range(0, num_queries, queries_at_a_time):
-            yield _Chunk(slice(row, row + rows_at_a_time), slice(query, query + queries_at_a_time))
+            yield slice(row, row + rows_at_a_time), slice(None), slice(query, query + queries_at_a_time)
 
 
-def _masked_scores(queries: torch.Tensor, keys: torch.Tensor, key_mask: torch.Tensor, part: _Chunk) -> torch.Tensor:
+def _masked_scores(
+    queries: torch.Tensor, keys: torch.Tensor, key_mask: torch.Tensor, part: tuple[slice, slice, slice]
+) -> torch.Tensor:
     """Scores of a chunk in float32, padded keys at a finite floor: -inf would give NaN where a row has no real key."""
-    scores = (queries[part.states] * queries.shape[-1] ** -0.5) @ keys[part.rows].transpose(-1, -2)
-    return scores.float().masked_fill_(~key_mask[part.rows, None, None], torch.finfo(torch.float32).min / 2)
+    scores = (queries[part] * queries.shape[-1] ** -0.5) @ keys[part[0]].transpose(-1, -2)
+    return scores.float().masked_fill_(~key_mask[part[0], None, None], torch.finfo(torch.float32).min / 2)
 
 
 def _query_weights(key_mask: torch.Tensor, query_mask: torch.Tensor, heads: int) -> torch.Tensor:
-    """Share of each query in the mean, `(B, 1, Q)`: equal inside an example, 0 for padding and for a row without a key."""
+    """Share of each query in the mean, `(B, 1, Q)`: equal inside an example, 0 for padding or a row without a key."""
     real = query_mask.float()
     shares = real / real.sum(1, keepdim=True).clamp(min=1) / (heads * max(1, len(real)))
     return (shares * key_mask.any(1, keepdim=True))[:, None]
-
-
-__all__ = ["chunked_attention_loss"]

@@ -59,7 +59,7 @@ class TokenQueue(nn.Module):
 
     @torch.no_grad()
     def collect(self, tokens: torch.Tensor) -> None:
-        """Take real tokens of a batch in, those of all processes in their order; every process must call it alike.
+        """Take real tokens of a batch in, those of all processes in their order; every process must call it.
 
         Args:
             tokens: `(M, width)` of this process, padded tokens left out before; M may differ between processes and be
@@ -73,6 +73,7 @@ class TokenQueue(nn.Module):
                 f"tokens of shape {tuple(tokens.shape)} were given to a queue of width {self.tokens.shape[1]}; give "
                 f"(tokens, {self.tokens.shape[1]})."
             )
+
         # What a step collects beyond the queue's size would be overwritten by its own end.
         latest = gather_tokens(tokens.detach().to(self.tokens.dtype))[-self.size :]
         self._collected.append(latest)
@@ -85,17 +86,18 @@ class TokenQueue(nn.Module):
         """Write what was collected; the oldest give way."""
         if not self._collected:
             return
+
         tokens = torch.cat(self._collected)[-self.size :]
         self._collected = []
+
         start = int(self.num_written)
-        places = torch.arange(start, start + len(tokens), device=tokens.device) % self.size
-        self.tokens[places] = tokens
+        indices = torch.arange(start, start + len(tokens), device=tokens.device) % self.size
+        self.tokens[indices] = tokens
         self.num_written += len(tokens)
 
 
 def gather_tokens(tokens: torch.Tensor) -> torch.Tensor:
-    """Lay the tokens of all processes one below the other, in the order of the processes; alone, return them as they
-    are.
+    """Concatenate the tokens of all processes in their order; one process gets its own back.
 
     Args:
         tokens: `(M, width)`, M may differ between processes.
@@ -109,14 +111,14 @@ def gather_tokens(tokens: torch.Tensor) -> torch.Tensor:
     """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return tokens
+
+    # Processes may hold unlike numbers of tokens, and `all_gather` takes equal shapes.
     counts = [torch.zeros(1, dtype=torch.int64, device=tokens.device) for _ in range(distributed.get_world_size())]
     distributed.all_gather(counts, torch.tensor([len(tokens)], device=tokens.device))
     numbers = [int(count) for count in counts]
     padded = tokens.new_zeros(max(numbers), tokens.shape[1])
     padded[: len(tokens)] = tokens.detach()
+
     gathered = [torch.empty_like(padded) for _ in numbers]
     distributed.all_gather(gathered, padded)
     return torch.cat([part[:number] for part, number in zip(gathered, numbers, strict=True)])
-
-
-__all__ = ["TokenQueue", "gather_tokens"]

@@ -1,0 +1,276 @@
+"""The contract between an objective and whoever trains: what it compares, asks for, keeps and cites."""
+
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+HARD_WEIGHTS = ("label_weight", "itc_weight")
+"""Weights of losses that the student computes from labels, without a teacher."""
+
+
+class Paper(NamedTuple):
+    """Where a method was published, as a model card cites it.
+
+    Attributes:
+        method: what it distils, in a few words.
+        title: of the paper.
+        url: of the paper.
+        bibtex: the entry that a reader copies.
+        reference: authors, title and venue in one line of Markdown.
+    """
+
+    method: str
+    title: str
+    url: str
+    bibtex: str
+    reference: str
+
+
+class Objective(nn.Module):
+    """What a student is trained on: `objective(student_outputs, teacher_view, batch)` gives named losses.
+
+    A subclass names its weights, says in `forward` how each term is computed, and ends in `weighted`. Parameters are
+    trained by the student's optimizer, gradients averaged over processes; the `state_dict` is saved in every
+    checkpoint and restored bit by bit on resume.
+
+    Args:
+        weights: name of a weight -> number >= 0; each becomes an attribute, `NAME_weight` weighs the term `NAME_loss`.
+        temperature: > 0, of soft labels.
+        layer_map: student layer -> teacher layer of the attention term, negative counts from the last; None: last to
+            last.
+        relation_heads: heads over which attention is compared when widths or head counts differ; None: the models' own.
+        may_be_idle: whether all weights may be 0.
+
+    Attributes:
+        paper: where the method was published; None: nowhere.
+        attention_weight: weight of the attention term; 0: attention is not compared.
+        soft_label_weight: weight of the teacher's soft labels; 0: the two models may have other labels.
+        label_weight: weight of hard labels; 0: the student is not shown them.
+        hidden_layers: student layer -> teacher layer of compared hidden states; empty: none are.
+        hidden_sizes: width of student and teacher that the objective was built for; None: any.
+        one_sequence: whether both models must read text and image as one sequence whose tokens are compared.
+
+    Raises:
+        ValueError: a weight is negative, all are 0, the temperature or relation_heads is not positive, or the layer map
+            is empty.
+
+    Example:
+        >>> class LabelsAlone(Objective):
+        ...     def forward(self, student_outputs, teacher_view, batch):
+        ...         return self.weighted({"label_loss": student_outputs.loss})
+        >>> from types import SimpleNamespace
+        >>> LabelsAlone({"label_weight": 0.5})(SimpleNamespace(loss=torch.tensor(3.0)), None, {})["loss"]
+        tensor(1.5000)
+    """
+
+    paper: ClassVar[Paper | None] = None
+    attention_weight: float = 0.0
+    soft_label_weight: float = 0.0
+    label_weight: float = 0.0
+    hidden_sizes: tuple[int, int] | None = None
+    one_sequence: bool = False
+    state_file: ClassVar[str] = "objective.safetensors"
+    """Name of the file in a checkpoint's folder that holds the state; absent where there is none."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        *,
+        temperature: float = 1.0,
+        layer_map: Mapping[int, int] | None = None,
+        relation_heads: int | None = None,
+        may_be_idle: bool = False,
+    ):
+        super().__init__()
+        in_range = all(weight >= 0 for weight in weights.values())  # False for NaN too
+        if not in_range or not (may_be_idle or any(weights.values())):
+            wanted = "numbers >= 0" if may_be_idle else "numbers >= 0, at least one above 0"
+            raise ValueError(f"the weights are {dict(weights)}; give {wanted}.")
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; give a number above 0.")
+        if relation_heads is not None and relation_heads < 1:
+            raise ValueError(f"relation_heads is {relation_heads}; give a number above 0, or None for the models' own.")
+
+        self.weights = dict(weights)
+        for name, weight in weights.items():
+            setattr(self, name, weight)
+        self.temperature = temperature
+        self.relation_heads = relation_heads
+        self.layer_map = mapped_layers("layer_map", layer_map, self.attention_weight)
+        self.hidden_layers: dict[int, int] = {}
+
+    @property
+    def student_layers(self) -> list[int]:
+        """Layers whose queries and keys the student must record, in order; empty without an attention term."""
+        return list(self.layer_map)
+
+    @property
+    def teacher_layers(self) -> list[int]:
+        """Layers whose queries and keys (or attentions) the teacher must give, in order."""
+        return list(self.layer_map.values())
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term compares with a teacher."""
+        return any(weight for name, weight in self.weights.items() if name not in HARD_WEIGHTS)
+
+    def student_requests(self, takes: Container[str]) -> dict[str, Any]:
+        """Return the keyword arguments that make a student hand out what is compared.
+
+        Args:
+            takes: names of the parameters of its `forward`.
+        """
+        requests: dict[str, Any] = {"output_hidden_states": True} if self.hidden_layers else {}
+        if self.student_layers:
+            requests |= {"output_query_states": self.student_layers, "output_key_states": self.student_layers}
+            # Those of two towers apart, since side by side they would be a copy.
+            requests |= {"join_states": False} if "join_states" in takes else {}
+        return requests
+
+    def teacher_requests(self, takes: Container[str]) -> dict[str, Any]:
+        """Return the keyword arguments that make a teacher hand out what is compared.
+
+        Args:
+            takes: names of the parameters of its `forward`; a foreign teacher, which records nothing, is asked for its
+                attentions.
+        """
+        requests: dict[str, Any] = {"output_hidden_states": True} if self.hidden_layers else {}
+        if self.teacher_layers and "output_query_states" in takes:
+            requests |= {"output_query_states": self.teacher_layers, "output_key_states": self.teacher_layers}
+        elif self.teacher_layers:
+            requests |= {"output_attentions": True}
+        return requests
+
+    def forward(
+        self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Compare one batch.
+
+        Args:
+            student_outputs: of the student's `forward`, called with `student_requests`.
+            teacher_view: what the teacher shows of the same batch: `logits`, and of each mapped layer `query_states`
+                and `key_states`, or `attentions`.
+            batch: what the student read.
+
+        Returns:
+            Scalars: `loss`, which is minimized, and each term unweighted.
+        """
+        raise NotImplementedError
+
+    def weighted(
+        self, losses: Mapping[str, torch.Tensor], start: torch.Tensor | float = 0.0
+    ) -> dict[str, torch.Tensor]:
+        """Return the terms, and as `loss` their sum by weight.
+
+        Args:
+            losses: `NAME_loss` -> scalar.
+            start: a loss that is weighed already and added to.
+        """
+        total: Any = start
+        for name, loss in losses.items():
+            total = total + self.weights[name.removesuffix("_loss") + "_weight"] * loss
+        return {**losses, "loss": total}
+
+    def finish_step(self) -> None:
+        """Take note that the optimizer has made a step, so that what a step collected counts from the next on."""
+
+    def save_state(self, folder: str | Path) -> None:
+        """Write parameters and buffers into a checkpoint's folder; without any no file is left."""
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        if state:
+            save_file(state, Path(folder, self.state_file))
+
+    def load_state(self, folder: str | Path) -> None:
+        """Read parameters and buffers from a checkpoint's folder, in place, so that an optimizer keeps its parameters.
+
+        Raises:
+            ValueError: the file is missing or damaged, or is that of another objective.
+        """
+        own = self.state_dict()
+        if not own:
+            return
+        file = Path(folder, self.state_file)
+        if not file.is_file():
+            raise ValueError(
+                f"{str(folder)!r} holds no {self.state_file}, but the objective has a state (a queue, a projection) to "
+                "take up; resume from a checkpoint of the same method, or start anew in another output_dir."
+            )
+        try:
+            found = load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{str(file)!r} is damaged ({error}); resume from an earlier checkpoint.") from error
+
+        for name in sorted({*own, *found}):
+            there, here = (None if name not in state else tuple(state[name].shape) for state in (found, own))
+            if there != here:
+                raise ValueError(
+                    f"{str(file)!r} has {name} of shape {there}, the objective of this run {here}; resume with the "
+                    "settings that the checkpoint was written with."
+                )
+        self.load_state_dict(found)
+
+
+def mapped_layers(name: str, layers: Mapping[int, int] | None, weight: float) -> dict[int, int]:
+    """Student layer -> teacher layer of a term: last to last unless given, none where the term has no weight."""
+    if layers is not None and not layers:
+        raise ValueError(f"{name} is empty; map at least one student layer, or set the term's weight to 0.")
+    return dict(layers or {-1: -1}) if weight else {}
+
+
+def student_loss(student_outputs: Any) -> torch.Tensor:
+    """The loss that the student computed from labels."""
+    if student_outputs.loss is None:
+        raise ValueError("label_weight is above 0, but the batch has no labels; give labels or set it to 0.")
+    loss: torch.Tensor = student_outputs.loss
+    return loss
+
+
+def recorded_layer(outputs: Any, role: str, index: int) -> tuple[Any, Any]:
+    """Queries and keys of the index-th layer that was asked for.
+
+    Raises:
+        ValueError: fewer layers were recorded.
+    """
+    queries, keys = getattr(outputs, "query_states", None) or (), getattr(outputs, "key_states", None) or ()
+    if min(len(queries), len(keys)) <= index:
+        raise ValueError(
+            f"the {role} recorded queries of {len(queries)} layers and keys of {len(keys)}, the objective maps more; "
+            f"call it with output_query_states and output_key_states = {role}_layers."
+        )
+    return queries[index], keys[index]
+
+
+def given_attention(outputs: Any, layer: int, relation_heads: int | None, num_tokens: int) -> torch.Tensor:
+    """Attention probabilities of a teacher that records no queries and keys, `(B * N, H, S, S)`.
+
+    Raises:
+        ValueError: it returned none, they cover other tokens, or relation heads are compared.
+    """
+    attentions = getattr(outputs, "attentions", None)
+    if not attentions:
+        raise ValueError(
+            "the teacher returned neither query_states nor attentions; a foreign teacher must return attention "
+            'probabilities, which needs attn_implementation="eager" (sdpa returns an empty tuple).'
+        )
+    if relation_heads is not None:
+        raise ValueError(
+            f"relation_heads is {relation_heads}, but the teacher returns attention probabilities, which cannot be "
+            "split into other heads; leave relation_heads out or use a teacher that returns queries and keys."
+        )
+    probs: torch.Tensor = attentions[layer]
+    check_num_tokens("teacher", "attention", probs.shape[-1], num_tokens)
+    return probs
+
+
+def check_num_tokens(role: str, what: str, found: int, expected: int) -> None:
+    """Refuse states of another number of tokens than the student's batch has."""
+    if found != expected:
+        raise ValueError(
+            f"the {role} has {what} of {found} tokens, the student's batch has {expected}; both must read the same "
+            "[text; image] tokens in the same order, padding included."
+        )
