@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dual_distill.data import load_task
-from dual_distill.evaluation import majority_baseline, text_only_baseline
+from dual_distill.evaluation import majority_baseline, question_only_baseline
 
 
 def test_majority_is_counted_on_train_and_scored_on_test():
@@ -17,7 +17,7 @@ def test_exact_text_wins_where_words_do_not_add_up():
     """Exclusive or of two words: no sum over words gets it, and here neither over pairs of neighbours."""
     texts = [f"{a} then then then {b}" for a in ("red", "blue") for b in ("red", "blue")] * 60
     labels = ["same" if text.split()[0] == text.split()[-1] else "different" for text in texts]
-    result = text_only_baseline(texts, labels, texts[:4], labels[:4])
+    result = question_only_baseline(texts, labels, texts[:4], labels[:4])
     assert result.method == "exact_text"
     assert result.accuracy == 1.0
     assert result.held_out_accuracy["ngrams"] < 1.0
@@ -28,7 +28,7 @@ def test_ngrams_win_on_texts_never_seen():
     texts = [f"{rng.random()} {word}" for word in ("yes", "no") * 200]
     labels = [text.split()[-1] for text in texts]
     fresh = [f"{rng.random()} {word}" for word in ("yes", "no") * 20]
-    result = text_only_baseline(texts, labels, fresh, [text.split()[-1] for text in fresh])
+    result = question_only_baseline(texts, labels, fresh, [text.split()[-1] for text in fresh])
     assert (result.method, result.accuracy) == ("ngrams", 1.0)
     assert result.predictions == ("yes", "no") * 20
 
@@ -37,14 +37,14 @@ def test_word_order_is_read():
     rng = random.Random(1)
     texts = [f"{rng.random()} {pair}" for pair in ("cat dog", "dog cat") * 200]
     labels = ["first" if text.endswith("cat dog") else "second" for text in texts]
-    assert text_only_baseline(texts[:300], labels[:300], texts[300:], labels[300:]).accuracy == 1.0
+    assert question_only_baseline(texts[:300], labels[:300], texts[300:], labels[300:]).accuracy == 1.0
 
 
 def test_pure_noise_stays_near_the_majority():
     rng = random.Random(2)
     texts = [" ".join(rng.choices("abcdefgh", k=6)) for _ in range(3_000)]
     labels = rng.choices(["yes", "no"], k=3_000)
-    accuracy = text_only_baseline(texts[:2_000], labels[:2_000], texts[2_000:], labels[2_000:]).accuracy
+    accuracy = question_only_baseline(texts[:2_000], labels[:2_000], texts[2_000:], labels[2_000:]).accuracy
     assert 0.45 < accuracy < 0.55
 
 
@@ -54,16 +54,16 @@ def test_groups_keep_copies_on_one_side():
     texts = [f"text number {number}" for number in range(300) for _ in range(6)]
     labels = [label for label in rng.choices(["yes", "no"], k=300) for _ in range(6)]
     groups = [number for number in range(300) for _ in range(6)]
-    blind = text_only_baseline(texts, labels, ["new"], ["yes"])
-    grouped = text_only_baseline(texts, labels, ["new"], ["yes"], train_groups=groups)
+    blind = question_only_baseline(texts, labels, ["new"], ["yes"])
+    grouped = question_only_baseline(texts, labels, ["new"], ["yes"], train_groups=groups)
     assert blind.held_out_accuracy["exact_text"] > 0.95
     assert grouped.held_out_accuracy["exact_text"] < 0.7
 
 
 def test_test_answers_change_nothing_but_the_score():
     texts, labels = ["is it red?", "how many?"] * 20, ["yes", "2"] * 20
-    right = text_only_baseline(texts, labels, ["how many?"], ["2"])
-    wrong = text_only_baseline(texts, labels, ["how many?"], ["never seen"])
+    right = question_only_baseline(texts, labels, ["how many?"], ["2"])
+    wrong = question_only_baseline(texts, labels, ["how many?"], ["never seen"])
     assert (right.accuracy, wrong.accuracy) == (1.0, 0.0)
     assert (right.predictions, right.held_out_accuracy) == (wrong.predictions, wrong.held_out_accuracy)
 
@@ -71,7 +71,7 @@ def test_test_answers_change_nothing_but_the_score():
 def test_equal_seeds_give_equal_results():
     rng = random.Random(4)
     texts, labels = [" ".join(rng.choices("abc", k=3)) for _ in range(200)], rng.choices(["x", "y", "z"], k=200)
-    results = [text_only_baseline(texts, labels, texts[:50], labels[:50], seed=seed) for seed in (5, 5)]
+    results = [question_only_baseline(texts, labels, texts[:50], labels[:50], seed=seed) for seed in (5, 5)]
     assert results[0] == results[1]
 
 
@@ -88,7 +88,7 @@ def test_equal_seeds_give_equal_results():
 )
 def test_each_error_by_its_message(arguments, message):
     with pytest.raises(ValueError, match=message):
-        text_only_baseline(*arguments)
+        question_only_baseline(*arguments)
 
 
 def test_majority_needs_rows():
@@ -96,10 +96,10 @@ def test_majority_needs_rows():
         majority_baseline(["a"], [])
 
 
-def test_generated_scenes_need_the_picture():
+def test_generated_scenes_need_the_image():
     data = load_task("scenes", num_scenes={"train": 1_500, "test": 300})
     columns = [list(data[split][column]) for split in ("train", "test") for column in ("question", "answer")]
-    assert text_only_baseline(*columns).accuracy < 0.45
+    assert question_only_baseline(*columns).accuracy < 0.45
 
 
 @pytest.mark.parametrize(
@@ -113,6 +113,6 @@ def test_real_data_gives_the_known_numbers(name, folder, column, label, low, hig
     data = load_task(name, root)
     groups = list(data["train"]["directory"]) if name == "nlvr" else None
     columns = [list(data[split][key]) for split in ("train", "test") for key in (column, label)]
-    result = text_only_baseline(*columns, train_groups=groups)
+    result = question_only_baseline(*columns, train_groups=groups)
     assert low < result.accuracy < high
     assert result.accuracy > majority_baseline(columns[1], columns[3])

@@ -138,7 +138,7 @@ def test_captions_are_written_in_cocos_results_format(tmp_path):
         write_captions(file, [1], ["a", "b"])
     with pytest.raises(ValueError, match="There are 0 image ids and 0 captions"):
         write_captions(file, [], [])
-    with pytest.raises(ValueError, match="Image 1 has two captions"):
+    with pytest.raises(ValueError, match="Image 1 occurs in rows 0 and 1"):
         write_captions(file, [1, 1], ["a", "b"])
 
 

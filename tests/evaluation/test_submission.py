@@ -17,9 +17,9 @@ def test_the_file_is_the_list_that_evalai_takes(tmp_path):
 @pytest.mark.parametrize(
     ("question_ids", "answers", "message"),
     [
-        ([1, 2, 1], ["a", "b", "c"], "Question 1 is answered twice, in rows 0 and 2"),
+        ([1, 2, 1], ["a", "b", "c"], "Question 1 occurs in rows 0 and 2"),
         ([1, 2], ["a"], "There are 2 question ids and 1 answers"),
-        ([], [], "There are no answers"),
+        ([], [], "There are 0 question ids and 0 answers"),
         (["1"], ["a"], "The question id in row 0 is '1' of type str, but the server knows integers"),
         ([True], ["a"], "The question id in row 0 is True"),
         ([1], [3], "The answer to question 1 is 3, but an answer is a string"),

@@ -10,15 +10,11 @@ from PIL import Image
 from transformers import BertTokenizer, ViltImageProcessorPil
 
 from dual_distill.data import CaptioningCollator, CaptionMasker, IndexedDataset, get_task
+from dual_distill.evaluation import report_captions
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, FusionEncoderForCaptioning
-from dual_distill.trainer import DistillationTrainingArguments
-from dual_distill.trainer.captioning_evaluation import (
-    caption_texts,
-    captions_by_image,
-    describe_images,
-    report_captions,
-)
+from dual_distill.trainer import DistillationTrainingArguments, captions_by_image, describe_images
 from dual_distill.trainer.captioning_trainer import CaptioningTrainer, SelfCriticalTrainer, caption_log_probs
+from dual_distill.trainer.evaluation import caption_texts
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "blue", "dot", "is", "here"]
 COLOURS = {"red": (220, 0, 0), "green": (0, 220, 0), "blue": (0, 0, 220)}

@@ -6,8 +6,8 @@ from datasets import Dataset
 from transformers import EvalPrediction
 
 from dual_distill.data import Task, get_task
+from dual_distill.evaluation import accuracy_of_logits
 from dual_distill.trainer import report_answers
-from dual_distill.trainer.evaluation import accuracy_of_logits
 
 # Ten people each: all say red; seven say 2 (three two); five say yes.
 PEOPLE = [["red"] * 10, ["2"] * 7 + ["3"] * 3, ["yes"] * 5 + ["no"] * 5, ["no"] * 10]
@@ -64,7 +64,7 @@ def test_consistency_and_classes():
 
 def test_a_task_without_labels_is_refused():
     pairs = Task("pairs", "image_text_retrieval", ("image",), "caption")
-    with pytest.raises(ValueError, match="task 'pairs' has pairs and no labels"):
+    with pytest.raises(ValueError, match="task 'pairs' has image-text rows without labels"):
         report_answers([], Dataset.from_dict({"caption": []}), pairs)
 
 

@@ -12,11 +12,11 @@ import torch
 
 from dual_distill.cli import evaluate_captions as captions
 from dual_distill.data import DistillationCollator
-from dual_distill.evaluation import write_submission
+from dual_distill.evaluation import CaptionReport, write_submission
 from dual_distill.inference import RetrievalReport
 from dual_distill.runs import DataArguments, load_data
 from dual_distill.teachers import load_config, load_teacher, saved_head
-from dual_distill.trainer import CaptionReport, EvaluationReport, predict_answers, report_answers
+from dual_distill.trainer import EvaluationReport, predict_answers, report_answers
 
 from .evaluate_retrieval import add_options, evaluate_pairs, retrieval_table, retrieval_task
 

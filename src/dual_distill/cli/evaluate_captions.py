@@ -7,10 +7,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from dual_distill.data import TASKS, CaptioningCollator, Task, load_task
-from dual_distill.evaluation import write_captions
+from dual_distill.evaluation import CaptionReport, report_captions, write_captions
 from dual_distill.regions import RegionStore
 from dual_distill.teachers import load_teacher
-from dual_distill.trainer import CaptionReport, captions_by_image, describe_images, report_captions
+from dual_distill.trainer import captions_by_image, describe_images
 
 CAPTIONING = "captioning"
 NUM_BEAMS = 1

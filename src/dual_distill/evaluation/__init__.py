@@ -1,32 +1,33 @@
-"""Metrics as `evaluate.Metric` classes, the submission file of VQA, and the baselines that do not look at the picture."""
+"""Metrics as `evaluate.Metric` classes, files for evaluation servers, and baselines that do not look at the image."""
 
-from .accuracy import GroupedAccuracy, accuracy_by_group
-from .baselines import TextOnlyBaseline, majority_answer, majority_baseline, text_only_baseline
-from .captioning import CaptionScores, CiderReward, write_captions
-from .consistency import Consistency, consistency
-from .retrieval import RECALL_AT, RetrievalRecall, retrieval_ranks, retrieval_recall
+from .accuracy import Consistency, GroupedAccuracy, accuracy_of_logits
+from .baselines import QuestionOnlyBaseline, majority_answer, majority_baseline, question_only_baseline
+from .captioning import CaptionReport, CaptionScores, CiderReward, report_captions
+from .retrieval import RECALL_AT, RetrievalRecall, recall_of_vectors, retrieval_ranks, retrieval_recall
 from .streaming import StreamedMetric
-from .submission import write_submission
+from .submission import write_captions, write_submission
 from .vqa_score import FEWEST_ANSWERS, VQAScore, vqa_score
 
 __all__ = [
     "FEWEST_ANSWERS",
     "RECALL_AT",
+    "CaptionReport",
     "CaptionScores",
     "CiderReward",
     "Consistency",
     "GroupedAccuracy",
+    "QuestionOnlyBaseline",
     "RetrievalRecall",
     "StreamedMetric",
-    "TextOnlyBaseline",
     "VQAScore",
-    "accuracy_by_group",
-    "consistency",
+    "accuracy_of_logits",
     "majority_answer",
     "majority_baseline",
+    "question_only_baseline",
+    "recall_of_vectors",
+    "report_captions",
     "retrieval_ranks",
     "retrieval_recall",
-    "text_only_baseline",
     "vqa_score",
     "write_captions",
     "write_submission",

@@ -1,13 +1,12 @@
-"""Accuracy, overall and by group: one number hides which kind of question a model cannot answer."""
+"""Accuracy: overall, by group (one number hides what a model cannot answer), and consistency over a sentence's images."""
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
-import evaluate
+import numpy as np
 from datasets import Features, Value
+from transformers import EvalPrediction
 
-from .streaming import StreamedMetric, plain, right_answers
+from .streaming import LABELS, GroupedMean, StreamedMetric, plain
 
 
 class GroupedAccuracy(StreamedMetric):
@@ -31,73 +30,94 @@ class GroupedAccuracy(StreamedMetric):
         {'entailment': 1.0, 'neutral': 0.0}
     """
 
+    row_features = LABELS
     optional_columns = ("groups",)
-
-    def _info(self) -> Any:
-        return evaluate.MetricInfo(
-            description="Share of predictions that equal their reference, overall and in each group.",
-            citation="",
-            inputs_description="predictions and references: integers or strings; groups: one name a prediction.",
-            features=[
-                Features({"predictions": Value(kind), "references": Value(kind)}) for kind in ("int64", "string")
-            ],
-        )
 
     def _start(self) -> None:
         self._num_right = 0
-        self._totals: Counter[Any] = Counter()
-        self._rights: Counter[Any] = Counter()
+        self._by_group = GroupedMean()
 
-    def _update(self, predictions: Any, references: Any, groups: Any = None) -> None:
-        is_right = right_answers(predictions, references)
+    def _update(self, predictions: Any, references: Any, groups: Any = ()) -> None:
+        is_right = _right_answers(predictions, references)
         self._num_right += sum(is_right)
-        if groups is not None:
-            _count_by_group(is_right, plain(groups), self._totals, self._rights)
+        if len(groups):
+            self._by_group.add(is_right, groups)
 
     def _result(self) -> dict[str, Any]:
-        result: dict[str, Any] = {"accuracy": self._num_right / len(self)}
-        if self._totals:
-            result["accuracy_by_group"] = _shares(self._totals, self._rights)
-        return result
+        by_group = self._by_group.means()
+        return {"accuracy": self._num_right / len(self)} | ({"accuracy_by_group": by_group} if by_group else {})
 
 
-def accuracy_by_group(is_right: Sequence[bool], groups: Sequence[Any]) -> dict[Any, float]:
-    """Share of right predictions in each group.
+class Consistency(StreamedMetric):
+    """Accuracy, and the share of sentences all of whose images are right, as an `evaluate.Metric`.
 
-    Args:
-        is_right: one truth value a prediction.
-        groups: one group a prediction.
-
-    Returns:
-        Group -> share in [0, 1], groups in sorted order.
+    `compute(predictions=, references=, sentence_ids=)` takes labels as strings or as integers and returns
+    `{"accuracy": share, "consistency": share, "num_sentences": count}`, shares in [0, 1]. A model that ignores the
+    image answers a sentence alike everywhere, so its consistency falls far below its accuracy. Memory grows with the
+    sentences (one truth value each), not with the rows.
 
     Raises:
-        ValueError: the lengths differ.
+        ValueError: nothing to average, the lengths differ, or a prediction and its reference are of two kinds.
+
+    Note:
+        What a sentence is: in NLVR v1 (`sentence-box`) the first number, so all boxes and their six permutations; in
+        NLVR2 (`split-set-pair-sentence`) everything but the third part, so all image pairs of the set. Both are the
+        grouping of the official scripts (lil-lab/nlvr); these compare labels in lower case, ours as they are.
+
+    References:
+        Suhr et al., ACL 2019, "A Corpus for Reasoning about Natural Language Grounded in Photographs" (NLVR2),
+        consistency.
 
     Example:
-        >>> accuracy_by_group([True, False, True], ["count", "count", "exist"])
-        {'count': 0.5, 'exist': 1.0}
+        >>> metric = Consistency()
+        >>> metric.compute(predictions=[1, 0, 1], references=[1, 1, 1], sentence_ids=["7", "7", "8"])["consistency"]
+        0.5
     """
-    if len(groups) != len(is_right):
-        raise ValueError(
-            f"There are {len(is_right)} predictions and {len(groups)} groups, but each prediction has one group."
-        )
-    totals: Counter[Any] = Counter()
-    rights: Counter[Any] = Counter()
-    _count_by_group(is_right, groups, totals, rights)
-    return _shares(totals, rights)
+
+    row_features = [Features({**labels, "sentence_ids": Value("string")}) for labels in LABELS]
+
+    def _start(self) -> None:
+        self._num_right = 0
+        self._by_sentence: dict[Any, bool] = {}
+
+    def _update(self, predictions: Any, references: Any, sentence_ids: Any) -> None:
+        is_right = _right_answers(predictions, references)
+        self._num_right += sum(is_right)
+        for right, sentence in zip(is_right, plain(sentence_ids), strict=True):
+            self._by_sentence[sentence] = self._by_sentence.get(sentence, True) and right
+
+    def _result(self) -> dict[str, Any]:
+        share = sum(self._by_sentence.values()) / len(self._by_sentence)
+        return {"accuracy": self._num_right / len(self), "consistency": share, "num_sentences": len(self._by_sentence)}
 
 
-def _count_by_group(
-    is_right: Sequence[bool], groups: Sequence[Any], totals: Counter[Any], rights: Counter[Any]
-) -> None:
-    """Add rows, and those that are right, to the counts of their groups."""
-    totals.update(groups)
-    rights.update(group for group, right in zip(groups, is_right, strict=True) if right)
+def accuracy_of_logits(prediction: EvalPrediction) -> dict[str, float]:
+    """Return how right predicted classes `(B,)` are, as Trainer's `compute_metrics`.
+
+    Against `label_ids` `(B,)` the accuracy; a label of -100 (an answer that the vocabulary lacks) counts as wrong.
+    Against soft scores `(B, labels)` the mean score of the predicted answers, `soft_accuracy`: unlike the official VQA
+    score over the vocabulary's answers and by the scores that are trained on. `evaluate` computes the official score.
+
+    Example:
+        >>> accuracy_of_logits(EvalPrediction(np.array([1, 0]), np.array([1, -100])))
+        {'accuracy': 0.5}
+        >>> accuracy_of_logits(EvalPrediction(np.array([1, 0]), np.array([[0.0, 1.0], [0.5, 0.0]])))
+        {'soft_accuracy': 0.75}
+    """
+    chosen, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    if labels.ndim == 2:
+        return {"soft_accuracy": float(labels[np.arange(len(labels)), chosen].mean())}
+    return {"accuracy": float(np.mean(chosen == labels))}
 
 
-def _shares(totals: Counter[Any], rights: Counter[Any]) -> dict[Any, float]:
-    return {group: rights[group] / totals[group] for group in sorted(totals)}
-
-
-__all__ = ["GroupedAccuracy", "accuracy_by_group"]
+def _right_answers(predictions: Any, references: Any) -> list[bool]:
+    """One truth value a row; labels of two kinds are refused, since they would count as wrong silently."""
+    is_right = []
+    for row, (prediction, reference) in enumerate(zip(plain(predictions), plain(references), strict=True)):
+        if not any(isinstance(prediction, kind) and isinstance(reference, kind) for kind in (str, int)):
+            raise ValueError(
+                f"Row {row} predicts {prediction!r} where the reference is {reference!r}, but both must be integers or "
+                "both strings; translate one of them with the model's id2label."
+            )
+        is_right.append(prediction == reference)
+    return is_right

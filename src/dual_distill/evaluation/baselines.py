@@ -1,13 +1,13 @@
-"""What one gets without looking at the picture: the line that every vision-language model has to pass.
+"""What one gets without looking at the image: the line that every vision-language model has to pass.
 
-Two readers of the text alone compete on a held-out part of the training data, never on test: the most frequent answer
-to exactly this text, and a logistic regression on word 1-, 2- and 3-grams. The better one is then fitted to all
-training rows.
+Two readers of the question (or sentence) alone compete on a held-out part of the training data, never on test: the most
+frequent answer to exactly this text, and a logistic regression on word 1-, 2- and 3-grams. The better one is then
+fitted to all training rows.
 """
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +20,8 @@ _MAX_ITERATIONS = 40
 
 
 @dataclass(frozen=True)
-class TextOnlyBaseline:
-    """Result of `text_only_baseline`.
+class QuestionOnlyBaseline:
+    """Result of `question_only_baseline`.
 
     Args:
         accuracy: share of the test rows that the chosen reader gets right, in [0, 1].
@@ -30,7 +30,7 @@ class TextOnlyBaseline:
         predictions: its answers to the test rows.
 
     Example:
-        >>> TextOnlyBaseline(0.5, "exact_text", {"exact_text": 0.6, "ngrams": 0.4}, ("yes", "no")).method
+        >>> QuestionOnlyBaseline(0.5, "exact_text", {"exact_text": 0.6, "ngrams": 0.4}, ("yes", "no")).method
         'exact_text'
     """
 
@@ -38,6 +38,17 @@ class TextOnlyBaseline:
     method: Literal["exact_text", "ngrams"]
     held_out_accuracy: dict[str, float]
     predictions: tuple[str, ...]
+
+
+def majority_answer(train_labels: Iterable[str]) -> str:
+    """Return the most frequent training answer; among equals the alphabetically first.
+
+    Example:
+        >>> majority_answer(["yes", "no", "no", "yes"])
+        'no'
+    """
+    counts = Counter(train_labels)
+    return min(counts, key=lambda answer: (-counts[answer], answer))
 
 
 def majority_baseline(train_labels: Sequence[str], test_labels: Sequence[str]) -> float:
@@ -58,29 +69,18 @@ def majority_baseline(train_labels: Sequence[str], test_labels: Sequence[str]) -
         0.25
     """
     _check_rows(train_labels, train_labels, test_labels, test_labels)
-    answer = majority_answer(train_labels)
-    return sum(label == answer for label in test_labels) / len(test_labels)
+    return _share_right([majority_answer(train_labels)] * len(test_labels), test_labels)
 
 
-def majority_answer(train_labels: Sequence[str]) -> str:
-    """Return the most frequent training answer; among equals the alphabetically first.
-
-    Example:
-        >>> majority_answer(["yes", "no", "no", "yes"])
-        'no'
-    """
-    return _most_frequent(Counter(train_labels))
-
-
-def text_only_baseline(
+def question_only_baseline(
     train_texts: Sequence[str],
     train_labels: Sequence[str],
     test_texts: Sequence[str],
     test_labels: Sequence[str],
     seed: int = 0,
     train_groups: Sequence[Hashable] | None = None,
-) -> TextOnlyBaseline:
-    """Accuracy on test of the better of two readers of the text alone.
+) -> QuestionOnlyBaseline:
+    """Accuracy on test of the better of two readers of the question alone.
 
     Args:
         train_texts: one text a row.
@@ -102,31 +102,27 @@ def text_only_baseline(
 
     Example:
         >>> texts, labels = ["is it red?", "how many?"] * 20, ["yes", "2"] * 20
-        >>> text_only_baseline(texts, labels, ["is it red?", "how many?"], ["yes", "3"]).accuracy
+        >>> question_only_baseline(texts, labels, ["is it red?", "how many?"], ["yes", "3"]).accuracy
         0.5
     """
     _check_rows(train_texts, train_labels, test_texts, test_labels)
-    held_out = _held_out_rows(len(train_texts) if train_groups is None else train_groups, len(train_texts), seed)
-    fit_texts = [text for text, out in zip(train_texts, held_out, strict=True) if not out]
-    fit_labels = [label for label, out in zip(train_labels, held_out, strict=True) if not out]
-    check_texts = [text for text, out in zip(train_texts, held_out, strict=True) if out]
-    check_labels = [label for label, out in zip(train_labels, held_out, strict=True) if out]
+    rows = list(zip(train_texts, train_labels, strict=True))
+    held_out = _held_out_rows(range(len(rows)) if train_groups is None else list(train_groups), len(rows), seed)
+    fit = [row for row, out in zip(rows, held_out, strict=True) if not out]
+    check_texts, check_labels = zip(*(row for row, out in zip(rows, held_out, strict=True) if out), strict=True)
 
-    exact = _share_right(_exact_text_answers(fit_texts, fit_labels, check_texts), check_labels)
-    by_penalty = [
-        _share_right(answers, check_labels)
-        for answers in _ngram_answers(fit_texts, fit_labels, check_texts, _PENALTIES)
-    ]
-    held_out_accuracy = {"exact_text": exact, "ngrams": max(by_penalty)}
+    exact = _share_right(_exact_text_answers(fit, check_texts), check_labels)
+    ngrams = [_share_right(answers, check_labels) for answers in _ngram_answers(fit, check_texts, _PENALTIES)]
+
     method: Literal["exact_text", "ngrams"]
-    if exact >= max(by_penalty):
-        method = "exact_text"
-        predictions = _exact_text_answers(train_texts, train_labels, test_texts)
+    if exact >= max(ngrams):
+        method, predictions = "exact_text", _exact_text_answers(rows, test_texts)
     else:
-        method = "ngrams"
-        penalties = _PENALTIES[: by_penalty.index(max(by_penalty)) + 1]
-        predictions = _ngram_answers(train_texts, train_labels, test_texts, penalties)[-1]
-    return TextOnlyBaseline(_share_right(predictions, test_labels), method, held_out_accuracy, tuple(predictions))
+        # Each penalty starts where the stronger one ended, so all that come before the best are fitted again.
+        penalties = _PENALTIES[: ngrams.index(max(ngrams)) + 1]
+        method, predictions = "ngrams", _ngram_answers(rows, test_texts, penalties)[-1]
+    held_out_accuracy = {"exact_text": exact, "ngrams": max(ngrams)}
+    return QuestionOnlyBaseline(_share_right(predictions, test_labels), method, held_out_accuracy, tuple(predictions))
 
 
 def _check_rows(
@@ -139,14 +135,14 @@ def _check_rows(
             raise ValueError(f"{split} has no rows; a baseline needs one or more.")
 
 
-def _held_out_rows(groups: Sequence[Hashable] | int, num_rows: int, seed: int) -> list[bool]:
+def _held_out_rows(groups: Sequence[Hashable], num_rows: int, seed: int) -> list[bool]:
     """One truth value a row: whole groups, in an order drawn by the seed, until they hold a tenth of the rows."""
-    names: Sequence[Hashable] = range(groups) if isinstance(groups, int) else list(groups)
-    if len(names) != num_rows:
-        raise ValueError(f"train has {num_rows} rows and {len(names)} groups, but each row has one group.")
-    sizes = Counter(names)  # keeps the order of first appearance, so the draw below is reproducible
+    if len(groups) != num_rows:
+        raise ValueError(f"train has {num_rows} rows and {len(groups)} groups, but each row has one group.")
+    sizes = Counter(groups)  # keeps the order of first appearance, so the draw below is reproducible
     if len(sizes) < 2:
         raise ValueError("train has a single group; two or more are needed, since whole groups are held out.")
+
     order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed)).tolist()
     unique = list(sizes)
     chosen: set[Hashable] = set()
@@ -156,43 +152,39 @@ def _held_out_rows(groups: Sequence[Hashable] | int, num_rows: int, seed: int) -
         rows += sizes[unique[index]]
         if rows >= _HELD_OUT_SHARE * num_rows:
             break
-    return [name in chosen for name in names]
+    return [group in chosen for group in groups]
 
 
 def _share_right(answers: Sequence[str], labels: Sequence[str]) -> float:
     return sum(answer == label for answer, label in zip(answers, labels, strict=True)) / len(labels)
 
 
-def _most_frequent(counts: Counter[str]) -> str:
-    return min(counts, key=lambda answer: (-counts[answer], answer))
-
-
-def _exact_text_answers(train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str]) -> list[str]:
+def _exact_text_answers(rows: Sequence[tuple[str, str]], texts: Sequence[str]) -> list[str]:
     """The most frequent answer to exactly this text; for a new text the most frequent of all."""
-    by_text: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for text, label in zip(train_texts, train_labels, strict=True):
-        by_text[text][label] += 1
-    answers = {text: _most_frequent(counts) for text, counts in by_text.items()}
-    fallback = _most_frequent(Counter(train_labels))
+    labels_of: defaultdict[str, list[str]] = defaultdict(list)
+    for text, label in rows:
+        labels_of[text].append(label)
+    answers = {text: majority_answer(labels) for text, labels in labels_of.items()}
+    fallback = majority_answer(label for _, label in rows)
     return [answers.get(text, fallback) for text in texts]
 
 
 def _ngram_answers(
-    train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str], penalties: Sequence[float]
+    rows: Sequence[tuple[str, str]], texts: Sequence[str], penalties: Sequence[float]
 ) -> list[list[str]]:
     """Answers of logistic regressions on word 1- to 3-grams, one list for each L2 penalty (strongest first)."""
-    names = sorted(set(train_labels))
-    label_ids = {name: index for index, name in enumerate(names)}
-    unique = {text: index for index, text in enumerate(dict.fromkeys(train_texts))}
     # Equal texts share one row with a count for each label: the same loss, at a fraction of the rows.
-    counts = torch.zeros(len(unique), len(names))
-    for text, label in zip(train_texts, train_labels, strict=True):
-        counts[unique[text], label_ids[label]] += 1
-    counts /= len(train_labels)
-    columns: dict[str, int] = {}
-    train_grams = _ngram_ids(list(unique), columns, grow=True)
-    grams = _ngram_ids(list(dict.fromkeys(texts)), columns, grow=False)
-    places = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+    names = sorted({label for _, label in rows})
+    label_ids = {name: index for index, name in enumerate(names)}
+    row_of = {text: index for index, text in enumerate(dict.fromkeys(text for text, _ in rows))}
+    counts = torch.zeros(len(row_of), len(names))
+    for (text, label), count in Counter(rows).items():
+        counts[row_of[text], label_ids[label]] = count
+    counts /= len(rows)
+
+    unique = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+    columns = {gram: index for index, gram in enumerate(dict.fromkeys(g for text in row_of for g in _ngrams(text)))}
+    train_grams, grams = _bags(row_of, columns), _bags(unique, columns)
     weight = torch.zeros(len(columns), len(names), requires_grad=True)
     bias = torch.zeros(len(names), requires_grad=True)
     answers = []
@@ -203,30 +195,28 @@ def _ngram_answers(
 
         def loss_and_gradient(penalty: float = penalty, optimizer: torch.optim.Optimizer = optimizer) -> torch.Tensor:
             optimizer.zero_grad()
-            log_probs = torch.log_softmax(
-                embedding_bag(train_grams[0], weight, train_grams[1], mode="sum") + bias, dim=1
-            )
-            loss: torch.Tensor = -(counts * log_probs).sum() + penalty / 2 * weight.square().sum()
+            logits = embedding_bag(train_grams[0], weight, train_grams[1], mode="sum") + bias
+            loss: torch.Tensor = -(counts * logits.log_softmax(dim=1)).sum() + penalty / 2 * weight.square().sum()
             loss.backward()
             return loss
 
         optimizer.step(loss_and_gradient)
         with torch.no_grad():
             choices = (embedding_bag(grams[0], weight, grams[1], mode="sum") + bias).argmax(dim=1).tolist()
-        answers.append([names[choices[places[text]]] for text in texts])
+        answers.append([names[choices[unique[text]]] for text in texts])
     return answers
 
 
-def _ngram_ids(texts: Sequence[str], columns: dict[str, int], grow: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 1- to 3-grams of all texts in one row, and where each text starts; unknown n-grams are left out."""
+def _ngrams(text: str) -> list[str]:
+    words = re.findall(r"\w+", text.lower())
+    return [" ".join(words[start : start + n]) for n in (1, 2, 3) for start in range(len(words) - n + 1)]
+
+
+def _bags(texts: Iterable[str], columns: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The columns of all texts' n-grams in one row, and where each text starts; unknown n-grams are left out."""
     ids: list[int] = []
     starts: list[int] = []
     for text in texts:
         starts.append(len(ids))
-        words = re.findall(r"\w+", text.lower())
-        grams = [" ".join(words[start : start + n]) for n in (1, 2, 3) for start in range(len(words) - n + 1)]
-        if grow:
-            for gram in grams:
-                columns.setdefault(gram, len(columns))
-        ids.extend(columns[gram] for gram in grams if gram in columns)
+        ids += [columns[gram] for gram in _ngrams(text) if gram in columns]
     return torch.tensor(ids, dtype=torch.int64), torch.tensor(starts, dtype=torch.int64)

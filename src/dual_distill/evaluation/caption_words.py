@@ -49,6 +49,3 @@ def caption_words(caption: str) -> list[str]:
         else:
             words += _CUT_IN_TWO.get(word, _BRACKETS.get(word, word)).split()
     return words
-
-
-__all__ = ["caption_words"]

@@ -1,14 +1,11 @@
-"""How good captions are: CIDEr-D and BLEU-4 by the code of COCO's own evaluation, and CIDEr-D of one caption as a reward."""
+"""How good captions are: CIDEr-D and BLEU-4 by the code of COCO's evaluation, and CIDEr-D of one caption as a reward."""
 
-import json
 import math
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
-import evaluate
 from datasets import Features, Value
 from datasets import Sequence as ListOf
 
@@ -19,7 +16,7 @@ _LONGEST = 4  # words of an n-gram
 _SIGMA = 6.0  # of the penalty on lengths
 _SCALE = 10.0
 
-Ngrams = Counter[tuple[str, ...]]
+_Ngrams = Counter[tuple[str, ...]]
 
 
 class CaptionScores(StreamedMetric):
@@ -47,45 +44,51 @@ class CaptionScores(StreamedMetric):
         ValueError: Row 0 has no references, but a caption is held against one or more; leave the image out.
     """
 
-    def _info(self) -> Any:
-        return evaluate.MetricInfo(
-            description="CIDEr-D and BLEU-4 of captions.",
-            citation="",
-            inputs_description="predictions: one caption a row; references: a list of captions a row.",
-            features=Features({"predictions": Value("string"), "references": ListOf(Value("string"))}),
-        )
+    row_features = Features({"predictions": Value("string"), "references": ListOf(Value("string"))})
 
     def _start(self) -> None:
         self._captions: list[str] = []
         self._references: list[list[str]] = []
 
     def _update(self, predictions: Any, references: Any) -> None:
-        rows = list(zip(predictions, references, strict=True))
-        for place, (caption, given) in enumerate(rows):
+        for row, (caption, given) in enumerate(zip(predictions, references, strict=True)):
             if not isinstance(caption, str):
-                raise ValueError(f"Row {place} predicts {caption!r}, but a caption is a string.")
+                raise ValueError(f"Row {row} predicts {caption!r}, but a caption is a string.")
             if isinstance(given, str) or not len(given):
                 found = "a string" if isinstance(given, str) else "no"
                 raise ValueError(
-                    f"Row {place} has {found} references, but a caption is held against one or more; leave the image "
-                    f"out."
+                    f"Row {row} has {found} references, but a caption is held against one or more; leave the image out."
                 )
-        self._captions += [caption for caption, _ in rows]
-        self._references += [list(given) for _, given in rows]
+        self._captions += predictions
+        self._references += [list(given) for given in references]
 
     def _result(self) -> dict[str, Any]:
-        bleu_scorer, cider_scorer = _official_scorers()
-        # Places stand for images; the official code takes words joined by spaces.
-        found = {place: [" ".join(caption_words(caption))] for place, caption in enumerate(self._captions)}
-        given = {place: [" ".join(caption_words(one)) for one in row] for place, row in enumerate(self._references)}
-        cider, _ = cider_scorer.compute_score(given, found)
-        bleu, _ = bleu_scorer.compute_score(given, found, verbose=0)
+        try:
+            from pycocoevalcap.bleu.bleu import Bleu
+            from pycocoevalcap.cider.cider import Cider
+        except ImportError as error:
+            raise ImportError(
+                'CIDEr and BLEU need pycocoevalcap, which is not installed; pip install "dual-distill[captions]".'
+            ) from error
+
+        # Indices stand for images; the official code takes words joined by spaces.
+        found = {index: [" ".join(caption_words(caption))] for index, caption in enumerate(self._captions)}
+        given = {index: [" ".join(caption_words(one)) for one in row] for index, row in enumerate(self._references)}
+        cider, _ = Cider(n=_LONGEST, sigma=_SIGMA).compute_score(given, found)
+        bleu, _ = Bleu(_LONGEST).compute_score(given, found, verbose=0)
         return {"cider": float(cider), "bleu_4": float(bleu[3])}
 
 
+class _Weighted(NamedTuple):
+    """The n-grams of a caption by weight, the norm of the weights of each n, and the length."""
+
+    weights: dict[tuple[str, ...], float]
+    norms: list[float]
+    length: int
+
+
 class CiderReward:
-    """CIDEr-D of single captions, with words weighed by a corpus that is settled before: what self-critical training
-    pays.
+    """CIDEr-D of single captions, with words weighed by a fixed corpus: the reward of self-critical training.
 
     Needs no further library. Over the corpus itself the mean of all rows is `CaptionScores`'s CIDEr.
 
@@ -118,87 +121,87 @@ class CiderReward:
             caption: as written.
             references: of its image, one or more.
         """
-        weighted = self._weigh(_ngrams(caption))
-        return (
-            _SCALE * sum(self._similarity(weighted, self._weigh(_ngrams(one))) for one in references) / len(references)
-        )
+        weighted = self._weigh(caption)
+        return _SCALE * sum(_similarity(weighted, self._weigh(one)) for one in references) / len(references)
 
-    def _weigh(self, ngrams: Ngrams) -> "_Weighted":
-        vectors: list[dict[tuple[str, ...], float]] = [{} for _ in range(_LONGEST)]
-        for ngram, count in ngrams.items():
-            rarity = self._log_images - math.log(max(1, self._documents[ngram]))
-            vectors[len(ngram) - 1][ngram] = count * rarity
-        norms = [math.sqrt(sum(value * value for value in vector.values())) for vector in vectors]
+    def _weigh(self, caption: str) -> _Weighted:
+        ngrams = _ngrams(caption)
+        weights = {
+            ngram: count * (self._log_images - math.log(max(1, self._documents[ngram])))
+            for ngram, count in ngrams.items()
+        }
+        squares = [0.0] * _LONGEST
+        for ngram, weight in weights.items():
+            squares[len(ngram) - 1] += weight * weight
         # The official code takes the number of pairs of words for the length.
         length = sum(count for ngram, count in ngrams.items() if len(ngram) == 2)
-        return vectors, norms, length
-
-    @staticmethod
-    def _similarity(one: "_Weighted", reference: "_Weighted") -> float:
-        vectors, norms, length = one
-        other_vectors, other_norms, other_length = reference
-        total = 0.0
-        for vector, norm, other, other_norm in zip(vectors, norms, other_vectors, other_norms, strict=True):
-            if norm and other_norm:
-                # A word that is said again and again is paid as often as the reference has it.
-                shared = sum(
-                    min(value, other.get(ngram, 0.0)) * other.get(ngram, 0.0) for ngram, value in vector.items()
-                )
-                total += shared / (norm * other_norm)
-        return total / _LONGEST * math.exp(-((length - other_length) ** 2) / (2 * _SIGMA**2))
+        return _Weighted(weights, [math.sqrt(square) for square in squares], length)
 
 
-_Weighted = tuple[list[dict[tuple[str, ...], float]], list[float], int]
+def _similarity(one: _Weighted, reference: _Weighted) -> float:
+    shared = [0.0] * _LONGEST
+    for ngram, weight in one.weights.items():
+        other = reference.weights.get(ngram, 0.0)
+        # A word that is said again and again is paid as often as the reference has it.
+        shared[len(ngram) - 1] += min(weight, other) * other
+    norms = [mine * theirs for mine, theirs in zip(one.norms, reference.norms, strict=True)]
+    total = sum(product / norm for product, norm in zip(shared, norms, strict=True) if norm)
+    return total / _LONGEST * math.exp(-((one.length - reference.length) ** 2) / (2 * _SIGMA**2))
 
 
-def write_captions(path: str | os.PathLike[str], image_ids: Sequence[int | str], captions: Sequence[str]) -> None:
-    """Write captions in COCO's results format, `[{"image_id": ..., "caption": ...}, ...]`; an old file is replaced.
-
-    Args:
-        path: where to write; folders are made.
-        image_ids: each once; numbers for COCO.
-        captions: one an image.
-
-    Raises:
-        ValueError: the lengths differ, nothing was given, or an image occurs twice.
-
-    References:
-        cocodataset.org/#format-results, image captioning.
-
-    Example:
-        >>> write_captions("results.json", [7, 7], ["a dog", "a cat"])
-        Traceback (most recent call last):
-        ValueError: Image 7 has two captions, but the results format has one an image.
-    """
-    if len(image_ids) != len(captions) or not len(captions):
-        raise ValueError(
-            f"There are {len(image_ids)} image ids and {len(captions)} captions; give one caption an image."
-        )
-    for image_id, count in Counter(image_ids).items():
-        if count > 1:
-            raise ValueError(f"Image {image_id} has two captions, but the results format has one an image.")
-    rows = [{"image_id": image_id, "caption": caption} for image_id, caption in zip(image_ids, captions, strict=True)]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _ngrams(caption: str) -> Ngrams:
+def _ngrams(caption: str) -> _Ngrams:
     words = caption_words(caption)
     return Counter(
         tuple(words[start : start + size]) for size in range(1, _LONGEST + 1) for start in range(len(words) - size + 1)
     )
 
 
-def _official_scorers() -> tuple[Any, Any]:
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-    except ImportError as error:
-        raise ImportError(
-            'CIDEr and BLEU need pycocoevalcap, which is not installed; pip install "dual-distill[captions]".'
-        ) from error
-    return Bleu(_LONGEST), Cider(n=_LONGEST, sigma=_SIGMA)
+@dataclass(frozen=True)
+class CaptionReport:
+    """What an evaluation of captions found.
+
+    Attributes:
+        images: images described.
+        captions: captions that they were held against.
+        cider: CIDEr-D, as it is (1.0 is often called 100).
+        bleu_4: in [0, 1].
+        mean_words: mean length of what was written, in words.
+    """
+
+    images: int
+    captions: int
+    cider: float
+    bleu_4: float
+    mean_words: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict that JSON takes; `rows` are the images."""
+        return {"rows": self.images, **asdict(self)}
 
 
-__all__ = ["CaptionScores", "CiderReward", "write_captions"]
+def report_captions(captions: Mapping[int | str, str], references: Mapping[int | str, Sequence[str]]) -> CaptionReport:
+    """Score captions.
+
+    Args:
+        captions: image id -> what was written.
+        references: image id -> its captions.
+
+    Raises:
+        ValueError: there is nothing, or an image has no references.
+        ImportError: pycocoevalcap is not installed.
+    """
+    missing = [image_id for image_id in captions if not references.get(image_id)]
+    if missing or not captions:
+        first = f" (the first is {missing[0]!r})" if missing else ""
+        raise ValueError(
+            f"{len(missing)} of {len(captions)} described images have no references{first}; give one caption or more "
+            "for each described image."
+        )
+
+    given = [list(references[image_id]) for image_id in captions]
+    return CaptionReport(
+        images=len(captions),
+        captions=sum(map(len, given)),
+        mean_words=sum(len(caption.split()) for caption in captions.values()) / len(captions),
+        **CaptionScores().compute(predictions=list(captions.values()), references=given),
+    )

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
-import evaluate
+import numpy as np
 import torch
 from datasets import Features, Value
 from datasets import Sequence as SequenceOf
+from transformers import EvalPrediction
 
 from .streaming import StreamedMetric, plain
 
@@ -18,8 +20,8 @@ class RetrievalRecall(StreamedMetric):
     """Recall@1, @5, @10 and median rank of one direction of retrieval, as an `evaluate.Metric`.
 
     `compute(predictions=, references=)` or many calls of `add_batch` take a block of queries: `predictions` `(Q, G)`,
-    the scores of Q queries against the whole gallery of G, higher is nearer; `references`: for each query the places in
-    the gallery that are right, one (text to image) or several (image to text). Returned are `recall@1`, `recall@5`,
+    the scores of Q queries against the whole gallery of G, higher is nearer; `references`: for each query the indices
+    in the gallery that are right, one (text to image) or several (image to text). Returned are `recall@1`, `recall@5`,
     `recall@10` in [0, 1], `median_rank` >= 1 and `num_queries`. What is kept is one counter of ranks, whatever the
     number of queries.
 
@@ -39,13 +41,7 @@ class RetrievalRecall(StreamedMetric):
         (0.5, 1.5)
     """
 
-    def _info(self) -> Any:
-        return evaluate.MetricInfo(
-            description="Recall@1, @5, @10 and median rank of one direction of retrieval.",
-            citation="",
-            inputs_description="predictions: (queries, gallery) scores; references: the right places of each query.",
-            features=Features({"predictions": SequenceOf(Value("float32")), "references": SequenceOf(Value("int64"))}),
-        )
+    row_features = Features({"predictions": SequenceOf(Value("float32")), "references": SequenceOf(Value("int64"))})
 
     def _start(self) -> None:
         self._ranks: Counter[int] = Counter()
@@ -56,15 +52,14 @@ class RetrievalRecall(StreamedMetric):
         if scores.dim() == 2 and self._gallery not in (None, scores.shape[1]):
             raise ValueError(
                 f"This block scores a gallery of {scores.shape[1]}, an earlier one of {self._gallery}; each block of "
-                f"queries "
-                "is scored against the whole gallery."
+                "queries is scored against the whole gallery."
             )
         self._ranks.update(retrieval_ranks(scores, references).tolist())
         self._gallery = scores.shape[1]
 
     def _result(self) -> dict[str, Any]:
         found = {f"recall@{k}": sum(n for rank, n in self._ranks.items() if rank <= k) / len(self) for k in RECALL_AT}
-        return {**found, "median_rank": _median(self._ranks), "num_queries": len(self)}
+        return {**found, "median_rank": float(median(self._ranks.elements())), "num_queries": len(self)}
 
 
 def retrieval_ranks(scores: torch.Tensor, right: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -72,7 +67,7 @@ def retrieval_ranks(scores: torch.Tensor, right: Sequence[Sequence[int]]) -> tor
 
     Args:
         scores: `(Q, G)`, higher is nearer; no NaN.
-        right: for each query the places in the gallery that are right, at least one.
+        right: for each query the indices in the gallery that are right, at least one.
 
     Returns:
         `(Q,)` int64 >= 1; entries that tie with the right one come before it.
@@ -88,21 +83,21 @@ def retrieval_ranks(scores: torch.Tensor, right: Sequence[Sequence[int]]) -> tor
         raise ValueError(f"scores has shape {tuple(scores.shape)}; expected (queries, gallery).")
     if scores.isnan().any():
         row = int(scores.isnan().any(dim=1).nonzero()[0])
-        raise ValueError(
-            f"The scores of query {row} of this block hold NaN, which has no rank; look for it in the embeddings."
-        )
+        raise ValueError(f"The scores of query {row} of this block hold NaN, which has no rank; check the embeddings.")
+
     is_right = torch.zeros(scores.shape, dtype=torch.bool)
-    for row, places in enumerate(right):
-        places = plain(places)
-        if not len(places):
+    for row, indices in enumerate(right):
+        indices = plain(indices)
+        if not len(indices):
             raise ValueError(f"Query {row} of this block has no right entry; leave it out of the queries.")
-        for place in places:
-            if not 0 <= place < scores.shape[1]:
+        for index in indices:
+            if not 0 <= index < scores.shape[1]:
                 raise ValueError(
-                    f"Query {row} of this block names entry {place} as right, but the gallery has entries 0 to "
+                    f"Query {row} of this block names entry {index} as right, but the gallery has entries 0 to "
                     f"{scores.shape[1] - 1}."
                 )
-        is_right[row, places] = True
+        is_right[row, indices] = True
+
     is_right = is_right.to(scores.device)
     best = scores.masked_fill(~is_right, float("-inf")).amax(dim=1, keepdim=True)
     return 1 + ((scores >= best) & ~is_right).sum(dim=1)
@@ -137,8 +132,7 @@ def retrieval_recall(
     if similarities.dim() != 2 or similarities.shape[1] != len(image_of_caption):
         raise ValueError(
             f"similarities has shape {tuple(similarities.shape)} and there are {len(image_of_caption)} captions; "
-            f"expected "
-            "(images, captions)."
+            "expected (images, captions)."
         )
     captions_of_image: list[list[int]] = [[] for _ in range(len(similarities))]
     for caption, image in enumerate(plain(image_of_caption)):
@@ -147,6 +141,7 @@ def retrieval_recall(
                 f"Caption {caption} belongs to image {image}, but there are images 0 to {len(captions_of_image) - 1}."
             )
         captions_of_image[image].append(caption)
+
     directions = {
         "image_to_text": (similarities, captions_of_image),
         "text_to_image": (similarities.T, [[image] for image in plain(image_of_caption)]),
@@ -161,14 +156,27 @@ def retrieval_recall(
     return results
 
 
-def _median(counts: Counter[int]) -> float:
-    """The median of what a counter counts."""
-    total, seen = sum(counts.values()), 0
-    middle: list[int] = []
-    for value in sorted(counts):
-        before, seen = seen, seen + counts[value]
-        middle += [value for place in ((total - 1) // 2, total // 2) if before <= place < seen]
-    return sum(middle) / 2
+def recall_of_vectors(prediction: EvalPrediction) -> dict[str, float]:
+    """Return recall@1, @5 and @10 both ways over a whole split, as Trainer's `compute_metrics` of retrieval.
 
+    Args:
+        prediction: `predictions` `(texts (B, P), images (B, P))` of length 1, one image-text a row; `label_ids` `(B,)`,
+            equal for equal images, of which the gallery holds one.
 
-__all__ = ["RECALL_AT", "RetrievalRecall", "retrieval_ranks", "retrieval_recall"]
+    Returns:
+        `text_to_image_recall@1` to `@10` and `image_to_text_recall@1` to `@10`, and their mean, `mean_recall`, all in
+        [0, 1].
+
+    Example:
+        >>> texts, images = np.eye(3)[[0, 1, 1]], np.eye(3)[[0, 0, 1]]
+        >>> found = recall_of_vectors(EvalPrediction((texts, images), np.array([7, 7, 8])))
+        >>> found["text_to_image_recall@1"], found["image_to_text_recall@1"], found["text_to_image_recall@5"]
+        (0.6666666666666666, 0.5, 1.0)
+    """
+    texts, images = (torch.as_tensor(np.asarray(vectors)) for vectors in prediction.predictions)
+    _, first, image_of_caption = np.unique(np.asarray(prediction.label_ids), return_index=True, return_inverse=True)
+    both = retrieval_recall(images[first] @ texts.T, image_of_caption.reshape(-1).tolist())
+    found = {
+        f"{way}_recall@{k}": float(both[way][f"recall@{k}"]) for way in sorted(both, reverse=True) for k in RECALL_AT
+    }
+    return {**found, "mean_recall": sum(found.values()) / len(found)}

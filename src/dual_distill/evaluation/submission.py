@@ -1,25 +1,25 @@
-"""The file that EvalAI's VQA challenge takes: one answer a question, as a JSON list."""
+"""Files that evaluation servers take: answers for EvalAI's VQA challenge, captions in COCO's results format."""
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def write_submission(path: str | os.PathLike[str], question_ids: Sequence[int], answers: Sequence[str]) -> None:
-    """Write `[{"question_id": ..., "answer": ...}, ...]`, in the order given; folders are made, an old file is
-    replaced.
+    """Write `[{"question_id": ..., "answer": ...}, ...]`, in the order given; an old file is replaced.
 
     Everything is checked first: a refused submission leaves no file behind.
 
     Args:
-        path: where to write; the challenge asks for `.json`.
+        path: where to write; the challenge asks for `.json`. Folders are made.
         question_ids: ids of the questions file, each once.
         answers: one answer a question; the server normalises them.
 
     Raises:
         ValueError: the lengths differ, nothing was given, an id is no integer or occurs twice, or an answer is no
-        string.
+            string.
 
     References:
         visualqa.org/evaluation.html, results format.
@@ -27,38 +27,58 @@ def write_submission(path: str | os.PathLike[str], question_ids: Sequence[int], 
     Example:
         >>> write_submission("results.json", [7, 7], ["yes", "no"])
         Traceback (most recent call last):
-        ValueError: Question 7 is answered twice, in rows 0 and 1, but a submission has one answer a question.
+        ValueError: Question 7 occurs in rows 0 and 1, but the results format has one answer for each question.
     """
-    if len(question_ids) != len(answers):
-        raise ValueError(
-            f"There are {len(question_ids)} question ids and {len(answers)} answers, but each question has one answer."
-        )
-    if not len(answers):
-        raise ValueError("There are no answers, but a submission has one for each question.")
-    first_rows: dict[int, int] = {}
-    for row, (question_id, answer) in enumerate(zip(question_ids, answers, strict=True)):
+    for row, (question_id, answer) in enumerate(zip(question_ids, answers, strict=False)):
         if isinstance(question_id, bool) or not isinstance(question_id, int):
             raise ValueError(
-                f"The question id in row {row} is {question_id!r} of type {type(question_id).__name__}, but the "
-                f"server knows "
-                "integers; take the ids as the questions file has them."
+                f"The question id in row {row} is {question_id!r} of type {type(question_id).__name__}, but the server "
+                "knows integers; take the ids as the questions file has them."
             )
         if not isinstance(answer, str):
             raise ValueError(f"The answer to question {question_id} is {answer!r}, but an answer is a string.")
-        if question_id in first_rows:
+    _write_results(path, "question", question_ids, "answer", answers)
+
+
+def write_captions(path: str | os.PathLike[str], image_ids: Sequence[int | str], captions: Sequence[str]) -> None:
+    """Write captions in COCO's results format, `[{"image_id": ..., "caption": ...}, ...]`; an old file is replaced.
+
+    Args:
+        path: where to write; folders are made.
+        image_ids: each once; numbers for COCO.
+        captions: one an image.
+
+    Raises:
+        ValueError: the lengths differ, nothing was given, or an image occurs twice.
+
+    References:
+        cocodataset.org/#format-results, image captioning.
+
+    Example:
+        >>> write_captions("results.json", [7, 7], ["a dog", "a cat"])
+        Traceback (most recent call last):
+        ValueError: Image 7 occurs in rows 0 and 1, but the results format has one caption for each image.
+    """
+    _write_results(path, "image", image_ids, "caption", captions)
+
+
+def _write_results(
+    path: str | os.PathLike[str], what: str, ids: Sequence[int | str], text_name: str, texts: Sequence[str]
+) -> None:
+    if len(ids) != len(texts) or not len(texts):
+        raise ValueError(
+            f"There are {len(ids)} {what} ids and {len(texts)} {text_name}s; give one {text_name} for each {what}, and "
+            "one or more."
+        )
+    for identifier, count in Counter(ids).items():
+        if count > 1:
+            first, second, *_ = (row for row, other in enumerate(ids) if other == identifier)
             raise ValueError(
-                f"Question {question_id} is answered twice, in rows {first_rows[question_id]} and {row}, but a "
-                f"submission has "
-                "one answer a question."
+                f"{what.capitalize()} {identifier} occurs in rows {first} and {second}, but the results format has one "
+                f"{text_name} for each {what}."
             )
-        first_rows[question_id] = row
-    rows = [
-        {"question_id": question_id, "answer": answer}
-        for question_id, answer in zip(question_ids, answers, strict=True)
-    ]
+
+    rows = [{f"{what}_id": identifier, text_name: text} for identifier, text in zip(ids, texts, strict=True)]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows) + "\n", encoding="utf-8")
-
-
-__all__ = ["write_submission"]
+    path.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")

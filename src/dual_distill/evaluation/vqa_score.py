@@ -1,16 +1,14 @@
 """The VQA score as the official evaluation computes it, slips included, for a published number is made of them."""
 
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import evaluate
 from datasets import Features, Value
 from datasets import Sequence as SequenceOf
 
 from dual_distill.vqa_answers import normalise_answer, process_punctuation
 
-from .streaming import StreamedMetric, plain
+from .streaming import GroupedMean, StreamedMetric, plain
 
 FEWEST_ANSWERS = 4
 """Fewest answers to a question; with three, full agreement would score below 1."""
@@ -42,40 +40,25 @@ class VQAScore(StreamedMetric):
         (0.95, {'number': 0.9, 'other': 1.0})
     """
 
+    row_features = Features({"predictions": Value("string"), "references": SequenceOf(Value("string"))})
     optional_columns = ("answer_types", "question_types")
-
-    def _info(self) -> Any:
-        return evaluate.MetricInfo(
-            description="Mean VQA score, overall, by answer type and by question type.",
-            citation="",
-            inputs_description="predictions: one answer a question; references: the people's answers to each question.",
-            features=Features({"predictions": Value("string"), "references": SequenceOf(Value("string"))}),
-        )
 
     def _start(self) -> None:
         self._sum = 0.0
-        self._sums: dict[str, dict[Any, float]] = {name: defaultdict(float) for name in self.optional_columns}
-        self._counts: dict[str, Counter[Any]] = {name: Counter() for name in self.optional_columns}
+        self._by_type = {name: GroupedMean() for name in self.optional_columns}
 
     def _update(self, predictions: Any, references: Any, **types: Any) -> None:
-        scores = [
-            vqa_score(answer, people) for answer, people in zip(plain(predictions), plain(references), strict=True)
-        ]
+        rows = zip(plain(predictions), plain(references), strict=True)
+        scores = [vqa_score(answer, people) for answer, people in rows]
         self._sum += sum(scores)
         for name, column in types.items():
-            for kind, score in zip(plain(column), scores, strict=True):
-                self._sums[name][kind] += score
-                self._counts[name][kind] += 1
+            self._by_type[name].add(scores, column)
 
     def _result(self) -> dict[str, Any]:
-        result: dict[str, Any] = {"vqa_score": self._sum / len(self), "num_questions": len(self)}
-        for name, counts in self._counts.items():
-            if counts:
-                sums = self._sums[name]
-                result[f"vqa_score_by_{name.removesuffix('s')}"] = {
-                    kind: sums[kind] / counts[kind] for kind in sorted(counts)
-                }
-        return result
+        by_type = {f"vqa_score_by_{name.removesuffix('s')}": mean.means() for name, mean in self._by_type.items()}
+        return {"vqa_score": self._sum / len(self), "num_questions": len(self)} | {
+            name: means for name, means in by_type.items() if means
+        }
 
 
 def vqa_score(prediction: str, answers: Sequence[str]) -> float:
@@ -109,12 +92,12 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     if len(answers) < FEWEST_ANSWERS:
         raise ValueError(
             f"A question has {len(answers)} answers, but the VQA score needs {FEWEST_ANSWERS} or more, or an answer "
-            f"that "
-            "all people gave scores below 1; use GroupedAccuracy for data with one answer."
+            "that all people gave scores below 1; use GroupedAccuracy for data with one answer."
         )
     for text in (prediction, *answers):
         if not isinstance(text, str):
             raise ValueError(f"An answer is {text!r} of type {type(text).__name__}, but answers are strings.")
+
     answer = normalise_answer(prediction)
     if len(set(answers)) > 1:
         answers = [process_punctuation(text) for text in answers]
@@ -123,6 +106,3 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     # 0.29...
     thirds = matches * min(3, matches - 1) + (len(answers) - matches) * min(3, matches)
     return thirds / (3 * len(answers))
-
-
-__all__ = ["FEWEST_ANSWERS", "VQAScore", "vqa_score"]

@@ -25,6 +25,7 @@ from dual_distill.data import (
     get_task,
     train_tokenizer,
 )
+from dual_distill.evaluation import accuracy_of_logits
 from dual_distill.modeling import (
     DualDistillProcessor,
     DualEncoderConfig,
@@ -33,7 +34,7 @@ from dual_distill.modeling import (
     dual_config_from_fusion,
 )
 from dual_distill.teachers import load_config, load_processor, load_teacher, model_class
-from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments, accuracy_of_logits
+from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments
 
 from .arguments import DataArguments, ModelArguments
 from .captioning_run import (

@@ -25,14 +25,9 @@ from dual_distill.data import (
     WholeWordMasker,
     load_image_text_stream,
 )
+from dual_distill.evaluation import recall_of_vectors
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig
-from dual_distill.trainer import (
-    DistillationTrainingArguments,
-    ImageTextTrainer,
-    PreTrainingTrainer,
-    RetrievalTrainer,
-    recall_of_vectors,
-)
+from dual_distill.trainer import DistillationTrainingArguments, ImageTextTrainer, PreTrainingTrainer, RetrievalTrainer
 
 from .arguments import DataArguments
 

@@ -1,17 +1,15 @@
 """Student + frozen teacher + objective -> named losses; and one training run put together from its arguments."""
 
-from .captioning_evaluation import CaptionReport, captions_by_image, describe_images, report_captions
 from .captioning_trainer import CaptioningTrainer, SelfCriticalTrainer
 from .compatibility import check_compatibility
 from .distillation_config import DistillationTrainingArguments
 from .distillation_trainer import DistillationTrainer
-from .evaluation import EvaluationReport, accuracy_of_logits, predict_answers, recall_of_vectors, report_answers
+from .evaluation import EvaluationReport, captions_by_image, describe_images, predict_answers, report_answers
 from .image_text_trainer import ImageTextTrainer
 from .pretraining_trainer import PreTrainingTrainer
 from .retrieval_trainer import RetrievalTrainer
 
 __all__ = [
-    "CaptionReport",
     "CaptioningTrainer",
     "DistillationTrainer",
     "DistillationTrainingArguments",
@@ -20,12 +18,9 @@ __all__ = [
     "PreTrainingTrainer",
     "RetrievalTrainer",
     "SelfCriticalTrainer",
-    "accuracy_of_logits",
     "captions_by_image",
     "check_compatibility",
     "describe_images",
     "predict_answers",
-    "recall_of_vectors",
     "report_answers",
-    "report_captions",
 ]

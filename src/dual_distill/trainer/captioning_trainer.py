@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from dual_distill.data import CaptioningCollator, IndexedDataset
 from dual_distill.evaluation import CiderReward
 
-from .captioning_evaluation import caption_texts, captions_by_image, first_rows_of_images
 from .distillation_config import DistillationTrainingArguments
 from .distillation_trainer import DistillationTrainer
+from .evaluation import caption_texts, captions_by_image, first_rows_of_images
 
 REFERENCE_ROWS = "reference_rows"
 """Name of the places of a batch's references, `(B,)` int64."""

@@ -1,27 +1,24 @@
-"""How well a model does on a split: accuracy, overall and by group, with what the text alone can do beside it."""
+"""A model's answers and captions for every row of a split, and the answers held against it and against baselines."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import PreTrainedModel
 
-from dual_distill.data import DistillationCollator, Task
+from dual_distill.data import CaptioningCollator, DistillationCollator, Task
 from dual_distill.evaluation import (
     FEWEST_ANSWERS,
-    RECALL_AT,
+    Consistency,
+    GroupedAccuracy,
     VQAScore,
-    accuracy_by_group,
-    consistency,
     majority_answer,
     majority_baseline,
-    retrieval_recall,
-    text_only_baseline,
+    question_only_baseline,
 )
 
 
@@ -34,8 +31,9 @@ class EvaluationReport:
         accuracy: share answered right.
         accuracy_by_group: the same for each value of the task's group column.
         consistency: share of sentences all of whose images were judged right; None where the task has none.
-        text_only: accuracy (VQA score, where there is one) of the better text-only reader; None without training rows.
-        text_only_method: which reader that was.
+        text_only: accuracy (VQA score, where there is one) of the better question-only baseline; None without training
+            rows.
+        text_only_method: which baseline that was.
         majority: the same of the most frequent training answer; None without training rows.
         vqa_score: the official VQA score, where four people or more answered each question; None elsewhere. `accuracy`
             is then against the most common of their answers.
@@ -57,51 +55,6 @@ class EvaluationReport:
         return asdict(self)
 
 
-def accuracy_of_logits(prediction: EvalPrediction) -> dict[str, float]:
-    """Return how right predicted classes `(B,)` are, as Trainer's `compute_metrics`.
-
-    Against `label_ids` `(B,)` the accuracy; a label of -100 (an answer that the vocabulary lacks) counts as wrong.
-    Against soft scores `(B, labels)` the mean score of the predicted answers, `soft_accuracy`: unlike the official VQA
-    score over the vocabulary's answers and by the scores that are trained on. `evaluate` computes the official score.
-
-    Example:
-        >>> accuracy_of_logits(EvalPrediction(np.array([1, 0]), np.array([1, -100])))
-        {'accuracy': 0.5}
-        >>> accuracy_of_logits(EvalPrediction(np.array([1, 0]), np.array([[0.0, 1.0], [0.5, 0.0]])))
-        {'soft_accuracy': 0.75}
-    """
-    chosen, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    if labels.ndim == 2:
-        return {"soft_accuracy": float(labels[np.arange(len(labels)), chosen].mean())}
-    return {"accuracy": float(np.mean(chosen == labels))}
-
-
-def recall_of_vectors(prediction: EvalPrediction) -> dict[str, float]:
-    """Return recall@1, @5 and @10 both ways over a whole split, as Trainer's `compute_metrics` of retrieval.
-
-    Args:
-        prediction: `predictions` `(texts (B, P), images (B, P))` of length 1, a row a pair; `label_ids` `(B,)`, equal
-            for equal images, of which the gallery holds one.
-
-    Returns:
-        `text_to_image_recall@1` to `@10` and `image_to_text_recall@1` to `@10`, and their mean, `mean_recall`, all in
-        [0, 1].
-
-    Example:
-        >>> texts, images = np.eye(3)[[0, 1, 1]], np.eye(3)[[0, 0, 1]]
-        >>> found = recall_of_vectors(EvalPrediction((texts, images), np.array([7, 7, 8])))
-        >>> found["text_to_image_recall@1"], found["image_to_text_recall@1"], found["text_to_image_recall@5"]
-        (0.6666666666666666, 0.5, 1.0)
-    """
-    texts, images = (torch.as_tensor(np.asarray(vectors)) for vectors in prediction.predictions)
-    _, first, image_of_caption = np.unique(np.asarray(prediction.label_ids), return_index=True, return_inverse=True)
-    both = retrieval_recall(images[first] @ texts.T, image_of_caption.reshape(-1).tolist())
-    found = {
-        f"{way}_recall@{k}": float(both[way][f"recall@{k}"]) for way in sorted(both, reverse=True) for k in RECALL_AT
-    }
-    return {**found, "mean_recall": sum(found.values()) / len(found)}
-
-
 @torch.inference_mode()
 def predict_answers(
     model: PreTrainedModel,
@@ -121,11 +74,10 @@ def predict_answers(
     """
     model.eval()
     answers: list[str] = []
-    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collator)
-    for batch in tqdm(loader, desc=description, unit="batch"):
+    for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collator), desc=description, unit="batch"):
         batch.pop("labels", None)
         logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits
-        answers.extend(collator.label_names[index] for index in logits.argmax(-1).tolist())
+        answers += [collator.label_names[index] for index in logits.argmax(-1).tolist()]
     return answers
 
 
@@ -138,63 +90,129 @@ def report_answers(
         answers: one answer a row, in order.
         dataset: the rows.
         task: names the columns.
-        train: rows that text-only and majority baselines learn from; None leaves them out.
-        seed: of the text-only baseline.
+        train: rows that question-only and majority baselines learn from; None leaves them out.
+        seed: of the question-only baseline.
 
     Raises:
         ValueError: the task has no labels.
     """
-    label_column = task.label_column
-    if label_column is None:
+    if task.label_column is None:
         raise ValueError(
-            f"task {task.name!r} has pairs and no labels to hold answers against; choose a task with answers."
+            f"task {task.name!r} has image-text rows without labels to hold answers against; choose one with answers."
         )
-    labels = [str(label) for label in dataset[label_column]]
-    is_right = [answer == label for answer, label in zip(answers, labels, strict=True)]
-    groups = list(dataset[task.group_column]) if task.group_column else None
-    sentences = dataset[task.consistency_column] if task.consistency_column else None
-    people = _people(dataset, task)
-    scores = None if people is None else _vqa_scores(answers, people, groups)
+
+    def column(rows: Dataset, name: str | None) -> list[Any] | None:
+        return None if name is None else list(rows[name])
+
+    labels = [str(label) for label in dataset[task.label_column]]
+    groups = column(dataset, task.group_column)
+    found = GroupedAccuracy().compute(predictions=answers, references=labels, groups=groups)
+    if sentences := column(dataset, task.consistency_column):
+        found |= Consistency().compute(predictions=answers, references=labels, sentence_ids=sentences)
+    # The official score needs four people or more.
+    people = column(dataset, task.answers_column and (task.given_answers_column or task.answers_column))
+    if people and min(map(len, people)) >= FEWEST_ANSWERS:
+        found |= VQAScore().compute(predictions=answers, references=people, answer_types=groups)
     report = EvaluationReport(
         rows=len(labels),
-        accuracy=sum(is_right) / len(is_right),
-        accuracy_by_group=accuracy_by_group(is_right, groups) if groups is not None else {},
-        consistency=consistency(is_right, list(sentences)) if sentences is not None else None,
-        vqa_score=None if scores is None else scores["vqa_score"],
-        vqa_score_by_group=(scores or {}).get("vqa_score_by_answer_type", {}),
+        accuracy=found["accuracy"],
+        accuracy_by_group=found.get("accuracy_by_group", {}),
+        consistency=found.get("consistency"),
+        vqa_score=found.get("vqa_score"),
+        vqa_score_by_group=found.get("vqa_score_by_answer_type", {}),
     )
     if train is None:
         return report
-    train_labels = [str(label) for label in train[label_column]]
-    baseline = text_only_baseline(
-        list(train[task.text_column]),
-        train_labels,
-        list(dataset[task.text_column]),
-        labels,
-        seed=seed,
-        # All rows of one sentence on one side of the held-out part, or memory would look like skill.
-        train_groups=list(train[task.consistency_column]) if task.consistency_column else None,
-    )
-    text_only, majority = baseline.accuracy, majority_baseline(train_labels, labels)
-    if people is not None:
-        text_only = _vqa_scores(baseline.predictions, people)["vqa_score"]
-        majority = _vqa_scores([majority_answer(train_labels)] * len(labels), people)["vqa_score"]
-    return replace(report, text_only=text_only, text_only_method=baseline.method, majority=majority)
+
+    # All rows of one sentence on one side of the held-out part, or memory would look like skill.
+    train_labels = [str(label) for label in train[task.label_column]]
+    texts = [list(rows[task.text_column]) for rows in (train, dataset)]
+    train_groups = column(train, task.consistency_column)
+    baseline = question_only_baseline(texts[0], train_labels, texts[1], labels, seed, train_groups)
+    shares = {"text_only": baseline.accuracy, "majority": majority_baseline(train_labels, labels)}
+    if report.vqa_score is not None:
+        of_majority = [majority_answer(train_labels)] * len(labels)
+        for name, predictions in (("text_only", baseline.predictions), ("majority", of_majority)):
+            shares[name] = VQAScore().compute(predictions=predictions, references=people)["vqa_score"]
+    return replace(report, text_only_method=baseline.method, **shares)
 
 
-def _people(dataset: Dataset, task: Task) -> list[list[str]] | None:
-    """What people answered, a list a row; None where the task has one answer a row, or too few for the official score."""
-    if task.answers_column is None:
-        return None
-    people = list(dataset[task.given_answers_column or task.answers_column])
-    return people if min(map(len, people)) >= FEWEST_ANSWERS else None
+def captions_by_image(dataset: Dataset, task: Task) -> dict[int | str, list[str]]:
+    """Return the captions of each image, in the order of the rows.
+
+    Args:
+        dataset: one row a caption.
+        task: names the columns.
+
+    Raises:
+        ValueError: the task does not say which rows show the same image.
+
+    Example:
+        >>> from dual_distill.data import get_task
+        >>> rows = Dataset.from_dict({"caption": ["a dog", "a cat", "the dog"], "image_id": [7, 9, 7]})
+        >>> captions_by_image(rows, get_task("coco_captioning"))
+        {7: ['a dog', 'the dog'], 9: ['a cat']}
+    """
+    found: dict[int | str, list[str]] = {}
+    for image_id, caption in zip(_image_ids(dataset, task), dataset[task.text_column], strict=True):
+        found.setdefault(image_id, []).append(caption)
+    return found
 
 
-def _vqa_scores(
-    answers: Sequence[str], people: Sequence[list[str]], answer_types: Sequence[str] | None = None
-) -> dict[str, Any]:
-    scores: dict[str, Any] = VQAScore().compute(predictions=answers, references=people, answer_types=answer_types)
-    return scores
+def first_rows_of_images(dataset: Dataset, task: Task) -> list[int]:
+    """Return the index of the first row of each image, in the order of the rows."""
+    first: dict[int | str, int] = {}
+    for row, image_id in enumerate(_image_ids(dataset, task)):
+        first.setdefault(image_id, row)
+    return list(first.values())
 
 
-__all__ = ["EvaluationReport", "accuracy_of_logits", "predict_answers", "recall_of_vectors", "report_answers"]
+@torch.inference_mode()
+def describe_images(
+    model: PreTrainedModel,
+    dataset: Dataset,
+    collator: CaptioningCollator,
+    batch_size: int = 64,
+    description: str = "describe",
+    **generation: Any,
+) -> dict[int | str, str]:
+    """Write a caption for each image of a dataset.
+
+    Args:
+        model: `FusionEncoderForCaptioning`; put into eval mode.
+        dataset: one row a caption, or one an image.
+        collator: makes batches; its masking is left out.
+        batch_size: images a batch.
+        description: text of the progress bar.
+        **generation: of `generate`: `num_beams=5`, `max_new_tokens=20`, and so on; none: greedy, 20 tokens.
+
+    Returns:
+        Image id -> caption, in the order of the images.
+    """
+    model.eval()
+    rows = dataset.select(first_rows_of_images(dataset, collator.task))
+    loader = DataLoader(rows, batch_size, collate_fn=collator.without_captions())
+    captions: list[str] = []
+    for batch in tqdm(loader, desc=description, unit="batch"):
+        written = model.generate(**{name: tensor.to(model.device) for name, tensor in batch.items()}, **generation)
+        captions += caption_texts(collator.processor.tokenizer, written)
+    return dict(zip(_image_ids(rows, collator.task), captions, strict=True))
+
+
+def caption_texts(tokenizer: Any, written: torch.Tensor) -> list[str]:
+    """Return what `generate` wrote, up to its end, as text: `(B, L)` ids from [CLS] on -> B strings."""
+    texts = []
+    for ids in written.tolist():
+        words = ids[1:]  # behind [CLS], which some tokenizers use as [SEP] too
+        end = words.index(tokenizer.sep_token_id) if tokenizer.sep_token_id in words else len(words)
+        texts.append(tokenizer.decode(words[:end], skip_special_tokens=True).strip())
+    return texts
+
+
+def _image_ids(dataset: Dataset, task: Task) -> Sequence[int | str]:
+    if task.image_id_column is None:
+        raise ValueError(
+            f"task {task.name!r} has no image_id_column, by which the captions of an image are known; set it."
+        )
+    ids: Sequence[int | str] = dataset[task.image_id_column]
+    return ids
