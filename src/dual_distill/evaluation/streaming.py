@@ -39,6 +39,7 @@ class StreamedMetric(evaluate.Metric, ABC):
 
     row_features: Features | list[Features]  # a list: one of these
     optional_columns: tuple[str, ...] = ()
+    _options: set[str] | None  # the optional columns of the batches so far
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -125,7 +126,7 @@ class StreamedMetric(evaluate.Metric, ABC):
 
     def _clear(self) -> None:
         self._num_rows = 0
-        self._options: set[str] | None = None  # the optional columns of the batches so far
+        self._options = None
         self._start()
 
     @abstractmethod

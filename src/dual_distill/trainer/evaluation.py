@@ -129,12 +129,21 @@ def report_answers(
     texts = [list(rows[task.text_column]) for rows in (train, dataset)]
     train_groups = column(train, task.consistency_column)
     baseline = question_only_baseline(texts[0], train_labels, texts[1], labels, seed, train_groups)
-    shares = {"text_only": baseline.accuracy, "majority": majority_baseline(train_labels, labels)}
-    if report.vqa_score is not None:
-        of_majority = [majority_answer(train_labels)] * len(labels)
-        for name, predictions in (("text_only", baseline.predictions), ("majority", of_majority)):
-            shares[name] = VQAScore().compute(predictions=predictions, references=people)["vqa_score"]
-    return replace(report, text_only_method=baseline.method, **shares)
+    report = replace(
+        report,
+        text_only=baseline.accuracy,
+        text_only_method=baseline.method,
+        majority=majority_baseline(train_labels, labels),
+    )
+    if report.vqa_score is None:
+        return report
+
+    def official(predictions: Sequence[str]) -> float:
+        score: float = VQAScore().compute(predictions=predictions, references=people)["vqa_score"]
+        return score
+
+    majority = [majority_answer(train_labels)] * len(labels)
+    return replace(report, text_only=official(baseline.predictions), majority=official(majority))
 
 
 def captions_by_image(dataset: Dataset, task: Task) -> dict[int | str, list[str]]:
