@@ -227,13 +227,16 @@ def test_dry_runs_say_what_the_run_does(
     [
         (
             ["--task", "scenes", "--head", "pretraining"],
-            "head is 'pretraining', which learns from pairs, but task 'scenes' has",
+            "head is 'pretraining', which learns from image_text, but task 'scenes' has",
         ),
-        (["--task", "pairs", "--head", "pretraining"], "needs data_options with sources .* but sources is missing"),
-        (["--task", "pairs", "--data_options", '{"source": 1}'], "task 'pairs' has no option 'source'"),
+        (
+            ["--task", "image_text", "--head", "pretraining"],
+            "needs data_options with sources .* but sources is missing",
+        ),
+        (["--task", "image_text", "--data_options", '{"source": 1}'], "task 'image_text' has no option 'source'"),
         (
             ["--task", "custom", "--head", "pretraining", "--data", "x.csv"],
-            "task custom has labels; for image-text pairs",
+            "task custom has labels; for images with captions",
         ),
     ],
 )

@@ -148,7 +148,7 @@ def evaluate(options: argparse.Namespace) -> EvaluationReport | None:
     """Load, answer, and hold the answers against the split; None where its rows have no labels."""
     config = load_config(options.model, options.revision)
     label_names = [config.id2label[index] for index in range(config.num_labels)]
-    head: Any = saved_head(config) if options.task == "custom" else "question_answering"
+    head: Any = saved_head(config) if options.task == "custom" else None
     arguments = DataArguments(
         task=options.task,
         data=options.data,

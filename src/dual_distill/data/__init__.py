@@ -20,7 +20,7 @@ from .streaming.loader import ImageTextStreamCallback, image_text_loader, load_p
 from .streaming.sources import ImageTextSource
 from .streaming.stream import ImageTextStream, load_image_text_stream
 from .task_loading import load_task
-from .tasks import TASKS, Head, Task, get_task
+from .tasks import TASKS, Task, get_task
 from .tokenizer import train_tokenizer
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "CustomDataset",
     "DistillationCollator",
     "FilePath",
-    "Head",
     "ImageError",
     "ImageTextSource",
     "ImageTextStream",

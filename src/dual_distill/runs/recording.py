@@ -18,7 +18,7 @@ from dual_distill.trainer import DistillationTrainingArguments
 
 from .arguments import DataArguments, ModelArguments
 from .build import Run
-from .image_text_run import num_rows
+from .data import num_rows
 
 _METRICS = (
     *("accuracy", "soft_accuracy", "in_batch_recall", "right_first_share", "mean_recall"),

@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from dual_distill.data.answers import build_answer_vocabulary
 from dual_distill.data.reading import ReadingReport, make_rows, rows_to_dataset
 from dual_distill.data.records import FilePath, InvalidRecordError, Records
-from dual_distill.data.tasks import Head, Task, nearest_name
+from dual_distill.data.tasks import Task, nearest_name
 
 from .custom_rows import ROW_NUMBER, CustomColumns, RecordBuilder
 from .custom_tables import CustomTable, find_tables
@@ -42,7 +42,7 @@ def load_custom_dataset(
     label_column: str = "answer",
     answers_column: str | None = None,
     id_column: str | None = None,
-    head: Head = "question_answering",
+    head: str = "question_answering",
     label_names: Sequence[str] | None = None,
     min_answer_count: int = 1,
     validation_share: float = 0.1,

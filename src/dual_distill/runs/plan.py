@@ -8,7 +8,7 @@ would not do: there sdpa falls back on the form of attention that keeps every pr
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,14 +19,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dual_distill.data import ImageTextStream, Task, answer_coverage
-from dual_distill.modeling import FusionEncoderConfig
-from dual_distill.teachers import model_class
+from dual_distill.data import ImageTextStream, answer_coverage
 from dual_distill.trainer import DistillationTrainingArguments, check_compatibility
 
 from .arguments import DataArguments, ModelArguments
 from .build import Resolved, resolve
-from .image_text_run import IMAGE_TEXT_HEADS, num_rows
+from .data import num_rows
+from .heads import Batch
 
 _ADAM_STATES = 2
 
@@ -101,9 +100,15 @@ def plan_run(
         ValueError: what would stop the run, in one sentence.
     """
     resolved = resolve(model_arguments, data_arguments, training_arguments)
-    task, config, teacher_config = resolved.task, resolved.student_config, resolved.teacher_config
-    student_class = model_class(config, task.head)
-    teacher_class = None if teacher_config is None else model_class(teacher_config, task.head)
+    head, task, config, teacher_config = (
+        resolved.head,
+        resolved.data.task,
+        resolved.student_config,
+        resolved.teacher_config,
+    )
+    student_class = head.model_class(config)
+    teacher_class = None if teacher_config is None else head.model_class(teacher_config)
+
     layers: list[int] = []
     teacher_parameters = 0
     with FakeTensorMode():
@@ -111,17 +116,21 @@ def plan_run(
         if teacher_class is not None:
             teacher = teacher_class(teacher_config)
             teacher_parameters = _num_parameters(teacher)
-            objective = _make_objective(task, training_arguments, config, teacher_config)
+            objective = head.objective(training_arguments, task.answers_column is not None, config, teacher_config)
             check_compatibility(student, teacher, objective)
             layers = objective.student_layers
+
     # The two forms of which a CPU knows the cost; flex and flash attention keep what sdpa keeps.
     config._attn_implementation = "eager" if model_arguments.attn_implementation == "eager" else "sdpa"
     images = resolved.processor.image_processor
-    memory = estimate_memory(student_class, config, teacher_parameters, layers, images, training_arguments, task.head)
-    steps, rows_per_step, steps_an_epoch = _count_steps(resolved, data_arguments, training_arguments)
+    memory = estimate_memory(
+        student_class, config, teacher_parameters, layers, images, training_arguments, head.example
+    )
+
+    steps, rows_per_step, steps_an_epoch = _count_steps(resolved.data.train_rows, training_arguments)
     return RunPlan(
         task=task.name,
-        rows={split: num_rows(rows) for split, rows in resolved.data.items()},
+        rows={split: num_rows(rows) for split, rows in resolved.data.splits.items()},
         num_labels=len(resolved.label_names),
         label_coverage=_coverage(resolved),
         student=student_class.__name__,
@@ -135,24 +144,16 @@ def plan_run(
     )
 
 
-def _count_steps(
-    resolved: Resolved, data_arguments: DataArguments, arguments: DistillationTrainingArguments
-) -> tuple[int, int, int | None]:
+def _count_steps(train_rows: Any, arguments: DistillationTrainingArguments) -> tuple[int, int, int | None]:
     """Steps of the run, rows a step, and steps an epoch, None where the number of rows is not known."""
-    available = num_rows(resolved.data["train"])
-    if isinstance(resolved.data["train"], ImageTextStream) and arguments.max_steps < 1:
-        raise ValueError(
-            f"max_steps is {arguments.max_steps}, but a stream of pairs has no end; say how many to train."
-        )
-    if available is None:
-        return (
-            arguments.max_steps,
-            arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps,
-            None,
-        )
-    rows = min(available, data_arguments.max_train_rows or available)
-    rows_per_batch = arguments.train_batch_size * arguments.world_size
+    if isinstance(train_rows, ImageTextStream) and arguments.max_steps < 1:
+        raise ValueError(f"max_steps is {arguments.max_steps}, but a stream has no end; say how many to train.")
+
+    rows, rows_per_batch = num_rows(train_rows), arguments.train_batch_size * arguments.world_size
     rows_per_step = rows_per_batch * arguments.gradient_accumulation_steps
+    if rows is None:
+        return arguments.max_steps, rows_per_step, None
+
     batches = rows // rows_per_batch if arguments.dataloader_drop_last else math.ceil(rows / rows_per_batch)
     steps_an_epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
     if arguments.max_steps > 0:
@@ -162,8 +163,8 @@ def _count_steps(
 
 def _coverage(resolved: Resolved) -> float | None:
     """Share of the validation labels that the head can give."""
-    column = resolved.task.answers_column or resolved.task.label_column
-    rows = resolved.data["validation"]
+    column = resolved.data.task.answers_column or resolved.data.task.label_column
+    rows = resolved.data.splits["validation"]
     return answer_coverage(rows, column, resolved.label_names) if column and len(rows) else None
 
 
@@ -174,7 +175,7 @@ def estimate_memory(
     layers: list[int],
     image_processor: Any,
     arguments: DistillationTrainingArguments,
-    head: str | None = None,
+    example: Callable[[Batch, Any, Any], Batch] = lambda batch, config, arguments: batch,
 ) -> dict[str, int]:
     """Bytes that one training process needs, by what they are for.
 
@@ -185,7 +186,7 @@ def estimate_memory(
         layers: layers whose queries and keys are recorded.
         image_processor: knows the size of the largest picture.
         arguments: batch size, precision, optimizer, checkpointing.
-        head: of the task; heads that learn from pairs read more than one text and image a row.
+        example: makes of a batch of texts and images what a head reads, as `HeadSpec.example`.
 
     Note:
         Weights and gradients are exact for float32, AdamW's two states too; another optimizer is taken to have none.
@@ -199,13 +200,14 @@ def estimate_memory(
         model = student_class(config)
         if arguments.gradient_checkpointing or arguments.activation_checkpointing:
             model.activation_checkpointing_enable()
-        batch = {
+        batch: Batch = {
             "input_ids": torch.zeros(batch_size, num_tokens, dtype=torch.long),
             "attention_mask": torch.ones(batch_size, num_tokens, dtype=torch.long),
             **_of_images(config, batch_size, height, width),
         }
-        batch = {**batch, **_of_pairs(head, batch, config, arguments)}
-        kept = _kept_bytes(model, batch, layers, is_half=arguments.bf16 or arguments.fp16)
+        is_half = arguments.bf16 or arguments.fp16
+        kept = _kept_bytes(model, example(batch, config, arguments), layers, is_half)
+
     weights = 4 * _num_parameters(model)
     return {
         "weights": weights,
@@ -214,17 +216,6 @@ def estimate_memory(
         "teacher": 4 * teacher_parameters,
         "activations": kept,
     }
-
-
-def _make_objective(
-    task: Task, arguments: DistillationTrainingArguments, student: PreTrainedConfig, teacher: PreTrainedConfig | None
-) -> Any:
-    """The objective that the trainer of the task's head will build."""
-    if task.head == "pretraining":
-        return arguments.make_pretraining_objective()
-    if task.head in IMAGE_TEXT_HEADS:
-        return arguments.make_ranking_objective()
-    return arguments.make_objective(task.answers_column is not None, student, teacher)
 
 
 def _of_images(config: PreTrainedConfig, batch_size: int, height: int, width: int) -> dict[str, torch.Tensor]:
@@ -240,24 +231,6 @@ def _of_images(config: PreTrainedConfig, batch_size: int, height: int, width: in
         "pixel_values": torch.zeros(batch_size, config.num_images, 3, height, width),
         "pixel_mask": torch.ones(batch_size, config.num_images, height, width, dtype=torch.long),
     }
-
-
-def _of_pairs(
-    head: str | None,
-    batch: Mapping[str, torch.Tensor],
-    config: PreTrainedConfig,
-    arguments: DistillationTrainingArguments,
-) -> dict[str, torch.Tensor]:
-    """What heads that learn from pairs read beside one text and one image a row, or in their place."""
-    if head not in IMAGE_TEXT_HEADS:
-        return {}
-    if head != "pretraining" and config.model_type == FusionEncoderConfig.model_type:
-        # Every pair of every list goes through in one pass.
-        pairs_a_row = 1 + 2 * arguments.ranking_negatives
-        return {name: tensor.repeat(pairs_a_row, *(1,) * (tensor.dim() - 1)) for name, tensor in batch.items()}
-    text = batch["input_ids"]
-    ids = {name: torch.arange(len(text)) for name in ("image_ids", "caption_ids")}
-    return ids if head != "pretraining" else {**ids, "masked_input_ids": text, "masked_labels": text}
 
 
 def largest_images(image_processor: Any, config: PreTrainedConfig) -> tuple[int, int]:
@@ -283,7 +256,7 @@ def _num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _kept_bytes(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], layers: list[int], is_half: bool) -> int:
+def _kept_bytes(model: PreTrainedModel, batch: Batch, layers: list[int], is_half: bool) -> int:
     """Bytes that autograd keeps between forward and backward, weights left out, each storage counted once."""
     # By address of the storage: views share it, and fake tensors have no data to point at.
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -307,6 +280,3 @@ def _kept_bytes(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], layer
         stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=is_half))
         model.train()(**batch, output_query_states=layers or None, output_key_states=layers or None)
     return sum(storage.nbytes() for storage in kept.values())
-
-
-__all__ = ["RunPlan", "estimate_memory", "largest_images", "plan_run"]

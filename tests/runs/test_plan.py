@@ -10,7 +10,7 @@ from dual_distill.data import load_task
 from dual_distill.modeling import FusionEncoderConfig
 from dual_distill.modeling.tower_initialization import dual_config_from_fusion
 from dual_distill.runs import DataArguments, ModelArguments, make_run, plan_run
-from dual_distill.runs.run_plan import estimate_memory, largest_images
+from dual_distill.runs.plan import estimate_memory, largest_images
 from dual_distill.trainer import DistillationTrainingArguments
 
 SHAPE = {
@@ -199,7 +199,7 @@ def test_what_would_stop_a_run_stops_its_plan(teacher, tmp_path):
             {"data": {"task": "coco_retrieval", "data": str(tmp_path), "data_options": None}},
             "holds none of dataset_coco.json",
         ),
-        ({"data": {"head": "pretraining"}}, "head is 'pretraining', which learns from pairs"),
+        ({"data": {"head": "pretraining"}}, "head is 'pretraining', which learns from image_text"),
         ({"model": {"init_from": str(tmp_path / "nowhere")}}, "is no folder here and could not be fetched"),
         ({"training": {"layer_map": {"7": 0}}}, "layer_map names layer 7 of the student"),
         ({"data": {"data_options": {"num_scenes": {"train": 2, "validation": 0, "test": 1}}}}, "validation"),

@@ -1,0 +1,256 @@
+"""The data of a run: read, held to what the run needs, and its rows as the trainer takes them."""
+
+import inspect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Image, Value
+
+from dual_distill.data import (
+    ID_COLUMNS,
+    ImageTextStream,
+    IndexedDataset,
+    Task,
+    answer_coverage,
+    get_task,
+    load_custom_dataset,
+    load_image_text_stream,
+    load_task,
+)
+from dual_distill.regions import RegionStore
+
+from .arguments import DataArguments
+from .heads import HEADS, choose_head
+
+CUSTOM = "custom"
+IMAGE_TEXT = Task("image_text", head="image_text_retrieval", image_columns=("image",), text_column="caption")
+"""Images with captions that are read as a stream, from `data_options`."""
+
+_CHECKED_ROWS = 16
+_PIECE = 10_000
+_HELD_OUT_ROWS = 1000
+_TOKENIZER_ROWS = 20_000
+_FEATURES = Features({"image": Image(decode=False), "caption": Value("string")})
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data of a run.
+
+    Attributes:
+        task: its columns and head.
+        splits: as they were read; `train` may be an `ImageTextStream`.
+        train_rows: what is trained on, at most as many rows as were asked for.
+        eval_rows: what is evaluated on.
+        store: regions that the model reads in place of pixels, or None.
+        regions: keyword arguments of a collator about regions.
+    """
+
+    task: Task
+    splits: Mapping[str, Any]
+    train_rows: Any
+    eval_rows: Any
+    store: RegionStore | None
+    regions: dict[str, Any]
+
+    @property
+    def tag_tokens(self) -> int:
+        """Tokens that a model must have room for beside the text."""
+        return self.regions["max_tag_length"] if self.regions.get("num_tags") else 0
+
+
+def prepare_data(arguments: DataArguments, seed: int, splits: Mapping[str, Any] | None = None) -> RunData:
+    """Read the data of a run, unless its splits are at hand already, and choose the rows that are used.
+
+    Raises:
+        FileNotFoundError: there is no such data or region store.
+        ValueError: the data cannot be read or trained on, or the arguments do not fit it.
+    """
+    if splits is None:
+        task, splits = load_data(arguments)
+    else:
+        task = choose_head(get_task(arguments.task), arguments.head)
+
+    for split in ("train", "validation"):
+        if split not in splits or num_rows(splits[split]) == 0:
+            state = "has no rows" if split in splits else "is missing"
+            raise ValueError(
+                f"the split {split!r} {state} (there are {', '.join(splits)}), but a run is trained and evaluated; give "
+                "files that hold rows for both, or hold more rows out (data_options)."
+            )
+
+    head = HEADS[task.head]
+    store, regions = _open_regions(arguments)
+    if store is not None and head.reads == "image_text":
+        raise ValueError(f"regions are given, but a {head.name} head learns from pixels; leave regions out.")
+
+    train_rows = _used_rows(splits["train"], task, arguments.max_train_rows, seed)
+    # Masks, negatives and augmentation are drawn in each epoch by the index of a row; what is sampled from a model is not.
+    is_drawn = arguments.augmentation != "none" or not head.has_labels
+    if isinstance(train_rows, Dataset) and is_drawn and arguments.caption_training == "masked_words":
+        train_rows = IndexedDataset(train_rows)
+    eval_rows = _used_rows(splits["validation"], task, arguments.max_eval_rows, seed)
+    return RunData(task, splits, train_rows, eval_rows, store, regions)
+
+
+def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None) -> tuple[Task, Mapping[str, Any]]:
+    """Read the data of a run, and the task that it is.
+
+    Args:
+        arguments: which data.
+        label_names: classes that a custom dataset must keep to, such as those of a checkpoint; None: those of its train
+            split.
+
+    Raises:
+        ValueError: the task is unknown or has another head than asked for, or the data cannot be read.
+    """
+    assert not isinstance(arguments.data_options, str)  # JSON has been read by now
+    options = {**(arguments.data_options or {}), **({"skip_bad": True} if arguments.skip_bad else {})}
+
+    if arguments.task == CUSTOM:
+        return _load_custom(arguments, label_names, options)
+    if arguments.task == IMAGE_TEXT.name:
+        return choose_head(IMAGE_TEXT, arguments.head), _load_streamed(arguments.data, options)
+    task = choose_head(get_task(arguments.task), arguments.head)
+    return task, load_task(arguments.task, arguments.data, **options)
+
+
+def _load_custom(
+    arguments: DataArguments, label_names: Sequence[str] | None, options: dict[str, Any]
+) -> tuple[Task, Mapping[str, Any]]:
+    head = arguments.head or "question_answering"
+    if head in HEADS and not HEADS[head].has_labels:
+        raise ValueError(
+            f"head is {head!r}, but task custom has labels; for images with captions take task image_text."
+        )
+    if arguments.data is None:
+        raise ValueError("task custom needs data=, a file, a folder, or the name of a data set on the Hub.")
+
+    custom = load_custom_dataset(
+        arguments.data,
+        image_column=arguments.image_column,
+        text_column=arguments.text_column,
+        label_column=arguments.label_column,
+        answers_column=arguments.answers_column,
+        head=head,
+        label_names=label_names,
+        min_answer_count=arguments.min_answer_count or 1,
+        **options,
+    )
+    return custom.task, custom.data
+
+
+def _load_streamed(folder: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Open the stream to train on, and read the rows that are held out."""
+    known = [*inspect.signature(load_image_text_stream).parameters, "validation", "validation_rows"]
+    known.remove("repeat")
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"task 'image_text' has no option {unknown[0]!r}; its data_options are {', '.join(known)}.")
+    for name in ("sources", "validation"):
+        if not options.get(name):
+            raise ValueError(
+                f"task 'image_text' needs data_options with sources (to train on) and validation (to be evaluated on), "
+                f"but {name} is missing; give a list such as [{{'path': 'cc3m/*.tar', 'kind': 'webdataset'}}]."
+            )
+
+    sources, held_out = (_below(folder, options.pop(name)) for name in ("sources", "validation"))
+    count = int(options.pop("validation_rows", _HELD_OUT_ROWS))
+    once = {name: options[name] for name in ("skip_bad", "max_pixels") if name in options}
+    rows = load_image_text_stream(held_out, shuffle_buffer=0, repeat=False, **once)
+    kept = [{"image": row["image"], "caption": row["caption"]} for row in itertools.islice(iter(rows), count)]
+    return {
+        "train": load_image_text_stream(sources, **options),
+        "validation": Dataset.from_list(kept, features=_FEATURES),
+    }
+
+
+def _below(folder: str | None, sources: Any) -> Any:
+    """Sources with their relative paths below a folder; addresses and absolute paths stay."""
+    if folder is None or not isinstance(sources, list):
+        return sources
+    return [
+        {
+            name: str(Path(folder, value)) if name in ("path", "images") and "://" not in str(value) else value
+            for name, value in source.items()
+        }
+        for source in sources
+    ]
+
+
+def _open_regions(arguments: DataArguments) -> tuple[RegionStore | None, dict[str, Any]]:
+    """Open the stores that a run names; beside the student's what a collator is told."""
+    if arguments.regions is None:
+        if arguments.teacher_regions is not None:
+            raise ValueError(
+                "teacher_regions is given without regions; name the student's store of the same boxes too."
+            )
+        return None, {}
+
+    store = RegionStore(arguments.regions)
+    return store, {
+        "regions": store,
+        "teacher_regions": None if arguments.teacher_regions is None else RegionStore(arguments.teacher_regions),
+        "num_tags": arguments.num_tags,
+        "max_tag_length": arguments.max_tag_length,
+    }
+
+
+def _used_rows(rows: Any, task: Task, limit: int | None, seed: int) -> Any:
+    """At most `limit` rows, without the columns (boxes, objects) that training only would decode and throw away."""
+    if not isinstance(rows, Dataset):
+        if limit is not None:
+            raise ValueError(f"max_train_rows is {limit}, but a stream is trained on for max_steps; leave it out.")
+        return rows
+    wanted = {*task.image_columns, task.text_column, task.label_column, task.answers_column, *ID_COLUMNS}
+    rows = rows.select_columns([column for column in rows.column_names if column in wanted])
+    return rows if limit is None or limit >= len(rows) else rows.shuffle(seed=seed).select(range(limit))
+
+
+def num_rows(split: Any) -> int | None:
+    """Return how many rows a split has; None for a stream that does not say."""
+    return split.num_rows if isinstance(split, ImageTextStream) else len(split)
+
+
+def first_rows(split: Any, count: int) -> list[dict[str, Any]]:
+    """Return the first rows of a split, table or stream; of a stream nothing is used up."""
+    if isinstance(split, ImageTextStream):
+        return list(itertools.islice(iter(split.split(0, 1)), count))
+    return [split[index] for index in range(min(count, len(split)))]
+
+
+def tokenizer_texts(data: RunData, files: Sequence[str]) -> Any:
+    """Return what a tokenizer is trained on: all texts of a table, the first 20,000 of a stream, the lines of files."""
+    train, column = data.splits["train"], data.task.text_column
+    is_stream = isinstance(train, ImageTextStream)
+    texts = [row[column] for row in first_rows(train, _TOKENIZER_ROWS)] if is_stream else train[column]
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"tokenizer_texts names {file!r}, but there is no such file; write it first.")
+        texts = [*texts, *Path(file).read_text(encoding="utf-8").splitlines()]
+    return texts
+
+
+def check_rows(
+    data: RunData, label_names: Sequence[str], collator: Callable[[Sequence[Mapping[str, Any]]], object]
+) -> None:
+    """Look at columns, images and labels of the first rows before any model is loaded.
+
+    Raises:
+        ValueError: the head can give none of the labels, as one of a checkpoint for other answers; or what the collator
+            raises.
+    """
+    if HEADS[data.task.head].has_labels:
+        column, rows = str(data.task.answers_column or data.task.label_column), data.splits["train"]
+        # In pieces, the first of which says yes in any data that fits: all of VQA v2 would take ten seconds.
+        pieces = (rows.select(range(at, min(at + _PIECE, len(rows)))) for at in range(0, len(rows), _PIECE))
+        if not any(answer_coverage(piece, column, label_names) for piece in pieces):
+            names = ", ".join(repr(name) for name in list(label_names)[:3])
+            raise ValueError(
+                f"none of the labels in column {column!r} is among the {len(label_names):,} that the head gives "
+                f"({names}, ...); give an init_from and a teacher for this data, or set new_head and leave the teacher out."
+            )
+    for split in ("train", "validation"):
+        collator(first_rows(data.splits[split], _CHECKED_ROWS))

@@ -1,0 +1,231 @@
+"""The heads in one table: their classes, what they learn from, who trains them. A new head is its classes and one entry."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from dual_distill.data import (
+    CaptioningCollator,
+    CaptionMasker,
+    DistillationCollator,
+    PreTrainingCollator,
+    Task,
+    WholeWordMasker,
+)
+from dual_distill.evaluation import accuracy_of_logits, recall_of_vectors
+from dual_distill.modeling import (
+    DualEncoderForImagesAndTextClassification,
+    DualEncoderForImageTextRetrieval,
+    DualEncoderForPreTraining,
+    DualEncoderForQuestionAnswering,
+    FusionEncoderConfig,
+    FusionEncoderForCaptioning,
+    FusionEncoderForImagesAndTextClassification,
+    FusionEncoderForImageTextRetrieval,
+    FusionEncoderForPreTraining,
+    FusionEncoderForQuestionAnswering,
+)
+from dual_distill.trainer import (
+    CaptioningTrainer,
+    DistillationTrainer,
+    PreTrainingTrainer,
+    RetrievalTrainer,
+    SelfCriticalTrainer,
+)
+
+Batch = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """One head.
+
+    Attributes:
+        name: the word of recipes and of `Task.head`.
+        fusion_class: its fusion encoder.
+        dual_class: its dual encoder; None: there is none.
+        reads: what a row gives; a task may be learned with any head that reads image_text, where its own does.
+        writes: what an evaluation scores; None: nothing.
+        collator: makes its batches of processor, task and `collator_input`.
+        collator_input: `(tokenizer, label_names, training_arguments)` -> the label names, or what masks the words.
+        trainer: trains it on a teacher and on what the rows hold.
+        objective: `(training_arguments, multi_label, student_config, teacher_config)` -> what `trainer` will compare.
+        metrics: model -> arguments of the trainer that say what is measured in training.
+        reward_trainer: trains it on a reward for what it writes; None: it writes nothing.
+        prepare: `(model, tokenizer)`, called once the model is there.
+        has_own_losses: whether its models compute losses, whose weights their configuration holds.
+        example: `(batch, config, training_arguments)` -> what a model reads of a batch of texts and images, to plan memory.
+    """
+
+    name: str
+    fusion_class: type[PreTrainedModel]
+    dual_class: type[PreTrainedModel] | None
+    reads: Literal["answers", "classes", "image_text", "captions"]
+    writes: Literal["answers", "ranking", "captions"] | None
+    collator: Callable[..., Any]
+    collator_input: Callable[[Any, Any, Any], Any]
+    trainer: type[DistillationTrainer]
+    objective: Callable[..., Any] = lambda args, *pair: args.make_objective(*pair)
+    metrics: Callable[[PreTrainedModel], dict[str, Any]] = lambda model: {}
+    reward_trainer: type[DistillationTrainer] | None = None
+    prepare: Callable[[Any, Any], None] | None = None
+    has_own_losses: bool = False
+    example: Callable[[Batch, Any, Any], Batch] = lambda batch, config, args: batch
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is one logit a label, the labels being those of the data or of a checkpoint."""
+        return self.reads in ("answers", "classes")
+
+    def model_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
+        """Return the class of a model with this head.
+
+        Raises:
+            ValueError: there is no such dual encoder.
+        """
+        found = self.fusion_class if config.model_type == FusionEncoderConfig.model_type else self.dual_class
+        if found is None:
+            raise ValueError(f"there is no {self.name} head for a {config.model_type}; train a fusion_encoder.")
+        return found
+
+
+def _label_metrics(model: PreTrainedModel) -> dict[str, Any]:
+    # The chosen class is kept in place of the logits, which would fill the memory for thousands of labels.
+    return {
+        "compute_metrics": accuracy_of_logits,
+        "preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(-1),
+    }
+
+
+def _retrieval_metrics(model: PreTrainedModel) -> dict[str, Any]:
+    # Recall over a whole split takes one vector a text and an image; a fusion encoder has none.
+    return {"compute_metrics": recall_of_vectors} if isinstance(model, DualEncoderForImageTextRetrieval) else {}
+
+
+def _with_ids(batch: Batch) -> dict[str, torch.Tensor]:
+    ids = torch.arange(len(batch["input_ids"]))
+    return {**batch, "image_ids": ids, "caption_ids": ids.clone()}
+
+
+def _pretraining_example(batch: Batch, config: PreTrainedConfig, arguments: Any) -> Batch:
+    return {**_with_ids(batch), "masked_input_ids": batch["input_ids"], "masked_labels": batch["input_ids"]}
+
+
+def _retrieval_example(batch: Batch, config: PreTrainedConfig, arguments: Any) -> Batch:
+    if config.model_type != FusionEncoderConfig.model_type:
+        return _with_ids(batch)
+    # Every pair of every list goes through in one pass.
+    pairs_a_row = 1 + 2 * arguments.ranking_negatives
+    return {name: tensor.repeat(pairs_a_row, *(1,) * (tensor.dim() - 1)) for name, tensor in batch.items()}
+
+
+HEADS: Mapping[str, HeadSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            HeadSpec(
+                name="question_answering",
+                fusion_class=FusionEncoderForQuestionAnswering,
+                dual_class=DualEncoderForQuestionAnswering,
+                reads="answers",
+                writes="answers",
+                collator=DistillationCollator,
+                collator_input=lambda tokenizer, label_names, args: label_names,
+                trainer=DistillationTrainer,
+                metrics=_label_metrics,
+            ),
+            HeadSpec(
+                name="images_and_text_classification",
+                fusion_class=FusionEncoderForImagesAndTextClassification,
+                dual_class=DualEncoderForImagesAndTextClassification,
+                reads="classes",
+                writes="answers",
+                collator=DistillationCollator,
+                collator_input=lambda tokenizer, label_names, args: label_names,
+                trainer=DistillationTrainer,
+                metrics=_label_metrics,
+            ),
+            HeadSpec(
+                name="image_text_retrieval",
+                fusion_class=FusionEncoderForImageTextRetrieval,
+                dual_class=DualEncoderForImageTextRetrieval,
+                reads="image_text",
+                writes="ranking",
+                collator=PreTrainingCollator,
+                collator_input=lambda tokenizer, label_names, args: None,
+                trainer=RetrievalTrainer,
+                objective=lambda args, *pair: args.make_ranking_objective(),
+                metrics=_retrieval_metrics,
+                example=_retrieval_example,
+            ),
+            HeadSpec(
+                name="pretraining",
+                fusion_class=FusionEncoderForPreTraining,
+                dual_class=DualEncoderForPreTraining,
+                reads="image_text",
+                writes=None,
+                collator=PreTrainingCollator,
+                collator_input=lambda tokenizer, label_names, args: WholeWordMasker(
+                    tokenizer, args.masking_share, args.seed
+                ),
+                trainer=PreTrainingTrainer,
+                objective=lambda args, *pair: args.make_pretraining_objective(),
+                has_own_losses=True,
+                example=_pretraining_example,
+            ),
+            HeadSpec(
+                name="captioning",
+                fusion_class=FusionEncoderForCaptioning,
+                dual_class=None,
+                reads="captions",
+                writes="captions",
+                collator=CaptioningCollator,
+                collator_input=lambda tokenizer, label_names, args: CaptionMasker(tokenizer, seed=args.seed),
+                trainer=CaptioningTrainer,
+                reward_trainer=SelfCriticalTrainer,
+                prepare=FusionEncoderForCaptioning.use_tokens_of,
+            ),
+        )
+    }
+)
+"""Every head that a task can be learned with, by its name."""
+
+
+def choose_head(task: Task, name: str | None) -> Task:
+    """Return a task with the head that a run asks for: image-text data may be learned from in two ways, answers in one.
+
+    Raises:
+        ValueError: there is no such head, or it does not learn from what the task has.
+
+    Example:
+        >>> from dual_distill.data import get_task
+        >>> choose_head(get_task("coco_retrieval"), "pretraining").head, choose_head(get_task("vqa"), None).head
+        ('pretraining', 'question_answering')
+    """
+    if name is None or name == task.head:
+        return task
+    if name not in HEADS:
+        raise ValueError(f"there is no head {name!r}; choose one of {', '.join(HEADS)}, or leave head out.")
+    if not HEADS[name].reads == HEADS[task.head].reads == "image_text":
+        raise ValueError(
+            f"head is {name!r}, which learns from {HEADS[name].reads}, but task {task.name!r} has the head {task.head!r}; "
+            "leave head out, or choose a task of images with captions (coco_retrieval, image_text) for it."
+        )
+    return replace(task, head=name)
+
+
+def head_of(config: PreTrainedConfig) -> HeadSpec | None:
+    """Return the head that a model was saved with; None where its configuration names no class of the table."""
+    saved = (config.architectures or [None])[0]
+    return next(
+        (
+            spec
+            for spec in HEADS.values()
+            if saved in {str(c and c.__name__) for c in (spec.fusion_class, spec.dual_class)}
+        ),
+        None,
+    )
