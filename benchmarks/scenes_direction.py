@@ -14,7 +14,7 @@ from collections import defaultdict
 
 from _record import provenance, write
 
-from dual_distill import DistillationCollator, get_task, load_task, load_teacher
+from dual_distill import DistillationCollator, get_task, load_model, load_task
 from dual_distill.trainer import predict_answers
 
 NEIGHBOURS = ((0, -1), (0, 1), (-1, 0), (1, 0))
@@ -30,7 +30,7 @@ def main() -> None:
     task = get_task("scenes")
     data = load_task("scenes", num_scenes={"test": 1_000}, seed=options.seed)["test"]
     data = data.filter(lambda kind: kind == "relation", input_columns="question_type", keep_in_memory=True)
-    model, processor = load_teacher(options.checkpoint)
+    model, processor = load_model(options.checkpoint)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     answers = predict_answers(model, data, DistillationCollator(processor, task, names), batch_size=512)
     is_right = defaultdict(list)

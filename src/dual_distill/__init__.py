@@ -25,7 +25,7 @@ from .modeling import (
     FusionEncoderPreTrainedModel,
 )
 from .objectives import DiDEObjective, DistillVLMObjective
-from .teachers import load_teacher
+from .teachers import load_model, load_teacher
 from .trainer import (
     CaptioningTrainer,
     DistillationTrainer,
@@ -68,6 +68,7 @@ __all__ = [
     "__version__",
     "get_task",
     "load_custom_dataset",
+    "load_model",
     "load_task",
     "load_teacher",
     "push_folder",

@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from dual_distill.cli.convert import run
+from dual_distill.modeling import FusionEncoderForQuestionAnswering
 from dual_distill.regions import read_region_tsv
-from dual_distill.teachers import load_teacher
+from dual_distill.teachers import load_model
 
 
 @pytest.fixture
@@ -110,33 +111,32 @@ def test_a_bert_starts_a_captioning_model_over_the_regions_of_a_store(
     assert reports[0]["architecture"] == "FusionEncoderForCaptioning"
     assert (reports[0]["output"], reports[0]["labels"]) == ("last_hidden_state", 0)
     assert reports[0]["largest_difference"] < 1e-5 < reports[0]["largest_value"]
-    assert all(".region_embeddings." in name for name in reports[0]["fresh"])
+    assert all(".region_embeddings." in name for name in reports[0]["new"])
     assert sorted(reports[0]["left_out"]) == ["cls.seq_relationship.bias", "cls.seq_relationship.weight"]
-    one, other = (load_teacher(bert.parent / name).model for name in ("one", "other"))
+    one, other = (load_model(bert.parent / name).model for name in ("one", "other"))
     assert (one.config.region_feature_size, one.config.norm_first, one.config.visual_inputs) == (7, False, "regions")
     assert one.config.max_position_embeddings == 70
     assert all(torch.equal(weight, other.state_dict()[name]) for name, weight in one.state_dict().items())
     # For questions the head is drawn for the answers of the data.
-    answers = load_teacher(
-        bert.parent / "one", head="question_answering", new_head=True, label_names=["yes", "no"]
-    ).model
+    answering = FusionEncoderForQuestionAnswering
+    answers = load_model(bert.parent / "one", None, answering, new_head=True, label_names=["yes", "no"]).model
     assert answers.config.id2label == {0: "yes", 1: "no"}
     run([str(bert), str(bert.parent / "bare"), "--regions", str(store), "--max-positions", "50"])
     printed = capsys.readouterr().out
     lines = dict(line.split("  ", 1) for line in printed.splitlines())
     assert lines["loads as"].strip() == "FusionEncoderModel"
-    assert "embeddings.region_embeddings.projection.weight" in lines["drawn anew, to be trained"]
-    assert load_teacher(bert.parent / "bare").model.config.max_position_embeddings == 50
+    assert "embeddings.region_embeddings.projection.weight" in lines["newly initialized, to be trained"]
+    assert load_model(bert.parent / "bare").model.config.max_position_embeddings == 50
 
 
 def test_refusals_of_starts(vilt: Path, bert: Path, store: Path) -> None:
     out, regions = str(bert.parent / "new"), ["--regions", str(store)]
     for words, message in (
-        ([str(vilt), out, *regions], "holds a model of type 'vilt', whose weights mean something else"),
+        ([str(vilt), out, *regions], "holds a model of type 'vilt'; give one of type 'bert'"),
         ([str(bert), out], "type 'bert'.*a bert starts one over regions: `dual-distill convert`"),
         (
             [str(bert), out, *regions, "--head", "question_answering"],
-            "a BERT has no answers for --head question_answering",
+            "a BERT has no labels for FusionEncoderForQuestionAnswering",
         ),
         ([str(vilt), out, "--max-positions", "9"], "--max-positions is about a start over regions"),
         ([str(bert), str(bert), *regions], "is there already and not an empty folder"),
@@ -163,8 +163,11 @@ def test_help_names_classes_revisions_and_an_example(capsys: pytest.CaptureFixtu
 def test_refusals(vilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused: list[tuple[Callable[[], None], str]] = [
         (lambda: run([str(vilt), str(vilt)]), "is there already and not an empty folder"),
-        (lambda: run([str(vilt.parent / "no"), "out"]), "is no folder here and could not be fetched from the Hub"),
-        (lambda: run([str(vilt), str(vilt.parent / "new"), "--head", "masked_lm"]), "was saved with the head"),
+        (lambda: run([str(vilt.parent / "no"), "out"]), "is not a folder here and could not be fetched from the Hub"),
+        (
+            lambda: run([str(vilt), str(vilt.parent / "new"), "--head", "masked_lm"]),
+            "was saved as ViltForQuestionAnswering, not as FusionEncoderForMaskedLM",
+        ),
     ]
     for call, message in refused:
         with pytest.raises(ValueError, match=message):

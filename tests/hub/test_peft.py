@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from dual_distill.hub_cards import push_folder
 from dual_distill.modeling import DualDistillProcessor, DualEncoderForQuestionAnswering
-from dual_distill.teachers import load_teacher
+from dual_distill.teachers import load_model
 from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -43,7 +43,7 @@ def base(
     processor = save_model(make_model("dual"), tmp_path / "student")
     push_folder(tmp_path / "student", "me/student")
     # By our own loader: its models are called by the path of the cache.
-    return load_teacher("me/student").model, processor
+    return load_model("me/student").model, processor
 
 
 def test_lora_trains_through_our_trainer_and_its_adapter_goes_there_and_back(
@@ -116,14 +116,14 @@ def test_lora_trains_through_our_trainer_and_its_adapter_goes_there_and_back(
     assert {file.name for file in (tmp_path / "out" / "checkpoint-2").iterdir()} >= sent - {"README.md"}
     assert not (tmp_path / "out" / "checkpoint-2" / "README.md").exists()
     with pytest.raises(ValueError, match="holds an adapter of peft, not a model"):
-        load_teacher("me/adapter")
+        load_model("me/adapter")
     with pytest.raises(OSError, match="holds a whole model, and an adapter cannot stand beside it"):
         push_folder(tmp_path / "out", "me/student")
     # Merged into its base it is a model like any other.
     whole = tmp_path / "whole"
     wrapped.merge_and_unload().save_pretrained(whole)
     processor.save_pretrained(whole)
-    merged = load_teacher(whole).model
+    merged = load_model(whole).model
     torch.testing.assert_close(logits_of(merged, batch), trained, atol=1e-5, rtol=1e-4)
 
 

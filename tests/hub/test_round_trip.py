@@ -23,7 +23,7 @@ from dual_distill.hub_cards import (
     write_run,
 )
 from dual_distill.modeling import DualDistillProcessor
-from dual_distill.teachers import load_teacher
+from dual_distill.teachers import load_model
 
 ANSWERS = ["yes", "no", "red", "blue"]
 
@@ -155,7 +155,7 @@ def test_a_name_with_a_revision_loads_that_commit(
         model.classifier[0].bias.add_(1)
     model.save_pretrained(tmp_path / "student")
     push_folder(tmp_path / "student", "me/student")
-    now, then = (load_teacher(name).model.classifier[0].bias for name in ("me/student", f"me/student@{first}"))
+    now, then = (load_model(name).model.classifier[0].bias for name in ("me/student", f"me/student@{first}"))
     assert torch.equal(now, model.classifier[0].bias)
     torch.testing.assert_close(now - then, torch.ones_like(now))
     assert origin_of(f"me/student@{first}") == Origin("me/student", first, on_hub=True)

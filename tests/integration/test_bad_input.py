@@ -298,7 +298,9 @@ def test_data_for_another_model_is_refused(
         "evaluate", shop_model, "--task", "snli_ve", "--data", files("snli_ve"), "--output", tmp_path / "r"
     )
     assert_refused(
-        printed, "was saved with the head 'question_answering', not 'images_and_text_classification'", verb="evaluate"
+        printed,
+        "was saved as FusionEncoderForQuestionAnswering, not as FusionEncoderForImagesAndTextClassification",
+        verb="evaluate",
     )
     assert not (tmp_path / "r").exists()
 
@@ -394,7 +396,9 @@ def test_teachers_and_students_that_do_not_fit(
         printed, out = train("vqa", lambda folder: None, *words, "--teacher", teacher)
         assert_refused(printed, sentence, out)
     printed, out = train("vqa", lambda folder: None, *words, "--teacher", vilts["nlvr2"])
-    assert_refused(printed, "was saved with the head 'images_and_text_classification', not 'question_answering'", out)
+    assert_refused(
+        printed, "was saved as ViltForImagesAndTextClassification, not as FusionEncoderForQuestionAnswering", out
+    )
 
 
 def test_words_of_a_recipe_are_checked(dual_distill: Callable, tmp_path: Path) -> None:

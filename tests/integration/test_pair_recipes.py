@@ -18,7 +18,7 @@ from transformers import AutoModelForPreTraining
 from worlds.write import TOKENIZER_TEXTS, write_captions, write_statements
 
 from dual_distill.modeling import DualEncoderForImageTextRetrieval, FusionEncoderForImageTextRetrieval
-from dual_distill.teachers import load_teacher
+from dual_distill.teachers import load_model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 STARTS = {
@@ -189,7 +189,7 @@ def test_what_was_pre_trained_is_fine_tuned_on_answers_and_statements(name: str,
     folder, results = trained(name)
     assert 0 <= results["eval_accuracy"] <= 1
     assert ("eval_attention_loss" in results) == name.endswith("distilled")
-    model, before = load_teacher(folder).model, load_teacher(trained(FINE_TUNED[name]["init_from"])[0]).model
+    model, before = load_model(folder).model, load_model(trained(FINE_TUNED[name]["init_from"])[0]).model
     assert model.config.num_images == (2 if "statements" in name else 1)
     for key in ("fusion_encoder.", "dual_encoder.text_model.", "dual_encoder.vision_model."):
         compared = [part for part in before.state_dict() if part.startswith(key) and "query.weight" in part]

@@ -172,7 +172,7 @@ def starts(stores: dict, dual_distill: Callable, tmp_path_factory: pytest.TempPa
         words = ["convert", source, root / name, "--regions", stores["photos"][store], "--head", "captioning", "--json"]
         printed = dual_distill(*words)
         assert printed.code == 0, printed.err
-        assert any(part.startswith("mlm_score.") for part in json.loads(printed.out)["fresh"]) == (name == "minilm")
+        assert any(part.startswith("mlm_score.") for part in json.loads(printed.out)["new"]) == (name == "minilm")
         found[name] = str(root / name)
     return found
 

@@ -200,7 +200,7 @@ def test_what_would_stop_a_run_stops_its_plan(teacher, tmp_path):
             "holds none of dataset_coco.json",
         ),
         ({"data": {"head": "pretraining"}}, "head is 'pretraining', which learns from image_text"),
-        ({"model": {"init_from": str(tmp_path / "nowhere")}}, "is no folder here and could not be fetched"),
+        ({"model": {"init_from": str(tmp_path / "nowhere")}}, "is not a folder here and could not be fetched"),
         ({"training": {"layer_map": {"7": 0}}}, "layer_map names layer 7 of the student"),
         ({"data": {"data_options": {"num_scenes": {"train": 2, "validation": 0, "test": 1}}}}, "validation"),
     ]

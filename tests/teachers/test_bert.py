@@ -1,4 +1,4 @@
-"""A BERT's text side in a fusion encoder over regions computes what the BERT computes, and nothing is drawn anew unsaid."""
+"""A BERT's text side in a fusion encoder over regions computes what the BERT computes, and what is newly initialized is said."""
 
 import logging
 
@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForPreTraining, BertModel, BertTokenizer, RobertaConfig
 
+from dual_distill.modeling import FusionEncoderForCaptioning, FusionEncoderForQuestionAnswering, FusionEncoderModel
 from dual_distill.teachers.bert import convert_bert_config, convert_bert_state_dict, fill_from_bert, start_from_bert
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "?", "red", "blue", "dog"]
@@ -66,8 +67,8 @@ def attention_mask_of(mask):
     return (1.0 - mask[:, None, None].float()) * torch.finfo(torch.float32).min
 
 
-def started(bert, head="bare", **fields):
-    return fill_from_bert(bert.state_dict(), convert_bert_config(bert.config, **REGIONS, **fields), head)[0]
+def started(bert, model_class=FusionEncoderModel, **fields):
+    return fill_from_bert(bert.state_dict(), convert_bert_config(bert.config, **REGIONS, **fields), model_class)[0]
 
 
 @torch.no_grad()
@@ -100,20 +101,22 @@ def test_words_with_regions_are_the_berts_layers_over_both(make_bert, batch) -> 
     torch.testing.assert_close(output.pooler_output[:, 0], bert.pooler(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_a_saved_bert_starts_a_captioner_and_says_what_is_fresh(save_bert, batch, caplog) -> None:
+def test_a_saved_bert_starts_a_captioner_and_says_what_is_new(save_bert, batch, caplog) -> None:
     bert, folder = save_bert(BertForPreTraining)
     with caplog.at_level(logging.WARNING, logger="dual_distill.teachers.bert"):
-        start = start_from_bert(folder, "captioning", **REGIONS)
+        start = start_from_bert(folder, FusionEncoderForCaptioning, **REGIONS)
     assert type(start.model).__name__ == "FusionEncoderForCaptioning"
-    assert start.fresh == (
+    assert start.new == (
         "fusion_encoder.embeddings.region_embeddings.projection.weight",
         "fusion_encoder.embeddings.region_embeddings.projection.bias",
         "fusion_encoder.embeddings.region_embeddings.LayerNorm.weight",
         "fusion_encoder.embeddings.region_embeddings.LayerNorm.bias",
     )
     assert start.left_out == ("cls.seq_relationship.bias", "cls.seq_relationship.weight")
-    assert "drawn anew, to be trained: fusion_encoder.embeddings.region_embeddings.projection.weight" in caplog.text
-    assert "left out: cls.seq_relationship.bias" in caplog.text
+    assert (
+        "newly initialized, to be trained: fusion_encoder.embeddings.region_embeddings.projection.weight" in caplog.text
+    )
+    assert "left out, since the model does not have them: cls.seq_relationship.bias" in caplog.text
     hidden = torch.randn(2, 3, 16)
     with torch.no_grad():
         torch.testing.assert_close(start.model.mlm_score(hidden), bert.cls.predictions(hidden), atol=1e-5, rtol=1e-5)
@@ -131,12 +134,12 @@ def test_a_saved_bert_starts_a_captioner_and_says_what_is_fresh(save_bert, batch
     assert torch.equal(ours, theirs)
 
 
-def test_a_head_with_answers_is_fresh(save_bert) -> None:
+def test_a_head_with_answers_is_new(save_bert) -> None:
     _, folder = save_bert()
     labels = {"id2label": {0: "yes", 1: "no", 2: "red"}, "label2id": {"yes": 0, "no": 1, "red": 2}}
-    start = start_from_bert(folder, "question_answering", **REGIONS, **labels)
+    start = start_from_bert(folder, FusionEncoderForQuestionAnswering, **REGIONS, **labels)
     assert start.model.classifier[-1].out_features == 3
-    assert all(name.startswith(("classifier.", "fusion_encoder.embeddings.region_embeddings.")) for name in start.fresh)
+    assert all(name.startswith(("classifier.", "fusion_encoder.embeddings.region_embeddings.")) for name in start.new)
     assert start.left_out == ()
 
 
@@ -155,8 +158,8 @@ def test_old_names_of_layer_norms_and_a_missing_pooler(make_bert) -> None:
         for name, weight in bert.state_dict().items()
         if not name.startswith("pooler")
     } | {"bert.embeddings.position_ids": torch.arange(20)[None]}
-    model, fresh, left_out = fill_from_bert(old, convert_bert_config(bert.config, **REGIONS))
-    assert {name.split(".")[0] for name in fresh} == {"embeddings", "pooler"}
+    model, new, left_out = fill_from_bert(old, convert_bert_config(bert.config, **REGIONS))
+    assert {name.split(".")[0] for name in new} == {"embeddings", "pooler"}
     assert left_out == ()
     assert torch.equal(model.encoder.layer[2].layernorm_output.weight, bert.encoder.layer[2].output.LayerNorm.weight)
 
@@ -167,13 +170,15 @@ def test_a_bert_that_lacks_a_layer_is_refused(save_bert) -> None:
     save_file(
         {name: weight for name, weight in weights.items() if ".layer.2." not in name}, folder / "model.safetensors"
     )
-    with pytest.raises(ValueError, match=r"bert' lacks 16 weights of a BERT, such as encoder\.layer\.2\."):
+    with pytest.raises(
+        ValueError, match=r"bert' does not fit FusionEncoderModel, .*: 16 missing \(encoder\.layer\.2\."
+    ):
         start_from_bert(folder, **REGIONS)
 
 
 def test_what_is_no_bert_is_refused(save_bert, tmp_path) -> None:
     RobertaConfig(**FIELDS).save_pretrained(tmp_path / "roberta")
-    with pytest.raises(ValueError, match="holds a model of type 'roberta', whose weights mean something else"):
+    with pytest.raises(ValueError, match="holds a model of type 'roberta'; give one of type 'bert'"):
         start_from_bert(tmp_path / "roberta")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"has no config\.json"):

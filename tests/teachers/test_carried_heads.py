@@ -1,4 +1,4 @@
-"""A head from another head: what pre-training leaves for retrieval and masked words, what it takes, and what is drawn anew."""
+"""A head from another head: what is taken over between pre-training, retrieval and masked words, and what is new."""
 
 import pytest
 import torch
@@ -12,9 +12,11 @@ from dual_distill.modeling import (
     FusionEncoderForPreTraining,
     FusionEncoderForQuestionAnswering,
 )
-from dual_distill.teachers import load_teacher, random_batch
+from dual_distill.teachers import load_model, random_batch
 
 ANSWERS = ["yes", "no"]
+PRETRAINING = (FusionEncoderForPreTraining, DualEncoderForPreTraining)
+RETRIEVAL = (FusionEncoderForImageTextRetrieval, DualEncoderForImageTextRetrieval)
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def saved(save_vilt, tmp_path):
 
     def save(kind):
         _, folder = save_vilt("ViltForMaskedLM")
-        model, processor = load_teacher(folder, head="pretraining", new_head=True)
+        model, processor = load_model(folder, model_class=PRETRAINING, new_head=True)
         if kind == "dual":
             model = DualEncoderForPreTraining.from_fusion_encoder(model).eval()
         with torch.no_grad():
@@ -52,7 +54,7 @@ def assert_same(model, other, prefixes):
 
 def test_vilts_words_are_kept_for_pretraining_and_the_matching_head_is_drawn(save_vilt, said):
     vilt, folder = save_vilt("ViltForMaskedLM")
-    model, _ = load_teacher(folder, head="pretraining", new_head=True)
+    model, _ = load_model(folder, model_class=PRETRAINING, new_head=True)
     assert type(model) is FusionEncoderForPreTraining
     batch = random_batch(model.config)
     output = model(**batch, masked_input_ids=batch["input_ids"])
@@ -61,21 +63,23 @@ def test_vilts_words_are_kept_for_pretraining_and_the_matching_head_is_drawn(sav
         expected = vilt(**one_image).logits
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(output.mlm_logits[real], expected[real], atol=1e-5, rtol=0)
-    kept, fresh = said()
-    assert "its own head is of another kind; taken over from it: " in kept
+    kept, new = said()
+    assert "its head is of another class; taken over from it: " in kept
     assert "mlm_score.transform.dense.weight" in kept
-    assert fresh.endswith("must be trained: itm_score.fc.weight, itm_score.fc.bias.")
+    assert new.endswith("must be trained: itm_score.fc.weight, itm_score.fc.bias.")
 
 
 def test_words_alone_are_not_taken_for_pretraining_unasked(save_vilt):
     _, folder = save_vilt("ViltForMaskedLM")
-    with pytest.raises(ValueError, match=r"was saved with the head 'masked_lm', not 'pretraining'; .* set new_head"):
-        load_teacher(folder, head="pretraining")
+    with pytest.raises(
+        ValueError, match=r"was saved as ViltForMaskedLM, not as FusionEncoderForPreTraining; .* set new_head"
+    ):
+        load_model(folder, model_class=PRETRAINING)
 
 
 def test_a_matching_head_ranks_with_the_probability_that_it_gave(saved, said):
     before, folder = saved("fusion")
-    model, _ = load_teacher(folder, head="image_text_retrieval")
+    model, _ = load_model(folder, model_class=RETRIEVAL)
     assert type(model) is FusionEncoderForImageTextRetrieval
     batch = random_batch(model.config)
     with torch.no_grad():
@@ -88,7 +92,7 @@ def test_a_matching_head_ranks_with_the_probability_that_it_gave(saved, said):
 
 def test_masked_words_follow_from_pretraining(saved):
     before, folder = saved("fusion")
-    model, _ = load_teacher(folder, head="masked_lm")
+    model, _ = load_model(folder, model_class=FusionEncoderForMaskedLM)
     assert type(model) is FusionEncoderForMaskedLM
     assert_same(model, before, ("fusion_encoder", "mlm_score"))
     assert model.mlm_score.decoder.weight is model.get_input_embeddings().weight
@@ -96,15 +100,17 @@ def test_masked_words_follow_from_pretraining(saved):
 
 def test_projections_follow_from_pretraining_and_go_back(saved, said, tmp_path):
     before, folder = saved("dual")
-    retrieval, processor = load_teacher(folder, head="image_text_retrieval")
+    retrieval, processor = load_model(folder, model_class=RETRIEVAL)
     assert type(retrieval) is DualEncoderForImageTextRetrieval
     parts = ("dual_encoder", "text_projection", "image_projection", "logit_scale")
     assert_same(retrieval, before, parts)
     retrieval.save_pretrained(tmp_path / "retrieval")
     processor.save_pretrained(tmp_path / "retrieval")
-    with pytest.raises(ValueError, match="was saved with the head 'image_text_retrieval', not 'pretraining'"):
-        load_teacher(tmp_path / "retrieval", head="pretraining")
-    again, _ = load_teacher(tmp_path / "retrieval", head="pretraining", new_head=True)
+    with pytest.raises(
+        ValueError, match="was saved as DualEncoderForImageTextRetrieval, not as DualEncoderForPreTraining"
+    ):
+        load_model(tmp_path / "retrieval", model_class=PRETRAINING)
+    again, _ = load_model(tmp_path / "retrieval", model_class=PRETRAINING, new_head=True)
     assert type(again) is DualEncoderForPreTraining
     assert_same(again, before, parts)
     assert "text_projection" not in said()[-1]
@@ -120,12 +126,12 @@ def test_projections_follow_from_pretraining_and_go_back(saved, said, tmp_path):
 )
 def test_what_was_pretrained_is_fine_tuned_and_pretrained_again(kind, cls, body, saved, tmp_path):
     before, folder = saved(kind)
-    tuned, processor = load_teacher(folder, head="question_answering", new_head=True, label_names=ANSWERS)
+    tuned, processor = load_model(folder, model_class=cls, new_head=True, label_names=ANSWERS)
     assert type(tuned) is cls
     assert_same(tuned, before, (body,))
     tuned.save_pretrained(tmp_path / "tuned")
     processor.save_pretrained(tmp_path / "tuned")
-    again, _ = load_teacher(tmp_path / "tuned", head="pretraining", new_head=True)
+    again, _ = load_model(tmp_path / "tuned", model_class=PRETRAINING, new_head=True)
     assert type(again) is type(before)
     assert_same(again, before, (body,))
     assert not torch.equal(again.itm_score.fc.weight, before.itm_score.fc.weight)
@@ -135,7 +141,7 @@ def test_what_was_pretrained_is_fine_tuned_and_pretrained_again(kind, cls, body,
 def test_pretraining_loads_as_it_was_saved(kind, saved, said):
     before, folder = saved(kind)
     count = len(said())
-    model, _ = load_teacher(folder)
+    model, _ = load_model(folder)
     assert type(model) is type(before)
     assert model.state_dict().keys() == before.state_dict().keys()
     assert all(torch.equal(weight, before.state_dict()[name]) for name, weight in model.state_dict().items())

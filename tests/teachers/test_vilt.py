@@ -4,10 +4,14 @@ import pytest
 import torch
 from transformers import ViltConfig, ViltForTokenClassification
 
-from dual_distill.modeling import FusionEncoderConfig
+from dual_distill.modeling import (
+    FusionEncoderConfig,
+    FusionEncoderForImagesAndTextClassification,
+    FusionEncoderForMaskedLM,
+    FusionEncoderForQuestionAnswering,
+)
 from dual_distill.teachers import (
-    HEADS,
-    VILT_HEADS,
+    VILT_CLASSES,
     convert_vilt,
     convert_vilt_config,
     convert_vilt_state_dict,
@@ -38,11 +42,11 @@ def grid(request):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", [name for name in VILT_HEADS if name != "ViltModel"])
+@pytest.mark.parametrize("name", [name for name in VILT_CLASSES if name != "ViltModel"])
 def test_logits_agree_for_mixed_images_and_texts(name, attention, grid, make_vilt):
     vilt = make_vilt(name)
     ours = convert_vilt(vilt, attention)
-    assert type(ours) is HEADS["dual_distill_fusion_encoder"][VILT_HEADS[name]]
+    assert type(ours) is VILT_CLASSES[name]
     assert ours.config._attn_implementation == attention
     assert not ours.training
     batch = random_batch(ours.config, num_rows=4, num_tokens=9, grid=grid)
@@ -55,7 +59,7 @@ def test_logits_agree_for_mixed_images_and_texts(name, attention, grid, make_vil
     assert found["largest_value"] == pytest.approx(expected.abs().max().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", VILT_HEADS)
+@pytest.mark.parametrize("name", VILT_CLASSES)
 def test_pooled_vectors_agree_in_every_slot(name, grid, make_vilt):
     vilt = make_vilt(name)
     ours = convert_vilt(vilt)
@@ -92,11 +96,11 @@ def test_losses_agree(make_vilt):
     )
 
 
-@pytest.mark.parametrize("name", VILT_HEADS)
+@pytest.mark.parametrize("name", VILT_CLASSES)
 def test_the_conversion_has_every_weight_and_its_own_memory(name, make_vilt):
     vilt = make_vilt(name)
     ours = convert_vilt(vilt)
-    renamed = convert_vilt_state_dict(vilt.state_dict(), VILT_HEADS[name])
+    renamed = convert_vilt_state_dict(vilt.state_dict(), VILT_CLASSES[name])
     assert renamed.keys() == ours.state_dict().keys()
     assert all(torch.equal(renamed[key], weight) for key, weight in ours.state_dict().items())
     assert ours.num_parameters() == vilt.num_parameters()
@@ -186,8 +190,8 @@ def test_a_patch_limit_that_is_not_reached_changes_nothing(make_vilt):
 
 def test_classification_without_a_number_of_images_is_refused():
     with pytest.raises(ValueError, match="num_images is -1, but this head reads a fixed number of images"):
-        convert_vilt_config(ViltConfig(), "images_and_text_classification")
-    assert convert_vilt_config(ViltConfig(), "question_answering").num_images == 1
+        convert_vilt_config(ViltConfig(), FusionEncoderForImagesAndTextClassification)
+    assert convert_vilt_config(ViltConfig(), FusionEncoderForQuestionAnswering).num_images == 1
 
 
 def test_three_images_a_row(make_vilt):
@@ -201,19 +205,19 @@ def test_weights_as_transformers_4_saved_them(make_vilt):
     """With constant buffers, and with the decoder's bias under its old name or under both."""
     vilt = make_vilt("ViltForMaskedLM")
     weights = vilt.state_dict()
-    new = convert_vilt_state_dict(weights, "masked_lm")
+    new = convert_vilt_state_dict(weights, FusionEncoderForMaskedLM)
     old = dict(weights)
     old["vilt.embeddings.text_embeddings.position_ids"] = torch.arange(12)[None]
     old["vilt.embeddings.text_embeddings.token_type_ids"] = torch.zeros(1, 12, dtype=torch.long)
     old["mlm_score.bias"] = old["mlm_score.decoder.bias"]
-    assert convert_vilt_state_dict(old, "masked_lm").keys() == new.keys()
+    assert convert_vilt_state_dict(old, FusionEncoderForMaskedLM).keys() == new.keys()
     del old["mlm_score.decoder.bias"]
     assert torch.equal(
-        convert_vilt_state_dict(old, "masked_lm")["mlm_score.decoder.bias"], new["mlm_score.decoder.bias"]
+        convert_vilt_state_dict(old, FusionEncoderForMaskedLM)["mlm_score.decoder.bias"], new["mlm_score.decoder.bias"]
     )
     old["mlm_score.decoder.bias"] = old["mlm_score.bias"] + 1
     with pytest.raises(ValueError, match=r"mlm_score.bias and mlm_score.decoder.bias with different values"):
-        convert_vilt_state_dict(old, "masked_lm")
+        convert_vilt_state_dict(old, FusionEncoderForMaskedLM)
 
 
 def test_another_class_is_refused():

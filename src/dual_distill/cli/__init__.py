@@ -20,7 +20,7 @@ VERBS = {
     "ask": "ask a feature store: rank all its images, or answer about some",
     "export": "write the two towers and the head as ONNX graphs",
     "benchmark": "milliseconds of every way to answer with a checkpoint, alternating, in one process",
-    "convert": "convert a ViLT checkpoint of transformers, with proof of equal outputs, or start from a BERT",
+    "convert": "convert a ViLT checkpoint of transformers, checking that outputs are equal, or start from a BERT",
     "card": "write the model card of a checkpoint, with the evaluations that are given",
     "push": "push a checkpoint with its card to the Hub in one commit",
 }

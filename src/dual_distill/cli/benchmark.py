@@ -23,7 +23,7 @@ from dual_distill.modeling import (
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
 )
-from dual_distill.teachers import load_teacher
+from dual_distill.teachers import load_model
 
 _TWINS: dict[type[PreTrainedModel], Any] = {
     FusionEncoderModel: DualEncoderModel,
@@ -100,10 +100,10 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     dtype = _DTYPES[options.dtype]
-    model = load_teacher(options.model, revision=options.revision, dtype=dtype).model
+    model = load_model(options.model, revision=options.revision, dtype=dtype).model
     models = {options.model: model}
     if options.against is not None:
-        models = {options.against: load_teacher(options.against, dtype=dtype).model} | models
+        models = {options.against: load_model(options.against, dtype=dtype).model} | models
     elif type(model) in _TWINS:
         models["dual encoder of its shape"] = _TWINS[type(model)].from_fusion_encoder(model).eval()
     models = {name: each.to(options.device) for name, each in models.items()}

@@ -1,6 +1,6 @@
 """`dual-distill convert SOURCE OUT`: a ViLT of transformers becomes one of ours, a BERT the start of one over regions.
 
-Either is proved on a random batch.
+Parity with the original is checked on a random batch.
 """
 
 import argparse
@@ -10,22 +10,17 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from dual_distill.modeling import FusionEncoderConfig
+from dual_distill.modeling import FusionEncoderForMaskedLM, FusionEncoderModel
 from dual_distill.regions import RegionStore
-from dual_distill.teachers import (
-    BARE,
-    HEADS,
-    LABELLED_HEADS,
-    MAX_POSITIONS,
-    VILT_HEADS,
-    ConversionReport,
-    convert_folder,
-    start_folder,
-)
+from dual_distill.runs import HEADS
+from dual_distill.teachers import MAX_POSITIONS, VILT_CLASSES, ConversionReport, convert_folder, start_folder
 
+_CLASSES = {"bare": FusionEncoderModel, "masked_lm": FusionEncoderForMaskedLM} | {
+    name: spec.classes[0] for name, spec in HEADS.items()
+}
 _EPILOG = f"""\
 SOURCE is a folder or a Hub repository that was saved as one of
-  {", ".join(VILT_HEADS)}.
+  {", ".join(VILT_CLASSES)}.
 It needs safetensors weights; pickles (pytorch_model.bin) are never read. Where a repository has a pull request that
 adds them, name it with --revision refs/pr/N.
 
@@ -39,7 +34,7 @@ too.
 
 With --regions, SOURCE is a BERT-like checkpoint (MiniLM's too): OUT is then the start of a fusion encoder over regions,
 to be trained with `dual-distill train --init_from OUT`. Words, layers and pooler are the BERT's, held against it on
-random words without regions; the map of regions is drawn anew. --head captioning takes its masked-word head over as
+random words without regions; the map of regions is newly initialized. --head captioning takes its masked-word head over as
 well, where it has one; for questions set new_head in training, whatever OUT has.
 
 examples:
@@ -65,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--revision", help="branch, tag, commit or refs/pr/N of a Hub repository")
     parser.add_argument(
         "--head",
-        choices=list(HEADS[FusionEncoderConfig.model_type]),
+        choices=list(_CLASSES),
         help="head of the checkpoint, for one whose config does not say; bare leaves the head out (default: as it was saved; "
         "with --regions bare)",
     )
@@ -97,20 +92,16 @@ def convert(options: argparse.Namespace) -> ConversionReport:
     """Convert a ViLT."""
     if options.max_positions is not None:
         raise ValueError("--max-positions is about a start over regions, but --regions is not given; leave it out.")
-    return convert_folder(options.source, options.out, options.revision, options.head)
+    return convert_folder(options.source, options.out, options.revision, _CLASSES.get(options.head))
 
 
 def start(options: argparse.Namespace) -> ConversionReport:
     """Start a model over regions from a BERT."""
-    if options.head in LABELLED_HEADS:
-        raise ValueError(
-            f"a BERT has no answers for --head {options.head}; leave --head out, and set new_head in training, "
-            f"which draws "
-            "that head for the answers of the data."
-        )
     most = MAX_POSITIONS if options.max_positions is None else options.max_positions
     feature_size = RegionStore(options.regions).feature_size
-    return start_folder(options.source, options.out, feature_size, options.head or BARE, options.revision, most)
+    return start_folder(
+        options.source, options.out, feature_size, _CLASSES[options.head or "bare"], options.revision, most
+    )
 
 
 def summary(report: ConversionReport) -> str:
@@ -122,8 +113,8 @@ def summary(report: ConversionReport) -> str:
         "labels": str(report.labels or "none"),
         f"largest difference of {report.output}": f"{report.largest_difference:.2e} (largest value {report.largest_value:.3g})",
     }
-    if report.fresh:
-        lines["drawn anew, to be trained"] = ", ".join(report.fresh)
+    if report.new:
+        lines["newly initialized, to be trained"] = ", ".join(report.new)
     if report.left_out:
         lines["left out"] = ", ".join(report.left_out)
     width = max(map(len, lines))

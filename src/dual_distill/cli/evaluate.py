@@ -14,8 +14,8 @@ from dual_distill.cli import evaluate_captions as captions
 from dual_distill.data import DistillationCollator
 from dual_distill.evaluation import CaptionReport, write_submission
 from dual_distill.inference import RetrievalReport
-from dual_distill.runs import DataArguments, load_data
-from dual_distill.teachers import load_config, load_teacher, saved_head
+from dual_distill.runs import HEADS, DataArguments, head_of, load_data
+from dual_distill.teachers import load_config, load_model
 from dual_distill.trainer import EvaluationReport, predict_answers, report_answers
 
 from .evaluate_retrieval import add_options, evaluate_pairs, retrieval_table, retrieval_task
@@ -148,7 +148,7 @@ def evaluate(options: argparse.Namespace) -> EvaluationReport | None:
     """Load, answer, and hold the answers against the split; None where its rows have no labels."""
     config = load_config(options.model, options.revision)
     label_names = [config.id2label[index] for index in range(config.num_labels)]
-    head: Any = saved_head(config) if options.task == "custom" else None
+    head: Any = spec.name if (spec := head_of(config)) and options.task == "custom" else None
     arguments = DataArguments(
         task=options.task,
         data=options.data,
@@ -176,7 +176,7 @@ def evaluate(options: argparse.Namespace) -> EvaluationReport | None:
     has_labels = task.label_column in rows.column_names and rows[0][task.label_column] is not None
     if not has_labels and not options.submission:
         raise ValueError(f"split {options.split!r} has no labels to hold answers against; give --submission FILE.")
-    model, processor = load_teacher(options.model, options.revision, task.head)
+    model, processor = load_model(options.model, options.revision, HEADS[task.head].classes)
     of_regions = captions.region_options(options, config)
     longest_text = min(captions.text_tokens(config, of_regions), processor.tokenizer.model_max_length)
     collator = DistillationCollator(processor, task, label_names, longest_text, image_cache_mb=0, **of_regions)

@@ -8,8 +8,9 @@ from transformers import PreTrainedConfig
 
 from dual_distill.data import TASKS, CaptioningCollator, Task, load_task
 from dual_distill.evaluation import CaptionReport, report_captions, write_captions
+from dual_distill.modeling import FusionEncoderForCaptioning
 from dual_distill.regions import RegionStore
-from dual_distill.teachers import load_teacher
+from dual_distill.teachers import load_model
 from dual_distill.trainer import captions_by_image, describe_images
 
 CAPTIONING = "captioning"
@@ -122,7 +123,7 @@ def evaluate_captions(options: argparse.Namespace, task: Task) -> CaptionReport:
     rows = data[options.split]
     if options.max_rows is not None:
         rows = rows.select(range(min(options.max_rows, len(rows))))
-    model, processor = load_teacher(options.model, options.revision, CAPTIONING)
+    model, processor = load_model(options.model, options.revision, FusionEncoderForCaptioning)
     of_regions = region_options(options, model.config)
     longest = min(text_tokens(model.config, of_regions), model.config.max_caption_tokens)
     collator = CaptioningCollator(processor, task, max_caption_length=longest, image_cache_mb=0, **of_regions)

@@ -7,7 +7,8 @@ from typing import Any
 from dual_distill.data import TASKS, Task, load_task
 from dual_distill.inference import RetrievalReport, evaluate_retrieval
 from dual_distill.modeling import FusionEncoderForImageTextRetrieval
-from dual_distill.teachers import load_teacher
+from dual_distill.runs import HEADS
+from dual_distill.teachers import load_model
 
 RETRIEVAL = "image_text_retrieval"
 RERANK_TOP = 16
@@ -72,7 +73,7 @@ def evaluate_pairs(options: argparse.Namespace, task: Task) -> RetrievalReport:
     rows = data[options.split]
     if options.max_rows is not None:
         rows = rows.select(range(min(options.max_rows, len(rows))))
-    model, processor = load_teacher(options.model, options.revision, RETRIEVAL)
+    model, processor = load_model(options.model, options.revision, HEADS[RETRIEVAL].classes)
     if isinstance(model, FusionEncoderForImageTextRetrieval):
         raise ValueError(
             f"{options.model!r} is a fusion encoder, which reads each pair; give the dual encoder that finds the "
@@ -80,7 +81,7 @@ def evaluate_pairs(options: argparse.Namespace, task: Task) -> RetrievalReport:
             "and this one by --rerank (with --all-pairs its own recall is given too)."
         )
     fusion, fusion_processor = (
-        load_teacher(options.rerank, head=RETRIEVAL) if options.rerank is not None else (None, None)
+        load_model(options.rerank, model_class=HEADS[RETRIEVAL].classes) if options.rerank is not None else (None, None)
     )
     fold_images = FOLD_IMAGES if options.fold_images is None else options.fold_images
     return evaluate_retrieval(

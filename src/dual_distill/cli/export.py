@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from dual_distill.inference import ExportReport, export_onnx
-from dual_distill.teachers import load_teacher
+from dual_distill.teachers import load_model
 
 _EPILOG = """\
 OUT gets text_tower.onnx, image_tower.onnx and head.onnx (any batch, text length and image size), the processor, and
@@ -45,7 +45,7 @@ def run(words: Sequence[str]) -> None:
     """Export and print."""
     options = make_parser().parse_args(words)
     with redirect_stdout(sys.stderr):
-        model, processor = load_teacher(options.model, revision=options.revision)
+        model, processor = load_model(options.model, revision=options.revision)
         report = export_onnx(model, processor, options.out)
     print(json.dumps(report.to_dict()) if options.json else summary(report))
 

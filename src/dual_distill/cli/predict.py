@@ -15,7 +15,7 @@ from dual_distill.cli import evaluate_captions as captions
 from dual_distill.data import CaptioningCollator, get_task
 from dual_distill.inference import ANSWERING_TASK, load_image, prepack_linear_layers
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderForCaptioning
-from dual_distill.teachers import load_teacher
+from dual_distill.teachers import load_model
 from dual_distill.trainer import describe_images
 
 _EPILOG = """\
@@ -83,7 +83,7 @@ def run(words: Sequence[str]) -> None:
 
 def predict(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Load, and ask every question about every picture (or group of pictures that are read together), or describe them."""
-    model, processor = load_teacher(
+    model, processor = load_model(
         options.model, revision=options.revision
     )  # a student of ours, too; a ViLT is converted
     prepack_linear_layers(model)

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dual_distill.modeling import DualDistillProcessor
-from dual_distill.teachers import fetch, load_folder
+from dual_distill.teachers import load_model
 
 _SHOWN = 12
 
@@ -42,17 +42,15 @@ def load_encoder(name: str, revision: str | None = None) -> Encoder:
         An `Encoder`.
 
     Raises:
-        ValueError: as `dual_distill.load_teacher`.
+        ValueError: as `dual_distill.load_model`.
 
     Example:
         >>> load_encoder("no/such/model/here")
         Traceback (most recent call last):
-        ValueError: 'no/such/model/here' is no folder here ...
+        ValueError: 'no/such/model/here' is not a folder here ...
     """
-    folder = fetch(name, revision)
-    # The Hub's cache keeps each commit in snapshots/COMMIT.
-    commit = folder.name if folder.parent.name == "snapshots" else None
-    return Encoder(*load_folder(folder, name), revision=commit)
+    model, processor = load_model(name, revision)
+    return Encoder(model, processor, revision=model.config._commit_hash)
 
 
 def model_identity(model: PreTrainedModel, name: str | None = None, revision: str | None = None) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from dual_distill.data import DistillationCollator, Task, decode_image, get_task
 from dual_distill.hub_cards import Speed, add_evaluation, read_run, write_run
 from dual_distill.inference import PairLatency, draw_attention_picture, measure_pair_latency, word_attention
 from dual_distill.modeling import DualDistillProcessor
-from dual_distill.runs import DataArguments, ModelArguments, build_processor, load_model, make_run, record_run, train
+from dual_distill.runs import DataArguments, ModelArguments, build_processor, make_run, record_run, train
+from dual_distill.teachers import load_model
 from dual_distill.trainer import DistillationTrainingArguments, EvaluationReport, predict_answers, report_answers
 
 from .report import write_report
@@ -159,7 +160,7 @@ def quickstart(preset: Preset, settings: dict[str, Any], output_dir: Path) -> tu
     _say("evaluation on the test split")
     evaluations = _evaluate(task, data, processor, output_dir)
     _say("latency")
-    models = {stage: load_model(str(output_dir / stage), task) for stage in STAGES}
+    models = {stage: load_model(output_dir / stage).model for stage in STAGES}
     label_names = [models["teacher"].config.id2label[index] for index in range(models["teacher"].config.num_labels)]
     batch = DistillationCollator(processor, task, label_names)(
         [data["test"][index] for index in range(min(_LATENCY_ROWS, len(data["test"])))]
@@ -282,7 +283,7 @@ def _evaluate(
 ) -> dict[str, tuple[EvaluationReport, list[str]]]:
     results = {}
     for stage in STAGES:
-        model = load_model(str(output_dir / stage), task)
+        model = load_model(output_dir / stage).model
         label_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
         collator = DistillationCollator(processor, task, label_names)
         answers = predict_answers(model, data["test"], collator, batch_size=512, description=stage)

@@ -17,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dual_distill.data import RandAugment, Task, build_answer_vocabulary, train_tokenizer
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, FusionEncoderConfig, dual_config_from_fusion
-from dual_distill.teachers import load_config, load_processor, load_teacher
+from dual_distill.teachers import load_config, load_model, load_processor, load_teacher
 from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments
 
 from .arguments import DataArguments, ModelArguments
@@ -97,7 +97,7 @@ def make_run(
         teacher = load_teacher(
             model_arguments.teacher,
             model_arguments.teacher_revision,
-            head.name,
+            head.classes,
             attn_implementation=model_arguments.attn_implementation,
         ).model
 
@@ -160,7 +160,7 @@ def resolve(
         training_arguments.write_weights(config)
     teacher_config = None
     if model_arguments.teacher is not None:
-        teacher_config = load_config(model_arguments.teacher, model_arguments.teacher_revision, head=head.name)
+        teacher_config = load_config(model_arguments.teacher, model_arguments.teacher_revision, head.classes)
 
     longest_text = _longest_text(config, data, model_arguments.max_text_length)
     collator = head.collator(
@@ -199,10 +199,10 @@ def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedMode
         config._attn_implementation = arguments.attn_implementation
         model: Any = cls(config)
     else:
-        model = load_teacher(
+        model = load_model(
             arguments.init_from,
             arguments.init_revision,
-            head.name,
+            head.classes,
             attn_implementation=arguments.attn_implementation,
             **_new_head(arguments, head, data.task, resolved.label_names),
         ).model
@@ -220,13 +220,6 @@ def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedMode
     return model
 
 
-def load_model(
-    checkpoint: str, task: Task, attn_implementation: str = "sdpa", revision: str | None = None
-) -> PreTrainedModel:
-    """Load a checkpoint, ours or a ViLT, with the head of the task, in float32 whatever it was saved in."""
-    return load_teacher(checkpoint, revision, task.head, attn_implementation=attn_implementation).model
-
-
 def _label_names(model_arguments: ModelArguments, data_arguments: DataArguments, data: RunData) -> list[str]:
     task = data.task
     source, revision = model_arguments.teacher, model_arguments.teacher_revision
@@ -234,7 +227,7 @@ def _label_names(model_arguments: ModelArguments, data_arguments: DataArguments,
         source, revision = model_arguments.init_from, model_arguments.init_revision
 
     if source is not None:
-        id2label = load_config(source, revision, head=task.head).id2label
+        id2label = load_config(source, revision, HEADS[task.head].classes).id2label
         return [id2label[index] for index in range(len(id2label))]
     if task.label_names is not None:
         return list(task.label_names)
@@ -258,7 +251,7 @@ def _student_config(
         config = _config_of_sizes(arguments, data, label_names, vocab_size)
     else:
         new_head = _new_head(arguments, head, data.task, label_names)
-        config = load_config(arguments.init_from, arguments.init_revision, head.name, **new_head)
+        config = load_config(arguments.init_from, arguments.init_revision, head.classes, **new_head)
         found = _ARCHITECTURES[config.model_type]
         if found != arguments.architecture:
             if found != "fusion_encoder":

@@ -81,6 +81,11 @@ class HeadSpec:
         """Whether there is one logit a label, the labels being those of the data or of a checkpoint."""
         return self.reads in ("answers", "classes")
 
+    @property
+    def classes(self) -> tuple[type[PreTrainedModel], ...]:
+        """The classes with this head, one for each type of model that can have it."""
+        return tuple(each for each in (self.fusion_class, self.dual_class) if each is not None)
+
     def model_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
         """Return the class of a model with this head.
 
@@ -221,11 +226,4 @@ def choose_head(task: Task, name: str | None) -> Task:
 def head_of(config: PreTrainedConfig) -> HeadSpec | None:
     """Return the head that a model was saved with; None where its configuration names no class of the table."""
     saved = (config.architectures or [None])[0]
-    return next(
-        (
-            spec
-            for spec in HEADS.values()
-            if saved in {str(c and c.__name__) for c in (spec.fusion_class, spec.dual_class)}
-        ),
-        None,
-    )
+    return next((spec for spec in HEADS.values() if saved in [each.__name__ for each in spec.classes]), None)

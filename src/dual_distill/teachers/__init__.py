@@ -1,27 +1,23 @@
-"""Other people's checkpoints become ours, with proof of equal outputs.
+"""Load a teacher, or any model: ours, or other people's checkpoints that become ours with equal outputs.
 
-`load_teacher(name)` loads, `convert_vilt(model)` computes; `load_config(name)` looks at a checkpoint without its
-weights; `convert_folder(name, out)` writes the converted checkpoint once it is proved, `start_folder` one that begins
-with a BERT.
+`load_teacher(name)` and `load_model(name)` load, `load_config(name)` looks at a checkpoint without its weights;
+`convert_vilt(model)` computes; `convert_folder(name, out)` writes a converted checkpoint once its parity with the
+original is checked, `start_folder` one that begins with a BERT.
 """
 
 from .bert import BertStart, start_from_bert
 from .checkpoint import fetch
-from .folder import MAX_POSITIONS, ConversionReport, convert_folder, start_folder
-from .heads import BARE, HEADS, LABELLED_HEADS, model_class
-from .loading import Teacher, load_config, load_folder, load_processor, load_teacher, saved_head
+from .conversion import MAX_POSITIONS, ConversionReport, convert_folder, start_folder
+from .loading import LoadedModel, load_config, load_model, load_processor, load_teacher
 from .parity import largest_difference, random_batch
-from .vilt import VILT_HEADS, convert_vilt, convert_vilt_config, convert_vilt_state_dict
+from .vilt import VILT_CLASSES, convert_vilt, convert_vilt_config, convert_vilt_state_dict
 
 __all__ = [
-    "BARE",
-    "HEADS",
-    "LABELLED_HEADS",
     "MAX_POSITIONS",
-    "VILT_HEADS",
+    "VILT_CLASSES",
     "BertStart",
     "ConversionReport",
-    "Teacher",
+    "LoadedModel",
     "convert_folder",
     "convert_vilt",
     "convert_vilt_config",
@@ -29,12 +25,10 @@ __all__ = [
     "fetch",
     "largest_difference",
     "load_config",
-    "load_folder",
+    "load_model",
     "load_processor",
     "load_teacher",
-    "model_class",
     "random_batch",
-    "saved_head",
     "start_folder",
     "start_from_bert",
 ]

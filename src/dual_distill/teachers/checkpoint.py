@@ -1,8 +1,8 @@
-"""A checkpoint folder: fetched once, read as safetensors alone, and held against the model that it is to fill.
+"""A checkpoint folder: fetched once, read as safetensors alone, and checked against the model that it is to fill.
 
 transformers' own loading is not used on the way in: it would fetch a pull request of the repository unasked where there
-is no safetensors file, and draw missing weights anew with a table of warnings. Here whatever does not fit is refused by
-name.
+is no safetensors file, and initialize missing weights with a table of warnings. Here whatever does not fit is refused
+by name.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dual_distill.hub_cards import split_revision
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILES = (
     "config.json",
-    "adapter_config.json",  # to say that an adapter is none of ours to load
+    "adapter_config.json",  # so that an adapter is recognized, and refused as one
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer*",
@@ -35,11 +35,11 @@ WHOLE_WEIGHTS = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = (WHOLE_WEIGHTS, SHARD_INDEX, "model-*-of-*.safetensors")
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
-NAMED_KEYS = 3
+MOST_NAMED = 3
 
 
 def fetch(name_or_path: str, revision: str | None = None, weights: bool = True) -> Path:
-    """Return the folder of a checkpoint, fetched from the Hub unless it is one already.
+    """Return the folder of a checkpoint, fetched from the Hub unless it is a folder already.
 
     Args:
         name_or_path: a folder, or `owner/name` or `owner/name@revision` on the Hub.
@@ -54,33 +54,49 @@ def fetch(name_or_path: str, revision: str | None = None, weights: bool = True) 
     folder = Path(name_or_path)
     if folder.is_dir():
         if revision is not None:
-            raise ValueError(
-                f"{name_or_path!r} is a folder, which has no revision {revision!r}; leave the revision out."
-            )
+            raise ValueError(f"{name_or_path!r} is a folder, which has no revision {revision!r}; leave it out.")
         return folder
+
     wanted = [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
     try:
         return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
         at = "" if revision is None else f" at revision {revision!r}"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{name_or_path!r} is no folder here and could not be fetched from the Hub{at} ({reason}); check the "
-            f"spelling, "
-            "the network and your access to the repository."
+            f"{name_or_path!r} is not a folder here and could not be fetched from the Hub{at} ({first_line(error)}); "
+            "check the spelling, the network and your access to the repository."
         ) from error
 
 
+def read_config(folder: Path, source: str, model_types: Sequence[str], expected: str) -> PreTrainedConfig:
+    """Read `config.json`; refuse a model of another type than `model_types`, saying what is expected instead."""
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{source!r} holds an adapter of peft, not a model; load it onto its base with peft, "
+                "`merge_and_unload` it, `save_pretrained` the result with the processor beside it, and give that "
+                "folder."
+            )
+        raise ValueError(f"{source!r} has no config.json; give the folder or repository of a saved model.")
+
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"the config.json of {source!r} cannot be read: {first_line(error)}") from error
+    if config.model_type not in model_types:
+        raise ValueError(f"{source!r} holds a model of type {config.model_type!r}; give {expected}.")
+    return config
+
+
+def read_tokenizer(folder: Path, max_positions: int) -> PreTrainedTokenizerBase:
+    """Read a tokenizer that truncates where the text positions end: texts that are too long are cut, not refused."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, max_positions)
+    return tokenizer
+
+
 def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
-    """Read every tensor of a folder, from one safetensors file or from the shards that an index names.
-
-    Args:
-        folder: holds `model.safetensors`, or its shards and their index.
-        source: what the user called it, for messages.
-
-    Raises:
-        ValueError: there is no safetensors file, a shard is missing, or a file is damaged.
-    """
+    """Read every tensor of a folder, from one safetensors file or from the shards that an index names."""
     if (folder / WHOLE_WEIGHTS).is_file():
         files = [folder / WHOLE_WEIGHTS]
     elif (folder / SHARD_INDEX).is_file():
@@ -88,22 +104,18 @@ def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
         files = [folder / name for name in sorted(set(index["weight_map"].values()))]
         if absent := [file.name for file in files if not file.is_file()]:
             raise ValueError(
-                f"{source!r} lacks {_some(absent)}, which {SHARD_INDEX} names; fetch the checkpoint again."
+                f"{source!r} lacks {_first_names(absent)}, which {SHARD_INDEX} names; fetch the checkpoint again."
             )
     else:
-        pickles = sorted(
-            file.name for pattern in PICKLES for file in folder.glob(pattern) if file.name != "training_args.bin"
-        )
-        found = f" but {_some(pickles)}" if pickles else ""
+        names = {file.name for pattern in PICKLES for file in folder.glob(pattern)} - {"training_args.bin"}
+        found = f" but {_first_names(sorted(names))}" if names else ""
         raise ValueError(
             f"{source!r} has no {WHOLE_WEIGHTS}{found}, and pickles are never read here because unpickling runs code: "
-            f"give "
-            "the revision of the repository that has safetensors (most often a pull request, revision 'refs/pr/N' "
-            "from its "
-            "Community tab), or load it with transformers where you trust it, `from_pretrained` then "
-            "`save_pretrained`, and "
-            "give the folder that this writes."
+            "give the revision of the repository that has safetensors (most often a pull request, revision "
+            "'refs/pr/N' from its Community tab), or load it with transformers where you trust it, `from_pretrained` "
+            "then `save_pretrained`, and give the folder that this writes."
         )
+
     weights: dict[str, torch.Tensor] = {}
     for file in files:
         try:
@@ -116,119 +128,106 @@ def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
 def split_head(
     weights: Mapping[str, torch.Tensor], prefix: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Split the weights of a model with a head into body, without its prefix, and head; a bare model is all body.
+    """Split the weights of a model into body, without its prefix, and head; a bare model is all body.
 
     Example:
-        >>> body, head = split_head({"vilt.pooler.dense.bias": torch.ones(1), "classifier.0.bias": torch.ones(1)}, "vilt")
+        >>> body, head = split_head({"vilt.pooler.bias": torch.ones(1), "classifier.bias": torch.ones(1)}, "vilt")
         >>> list(body), list(head)
-        (['pooler.dense.bias'], ['classifier.0.bias'])
+        (['pooler.bias'], ['classifier.bias'])
     """
     prefix = f"{prefix}."
-    if not any(name.startswith(prefix) for name in weights):
-        return dict(weights), {}
     body = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+    if not body:
+        return dict(weights), {}
     return body, {name: weight for name, weight in weights.items() if not name.startswith(prefix)}
 
 
+def body_prefix(model_class: type[PreTrainedModel], expected: Mapping[str, torch.Tensor]) -> str:
+    """Return what the names of a model's body begin with: nothing in a bare model."""
+    prefix = f"{model_class.base_model_prefix}."
+    return prefix if any(name.startswith(prefix) for name in expected) else ""
+
+
 def build(
-    cls: type[PreTrainedModel],
+    model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
     body: Mapping[str, torch.Tensor],
     head: Mapping[str, torch.Tensor],
     source: str,
     *,
     new_head: bool = False,
-    carried: Mapping[str, torch.Tensor] | None = None,
     attn_implementation: str = "sdpa",
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """Build a model and give it every weight; nothing is drawn anew but a head for which that is asked.
+    """Build a model in eval mode and give it every weight.
 
     Args:
-        cls: the class, bare or with a head.
+        model_class: the class, bare or with a head.
         config: its configuration.
         body: weights of the body, without prefix.
-        head: weights of the head, under the names of `cls`; left out, with a warning, for a bare class or a fresh head.
+        head: weights of the head, under the names of `model_class`.
         source: where the weights come from, for messages.
-        new_head: draw the head anew; a warning says which parameters these are.
-        carried: weights of the head, under the names of `cls`, that come from a head of another kind; they are not
-            drawn anew, and `head` is left out.
+        new_head: newly initialize what `head` lacks; a warning says which parameters these are.
         attn_implementation: how attention is computed.
         dtype: of the model.
 
-    Returns:
-        The model, in eval mode.
-
     Raises:
-        ValueError: weights are missing, left over, or of another shape; the first few are named, and how many there
-        are.
+        ValueError: weights are missing, left over, or of another shape; the first few are named.
     """
-    model = cls._from_config(config, attn_implementation=attn_implementation, dtype=dtype)
-    expected = model.state_dict()
-    body_of = f"{cls.base_model_prefix}."
-    is_bare = not any(name.startswith(body_of) for name in expected)
-    weights = dict(body) if is_bare else {body_of + name: weight for name, weight in body.items()}
-    if carried:
-        weights |= carried
-        logger.warning(
-            "%s: its own head is of another kind; taken over from it: %s.", source, ", ".join(sorted(carried))
-        )
-    elif head and (is_bare or new_head):
-        logger.warning("%s: the weights of its own head are left out: %s.", source, ", ".join(head))
-    elif head:
-        weights |= head
-    for name, original in model.all_tied_weights_keys.items():
-        if original in weights and name in weights and not torch.equal(weights[name], weights[original]):
-            raise ValueError(
-                f"{source}: {name} and {original} differ, but the model ties them; it was saved untied, which is not "
-                f"converted."
-            )
+    model = model_class._from_config(config, attn_implementation=attn_implementation, dtype=dtype)
+    expected, tied = model.state_dict(), model.all_tied_weights_keys
+    prefix = body_prefix(model_class, expected)
+    weights = {prefix + name: weight for name, weight in body.items()} | dict(head)
+
+    # A tied weight is saved under either name or both; one that was saved untied would be lost silently.
+    for name, original in tied.items():
         if original in weights:
+            if name in weights and not torch.equal(weights[name], weights[original]):
+                raise ValueError(f"{source}: {name} and {original} differ, but the model ties them; save it tied.")
             weights[name] = weights[original]
-    fresh = [] if is_bare or not new_head else [name for name in expected if not name.startswith(body_of)]
-    fresh = [name for name in fresh if name not in model.all_tied_weights_keys and name not in (carried or {})]
-    _refuse_what_does_not_fit(
-        {name: weight for name, weight in expected.items() if name not in fresh}, weights, cls, source
-    )
-    if fresh:
-        logger.warning("%s: the head is drawn anew and must be trained: %s.", source, ", ".join(fresh))
-    model.load_state_dict(weights, strict=not fresh)
+
+    new = []
+    if new_head:
+        new = [name for name in expected if not name.startswith(prefix) and name not in tied and name not in weights]
+    check_fit({name: weight for name, weight in expected.items() if name not in new}, weights, model_class, source)
+    if new:
+        logger.warning("%s: the head is newly initialized and must be trained: %s.", source, ", ".join(new))
+    model.load_state_dict(weights, strict=not new)
     return model.eval()
 
 
-def _refuse_what_does_not_fit(
-    expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], cls: type, source: str
+def check_fit(
+    expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], model_class: type, source: str
 ) -> None:
-    """Raise one sentence that names missing, unexpected and wrongly shaped weights."""
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    misshapen = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(weight.shape)}"
-        for name, weight in expected.items()
-        if name in found and found[name].shape != weight.shape
-    ]
-    parts = [
-        f"{len(names)} {problem} ({_some(names)})"
-        for names, problem in ((missing, "missing"), (unexpected, "unexpected"), (misshapen, "of another shape"))
-        if names
-    ]
+    """Refuse weights that are missing, unexpected or wrongly shaped, in one sentence that names them."""
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} {tuple(found[name].shape)} instead of {tuple(weight.shape)}"
+            for name, weight in expected.items()
+            if name in found and found[name].shape != weight.shape
+        ],
+    }
+    parts = [f"{len(names)} {problem} ({_first_names(names)})" for problem, names in problems.items() if names]
     if parts:
         raise ValueError(
-            f"{source} does not fit {cls.__name__}, weights by name: {', '.join(parts)}; the checkpoint is damaged or "
-            f"holds "
-            "another model than its config.json says, so fetch it again or correct the config."
+            f"{source} does not fit {model_class.__name__}, weights by name: {', '.join(parts)}; the checkpoint is "
+            "damaged or holds another model than its config.json says, so fetch it again or correct the config."
         )
 
 
-def _some(names: Sequence[str]) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error of another library, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _first_names(names: Sequence[str]) -> str:
     """Return the first few names, and how many more there are.
 
     Example:
-        >>> _some(["a", "b", "c", "d", "e"])
+        >>> _first_names(["a", "b", "c", "d", "e"])
         'a, b, c and 2 more'
     """
-    more = f" and {len(names) - NAMED_KEYS} more" if len(names) > NAMED_KEYS else ""
-    return ", ".join(names[:NAMED_KEYS]) + more
-
-
-__all__ = ["build", "fetch", "read_weights", "split_head"]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

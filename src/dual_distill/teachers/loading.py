@@ -1,24 +1,89 @@
-"""The door that loads: a checkpoint's name in, our model and processor out, whether it is ours already or a ViLT."""
+"""A checkpoint's name in, our model and processor out, whether it is ours already or a ViLT."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, ViltConfig, ViltImageProcessorPil
+from transformers import PreTrainedConfig, PreTrainedModel, ViltConfig, ViltImageProcessorPil
 
-from dual_distill.modeling import DualDistillProcessor
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    DualEncoderConfig,
+    DualEncoderForImagesAndTextClassification,
+    DualEncoderForImageTextRetrieval,
+    DualEncoderForPreTraining,
+    DualEncoderForQuestionAnswering,
+    DualEncoderModel,
+    FusionEncoderConfig,
+    FusionEncoderForCaptioning,
+    FusionEncoderForImagesAndTextClassification,
+    FusionEncoderForImageTextRetrieval,
+    FusionEncoderForMaskedLM,
+    FusionEncoderForPreTraining,
+    FusionEncoderForQuestionAnswering,
+    FusionEncoderModel,
+)
 
-from .checkpoint import build, fetch, read_weights, split_head
-from .heads import BARE, FOLLOWS, HEADS, carried_head, extend_modalities, model_class, new_head_config
-from .vilt import VILT_HEADS, convert_vilt_config, split_vilt_head
+from .checkpoint import build, fetch, first_line, read_config, read_tokenizer, read_weights, split_head
+from .vilt import VILT_CLASSES, convert_vilt_config, split_vilt_head
+
+logger = logging.getLogger(__name__)
+
+ModelClass = type[PreTrainedModel] | Sequence[type[PreTrainedModel]]
+
+BARE_MODELS = (FusionEncoderModel, DualEncoderModel)
+SEVERAL_IMAGES = (FusionEncoderForImagesAndTextClassification, DualEncoderForImagesAndTextClassification)
+# One logit a label; a newly initialized head of these must be told its labels.
+LABELLED = (FusionEncoderForQuestionAnswering, DualEncoderForQuestionAnswering, *SEVERAL_IMAGES)
+MODEL_CLASSES: Mapping[str, type[PreTrainedModel]] = MappingProxyType(
+    {
+        model_class.__name__: model_class
+        for model_class in (
+            *BARE_MODELS,
+            *LABELLED,
+            FusionEncoderForImageTextRetrieval,
+            FusionEncoderForMaskedLM,
+            FusionEncoderForCaptioning,
+            FusionEncoderForPreTraining,
+            DualEncoderForImageTextRetrieval,
+            DualEncoderForPreTraining,
+        )
+    }
+)
 
 
-class Teacher(NamedTuple):
-    """What `load_teacher` returns.
+class TakenOver(NamedTuple):
+    """Parts of a saved head that another head takes over; `is_all`: it has no others, so nothing is initialized."""
+
+    parts: tuple[str, ...]
+    is_all: bool
+
+
+_PROJECTIONS = ("text_projection", "image_projection", "logit_scale")
+# (saved as, loaded as) -> parts.
+TAKEN_OVER: Mapping[tuple[type, type], TakenOver] = MappingProxyType(
+    {
+        (FusionEncoderForPreTraining, FusionEncoderForImageTextRetrieval): TakenOver(("itm_score",), is_all=True),
+        (FusionEncoderForPreTraining, FusionEncoderForMaskedLM): TakenOver(("mlm_score",), is_all=True),
+        (FusionEncoderForPreTraining, FusionEncoderForCaptioning): TakenOver(("mlm_score",), is_all=True),
+        (FusionEncoderForMaskedLM, FusionEncoderForCaptioning): TakenOver(("mlm_score",), is_all=True),
+        (FusionEncoderForMaskedLM, FusionEncoderForPreTraining): TakenOver(("mlm_score",), is_all=False),
+        (DualEncoderForPreTraining, DualEncoderForImageTextRetrieval): TakenOver(_PROJECTIONS, is_all=True),
+        (DualEncoderForImageTextRetrieval, DualEncoderForPreTraining): TakenOver(_PROJECTIONS, is_all=False),
+    }
+)
+_MODALITIES = "embeddings.token_type_embeddings.weight"
+
+
+class LoadedModel(NamedTuple):
+    """What `load_model` and `load_teacher` return.
 
     Attributes:
-        model: a fusion encoder (or a dual encoder, if the checkpoint is one), in eval mode.
+        model: a fusion encoder or a dual encoder, as the checkpoint is one, in eval mode.
         processor: turns texts and images into its batches.
     """
 
@@ -26,30 +91,31 @@ class Teacher(NamedTuple):
     processor: DualDistillProcessor
 
 
-def load_teacher(
-    name_or_path: str | Path,
+def load_model(
+    checkpoint: str | Path,
     revision: str | None = None,
-    head: str | None = None,
+    model_class: ModelClass | None = None,
     *,
     new_head: bool = False,
     label_names: Sequence[str] | None = None,
     num_images: int | None = None,
     attn_implementation: str = "sdpa",
     dtype: torch.dtype = torch.float32,
-) -> Teacher:
+) -> LoadedModel:
     """Load a checkpoint of ours, or a ViLT of transformers, which is converted on the way in.
 
     Args:
-        name_or_path: a folder, or `owner/name` or `owner/name@revision` on the Hub.
+        checkpoint: a folder, or `owner/name` or `owner/name@revision` on the Hub.
         revision: branch, tag, commit or `refs/pr/N` of a Hub repository.
-        head: one of `HEADS`; None: the one that the checkpoint was saved with (`architectures` in its config). What was
-            pre-trained ("pretraining") loads as "image_text_retrieval" and a fusion encoder as "masked_lm" too, with
-            the weights that it has for them.
-        new_head: draw the head anew, whatever the checkpoint has; `head` must be named. Between "pretraining" and
-            "masked_lm" or "image_text_retrieval", the parts that both heads have are kept. A warning lists the
-            parameters that are left out, kept and fresh.
-        label_names: answers or classes of a fresh head, in the order of the logits.
-        num_images: images a row of a fresh classification head; None: 1.
+        model_class: the class to load as, or one for each model type that may come; None: the class that the
+            checkpoint was saved as (`architectures` in its config). A pre-trained model loads as the class for
+            retrieval too, and a fusion encoder as those for masked words and captions, with the weights that it has for
+            them; a bare class leaves the head out.
+        new_head: newly initialize the head, whatever the checkpoint has; `model_class` must be given. Parts that both
+            heads have are taken over where there are such. A warning lists the parameters that are left out, taken
+            over and newly initialized.
+        label_names: answers or classes of a new head, in the order of the logits.
+        num_images: images a row of a new head for classification; None: 1.
         attn_implementation: how attention is computed.
         dtype: of the model, whatever it was saved in.
 
@@ -57,187 +123,236 @@ def load_teacher(
         Model and processor.
 
     Raises:
-        ValueError: the checkpoint cannot be found, is of another kind, has no safetensors weights, is damaged, or has
-            another head than asked for; the message says which way out there is.
+        ValueError: the checkpoint cannot be found, is of another type, has no safetensors weights, is damaged, or was
+            saved as another class; the message says what to do.
     """
-    name = str(name_or_path)
-    return load_folder(
-        fetch(name, revision),
-        name,
-        head,
-        new_head=new_head,
-        label_names=label_names,
-        num_images=num_images,
-        attn_implementation=attn_implementation,
-        dtype=dtype,
-    )
+    source = str(checkpoint)
+    folder = fetch(source, revision)
+    found = read_known_config(folder, source)
+    config, wanted, saved = _resolve(found, source, model_class, new_head, label_names, num_images)
+
+    weights = read_weights(folder, source)
+    is_vilt = isinstance(found, ViltConfig)
+    body, head = split_vilt_head(weights) if is_vilt else split_head(weights, wanted.base_model_prefix)
+    if new_head and wanted.config_class is FusionEncoderConfig:
+        body = extend_modalities(body, config.modality_type_vocab_size)
+
+    # Either the head fits as it is, or parts of it are taken over, or it is left out.
+    taken = take_over(head, saved, wanted)
+    if taken:
+        logger.warning("%s: its head is of another class; taken over from it: %s.", source, ", ".join(sorted(taken)))
+    elif head and (new_head or wanted in BARE_MODELS):
+        logger.warning("%s: the weights of its head are left out: %s.", source, ", ".join(head))
+    else:
+        taken = head
+    fill = partial(build, new_head=new_head, attn_implementation=attn_implementation, dtype=dtype)
+    return LoadedModel(fill(wanted, config, body, taken, source), _read_processor(folder, source, found))
 
 
-def load_folder(
-    folder: Path,
-    name: str,
-    head: str | None = None,
+def load_teacher(
+    checkpoint: str | Path,
+    revision: str | None = None,
+    model_class: ModelClass | None = None,
     *,
-    new_head: bool = False,
-    label_names: Sequence[str] | None = None,
-    num_images: int | None = None,
     attn_implementation: str = "sdpa",
     dtype: torch.dtype = torch.float32,
-) -> Teacher:
-    """Load from a folder that was fetched as `name`; the rest is as in `load_teacher`."""
-    found = read_config(folder, name)
-    config, head = _resolve(found, name, head, new_head, label_names, num_images)
-    weights = read_weights(folder, name)
-    cls = model_class(config, head)
-    body, rest = (
-        split_vilt_head(weights) if isinstance(found, ViltConfig) else split_head(weights, cls.base_model_prefix)
-    )
-    if new_head and not hasattr(config, "vision_config"):
-        body = extend_modalities(body, config.modality_type_vocab_size)
-    model = build(
-        cls,
-        config,
-        body,
-        rest,
-        name,
-        new_head=new_head,
-        carried=carried_head(rest, config.model_type, saved_head(found), head),
-        attn_implementation=attn_implementation,
-        dtype=dtype,
-    )
-    return Teacher(model, _read_processor(folder, name, found))
+) -> LoadedModel:
+    """Load a model that teaches: as `load_model` does, and frozen; arguments and errors are those of `load_model`."""
+    loaded = load_model(checkpoint, revision, model_class, attn_implementation=attn_implementation, dtype=dtype)
+    loaded.model.requires_grad_(False)
+    return loaded
 
 
 def load_config(
-    name_or_path: str | Path,
+    checkpoint: str | Path,
     revision: str | None = None,
-    head: str | None = None,
+    model_class: ModelClass | None = None,
     *,
     new_head: bool = False,
     label_names: Sequence[str] | None = None,
     num_images: int | None = None,
 ) -> PreTrainedConfig:
-    """Return the configuration of the model that `load_teacher` would return, without its weights; same arguments.
+    """Return the configuration of the model that `load_model` would return, without its weights; same arguments.
+
+    Its `architectures` names the class of that model.
 
     Raises:
-        ValueError: as `load_teacher`, as far as the configuration alone can tell.
+        ValueError: as `load_model`, as far as the configuration alone can tell.
     """
-    name = str(name_or_path)
-    found = read_config(fetch(name, revision, weights=False), name)
-    return _resolve(found, name, head, new_head, label_names, num_images)[0]
+    source = str(checkpoint)
+    found = read_known_config(fetch(source, revision, weights=False), source)
+    return _resolve(found, source, model_class, new_head, label_names, num_images)[0]
 
 
-def load_processor(name_or_path: str | Path, revision: str | None = None) -> DualDistillProcessor:
-    """Return the processor that `load_teacher` would return, without the weights; same arguments.
+def load_processor(checkpoint: str | Path, revision: str | None = None) -> DualDistillProcessor:
+    """Return the processor that `load_model` would return, without the weights; same arguments.
 
     Raises:
-        ValueError: the checkpoint cannot be found, is of another kind, or has no processor that can be read.
+        ValueError: the checkpoint cannot be found, is of another type, or has no processor that can be read.
     """
-    name = str(name_or_path)
-    folder = fetch(name, revision, weights=False)
-    return _read_processor(folder, name, read_config(folder, name))
+    source = str(checkpoint)
+    folder = fetch(source, revision, weights=False)
+    return _read_processor(folder, source, read_known_config(folder, source))
 
 
-def saved_head(config: PreTrainedConfig) -> str | None:
-    """Return the head that a checkpoint was saved with, None when its config does not say or names a class unknown
-    here.
+def take_over(
+    head: Mapping[str, torch.Tensor], saved: type[PreTrainedModel] | None, wanted: type[PreTrainedModel]
+) -> dict[str, torch.Tensor]:
+    """Return the weights that a head takes from a saved head of another class, under its own names; often none.
+
+    A score of retrieval (`rank_output`) is the matching head's logit of "matches" less that of "does not": its sigmoid
+    is the probability that the matching head gave.
 
     Example:
-        >>> saved_head(ViltConfig(architectures=["ViltForQuestionAnswering"]))
-        'question_answering'
+        >>> weights = {"itm_score.fc.weight": torch.tensor([[1.0, 2.0], [4.0, 3.0]])}
+        >>> take_over(weights, FusionEncoderForPreTraining, FusionEncoderForImageTextRetrieval)
+        {'rank_output.weight': tensor([[3., 1.]])}
     """
-    [architecture] = (config.architectures or [None])[:1]
-    if isinstance(config, ViltConfig):
-        return VILT_HEADS.get(architecture)
-    return next((head for head, cls in HEADS[config.model_type].items() if cls.__name__ == architecture), None)
+    parts = TAKEN_OVER[saved, wanted].parts if saved and (saved, wanted) in TAKEN_OVER else ()
+    taken = {name: weight for name, weight in head.items() if name.split(".")[0] in parts}
+    if wanted is not FusionEncoderForImageTextRetrieval:
+        return taken
+    return {name.replace("itm_score.fc", "rank_output"): weight[1:] - weight[:1] for name, weight in taken.items()}
+
+
+def extend_modalities(body: dict[str, torch.Tensor], num_modalities: int) -> dict[str, torch.Tensor]:
+    """Give the modality table as many rows as asked for; new rows are copies of the last one.
+
+    Example:
+        >>> extend_modalities({_MODALITIES: torch.tensor([[0.0], [1.0]])}, 3)[_MODALITIES].flatten()
+        tensor([0., 1., 1.])
+    """
+    table = body.get(_MODALITIES)
+    if table is None or len(table) >= num_modalities:
+        return body
+    return {**body, _MODALITIES: torch.cat([table, table[-1:].repeat(num_modalities - len(table), 1)])}
+
+
+def read_known_config(folder: Path, source: str) -> PreTrainedConfig:
+    """Read the configuration of a checkpoint that can be loaded: ours or a ViLT."""
+    ours = [config.model_type for config in (FusionEncoderConfig, DualEncoderConfig)]
+    expected = (
+        f"one of type {', '.join(ours)}, as `dual-distill train` writes them, or vilt, which is converted (a bert "
+        "starts one over regions: `dual-distill convert`)"
+    )
+    return read_config(folder, source, [*ours, ViltConfig.model_type], expected)
+
+
+def _saved_class(found: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """Return our class for what a checkpoint was saved as, None when its config does not say or names another."""
+    name = (found.architectures or [""])[0]
+    return VILT_CLASSES.get(name) if isinstance(found, ViltConfig) else MODEL_CLASSES.get(name)
 
 
 def _resolve(
     found: PreTrainedConfig,
-    name: str,
-    head: str | None,
+    source: str,
+    model_class: ModelClass | None,
     new_head: bool,
     label_names: Sequence[str] | None,
     num_images: int | None,
-) -> tuple[PreTrainedConfig, str]:
-    """Return our configuration and the head's name, or refuse a head that the checkpoint does not have."""
-    is_vilt = isinstance(found, ViltConfig)
-    saved = saved_head(found)
-    if head is None:
-        if new_head:
-            raise ValueError("new_head is set but no head is named; name the head that is to be drawn anew.")
-        if saved is None:
-            known = VILT_HEADS if is_vilt else [cls.__name__ for cls in HEADS[found.model_type].values()]
+) -> tuple[PreTrainedConfig, type[PreTrainedModel], type[PreTrainedModel] | None]:
+    """Return our configuration, its class and the class that was saved, or refuse a head that the checkpoint does not have."""
+    saved = _saved_class(found)
+    wanted = _wanted_class(found, source, model_class, saved, new_head)
+    if new_head and wanted in BARE_MODELS:
+        raise ValueError(f"a {wanted.__name__} has no head to initialize; name another class or leave new_head out.")
+    if not new_head:
+        if label_names is not None or num_images is not None:
+            raise ValueError("label_names and num_images describe a new head; set new_head, or leave them out.")
+        follows = (saved, wanted) in TAKEN_OVER and TAKEN_OVER[saved, wanted].is_all  # type: ignore[index]
+        if saved not in (None, wanted) and wanted not in BARE_MODELS and not follows:
             raise ValueError(
-                f"the config of {name!r} names the architecture {found.architectures or 'of no class'}, from which no "
-                f"head "
-                f"follows (known: {', '.join(known)}); name one with head=, such as head='question_answering'."
+                f"{source!r} was saved as {found.architectures[0]}, not as {wanted.__name__}; load it as it is, or set "
+                "new_head to keep its body under a newly initialized head, which must then be trained."
             )
-        head = saved
-    if new_head and head == BARE:
-        raise ValueError("a bare model has no head to be drawn anew; name another head or leave new_head out.")
-    if not new_head and (label_names is not None or num_images is not None):
-        raise ValueError("label_names and num_images describe a fresh head; set new_head, or leave them out.")
-    if not new_head and head != BARE and saved is not None and head != saved and (saved, head) not in FOLLOWS:
-        raise ValueError(
-            f"{name!r} was saved with the head {saved!r}, not {head!r}; leave head out, or set new_head to keep its "
-            f"body "
-            f"and draw a new head {head!r}, which must then be trained."
-        )
-    config: PreTrainedConfig = found
-    if is_vilt:
+
+    config = found
+    if isinstance(found, ViltConfig):
         try:
-            config = convert_vilt_config(found, BARE if new_head else head)
+            config = convert_vilt_config(found, FusionEncoderModel if new_head else wanted)
         except ValueError as error:
-            raise ValueError(f"{name!r} cannot be converted: {error}") from error
-    model_class(config, head)  # refuses a head that this kind of model does not have
+            raise ValueError(f"{source!r} cannot be converted: {error}") from error
     if new_head:
-        config = new_head_config(config, head, label_names, num_images)
-    return config, head
+        config = new_head_config(config, wanted, label_names, num_images)
+    config.architectures = [wanted.__name__]
+    return config, wanted, saved
 
 
-def read_config(folder: Path, name: str) -> PreTrainedConfig:
-    """Read `config.json`; refuse what is neither ours nor a ViLT."""
-    if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
+def _wanted_class(
+    found: PreTrainedConfig,
+    source: str,
+    model_class: ModelClass | None,
+    saved: type[PreTrainedModel] | None,
+    new_head: bool,
+) -> type[PreTrainedModel]:
+    """Return the one class that a checkpoint is to be loaded as."""
+    if model_class is None:
+        if new_head:
+            raise ValueError("new_head is set but no class is named; give model_class, the class to load as.")
+        if saved is None:
+            known = VILT_CLASSES if isinstance(found, ViltConfig) else MODEL_CLASSES
             raise ValueError(
-                f"{name!r} holds an adapter of peft, not a model; load it onto its base with peft, `merge_and_unload` "
-                f"it, "
-                "`save_pretrained` what that gives, with the processor beside it, and give that folder."
+                f"the config of {source!r} names the architecture {found.architectures or 'of no class'}, which is "
+                f"not known here (known: {', '.join(known)}); give model_class, such as FusionEncoderForMaskedLM."
             )
-        raise ValueError(f"{name!r} has no config.json; give the folder or repository of a saved model.")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"the config.json of {name!r} cannot be read: {reason}") from error
-    if not isinstance(config, ViltConfig) and config.model_type not in HEADS:
+        return saved
+
+    classes = (model_class,) if isinstance(model_class, type) else model_class
+    config_class = FusionEncoderConfig if isinstance(found, ViltConfig) else type(found)
+    for each in classes:
+        if each.config_class is config_class:
+            return each
+    names = " or ".join(each.__name__ for each in classes)
+    raise ValueError(f"{source!r} holds a {config_class.model_type}, which cannot be loaded as {names}.")
+
+
+def new_head_config(
+    config: PreTrainedConfig,
+    model_class: type[PreTrainedModel],
+    label_names: Sequence[str] | None = None,
+    num_images: int | None = None,
+) -> PreTrainedConfig:
+    """Return `config` with the labels and images of a newly initialized head.
+
+    Example:
+        >>> config = new_head_config(
+        ...     FusionEncoderConfig(), FusionEncoderForImagesAndTextClassification, ["false", "true"], num_images=2)
+        >>> config.id2label, config.num_images, config.modality_type_vocab_size
+        ({0: 'false', 1: 'true'}, 2, 3)
+    """
+    name = model_class.__name__
+    if (label_names is None) == (model_class in LABELLED):
+        problem = "needs label_names, in the order of its logits" if label_names is None else "takes no label_names"
+        raise ValueError(f"a new head of {name} {problem}.")
+    if label_names is not None and (not label_names or len(set(label_names)) != len(label_names)):
         raise ValueError(
-            f"{name!r} holds a model of type {config.model_type!r}; give one of type {', '.join(HEADS)}, as "
-            f"`dual-distill "
-            "train` writes them, or vilt, which is converted (a bert starts one over regions: `dual-distill convert`)."
+            f"label_names has {len(label_names)} names, {len(set(label_names))} different; give each once."
         )
-    return config
+    if num_images is not None and (num_images < 1 or (num_images > 1 and model_class not in SEVERAL_IMAGES)):
+        most = "at least 1" if model_class in SEVERAL_IMAGES else "1"
+        raise ValueError(f"num_images is {num_images}, but {name} reads {most} a row.")
+
+    fields = config.to_dict()
+    if label_names is not None:
+        fields["id2label"] = dict(enumerate(label_names))
+        fields["label2id"] = {label: index for index, label in enumerate(label_names)}
+    fields["num_images"] = num_images or 1
+    if "modality_type_vocab_size" in fields:
+        fields["modality_type_vocab_size"] = max(fields["modality_type_vocab_size"], 1 + fields["num_images"])
+    return type(config)(**fields)
 
 
-def _read_processor(folder: Path, name: str, config: PreTrainedConfig) -> DualDistillProcessor:
+def _read_processor(folder: Path, source: str, config: PreTrainedConfig) -> DualDistillProcessor:
     """Read the processor of a checkpoint of ours, or make ours of ViLT's image processor and tokenizer."""
     try:
         if not isinstance(config, ViltConfig):
-            return DualDistillProcessor.from_pretrained(folder)
+            return DualDistillProcessor.from_pretrained(folder, trust_remote_code=False)
         # The PIL back end by name: the automatic choice asks for torchvision.
         image_processor = ViltImageProcessorPil.from_pretrained(folder)
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        return DualDistillProcessor(image_processor, read_tokenizer(folder, config.max_position_embeddings))
     except (OSError, ValueError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{name!r} has no processor that can be read ({reason}); save the image processor and the tokenizer "
-            f"beside its "
-            "weights with `save_pretrained`."
+            f"{source!r} has no processor that can be read ({first_line(error)}); save the image processor and the "
+            "tokenizer beside its weights with `save_pretrained`."
         ) from error
-    # ViLT's tokenizers allow 512 tokens, its text positions end at 40: longer texts are cut, not refused.
-    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
-    return DualDistillProcessor(image_processor, tokenizer)
-
-
-__all__ = ["Teacher", "load_config", "load_folder", "load_teacher", "read_config", "saved_head"]

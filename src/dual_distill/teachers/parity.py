@@ -1,11 +1,15 @@
-"""The proof that a converted model computes what the original computes: the same random batch through both."""
+"""Parity of a converted model with its original: the same random batch through both, held to a tolerance."""
 
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import BertModel, PreTrainedModel
 
-from dual_distill.modeling import FusionEncoderConfig
+from dual_distill.modeling import FusionEncoderConfig, FusionEncoderModel
+
+# Of the largest value, or of 1 where that is smaller: above rounding in float32, below what an error would do.
+TOLERANCE = 1e-4
+_PARITY_TOKENS = 16
 
 
 def random_batch(
@@ -43,6 +47,7 @@ def random_batch(
         "pixel_values": torch.randn(*size, config.num_channels, height, width, generator=draw),
         "pixel_mask": torch.zeros(*size, height, width, dtype=torch.long),
     }
+
     for row in range(num_rows):
         batch["attention_mask"][row, : max(1, num_tokens // (row + 1))] = 1
         for image in range(config.num_images):
@@ -67,23 +72,51 @@ def largest_difference(
         `output` ("logits" or "pooler_output"), `largest_difference` between the two in absolute terms, and
         `largest_value` of the original, its scale.
     """
-    original.eval()
-    converted.eval()
-    found = converted(**batch)
+    found = converted.eval()(**batch)
     output = "logits" if found.get("logits") is not None else "pooler_output"
-    one_image = {**batch, **{name: batch[name][:, 0] for name in ("pixel_values", "pixel_mask")}}
-    if type(original).__name__ == "ViltForImagesAndTextClassification":
-        expected = original(**batch).logits
-    elif output == "logits":
-        expected = original(**one_image).logits
-    else:
-        expected = original(**one_image).pooler_output
-    values = found[output][:, 0] if output == "pooler_output" else found[output]
+    values = found.logits if output == "logits" else found.pooler_output[:, 0]
+
+    # transformers' ViLT has an axis of images in one of its classes only.
+    if type(original).__name__ != "ViltForImagesAndTextClassification":
+        batch = {**batch, **{name: batch[name][:, 0] for name in ("pixel_values", "pixel_mask")}}
+    return _difference(output, values, original.eval()(**batch)[output])
+
+
+@torch.inference_mode()
+def text_difference(original: BertModel, started: PreTrainedModel) -> dict[str, Any]:
+    """Run random tokens, without regions, through a BERT and the fusion encoder over regions that it started.
+
+    Args:
+        original: in eval mode.
+        started: with a head or without, in eval mode.
+
+    Returns:
+        As `largest_difference`, of "last_hidden_state".
+    """
+    body: Any = getattr(started, FusionEncoderModel.base_model_prefix, started)
+    length = min(_PARITY_TOKENS, started.config.max_position_embeddings)
+    tokens = torch.randint(started.config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+    segments = (torch.arange(length) >= length // 2).long().expand(2, -1) % started.config.type_vocab_size
+
+    expected = original(input_ids=tokens, token_type_ids=segments).last_hidden_state
+    found, _ = body.encoder(body.embeddings.text_embeddings(tokens, segments), None)
+    return _difference("last_hidden_state", found, expected)
+
+
+def _difference(output: str, found: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:
     return {
         "output": output,
-        "largest_difference": (values.float() - expected.float()).abs().max().item(),
+        "largest_difference": (found.float() - expected.float()).abs().max().item(),
         "largest_value": expected.float().abs().max().item(),
     }
 
 
-__all__ = ["largest_difference", "random_batch"]
+def check_parity(difference: dict[str, Any], source: str) -> None:
+    """Refuse a conversion whose outputs are not those of the original."""
+    allowed = TOLERANCE * max(1.0, difference["largest_value"])
+    if not difference["largest_difference"] <= allowed:  # refuses "not a number" too
+        raise ValueError(
+            f"the {difference['output']} of {source!r} and of its conversion differ by "
+            f"{difference['largest_difference']:.3g}, at most {allowed:.3g} is expected; nothing was written, and this "
+            "is a defect of the checkpoint (values that are not finite) or of the conversion: please report it."
+        )

@@ -63,7 +63,7 @@ class PreTrainingTrainer(ImageTextTrainer):
         **kwargs: Any,
     ):
         if isinstance(teacher, str | Path):
-            teacher = load_teacher(teacher, head="pretraining").model
+            teacher = load_teacher(teacher, model_class=FusionEncoderForPreTraining).model
         args.write_weights(model.config)
         super().__init__(model, args, teacher=teacher, objective=objective, **kwargs)
         # Trainer computes a loss in evaluation where these are in the batch.

@@ -86,7 +86,7 @@ class RetrievalTrainer(ImageTextTrainer):
                 "or train a dual encoder."
             )
         if isinstance(teacher, str | Path):
-            teacher = load_teacher(teacher, head="image_text_retrieval").model
+            teacher = load_teacher(teacher, model_class=FusionEncoderForImageTextRetrieval).model
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True  # the shallow interaction, which no similarity passes through
         super().__init__(model, args, teacher=teacher, objective=objective, **kwargs)

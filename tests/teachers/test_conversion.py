@@ -1,4 +1,4 @@
-"""A ViLT's folder in, ours out: what is written loads the ordinary way, and nothing is written that is not proved."""
+"""A ViLT's folder in, ours out: what is written loads the ordinary way, and nothing is written whose outputs differ."""
 
 import json
 
@@ -13,8 +13,8 @@ from transformers import (
     AutoProcessor,
 )
 
-from dual_distill.modeling import DualDistillProcessor, FusionEncoderForImageTextRetrieval
-from dual_distill.teachers import VILT_HEADS, convert_folder, largest_difference, random_batch
+from dual_distill.modeling import DualDistillProcessor, FusionEncoderForImageTextRetrieval, FusionEncoderModel
+from dual_distill.teachers import VILT_CLASSES, convert_folder, largest_difference, random_batch
 
 LOADED_BY = {
     "ViltModel": AutoModel,
@@ -25,7 +25,7 @@ LOADED_BY = {
 }
 
 
-@pytest.mark.parametrize("name", VILT_HEADS)
+@pytest.mark.parametrize("name", VILT_CLASSES)
 def test_what_is_written_loads_the_ordinary_way_and_agrees(name, save_vilt, tmp_path):
     vilt, folder = save_vilt(name)
     out = tmp_path / "new" / "ours"
@@ -56,7 +56,7 @@ def test_a_masked_word_model_of_transformers_4(save_vilt, tmp_path):
 
 def test_the_head_can_be_left_out(save_vilt, tmp_path):
     _, folder = save_vilt("ViltForQuestionAnswering")
-    report = convert_folder(folder, tmp_path / "ours", head="bare")
+    report = convert_folder(folder, tmp_path / "ours", model_class=FusionEncoderModel)
     assert (report.architecture, report.labels, report.output) == ("FusionEncoderModel", 0, "pooler_output")
 
 

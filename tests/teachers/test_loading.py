@@ -1,4 +1,4 @@
-"""The door that loads: which head a checkpoint gets, what its processor returns, and each refusal by its sentence."""
+"""Loading: which class a checkpoint becomes, what its processor returns, and each refusal by its sentence."""
 
 import json
 
@@ -11,15 +11,20 @@ from transformers import BertConfig, BertModel
 
 from dual_distill.modeling import (
     DualDistillProcessor,
+    DualEncoderForPreTraining,
     DualEncoderForQuestionAnswering,
+    DualEncoderModel,
     FusionEncoderForImagesAndTextClassification,
+    FusionEncoderForImageTextRetrieval,
+    FusionEncoderForMaskedLM,
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
 )
 from dual_distill.teachers import (
-    VILT_HEADS,
+    VILT_CLASSES,
     largest_difference,
     load_config,
+    load_model,
     load_processor,
     load_teacher,
     random_batch,
@@ -47,10 +52,10 @@ def edit_config(folder, **fields):
     file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
 
 
-@pytest.mark.parametrize("name", VILT_HEADS)
+@pytest.mark.parametrize("name", VILT_CLASSES)
 def test_a_vilt_is_converted_on_the_way_in(name, save_vilt, said):
     vilt, folder = save_vilt(name)
-    model, processor = load_teacher(folder)
+    model, processor = load_model(folder)
     assert type(processor) is DualDistillProcessor
     assert not model.training
     batch = random_batch(model.config)
@@ -65,20 +70,20 @@ def test_the_configuration_alone_is_that_of_the_model(save_vilt):
     (folder / "model.safetensors").unlink()
     config = load_config(folder)
     assert (config.hidden_size, config.num_images, list(config.id2label.values())) == (16, 1, ANSWERS)
-    fresh = load_config(
-        folder, None, "images_and_text_classification", new_head=True, label_names=["f", "t"], num_images=2
+    new = load_config(
+        folder, None, FusionEncoderForImagesAndTextClassification, new_head=True, label_names=["f", "t"], num_images=2
     )
-    assert (fresh.num_images, fresh.modality_type_vocab_size, fresh.id2label) == (2, 3, {0: "f", 1: "t"})
+    assert (new.num_images, new.modality_type_vocab_size, new.id2label) == (2, 3, {0: "f", 1: "t"})
 
 
 @pytest.mark.parametrize("cls", [FusionEncoderForQuestionAnswering, DualEncoderForQuestionAnswering])
 def test_our_own_checkpoints_pass_through(cls, save_vilt, said, tmp_path):
     _, folder = save_vilt("ViltForQuestionAnswering")
-    fusion, processor = load_teacher(folder)
+    fusion, processor = load_model(folder)
     own = fusion if cls is FusionEncoderForQuestionAnswering else cls.from_fusion_encoder(fusion)
     own.save_pretrained(tmp_path / "own")
     processor.save_pretrained(tmp_path / "own")
-    model, again = load_teacher(tmp_path / "own", attn_implementation="eager")
+    model, again = load_model(tmp_path / "own", attn_implementation="eager")
     assert type(model) is cls
     assert model.config._attn_implementation == "eager"
     assert model.config.id2label == own.config.id2label
@@ -93,13 +98,13 @@ def test_sharded_weights_and_half_precision(save_vilt, tmp_path):
     (folder / "model.safetensors").unlink()
     vilt.to(torch.bfloat16).save_pretrained(folder, max_shard_size="10KB")
     assert (folder / "model.safetensors.index.json").is_file()
-    model, _ = load_teacher(folder)
+    model, _ = load_model(folder)
     assert model.dtype == torch.float32  # whatever it was saved in
     assert torch.equal(model.fusion_encoder.pooler.dense.weight, vilt.vilt.pooler.dense.weight.float())
     shard = sorted(folder.glob("model-*.safetensors"))[0]
     shard.unlink()
     with pytest.raises(ValueError, match=rf"lacks {shard.name}, which model.safetensors.index.json names"):
-        load_teacher(folder)
+        load_model(folder)
 
 
 def picture(width, height, seed):
@@ -110,7 +115,7 @@ def test_the_processor_gives_what_vilts_gives(save_vilt, vilt_processor):
     _, folder = save_vilt("ViltForQuestionAnswering")
     pictures = [picture(40, 20, 0), picture(16, 16, 1), picture(14, 60, 2)]
     texts = ["what is it?", "red dog", "what is it? it is blue"]
-    processor = load_teacher(folder).processor
+    processor = load_model(folder).processor
     for images, words in ((pictures, texts), (pictures[:1], texts[:1]), (pictures[2:], texts[2:])):
         expected = vilt_processor(images, words, padding=True, return_tensors="pt")
         found = processor(images=images, text=words)
@@ -133,7 +138,7 @@ def test_a_processor_as_transformers_4_saved_it(save_vilt):
         "image_std": [0.5] * 3,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps({**old, "resample": 3, "size": 12, "size_divisor": 4}))
-    processor = load_teacher(folder).processor
+    processor = load_model(folder).processor
     batch = processor(images=picture(40, 20, 0), text="what is it? " * 20)
     # 20 x 40 px to a shorter side of 12, a longer one of at most 19, both cut to multiples of 4.
     assert batch["pixel_values"].shape == (1, 1, 3, 8, 16)
@@ -142,7 +147,7 @@ def test_a_processor_as_transformers_4_saved_it(save_vilt):
 
 def test_model_and_processor_answer_together(save_vilt, vilt_processor):
     vilt, folder = save_vilt("ViltForQuestionAnswering")
-    model, processor = load_teacher(folder)
+    model, processor = load_model(folder)
     images, texts = [picture(40, 20, 0), picture(16, 16, 1)], ["what is it?", "red dog"]
     expected = vilt(**vilt_processor(images, texts, padding=True, return_tensors="pt")).logits
     torch.testing.assert_close(model(**processor(images=images, text=texts)).logits, expected, atol=1e-5, rtol=0)
@@ -150,7 +155,7 @@ def test_model_and_processor_answer_together(save_vilt, vilt_processor):
 
 def test_a_new_head_on_a_vilt_that_completes_words(save_vilt, said):
     vilt, folder = save_vilt("ViltForMaskedLM")
-    model, _ = load_teacher(folder, head="question_answering", new_head=True, label_names=ANSWERS)
+    model, _ = load_model(folder, model_class=FusionEncoderForQuestionAnswering, new_head=True, label_names=ANSWERS)
     assert type(model) is FusionEncoderForQuestionAnswering
     assert model.config.id2label == dict(enumerate(ANSWERS))
     assert model.config.label2id == {name: index for index, name in enumerate(ANSWERS)}
@@ -158,24 +163,30 @@ def test_a_new_head_on_a_vilt_that_completes_words(save_vilt, said):
         assert torch.equal(weight, vilt.vilt.state_dict()[name])
     assert model.classifier[3].weight.shape == (4, 32)
     assert 0.01 < model.classifier[3].weight.std() < 0.03  # drawn with the config's spread
-    left_out, fresh = said()
-    assert "the weights of its own head are left out" in left_out
+    left_out, new = said()
+    assert "the weights of its head are left out" in left_out
     assert "mlm_score.transform.dense.weight" in left_out
     names = [name for name in model.state_dict() if name.startswith("classifier")]
-    assert "the head is drawn anew and must be trained: " + ", ".join(names) in fresh
+    assert "the head is newly initialized and must be trained: " + ", ".join(names) in new
 
 
 def test_a_new_head_replaces_one_of_the_same_shape(save_vilt, said):
     vilt, folder = save_vilt("ViltForQuestionAnswering")
-    model, _ = load_teacher(folder, head="question_answering", new_head=True, label_names=["a", "b", "c", "d"])
+    model, _ = load_model(
+        folder, model_class=FusionEncoderForQuestionAnswering, new_head=True, label_names=["a", "b", "c", "d"]
+    )
     assert not torch.equal(model.classifier[0].weight, vilt.classifier[0].weight)
     assert len(said()) == 2
 
 
 def test_a_new_head_over_two_images_starts_the_second_from_the_first(save_vilt):
     vilt, folder = save_vilt("ViltModel")
-    model, _ = load_teacher(
-        folder, head="images_and_text_classification", new_head=True, label_names=["false", "true"], num_images=2
+    model, _ = load_model(
+        folder,
+        model_class=FusionEncoderForImagesAndTextClassification,
+        new_head=True,
+        label_names=["false", "true"],
+        num_images=2,
     )
     assert type(model) is FusionEncoderForImagesAndTextClassification
     old = vilt.embeddings.token_type_embeddings.weight
@@ -184,9 +195,9 @@ def test_a_new_head_over_two_images_starts_the_second_from_the_first(save_vilt):
     assert model(**random_batch(model.config)).logits.shape == (3, 2)
 
 
-def test_fresh_words_are_decoded_with_the_word_embeddings(save_vilt, said):
+def test_new_words_are_decoded_with_the_word_embeddings(save_vilt, said):
     _, folder = save_vilt("ViltForQuestionAnswering")
-    model, _ = load_teacher(folder, head="masked_lm", new_head=True)
+    model, _ = load_model(folder, model_class=FusionEncoderForMaskedLM, new_head=True)
     assert model.mlm_score.decoder.weight is model.get_input_embeddings().weight
     assert "mlm_score.decoder.weight" not in said()[1]
     assert "mlm_score.decoder.bias" in said()[1]
@@ -194,41 +205,55 @@ def test_fresh_words_are_decoded_with_the_word_embeddings(save_vilt, said):
 
 def test_a_bare_model_of_a_headed_one_leaves_the_head_out(save_vilt, said, tmp_path):
     vilt, folder = save_vilt("ViltForQuestionAnswering")
-    model, processor = load_teacher(folder, head="bare")
+    model, processor = load_model(folder, model_class=FusionEncoderModel)
     assert type(model) is FusionEncoderModel
     assert torch.equal(model.pooler.dense.weight, vilt.vilt.pooler.dense.weight)
     assert "classifier.3.bias" in said()[0]
     # And back, through our own folder.
     model.save_pretrained(tmp_path / "own")
     processor.save_pretrained(tmp_path / "own")
-    again, _ = load_teacher(tmp_path / "own", head="question_answering", new_head=True, label_names=ANSWERS)
+    again, _ = load_model(
+        tmp_path / "own", model_class=FusionEncoderForQuestionAnswering, new_head=True, label_names=ANSWERS
+    )
     assert torch.equal(again.fusion_encoder.pooler.dense.weight, vilt.vilt.pooler.dense.weight)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"head": "masked_lm"}, "was saved with the head 'question_answering', not 'masked_lm'; leave head out, or"),
-        ({"head": "captions"}, "was saved with the head 'question_answering', not 'captions'"),
         (
-            {"head": "captions", "new_head": True},
-            "there is no head 'captions' .* choose one of bare, question_answering",
+            {"model_class": FusionEncoderForMaskedLM},
+            "was saved as ViltForQuestionAnswering, not as FusionEncoderForMaskedLM; load it as it is, or set new_head",
         ),
-        ({"new_head": True}, "new_head is set but no head is named"),
-        ({"head": "bare", "new_head": True}, "a bare model has no head to be drawn anew"),
-        ({"head": "question_answering", "new_head": True}, "needs label_names"),
-        ({"head": "masked_lm", "new_head": True, "label_names": ["a"]}, "'masked_lm' takes no label_names"),
-        ({"head": "question_answering", "new_head": True, "label_names": ["a", "a"]}, "holds 2 names, 1 different"),
         (
-            {"head": "question_answering", "new_head": True, "label_names": ["a"], "num_images": 2},
-            "num_images is 2 for",
+            {"model_class": DualEncoderForQuestionAnswering},
+            "holds a dual_distill_fusion_encoder, which cannot be loaded as DualEncoderForQuestionAnswering",
         ),
-        ({"label_names": ["a"]}, "label_names and num_images describe a fresh head"),
+        (
+            {"model_class": (DualEncoderModel, DualEncoderForPreTraining), "new_head": True},
+            "which cannot be loaded as DualEncoderModel or DualEncoderForPreTraining",
+        ),
+        ({"new_head": True}, "new_head is set but no class is named"),
+        ({"model_class": FusionEncoderModel, "new_head": True}, "a FusionEncoderModel has no head to initialize"),
+        ({"model_class": FusionEncoderForQuestionAnswering, "new_head": True}, "needs label_names"),
+        (
+            {"model_class": FusionEncoderForMaskedLM, "new_head": True, "label_names": ["a"]},
+            "FusionEncoderForMaskedLM takes no label_names",
+        ),
+        (
+            {"model_class": FusionEncoderForQuestionAnswering, "new_head": True, "label_names": ["a", "a"]},
+            "has 2 names, 1 different",
+        ),
+        (
+            {"model_class": FusionEncoderForQuestionAnswering, "new_head": True, "label_names": ["a"], "num_images": 2},
+            "num_images is 2, but FusionEncoderForQuestionAnswering reads 1 a row",
+        ),
+        ({"label_names": ["a"]}, "label_names and num_images describe a new head"),
     ],
 )
 def test_refusals_of_a_head(arguments, message, save_vilt):
     _, folder = save_vilt("ViltForQuestionAnswering")
-    for load in (load_teacher, load_config):
+    for load in (load_model, load_config):
         with pytest.raises(ValueError, match=message):
             load(folder, **arguments)
 
@@ -236,14 +261,15 @@ def test_refusals_of_a_head(arguments, message, save_vilt):
 def test_a_config_that_names_no_class_needs_a_head(save_vilt):
     _, folder = save_vilt("ViltForImageAndTextRetrieval")
     edit_config(folder, architectures=None)
-    with pytest.raises(ValueError, match="names the architecture of no class, from which no head follows"):
-        load_teacher(folder)
+    with pytest.raises(ValueError, match="names the architecture of no class, which is not known here"):
+        load_model(folder)
     assert (
-        type(load_teacher(folder, head="image_text_retrieval").model).__name__ == "FusionEncoderForImageTextRetrieval"
+        type(load_model(folder, model_class=FusionEncoderForImageTextRetrieval).model).__name__
+        == "FusionEncoderForImageTextRetrieval"
     )
     edit_config(folder, architectures=["ViltForTokenClassification"])
     with pytest.raises(ValueError, match=r"names the architecture \['ViltForTokenClassification'\]"):
-        load_teacher(folder)
+        load_model(folder)
 
 
 def test_a_pickle_alone_is_refused_with_both_ways_out(save_vilt):
@@ -252,11 +278,11 @@ def test_a_pickle_alone_is_refused_with_both_ways_out(save_vilt):
     with pytest.raises(
         ValueError, match=r"no model.safetensors but pytorch_model.bin.*refs/pr/N.*save_pretrained"
     ) as refusal:
-        load_teacher(folder)
+        load_model(folder)
     assert "\n" not in str(refusal.value)
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(ValueError, match=r"has no model.safetensors, and pickles are never read"):
-        load_teacher(folder)
+        load_model(folder)
 
 
 def test_a_damaged_checkpoint_names_what_is_wrong(save_vilt):
@@ -273,7 +299,7 @@ def test_a_damaged_checkpoint_names_what_is_wrong(save_vilt):
 
     rewrite(folder, damage)
     with pytest.raises(ValueError, match="does not fit FusionEncoderForQuestionAnswering") as refusal:
-        load_teacher(folder)
+        load_model(folder)
     for part in (
         "6 missing (fusion_encoder.encoder.layer.0.output.dense.weight, fusion_encoder.",
         "and 3 more",
@@ -281,9 +307,9 @@ def test_a_damaged_checkpoint_names_what_is_wrong(save_vilt):
         "1 of another shape (classifier.3.bias (7,) instead of (4,))",
     ):
         assert part in str(refusal.value)
-    # A fresh head mends the head alone.
+    # A new head replaces the head alone.
     with pytest.raises(ValueError, match="6 missing"):
-        load_teacher(folder, head="question_answering", new_head=True, label_names=ANSWERS)
+        load_model(folder, model_class=FusionEncoderForQuestionAnswering, new_head=True, label_names=ANSWERS)
 
 
 def test_a_cut_file_is_refused(save_vilt):
@@ -291,14 +317,14 @@ def test_a_cut_file_is_refused(save_vilt):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"model\.safetensors of .* is damaged"):
-        load_teacher(folder)
+        load_model(folder)
 
 
 def test_an_untied_decoder_is_refused(save_vilt):
     _, folder = save_vilt("ViltForMaskedLM")
     rewrite(folder, lambda weights: weights.update({"mlm_score.decoder.weight": torch.ones(60, 16)}))
     with pytest.raises(ValueError, match="differ, but the model ties them"):
-        load_teacher(folder)
+        load_model(folder)
 
 
 def test_a_model_of_another_kind_and_a_folder_without_one(tmp_path):
@@ -306,28 +332,28 @@ def test_a_model_of_another_kind_and_a_folder_without_one(tmp_path):
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     ).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds a model of type 'bert'; give one of type dual_distill_fusion_encoder"):
-        load_teacher(tmp_path)
+        load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"the config.json of .* cannot be read"):
-        load_teacher(tmp_path)
+        load_model(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"has no config.json; give the folder or repository of a saved model"):
-        load_teacher(tmp_path)
+        load_model(tmp_path)
     with pytest.raises(ValueError, match="is a folder, which has no revision 'main'"):
-        load_teacher(tmp_path, "main")
+        load_model(tmp_path, "main")
 
 
 def test_an_adapter_is_named_as_what_it_is(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="holds an adapter of peft, not a model; load it onto its base with peft"):
-        load_teacher(tmp_path)
+        load_model(tmp_path)
 
 
 def test_a_folder_whose_name_has_an_at_is_a_folder(save_vilt, tmp_path):
     _, folder = save_vilt("ViltModel")
-    load_teacher(folder.rename(tmp_path / "vilt@v1"))
+    load_model(folder.rename(tmp_path / "vilt@v1"))
     with pytest.raises(ValueError, match=r"vilt@v1' is a folder, which has no revision 'v1'"):
-        load_teacher(tmp_path / "vilt@v1", "v1")
+        load_model(tmp_path / "vilt@v1", "v1")
 
 
 def test_a_checkpoint_without_a_processor(save_vilt):
@@ -335,14 +361,14 @@ def test_a_checkpoint_without_a_processor(save_vilt):
     for file in [*folder.glob("*processor*"), *folder.glob("*token*")]:
         file.unlink()
     with pytest.raises(ValueError, match="has no processor that can be read"):
-        load_teacher(folder)
+        load_model(folder)
 
 
 def test_a_config_that_cannot_be_converted_names_the_checkpoint(save_vilt):
     _, folder = save_vilt("ViltModel")
     edit_config(folder, max_image_length=5)
     with pytest.raises(ValueError, match=r"vilt' cannot be converted: max_image_length is 5"):
-        load_teacher(folder)
+        load_model(folder)
 
 
 def test_a_revision_of_a_repository_is_read_from_the_cache(save_vilt, monkeypatch, tmp_path):
@@ -361,17 +387,32 @@ def test_a_revision_of_a_repository_is_read_from_the_cache(save_vilt, monkeypatc
     folder.rename(cached / "snapshots" / request)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(ValueError, match=r"'owner/name' has no model.safetensors but pytorch_model.bin"):
-        load_teacher("owner/name")
-    assert load_teacher("owner/name", revision="refs/pr/4").model.config.num_labels == 4
-    assert load_teacher("owner/name@refs/pr/4").model.config.num_labels == 4
+        load_model("owner/name")
+    assert load_model("owner/name", revision="refs/pr/4").model.config.num_labels == 4
+    assert load_model("owner/name@refs/pr/4").model.config.num_labels == 4
     assert load_config("owner/name@refs/pr/4", "refs/pr/4").num_labels == 4
     with pytest.raises(
         ValueError, match="names the revision 'refs/pr/4', but 'main' is given as well; give one of the two"
     ):
         load_processor("owner/name@refs/pr/4", "main")
     with pytest.raises(ValueError, match=r"'owner/name' .* could not be fetched from the Hub at revision 'refs/pr/6'"):
-        load_teacher("owner/name@refs/pr/6")
+        load_model("owner/name@refs/pr/6")
     with pytest.raises(ValueError, match=r"'owner/name' .* could not be fetched from the Hub at revision 'refs/pr/5'"):
-        load_teacher("owner/name", revision="refs/pr/5")
-    with pytest.raises(ValueError, match="'owner/other' is no folder here and could not be fetched from the Hub"):
-        load_teacher("owner/other")
+        load_model("owner/name", revision="refs/pr/5")
+    with pytest.raises(ValueError, match="'owner/other' is not a folder here and could not be fetched from the Hub"):
+        load_model("owner/other")
+
+
+def test_a_teacher_is_frozen_and_a_model_is_not(save_vilt):
+    _, folder = save_vilt("ViltForQuestionAnswering")
+    teacher, model = load_teacher(folder).model, load_model(folder).model
+    assert type(teacher) is type(model) is FusionEncoderForQuestionAnswering
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_configuration_names_the_class_that_it_loads_as(save_vilt):
+    _, folder = save_vilt("ViltForMaskedLM")
+    assert load_config(folder).architectures == ["FusionEncoderForMaskedLM"]
+    assert load_config(folder, model_class=FusionEncoderModel).architectures == ["FusionEncoderModel"]
