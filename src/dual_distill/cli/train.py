@@ -1,4 +1,4 @@
-"""`dual-distill train RECIPE.yaml [--field value ...]`: one run, described by the fields of three dataclasses."""
+"""`dual-distill train RECIPE.yaml [--role NAME] [--field value ...]`: one run, described by the fields of three dataclasses."""
 
 import json
 import sys
@@ -10,32 +10,32 @@ import torch
 
 from dual_distill.runs import make_run, plan_run, record_run, train
 
-from .recipe_parser import FLAGS, parse_recipe, show_all_fields
+from .recipe_parser import make_flag_parser, make_parser, parse_recipe
 
 
 def run(words: Sequence[str]) -> None:
     """Train as the recipe and the command line say, or plan it."""
-    flags = {word.replace("_", "-") for word in words} & FLAGS.keys()
-    words = [word for word in words if word.replace("_", "-") not in flags]
-    as_json, is_dry = "--json" in flags, "--dry-run" in flags
-    if "--help-all" in flags:
-        show_all_fields()
+    flags, words = make_flag_parser().parse_known_args(words)
+    if flags.help_all:
+        make_parser(shows_all=True).print_help()
         return
-    if is_dry and not torch.cuda.is_available():
-        words += ["--use_cpu", "true"]  # a recipe for a GPU is planned where there is none
-    arguments = parse_recipe(words)
-    if is_dry:
+    if flags.dry_run and not torch.cuda.is_available():
+        words = [*words, "--use_cpu", "true"]  # a recipe for a GPU is planned where there is none
+    arguments = parse_recipe(words, flags.role)
+
+    if flags.dry_run:
         with redirect_stdout(sys.stderr):
             plan = plan_run(*arguments)
-        print(json.dumps(plan.to_dict()) if as_json else plan)
+        print(json.dumps(plan.to_dict()) if flags.json else plan)
         return
+
     with redirect_stdout(sys.stderr):
         prepared = make_run(*arguments)
         metrics = train(prepared)
-        if (
-            prepared.trainer.eval_dataset is not None
-        ):  # self-critical training has a reward, and no loss of validation rows
+        # Self-critical training has a reward, and no loss of validation rows.
+        if prepared.trainer.eval_dataset is not None:
             metrics |= prepared.trainer.evaluate()
+
     results = {
         "output_dir": arguments[2].output_dir,
         "task": arguments[1].task,
@@ -45,7 +45,8 @@ def run(words: Sequence[str]) -> None:
     }
     Path(arguments[2].output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n")
     record_run(prepared, *arguments[:2], metrics, "dual-distill train")
-    if as_json:
+
+    if flags.json:
         print(json.dumps(results))
         return
     width = max(map(len, results))

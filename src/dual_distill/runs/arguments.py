@@ -26,6 +26,7 @@ class ModelArguments:
         768
     """
 
+    _argument_group_name = "model"  # the heading in `dual-distill train --help`
     architecture: Literal["fusion_encoder", "dual_encoder"] = _option(
         "dual_encoder", "fusion_encoder (a teacher) or dual_encoder (a student)."
     )
@@ -94,6 +95,7 @@ class DataArguments:
         512.0
     """
 
+    _argument_group_name = "data"
     task: str = _option(
         "scenes",
         "scenes (generated), easy_vqa, nlvr, vqa, nlvr2, snli_ve; images with captions: coco_retrieval, coco_captioning, "

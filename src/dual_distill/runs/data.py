@@ -78,8 +78,8 @@ def prepare_data(arguments: DataArguments, seed: int, splits: Mapping[str, Any] 
         if split not in splits or num_rows(splits[split]) == 0:
             state = "has no rows" if split in splits else "is missing"
             raise ValueError(
-                f"the split {split!r} {state} (there are {', '.join(splits)}), but a run is trained and evaluated; give "
-                "files that hold rows for both, or hold more rows out (data_options)."
+                f"the split {split!r} {state} (there are {', '.join(splits)}), but a run needs rows to train on and to evaluate; give "
+                "files that hold some, or hold more rows out (data_options)."
             )
 
     head = HEADS[task.head]

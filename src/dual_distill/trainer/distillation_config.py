@@ -31,6 +31,7 @@ class DistillationTrainingArguments(TrainingArguments):
         ({-1: -1, 0: 0}, 0.98, False)
     """
 
+    _argument_group_name = "training and distillation"  # the heading in `dual-distill train --help`
     method: Literal["dide", "distillvlm"] = field(
         default="dide",
         metadata={
