@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import ViltImageProcessorPil
 
 from dual_distill.data import train_tokenizer
-from dual_distill.inference import measure_pair_latency, word_attention
+from dual_distill.inference import word_attention
 from dual_distill.modeling import (
     DualDistillProcessor,
     DualEncoderForQuestionAnswering,
@@ -63,12 +63,3 @@ def test_the_dual_encoder_gives_maps_of_the_same_shape(
     words, maps = word_attention(dual, processor, Image.new("RGB", (16, 16)), "a red circle")
     assert (len(words), maps.shape) == (3, (3, 2, 2))
     assert (maps.sum((1, 2)) <= 1 + 1e-5).all()
-
-
-def test_latency_is_per_pair_and_storing_images_is_not_slower_than_encoding_them(
-    processor: DualDistillProcessor, fusion: FusionEncoderForQuestionAnswering
-) -> None:
-    dual = DualEncoderForQuestionAnswering.from_fusion_encoder(fusion)
-    batch = processor(text=["is there a red circle?"] * 32, images=[Image.new("RGB", (160, 160))] * 32)
-    latency = measure_pair_latency(fusion, dual, batch, warmup=1, repeats=5)
-    assert 0 < latency.student_stored_images < latency.student

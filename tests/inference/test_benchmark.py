@@ -7,8 +7,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dual_distill.inference import PairShape, alternate, half_depth, measure_answering, multiply_adds, peak_memory
-from dual_distill.inference.benchmark import random_pairs
+from dual_distill.inference import (
+    PairShape,
+    alternate,
+    half_depth,
+    measure_answering,
+    measure_pair_latency,
+    multiply_adds,
+    peak_memory,
+    random_pairs,
+)
 from dual_distill.modeling import (
     DualEncoderForImagesAndTextClassification,
     DualEncoderForQuestionAnswering,
@@ -147,3 +155,10 @@ def test_half_depth_takes_every_second_layer_and_the_last():
         for found, wanted in zip(tower.encoder.layer, (1, 3), strict=True):
             expected = fusion.fusion_encoder.encoder.layer[wanted].attention.attention.query.weight
             assert torch.equal(found.attention.attention.query.weight, expected)
+
+
+def test_latency_is_per_pair_and_storing_images_is_not_slower_than_encoding_them():
+    fusion, dual = encoders()
+    batch = random_pairs(fusion.config, PairShape(32, 6, 6, (160, 160)))
+    latency = measure_pair_latency(fusion, dual, batch, warmup=1, repeats=5)
+    assert 0 < latency.student_stored_images < latency.student

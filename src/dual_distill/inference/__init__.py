@@ -6,11 +6,13 @@ Importing this room registers `pipeline("dual-visual-question-answering")` with 
 from .attention_maps import word_attention
 from .attention_picture import draw_attention_picture
 from .benchmark import (
+    PairLatency,
     PairShape,
     Timing,
     alternate,
     half_depth,
     measure_answering,
+    measure_pair_latency,
     multiply_adds,
     peak_memory,
     random_pairs,
@@ -23,7 +25,6 @@ from .feature_store import FeatureStore
 from .feature_store_files import DTYPES, NORMALISED, Manifest, StoreFolder
 from .feature_store_vqa import FeatureStoreVQA, RankedImage, Ranking
 from .image_sources import load_image
-from .latency import PairLatency, measure_pair_latency
 from .model_identity import image_processor_settings, load_encoder, model_identity
 from .pipeline import ANSWERING_TASK, AnsweringModel, DualVisualQuestionAnsweringPipeline
 from .prepacking import prepack_linear_layers

@@ -7,11 +7,11 @@ reason.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -19,13 +19,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from dual_distill.modeling import DualEncoderConfig, DualEncoderPreTrainedModel
 
+# "stored" sides are encoded before the clock starts, "projected" ones also went through their half of the interaction's
+# first linear map (`encode --projected`).
 WAYS = ("fusion_encoder", "dual_encoder", "image_stored", "both_stored", "both_projected")
-"""Ways to answer about a pair; "stored" sides are encoded before the clock starts, "projected" ones also went through
-their half of the interaction's first linear map (`encode --projected`)."""
 
+_MIN_ROUND_MS = 50.0  # what a way of answering is called in a row for, at least
 
-MIN_ROUND_MS = 50.0
-"""What a way of answering is called in a row for, at least."""
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,20 @@ class Timing:
         return asdict(self)
 
 
+class PairLatency(NamedTuple):
+    """Medians over alternating runs, in milliseconds per image-text pair.
+
+    Attributes:
+        teacher: fusion encoder, one pass a pair.
+        student: dual encoder, text and image encoded for each pair.
+        student_stored_images: dual encoder, images encoded beforehand; text and interaction remain.
+    """
+
+    teacher: float
+    student: float
+    student_stored_images: float
+
+
 @dataclass(frozen=True)
 class PairShape:
     """What a batch of pairs looks like.
@@ -69,17 +83,16 @@ class PairShape:
 
 
 def alternate(
-    ways: Mapping[str, Callable[[], object]],
+    ways: Mapping[Name, Callable[[], object]],
     device: torch.device | str = "cpu",
     warmup: int = 3,
     repeats: int = 15,
     min_round_ms: float = 0.0,
-) -> dict[str, Timing]:
+) -> dict[Name, Timing]:
     """Time calls in turn, in one process; each round begins with another of them.
 
     A call of a millisecond after one of a second finds caches and clock as that one left them, which no user meets who
-    asks
-    many times: `min_round_ms` repeats it in a row.
+    asks many times: `min_round_ms` repeats it in a row.
 
     Args:
         ways: what to call, by name.
@@ -101,8 +114,9 @@ def alternate(
         raise ValueError(f"repeats is {repeats}; give 2 or more, or there is no spread.")
     device = torch.device(device)
     names = list(ways)
-    milliseconds: dict[str, list[float]] = {name: [] for name in names}
+    milliseconds: dict[Name, list[float]] = {name: [] for name in names}
     calls = dict.fromkeys(names, 1)
+
     for number in range(warmup + repeats):
         first = number % len(names)
         for name in names[first:] + names[:first]:
@@ -116,6 +130,7 @@ def alternate(
                 milliseconds[name].append(elapsed)
             else:
                 calls[name] = max(1, math.ceil(min_round_ms / max(elapsed, 1e-6)))
+
     timings = {}
     for name, values in milliseconds.items():
         low, _, high = quantiles(values, n=4, method="inclusive")
@@ -141,6 +156,7 @@ def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") 
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         call()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -168,15 +184,15 @@ def multiply_adds(config: PreTrainedConfig, way: str, shape: PairShape) -> int:
         21.2
     """
     images, width = config.num_images, config.hidden_size
-    patch = getattr(config, "vision_config", config).patch_size
-    patches = (shape.image_size[0] // patch) * (shape.image_size[1] // patch)
-    channels = getattr(config, "vision_config", config).num_channels
-    embedding = patches * channels * patch**2 * width
+    vision = getattr(config, "vision_config", config)
+    patches = (shape.image_size[0] // vision.patch_size) * (shape.image_size[1] // vision.patch_size)
+    embedding = patches * vision.num_channels * vision.patch_size**2 * width
     head_width = max(2, images) * width
     head = images * width * head_width + head_width * config.num_labels
     if way == "fusion_encoder":
-        tokens = shape.text_tokens + 1 + patches
-        return images * (embedding + _layers(config, tokens) + width**2) + head
+        return images * (embedding + _layers(config, shape.text_tokens + 1 + patches) + width**2) + head
+
+    # The interaction: two linear maps, 2C to 2C (half of it a side, unless stored) and 2C to C.
     first_map = 0 if way == "both_projected" else images * 2 * width * 2 * width
     total = first_map + images * 2 * width * width + head
     if way in ("dual_encoder", "image_stored"):
@@ -206,18 +222,18 @@ def random_pairs(config: PreTrainedConfig, shape: PairShape, seed: int = 0) -> d
             f"{text.max_position_embeddings}, and real ones are at most all."
         )
     if any(side < image.patch_size or side % image.patch_size for side in shape.image_size):
+        height, width = shape.image_size
         raise ValueError(
-            f"images of {shape.image_size[0]} x {shape.image_size[1]} pixels do not divide into patches of "
-            f"{image.patch_size}; "
-            "give multiples of the patch."
+            f"images of {height} x {width} pixels do not divide into patches of {image.patch_size}; give multiples of "
+            "the patch."
         )
+
     draw = torch.Generator().manual_seed(seed)
     size = (shape.batch_size, config.num_images)
-    attention_mask = torch.zeros(shape.batch_size, shape.text_tokens, dtype=torch.long)
-    attention_mask[:, : shape.real_tokens] = 1
+    is_real = torch.arange(shape.text_tokens) < shape.real_tokens
     return {
         "input_ids": torch.randint(1, text.vocab_size, (shape.batch_size, shape.text_tokens), generator=draw),
-        "attention_mask": attention_mask,
+        "attention_mask": is_real.long().repeat(shape.batch_size, 1),
         "pixel_values": torch.randn(*size, image.num_channels, *shape.image_size, generator=draw),
         "pixel_mask": torch.ones(*size, *shape.image_size, dtype=torch.long),
     }
@@ -250,44 +266,69 @@ def measure_answering(
     device = torch.device("cpu")
     for name, model in models.items():
         device = model.device
-        model.eval()
         batch = {key: tensor.to(device) for key, tensor in random_pairs(model.config, shape, seed).items()}
         batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
-        for way, call in _calls(model, batch).items():
+        for way, call in _calls(model.eval(), batch).items():
             calls[name, way] = call
             counts[name, way] = multiply_adds(model.config, way, shape)
-    labels = {f"{name}/{way}": call for (name, way), call in calls.items()}
-    timings = alternate(labels, device, warmup, repeats, MIN_ROUND_MS)
+
+    timings = alternate(calls, device, warmup, repeats, _MIN_ROUND_MS)
     first = next(iter(calls))
-    reference = timings["/".join(first)].median_ms
-    rows = []
-    for name, way in calls:
-        timing = timings[f"{name}/{way}"]
-        rows.append(
-            {
-                "model": name,
-                "way": way,
-                "batch_size": shape.batch_size,
-                "text_tokens": shape.text_tokens,
-                "real_tokens": shape.real_tokens,
-                "latency_ms": _rounded(timing.median_ms / shape.batch_size),
-                "latency_quartiles_ms": [
-                    _rounded(value / shape.batch_size) for value in (timing.low_ms, timing.high_ms)
-                ],
-                "runs": timing.runs,
-                "calls_a_run": timing.calls,
-                "multiply_adds": counts[name, way],
-                "times_faster": _rounded(reference / timing.median_ms),
-                "times_fewer_multiply_adds": _rounded(counts[first] / counts[name, way]),
-            }
-        )
-    return rows
+    return [
+        {
+            "model": name,
+            "way": way,
+            "batch_size": shape.batch_size,
+            "text_tokens": shape.text_tokens,
+            "real_tokens": shape.real_tokens,
+            "latency_ms": _rounded(timing.median_ms / shape.batch_size),
+            "latency_quartiles_ms": [_rounded(ms / shape.batch_size) for ms in (timing.low_ms, timing.high_ms)],
+            "runs": timing.runs,
+            "calls_a_run": timing.calls,
+            "multiply_adds": counts[name, way],
+            "times_faster": _rounded(timings[first].median_ms / timing.median_ms),
+            "times_fewer_multiply_adds": _rounded(counts[first] / counts[name, way]),
+        }
+        for (name, way), timing in timings.items()
+    ]
+
+
+@torch.inference_mode()
+def measure_pair_latency(
+    fusion_encoder: PreTrainedModel,
+    dual_encoder: PreTrainedModel,
+    batch: Mapping[str, torch.Tensor],
+    warmup: int = 3,
+    repeats: int = 15,
+) -> PairLatency:
+    """Time three ways of answering one batch, in turn, in one process.
+
+    Args:
+        fusion_encoder: with a task head.
+        dual_encoder: with a task head.
+        batch: `input_ids, attention_mask, pixel_values, pixel_mask` of B rows, on the models' device.
+        warmup: rounds that do not count.
+        repeats: rounds that do; the median is returned.
+
+    Returns:
+        Milliseconds per pair.
+    """
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "pixel_mask")}
+    of_dual = _calls(dual_encoder.eval(), inputs)
+    ways = {
+        "teacher": _calls(fusion_encoder.eval(), inputs)["fusion_encoder"],
+        "student": of_dual["dual_encoder"],
+        "student_stored_images": of_dual["image_stored"],
+    }
+    timings = alternate(ways, dual_encoder.device, warmup, repeats)
+    return PairLatency(**{name: timing.median_ms / len(batch["input_ids"]) for name, timing in timings.items()})
 
 
 def _calls(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], object]]:
     """Return each way as a call, stored sides encoded."""
     if not isinstance(model.config, DualEncoderConfig):
         return {"fusion_encoder": partial(model, **batch)}
+
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
     image_embeds = model.get_image_features(batch["pixel_values"], batch["pixel_mask"]).pooler_output
     text_embeds = model.get_text_features(**text).pooler_output
@@ -311,7 +352,7 @@ def half_depth(fusion_encoder: PreTrainedModel, dual_class: type[DualEncoderPreT
         2
     """
     depth = fusion_encoder.config.num_hidden_layers
-    layers: Sequence[int] = range((depth - 1) % 2, depth, 2)
+    layers = range((depth - 1) % 2, depth, 2)
     model: PreTrainedModel = dual_class.from_fusion_encoder(fusion_encoder, text_layers=layers, vision_layers=layers)
     return model.eval()
 
@@ -324,16 +365,3 @@ def _rounded(value: float) -> float:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-__all__ = [
-    "WAYS",
-    "PairShape",
-    "Timing",
-    "alternate",
-    "half_depth",
-    "measure_answering",
-    "multiply_adds",
-    "peak_memory",
-    "random_pairs",
-]
