@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from _record import provenance, write
 
-from dual_distill.inference import PairShape, half_depth, measure_answering, prepack_linear_layers
+from dual_distill.inference import PairShape, measure_answering, prepack_linear_layers
 from dual_distill.modeling import (
     DualEncoderForQuestionAnswering,
     FusionEncoderConfig,
@@ -45,10 +45,14 @@ def main() -> None:
     fusion = FusionEncoderForQuestionAnswering(
         FusionEncoderConfig(num_labels=3129, **(TINY if options.tiny else {}))
     ).eval()
+    # Towers of every second layer, the last among them.
+    depth = fusion.config.num_hidden_layers
+    layers = range((depth - 1) % 2, depth, 2)
+    half = DualEncoderForQuestionAnswering.from_fusion_encoder(fusion, text_layers=layers, vision_layers=layers)
     models = {
         "fusion_encoder": fusion.to(device),
         "dual_encoder": DualEncoderForQuestionAnswering.from_fusion_encoder(fusion).eval().to(device),
-        "half_depth": half_depth(fusion, DualEncoderForQuestionAnswering).to(device),
+        "half_depth": half.eval().to(device),
     }
     prepacked = 0 if options.no_prepacking else sum([prepack_linear_layers(model) for model in models.values()])
     rows: list[dict[str, Any]] = []

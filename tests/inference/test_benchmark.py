@@ -4,17 +4,16 @@ import time
 
 import pytest
 import torch
+from _training_steps import peak_memory
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dual_distill.inference import (
     PairShape,
     alternate,
-    half_depth,
     measure_answering,
     measure_pair_latency,
     multiply_adds,
-    peak_memory,
     random_pairs,
 )
 from dual_distill.modeling import (
@@ -145,16 +144,6 @@ def test_pairs_have_the_tokens_asked_for_and_the_same_seed_gives_the_same():
         random_pairs(fusion.config, PairShape(3, 9, 10, (16, 24)))
     with pytest.raises(ValueError, match="images of 20 x 24 pixels do not divide into patches of 8"):
         random_pairs(fusion.config, PairShape(3, 9, 4, (20, 24)))
-
-
-def test_half_depth_takes_every_second_layer_and_the_last():
-    fusion, _ = encoders()
-    half = half_depth(fusion, DualEncoderForQuestionAnswering)
-    for tower in (half.dual_encoder.text_model, half.dual_encoder.vision_model):
-        assert len(tower.encoder.layer) == 2
-        for found, wanted in zip(tower.encoder.layer, (1, 3), strict=True):
-            expected = fusion.fusion_encoder.encoder.layer[wanted].attention.attention.query.weight
-            assert torch.equal(found.attention.attention.query.weight, expected)
 
 
 def test_latency_is_per_pair_and_storing_images_is_not_slower_than_encoding_them():

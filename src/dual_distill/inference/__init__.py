@@ -10,11 +10,9 @@ from .benchmark import (
     PairShape,
     Timing,
     alternate,
-    half_depth,
     measure_answering,
     measure_pair_latency,
     multiply_adds,
-    peak_memory,
     random_pairs,
 )
 from .encoding import encode_images, encode_texts
@@ -59,7 +57,6 @@ __all__ = [
     "encode_texts",
     "evaluate_retrieval",
     "export_onnx",
-    "half_depth",
     "image_processor_settings",
     "load_encoder",
     "load_image",
@@ -68,7 +65,6 @@ __all__ = [
     "model_identity",
     "multiply_adds",
     "open_images",
-    "peak_memory",
     "prepack_linear_layers",
     "random_pairs",
     "read_texts",

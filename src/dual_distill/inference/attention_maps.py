@@ -31,24 +31,18 @@ def word_attention(
     model.eval()
     batch = processor(images=image, text=text).to(model.device)
     outputs = model(**batch, output_query_states=[layer], output_key_states=[layer])
-    num_text_tokens = batch["input_ids"].shape[1]
-    to_image, _ = cross_modal_scores(outputs.query_states[0], outputs.key_states[0], num_text_tokens)
+    to_image, _ = cross_modal_scores(outputs.query_states[0], outputs.key_states[0], batch["input_ids"].shape[1])
     probs = to_image[0].float().softmax(-1).mean(0)[:, 1:].cpu().numpy()
 
-    patch_size = getattr(model.config, "vision_config", model.config).patch_size
-    rows, columns = (side // patch_size for side in batch["pixel_values"].shape[-2:])
+    # A word is one or more pieces; special tokens are pieces of none.
     encoding = processor.tokenizer(text, truncation=True)
-    words: list[str] = []
-    maps: list[np.ndarray] = []
     pieces_of: dict[int, list[int]] = {}
     for position, word in enumerate(encoding.word_ids()):
         if word is not None:
             pieces_of.setdefault(word, []).append(position)
-    for pieces in pieces_of.values():
-        first, last = encoding.token_to_chars(pieces[0]), encoding.token_to_chars(pieces[-1])
-        words.append(text[first.start : last.end])
-        maps.append(probs[pieces].mean(0).reshape(rows, columns))
-    return words, np.stack(maps)
 
-
-__all__ = ["word_attention"]
+    patch_size = getattr(model.config, "vision_config", model.config).patch_size
+    grid = [side // patch_size for side in batch["pixel_values"].shape[-2:]]
+    spans = [encoding.word_to_chars(word) for word in pieces_of]
+    maps = [probs[pieces].mean(0).reshape(grid) for pieces in pieces_of.values()]
+    return [text[span.start : span.end] for span in spans], np.stack(maps)

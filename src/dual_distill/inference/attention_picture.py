@@ -5,12 +5,10 @@ a column for each word, a row for each model. Pillow and numpy only, so a card c
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-__all__ = ["draw_attention_picture"]
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -48,7 +46,7 @@ def draw_attention_picture(
     and darkens towards 0.
 
     Args:
-        image: the picture that was asked about, of any size and mode; a small one is enlarged by a whole factor, not
+        image: the image that was asked about, of any size and mode; a small one is enlarged by a whole factor, not
             smoothed.
         words: the W words (or word pieces) of the question, in order. The default font has Latin letters only.
         maps: model name -> `(W, grid height, grid width)`, the share of the word's attention that each patch of `image`
@@ -85,13 +83,12 @@ def draw_attention_picture(
     if tile_size < 1 or words_per_band < 1:
         raise ValueError(f"tile_size and words_per_band must be positive, got {tile_size} and {words_per_band}.")
 
-    tile = _as_tile(image, tile_size)
     peaks = np.max([model_maps.max(axis=(1, 2)) for model_maps in heat.values()], axis=0)
     tops = np.full_like(peaks, peaks.max()) if shared_scale else peaks
     tops = np.where(tops > 0, tops, 1.0)  # a word that looks nowhere is drawn dark, not divided by zero
+    tile = _as_tile(image, tile_size)
     bands = _split_into_bands(len(words), words_per_band, tile.width)
-    columns = max(len(band) for band in bands)
-    width = max(2 * _MARGIN + _LABEL_WIDTH + columns * (tile.width + _GAP) - _GAP, _NARROWEST)
+    width = max(2 * _MARGIN + _LABEL_WIDTH + len(bands[0]) * (tile.width + _GAP) - _GAP, _NARROWEST)
 
     lines = _header_lines(title, " ".join(words) if question is None else question, answers, right_answer)
     parts = [_draw_header(tile, lines, width)]
@@ -100,7 +97,13 @@ def draw_attention_picture(
         values = {name: model_maps[chosen] / tops[chosen, None, None] for name, model_maps in heat.items()}
         parts.append(_draw_band(tile, words[chosen], peaks[chosen], values, width))
     parts.append(_draw_legend(shared_scale, width))
-    return _stacked(parts)
+
+    sheet = Image.new("RGB", (width, sum(part.height for part in parts)), "white")
+    y = 0
+    for part in parts:
+        sheet.paste(part, (0, y))
+        y += part.height
+    return sheet
 
 
 def _checked_maps(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -111,28 +114,28 @@ def _checked_maps(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> dict[
         raise ValueError(
             "maps is empty: give at least one model's attention, name -> (words, grid height, grid width)."
         )
+
     heat = {name: np.asarray(model_maps, dtype=np.float64) for name, model_maps in maps.items()}
     first_name, first = next(iter(heat.items()))
     for name, values in heat.items():
+        what = f"maps[{name!r}]"
         if values.ndim != 3 or values.shape[0] != len(words) or values.size == 0:
             raise ValueError(
-                f"maps[{name!r}] has shape {values.shape}, expected ({len(words)}, grid height, grid width): "
-                f"one map for each of the {len(words)} words."
+                f"{what} has shape {values.shape}, expected ({len(words)}, grid height, grid width): one map for each "
+                f"of the {len(words)} words."
             )
         if values.shape != first.shape:
             raise ValueError(
-                f"maps[{name!r}] has shape {values.shape}, but maps[{first_name!r}] has {first.shape}: "
-                "shares of patches compare only on one grid."
+                f"{what} has shape {values.shape}, but maps[{first_name!r}] has {first.shape}: shares of patches "
+                "compare only on one grid."
             )
         if not np.isfinite(values).all() or values.min() < 0:
-            raise ValueError(
-                f"maps[{name!r}] holds a negative or non-finite number: give attention after softmax, not scores."
-            )
+            raise ValueError(f"{what} holds a negative or non-finite number: give attention after softmax, not scores.")
         sums = values.sum(axis=(1, 2))
         if sums.max() > 1 + 1e-3:  # room for the rounding of half precision
             raise ValueError(
-                f"maps[{name!r}] gives {words[int(sums.argmax())]!r} {sums.max():.3f} in sum over the patches, "
-                "expected at most 1: average over the heads, do not add them."
+                f"{what} gives {words[int(sums.argmax())]!r} {sums.max():.3f} in sum over the patches, expected at "
+                "most 1: average over the heads, do not add them."
             )
     return heat
 
@@ -189,8 +192,7 @@ def _patches_along(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     return patch, (pixel - starts[patch] < width) | (starts[patch + 1] - pixel <= width)
 
 
-@dataclass(frozen=True)
-class _Line:
+class _Line(NamedTuple):
     """A line of the header: a quiet label, which may be empty, and the text beside it."""
 
     label: str
@@ -202,41 +204,38 @@ class _Line:
 def _header_lines(title: str, question: str, answers: Mapping[str, str], right_answer: str | None) -> list[_Line]:
     lines = [_Line("", title, _QUIET)] if title else []
     lines.append(_Line("", question, size=_QUESTION_SIZE))
+    if right_answer is None:
+        return lines + [_Line(name, answer) for name, answer in answers.items()]
+
     for name, answer in answers.items():
-        if right_answer is None:
-            lines.append(_Line(name, answer))
-        else:
-            is_right = answer == right_answer
-            verdict = f"{answer}  ({'right' if is_right else 'wrong'})"
-            lines.append(_Line(name, verdict, _RIGHT if is_right else _WRONG))
-    if right_answer is not None:
-        lines.append(_Line("right answer", right_answer))
-    return lines
+        is_right = answer == right_answer
+        marked = f"{answer}  ({'right' if is_right else 'wrong'})"
+        lines.append(_Line(name, marked, _RIGHT if is_right else _WRONG))
+    return [*lines, _Line("right answer", right_answer)]
 
 
 def _draw_header(tile: Image.Image, lines: list[_Line], width: int) -> Image.Image:
     """The untouched image at the left, the lines beside it."""
     left = _MARGIN + max(tile.width + 28, _LABEL_WIDTH)
     room = width - _MARGIN - left
-    label_font = _font(_TEXT_SIZE)
-    indent = min(max(label_font.getlength(line.label) for line in lines) + 24, room / 2)
-    placed: list[tuple[float, int, str, tuple[int, int, int], _Font]] = []
-    y = _MARGIN - 6
+    indent = min(max(_font(_TEXT_SIZE).getlength(line.label) for line in lines) + 24, room / 2)
+
+    # The rows of text first: how many there are decides the height.
+    rows: list[tuple[float, str, _Line]] = []
     for line in lines:
         start = indent if line.label else 0.0
-        if line.label:
-            font, label = _fit(line.label, indent - 24, _TEXT_SIZE)
-            placed.append((left, y, label, _QUIET, font))
-        for text in _wrap(line.text, _font(line.size), room - start) or [""]:
-            font, text = _fit(text, room - start, line.size)
-            placed.append((left + start, y, text, line.colour, font))
-            y += _line_height(line.size)
-    header = Image.new("RGB", (width, max(y, _MARGIN + tile.height) + 20), "white")
-    pen = ImageDraw.Draw(header)
+        rows += [(start, text, line) for text in _wrap(line.text, _font(line.size), room - start) or [""]]
+    height = _MARGIN - 6 + sum(_line_height(line.size) for _, _, line in rows)
+    header, pen = _blank(width, max(height, _MARGIN + tile.height) + 20)
+
     header.paste(tile, (_MARGIN, _MARGIN))
     pen.rectangle([_MARGIN - 1, _MARGIN - 1, _MARGIN + tile.width, _MARGIN + tile.height], outline=_RULE)
-    for x, top, text, colour, font in placed:
-        pen.text((x, top), text, font=font, fill=colour)
+    y, labelled = _MARGIN - 6, None
+    for start, text, line in rows:
+        if line.label and line is not labelled:
+            _write(pen, (left, y), line.label, indent - 24, _TEXT_SIZE, _QUIET)
+        _write(pen, (left + start, y), text, room - start, line.size, line.colour)
+        y, labelled = y + _line_height(line.size), line
     return header
 
 
@@ -245,22 +244,23 @@ def _draw_band(
 ) -> Image.Image:
     """The words of one band over their columns of tiles, a row for each model."""
     row_height = max(tile.height, 3 * _line_height(_TEXT_SIZE))
-    tiles_top = 16 + _line_height(_TEXT_SIZE) + _line_height(_NOTE_SIZE) + 8
-    band = Image.new("RGB", (width, tiles_top + len(maps) * (row_height + _GAP) + 12), "white")
-    pen = ImageDraw.Draw(band)
+    words_bottom = 16 + _line_height(_TEXT_SIZE)
+    tiles_top = words_bottom + _line_height(_NOTE_SIZE) + 8
+    band, pen = _blank(width, tiles_top + len(maps) * (row_height + _GAP) + 12)
     pen.line([(_MARGIN, 0), (width - _MARGIN, 0)], fill=_RULE, width=2)
-    for row, name in enumerate(maps):
-        _draw_row_label(pen, name, tiles_top + row * (row_height + _GAP) + row_height // 2)
-    for column, word in enumerate(words):
-        left = _MARGIN + _LABEL_WIDTH + column * (tile.width + _GAP)
+
+    room = tile.width + _GAP - 4
+    lefts = [_MARGIN + _LABEL_WIDTH + column * (tile.width + _GAP) for column in range(len(words))]
+    for left, word, peak in zip(lefts, words, peaks, strict=True):
         centre = left + tile.width // 2
-        font, text = _fit(word, tile.width + _GAP - 4, _TEXT_SIZE)
-        pen.text((centre, 16 + _line_height(_TEXT_SIZE)), text, font=font, fill=_INK, anchor="md")
-        font, text = _fit(f"peak {100 * peaks[column]:.0f} %", tile.width + _GAP - 4, _NOTE_SIZE)
-        pen.text((centre, tiles_top - 8), text, font=font, fill=_QUIET, anchor="md")
-        for row, values in enumerate(maps.values()):
-            top = tiles_top + row * (row_height + _GAP) + (row_height - tile.height) // 2
-            band.paste(_tile_with_heat(tile, values[column]), (left, top))
+        _write(pen, (centre, words_bottom), word, room, _TEXT_SIZE, _INK, anchor="md")
+        _write(pen, (centre, tiles_top - 8), f"peak {100 * peak:.0f} %", room, _NOTE_SIZE, _QUIET, anchor="md")
+
+    for row, (name, values) in enumerate(maps.items()):
+        top = tiles_top + row * (row_height + _GAP)
+        _draw_row_label(pen, name, top + row_height // 2)
+        for left, value in zip(lefts, values, strict=True):
+            band.paste(_tile_with_heat(tile, value), (left, top + (row_height - tile.height) // 2))
     return band
 
 
@@ -272,73 +272,74 @@ def _draw_row_label(pen: ImageDraw.ImageDraw, name: str, centre: int) -> None:
         lines = [*lines[:2], " ".join(lines[2:])]
     top = centre - len(lines) * _line_height(_TEXT_SIZE) / 2
     for number, line in enumerate(lines):
-        font, text = _fit(line, _LABEL_WIDTH - 16, _TEXT_SIZE)
-        pen.text((_MARGIN, top + number * _line_height(_TEXT_SIZE)), text, font=font, fill=_INK)
+        _write(pen, (_MARGIN, top + number * _line_height(_TEXT_SIZE)), line, _LABEL_WIDTH - 16, _TEXT_SIZE, _INK)
 
 
 def _draw_legend(shared_scale: bool, width: int) -> Image.Image:
     """The colour scale and what it means."""
-    bar_width, bar_height = 300, 24
+    bar_width, bar_height, top = 300, 24, 22
     left = _MARGIN + bar_width + 36
     scale = "One scale for all words" if shared_scale else "One scale for each word"
     compare = "so rows and columns compare." if shared_scale else "so rows compare and columns do not."
-    notes = [
+    notes = (
         "How much of the word's attention falls on each patch of the image.",
         f"{scale}, up to the largest value of any model, {compare}",
-    ]
+    )
     font = _font(_NOTE_SIZE)
     lines = [line for note in notes for line in _wrap(note, font, width - _MARGIN - left)]
-    legend = Image.new("RGB", (width, 20 + max(len(lines), 2) * _line_height(_NOTE_SIZE) + _MARGIN), "white")
-    pen = ImageDraw.Draw(legend)
+    legend, pen = _blank(width, 20 + max(len(lines), 2) * _line_height(_NOTE_SIZE) + _MARGIN)
+
     pen.line([(_MARGIN, 0), (width - _MARGIN, 0)], fill=_RULE, width=2)
     bar = np.rint(_scale_colour(np.linspace(0, 1, bar_width))).astype(np.uint8)
-    legend.paste(Image.fromarray(np.tile(bar, (bar_height, 1, 1))), (_MARGIN, 22))
-    below = 22 + bar_height + 4
+    legend.paste(Image.fromarray(np.tile(bar, (bar_height, 1, 1))), (_MARGIN, top))
+    below, right_end = top + bar_height + 4, "largest peak" if shared_scale else "the word's peak"
     pen.text((_MARGIN, below), "0", font=font, fill=_QUIET)
-    right_end = "largest peak" if shared_scale else "the word's peak"
     pen.text((_MARGIN + bar_width, below), right_end, font=font, fill=_QUIET, anchor="ra")
     for number, line in enumerate(lines):
         pen.text((left, 18 + number * _line_height(_NOTE_SIZE)), line, font=font, fill=_QUIET)
     return legend
 
 
+def _blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    sheet = Image.new("RGB", (width, height), "white")
+    return sheet, ImageDraw.Draw(sheet)
+
+
 def _font(size: int) -> _Font:
     return ImageFont.load_default(size=size)
 
 
-def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
-    sheet = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
-    y = 0
-    for part in parts:
-        sheet.paste(part, (0, y))
-        y += part.height
-    return sheet
+def _line_height(size: int) -> int:
+    return round(size * 1.4)
 
 
 def _wrap(text: str, font: _Font, width: float) -> list[str]:
     """The text in lines that fit where they can: it is broken between words only. No text, no lines."""
-    if not text.strip():
-        return []
-    lines = [""]
+    lines: list[str] = []
     for word in text.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if font.getlength(joined) <= width or not lines[-1]:
-            lines[-1] = joined
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
         else:
             lines.append(word)
     return lines
 
 
-def _fit(text: str, width: float, size: int) -> tuple[_Font, str]:
-    """The text in the largest font up to `size` in which it fits; cut short with dots where none does."""
-    for candidate in range(size, _SMALLEST_SIZE - 1, -2):
-        font = _font(candidate)
-        if font.getlength(text) <= width:
-            return font, text
-    while len(text) > 1 and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return font, text + "..."
-
-
-def _line_height(size: int) -> int:
-    return round(size * 1.4)
+def _write(
+    pen: ImageDraw.ImageDraw,
+    xy: tuple[float, float],
+    text: str,
+    width: float,
+    size: int,
+    colour: tuple[int, int, int],
+    anchor: str = "la",
+) -> None:
+    """Write text in the largest font up to `size` in which it fits; cut short with dots where none does."""
+    font = _font(size)
+    while font.getlength(text) > width and size - 2 >= _SMALLEST_SIZE:
+        size -= 2
+        font = _font(size)
+    if font.getlength(text) > width:
+        while len(text) > 1 and font.getlength(text + "...") > width:
+            text = text[:-1]
+        text += "..."
+    pen.text(xy, text, font=font, fill=colour, anchor=anchor)

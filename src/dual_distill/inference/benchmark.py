@@ -14,10 +14,9 @@ from statistics import median, quantiles
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from dual_distill.modeling import DualEncoderConfig, DualEncoderPreTrainedModel
+from dual_distill.modeling import DualEncoderConfig
 
 # "stored" sides are encoded before the clock starts, "projected" ones also went through their half of the interaction's
 # first linear map (`encode --projected`).
@@ -136,35 +135,6 @@ def alternate(
         low, _, high = quantiles(values, n=4, method="inclusive")
         timings[name] = Timing(median(values), low, high, len(values), calls[name])
     return timings
-
-
-def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
-    """Most bytes of tensors that lived at once during a call, beyond those that lived before it.
-
-    On the CPU torch's own allocations are counted (by its profiler), which is the same in every run; what libraries
-    take beside it, and what the allocator keeps back, is not in it. On a GPU it is torch's peak of allocated memory.
-
-    Example:
-        >>> peak_memory(lambda: torch.zeros(1000) + torch.zeros(1000))   # three vectors of 4,000 bytes
-        12000
-    """
-    device = torch.device(device)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        call()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
 
 
 def multiply_adds(config: PreTrainedConfig, way: str, shape: PairShape) -> int:
@@ -339,22 +309,6 @@ def _calls(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[st
         "both_stored": partial(model, text_embeds=text_embeds, image_embeds=image_embeds),
         "both_projected": partial(model.logits_of_projections, *projections),
     }
-
-
-def half_depth(fusion_encoder: PreTrainedModel, dual_class: type[DualEncoderPreTrainedModel]) -> PreTrainedModel:
-    """A dual encoder whose towers take every second layer of a fusion encoder, the last among them.
-
-    Example:
-        >>> from dual_distill.modeling import DualEncoderModel, FusionEncoderConfig, FusionEncoderModel
-        >>> shape = dict(hidden_size=8, num_attention_heads=2, intermediate_size=16, vocab_size=20, image_size=32)
-        >>> fusion = FusionEncoderModel(FusionEncoderConfig(num_hidden_layers=4, **shape))
-        >>> half_depth(fusion, DualEncoderModel).config.text_config.num_hidden_layers
-        2
-    """
-    depth = fusion_encoder.config.num_hidden_layers
-    layers = range((depth - 1) % 2, depth, 2)
-    model: PreTrainedModel = dual_class.from_fusion_encoder(fusion_encoder, text_layers=layers, vision_layers=layers)
-    return model.eval()
 
 
 def _rounded(value: float) -> float:
