@@ -60,7 +60,7 @@ def make_model(processor, hidden_size=16, seed=1, **fields):
 
 def make_collator(processor):
     return CaptioningCollator(
-        processor, get_task("coco_captioning"), CaptionMasker(processor.tokenizer), max_caption_length=12
+        processor, get_task("coco_captioning"), CaptionMasker(processor.tokenizer), max_text_length=12
     )
 
 

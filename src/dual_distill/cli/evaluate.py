@@ -179,7 +179,9 @@ def evaluate(options: argparse.Namespace) -> EvaluationReport | None:
     model, processor = load_model(options.model, options.revision, HEADS[task.head].classes)
     of_regions = captions.region_options(options, config)
     longest_text = min(captions.text_tokens(config, of_regions), processor.tokenizer.model_max_length)
-    collator = DistillationCollator(processor, task, label_names, longest_text, image_cache_mb=0, **of_regions)
+    collator = DistillationCollator(
+        processor, task, label_names, max_text_length=longest_text, image_cache_mb=0, **of_regions
+    )
     answers = predict_answers(model.to(options.device), rows, collator, options.batch_size)
     if options.submission:
         write_submission(options.submission, list(rows["question_id"]), answers)

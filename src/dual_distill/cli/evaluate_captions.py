@@ -126,7 +126,7 @@ def evaluate_captions(options: argparse.Namespace, task: Task) -> CaptionReport:
     model, processor = load_model(options.model, options.revision, FusionEncoderForCaptioning)
     of_regions = region_options(options, model.config)
     longest = min(text_tokens(model.config, of_regions), model.config.max_caption_tokens)
-    collator = CaptioningCollator(processor, task, max_caption_length=longest, image_cache_mb=0, **of_regions)
+    collator = CaptioningCollator(processor, task, max_text_length=longest, image_cache_mb=0, **of_regions)
     captions = describe_images(model.to(options.device), rows, collator, options.batch_size, **writing_options(options))
     if options.submission:
         write_captions(options.submission, list(captions), list(captions.values()))

@@ -119,7 +119,9 @@ def read_recipe(path: Path, role: str | None = None) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(recipe, dict):
-        raise ValueError(f"{path} holds {type(recipe).__name__}; a recipe is a mapping of fields, `name: value` a line.")
+        raise ValueError(
+            f"{path} holds {type(recipe).__name__}; a recipe is a mapping of fields, `name: value` a line."
+        )
 
     roles = recipe.get("roles", {})
     if not roles and role is None:

@@ -2,8 +2,9 @@
 
 from .answers import answer_coverage, build_answer_vocabulary
 from .augmentation import RandAugment
+from .collators.base import ID_COLUMNS
 from .collators.captioning import TAG_LENGTH, CaptioningCollator, CaptionMasker
-from .collators.distillation import ID_COLUMNS, DistillationCollator
+from .collators.distillation import DistillationCollator
 from .collators.masking import WholeWordMasker
 from .collators.pretraining import PreTrainingCollator
 from .collators.region_inputs import NUM_TAGS, distinct_tags, pad_regions, tag_texts

@@ -167,7 +167,7 @@ def resolve(
         processor,
         data.task,
         head.collator_input(processor.tokenizer, label_names, training_arguments),
-        longest_text,
+        max_text_length=longest_text,
         image_cache_mb=data_arguments.image_cache_mb,
         augmentation=RandAugment(seed=training_arguments.seed) if data_arguments.augmentation != "none" else None,
         **data.regions,

@@ -7,6 +7,7 @@ import torch
 from transformers import BertTokenizer, ViltImageProcessorPil
 
 from dual_distill.data import TASKS, CaptioningCollator, CaptionMasker, DistillationCollator
+from dual_distill.data.collators.base import ImageTextCollator
 from dual_distill.data.collators.region_inputs import tag_texts
 from dual_distill.data.region_set import RegionSet, content_key
 from dual_distill.modeling import DualDistillProcessor
@@ -128,17 +129,17 @@ def test_tags_are_cut_before_the_text(processor):
             batch["attention_mask"], batch["token_type_ids"], strict=True)]  # fmt: skip
 
     assert lengths() == [(11, 4), (3, 0)]
-    assert lengths(max_length=10) == [(10, 3), (3, 0)]
-    assert lengths(max_length=9) == [(9, 2), (3, 0)]
-    assert lengths(max_length=8) == [(7, 0), (3, 0)]  # room for [SEP] alone: no tags
-    assert lengths(max_length=5) == [(5, 0), (3, 0)]
-    assert lengths(max_text_length=4) == [(8, 4), (3, 0)]
+    assert lengths(max_text_length=10) == [(10, 3), (3, 0)]
+    assert lengths(max_text_length=9) == [(9, 2), (3, 0)]
+    assert lengths(max_text_length=8) == [(7, 0), (3, 0)]  # room for [SEP] alone: no tags
+    assert lengths(max_text_length=5) == [(5, 0), (3, 0)]
+    assert lengths(max_text_length=4, max_tag_length=9) == [(8, 4), (3, 0)]
     assert lengths(max_tag_length=2) == [(9, 2), (3, 0)]
-    assert lengths(max_length=7, max_text_length=4) == [(7, 3), (3, 0)]
-    cut = tag_texts(processor.tokenizer, texts, tags, max_length=5)
+    assert lengths(max_text_length=4, max_tag_length=3) == [(7, 3), (3, 0)]
+    cut = tag_texts(processor.tokenizer, texts, tags, max_text_length=5)
     assert [WORDS[index] for index in cut["input_ids"][0]] == ["[CLS]", "a", "red", "dog", "[SEP]"]
     with pytest.raises(ValueError, match="the longest text is 2 tokens"):
-        tag_texts(processor.tokenizer, texts, tags, max_length=2)
+        tag_texts(processor.tokenizer, texts, tags, max_text_length=2)
 
 
 def make(processor, seed=0, **options):
@@ -150,7 +151,7 @@ def make(processor, seed=0, **options):
 def test_some_words_of_the_caption_are_masked_and_kept_as_labels(with_regions, processor, rows, make_store):
     stores = {"regions": make_store("student", 3), "teacher_regions": make_store("teacher", 5)} if with_regions else {}
     collator = make(processor, **stores)
-    clean = collator.pairs(rows)
+    clean = ImageTextCollator.__call__(collator, rows)
     batch = collator(rows)
     assert ("pixel_values" in batch) != with_regions
     assert ("teacher_region_features" in batch) == with_regions
@@ -164,7 +165,7 @@ def test_some_words_of_the_caption_are_masked_and_kept_as_labels(with_regions, p
 
 def test_every_token_of_a_caption_and_its_end_are_masked_sometimes_and_tags_never(processor, rows, make_store):
     collator = make(processor, regions=make_store("student", 3))
-    clean = collator.pairs(rows[:1])
+    clean = ImageTextCollator.__call__(collator, rows[:1])
     caption = [i for i, segment in enumerate(clean["token_type_ids"][0].tolist()) if segment == 0 and i > 0]
     count, kinds = torch.zeros(clean["input_ids"].shape[1]), {"mask": 0, "kept": 0, "random": 0}
     for epoch in range(400):
@@ -221,8 +222,8 @@ def test_what_is_written_about_holds_no_caption(with_regions, processor, rows, m
 
 
 def test_captions_and_tags_have_limits_of_their_own(processor, rows, make_store):
-    collator = make(processor, regions=make_store("student", 3), max_caption_length=5, max_tag_length=2)
-    batch = collator.pairs(rows)
+    collator = make(processor, regions=make_store("student", 3), max_text_length=5, max_tag_length=2)
+    batch = ImageTextCollator.__call__(collator, rows)
     assert words(batch, 0) == ["[CLS]", "a", "red", "dog", "[SEP]", "dog", "[SEP]"]
     assert collator.without_captions()(rows)["input_ids"].shape[1] == 4
 

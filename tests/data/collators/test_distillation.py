@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import BertTokenizer, ViltImageProcessorPil, ViTImageProcessorPil
 
 from dual_distill.data import TASKS, DistillationCollator, ImageError, IndexedDataset, RandAugment, Task, load_task
-from dual_distill.data.collators import distillation as collator_module
+from dual_distill.data.collators import base as collator_module
 from dual_distill.modeling import DualDistillProcessor
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", "is", "it", "red", "what", "colour"]
@@ -287,7 +287,7 @@ def test_odd_pictures_are_taken_or_refused_in_one_sentence(processor, rows, png)
     ):
         make(processor)([{**rows[0], "image": png_that_declares(30_000, 30_000)}])
     with pytest.raises(
-        ImageError, match=r"^row 0 of its batch: the picture of 1 x 2000 pixels cannot be resized .*; crop it"
+        ImageError, match=r"^row 0 of its batch: the image of 1 x 2000 pixels cannot be resized .*; crop it"
     ):
         make(processor)([{**rows[0], "image": png((9, 9, 9), (1, 2_000))}])  # ViLT's resizing leaves no column of it
     fixed = DualDistillProcessor(ViTImageProcessorPil(size={"height": 16, "width": 16}), processor.tokenizer)

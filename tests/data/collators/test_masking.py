@@ -111,7 +111,7 @@ def test_a_tokenizer_without_double_hashes(tokenizer):
 
 
 def test_each_error_by_its_message(tokenizer):
-    with pytest.raises(ValueError, match=r"probability is 0, but a share of words lies above 0"):
+    with pytest.raises(ValueError, match=r"probability is 0, but must be above 0"):
         WholeWordMasker(tokenizer, probability=0)
     with pytest.raises(ValueError, match=r"is not a fast tokenizer"):
         WholeWordMasker(SimpleNamespace(is_fast=False))

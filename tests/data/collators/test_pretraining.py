@@ -131,7 +131,7 @@ def test_workers_collate_the_same(processor, rows):
 
 def test_each_error_by_its_message(processor, rows):
     with pytest.raises(
-        ValueError, match=r"Task 'nlvr2' has 2 images a row \(image_0, image_1\), but a pair is one image"
+        ValueError, match=r"Task 'nlvr2' has 2 images a row \(image_0, image_1\), but a text here is about one"
     ):
         PreTrainingCollator(processor, TASKS["nlvr2"])
     with pytest.raises(ValueError, match="A batch needs at least one row"):

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
-from dual_distill.data.region_set import RegionSet
+from dual_distill.data.region_set import RegionLookup, RegionSet
 
 MAX_REGIONS = 50
 """Most regions an image, as models take them."""
@@ -13,12 +14,62 @@ MAX_REGIONS = 50
 NUM_TAGS = 20
 """Most object tags beside a text."""
 
+NamedImages = tuple[Sequence[Any], str]  # the images of a row, and what errors call the row
+
+
+class RegionInputs:
+    """Finds the regions of a batch's images, for a student and, where it reads features of its own, for its teacher.
+
+    Args:
+        regions: the student's store.
+        teacher_regions: the teacher's features of the same boxes, or None.
+        num_tags: most object tags beside a text.
+        max_regions: most regions an image, the first of the store.
+
+    Raises:
+        ValueError: the two stores have other boxes.
+    """
+
+    def __init__(
+        self, regions: RegionLookup, teacher_regions: RegionLookup | None, num_tags: int, max_regions: int
+    ) -> None:
+        if teacher_regions is not None and teacher_regions.boxes_id != regions.boxes_id:
+            raise ValueError(
+                f"the regions have boxes by {regions.boxes_id!r}, those of the teacher by "
+                f"{teacher_regions.boxes_id!r}, but region i must be the same box on both sides; make the teacher's "
+                "features at the student's boxes (dual-distill regions ... --boxes STUDENT_STORE), and train the "
+                "teacher again on them."
+            )
+        self.regions = regions
+        self.teacher_regions = teacher_regions
+        self.num_tags = num_tags
+        self.max_regions = max_regions
+
+    def __call__(self, rows: Sequence[NamedImages]) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+        """The padded regions of B rows of images, and the object tags of each row."""
+        ours = self._find(self.regions, rows)
+        batch, tags = pad_regions(ours), [distinct_tags(row, self.num_tags) for row in ours]
+        if self.teacher_regions is None:
+            return batch, tags
+
+        theirs = self._find(self.teacher_regions, rows)
+        for (_, name), row, found in zip(rows, ours, theirs, strict=True):
+            counts = [[len(one.boxes_px) for one in of_row] for of_row in (row, found)]
+            if counts[0] != counts[1]:
+                raise ValueError(
+                    f"Row {name}: {self.regions!r} has {counts[0]} regions, {self.teacher_regions!r} {counts[1]}; make "
+                    "the teacher's anew at the student's boxes (--boxes)."
+                )
+        return {**batch, "teacher_region_features": pad_regions(theirs)["region_features"]}, tags
+
+    def _find(self, store: RegionLookup, rows: Sequence[NamedImages]) -> list[list[RegionSet]]:
+        return [[store.find_image(image, name).first(self.max_regions) for image in images] for images, name in rows]
+
 
 def tag_texts(
     tokenizer: Any,
     texts: Sequence[str],
     tags: Sequence[Sequence[str]],
-    max_length: int | None = None,
     max_text_length: int | None = None,
     max_tag_length: int | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -28,9 +79,9 @@ def tag_texts(
         tokenizer: has `cls_token_id`, `sep_token_id` and `pad_token_id`.
         texts: B texts.
         tags: B lists of words; none for a row leaves `[CLS] text [SEP]`.
-        max_length: most tokens of both together; None: no limit.
-        max_text_length: most tokens of `[CLS] text [SEP]`; None: `max_length`.
-        max_tag_length: most tokens of `tags [SEP]`; None: what `max_length` leaves.
+        max_text_length: most tokens of `[CLS] text [SEP]`; None: no limit.
+        max_tag_length: most tokens of `tags [SEP]`, beside those of the text; None: what the text leaves of
+            `max_text_length`.
 
     Returns:
         `input_ids`, `attention_mask`, `token_type_ids` `(B, T)` int64, padded to the longest; segment 0 for the text, 1
@@ -42,39 +93,34 @@ def tag_texts(
     Example:
         >>> from dual_distill.data.tokenizer import train_tokenizer
         >>> tokenizer = train_tokenizer(["a red circle and a dog"])
-        >>> batch = tag_texts(tokenizer, ["a red circle"], [["dog", "circle"]], max_length=7)
+        >>> batch = tag_texts(tokenizer, ["a red circle"], [["dog", "circle"]], max_text_length=7)
         >>> tokenizer.convert_ids_to_tokens(batch["input_ids"][0]), batch["token_type_ids"][0].tolist()
         (['[CLS]', 'a', 'red', 'circle', '[SEP]', 'dog', '[SEP]'], [0, 0, 0, 0, 0, 1, 1])
     """
     for name in ("cls_token_id", "sep_token_id", "pad_token_id"):
         if getattr(tokenizer, name) is None:
-            raise ValueError(
-                f"{type(tokenizer).__name__} has no {name}, which texts with tags need; take a BERT-like tokenizer."
-            )
-    text_limit = max_length if max_text_length is None else min(max_text_length, max_length or max_text_length)
-    if text_limit is not None and text_limit < 3:
-        raise ValueError(
-            f"the longest text is {text_limit} tokens, which leaves none beside [CLS] and [SEP]; give 3 or more."
-        )
+            raise ValueError(f"{type(tokenizer).__name__} has no {name}, which tags need; take a BERT-like tokenizer.")
+    if max_text_length is not None and max_text_length < 3:
+        raise ValueError(f"the longest text is {max_text_length} tokens, [CLS] and [SEP] among them; give at least 3.")
+
     pieces = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     words = tokenizer([" ".join(row) for row in tags], add_special_tokens=False)["input_ids"]
     rows, segments = [], []
     for text, tag in zip(pieces, words, strict=True):
-        ids = [
-            tokenizer.cls_token_id,
-            *(text if text_limit is None else text[: text_limit - 2]),
-            tokenizer.sep_token_id,
-        ]
-        room = len(tag) + 1 if max_length is None else max_length - len(ids)
-        room = room if max_tag_length is None else min(room, max_tag_length)
+        kept = text if max_text_length is None else text[: max_text_length - 2]
+        ids = [tokenizer.cls_token_id, *kept, tokenizer.sep_token_id]
+
+        # What is too long is cut from the tags, whose [SEP] needs a token of its own.
+        room = len(tag) + 1 if max_text_length is None else max_text_length - len(ids)
+        room = room if max_tag_length is None else min(len(tag) + 1, max_tag_length)
         behind = [*tag[: room - 1], tokenizer.sep_token_id] if tag and room > 1 else []
         rows.append(ids + behind)
         segments.append([0] * len(ids) + [1] * len(behind))
-    longest = max(map(len, rows))
+
     return {
-        "input_ids": torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
-        "token_type_ids": torch.tensor([row + [0] * (longest - len(row)) for row in segments]),
+        "input_ids": _padded([torch.tensor(row) for row in rows], tokenizer.pad_token_id),
+        "attention_mask": _padded([torch.ones(len(row), dtype=torch.int64) for row in rows]),
+        "token_type_ids": _padded([torch.tensor(row) for row in segments]),
     }
 
 
@@ -82,7 +128,7 @@ def distinct_tags(regions: Sequence[RegionSet], num_tags: int) -> list[str]:
     """Return the first tags of the regions of a row, each word once, the most certain regions first.
 
     Args:
-        regions: one entry an image.
+        regions: one region set an image.
         num_tags: most tags.
 
     Example:
@@ -95,17 +141,17 @@ def distinct_tags(regions: Sequence[RegionSet], num_tags: int) -> list[str]:
 
 
 def pad_regions(rows: Sequence[Sequence[RegionSet]]) -> dict[str, torch.Tensor]:
-    """Pad the regions of a batch to the most of a picture.
+    """Pad the regions of a batch to the most of an image.
 
     Args:
         rows: B rows of N region sets.
 
     Returns:
-        `region_features` `(B, R, F)` float32, `region_boxes` `(B, R, 6)` as `RegionSet.normalized_boxes`, `region_mask` `(B,
-        R)` bool; for N > 1 with an axis of images behind the rows.
+        `region_features` `(B, R, F)` float32, `region_boxes` `(B, R, 6)` as `RegionSet.normalized_boxes`, `region_mask`
+        `(B, R)` bool; for N > 1 with an axis of images behind the rows.
 
     Raises:
-        ValueError: pictures have features of unlike width.
+        ValueError: images have features of unlike width.
 
     Example:
         >>> one = RegionSet(torch.ones(1, 4), torch.tensor([[0.0, 0.0, 5.0, 5.0]]), torch.ones(1), ["dog"], 10, 10)
@@ -116,18 +162,15 @@ def pad_regions(rows: Sequence[Sequence[RegionSet]]) -> dict[str, torch.Tensor]:
     widths = sorted({one.features.shape[1] for one in images})
     if len(widths) != 1:
         raise ValueError(f"the regions of one batch have features {widths} wide; take them from one store.")
-    most = max(len(one.boxes_px) for one in images)
-    features = torch.zeros(len(images), most, widths[0])
-    boxes = torch.zeros(len(images), most, 6)
-    mask = torch.zeros(len(images), most, dtype=torch.bool)
-    for place, one in enumerate(images):
-        number = len(one.boxes_px)
-        features[place, :number] = one.features
-        boxes[place, :number] = one.normalized_boxes()
-        mask[place, :number] = True
-    batch = {"region_features": features, "region_boxes": boxes, "region_mask": mask}
+
+    batch = {
+        "region_features": _padded([one.features.float() for one in images]),
+        "region_boxes": _padded([one.normalized_boxes() for one in images]),
+        "region_mask": _padded([torch.ones(len(one.boxes_px), dtype=torch.bool) for one in images]),
+    }
     num_images = len(rows[0])
     return batch if num_images == 1 else {name: tensor.unflatten(0, (-1, num_images)) for name, tensor in batch.items()}
 
 
-__all__ = ["MAX_REGIONS", "NUM_TAGS", "distinct_tags", "pad_regions", "tag_texts"]
+def _padded(rows: list[torch.Tensor], value: float = 0) -> torch.Tensor:
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)

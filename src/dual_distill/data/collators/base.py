@@ -1,0 +1,231 @@
+"""Rows of a task to one padded batch of texts and images, for every collator of this package.
+
+Decoding and resizing cost more than a small model's forward pass, so prepared images are kept in memory by content, up
+to a limit in bytes. What is unusual: a full cache stops taking images in instead of throwing the oldest out. Training
+visits every image once an epoch in a new order; if the data is larger than the cache, a least-recently-used cache has
+mostly dropped an image by the time it is asked for again, while a fixed set keeps its share of hits, and costs no
+bookkeeping. Augmented images differ in each epoch and are not kept.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dual_distill.data.images import MAX_PIXELS, ImageError, decode_image, image_source
+from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
+from dual_distill.data.region_set import RegionLookup
+from dual_distill.data.tasks import Task
+
+from .region_inputs import MAX_REGIONS, NUM_TAGS, RegionInputs, tag_texts
+
+ID_COLUMNS = ("question_id", "identifier", "scene_id", "pair_id", "image_id", "id")
+"""Columns that name a row in an error, where the data has them."""
+
+ROW_NAME = "__name__"
+"""Key under which `ImageTextCollator.read_rows` puts what errors call a row."""
+
+Row = Mapping[str, Any]
+Batch = dict[str, torch.Tensor]
+
+_NO_LIMIT = 1_000_000  # from here on, a tokenizer's `model_max_length` stands for none (transformers writes 1e30)
+
+
+class ImageTextCollator:
+    """Makes the texts and images of a batch: what all collators share.
+
+    Args:
+        processor: a `DualDistillProcessor`: `tokenizer`, `prepare_image(image) -> (3, H, W)` and
+            `pad_images(images) -> {"pixel_values", "pixel_mask"}`.
+        task: which columns are what.
+        max_text_length: longest text in tokens; longer ones are cut. None: the tokenizer's own limit, if it has one.
+        image_cache_mb: limit of the cache of prepared images in MB (1e6 bytes), in each data-loading process; 0 turns
+            it off. With `DataLoader(num_workers > 0)` set `persistent_workers=True`, or the cache ends with the epoch.
+        max_pixels: largest accepted image, width x height in pixels.
+        augmentation: `(RGB image, key) -> RGB image`, applied after decoding and before resizing to rows of
+            `IndexedDataset`, and to no others: training rows are wrapped in it, evaluation rows are not, and one
+            collator serves both. `key = (row["__epoch__"], row["__index__"], index of the image column)`, so that it
+            can draw the same change for the same key. None changes nothing.
+        regions: where the regions of each image are; the batch then holds them in place of pixels, and their tags
+            behind the text. None: pixels.
+        teacher_regions: the teacher's features of the same boxes, which the batch holds beside them; None: teacher and
+            student read the same.
+        num_tags: most object tags beside a text, each once; 0: none.
+        max_regions: most regions an image, the first of the store.
+        max_tag_length: most tokens of the tags, beside those of the text; None: what `max_text_length` leaves.
+
+    Raises:
+        ValueError: the task has several images a row where one is needed, a limit is negative, the two stores have
+            other boxes, or an augmentation is given beside regions, whose features it cannot change.
+    """
+
+    one_image = False  # whether a row of the batch has one image
+
+    def __init__(
+        self,
+        processor: Any,
+        task: Task,
+        max_text_length: int | None = None,
+        image_cache_mb: float = 512,
+        max_pixels: int = MAX_PIXELS,
+        augmentation: Callable[[Image.Image, tuple[Any, Any, int]], Image.Image] | None = None,
+        regions: RegionLookup | None = None,
+        teacher_regions: RegionLookup | None = None,
+        num_tags: int = NUM_TAGS,
+        max_regions: int = MAX_REGIONS,
+        max_tag_length: int | None = None,
+    ) -> None:
+        if self.one_image and len(task.image_columns) != 1:
+            columns = f"{len(task.image_columns)} images a row ({', '.join(task.image_columns)})"
+            raise ValueError(f"Task {task.name!r} has {columns}, but a text here is about one; choose another task.")
+        if image_cache_mb < 0:
+            raise ValueError(f"image_cache_mb is {image_cache_mb}, but must be at least 0 (no cache).")
+        if regions is None and teacher_regions is not None:
+            raise ValueError("teacher_regions are given without regions; give the student's store as well.")
+        if regions is not None and augmentation is not None:
+            raise ValueError("an augmentation is given beside regions, which it cannot change; leave one of them out.")
+
+        self.processor = processor
+        self.task = task
+        self.max_text_length = max_text_length
+        self.max_pixels = max_pixels
+        self.augmentation = augmentation
+        self.max_tag_length = max_tag_length
+        self.regions = None if regions is None else RegionInputs(regions, teacher_regions, num_tags, max_regions)
+        self._cache = _ImageCache(image_cache_mb * 1e6)
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """One batch.
+
+        Args:
+            rows: B rows with the task's columns. `__index__` names a row in errors; without it, its position in the
+                batch and the id columns do.
+
+        Returns:
+            `input_ids`, `attention_mask` `(B, T)` int64, padded to the longest text; `pixel_values` `(B, N, 3, H, W)`
+            float32; `pixel_mask` `(B, N, H, W)`. With `regions`, in place of pixels, `region_features` `(B, R, F)`,
+            `region_boxes` `(B, R, 6)`, `region_mask` `(B, R)` bool and `token_type_ids` `(B, T)`, 1 for tags; with
+            `teacher_regions` also `teacher_region_features` `(B, R, F')`.
+
+        Raises:
+            ImageError: an image cannot be used.
+            ValueError: no rows, a column is missing, a text is empty, or a store lacks an image; the message names
+                the row.
+        """
+        return self.encode(self.read_rows(rows, self.task.text_column))
+
+    def encode(self, rows: Sequence[Row]) -> Batch:
+        """Tokenize the texts and prepare the images of rows that `read_rows` returned."""
+        texts = [self._text(row) for row in rows]
+        max_length = self.max_text_length
+        if max_length is None and self.processor.tokenizer.model_max_length < _NO_LIMIT:
+            max_length = self.processor.tokenizer.model_max_length
+
+        if self.regions is not None:
+            return self._tagged(self.regions, rows, texts, max_length)
+        cut = {"truncation": max_length is not None, "max_length": max_length}
+        encoded = self.processor.tokenizer(texts, padding="longest", return_tensors="pt", **cut)
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")} | self._pixels(rows)
+
+    def encode_images(self, rows: Sequence[Row]) -> Batch:
+        """Prepare the images of a batch without its texts; for regions with the tags behind empty ones."""
+        rows = self.read_rows(rows)
+        return self._pixels(rows) if self.regions is None else self._tagged(self.regions, rows, [""] * len(rows), None)
+
+    def read_rows(self, rows: Sequence[Row], *columns: str) -> Sequence[Row]:
+        """Refuse rows that lack an image column or one of `columns`; name them, and read image files, undecoded."""
+        if not rows:
+            raise ValueError("A batch needs at least one row, but the list is empty.")
+
+        read: list[dict[str, Any]] = []
+        for position, row in enumerate(rows):
+            name = _row_name(row, position)
+            for column in (*self.task.image_columns, *columns):
+                if column not in row:
+                    raise ValueError(
+                        f"Row {name} has no column {column!r}, which task {self.task.name!r} needs; it has: "
+                        f"{', '.join(row)}. (In a Trainer, set remove_unused_columns=False.)"
+                    )
+
+            # A file is read once: for the key of its content, for its pixels, and for what a subclass hashes.
+            read.append({**row, ROW_NAME: name})
+            for column in self.task.image_columns:
+                path, source = image_source(row[column], name)
+                read[-1][column] = source if isinstance(source, Image.Image) else {"bytes": source, "path": path}
+        return read
+
+    def _text(self, row: Row) -> str:
+        column = self.task.text_column
+        text = row[column]
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"Row {row[ROW_NAME]}: the text in column {column!r} is {text!r}, but a text has words; drop the row."
+            )
+        return text
+
+    def _tagged(self, regions: RegionInputs, rows: Sequence[Row], texts: list[str], max_length: int | None) -> Batch:
+        """Texts with the tags of their regions behind them, and the regions."""
+        batch, tags = regions([([row[column] for column in self.task.image_columns], row[ROW_NAME]) for row in rows])
+        return tag_texts(self.processor.tokenizer, texts, tags, max_length, self.max_tag_length) | batch
+
+    def _pixels(self, rows: Sequence[Row]) -> Batch:
+        indices = range(len(self.task.image_columns))
+        batch: Batch = self.processor.pad_images([[self._image(row, index) for index in indices] for row in rows])
+        return batch
+
+    def _image(self, row: Row, index: int) -> torch.Tensor:
+        """One prepared image `(3, H, W)`: augmented anew, or kept from the last time that its content was seen."""
+        value, name = row[self.task.image_columns[index]], row[ROW_NAME]
+        is_augmented = self.augmentation is not None and EPOCH_COLUMN in row and INDEX_COLUMN in row
+        key = b"" if is_augmented else hashlib.blake2b(image_content(value), digest_size=16).digest()
+        if key in self._cache:
+            return self._cache[key]
+
+        image = decode_image(value, name, self.max_pixels)
+        if self.augmentation is not None and is_augmented:
+            image = self.augmentation(image, (row[EPOCH_COLUMN], row[INDEX_COLUMN], index))
+        try:
+            prepared: torch.Tensor = self.processor.prepare_image(image)
+        except (ValueError, ZeroDivisionError) as error:
+            raise ImageError(
+                f"row {name}: the image of {image.width} x {image.height} pixels cannot be resized ({error}); "
+                "crop it to a less extreme shape, or drop the row."
+            ) from error
+
+        if not is_augmented:
+            self._cache.keep(key, prepared)
+        return prepared
+
+
+class _ImageCache(dict[bytes, torch.Tensor]):
+    """Prepared images by content, up to a limit; copies of a collator share it, another process starts with none."""
+
+    def __init__(self, limit_bytes: float) -> None:
+        super().__init__()
+        self.limit_bytes = self.free_bytes = limit_bytes
+
+    def keep(self, key: bytes, image: torch.Tensor) -> None:
+        """Take an image in, if it fits."""
+        if image.nbytes <= self.free_bytes:
+            self[key] = image
+            self.free_bytes -= image.nbytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ImageCache, (self.limit_bytes,)
+
+
+def image_content(image: Image.Image | Mapping[str, Any]) -> bytes:
+    """What an image holds: its encoded bytes, or the pixels of one in memory and what changes how they are decoded."""
+    if not isinstance(image, Image.Image):
+        return bytes(image["bytes"])
+    return repr((image.mode, image.size, sorted(map(str, image.info.items())))).encode() + image.tobytes()
+
+
+def _row_name(row: Row, position: int) -> str:
+    """What errors call a row: its number, or its position in the batch and what identifies it."""
+    if INDEX_COLUMN in row:
+        return str(row[INDEX_COLUMN])
+    ids = ", ".join(f"{column} {row[column]}" for column in ID_COLUMNS if column in row)
+    return f"{position} of its batch ({ids})" if ids else f"{position} of its batch"
