@@ -19,7 +19,9 @@ def folder(tmp_path: Path) -> Path:
     labels = {"id2label": {"0": "yes", "1": "no"}, "image_size": 8, "patch_size": 4}
     config = {"architectures": ["FusionEncoderForQuestionAnswering"], **shape, **labels}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "results.json").write_text(json.dumps({"task": "scenes", "seed": 0, "steps": 4, "eval_accuracy": 0.5}))
+    measured = {"metric": "accuracy", "value": 0.5, "split": "validation", "source": "dual-distill train"}
+    record = {"format": 2, "data": {"name": "scenes"}, "seed": 0, "steps": 4, "measurements": [measured]}
+    (folder / "run.json").write_text(json.dumps(record))
     save_file({"weight": np.zeros(3, np.float32)}, folder / "model.safetensors")
     return folder
 
@@ -51,6 +53,6 @@ def test_refusals(folder: Path) -> None:
         run([str(folder), "--teacher-evaluation", "a.json"])
     with pytest.raises(ValueError, match=r"there is no file 'a\.json'"):
         run([str(folder), "--evaluation", "a.json"])
-    (folder / "results.json").unlink()
-    with pytest.raises(ValueError, match=r"has no run\.json and no results\.json"):
+    (folder / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"has no run\.json, so it is not known"):
         run([str(folder), "--evaluation", str(folder / "config.json")])

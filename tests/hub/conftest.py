@@ -34,7 +34,7 @@ from dual_distill.modeling import (
 TOKEN = "hf_" + "ThisIsTheTokenOfTheTests" * 2
 OWNER = "me"
 CUT, CORRUPT, LOST = "cut", "corrupt", "lost"  # no answer; a flipped bit; done, but the answer never arrives
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "in", "the", "picture", "?"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "in", "the", "image", "?"]
 ANSWERS = ["yes", "no", "red", "blue"]
 SIDE = 16
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"

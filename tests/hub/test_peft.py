@@ -18,9 +18,9 @@ ANSWERS = ["yes", "no", "red", "blue"]
 
 
 def rows(processor: DualDistillProcessor) -> list[dict[str, torch.Tensor]]:
-    """Eight rows of one picture each, in eight greys."""
+    """Eight rows of one image each, in eight greys."""
     batch = processor(
-        text=["what is in the picture?"] * 8, images=[Image.new("RGB", (16, 16), (30 * i,) * 3) for i in range(8)]
+        text=["what is in the image?"] * 8, images=[Image.new("RGB", (16, 16), (30 * i,) * 3) for i in range(8)]
     )
     return [{**{name: batch[name][i] for name in batch}, "labels": torch.tensor(i % len(ANSWERS))} for i in range(8)]
 

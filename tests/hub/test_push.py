@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from dual_distill.hub_cards import DataOrigin, Measurement, Origin, PushError, RunRecord, push_folder, write_run
+from dual_distill.hub_cards import (
+    DataOrigin,
+    Measurement,
+    ObjectiveRecord,
+    Origin,
+    PushError,
+    RunRecord,
+    push_folder,
+    write_run,
+)
 
 REPO = "me/model"
 
@@ -107,7 +116,7 @@ def test_nothing_that_was_pushed_names_token_home_or_user(
     monkeypatch.setenv("LOGNAME", "adalovelace")
     folder = make_folder(_name_or_path=str(home / "runs"))
     run = RunRecord(
-        "dide",
+        ObjectiveRecord("DiDEObjective", {"attention_weight": 1.0}),
         DataOrigin("shop", {"train": 10}),
         teacher=Origin("adalovelace/teacher", "0" * 40, on_hub=True),  # public: it is a repository's name
         measurements=(Measurement("accuracy", 0.5, "test", "dual-distill evaluate", teacher=0.6),),

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from dual_distill.hub_cards import (
     DataOrigin,
     Measurement,
+    ObjectiveRecord,
     Origin,
     RunRecord,
     Speed,
@@ -27,13 +28,13 @@ from dual_distill.teachers import load_model
 
 ANSWERS = ["yes", "no", "red", "blue"]
 
-# Prints a digest of the weights, and the logits as exact hexadecimal numbers for a picture and question that both sides
+# Prints a digest of the weights, and the logits as exact hexadecimal numbers for an image and question that both sides
 # know.
 COMPARE = """
 import hashlib, json, torch
 from PIL import Image
 torch.set_num_threads(1)  # the order of sums depends on the number of threads
-batch = processor(text="what is in the picture?", images=Image.linear_gradient("L").resize((16, 16)).convert("RGB"))
+batch = processor(text="what is in the image?", images=Image.linear_gradient("L").resize((16, 16)).convert("RGB"))
 with torch.inference_mode():
     logits = model(**batch).logits[0].double().tolist()
 weights = hashlib.sha256(b"".join(value.numpy().tobytes() for name, value in sorted(model.state_dict().items())))
@@ -83,8 +84,8 @@ def test_a_distilled_dual_encoder_loads_with_the_package_and_without_and_its_qui
     model, folder = make_model("dual"), tmp_path / "student"
     processor = save_model(model, folder)
     run = RunRecord(
-        "dide",
-        DataOrigin("shop", {"train": 90, "test": 10}, hub_id="me/shop", revision="b" * 40),
+        ObjectiveRecord("DiDEObjective", {"attention_weight": 1.0}),
+        DataOrigin("shop", {"train": 90, "test": 10}, hub_ids=["me/shop"], revision="b" * 40),
         teacher=Origin("me/teacher", "a" * 40, on_hub=True),
         start=Origin("me/teacher", "a" * 40, on_hub=True),
         measurements=(
@@ -140,8 +141,10 @@ def test_a_model_pushes_itself_in_one_commit(hub, make_model) -> None:
     assert repo.titles == ["initial commit", "From the model"]
     assert address.endswith(repo.branches["main"])
     assert set(repo.files()) == {"README.md", "config.json", "model.safetensors"}
-    with pytest.raises(ValueError, match="tags and commit_description are not taken"):
-        push_pretrained(model, "me/itself", tags=["mine"])
+    push_pretrained(model, "me/itself", tags=["mine"])
+    assert {"mine", "dual_distill"} <= set(ModelCard(repo.files()["README.md"].decode()).data.tags)
+    with pytest.raises(ValueError, match="commit_description is not taken"):
+        push_pretrained(model, "me/itself", commit_description="mine")
 
 
 def test_a_name_with_a_revision_loads_that_commit(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dual_distill.hub_cards.architectures import add_code, read_architecture
 from dual_distill.hub_cards.checkpoint_folder import collect, refuse_leaks
-from dual_distill.hub_cards.shipped_code import add_code, code_files
 
 
 def test_what_goes_what_stays_and_how_many_parameters(make_folder: Callable[..., Path]) -> None:
@@ -60,7 +60,7 @@ def test_other_files_that_are_not_what_their_names_say(make_folder: Callable[...
 
 
 def test_a_folder_without_config_or_weights(make_folder: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         collect(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"has no config\.json, so it holds no checkpoint"):
         collect(tmp_path)
@@ -94,7 +94,8 @@ def test_answers_may_be_names_but_no_other_text_of_a_program_may(monkeypatch: py
 
 def test_code_is_complete_and_points_to_itself(make_folder: Callable[..., Path]) -> None:
     folder = make_folder()
-    files = add_code(collect(folder).files, "DualEncoderForQuestionAnswering")
+    found = collect(folder)
+    files = add_code(found.files, found.architecture)
     auto_map = json.loads(files["config.json"])["auto_map"]
     assert auto_map["AutoModelForVisualQuestionAnswering"] == "modeling_dual_encoder.DualEncoderForQuestionAnswering"
     assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForVisualQuestionAnswering"}
@@ -102,12 +103,13 @@ def test_code_is_complete_and_points_to_itself(make_folder: Callable[..., Path])
         "AutoProcessor": "processing_dual_distill.DualDistillProcessor"
     }
     assert "__init__.py" not in files
-    for name in code_files("DualEncoderForQuestionAnswering"):
-        assert b"dual_distill." not in files[name]
+    modules = {name for name in files if name.endswith(".py")}
+    assert {"modeling_dual_encoder.py", "processing_dual_distill.py", "configuration_dual_encoder.py"} <= modules
+    assert all(b"dual_distill." not in files[name] for name in modules)
     with pytest.raises(ValueError, match="names the architecture 'DualEncoderForVideos', which this version"):
-        code_files("DualEncoderForVideos")
+        read_architecture("DualEncoderForVideos")
     with pytest.raises(ValueError, match="no Auto class of transformers loads FusionEncoderForImageTextRetrieval"):
-        code_files("FusionEncoderForImageTextRetrieval")
+        add_code(found.files, read_architecture("FusionEncoderForImageTextRetrieval"))
     (folder / "processor_config.json").unlink()
     with pytest.raises(ValueError, match=r"there is no processor_config\.json beside the model"):
-        add_code(collect(folder).files, "DualEncoderForQuestionAnswering")
+        add_code(collect(folder).files, found.architecture)

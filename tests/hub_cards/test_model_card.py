@@ -5,16 +5,36 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors.numpy import save_file
 
-from dual_distill.hub_cards import DataOrigin, Measurement, Origin, RunRecord, write_card, write_run
-from dual_distill.hub_cards.hand_written import choose, parse_card, render_card
+from dual_distill.hub_cards import (
+    DataOrigin,
+    Measurement,
+    ObjectiveRecord,
+    Origin,
+    RunRecord,
+    read_run,
+    write_card,
+    write_run,
+)
+from dual_distill.hub_cards.model_card import choose, parse_card, render_card
 
+PAPER = {
+    "method": "cross-modal attention distillation (DiDE)",
+    "reference": "Wang et al., EMNLP 2022",
+    "url": "https://arxiv.org/abs/2112.08723",
+    "bibtex": "@inproceedings{wang2022distilled}",
+}
+OBJECTIVE = ObjectiveRecord(
+    "DiDEObjective", {"attention_weight": 1.0, "soft_label_weight": 1.0, "label_weight": 0.0}, PAPER
+)
 RUN = RunRecord(
-    "dide",
-    DataOrigin("shop", {"train": 90}, hub_id="me/shop", revision="r1"),
+    OBJECTIVE,
+    DataOrigin("shop", {"train": 90}, hub_ids=["me/shop"], revision="r1"),
     teacher=Origin("teacher", "sha256:0123456789abcdef", on_hub=False),
     settings={"max_steps": 1500},
     seed=0,
@@ -55,6 +75,7 @@ def test_a_distilled_dual_encoder_says_what_happened(make_folder: Callable[..., 
 
 def test_a_card_says_what_the_run_did_and_no_more(make_folder: Callable[..., Path]) -> None:
     folder = make_folder()
+    objective = ObjectiveRecord("DiDEObjective", {"attention_weight": 0.0, "soft_label_weight": 1, "label_weight": 0.5})
     settings = {
         "attention_weight": 0.0,
         "label_weight": 0.5,
@@ -64,12 +85,14 @@ def test_a_card_says_what_the_run_did_and_no_more(make_folder: Callable[..., Pat
         "learning_rate": 0.1,
     }
     measured = Measurement("accuracy", 2 / 3, "test", "dual-distill evaluate", rows=9, text_only=2 / 3)
-    write_run(folder, replace(RUN, settings=settings, steps=7, teacher=None, measurements=(measured,)))
+    write_run(
+        folder, replace(RUN, objective=objective, settings=settings, steps=7, teacher=None, measurements=(measured,))
+    )
     card = write_card(folder).read_text()
     assert "it learned to give the teacher's answers and from the labels themselves." in card
     assert "from the defaults: `attention_weight: 0.0`, `label_weight: 0.5`, `learning_rate: 0.1`; [run.json]" in card
     # Columns that nobody measured are not there, nor digits that nobody could.
-    assert "| metric | split | rows | this model | text alone | source |\n|---|---|---|---|---|---|\n" in card
+    assert "| metric | split | rows | this model | question only | source |\n|---|---|---|---|---|---|\n" in card
     assert "| accuracy | test | 9 | 66.7 % | 66.7 % | `dual-distill evaluate` |" in card
     [result] = ModelCard(card).data.eval_results
     assert result.metric_value == 0.6667
@@ -81,15 +104,17 @@ def test_a_card_says_what_the_run_did_and_no_more(make_folder: Callable[..., Pat
 def test_a_student_of_distillvlm_cites_its_paper_and_says_what_it_learned(make_folder: Callable[..., Path]) -> None:
     folder = make_folder("FusionEncoderForCaptioning")
     measured = Measurement("cider", 0.8, "test", "dual-distill evaluate", rows=9, teacher=0.95)
-    run = replace(RUN, method="distillvlm", measurements=(measured,))
+    paper = {**PAPER, "url": "https://arxiv.org/abs/2104.02096", "bibtex": "@inproceedings{fang2021compressing}"}
     taught = "to give the teacher's answers and to look where the teacher looks"
-    for settings, learned in (
+    weights = {"soft_label_weight": 1.0, "attention_weight": 1.0, "hidden_weight": 1.0, "label_weight": 0.0}
+    for given, learned in (
         ({}, f"{taught} and to have the teacher's hidden states."),
-        ({"hidden_loss": "none"}, f"{taught}."),
+        ({"hidden_weight": 0.0}, f"{taught}."),
         ({"label_weight": 1.0}, f"{taught} and to have the teacher's hidden states and from the labels themselves."),
         ({"hidden_weight": 0.0, "soft_label_weight": 0.0}, "it learned to look where the teacher looks."),
     ):
-        write_run(folder, replace(run, settings=settings))
+        objective = ObjectiveRecord("DistillVLMObjective", weights | given, paper)
+        write_run(folder, replace(RUN, objective=objective, measurements=(measured,)))
         card = write_card(folder).read_text()
         assert learned in card
     assert "https://arxiv.org/abs/2104.02096" in card
@@ -101,7 +126,7 @@ def test_a_student_of_distillvlm_cites_its_paper_and_says_what_it_learned(make_f
 
 def test_the_template_is_found_as_an_installed_package_finds_it() -> None:
     template = importlib.resources.files("dual_distill.hub_cards") / "model_card.md.jinja"
-    assert template.read_text(encoding="utf-8").startswith("# {{ title }}")
+    assert template.read_text(encoding="utf-8").count("\n# {{ title }}\n") == 1
     assert (importlib.resources.files("dual_distill") / "py.typed").is_file()
 
 
@@ -140,7 +165,7 @@ def test_every_kind_of_model_has_a_card_without_numbers_it_does_not_know(
         compile(card.split("```python\n")[1].split("```")[0], "quick start", "exec")
 
 
-def test_a_model_of_regions_says_what_it_reads_and_promises_no_reading_of_pictures(
+def test_a_model_of_regions_says_what_it_reads_and_promises_no_reading_of_images(
     make_folder: Callable[..., Path],
 ) -> None:
     fields = {"visual_inputs": "regions", "region_feature_size": 1024, "max_regions": 20}
@@ -153,7 +178,7 @@ def test_a_model_of_regions_says_what_it_reads_and_promises_no_reading_of_pictur
 def test_a_card_of_captions_writes_one(make_folder: Callable[..., Path]) -> None:
     card = write_card(make_folder("FusionEncoderForCaptioning")).read_text()
     assert "written = model.generate(**batch, num_beams=5)" in card
-    assert "what is in the picture?" not in card
+    assert "what is in the image?" not in card
 
 
 def test_the_code_s_quick_start_needs_no_package(make_folder: Callable[..., Path]) -> None:
@@ -191,8 +216,8 @@ def test_hand_written_text_and_metadata_stay_where_they_are(make_folder: Callabl
 
 def test_readmes_that_cannot_be_told_apart_are_refused() -> None:
     for readme, message in (
-        ("---\na: [1\n---\n", "is no valid YAML"),
-        ("---\n- a\n---\n", "is a list; write `key: value` lines"),
+        ("---\na: [1\n---\n", "is no mapping in YAML .*; write `key: value` lines, or delete it"),
+        ("---\n- a\n---\n", "is no mapping in YAML .*; write `key: value` lines, or delete it"),
         ("<!-- dual_distill card begins -->\n", "does not have our two markers once each"),
         ("<!-- dual_distill card ends --><!-- dual_distill card begins -->", "does not have our two markers once each"),
     ):
@@ -201,7 +226,7 @@ def test_readmes_that_cannot_be_told_apart_are_refused() -> None:
 
 
 def test_the_hand_written_part_that_was_changed_wins() -> None:
-    written = render_card({"a": 1}, "ours", parse_card("old text"))
+    written = render_card(ModelCardData(a=1), "ours", parse_card("old text"))
     edited, other = (parse_card(written.replace("old text", text)) for text in ("new text", "newer text"))
     same = parse_card(written)
     assert choose(edited, same) == edited
@@ -210,3 +235,55 @@ def test_the_hand_written_part_that_was_changed_wins() -> None:
     assert choose(parse_card(""), same) == same
     with pytest.raises(ValueError, match="both have hand-written text, and it differs"):
         choose(edited, other)
+
+
+def test_a_record_of_other_weights_is_said_to_be_stale_and_its_numbers_are_left_out(
+    make_folder: Callable[..., Path],
+) -> None:
+    folder = make_folder()
+    write_run(folder, RUN)
+    assert "62.5 %" in write_card(folder).read_text()
+    save_file({"weight": np.ones((2, 4), np.float32)}, folder / "model.safetensors")
+    card = write_card(folder).read_text()
+    assert "The record of a run beside these weights (run.json) is about other weights" in card
+    assert "No evaluation was noted beside these weights" in card
+    for absent in ("62.5 %", "## Results", "teacher |", "arxiv", "\n\n\n"):
+        assert absent not in card
+    assert ModelCard(card).data.eval_results is None
+    # Nor does a number of the new weights come to stand beside those of the old.
+    record = read_run(folder)
+    assert record is not None
+    with pytest.raises(ValueError, match=r"the record is about weights sha256:.*have changed since; train again"):
+        write_run(folder, record)
+
+
+def test_what_a_person_told_of_the_model_is_in_the_card(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder()
+    data = DataOrigin("shop and yard", {"train": 90}, hub_ids=["me/shop", "me/yard"], arguments=["de", "default"])
+    told = {"model_name": "Clerk", "finetuned_from": "me/base", "tasks": ["visual-question-answering", "other"]}
+    write_run(folder, replace(RUN, data=data, **told))
+    card = write_card(folder, repo_id="me/student", metadata={"language": "de", "tags": ["shop"]}).read_text()
+    assert "\n# Clerk\n" in card
+    assert "| weights started from | [me/base](https://huggingface.co/me/base) |" in card
+    assert "[me/shop](https://huggingface.co/datasets/me/shop), [me/yard](https" in card
+    assert "(de, default), 90 train rows" in card
+    data = ModelCard(card).data
+    assert (data.language, data.base_model, data.model_name) == ("de", "me/base", "Clerk")
+    assert data.datasets == ["me/shop", "me/yard"]
+    assert "shop" in data.tags
+    assert [(one.task_type, one.dataset_config) for one in data.eval_results] == [
+        ("visual-question-answering", "de"),
+        ("other", "de"),
+    ]
+
+
+def test_losses_are_shown_where_nothing_else_was_measured(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder()
+    measurements = [Measurement(name, 0.25, "test", "evaluate") for name in ("loss", "mlm_loss", "accuracy")]
+    write_run(folder, replace(RUN, measurements=tuple(measurements[:2])))
+    card = write_card(folder).read_text()
+    assert "| mlm loss | test |  | 0.25 |" in card  # nats, not per cent
+    write_run(folder, replace(RUN, measurements=tuple(measurements)))
+    card = write_card(folder).read_text()
+    assert "loss | test" not in card
+    assert "| accuracy | test |  | 25.0 % |" in card

@@ -11,6 +11,7 @@ import pytest
 from dual_distill.hub_cards import (
     DataOrigin,
     Measurement,
+    ObjectiveRecord,
     Origin,
     RunRecord,
     Speed,
@@ -26,7 +27,7 @@ DATA = DataOrigin("scenes", {"train": 60})
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = RunRecord(
-        "dide",
+        ObjectiveRecord("DiDEObjective", {"attention_weight": 1.0}, {"url": "https://a.b"}),
         DATA,
         teacher=Origin("me/teacher", "a" * 40, on_hub=True),
         settings={"max_steps": 3},
@@ -39,50 +40,49 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_numbers_without_source_split_or_value_are_refused() -> None:
-    for measurement, message in (
-        (Measurement("accuracy", 0.5, "test", ""), "accuracy on test is 0.5 without a source"),
-        (Measurement("accuracy", 0.5, "", "a command"), "accuracy is 0.5 without a split"),
-        (Measurement("accuracy", float("nan"), "test", "a command"), "holds nan; give finite numbers"),
-        (Measurement("accuracy", 0.5, "test", "a command", teacher="0.9"), "holds '0.9'; give finite numbers"),
+    for fields, message in (
+        (("accuracy", 0.5, "test", ""), "accuracy on test is 0.5 without a source"),
+        (("accuracy", 0.5, "", "a command"), "accuracy is 0.5 without a split"),
+        (("accuracy", float("nan"), "test", "a command"), "holds nan; give finite numbers"),
+        (("accuracy", 0.5, "test", "a command", None, "0.9"), "holds '0.9'; give finite numbers"),
     ):
         with pytest.raises(ValueError, match=message):
-            RunRecord("labels", DATA, measurements=(measurement,))
+            Measurement(*fields)
     with pytest.raises(ValueError, match="the speed has no source or no device"):
-        RunRecord("labels", DATA, speed=Speed(1.0, 2.0, None, "a processor", ""))
-    with pytest.raises(ValueError, match="the teacher 'me/teacher' has no revision"):
-        RunRecord("dide", DATA, teacher=Origin("me/teacher", "", on_hub=True))
-    with pytest.raises(ValueError, match="the method of a run is 'magic'; give one of labels, dide"):
-        RunRecord("magic", DATA)
+        Speed(1.0, 2.0, None, "a processor", "")
+    with pytest.raises(ValueError, match="the checkpoint 'me/teacher' has no revision"):
+        Origin("me/teacher", "", on_hub=True)
 
 
 def test_a_newer_format_and_unknown_fields_are_refused(tmp_path: Path) -> None:
     for content, message in (
-        ({"format": 2}, "has format 2, this version of dual_distill reads 1; update the package"),
+        ({"format": 3}, "has format 3, this version of dual_distill reads 1 and 2; update the package"),
         ({"format": 1, "method": "labels", "data": {"name": "a"}, "mood": 1}, "is no record of a run"),
         ({"format": 1, "method": "labels"}, "is no record of a run"),
+        ({"format": 1, "method": "magic", "data": {"name": "a"}}, "is no record of a run"),
+        ({"format": 2, "data": {"name": "a"}, "mood": 1}, "is no record of a run"),
     ):
         (tmp_path / "run.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match=message):
             read_run(tmp_path)
 
 
-def test_results_of_train_stand_in_for_a_record(tmp_path: Path) -> None:
+def test_records_of_the_first_format_are_read(tmp_path: Path) -> None:
     assert read_run(tmp_path) is None
-    results = {
-        "task": "scenes",
-        "seed": 1,
-        "steps": 4,
-        "eval_accuracy": 0.25,
-        "eval_loss": 1.0,
-        "eval_attention_loss": 0.5,
-    }
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    run = read_run(tmp_path)
-    assert run is not None
-    assert (run.method, run.seed, run.steps) == ("dide", 1, 4)
-    [accuracy] = run.measurements
-    assert (accuracy.metric, accuracy.value, accuracy.split) == ("accuracy", 0.25, "validation")
-    assert "results.json" in accuracy.source
+    record = {"format": 1, "data": {"name": "shop", "hub_id": "me/shop", "rows": {"train": 9}}, "steps": 4}
+    for method, settings, name, weights in (
+        ("labels", {}, None, {}),
+        ("dide", {"label_weight": 0.5}, "DiDEObjective", {"soft_label_weight": 1.0, "label_weight": 0.5}),
+        ("distillvlm", {}, "DistillVLMObjective", {"hidden_weight": 1.0, "label_weight": 0.0}),
+        ("distillvlm", {"hidden_loss": "none"}, "DistillVLMObjective", {"hidden_weight": 0.0}),
+    ):
+        (tmp_path / "run.json").write_text(json.dumps({**record, "method": method, "settings": settings}))
+        run = read_run(tmp_path)
+        assert run is not None
+        assert (run.steps, run.data) == (4, DataOrigin("shop", {"train": 9}, hub_ids=["me/shop"]))
+        assert (run.objective and run.objective.name) == name
+        assert run.objective is None or weights.items() <= run.objective.weights.items()
+        assert run.objective is None or run.objective.paper["url"].startswith("https://arxiv.org/abs/")
 
 
 def test_an_evaluation_is_added_beside_its_teacher_s_and_replaces_an_earlier_one() -> None:
@@ -90,7 +90,7 @@ def test_an_evaluation_is_added_beside_its_teacher_s_and_replaces_an_earlier_one
         "task": "vqa", "split": "test", "rows": 30, "accuracy": 0.4, "vqa_score": 0.5, "text_only": 0.3, "majority": 0.2,
         "vqa_score_by_group": {"number": 0.1}, "consistency": None,
     }  # fmt: skip
-    run = add_evaluation(RunRecord("dide", DATA), mine, "evaluate", {**mine, "vqa_score": 0.6})
+    run = add_evaluation(RunRecord(data=DATA), mine, "evaluate", {**mine, "vqa_score": 0.6})
     [score] = run.measurements
     assert (score.metric, score.value, score.teacher, score.text_only, score.majority) == (
         "vqa_score",
@@ -110,16 +110,8 @@ def test_an_evaluation_is_added_beside_its_teacher_s_and_replaces_an_earlier_one
 
 def test_caption_scores_are_added_as_they_are() -> None:
     found = {"task": "coco_captioning", "split": "test", "rows": 30, "cider": 1.1, "bleu_4": 0.3}
-    run = add_evaluation(RunRecord("distillvlm", DataOrigin("coco_captioning")), found, "dual-distill evaluate")
+    run = add_evaluation(RunRecord(data=DataOrigin("coco_captioning")), found, "dual-distill evaluate")
     assert [(one.metric, one.value, one.rows) for one in run.measurements] == [("cider", 1.1, 30), ("bleu_4", 0.3, 30)]
-
-
-def test_results_tell_the_two_methods_apart(tmp_path: Path) -> None:
-    for terms, method in (({"eval_hidden_loss": 1.0, "eval_attention_loss": 0.1}, "distillvlm"), ({}, "labels")):
-        (tmp_path / "results.json").write_text(json.dumps({"task": "coco_captioning", **terms}))
-        record = read_run(tmp_path)
-        assert record is not None
-        assert record.method == method
 
 
 def test_a_folder_is_known_by_its_weights_and_the_hub_by_its_commit(
@@ -129,6 +121,12 @@ def test_a_folder_is_known_by_its_weights_and_the_hub_by_its_commit(
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).digest()
     expected = hashlib.sha256(digest).hexdigest()
     assert origin_of(folder) == Origin(folder.name, f"sha256:{expected}", on_hub=False)
+    (folder / "objective.safetensors").write_bytes(b"of the run, not of the model")
+    assert origin_of(folder).revision == f"sha256:{expected}"
+    write_run(folder, RunRecord(data=DATA))
+    record = read_run(folder)
+    assert record is not None
+    assert record.weights == f"sha256:{expected}"
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no safetensors weights to know it by"):
         origin_of(tmp_path / "empty")

@@ -11,8 +11,7 @@ from pathlib import Path
 from dual_distill.hub_cards import add_evaluation, read_json, read_run, write_card, write_run
 
 _EPILOG = """\
-The card says what run.json (or the results.json of `dual-distill train`) beside the weights says, and no number without
-a source. Evaluations are added to run.json, so `dual-distill push` finds them too. What stands outside the card's two
+The card says what run.json beside the weights says, which every trainer writes, and no number without a source. Evaluations are added to run.json, so `dual-distill push` finds them too. What stands outside the card's two
 markers is yours and stays.
 
 example:
@@ -72,9 +71,8 @@ def add(folder: Path, evaluation: Path, teacher: Path | None) -> None:
     record = read_run(folder)
     if record is None:
         raise ValueError(
-            f"{str(folder)!r} has no run.json and no results.json, so it is not known what was trained on what; train "
-            f"with "
-            "`dual-distill train`, or write the record with dual_distill.hub_cards.write_run."
+            f"{str(folder)!r} has no run.json, so it is not known what was trained on what; train again, or write the "
+            "record with dual_distill.hub_cards.write_run."
         )
     found = read_json(evaluation)
     source = shlex.join(

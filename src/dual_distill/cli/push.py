@@ -16,7 +16,7 @@ sent, where the folder has them:
 Everything else stays here. A pickle in the folder, a damaged file, or a token, a path of this machine or the name of
 its user in any text ends the push before it begins.
 
-README.md is written from run.json (or results.json) each time; what stands outside its two markers is yours and stays.
+README.md is written from run.json each time; what stands outside its two markers is yours and stays.
 The Hub token is that of `hf auth login`, or HF_TOKEN.
 
 examples:

@@ -1,17 +1,16 @@
-"""What a reader of the Hub sees: pictures and cards made from what a run really did, and the push of both. Knows no
-torch.
+"""What a reader of the Hub sees: cards made from what a run really did, and the push of a checkpoint. Knows no torch.
 
 `write_run` notes what a run did; `write_card` makes the card of a folder; `push_folder` sends both in one commit.
 """
 
 from .checkpoint_folder import PUBLISHED, collect
 from .hub_errors import PushError
-from .hub_names import split_revision
-from .model_card import make_card, write_card
+from .model_card import write_card
 from .push import PushReport, push_folder, push_pretrained
 from .run_record import (
     DataOrigin,
     Measurement,
+    ObjectiveRecord,
     Origin,
     RunRecord,
     Speed,
@@ -20,6 +19,7 @@ from .run_record import (
     origin_of,
     read_json,
     read_run,
+    split_revision,
     versions_now,
     write_run,
 )
@@ -28,6 +28,7 @@ __all__ = [
     "PUBLISHED",
     "DataOrigin",
     "Measurement",
+    "ObjectiveRecord",
     "Origin",
     "PushError",
     "PushReport",
@@ -36,7 +37,6 @@ __all__ = [
     "add_evaluation",
     "collect",
     "differing_fields",
-    "make_card",
     "origin_of",
     "push_folder",
     "push_pretrained",

@@ -1,83 +1,104 @@
-"""Which files of a folder are a checkpoint that may be published, each looked into before it counts as one.
+"""Which files of a folder may be published: each looked into before it counts as one, and none that gives anything away.
 
 The list says what goes; whatever else lies in the folder stays and is named. Nothing here reads a tensor: of weights
 only the header, which is JSON, so a truncated file or a pickle under another name is refused.
+
+What must not leave this machine (tokens, keys, its paths, the name of its user) is looked for by two measures. Files
+that programs write may hold no absolute path and no user name at all. In prose, vocabularies and code those could be
+words like others, so only what cannot be one is refused: tokens, keys, and paths into a home.
 """
 
+import contextlib
 import fnmatch
+import getpass
 import json
 import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, read_adapter
-from .leak_scan import find_leak
-from .run_record import RUN_FILE, read_json
+from huggingface_hub import get_token
 
-CONFIG = "config.json"
-PROCESSOR_CONFIG = "processor_config.json"
+from .architectures import CONFIG, PROCESSOR_CONFIG, Architecture, as_json, read_architecture
+from .run_record import CACHED, RUN_FILE, RunRecord, origin_of, read_json, read_run, weights_digest
+
 CARD = "README.md"
 PICTURE = "attention.png"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 _JSON = (
-    CONFIG,
-    PROCESSOR_CONFIG,
-    RUN_FILE,
-    "generation_config.json",
-    "preprocessor_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    *(PROCESSOR_CONFIG, RUN_FILE, "generation_config.json", "preprocessor_config.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
 )
 # Lists of words, any of which could be somebody's name.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
-_RECIPE = "recipe.yaml"
-PUBLISHED = (CONFIG, *WEIGHTS, *_JSON[1:], *_VOCABULARIES, _RECIPE, PICTURE, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+PUBLISHED = (CONFIG, *WEIGHTS, *_JSON, *_VOCABULARIES, "recipe.yaml", PICTURE, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 """Names and patterns of the files that a push sends, beside the card, and with `--with-code` the code."""
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
-# What a Trainer leaves beside a checkpoint: known, never sent.
-_LEFTOVERS = (
-    "training_args.bin",
+# What a run is resumed from; sent only where that is asked for (`hub_strategy`).
+_STATE = (
     "optimizer.*",
     "scheduler.*",
     "scaler.*",
     "rng_state*",
     "trainer_state.json",
     "objective.*",
+    "*_stream_*.json",
 )
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
+_TRAINING_ARGUMENTS = "training_args.bin"  # may hold tokens: never sent
 _PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
 _LARGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 
+_TOKENS = re.compile(
+    r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}"  # Hugging Face
+    r"|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{20,}"
+    r"|\bsk-[A-Za-z0-9_-]{20,}"
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
+    r"|\bxox[abprs]-[A-Za-z0-9-]{10,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+_HOME_PATH = r"(?<![\w.:/])/(?:home|Users|root)/[\w.+-]+|\b[A-Za-z]:(?:\\+|/)Users(?:\\+|/)[\w.+-]+"
+# Begins where no word, address or other path goes on; two parts at least, so that "and/or" and "/" pass.
+_ABSOLUTE_PATH = r"(?<![\w:/.<~)\]])/(?:[\w.+-]+/)+[\w.+-]+|\b[A-Za-z]:\\+[\w.+-]+"
+# Names that say nothing about anyone and are words of their own; paths into their homes are found all the same.
+_NOBODY = {"admin", "build", "docker", "jovyan", "nobody", "root", "runner", "ubuntu", "user", "vscode"}
+_SHORTEST_NAME = 3
+
 
 @dataclass(frozen=True)
-class CheckpointFiles:
-    """What of a folder goes to the Hub.
+class Checkpoint:
+    """What of a folder goes to the Hub, and what is known about it.
 
     Attributes:
         files: name -> content, or the path of weights, which are too large to hold.
         left_out: what else is in the folder, by name; folders end in "/".
-        config: content of config.json; of an adapter, the class of its base alone.
+        state: files that a run is resumed from.
+        config: content of config.json; empty of an adapter.
+        architecture: class of the model, of an adapter that of its base.
         parameters: how many the weights hold.
-        adapter: None: a whole model.
+        adapter: content of adapter_config.json with name and commit of the base; None: a whole model.
+        run: the record of the run that gave these weights; None: not known.
+        is_stale: whether there is a record, but of other weights.
+        readme: the card that lies there.
     """
 
     files: dict[str, bytes | Path]
     left_out: tuple[str, ...]
+    state: tuple[Path, ...]
     config: dict[str, Any]
+    architecture: Architecture
     parameters: int
-    adapter: Adapter | None = None
-
-    def sizes(self) -> dict[str, int]:
-        """Return name -> bytes."""
-        return {
-            name: content.stat().st_size if isinstance(content, Path) else len(content)
-            for name, content in self.files.items()
-        }
+    adapter: dict[str, Any] | None
+    run: RunRecord | None
+    is_stale: bool
+    readme: str | None
 
 
-def collect(folder: str | Path) -> CheckpointFiles:
+def collect(folder: str | Path) -> Checkpoint:
     """Read what may be published from the folder of a checkpoint.
 
     Args:
@@ -89,47 +110,46 @@ def collect(folder: str | Path) -> CheckpointFiles:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is no folder; give the one that a run or `save_pretrained` wrote.")
+        raise ValueError(f"{str(folder)!r} is not a folder; give the one that a run or `save_pretrained` wrote.")
     is_adapter, is_model = (folder / ADAPTER_CONFIG).is_file(), (folder / CONFIG).is_file()
     if not is_adapter and not is_model:
         raise ValueError(f"{str(folder)!r} has no {CONFIG}, so it holds no checkpoint; give the one that a run wrote.")
     if is_adapter and is_model:
         raise ValueError(
             f"{str(folder)!r} has {CONFIG} and {ADAPTER_CONFIG}, a model and an adapter, and whoever loads it gets "
-            f"either; "
-            "keep them in folders of their own."
+            "either; keep them in folders of their own."
         )
-    files: dict[str, bytes | Path] = {}
-    left_out, parameters = [], 0
-    for path in sorted(folder.iterdir()):
-        name = path.name
-        if path.is_dir():
-            left_out.append(f"{name}/")
-        elif is_one_of(name, PUBLISHED):
-            if path.suffix == ".safetensors":
-                parameters += count_parameters(path)
-                files[name] = path
-            else:
-                files[name] = _checked(path)
-        elif is_one_of(name, _PICKLES) and not is_one_of(name, _LEFTOVERS):
-            raise ValueError(
-                f"{name} in {str(folder)!r} is a pickle, which runs code on whoever loads it and is never sent; save "
-                f"the model "
-                "with `save_pretrained`, which writes safetensors, and delete or move the file."
-            )
-        elif name != CARD:
-            left_out.append(name)
+
+    published, left_out, state = _sort_out(folder)
+    _check_weights(folder, published, is_adapter)
+    parameters = sum(_count_parameters(path) for path in published if path.suffix == ".safetensors")
+    files: dict[str, bytes | Path] = {
+        path.name: path if path.suffix == ".safetensors" else _checked(path) for path in published
+    }
+    config, adapter = read_json(folder / (ADAPTER_CONFIG if is_adapter else CONFIG)), None
     if is_adapter:
-        if ADAPTER_WEIGHTS not in files:
-            raise ValueError(
-                f"{str(folder)!r} has no {ADAPTER_WEIGHTS}; save the adapter again with `save_pretrained`."
-            )
-        adapter, pinned = read_adapter(read_json(folder / ADAPTER_CONFIG))
-        files[ADAPTER_CONFIG] = as_json(pinned)
-        return CheckpointFiles(files, tuple(left_out), {"architectures": [adapter.architecture]}, parameters, adapter)
-    _check_weights(folder, files)
-    files[CONFIG], config = _without_origin(files[CONFIG])
-    return CheckpointFiles(files, tuple(left_out), config, parameters)
+        name, adapter = _pinned_adapter(config)
+        files[ADAPTER_CONFIG], config = as_json(adapter), {}
+    else:
+        [name] = config.get("architectures") or [""]
+        # Neither where it was loaded from, nor a promise of code that is not sent.
+        kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "auto_map")}
+        files[CONFIG], config = (files[CONFIG] if kept == config else as_json(kept)), kept
+
+    run = read_run(folder)
+    is_stale = run is not None and run.weights is not None and run.weights != weights_digest(folder)
+    return Checkpoint(
+        files=files,
+        left_out=left_out,
+        state=state,
+        config=config,
+        architecture=read_architecture(name),
+        parameters=parameters,
+        adapter=adapter,
+        run=None if is_stale else run,
+        is_stale=is_stale,
+        readme=(folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None,
+    )
 
 
 def is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
@@ -153,76 +173,93 @@ def _checked(path: Path) -> bytes:
     return content
 
 
-def _check_weights(folder: Path, files: dict[str, bytes | Path]) -> None:
-    index = files.get(WEIGHTS[2])
-    if isinstance(index, bytes):
-        weight_map = json.loads(index).get("weight_map")
+def _sort_out(folder: Path) -> tuple[list[Path], tuple[str, ...], tuple[Path, ...]]:
+    """Return what goes to the Hub, the names of what stays, and of these the files that a run is resumed from."""
+    published, left_out, state = [], [], []
+    for path in sorted(folder.iterdir()):
+        name = path.name
+        if path.is_file() and is_one_of(name, PUBLISHED):
+            published.append(path)
+        elif path.is_file() and is_one_of(name, _STATE):
+            state.append(path)
+        elif path.is_file() and is_one_of(name, _PICKLES) and name != _TRAINING_ARGUMENTS:
+            raise ValueError(
+                f"{name} in {str(folder)!r} is a pickle, which runs code on whoever loads it and is never sent; save "
+                "the model with `save_pretrained`, which writes safetensors, and delete or move the file."
+            )
+        if path not in published and name != CARD:
+            left_out.append(f"{name}/" if path.is_dir() else name)
+    return published, tuple(left_out), tuple(state)
+
+
+def _check_weights(folder: Path, published: Sequence[Path], is_adapter: bool) -> None:
+    """Refuse a folder without weights, or without a shard that its index names."""
+    names, index = {path.name for path in published}, folder / WEIGHTS[2]
+    if is_adapter:
+        if ADAPTER_WEIGHTS not in names:
+            raise ValueError(f"{str(folder)!r} has no {ADAPTER_WEIGHTS}; save the adapter with `save_pretrained`.")
+    elif index.is_file():
+        weight_map = read_json(index).get("weight_map")
         named = set(weight_map.values()) if isinstance(weight_map, dict) else {"shards"}
-        if absent := sorted(named - set(files)):
+        if absent := sorted(named - names):
             raise ValueError(f"{str(folder)!r} lacks {absent[0]}, which {WEIGHTS[2]} names; save the checkpoint again.")
-    elif WEIGHTS[0] not in files:
+    elif WEIGHTS[0] not in names:
         raise ValueError(
             f"{str(folder)!r} has no {WEIGHTS[0]}, so it holds no weights; save the model with `save_pretrained`, or "
-            f"give the "
-            "folder of a finished run."
+            "give the folder of a finished run."
         )
 
 
-def _without_origin(content: bytes | Path) -> tuple[bytes, dict[str, Any]]:
-    """Return config.json without where it was loaded from, and without a promise of code that is not sent."""
-    assert isinstance(content, bytes)
-    config = json.loads(content)
-    kept = {name: value for name, value in config.items() if name not in ("_name_or_path", "auto_map")}
-    return (content if kept == config else as_json(kept)), kept
+def _count_parameters(path: Path) -> int:
+    """How many numbers the tensors of a safetensors file hold."""
+    return sum(math.prod(tensor["shape"]) for name, tensor in _read_header(path).items() if name != "__metadata__")
 
 
-def as_json(content: dict[str, Any]) -> bytes:
-    """Return a JSON file as transformers lays it out."""
-    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Read the header of a safetensors file, and hold the file's length against it.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Tensor name -> `dtype`, `shape`, `data_offsets`, and perhaps `__metadata__`.
-
-    Raises:
-        ValueError: the file is truncated, has bytes too many, or is no safetensors file.
-    """
+def _read_header(path: Path) -> dict[str, Any]:
+    """Read the header of a safetensors file, tensor name -> `dtype`, `shape`, `data_offsets`; refuse a cut-off file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if length <= min(_LARGEST_HEADER, size) else b""
     try:
-        tensors = json.loads(header)
+        tensors: dict[str, Any] = json.loads(header)
         ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(
-            f"{path.name} is no safetensors file, or is cut off in its header; save the model again."
-        ) from error
+        reason = "is no safetensors file, or is cut off in its header"
+        raise ValueError(f"{path.name} {reason}; save the model again.") from error
     expected = 8 + length + max(ends, default=0)
     if size != expected:
+        reason = "it is truncated or damaged; save or fetch it again"
+        raise ValueError(f"{path.name} has {size:,} bytes, its header says {expected:,}: {reason}.")
+    return tensors
+
+
+def _pinned_adapter(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the class of an adapter's base, and its configuration with name and commit of the base in it."""
+    base_class = (config.get("auto_mapping") or {}).get("base_model_class")
+    if not isinstance(base_class, str):
         raise ValueError(
-            f"{path.name} has {size:,} bytes, its header says {expected:,}: it is truncated or damaged; save or fetch "
-            f"it again."
+            f"{ADAPTER_CONFIG} does not say which class its base is (auto_mapping); save the adapter with peft, from a "
+            "model of this package and without a task_type."
         )
-    return dict(tensors)
+    given = config.get("base_model_name_or_path") or ""
+    if not given or (Path(given).is_dir() and not CACHED.fullmatch(given)):
+        what = "has a base model that is no repository of the Hub" if given else "names no base model"
+        raise ValueError(
+            f"{ADAPTER_CONFIG} {what}, and nobody else could load the adapter; push the base first and load it from "
+            "there to train, or `merge_and_unload` the adapter and push the whole model."
+        )
+
+    origin, targets = origin_of(given, config.get("revision")), config.get("target_modules") or []
+    base = {"base_model_name_or_path": origin.name, "revision": origin.revision}
+    return base_class, {**config, **base, "target_modules": targets if isinstance(targets, str) else sorted(targets)}
 
 
-def count_parameters(path: Path) -> int:
-    """Return how many numbers the tensors of a safetensors file hold."""
-    return sum(math.prod(tensor["shape"]) for name, tensor in read_header(path).items() if name != "__metadata__")
-
-
-def refuse_leaks(files: dict[str, bytes | Path], public_names: tuple[str, ...] = ()) -> None:
+def refuse_leaks(files: Mapping[str, bytes | Path], public_names: tuple[str, ...] = ()) -> None:
     """Look through everything that would be sent; the answers of a head count as vocabulary.
 
     Args:
-        files: name -> content, as in `CheckpointFiles`.
+        files: name -> content, as in `Checkpoint`.
         public_names: `owner/name` of repositories that may be named.
 
     Raises:
@@ -230,37 +267,58 @@ def refuse_leaks(files: dict[str, bytes | Path], public_names: tuple[str, ...] =
     """
     for name, content in files.items():
         strict = name.endswith((".json", ".yaml", ".safetensors")) and name not in _VOCABULARIES
-        if isinstance(content, Path):
-            text = json.dumps(read_header(content).get("__metadata__", {}))
-        elif name == CONFIG:
+        texts: list[tuple[str, bool]] = []
+        if isinstance(content, bytes) and name == CONFIG:
             config = json.loads(content)
-            answers = json.dumps({key: config.pop(key, None) for key in ("id2label", "label2id")}, ensure_ascii=False)
-            _refuse(name, find_leak(answers, strict=False, public_names=public_names))
-            text = json.dumps(config, ensure_ascii=False, indent=2)
-        else:
-            text = content.decode("utf-8", errors="ignore")
-        _refuse(name, find_leak(text, strict=strict, public_names=public_names))
+            answers = {key: config.pop(key, None) for key in ("id2label", "label2id")}
+            texts = [(json.dumps(answers, ensure_ascii=False), False)]
+            texts.append((json.dumps(config, ensure_ascii=False, indent=2), strict))
+        elif isinstance(content, bytes):
+            texts = [(content.decode("utf-8", errors="ignore"), strict)]
+        elif content.suffix == ".safetensors":
+            texts = [(json.dumps(_read_header(content).get("__metadata__", {})), strict)]
+
+        for text, is_strict in texts:
+            if leak := find_leak(text, strict=is_strict, public_names=public_names):
+                raise ValueError(f"{name} holds {leak}, and nothing was sent; take it out, or write the file without.")
 
 
-def _refuse(name: str, leak: str | None) -> None:
-    if leak is not None:
-        raise ValueError(
-            f"{name} holds {leak}, and nothing was sent; take it out (or write the file again without it)."
-        )
+def find_leak(text: str, *, strict: bool, public_names: tuple[str, ...] = ()) -> str | None:
+    """Return what a text gives away, in words and without repeating it; None when nothing was found.
+
+    Args:
+        text: what would be sent.
+        strict: whether a program wrote it, see above.
+        public_names: `owner/name` of repositories that may be named although the owner is the user.
+
+    Example:
+        >>> find_leak("path: /home/ada/runs/teacher", strict=True)
+        "a path into a user's home, in line 1"
+    """
+    for public in public_names:
+        text = text.replace(public, "")
+    token, home = get_token(), str(Path.home())
+
+    checks: list[tuple[str, str | re.Pattern[str]]] = [("a token or private key", _TOKENS)]
+    if token:
+        checks.insert(0, ("the Hub token of this machine", re.escape(token)))
+    checks.append(("a path into a user's home", _HOME_PATH))
+    if len(home) > 1:  # a home of one part, as root's is, could be a word: it counts where a path goes on
+        checks.append(("a path into a user's home", rf"(?<![\w.:/]){re.escape(home)}/\w"))
+    if strict:
+        checks.append(("an absolute path of a machine", _ABSOLUTE_PATH))
+        checks += [("the name of the user who runs this", rf"(?<!\w){re.escape(name)}(?!\w)") for name in _user_names()]
+
+    for what, pattern in checks:
+        if found := re.search(pattern, text):
+            return f"{what}, in line {text.count(chr(10), 0, found.start()) + 1}"
+    return None
 
 
-__all__ = [
-    "CARD",
-    "CONFIG",
-    "PICTURE",
-    "PROCESSOR_CONFIG",
-    "PUBLISHED",
-    "WEIGHTS",
-    "CheckpointFiles",
-    "as_json",
-    "collect",
-    "count_parameters",
-    "is_one_of",
-    "read_header",
-    "refuse_leaks",
-]
+def _user_names() -> set[str]:
+    """Names of who runs this process, without those that everyone has ("root") and those below three letters."""
+    names = {Path.home().name}
+    # Without an entry for this user, the home's name is all there is.
+    with contextlib.suppress(ImportError, KeyError, OSError):
+        names.add(getpass.getuser())
+    return {name for name in names if len(name) >= _SHORTEST_NAME and name.lower() not in _NOBODY}

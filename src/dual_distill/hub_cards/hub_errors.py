@@ -84,6 +84,3 @@ def _explain(error: BaseException | None) -> tuple[str, int | None] | None:
             )
         error = error.__cause__ or error.__context__
     return None
-
-
-__all__ = ["PushError", "translate_hub_error"]

@@ -1,145 +1,131 @@
-"""The model card, from what really happened: config.json and the weights' headers say what it is, `run.json` how it
-came about.
+"""The model card, from what really happened: config.json and the weights' headers say what it is, `run.json` how it came.
 
-The template holds sentences, this file decides which facts they get. What is not known is left out, never guessed.
+The template holds sentences, this file decides which facts they get. What is not known is left out, never guessed. What
+lies outside our two markers is a person's, and no push may lose it: the first marker holds the digest of the
+hand-written text as it was when we last wrote the card, which tells who changed that text since: the copy beside the
+weights, the one on the Hub, or both.
 """
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .adapter import read_card
-from .checkpoint_folder import CARD, PICTURE, CheckpointFiles, collect
-from .hand_written import Card, render_card
-from .run_record import RUN_FILE, Origin, RunRecord, read_run
-from .shipped_code import auto_class, split_architecture
+from .checkpoint_folder import CARD, Checkpoint, collect
+from .run_record import Measurement, RunRecord
 
 _TEMPLATE = "model_card.md.jinja"
-PIPELINE_TAGS = {
-    "ForQuestionAnswering": "visual-question-answering",
-    "ForMaskedLM": "fill-mask",
-    "ForCaptioning": "image-to-text",
-}
-"""Head -> the Hub's name of its task; heads that the Hub has no name for get none."""
-
-_TASKS = {
-    "ForQuestionAnswering": "answers questions about images, from a fixed list of answers",
-    "ForImagesAndTextClassification": "classifies a sentence about images",
-    "ForImageTextRetrieval": "scores how well a text and an image match",
-    "ForMaskedLM": "fills in masked words of a text about an image",
-    "ForCaptioning": "writes captions of images",
-    "ForPreTraining": "was pre-trained on images and texts",
-    "Model": "gives vectors of texts and images, without a head for a task",
-}
+_BEGIN = re.compile(r"<!-- dual_distill card begins(?:, hand-written text: ([0-9a-f]{16}|none))? -->\n?")
+_END = "<!-- dual_distill card ends -->"
+_VERSION_OF_PEFT = re.compile(r"\s*### Framework versions\s*- PEFT \S+\s*\Z")
 _TAGS = ("dual_distill", "vision-language", "distillation", "dual-encoder", "fusion-encoder")
 # What the card decides itself; other keys of a README's metadata stay as they are.
 _OURS = ("tags", "base_model", "base_model_relation", "pipeline_tag", "library_name", "datasets", "model-index")
 # The card says these elsewhere, or they change nothing of what is learned; run.json holds them.
 _NOT_WORTH_NAMING = {
     "architecture", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_height",
-    "image_width", "patch_size", "max_text_length", "seed", "per_device_eval_batch_size", "logging_steps", "logging_strategy",
-    "eval_steps", "eval_strategy", "save_steps", "save_strategy", "save_total_limit", "dataloader_num_workers",
-    "image_cache_mb",
+    "image_width", "patch_size", "max_text_length", "seed", "per_device_eval_batch_size", "logging_steps",
+    "logging_strategy", "eval_steps", "eval_strategy", "save_steps", "save_strategy", "save_total_limit",
+    "dataloader_num_workers", "image_cache_mb",
 }  # fmt: skip
-_DIGITS = 4  # of a share: a hundredth of a per cent
-_SHOWN_OF_A_DIGEST = len("sha256:") + 12
-PAPERS = {
-    "dide": {
-        "name": "cross-modal attention distillation (DiDE)",
-        "reference": "Wang et al., *Distilled Dual-Encoder Model for Vision-Language Understanding*, EMNLP 2022",
-        "url": "https://arxiv.org/abs/2112.08723",
-        "bibtex": "@inproceedings{wang2022distilled,\n"
-        "  title = {Distilled Dual-Encoder Model for Vision-Language Understanding},\n"
-        "  author = {Wang, Zekun and Wang, Wenhui and Zhu, Haichao and Liu, Ming and Qin, Bing and Wei, Furu},\n"
-        "  booktitle = {EMNLP},\n  year = {2022},\n  url = {https://arxiv.org/abs/2112.08723}\n}",
-    },
-    "distillvlm": {
-        "name": "attention matrices and noise-contrastive hidden states (DistillVLM)",
-        "reference": "Fang et al., *Compressing Visual-linguistic Model via Knowledge Distillation*, ICCV 2021",
-        "url": "https://arxiv.org/abs/2104.02096",
-        "bibtex": "@inproceedings{fang2021compressing,\n"
-        "  title = {Compressing Visual-linguistic Model via Knowledge Distillation},\n"
-        "  author = {Fang, Zhiyuan and Wang, Jianfeng and Hu, Xiaowei and Wang, Lijuan and Yang, Yezhou and Liu, "
-        "Zicheng},\n"
-        "  booktitle = {ICCV},\n  year = {2021},\n  url = {https://arxiv.org/abs/2104.02096}\n}",
-    },
+_TAUGHT = {
+    "soft_label_weight": "to give the teacher's answers",
+    "attention_weight": "to look where the teacher looks",
+    "hidden_weight": "to have the teacher's hidden states",
+    "itm_distillation_weight": "to match images and texts as the teacher does",
+    "mlm_distillation_weight": "to fill in words as the teacher does",
+    "ranking_weight": "to rank as the teacher ranks",
+    "label_weight": "from the labels themselves",
 }
-"""Method of a run -> what the card says and cites."""
+_IN_PER_CENT = re.compile(r"accuracy|recall|precision|f1|score|consistency|share|bleu|rouge")
+_DIGITS = 4  # of a share: a hundredth of a per cent
+
+
+class Card(NamedTuple):
+    """A README taken apart.
+
+    Attributes:
+        metadata: of the block at its top.
+        before: hand-written, above our part.
+        after: hand-written, below it; all of a README without our part.
+        digest: of the hand-written text when we last wrote it; None: we never did.
+    """
+
+    metadata: dict[str, Any]
+    before: str
+    after: str
+    digest: str | None
+
+    @property
+    def hand_written(self) -> str:
+        """Both hand-written parts, as one text."""
+        return f"{self.before}\n{self.after}".strip()
 
 
 def make_card(
-    checkpoint: CheckpointFiles,
-    run: RunRecord | None,
+    checkpoint: Checkpoint,
     *,
     repo_id: str | None = None,
     revision: str | None = None,
     with_code: bool = False,
     license_name: str | None = None,
-    kept: Card | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    on_hub: str | None = None,
 ) -> str:
     """Write the card of a checkpoint.
 
     Args:
-        checkpoint: its files.
-        run: how it came about; None: not known, and the card holds no numbers of quality.
+        checkpoint: what is known; without a record of its run the card holds no numbers of quality.
         repo_id: where it will lie; None: the quick start loads from the folder that it is run in.
         revision: branch that it is pushed to; None: the main one.
         with_code: whether the code lies beside it.
         license_name: the Hub's identifier of its licence; None: that of the README's metadata, if any.
-        kept: an earlier README, whose hand-written part and further metadata stay.
+        metadata: further metadata; `tags` are added to the card's own.
+        on_hub: the README there, whose hand-written part and further metadata stay, as those of the folder's do.
 
     Returns:
         The text of README.md.
 
     Raises:
-        ValueError: config.json names an architecture that this version does not have.
+        ValueError: the README of the folder and that of the Hub have unlike hand-written text, or cannot be read.
     """
-    config = checkpoint.config
-    [architecture] = config.get("architectures") or [""]
-    family, head = split_architecture(architecture)
-    old = kept.metadata if kept else {}
-    license_name = license_name or old.get("license")
+    local = parse_card(checkpoint.readme) if checkpoint.readme is not None else None
+    if checkpoint.adapter and local and _is_empty_form(local):
+        local = None
+    kept = choose(local, parse_card(on_hub, f"{CARD} of {repo_id}") if on_hub is not None else None)
+    old = {**(kept.metadata if kept else {}), **{name: value for name, value in (metadata or {}).items() if value}}
+    tags = [*_listed((metadata or {}).get("tags")), *_listed(kept and kept.metadata.get("tags"))]
+    old |= {"license": license_name} if license_name else {}
     # Without code, transformers alone cannot load it: the library that can is named.
     library = "peft" if checkpoint.adapter else "transformers" if with_code else "dual_distill"
-    metadata = {
-        **_metadata(checkpoint, run, repo_id, library, old.get("tags") or ()),
+
+    config, run, architecture = checkpoint.config, checkpoint.run, checkpoint.architecture
+    title = (run and run.model_name) or (repo_id.split("/")[-1] if repo_id else architecture.name)
+    measured = _shown_measurements(run)
+    weights = run.objective.weights if run and run.objective else {}
+    data = ModelCardData(
+        **_own_metadata(checkpoint, title, measured, tags),
+        library_name=library,
         **{name: value for name, value in old.items() if name not in _OURS},
-        **({"license": license_name} if license_name else {}),
-    }
+    )
     facts = {
-        **(_shape(checkpoint) if checkpoint.adapter is None else {}),
-        "title": repo_id.split("/")[-1] if repo_id else architecture,
-        "kind": f"{'dual' if family == 'DualEncoder' else 'fusion'} encoder",
-        "is_distilled": run is not None and run.method in PAPERS,
-        "is_dual": family == "DualEncoder",
-        "task": _TASKS[head],
+        "title": title,
+        "checkpoint": checkpoint,
+        "config": config,
         "architecture": architecture,
-        "parameters": _millions(checkpoint.parameters),
-        "num_images": config.get("num_images", 1),
-        "reads_regions": config.get("visual_inputs") == "regions",
-        "max_regions": config.get("max_regions", 50),
-        "region_feature_size": config.get("region_feature_size", 2048),
-        "writes_captions": head == "ForCaptioning",
-        "has_labels": head in ("ForQuestionAnswering", "ForImagesAndTextClassification"),
-        "label_word": "answers" if head == "ForQuestionAnswering" else "classes",
+        "adapter": checkpoint.adapter,
+        "run": run,
         "source": repo_id or ".",
         "revision": revision,
         "with_code": with_code,
-        "auto_class": auto_class(architecture),
-        "adapter": checkpoint.adapter,
-        "picture": PICTURE if PICTURE in checkpoint.files else None,
-        "has_processor": "processor_config.json" in checkpoint.files,
-        "license": license_name,
-        "run": run,
-        "run_file": RUN_FILE if RUN_FILE in checkpoint.files else None,
-        "paper": PAPERS.get(run.method) if run else None,
-        "learned": _learned(run),
-        "metrics": _metric_rows(run),
-        "blind": _no_better_than_blind(run),
+        "license": old.get("license"),
+        "learned": " and ".join(words for name, words in _TAUGHT.items() if weights.get(name)),
+        "metrics": [_metric_row(one) for one in measured],
         "settings": _settings(run),
     }
     environment = jinja2.Environment(
@@ -149,8 +135,7 @@ def make_card(
         lstrip_blocks=True,
         autoescape=False,
     )
-    environment.filters["origin"] = _origin
-    return render_card(metadata, environment.get_template(_TEMPLATE).render(facts), kept)
+    return render_card(data, environment.get_template(_TEMPLATE).render(facts), kept)
 
 
 def write_card(folder: str | Path, **options: Any) -> Path:
@@ -158,7 +143,7 @@ def write_card(folder: str | Path, **options: Any) -> Path:
 
     Args:
         folder: of the checkpoint, see `collect`.
-        **options: `repo_id`, `revision`, `with_code`, `license_name` of `make_card`.
+        **options: `repo_id`, `revision`, `with_code`, `license_name` and `metadata` of `make_card`.
 
     Returns:
         The file.
@@ -167,154 +152,174 @@ def write_card(folder: str | Path, **options: Any) -> Path:
         ValueError: the folder holds no checkpoint that may be published.
     """
     file = Path(folder, CARD)
-    card = make_card(collect(folder), read_run(folder), kept=read_card(file), **options)
-    file.write_text(card, encoding="utf-8")
+    file.write_text(make_card(collect(folder), **options), encoding="utf-8")
     return file
 
 
-def _metadata(
-    checkpoint: CheckpointFiles, run: RunRecord | None, repo_id: str | None, library: str, old_tags: Sequence[str]
-) -> dict[str, Any]:
-    [architecture] = checkpoint.config["architectures"]
-    family, head = split_architecture(architecture)
-    tags = ["dual_distill", "vision-language", "dual-encoder" if family == "DualEncoder" else "fusion-encoder"]
-    if run is not None and run.method in PAPERS:
-        tags.append("distillation")
-    if checkpoint.adapter is not None:
-        tags.append(checkpoint.adapter.kind.lower())
-    fields: dict[str, Any] = {
-        "tags": [*tags, *(tag for tag in old_tags if tag not in _TAGS)],
-        "library_name": library,
-        "pipeline_tag": PIPELINE_TAGS.get(head),
-    }
-    if run is not None:
-        # The base is what the weights started from; a teacher that only showed its answers is named in the text.
-        if run.start is not None and run.start.on_hub:
-            fields |= {"base_model": run.start.name, "base_model_relation": "finetune"}
-        if run.data.hub_id is not None:
-            fields["datasets"] = [run.data.hub_id]
-        if run.measurements:
-            fields["model_name"] = repo_id.split("/")[-1] if repo_id else architecture
-            fields["eval_results"] = [
-                EvalResult(
-                    task_type=PIPELINE_TAGS.get(head) or "image-text-classification",
-                    dataset_type=run.data.hub_id or run.data.name,
-                    dataset_name=run.data.name,
-                    dataset_split=one.split,
-                    dataset_revision=run.data.revision,
-                    metric_type=one.metric,
-                    metric_name=one.metric.replace("_", " "),
-                    metric_value=round(one.value, _DIGITS),
-                )
-                for one in run.measurements
-            ]
-    if checkpoint.adapter is not None:
-        fields |= {"base_model": checkpoint.adapter.base, "base_model_relation": "adapter"}
-    # huggingface_hub checks the fields and lays model-index out.
-    checked: dict[str, Any] = yaml.safe_load(ModelCardData(**fields).to_yaml())
-    return checked
+def parse_card(readme: str, name: str = CARD) -> Card:
+    r"""Split a README into metadata and hand-written parts; our own part, which is written anew, is dropped.
 
+    Args:
+        readme: its text.
+        name: what to call it in messages.
 
-def _metric_rows(run: RunRecord | None) -> list[dict[str, Any]]:
-    """Measurements as the table shows them: shares in per cent, other values as they are."""
-    rows = []
-    for one in run.measurements if run else ():
-        # CIDEr has no upper end, though most values lie below 1.
-        is_share = one.metric != "cider" and all(
-            value is None or 0 <= value <= 1 for value in (one.value, one.teacher, one.text_only, one.majority)
+    Raises:
+        ValueError: the metadata is no YAML mapping, or one of the two markers is missing.
+
+    Example:
+        >>> parse_card("---\nlicense: mit\n---\n# By hand\n")
+        Card(metadata={'license': 'mit'}, before='', after='# By hand', digest=None)
+    """
+    text, metadata = readme.replace("\r\n", "\n"), {}
+    if text.lstrip().startswith("---\n"):
+        try:
+            card = ModelCard(text, ignore_metadata_errors=True)
+        except (yaml.YAMLError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            way_out = "write `key: value` lines, or delete it"
+            raise ValueError(
+                f"the metadata at the top of {name} is no mapping in YAML ({reason}); {way_out}."
+            ) from error
+        text, metadata = card.text, card.data.to_dict()
+
+    begin, ends = _BEGIN.search(text), text.count(_END)
+    if begin is None and not ends:
+        return Card(metadata, "", text.strip(), None)
+    if begin is None or ends != 1 or len(_BEGIN.findall(text)) != 1 or text.index(_END) < begin.end():
+        raise ValueError(
+            f"{name} does not have our two markers once each and in order, so its hand-written part cannot be told "
+            f"from ours; put back '<!-- dual_distill card begins -->' and '{_END}', or delete everything between them, "
+            "markers too."
         )
-
-        def shown(value: float | None, is_share: bool = is_share) -> str:
-            return "" if value is None else f"{100 * value:.1f} %" if is_share else f"{value:.3g}"
-
-        rows.append(
-            {
-                "metric": one.metric.replace("_", " "),
-                "split": one.split,
-                "rows": "" if one.rows is None else f"{one.rows:,}",
-                **{name: shown(getattr(one, name)) for name in ("value", "teacher", "text_only", "majority")},
-                "groups": ", ".join(f"{group} {shown(value)}" for group, value in one.groups.items()),
-                "source": one.source,
-            }
-        )
-    return rows
+    after = text[text.index(_END) + len(_END) :]
+    return Card(metadata, text[: begin.start()].strip(), after.strip(), begin.group(1) or "none")
 
 
-def _shape(checkpoint: CheckpointFiles) -> dict[str, Any]:
-    """What config.json says of a whole model; an adapter's is its base's."""
-    config = checkpoint.config
-    text, image = config.get("text_config") or config, config.get("vision_config") or config
-    return {
-        "layers": _layers(text, image),
-        "hidden_size": text["hidden_size"],
-        "heads": text["num_attention_heads"],
-        "image_size": _size(image["image_size"]),
-        "patch_size": image["patch_size"],
-        "text_length": text["max_position_embeddings"],
-        # transformers leaves its default labels, of which there are two, out of config.json.
-        "labels": len(config.get("id2label", ("LABEL_0", "LABEL_1"))),
-    }
+def choose(local: Card | None, remote: Card | None) -> Card | None:
+    """Choose whose hand-written part goes on: the one that was changed since we last wrote the card.
 
+    Args:
+        local: the README beside the weights.
+        remote: the README on the Hub.
 
-def _learned(run: RunRecord | None) -> str:
-    """What a distilled student was taught, by the weights of its losses where they differ from the trainer's defaults."""
-    settings = run.settings if run else {}
-    taught = (
-        ("soft_label_weight", 1.0, "to give the teacher's answers"),
-        ("attention_weight", 1.0, "to look where the teacher looks"),
-        ("label_weight", 0.0, "from the labels themselves"),
+    Raises:
+        ValueError: both were changed, differently.
+
+    Example:
+        >>> online = parse_card("<!-- dual_distill card begins -->ours<!-- dual_distill card ends -->")
+        >>> choose(parse_card("mine"), online).after
+        'mine'
+    """
+    if local is None or remote is None or local.hand_written == remote.hand_written:
+        return local or remote
+    if not local.hand_written and local.digest in (None, "none"):
+        return remote
+    if _digest_of(remote.hand_written) == (remote.digest or "none"):
+        return local  # nobody touched the Hub's since we wrote it
+    if _digest_of(local.hand_written) == local.digest:
+        return remote
+    raise ValueError(
+        "the README beside the weights and the one on the Hub both have hand-written text, and it differs; copy into "
+        "the local one what should stay, make the Hub's hand-written part equal or empty, and push again."
     )
-    learned = [words for name, default, words in taught if settings.get(name, default)]
-    if run is not None and run.method == "distillvlm" and _compares_hidden_states(settings):
-        learned.insert(-1 if settings.get("label_weight") else len(learned), "to have the teacher's hidden states")
-    return " and ".join(learned)
 
 
-def _compares_hidden_states(settings: Mapping[str, Any]) -> bool:
-    """Whether hidden states were compared."""
-    return bool(settings.get("hidden_weight", 1.0)) and settings.get("hidden_loss", "nce") != "none"
+def render_card(data: ModelCardData, generated: str, kept: Card | None) -> str:
+    """Return a README: metadata, the hand-written text above, our part between its markers, the text below."""
+    digest = _digest_of(kept.hand_written if kept else "")
+    ours = f"<!-- dual_distill card begins, hand-written text: {digest} -->\n{generated.strip()}\n{_END}"
+    parts = [f"---\n{data.to_yaml()}\n---", kept.before if kept else "", ours, kept.after if kept else ""]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _digest_of(text: str) -> str:
+    """What the marker holds for a hand-written text: 16 hexadecimal digits, "none" for no text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else "none"
+
+
+def _is_empty_form(card: Card) -> bool:
+    """Whether nobody wrote anything into the form that peft saves for a card."""
+    form = ModelCard.from_template(ModelCardData()).text.strip()
+    return card.digest is None and _VERSION_OF_PEFT.sub("", card.after).strip() == form
+
+
+def _own_metadata(
+    checkpoint: Checkpoint, title: str, measured: Sequence[Measurement], tags: Sequence[str]
+) -> dict[str, Any]:
+    """The fields of the metadata that the card decides, as `ModelCardData` takes them."""
+    run, architecture, adapter = checkpoint.run, checkpoint.architecture, checkpoint.adapter
+    own_tags: list[str] = [*_TAGS[:2], "dual-encoder" if architecture.family == "DualEncoder" else "fusion-encoder"]
+    own_tags += ["distillation"] if run and run.objective else []
+    own_tags += [adapter["peft_type"].lower()] if adapter else []
+    found: dict[str, Any] = {"tags": [*own_tags, *(tag for tag in tags if tag not in _TAGS)]}
+    tasks: list[str | None] = [*run.tasks] if run and run.tasks else [architecture.pipeline_tag]
+    found["pipeline_tag"] = tasks[0]
+
+    # The base is what the weights started from; a teacher that only showed its answers is named in the text.
+    start = run.start.name if run and run.start and run.start.on_hub else None
+    base = adapter["base_model_name_or_path"] if adapter else (run and run.finetuned_from) or start
+    if base:
+        found |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
+    if run is None:
+        return found
+
+    found["datasets"] = run.data.hub_ids or None
+    data_name = run.data.name or "".join(run.data.hub_ids[:1])
+    if measured and data_name:  # the Hub takes no result without its data
+        found["model_name"] = title
+        found["eval_results"] = [
+            EvalResult(
+                task_type=task or "image-text-classification",
+                dataset_type=run.data.hub_ids[0] if run.data.hub_ids else data_name,
+                dataset_name=data_name,
+                dataset_config=run.data.arguments[0] if run.data.arguments else None,
+                dataset_split=one.split,
+                dataset_revision=run.data.revision,
+                metric_type=one.metric,
+                metric_name=one.metric.replace("_", " "),
+                metric_value=round(one.value, _DIGITS),
+            )
+            for task in tasks
+            for one in measured
+        ]
+    return found
+
+
+def _shown_measurements(run: RunRecord | None) -> list[Measurement]:
+    """Losses are shown where nothing else was measured on the same rows."""
+    measurements = run.measurements if run else ()
+    better = {one.split for one in measurements if not one.metric.endswith("loss")}
+    return [one for one in measurements if one.split not in better or not one.metric.endswith("loss")]
+
+
+def _metric_row(one: Measurement) -> dict[str, Any]:
+    """A measurement as the table shows it: shares in per cent, other values as they are."""
+    values = (one.value, one.teacher, one.text_only, one.majority)
+    is_share = bool(_IN_PER_CENT.search(one.metric)) and all(value is None or 0 <= value <= 1 for value in values)
+
+    def shown(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.1f} %" if is_share else f"{value:.3g}"
+
+    return {
+        "metric": one.metric.replace("_", " "),
+        "split": one.split,
+        "rows": "" if one.rows is None else f"{one.rows:,}",
+        "is_above_question_only": one.text_only is None or one.value > one.text_only,
+        **{name: shown(getattr(one, name)) for name in ("value", "teacher", "text_only", "majority")},
+        "groups": ", ".join(f"{group} {shown(value)}" for group, value in one.groups.items()),
+        "source": one.source,
+    }
 
 
 def _settings(run: RunRecord | None) -> dict[str, str]:
+    """Settings that are worth naming, for a line of a table."""
     if run is None:
         return {}
     stated = _NOT_WORTH_NAMING | ({"max_steps"} if run.steps is not None else set())
-    return {name: _setting(value) for name, value in sorted(run.settings.items()) if name not in stated}
+    kept = {name: value for name, value in sorted(run.settings.items()) if name not in stated}
+    return {name: str(value).replace("|", "\\|").replace("\n", " ") for name, value in kept.items()}
 
 
-def _no_better_than_blind(run: RunRecord | None) -> list[str]:
-    """Metric and split on which a reader that never sees the image does as well."""
-    return [
-        f"{one.metric.replace('_', ' ')} on {one.split}"
-        for one in (run.measurements if run else ())
-        if one.text_only is not None and one.value <= one.text_only
-    ]
-
-
-def _origin(origin: Origin) -> str:
-    """A checkpoint that was used, in Markdown; the digest of a folder's weights is cut, run.json has all of it."""
-    if origin.on_hub:
-        return f"[{origin.name}](https://huggingface.co/{origin.name}), commit `{origin.revision}`"
-    return f"{origin.name} (not on the Hub), weights `{origin.revision[:_SHOWN_OF_A_DIGEST]}`"
-
-
-def _layers(text: Mapping[str, Any], image: Mapping[str, Any]) -> str:
-    if text is image:
-        return f"{text['num_hidden_layers']} layers"
-    return f"{text['num_hidden_layers']} text layers and {image['num_hidden_layers']} image layers"
-
-
-def _size(image_size: Any) -> tuple[int, int]:
-    """Height and width in pixels."""
-    return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-
-
-def _millions(parameters: int) -> str:
-    return f"{parameters / 1e6:,.1f} M" if parameters >= 1e5 else f"{parameters:,}"
-
-
-def _setting(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
-
-
-__all__ = ["PAPERS", "PIPELINE_TAGS", "make_card", "write_card"]
+def _listed(value: Any) -> list[Any]:
+    """One value or several, as a list."""
+    return [] if value is None else [value] if isinstance(value, str) else list(value)

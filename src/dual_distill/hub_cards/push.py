@@ -6,22 +6,20 @@ belong to no revision.
 """
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RevisionNotFoundError
-from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
-from .adapter import ADAPTER_CONFIG, read_card
-from .checkpoint_folder import CARD, CONFIG, WEIGHTS, CheckpointFiles, collect, is_one_of, refuse_leaks
-from .hand_written import Card, choose, parse_card
+from .architectures import CONFIG, add_code, as_json
+from .checkpoint_folder import ADAPTER_CONFIG, CARD, WEIGHTS, collect, is_one_of, refuse_leaks
 from .hub_errors import PushError, translate_hub_error
 from .model_card import make_card
-from .run_record import RunRecord, read_run
-from .shipped_code import add_code
+from .run_record import read_json
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,10 @@ def push_folder(
     token: str | bool | None = None,
     with_code: bool = False,
     license_name: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    state_folder: str | None = None,
 ) -> PushReport:
-    """Push a checkpoint's weights (or adapter), configuration, processor, card, picture and recipe in one commit.
+    """Push a checkpoint's weights (or adapter), configuration, processor, card, image and recipe in one commit.
 
     Args:
         folder: as `save_pretrained`, a Trainer or `dual-distill train` wrote it; only files of `PUBLISHED` go.
@@ -79,8 +79,11 @@ def push_folder(
         message: of the commit.
         dry_run: only say what would be sent; the network is not touched.
         token: of the Hub; None: the one of this machine.
-        with_code: send `modeling/` too, see `add_code`.
+        with_code: send the modules of `modeling/` too.
         license_name: the Hub's identifier of the licence of the weights.
+        metadata: further metadata of the card.
+        state_folder: folder of the repository that the checkpoint goes to once more, whole, with the state that a run
+            is resumed from; None: nowhere.
 
     Raises:
         ValueError: the folder holds no checkpoint that may be published, or gives something away; nothing was sent.
@@ -88,53 +91,68 @@ def push_folder(
     """
     with translate_hub_error("checking its name", repo_id, "nothing was sent"):
         validate_repo_id(repo_id)
-    checkpoint, run = collect(folder), read_run(folder)
-    if checkpoint.adapter is not None and with_code:
-        raise ValueError(
-            "an adapter brings no code, which belongs beside its base; push the base with code, the adapter without."
-        )
-    local = read_card(Path(folder, CARD))
+    checkpoint = collect(folder)
+    adapter, run, sent = checkpoint.adapter, checkpoint.run, checkpoint.files
+    if with_code:
+        if adapter:
+            reason = "an adapter brings no code, which belongs beside its base"
+            raise ValueError(f"{reason}; push the base with code, the adapter without.")
+        sent = add_code(sent, checkpoint.architecture)
+    if state_folder:
+        state = {path.name: as_json(_portable(path)) if path.suffix == ".json" else path for path in checkpoint.state}
+        sent |= {f"{state_folder}/{name}": content for name, content in (checkpoint.files | state).items()}
+    origins = [origin for origin in (run and run.teacher, run and run.start) if origin and origin.on_hub]
+    named = [adapter["base_model_name_or_path"] if adapter else "", *(origin.name for origin in origins)]
+    named += [*run.data.hub_ids, run.finetuned_from or ""] if run else []
 
-    def to_send(full_id: str, kept: Card | None) -> dict[str, bytes | Path]:
+    def with_card(full_id: str, on_hub: str | None = None) -> tuple[dict[str, bytes | Path], dict[str, int]]:
         card = make_card(
             checkpoint,
-            run,
             repo_id=full_id,
             revision=revision,
             with_code=with_code,
             license_name=license_name,
-            kept=kept,
+            metadata=metadata,
+            on_hub=on_hub,
         )
-        files = {**checkpoint.files, CARD: card.encode()}
-        if with_code:
-            files = add_code(files, checkpoint.config["architectures"][0])
-        refuse_leaks(files, _public_names(full_id, run, checkpoint))
-        return files
+        files = {**sent, CARD: card.encode()}
+        # Names of repositories are public although their owner is the user.
+        refuse_leaks(files, tuple(name for name in (full_id, *named) if "/" in name))
+        return files, {name: it.stat().st_size if isinstance(it, Path) else len(it) for name, it in files.items()}
 
-    files = to_send(repo_id, local)
+    files, sizes = with_card(repo_id)  # before the network is touched
     if dry_run:
-        return PushReport(repo_id, revision, _sizes(files), checkpoint.left_out, dry_run=True)
+        return PushReport(repo_id, revision, sizes, checkpoint.left_out, dry_run=True)
 
     api = HfApi(token=token, library_name="dual_distill")
     with translate_hub_error("creating it", repo_id):
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with translate_hub_error("reading its head", full_id):
-        info, is_new_branch = _head(api, full_id, revision)
-        if private and not info.private:
-            raise PushError(
-                f"{full_id!r} is public, but private was asked for; make it private first, or push elsewhere."
-            )
+        is_new_branch = False
+        try:
+            info = api.model_info(full_id, revision=revision)
+        except RevisionNotFoundError:
+            if revision is None:
+                raise
+            info, is_new_branch = api.model_info(full_id), True
         names = {sibling.rfilename for sibling in info.siblings or ()}
-        _refuse_the_other_kind(full_id, names, checkpoint)
-        remote = _remote_card(api, full_id, info.sha) if CARD in names else None
-    files = to_send(full_id, choose(local, remote))
-    # Left where they are, weights of an earlier push in another number of shards could be loaded instead of these.
-    deleted = tuple(sorted(name for name in names if is_one_of(name, WEIGHTS) and name not in files))
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(name, str(content) if isinstance(content, Path) else content)
-        for name, content in files.items()
-    ]
-    operations += [CommitOperationDelete(name) for name in deleted]
+        if private and not info.private:
+            way_out = "make it private first, or push elsewhere"
+            raise PushError(f"{full_id!r} is public, but private was asked for; {way_out}.")
+        if (CONFIG if adapter else ADAPTER_CONFIG) in names:  # both in one repository load as either
+            there, given = ("a whole model", "an adapter") if adapter else ("an adapter", "a whole model")
+            way_out = "push to a repository of its own"
+            raise PushError(f"{full_id!r} holds {there}, and {given} cannot stand beside it; {way_out}.")
+        on_hub = _read_remote(api, full_id, info.sha) if CARD in names else None
+
+    files, sizes = with_card(full_id, on_hub)
+    # Left where they are, weights of an earlier push in another number of shards could be loaded instead of these, and
+    # the state of an earlier step taken up.
+    ours = (*WEIGHTS, *((f"{state_folder}/*",) if state_folder else ()))
+    deleted = tuple(sorted(name for name in names - files.keys() if is_one_of(name, ours)))
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in deleted]
+    operations += [CommitOperationAdd(name, str(it) if isinstance(it, Path) else it) for name, it in files.items()]
+
     made_branch = revision if is_new_branch and not create_pr else None
     if made_branch is not None:
         with translate_hub_error(f"making the branch {made_branch!r}", full_id):
@@ -149,7 +167,7 @@ def push_folder(
             commit = api.create_commit(
                 full_id,
                 operations,
-                commit_message=message or f"Upload {checkpoint.config['architectures'][0]} with dual_distill",
+                commit_message=message or f"Upload {checkpoint.architecture.name} with dual_distill",
                 revision=revision,
                 create_pr=create_pr,
                 parent_commit=info.sha,
@@ -161,7 +179,7 @@ def push_folder(
     return PushReport(
         full_id,
         revision,
-        _sizes(files),
+        sizes,
         checkpoint.left_out,
         deleted,
         commit.oid,
@@ -190,26 +208,22 @@ def push_pretrained(
         self: the model.
         repo_id: as for `push_folder`.
         commit_message: of the commit.
-        commit_description: refused, the card says more; kept for transformers' signature.
+        commit_description: refused, the card says more; there for transformers' signature.
         private: as for `push_folder`.
         token: as for `push_folder`.
         revision: as for `push_folder`.
         create_pr: as for `push_folder`.
         max_shard_size: as for `save_pretrained`.
-        tags: refused, the card knows its tags; kept for transformers' signature.
+        tags: of the card, beside its own.
 
     Returns:
         Address of the commit or pull request.
 
     Raises:
-        ValueError: a description or tags were given.
+        ValueError: a description was given.
     """
-    if tags or commit_description:
-        raise ValueError(
-            "tags and commit_description are not taken: the card is written from what the run did; put tags into the "
-            "metadata "
-            "of the repository's README, where they stay, and the description into commit_message."
-        )
+    if commit_description:
+        raise ValueError("commit_description is not taken: the card says more; put it into commit_message.")
     with tempfile.TemporaryDirectory() as folder:
         self.save_pretrained(folder, max_shard_size=max_shard_size)
         report = push_folder(
@@ -220,18 +234,9 @@ def push_pretrained(
             revision=revision,
             create_pr=create_pr,
             message=commit_message,
+            metadata={"tags": tags},
         )
     return str(report.url)
-
-
-def _head(api: HfApi, repo_id: str, revision: str | None) -> tuple[ModelInfo, bool]:
-    """The head to push onto, and whether the branch has to be made first."""
-    try:
-        return api.model_info(repo_id, revision=revision), False
-    except RevisionNotFoundError:
-        if revision is None:
-            raise
-        return api.model_info(repo_id), True
 
 
 def _take_back(api: HfApi, repo_id: str, branch: str, sha: str | None, error: Exception) -> None:
@@ -243,31 +248,14 @@ def _take_back(api: HfApi, repo_id: str, branch: str, sha: str | None, error: Ex
         error.add_note(f"The branch {branch!r} was made and could not be taken back ({type(second).__name__}).")
 
 
-def _remote_card(api: HfApi, repo_id: str, revision: str | None) -> Card:
+def _read_remote(api: HfApi, repo_id: str, revision: str | None) -> str:
+    """The card that lies on the Hub."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=folder))
-        return parse_card(file.read_text(encoding="utf-8"), f"{CARD} of {repo_id}")
+        return Path(api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=folder)).read_text(encoding="utf-8")
 
 
-def _refuse_the_other_kind(repo_id: str, names: set[str], checkpoint: CheckpointFiles) -> None:
-    """A repository with a model and an adapter in it loads as either, by what else is installed."""
-    if (CONFIG if checkpoint.adapter else ADAPTER_CONFIG) in names:
-        there, given = ("a whole model", "an adapter") if checkpoint.adapter else ("an adapter", "a whole model")
-        raise PushError(
-            f"{repo_id!r} holds {there}, and {given} cannot stand beside it; push to a repository of its own."
-        )
-
-
-def _public_names(repo_id: str, run: RunRecord | None, checkpoint: CheckpointFiles) -> tuple[str, ...]:
-    """Repositories that the files may name although their owner is the user."""
-    base = checkpoint.adapter.base if checkpoint.adapter else None
-    origins = [run.teacher, run.start] if run else []
-    named = [origin.name for origin in origins if origin is not None and origin.on_hub]
-    return tuple(name for name in (repo_id, base, *named, run.data.hub_id if run else None) if name and "/" in name)
-
-
-def _sizes(files: dict[str, bytes | Path]) -> dict[str, int]:
-    return CheckpointFiles(files, (), {}, 0).sizes()
-
-
-__all__ = ["PushReport", "push_folder", "push_pretrained"]
+def _portable(file: Path) -> dict[str, Any]:
+    """A JSON file of a run's state, with the best checkpoint by its name alone: its path is this machine's."""
+    content = read_json(file)
+    best = content.get("best_model_checkpoint")
+    return {**content, "best_model_checkpoint": Path(best).name} if best else content

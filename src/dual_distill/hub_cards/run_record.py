@@ -1,32 +1,34 @@
 """What a run did, as `run.json` beside the weights: the only place from which a card takes numbers.
 
-Written by whoever trained (`write_run`), extended by evaluations (`add_evaluation`), read by card and push
-(`read_run`). A number that does not say where it comes from is refused here, so that no card can hold one.
+The trainer writes it, evaluations are added to it (`add_evaluation`), card and push read it. A number that does not say
+where it comes from is refused here, so that no card can hold one; and a record names the weights that it is about, so
+that a card can tell when they have changed since.
 """
 
 import hashlib
 import json
 import math
 import platform
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from .hub_names import split_revision
-
 RUN_FILE = "run.json"
-RESULTS_FILE = "results.json"  # what `dual-distill train` writes
-FORMAT = 1
-Method = Literal["labels", "dide", "distillvlm"]
-
+FORMAT = 2
 _PACKAGES = ("dual-distill", "torch", "transformers", "datasets")
 # Where things lie on one machine, and what the Hub client is told: no part of what was done.
 _NOT_SETTINGS = {"data", "init_from", "init_revision", "output_dir", "run_name", "teacher", "teacher_revision"}
 _HUB_PREFIXES = ("hub_", "push_to_hub", "logging_dir", "report_to", "disable_tqdm", "resume_from")
+# The Hub's own rule for names is narrower; what passes here and is no name is refused by the Hub in its words.
+_NAME_AT_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@(.*)")
+# The Hub's cache keeps each commit in models--OWNER--NAME/snapshots/COMMIT, and no name holds two dashes.
+CACHED = re.compile(r".*[/\\]models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,34 @@ class Origin:
         name: `owner/name` on the Hub, or the last part of a folder's path.
         revision: commit on the Hub; of a folder, "sha256:" and the digest of its weights.
         on_hub: whether `name` and `revision` are the Hub's.
+
+    Raises:
+        ValueError: there is no revision.
     """
 
     name: str
     revision: str
     on_hub: bool
+
+    def __post_init__(self) -> None:
+        """Refuse a checkpoint that could be any."""
+        if not self.revision:
+            raise ValueError(f"the checkpoint {self.name!r} has no revision; `origin_of` finds it.")
+
+
+@dataclass(frozen=True)
+class ObjectiveRecord:
+    """What a student was trained on beside a teacher.
+
+    Attributes:
+        name: of the class.
+        weights: name of each weight -> its value.
+        paper: `method`, `reference`, `title`, `url` and `bibtex` of where it was published; None: nowhere.
+    """
+
+    name: str
+    weights: dict[str, float] = field(default_factory=dict)
+    paper: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,16 +74,18 @@ class DataOrigin:
     """The data that a run learned from.
 
     Attributes:
-        name: what it is called.
-        rows: split -> number of rows.
-        hub_id: `owner/name` when it lies on the Hub.
+        name: what it is called; None: not known.
+        rows: split -> number of rows that were used.
+        hub_ids: `owner/name` of each data set that lies on the Hub.
         revision: commit or release of the data; None where it has none (generated data follows from `settings`).
+        arguments: configuration of each data set, as `load_dataset` takes it.
     """
 
-    name: str
+    name: str | None = None
     rows: dict[str, int] = field(default_factory=dict)
-    hub_id: str | None = None
+    hub_ids: list[str] = field(default_factory=list)
     revision: str | None = None
+    arguments: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -75,6 +102,15 @@ class Measurement:
         text_only: of a reader that never sees the image.
         majority: of the most frequent training answer.
         groups: group -> value.
+
+    Raises:
+        ValueError: it has no source or split, or a number is not finite.
+
+    Example:
+        >>> Measurement("accuracy", 0.9, "test", source="")
+        Traceback (most recent call last):
+        ValueError: accuracy on test is 0.9 without a source; say which command or file gave it (source=), or leave it
+        out.
     """
 
     metric: str
@@ -87,6 +123,20 @@ class Measurement:
     majority: float | None = None
     groups: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse what a card could not answer for."""
+        name = f"{self.metric} on {self.split}"
+        if not self.split:
+            raise ValueError(
+                f"{self.metric} is {self.value} without a split; say which rows it was measured on (split=)."
+            )
+        if not self.source:
+            way_out = "say which command or file gave it (source=), or leave it out"
+            raise ValueError(f"{name} is {self.value} without a source; {way_out}.")
+        for number in (self.value, self.teacher, self.text_only, self.majority, *self.groups.values()):
+            if number is not None and not (isinstance(number, int | float) and math.isfinite(number)):
+                raise ValueError(f"{name} holds {number!r}; give finite numbers, or leave the measurement out.")
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -98,6 +148,9 @@ class Speed:
         stored_images_ms: of this model when the images were encoded before.
         device: what it ran on, by name.
         source: command or file that gave it.
+
+    Raises:
+        ValueError: source or device is empty.
     """
 
     model_ms: float
@@ -106,17 +159,22 @@ class Speed:
     device: str
     source: str
 
+    def __post_init__(self) -> None:
+        """Refuse what a card could not answer for."""
+        if not (self.source and self.device):
+            way_out = "say which command gave it and on what, or leave it out"
+            raise ValueError(f"the speed has no source or no device; {way_out}.")
+
 
 @dataclass(frozen=True)
 class RunRecord:
     """Everything about a run that a card may say.
 
     Attributes:
-        method: "labels" (hard labels alone), or distilled from a fusion encoder: "dide" (a dual encoder) or
-            "distillvlm" (a smaller fusion encoder).
+        objective: what the student imitated of its teacher; None: trained without a teacher.
         data: what it learned from.
         teacher: the frozen teacher; None without one.
-        start: the checkpoint whose weights it started from; None: random weights.
+        start: the checkpoint whose weights it started from; None: random weights, or not known.
         settings: fields of the recipe that differ from their defaults, see `differing_fields`.
         seed: of the run.
         steps: optimizer steps.
@@ -126,20 +184,17 @@ class RunRecord:
         measurements: quality.
         speed: against the teacher.
         versions: package -> version.
-
-    Raises:
-        ValueError: a number has no source or is not finite, a checkpoint of the Hub has no commit, or the method is
-        unknown.
+        weights: "sha256:" and the digest of the weights that all of this is about; written by `write_run`.
+        model_name: what the model is called; None: as its repository or class.
+        finetuned_from: repository that it was told to be fine-tuned from, in place of `start`.
+        tasks: the Hub's identifiers of what it is for; none: those that follow from its head.
 
     Example:
-        >>> RunRecord("labels", DataOrigin("scenes"), measurements=(Measurement("accuracy", 0.9, "test", source=""),))
-        Traceback (most recent call last):
-        ValueError: accuracy on test is 0.9 without a source; say which command or file gave it (source=), or leave it
-        out.
+        >>> RunRecord(data=DataOrigin("scenes"), measurements=(Measurement("accuracy", 0.9, "test", "by hand"),)).steps
     """
 
-    method: Method
-    data: DataOrigin
+    objective: ObjectiveRecord | None = None
+    data: DataOrigin = field(default_factory=DataOrigin)
     teacher: Origin | None = None
     start: Origin | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -151,93 +206,59 @@ class RunRecord:
     measurements: tuple[Measurement, ...] = ()
     speed: Speed | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    weights: str | None = None
+    model_name: str | None = None
+    finetuned_from: str | None = None
+    tasks: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        """Refuse what a card could not answer for."""
-        if self.method not in get_args(Method):
-            raise ValueError(f"the method of a run is {self.method!r}; give one of {', '.join(get_args(Method))}.")
-        for one in self.measurements:
-            name = f"{one.metric} on {one.split}"
-            if not one.split or not one.source:
-                missing = "source" if one.split else "split"
-                raise ValueError(
-                    f"{name} is {one.value} without a {missing}; say which command or file gave it (source=), or "
-                    f"leave it out."
-                    if missing == "source"
-                    else f"{one.metric} is {one.value} without a split; say which rows it was measured on (split=)."
-                )
-            numbers = (one.value, one.teacher, one.text_only, one.majority, *one.groups.values())
-            for number in numbers:
-                if number is not None and not (isinstance(number, int | float) and math.isfinite(number)):
-                    raise ValueError(f"{name} holds {number!r}; give finite numbers, or leave the measurement out.")
-        if self.speed is not None and not (self.speed.source and self.speed.device):
-            raise ValueError(
-                "the speed has no source or no device; say which command gave it and on what, or leave it out."
-            )
-        for role, origin in (("teacher", self.teacher), ("start", self.start)):
-            if origin is not None and not origin.revision:
-                raise ValueError(f"the {role} {origin.name!r} has no revision; `origin_of` finds it.")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON takes it; what was not noted is left out."""
-        record = {name: value for name, value in asdict(self).items() if value not in (None, {}, (), [])}
-        record["measurements"] = [
-            {name: value for name, value in one.items() if value not in (None, {})}
-            for one in record.get("measurements", ())
-        ]
-        return {"format": FORMAT, **record}
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any], source: str = RUN_FILE) -> "RunRecord":
-        """Read what `to_dict` gave.
-
-        Args:
-            record: the mapping.
-            source: what to call it in messages.
-
-        Raises:
-            ValueError: it is of a newer format, or a field is missing or unknown.
-        """
-        values = dict(record)
-        found = values.pop("format", None)
-        if found != FORMAT:
-            raise ValueError(
-                f"{source} has format {found!r}, this version of dual_distill reads {FORMAT}; update the package, or "
-                f"delete "
-                "the file and let the run write it again."
-            )
-        try:
-            values["data"] = DataOrigin(**values["data"])
-            for role in ("teacher", "start"):
-                if values.get(role) is not None:
-                    values[role] = Origin(**values[role])
-            values["measurements"] = tuple(Measurement(**one) for one in values.get("measurements", ()))
-            if values.get("speed") is not None:
-                values["speed"] = Speed(**values["speed"])
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{source} is no record of a run ({error}); let the run write it again.") from error
+_NESTED = {"objective": ObjectiveRecord, "data": DataOrigin, "teacher": Origin, "start": Origin, "speed": Speed}
 
 
 def write_run(folder: str | Path, record: RunRecord) -> Path:
-    """Write `run.json` into a checkpoint's folder; return the file."""
+    """Write `run.json` beside the weights that it is about, with their digest; return the file.
+
+    Raises:
+        ValueError: the record is about other weights than lie in the folder.
+    """
+    weights = weights_digest(folder)
+    if record.weights not in (None, weights):
+        raise ValueError(
+            f"the record is about weights {record.weights}, but those in {str(folder)!r} have changed since; train "
+            "again, or delete run.json and write a record of what the new weights are."
+        )
+    values = asdict(replace(record, weights=weights))
+    values["measurements"] = [_noted(one) for one in values["measurements"]]
     file = Path(folder, RUN_FILE)
-    file.write_text(json.dumps(record.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    content = {"format": FORMAT, **_noted(values)}
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
 
 
 def read_run(folder: str | Path) -> RunRecord | None:
-    """Read the record of a checkpoint's folder: `run.json`, else the `results.json` of `dual-distill train`, else None.
+    """Read the record of a checkpoint's folder; None: there is none.
 
     Raises:
         ValueError: the file is no JSON, no such record, or of a newer format.
     """
-    folder = Path(folder)
-    if (folder / RUN_FILE).is_file():
-        return RunRecord.from_dict(read_json(folder / RUN_FILE))
-    if (folder / RESULTS_FILE).is_file():
-        return _from_results(read_json(folder / RESULTS_FILE))
-    return None
+    file = Path(folder, RUN_FILE)
+    if not file.is_file():
+        return None
+    values = read_json(file)
+    found = values.pop("format", None)
+    if found not in (1, FORMAT):
+        raise ValueError(
+            f"{RUN_FILE} has format {found!r}, this version of dual_distill reads 1 and {FORMAT}; update the package, "
+            "or delete the file and let the run write it again."
+        )
+    try:
+        if found == 1:
+            values = _from_format_1(values)
+        nested = {name: kind(**values[name]) for name, kind in _NESTED.items() if values.get(name) is not None}
+        measurements = tuple(Measurement(**one) for one in values.pop("measurements", ()))
+        return RunRecord(**{**values, **nested}, measurements=measurements)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{RUN_FILE} is no record of a run ({error}); let the run write it again.") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -251,25 +272,33 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _from_results(results: Mapping[str, Any]) -> RunRecord:
-    if "task" not in results:
-        raise ValueError(
-            f"{RESULTS_FILE} names no task, so `dual-distill train` did not write it; delete it or train again."
-        )
-    distilled = any(name in results for name in ("eval_attention_loss", "eval_soft_label_loss"))
-    measurements = tuple(
-        Measurement(metric, results[f"eval_{metric}"], "validation", source=f"{RESULTS_FILE}, dual-distill train")
-        for metric in ("accuracy", "soft_accuracy")
-        if f"eval_{metric}" in results
-    )
-    return RunRecord(
-        method="distillvlm" if "eval_hidden_loss" in results else "dide" if distilled else "labels",
-        data=DataOrigin(str(results["task"])),
-        seed=results.get("seed"),
-        steps=results.get("steps"),
-        train_seconds=results.get("train_runtime"),
-        measurements=measurements,
-    )
+def _noted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what was not noted."""
+    return {name: value for name, value in values.items() if value not in (None, {}, (), [])}
+
+
+# Format 1 knew two methods by name, and weights that differ from these among the settings.
+_METHODS = {
+    "dide": ("DiDEObjective", "Wang et al., EMNLP 2022", "https://arxiv.org/abs/2112.08723"),
+    "distillvlm": ("DistillVLMObjective", "Fang et al., ICCV 2021", "https://arxiv.org/abs/2104.02096"),
+}
+_WEIGHTS = {"soft_label_weight": 1.0, "attention_weight": 1.0, "hidden_weight": 1.0, "label_weight": 0.0}
+
+
+def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of format 2."""
+    data = dict(values["data"])
+    hub_id = data.pop("hub_id", None)
+    method, settings = values.pop("method"), values.get("settings", {})
+    values |= {"data": {**data, "hub_ids": [hub_id] if hub_id else []}}
+    if method == "labels":
+        return values
+
+    name, reference, url = _METHODS[method]
+    weights = {weight: settings.get(weight, default) for weight, default in _WEIGHTS.items()}
+    if method == "dide" or settings.get("hidden_loss") == "none":
+        weights["hidden_weight"] = 0.0
+    return {**values, "objective": {"name": name, "weights": weights, "paper": {"reference": reference, "url": url}}}
 
 
 def add_evaluation(
@@ -287,7 +316,7 @@ def add_evaluation(
         ValueError: the evaluation lacks task, split or rows, or the two are of different rows.
 
     Example:
-        >>> run = RunRecord("labels", DataOrigin("scenes"))
+        >>> run = RunRecord(data=DataOrigin("scenes"))
         >>> found = {"task": "scenes", "split": "test", "rows": 30, "accuracy": 0.5, "text_only": 0.4}
         >>> [(m.metric, m.value, m.text_only) for m in add_evaluation(run, found, "dual-distill evaluate").measurements]
         [('accuracy', 0.5, 0.4)]
@@ -298,35 +327,45 @@ def add_evaluation(
         if teacher is not None and teacher.get(name) != evaluation[name]:
             raise ValueError(
                 f"the teacher was evaluated with {name} {teacher.get(name)!r}, the model with {evaluation[name]!r}; "
-                f"evaluate "
-                "both on the same rows."
+                "evaluate both on the same rows."
             )
+
     main = next((name for name in ("vqa_score", "cider") if evaluation.get(name) is not None), "accuracy")
     added = []
     for metric in (main, "consistency", "bleu_4"):
         if evaluation.get(metric) is None:
             continue
-        beside = {name: evaluation.get(name) for name in ("text_only", "majority")} if metric == main else {}
-        added.append(
-            Measurement(
-                metric,
-                evaluation[metric],
-                evaluation["split"],
-                source,
-                rows=evaluation["rows"],
-                teacher=None if teacher is None else teacher.get(metric),
-                groups=dict(evaluation.get(f"{metric}_by_group") or {}),
-                **beside,
-            )
+        # The baselines are measured by the main metric alone.
+        baselines = {name: evaluation.get(name) for name in ("text_only", "majority") if metric == main}
+        one = Measurement(
+            metric,
+            evaluation[metric],
+            evaluation["split"],
+            source,
+            evaluation["rows"],
+            teacher=None if teacher is None else teacher.get(metric),
+            groups=dict(evaluation.get(f"{metric}_by_group") or {}),
+            **baselines,
         )
+        added.append(one)
+
     replaced = {(one.metric, one.split) for one in added}
     kept = [one for one in record.measurements if (one.metric, one.split) not in replaced]
     return replace(record, measurements=(*kept, *added))
 
 
+def weights_digest(folder: str | Path) -> str | None:
+    """Return "sha256:" and the digest of a checkpoint's weights, in shards or not; None: there are none."""
+    files = sorted(Path(folder).glob("*model*.safetensors"))  # of a whole model, or an adapter's
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}" if files else None
+
+
 def origin_of(name_or_path: str | Path, revision: str | None = None) -> Origin:
-    """Say which checkpoint a run used: the commit of a Hub repository loaded before, or the digest of a folder's
-    weights.
+    """Say which checkpoint a run used: a commit of the Hub that was loaded before, or a folder by its weights' digest.
 
     Args:
         name_or_path: as it was loaded from, `owner/name@revision` too.
@@ -335,31 +374,64 @@ def origin_of(name_or_path: str | Path, revision: str | None = None) -> Origin:
     Raises:
         ValueError: the folder has no safetensors weights, or the Hub repository is not in the local cache.
     """
+    if found := CACHED.fullmatch(str(name_or_path)):
+        owner, name, commit = found.groups()
+        return Origin(f"{owner}/{name}", commit, on_hub=True)
     name, revision = split_revision(name_or_path, revision)
-    folder = Path(name)
-    if folder.is_dir():
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
+    if Path(name).is_dir():
+        digest = weights_digest(name)
+        if digest is None:
             raise ValueError(f"{name!r} has no safetensors weights to know it by; give the folder of a checkpoint.")
-        digest = hashlib.sha256()
-        for file in weights:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return Origin(folder.resolve().name, f"sha256:{digest.hexdigest()}", on_hub=False)
+        return Origin(Path(name).resolve().name, digest, on_hub=False)
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return Origin(name, revision, on_hub=True)
     try:
         # One file, which everyone loads: a snapshot without its README, say, counts as incomplete.
         snapshot = snapshot_download(name, revision=revision, local_files_only=True, allow_patterns="config.json")
     except (OSError, ValueError) as error:
+        way_out = "so its commit is not known; load it first"
         raise ValueError(
-            f"{name!r} is no folder and was not loaded from the Hub on this machine, so its commit is not known; load "
-            f"it first."
+            f"{name!r} is no folder and was not loaded from the Hub on this machine, {way_out}."
         ) from error
     return Origin(name, Path(snapshot).name, on_hub=True)  # the cache names snapshots by commit
 
 
+def split_revision(name_or_path: str | Path, revision: str | None = None) -> tuple[str, str | None]:
+    """Return a checkpoint's name without its `@revision`, and the revision.
+
+    A folder that exists under the whole name is that folder, and nothing is cut off.
+
+    Args:
+        name_or_path: a folder, `owner/name`, or `owner/name@revision` with a branch, tag, commit or `refs/pr/N`.
+        revision: the same, given apart.
+
+    Returns:
+        Name and revision; None: none was given.
+
+    Raises:
+        ValueError: two revisions that differ, nothing after the @, or what stands before it is a folder here.
+
+    Example:
+        >>> split_revision("me/student@v1"), split_revision("me/student"), split_revision("me/student@v1", "v1")
+        (('me/student', 'v1'), ('me/student', None), ('me/student', 'v1'))
+    """
+    name = str(name_or_path)
+    found = _NAME_AT_REVISION.fullmatch(name)
+    if found is None or Path(name).is_dir():
+        return name, revision
+    repo, named = found.groups()
+    if not named:
+        raise ValueError(f"{name!r} names no revision after the @; give a branch, tag or commit, or leave the @ out.")
+    if revision is not None and revision != named:
+        way_out = "give one of the two"
+        raise ValueError(f"{name!r} names the revision {named!r}, but {revision!r} is given as well; {way_out}.")
+    if Path(repo).is_dir():
+        raise ValueError(f"{repo!r} is a folder, which has no revision {named!r}; leave {'@' + named!r} out.")
+    return repo, named
+
+
 def differing_fields(*pairs: tuple[Any, Any]) -> dict[str, Any]:
-    """Return the fields of dataclasses that differ from those of default instances; paths and Hub settings are left
-    out.
+    """Return the fields of dataclasses that differ from their defaults, as JSON; paths and Hub settings are left out.
 
     Args:
         pairs: `(arguments, default arguments)` of one class each.
@@ -368,27 +440,16 @@ def differing_fields(*pairs: tuple[Any, Any]) -> dict[str, Any]:
         >>> differing_fields((Origin("a", "b", on_hub=True), Origin("a", "c", on_hub=True)))
         {'revision': 'b'}
     """
-    found: dict[str, Any] = {}
-    for arguments, defaults in pairs:
-        if not is_dataclass(arguments):
-            raise ValueError(f"{type(arguments).__name__} is no dataclass; give arguments and their defaults.")
-        for one in fields(arguments):
-            value = getattr(arguments, one.name)
-            if one.name in _NOT_SETTINGS or one.name.startswith(_HUB_PREFIXES) or value == getattr(defaults, one.name):
-                continue
-            found[one.name] = _plain(value)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON takes it."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, str):
-        return str(getattr(value, "value", value))  # members of transformers' string enumerations
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
+    found = {
+        one.name: getattr(arguments, one.name)
+        for arguments, defaults in pairs
+        for one in fields(arguments)
+        if one.name not in _NOT_SETTINGS
+        and not one.name.startswith(_HUB_PREFIXES)
+        and getattr(arguments, one.name) != getattr(defaults, one.name)
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain
 
 
 def versions_now() -> dict[str, str]:
@@ -400,21 +461,3 @@ def versions_now() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-__all__ = [
-    "RESULTS_FILE",
-    "RUN_FILE",
-    "DataOrigin",
-    "Measurement",
-    "Origin",
-    "RunRecord",
-    "Speed",
-    "add_evaluation",
-    "differing_fields",
-    "origin_of",
-    "read_json",
-    "read_run",
-    "versions_now",
-    "write_run",
-]

@@ -8,6 +8,7 @@ from dual_distill.evaluation import RECALL_AT
 from dual_distill.hub_cards import (
     DataOrigin,
     Measurement,
+    ObjectiveRecord,
     RunRecord,
     differing_fields,
     origin_of,
@@ -41,7 +42,7 @@ def record_run(
     training = run.trainer.args
     defaults = DistillationTrainingArguments(output_dir="out", use_cpu=training.use_cpu)
     record = RunRecord(
-        training.method if model.teacher else "labels",
+        _objective(run),
         DataOrigin(run.task.name, _rows(run)),
         teacher=origin_of(model.teacher, model.teacher_revision) if model.teacher else None,
         start=origin_of(model.init_from, model.init_revision) if model.init_from else None,
@@ -60,6 +61,15 @@ def record_run(
     )
     write_run(training.output_dir, record)
     return record
+
+
+def _objective(run: Run) -> ObjectiveRecord | None:
+    """What the student imitated of its teacher."""
+    objective = run.trainer.objective
+    if objective is None:
+        return None
+    paper = objective.paper
+    return ObjectiveRecord(type(objective).__name__, dict(objective.weights), paper and paper._asdict())
 
 
 def _rows(run: Run) -> dict[str, int]:

@@ -1,0 +1,150 @@
+"""What the name of a model's class says: its family and head, who loads it, and the modules that it needs.
+
+The modules of `modeling/` are read as text, never imported: nothing here knows torch. With `--with-code` they go beside
+the weights as they are, since `modeling/` is flat and its modules import one another as `from .sibling import Name`,
+which is what transformers follows on the Hub. Whoever loads them has to say so (trust_remote_code); with the package
+installed, its own classes are used instead.
+"""
+
+import ast
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CONFIG = "config.json"
+PROCESSOR_CONFIG = "processor_config.json"
+_MODELING = Path(__file__).parents[1] / "modeling"
+_CONFIG_CLASS = {"FusionEncoder": "FusionEncoderConfig", "DualEncoder": "DualEncoderConfig"}
+_PROCESSOR = "DualDistillProcessor"
+
+
+class _Head(NamedTuple):
+    """Auto class of transformers and task of the Hub, None where there is none, and what such a model does."""
+
+    auto_class: str | None
+    pipeline_tag: str | None
+    task: str
+
+
+# By the end of the class's name, or by all of it where one family alone has an Auto class.
+_HEADS = {
+    "ForQuestionAnswering": _Head(
+        "AutoModelForVisualQuestionAnswering",
+        "visual-question-answering",
+        "answers questions about images, from a fixed list of answers",
+    ),
+    "ForImagesAndTextClassification": _Head(
+        "AutoModelForSequenceClassification", None, "classifies a sentence about images"
+    ),
+    "ForImageTextRetrieval": _Head(None, None, "scores how well a text and an image match"),
+    "DualEncoderForImageTextRetrieval": _Head(
+        "AutoModelForZeroShotImageClassification", None, "scores how well a text and an image match"
+    ),
+    "ForMaskedLM": _Head("AutoModelForMaskedLM", "fill-mask", "fills in masked words of a text about an image"),
+    "ForCaptioning": _Head("AutoModelForImageTextToText", "image-to-text", "writes captions of images"),
+    "ForPreTraining": _Head("AutoModelForPreTraining", None, "was pre-trained on images and texts"),
+    "Model": _Head("AutoModel", None, "gives vectors of texts and images, without a head for a task"),
+}
+
+
+class Architecture(NamedTuple):
+    """What a model's class is.
+
+    Attributes:
+        name: of the class.
+        family: "FusionEncoder" or "DualEncoder".
+        head: the rest of the name.
+        auto_class: Auto class that loads it; None: it is loaded by its class, from the package.
+        pipeline_tag: the Hub's name of its task; None: the Hub has none.
+        task: what it does, in words.
+    """
+
+    name: str
+    family: str
+    head: str
+    auto_class: str | None
+    pipeline_tag: str | None
+    task: str
+
+
+def read_architecture(name: str) -> Architecture:
+    """Take the name of a model's class apart.
+
+    Raises:
+        ValueError: this version of the package has no such class.
+
+    Example:
+        >>> read_architecture("DualEncoderForQuestionAnswering")[1:4]
+        ('DualEncoder', 'ForQuestionAnswering', 'AutoModelForVisualQuestionAnswering')
+    """
+    family = next((family for family in _CONFIG_CLASS if name.startswith(family)), None)
+    if family is None or name not in _classes():
+        raise ValueError(
+            f"{CONFIG} names the architecture {name!r}, which this version of dual_distill does not have; update the "
+            "package if a newer one wrote the checkpoint, or give one of its own checkpoints."
+        )
+    head = name.removeprefix(family)
+    known = _HEADS.get(name) or _HEADS.get(head) or _Head(None, None, f"has the head {head}")
+    return Architecture(name, family, head, *known)
+
+
+def add_code(files: dict[str, bytes | Path], architecture: Architecture) -> dict[str, bytes | Path]:
+    """Return the files of a checkpoint with the modules that it needs, and configurations that point to them.
+
+    Raises:
+        ValueError: there is no processor beside the model, or no Auto class loads it.
+    """
+    config, processor = files[CONFIG], files.get(PROCESSOR_CONFIG)
+    if not isinstance(processor, bytes):
+        raise ValueError(
+            f"there is no {PROCESSOR_CONFIG} beside the model, and code without a processor loads nothing; save it too."
+        )
+    if architecture.auto_class is None:
+        raise ValueError(
+            f"no Auto class of transformers loads {architecture.name}, so code beside it would be of no use; push "
+            "without it."
+        )
+    assert isinstance(config, bytes)
+
+    model_map = {
+        "AutoConfig": _reference(_CONFIG_CLASS[architecture.family]),
+        "AutoModel": _reference(f"{architecture.family}Model"),
+        architecture.auto_class: _reference(architecture.name),
+    }
+    processor_map = {"AutoProcessor": _reference(_PROCESSOR)}
+    return {
+        **files,
+        **_modules({reference.split(".")[0] for reference in (model_map | processor_map).values()}),
+        CONFIG: as_json({**json.loads(config), "auto_map": model_map}),
+        PROCESSOR_CONFIG: as_json({**json.loads(processor), "auto_map": processor_map}),
+    }
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    """Return a JSON file as transformers lays it out."""
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _modules(wanted: set[str]) -> dict[str, bytes]:
+    """File -> source of these modules and of all that they import."""
+    sources: dict[str, bytes] = {}
+    while wanted:
+        module = wanted.pop()
+        sources[f"{module}.py"] = (_MODELING / f"{module}.py").read_bytes()
+        nodes = [node for node in ast.walk(ast.parse(sources[f"{module}.py"])) if isinstance(node, ast.ImportFrom)]
+        siblings = {node.module for node in nodes if node.level == 1 and node.module}
+        wanted |= {name for name in siblings if f"{name}.py" not in sources}
+    return dict(sorted(sources.items()))
+
+
+def _reference(name: str) -> str:
+    """`module.Class`, as an `auto_map` has it."""
+    return f"{_classes()[name]}.{name}"
+
+
+@functools.cache
+def _classes() -> dict[str, str]:
+    """Class -> module of `modeling/` that defines it."""
+    trees = {file.stem: ast.parse(file.read_bytes()) for file in sorted(_MODELING.glob("*.py"))}
+    return {node.name: module for module, tree in trees.items() for node in tree.body if isinstance(node, ast.ClassDef)}
