@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from dual_distill.hub_cards import (
     RunRecord,
     Speed,
     add_evaluation,
-    differing_fields,
     origin_of,
     read_run,
     write_run,
@@ -132,15 +130,3 @@ def test_a_folder_is_known_by_its_weights_and_the_hub_by_its_commit(
         origin_of(tmp_path / "empty")
     with pytest.raises(ValueError, match="was not loaded from the Hub on this machine"):
         origin_of("nobody/nothing")
-
-
-def test_settings_are_what_differs_and_name_no_place() -> None:
-    @dataclass
-    class Arguments:
-        output_dir: str = "out"
-        hub_token: str | None = None
-        max_steps: int = 1
-        layer_map: dict[int, int] | None = None
-
-    given = Arguments("/somewhere/else", "hf_secret", 5, {-1: -1})
-    assert differing_fields((given, Arguments())) == {"max_steps": 5, "layer_map": {"-1": -1}}

@@ -15,12 +15,10 @@ from .run_record import (
     RunRecord,
     Speed,
     add_evaluation,
-    differing_fields,
     origin_of,
     read_json,
     read_run,
     split_revision,
-    versions_now,
     write_run,
 )
 
@@ -36,14 +34,12 @@ __all__ = [
     "Speed",
     "add_evaluation",
     "collect",
-    "differing_fields",
     "origin_of",
     "push_folder",
     "push_pretrained",
     "read_json",
     "read_run",
     "split_revision",
-    "versions_now",
     "write_card",
     "write_run",
 ]

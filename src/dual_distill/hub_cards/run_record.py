@@ -8,11 +8,9 @@ that a card can tell when they have changed since.
 import hashlib
 import json
 import math
-import platform
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,6 @@ from huggingface_hub import snapshot_download
 
 RUN_FILE = "run.json"
 FORMAT = 2
-_PACKAGES = ("dual-distill", "torch", "transformers", "datasets")
-# Where things lie on one machine, and what the Hub client is told: no part of what was done.
-_NOT_SETTINGS = {"data", "init_from", "init_revision", "output_dir", "run_name", "teacher", "teacher_revision"}
-_HUB_PREFIXES = ("hub_", "push_to_hub", "logging_dir", "report_to", "disable_tqdm", "resume_from")
 # The Hub's own rule for names is narrower; what passes here and is no name is refused by the Hub in its words.
 _NAME_AT_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@(.*)")
 # The Hub's cache keeps each commit in models--OWNER--NAME/snapshots/COMMIT, and no name holds two dashes.
@@ -175,7 +169,7 @@ class RunRecord:
         data: what it learned from.
         teacher: the frozen teacher; None without one.
         start: the checkpoint whose weights it started from; None: random weights, or not known.
-        settings: fields of the recipe that differ from their defaults, see `differing_fields`.
+        settings: fields of the recipe that differ from their defaults.
         seed: of the run.
         steps: optimizer steps.
         train_seconds: seconds of training.
@@ -428,36 +422,3 @@ def split_revision(name_or_path: str | Path, revision: str | None = None) -> tup
     if Path(repo).is_dir():
         raise ValueError(f"{repo!r} is a folder, which has no revision {named!r}; leave {'@' + named!r} out.")
     return repo, named
-
-
-def differing_fields(*pairs: tuple[Any, Any]) -> dict[str, Any]:
-    """Return the fields of dataclasses that differ from their defaults, as JSON; paths and Hub settings are left out.
-
-    Args:
-        pairs: `(arguments, default arguments)` of one class each.
-
-    Example:
-        >>> differing_fields((Origin("a", "b", on_hub=True), Origin("a", "c", on_hub=True)))
-        {'revision': 'b'}
-    """
-    found = {
-        one.name: getattr(arguments, one.name)
-        for arguments, defaults in pairs
-        for one in fields(arguments)
-        if one.name not in _NOT_SETTINGS
-        and not one.name.startswith(_HUB_PREFIXES)
-        and getattr(arguments, one.name) != getattr(defaults, one.name)
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
-    return plain
-
-
-def versions_now() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a result depends on, where installed."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

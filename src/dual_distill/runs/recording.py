@@ -5,17 +5,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 from dual_distill.evaluation import RECALL_AT
-from dual_distill.hub_cards import (
-    DataOrigin,
-    Measurement,
-    ObjectiveRecord,
-    RunRecord,
-    differing_fields,
-    origin_of,
-    versions_now,
-    write_run,
-)
-from dual_distill.trainer import DistillationTrainingArguments
+from dual_distill.hub_cards import DataOrigin, Measurement, ObjectiveRecord, RunRecord, origin_of, write_run
+from dual_distill.trainer import DistillationTrainingArguments, differing_fields, versions_now
 
 from .arguments import DataArguments, ModelArguments
 from .build import Run
