@@ -236,10 +236,7 @@ def test_a_question_of_ten_thousand_words_is_cut_to_what_the_model_reads(
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (
-            {"image": "x.png", "question": ""},
-            "Question 0 of a request is '', but a question is a string with words in it",
-        ),
+        ({"image": "x.png", "question": ""}, "Question 0 of a request is '', but must be a string with words in it"),
         ({"image": "x.png", "question": ["red?", " \n"]}, r"Question 1 of a request is ' \\n'"),
         ({"image": "x.png", "question": None}, "Question 0 of a request is None"),
         ({"image": "x.png", "question": []}, "an empty list of questions"),
@@ -259,9 +256,9 @@ def test_options_and_models_that_are_refused(
     make: Callable, answering_model: Callable, answering_processor: DualDistillProcessor, pictures: list, tmp_path: Path
 ) -> None:
     pipe = make(DualEncoderForQuestionAnswering)
-    with pytest.raises(ValueError, match="top_k is 0, but a question has 1 answer or more"):
+    with pytest.raises(ValueError, match="top_k is 0, but must be at least 1"):
         pipe(pictures[0], QUESTION, top_k=0)
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(ValueError, match="batch_size is 0, but must be at least 1"):
         pipe(pictures[0], QUESTION, batch_size=0)
     body = answering_model(DualEncoderModel)
     with pytest.raises(ValueError, match="DualEncoderModel gives no answers; the pipeline takes FusionEncoderForQ"):

@@ -24,7 +24,7 @@ from .model_identity import (
     model_identity,
     tokenizer_settings,
 )
-from .running_top_k import RunningTopK, check_top_k
+from .top_k import RunningTopK, check_at_least_1
 
 _ROWS = 1024
 _MULTI_LABEL = "multi_label_classification"
@@ -149,7 +149,7 @@ class FeatureStoreVQA:
             ValueError: the question is empty, the answer is none of the model's, or `top_k` or `threshold` is out of
             range.
         """
-        check_top_k(top_k)
+        check_at_least_1("top_k", top_k)
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}, but a probability lies between 0 and 1.")
         place = None if answer is None else self._place(answer)
@@ -195,7 +195,7 @@ class FeatureStoreVQA:
         Raises:
             ValueError: the store has no such image, or a question is empty.
         """
-        check_top_k(top_k)
+        check_at_least_1("top_k", top_k)
         places = self.images.places([image])
         with torch.inference_mode():
             text = self._text_projections(questions)
@@ -218,7 +218,7 @@ class FeatureStoreVQA:
         Raises:
             ValueError: the store lacks an image, or a question is empty.
         """
-        check_top_k(top_k)
+        check_at_least_1("top_k", top_k)
         places = self.images.places([image for image, _ in pairs])
         answers = []
         for start in range(0, len(pairs), rows):

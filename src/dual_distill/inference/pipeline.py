@@ -30,6 +30,7 @@ from dual_distill.modeling import (
 from dual_distill.regions import RegionStore
 
 from .image_sources import load_image
+from .top_k import answer_probs, best_answers, check_at_least_1, check_text
 
 ANSWERING_TASK = "dual-visual-question-answering"
 _ANSWERING_MODELS: dict[str, type[PreTrainedModel]] = {
@@ -44,10 +45,9 @@ _ANSWERING_MODELS: dict[str, type[PreTrainedModel]] = {
 _BATCH_SIZE = 16
 _TOP_K = 5
 _LONGEST_NAME = 40
-_MULTI_LABEL = "multi_label_classification"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # transformers would take a tuple apart
 class PreparedRequest:
     """One image (or the N images that a model reads together) and the questions to it.
 
@@ -70,10 +70,9 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
     questions it is asked.
 
     Probabilities: where the config's `problem_type` is "multi_label_classification" (VQA v2, trained on soft scores),
-    each
-    answer has its own, the sigmoid of its logit: what the model expects the VQA score of that answer to be. They do not
-    add up to 1, and should not: two answers may both be right. Otherwise (one right answer or class a row) they are the
-    softmax over all labels and add up to 1.
+    each answer has its own, the sigmoid of its logit: what the model expects the VQA score of that answer to be. They
+    do not add up to 1, and should not: two answers may both be right. Otherwise (one right answer or class a row) they
+    are the softmax over all labels and add up to 1.
 
     Args:
         model: a `FusionEncoderFor...` or `DualEncoderFor...` with `QuestionAnswering` or `ImagesAndTextClassification`;
@@ -84,12 +83,12 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         regions: for a model that reads regions, the store that holds those of the images, which are found by their
             content.
         num_tags: with regions, most object tags beside a question; 0 for a model that learnt none.
-        max_tag_length: with regions and tags, the model's places for words that tags may take.
+        max_tag_length: with regions and tags, how many of the model's positions for words tags may take.
         **kwargs: as for `transformers.Pipeline`: `device`, `num_workers`.
 
     Raises:
         ValueError: the model has no such head, there is no processor, or a model over regions has no store (or the
-        reverse).
+            reverse).
 
     Example:
         >>> from PIL import Image
@@ -124,26 +123,28 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         max_tag_length: int = TAG_LENGTH,
         **kwargs: Any,
     ) -> None:
-        _check_head(type(model).__name__)
-        if (getattr(model.config, "visual_inputs", "patches") == "regions") != (regions is not None):
+        _answering_class(type(model).__name__)
+        reads_regions = getattr(model.config, "visual_inputs", "patches") == "regions"
+        if reads_regions and regions is None:
             raise ValueError(
-                "The model reads pixels, but regions are given; leave them out."
-                if regions is not None
-                else "The model reads regions; give regions=RegionStore(folder), made of the images by `dual-distill regions`."
+                "The model reads regions; give regions=RegionStore(folder), which `dual-distill regions` makes."
             )
+        if regions is not None and not reads_regions:
+            raise ValueError("The model reads pixels, but regions are given; leave them out.")
         if processor is None:
             raise ValueError(
                 "The pipeline has a model but no processor; give processor=DualDistillProcessor.from_pretrained(...), "
-                "or the "
-                "path of a checkpoint that holds both as model=."
+                "or the path of a checkpoint that holds both as model=."
             )
+
         super().__init__(model=model.eval(), processor=processor, **kwargs)
-        text_config = getattr(model.config, "text_config", model.config)
-        # A tokenizer may let through more than the model's position table holds.
-        self._max_tokens = min(processor.tokenizer.model_max_length, text_config.max_position_embeddings)
         self._regions, self._num_tags, self._max_tag_length = regions, num_tags, max_tag_length
-        if regions is not None and num_tags:
-            self._max_tokens = text_config.max_position_embeddings - max_tag_length
+        # A tokenizer may let through more than the model's position table holds.
+        positions = getattr(model.config, "text_config", model.config).max_position_embeddings
+        has_tags = regions is not None and num_tags > 0
+        self._max_tokens = (
+            positions - max_tag_length if has_tags else min(processor.tokenizer.model_max_length, positions)
+        )
 
     def __call__(
         self,
@@ -173,26 +174,20 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
             ImageError: an image is missing or cannot be used; the message names the request by its question.
             ValueError: a question is empty, a key is missing, or the number of images is not the model's.
         """
-        if question is not None:
-            requests: Any = [{"image": image, "question": question}]
-        else:
-            requests = [image] if isinstance(image, Mapping) else image
         is_single = question is not None or isinstance(image, Mapping)
+        requests = {"image": image, "question": question} if question is not None else image
+        requests = [requests] if is_single else requests
         if isinstance(requests, str | bytes) or not isinstance(requests, Sized | Iterable):
             raise ValueError(
                 f"There is an image ({type(image).__name__}) without a question; call it with image and question, or "
-                f"with "
-                'requests {"image": ..., "question": ...}.'
+                'with requests {"image": ..., "question": ...}.'
             )
-        _, _, postprocess_params = self._sanitize_parameters(top_k=top_k)
-        answers = self.get_iterator(
-            requests,
-            num_workers=num_workers if num_workers is not None else self._num_workers or 0,
-            batch_size=batch_size if batch_size is not None else self._batch_size or _BATCH_SIZE,
-            preprocess_params=self._preprocess_params,
-            forward_params=self._forward_params,
-            postprocess_params={**self._postprocess_params, **postprocess_params},
-        )
+
+        params = self._postprocess_params | self._sanitize_parameters(top_k=top_k)[2]
+        batch_size = batch_size if batch_size is not None else self._batch_size or _BATCH_SIZE
+        num_workers = num_workers if num_workers is not None else self._num_workers or 0
+        check_at_least_1("batch_size", batch_size)
+        answers = self._answers(requests, batch_size, num_workers, params)
         if is_single:
             return next(answers)
         return list(answers) if isinstance(requests, list | tuple) else answers
@@ -200,30 +195,19 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
     def _sanitize_parameters(self, top_k: int | None = None) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if top_k is None:
             return {}, {}, {}
-        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-            raise ValueError(f"top_k is {top_k!r}, but a question has 1 answer or more.")
+        check_at_least_1("top_k", top_k)
         return {}, {}, {"top_k": top_k}
 
-    def get_iterator(
-        self,
-        inputs: Any,
-        num_workers: int,
-        batch_size: int,
-        preprocess_params: dict[str, Any],
-        forward_params: dict[str, Any],
-        postprocess_params: dict[str, Any],
-    ) -> Iterator[Any]:
+    def _answers(self, requests: Any, batch_size: int, num_workers: int, params: dict[str, Any]) -> Iterator[Any]:
         """Answer requests in order, `batch_size` at a time."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, but a batch holds 1 request or more.")
-        is_sized = isinstance(inputs, Sized)
-        prepared = (PipelineDataset if is_sized else PipelineIterator)(inputs, self.preprocess, preprocess_params)
+        is_sized = isinstance(requests, Sized)
+        prepared = (PipelineDataset if is_sized else PipelineIterator)(requests, self.preprocess, {})
         # Two workers would each run through a generator of their own.
         workers = num_workers if is_sized else min(num_workers, 1)
-        for requests in DataLoader(prepared, batch_size=batch_size, num_workers=workers, collate_fn=list):
-            logits = self.forward(requests, batch_size=batch_size, **forward_params)
-            for request, rows in zip(requests, logits, strict=True):
-                yield self.postprocess((request, rows), **postprocess_params)
+        for batch in DataLoader(prepared, batch_size=batch_size, num_workers=workers, collate_fn=list):
+            logits = self.forward(batch, batch_size=batch_size)
+            for request, rows in zip(batch, logits, strict=True):
+                yield self.postprocess((request, rows), **params)
 
     def preprocess(self, request: Mapping[str, Any]) -> PreparedRequest:
         """Check a request, fetch its images and bring them to the model's size."""
@@ -236,90 +220,70 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         questions = list(request["question"]) if is_list else [request["question"]]
         if not questions:
             raise ValueError("A request has an empty list of questions; give it one or more.")
-        for place, question in enumerate(questions):
-            if not isinstance(question, str) or not question.strip():
-                raise ValueError(
-                    f"Question {place} of a request is {question!r}, but a question is a string with words in it."
-                )
+        for index, question in enumerate(questions):
+            check_text(f"Question {index} of a request", question)
+
         name = questions[0] if len(questions[0]) <= _LONGEST_NAME else f"{questions[0][:_LONGEST_NAME]}..."
-        images = request["image"]
-        images = list(images) if isinstance(images, list | tuple) else [images]
-        expected = self.model.num_images
-        if len(images) != expected:
+        images = request["image"] if isinstance(request["image"], list | tuple) else [request["image"]]
+        if len(images) != self.model.num_images:
             raise ValueError(
-                f"The request {name!r} has {len(images)} images, but the model reads {expected} together; for "
-                f"questions to "
-                "several images give one request for each."
+                f"The request {name!r} has {len(images)} images, but the model reads {self.model.num_images} together; "
+                "for questions to several images give one request for each."
             )
-        if self._regions is not None:
-            most = self.model.config.max_regions
-            found = [
-                self._regions.find_image(load_image(image, repr(name)), repr(name)).first(most) for image in images
-            ]
-            return PreparedRequest(found, questions, is_list)
         return PreparedRequest([self._prepare(image, repr(name)) for image in images], questions, is_list)
 
-    def _prepare(self, value: Any, name: str) -> torch.Tensor:
+    def _prepare(self, value: Any, name: str) -> Any:
         image = load_image(value, name)
+        if self._regions is not None:
+            return self._regions.find_image(image, name).first(self.model.config.max_regions)
         try:
             return self.processor.prepare_image(image)
         except (ValueError, ZeroDivisionError) as error:
             raise ImageError(
                 f"row {name}: the picture of {image.width} x {image.height} pixels cannot be resized ({error}); crop "
-                f"it to a "
-                "less extreme shape."
+                "it to a less extreme shape."
             ) from error
 
     def _forward(self, requests: list[PreparedRequest], batch_size: int) -> list[torch.Tensor]:
         """Return the logits of each request's questions, `(questions, labels)` float32 on the CPU."""
-        is_dual = isinstance(self.model.config, DualEncoderConfig)
         image_embeds = None
-        if is_dual:
-            image_embeds = self.model.get_image_features(
-                **self._pixels([request.images for request in requests])
-            ).pooler_output
-        rows = [(place, question) for place, request in enumerate(requests) for question in request.questions]
+        if isinstance(self.model.config, DualEncoderConfig):
+            pixels = self._image_inputs([request.images for request in requests])
+            image_embeds = self.model.get_image_features(**pixels).pooler_output
+
+        rows = [(index, question) for index, request in enumerate(requests) for question in request.questions]
         logits = []
         for start in range(0, len(rows), batch_size):
-            places, questions = zip(*rows[start : start + batch_size], strict=True)
-            asked = [requests[place] for place in places]
-            inputs = {name: tensor.to(self.device) for name, tensor in self._words(list(questions), asked).items()}
-            if self._regions is not None:
-                inputs |= {
-                    name: tensor.to(self.device) for name, tensor in pad_regions([one.images for one in asked]).items()
-                }
-            elif image_embeds is not None:
-                inputs["image_embeds"] = image_embeds[list(places)]
+            indices, questions = zip(*rows[start : start + batch_size], strict=True)
+            images = [requests[index].images for index in indices]
+            inputs = self._text_inputs(list(questions), images)
+            if image_embeds is not None:
+                inputs["image_embeds"] = image_embeds[list(indices)]
             else:
-                inputs |= self._pixels([one.images for one in asked])
+                inputs |= self._image_inputs(images)
             logits.append(self.model(**inputs).logits.float().cpu())
         return list(torch.cat(logits).split([len(request.questions) for request in requests]))
 
-    def _words(self, questions: list[str], asked: list[PreparedRequest]) -> dict[str, torch.Tensor]:
+    def _text_inputs(self, questions: list[str], images: list[list[Any]]) -> dict[str, torch.Tensor]:
         """Tokenize questions, behind each the tags of its regions."""
         if self._regions is None:
-            return self.processor.encode_text(questions, max_length=self._max_tokens)
-        tags = [distinct_tags(request.images, self._num_tags) for request in asked]
-        limits = {"max_text_length": self._max_tokens, "max_tag_length": self._max_tag_length}
-        return tag_texts(self.processor.tokenizer, questions, tags, **limits)
+            batch = self.processor.encode_text(questions, max_length=self._max_tokens)
+        else:
+            tags = [distinct_tags(row, self._num_tags) for row in images]
+            limits = {"max_text_length": self._max_tokens, "max_tag_length": self._max_tag_length}
+            batch = tag_texts(self.processor.tokenizer, questions, tags, **limits)
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def _pixels(self, rows: list[Any]) -> dict[str, torch.Tensor]:
-        batch = self.processor.pad_images(rows)
-        return {
-            "pixel_values": batch["pixel_values"].to(self.device, self.model.dtype),
-            "pixel_mask": batch["pixel_mask"].to(self.device),
-        }
+    def _image_inputs(self, images: list[list[Any]]) -> dict[str, torch.Tensor]:
+        if self._regions is not None:
+            return {name: tensor.to(self.device) for name, tensor in pad_regions(images).items()}
+        batch = {name: tensor.to(self.device) for name, tensor in self.processor.pad_images(images).items()}
+        return batch | {"pixel_values": batch["pixel_values"].to(self.model.dtype)}
 
     def postprocess(self, answered: tuple[PreparedRequest, torch.Tensor], top_k: int = _TOP_K) -> Any:
         """Turn logits into the most probable answers."""
         request, logits = answered
-        config = self.model.config
-        probs = logits.sigmoid() if config.problem_type == _MULTI_LABEL else logits.softmax(-1)
-        best = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
-        answers = [
-            [{"answer": config.id2label[place], "score": score} for place, score in zip(places, scores, strict=True)]
-            for places, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        answers = best_answers(self.model.config, answer_probs(self.model.config, logits), top_k)
         return answers if request.is_list else answers[0]
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
@@ -357,22 +321,20 @@ class AnsweringModel:
         """
         kwargs.pop("trust_remote_code", None)
         hub = {key: kwargs[key] for key in ("revision", "token", "local_files_only", "cache_dir") if key in kwargs}
-        architectures = AutoConfig.from_pretrained(name, **hub).architectures or ["a model without a name"]
-        _check_head(architectures[0])
-        return _ANSWERING_MODELS[architectures[0]].from_pretrained(name, **kwargs)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+        [architecture, *_] = config.architectures or ["a model without a name"]
+        return _answering_class(architecture).from_pretrained(name, **kwargs)
 
 
-def _check_head(name: str) -> None:
+def _answering_class(name: str) -> type[PreTrainedModel]:
     if name not in _ANSWERING_MODELS:
         raise ValueError(
-            f"{name} gives no answers; the pipeline takes {', '.join(_ANSWERING_MODELS)} (`dual-distill convert` "
-            f"makes one of "
-            "a ViLT checkpoint)."
+            f"{name} gives no answers; the pipeline takes {', '.join(_ANSWERING_MODELS)} (`dual-distill convert` makes "
+            "one of a ViLT checkpoint)."
         )
+    return _ANSWERING_MODELS[name]
 
 
 PIPELINE_REGISTRY.register_pipeline(
     ANSWERING_TASK, pipeline_class=DualVisualQuestionAnsweringPipeline, pt_model=(AnsweringModel,), type="multimodal"
 )
-
-__all__ = ["ANSWERING_TASK", "AnsweringModel", "DualVisualQuestionAnsweringPipeline", "PreparedRequest"]

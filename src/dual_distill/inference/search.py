@@ -25,7 +25,7 @@ from .model_identity import (
     model_identity,
     tokenizer_settings,
 )
-from .running_top_k import RunningTopK, check_top_k
+from .top_k import RunningTopK, check_at_least_1
 
 _ROWS = 8192
 _FAISS = "faiss"
@@ -205,7 +205,7 @@ class FeatureStoreSearcher:
             )
 
     def _search(self, vectors: list[torch.Tensor], top_k: int, threshold: float) -> list[SearchResult]:
-        check_top_k(top_k)
+        check_at_least_1("top_k", top_k)
         if not -1 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}, but a cosine lies between -1 and 1.")
         # What a float16 store gives back is of length 1 up to its rounding.

@@ -1,10 +1,11 @@
-"""The best of a stream of scores, in memory that does not grow with the stream."""
+"""Ranking: the best rows of a stream of scores, the best answers of a row of logits."""
 
 import torch
+from transformers import PreTrainedConfig
 
 
 class RunningTopK:
-    """Keeps the best `top_k` rows of pieces that come one after the other.
+    """Keeps the best `top_k` rows of pieces that come one after the other, in memory that does not grow with them.
 
     Args:
         top_k: rows that are kept.
@@ -12,7 +13,7 @@ class RunningTopK:
 
     Attributes:
         scores: `(kept,)`, best first; equal ones in the order in which they came.
-        rows: `(kept,)` int64, their places.
+        rows: `(kept,)` int64, their indices.
         labels: `(kept,)` int64, what `add` was given beside them.
         matches: rows so far that reach the threshold, kept or not.
 
@@ -34,7 +35,7 @@ class RunningTopK:
         """Take in one piece.
 
         Args:
-            start: place of its first row.
+            start: index of its first row.
             scores: `(rows,)`, on the CPU.
             labels: `(rows,)` int64, kept beside the rows; None: 0.
         """
@@ -45,6 +46,7 @@ class RunningTopK:
         found = is_match.nonzero()[:, 0]
         if not len(found):
             return
+
         # Sorted stably and the earlier ones first: equal scores stay in their order.
         self.scores, order = torch.cat([self.scores, scores[found]]).sort(descending=True, stable=True)
         order = order[: self._top_k]
@@ -53,14 +55,28 @@ class RunningTopK:
         self.labels = torch.cat([self.labels, torch.zeros_like(found) if labels is None else labels[found]])[order]
 
 
-def check_top_k(top_k: int) -> None:
-    """Refuse a number of rows to keep that is none.
-
-    Raises:
-        ValueError: it is no integer, or below 1.
-    """
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise ValueError(f"top_k is {top_k!r}, but 1 or more are kept.")
+def answer_probs(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
+    """Return probabilities of answers: a sigmoid each where several may be right, else a softmax over all."""
+    is_multi_label = config.problem_type == "multi_label_classification"
+    return logits.sigmoid() if is_multi_label else logits.softmax(-1)
 
 
-__all__ = ["RunningTopK", "check_top_k"]
+def best_answers(config: PreTrainedConfig, probs: torch.Tensor, top_k: int) -> list[list[dict[str, str | float]]]:
+    """Return for each row of `(rows, labels)` probabilities the best answers with their scores, most probable first."""
+    best = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
+    return [
+        [{"answer": config.id2label[label], "score": score} for label, score in zip(labels, scores, strict=True)]
+        for labels, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def check_at_least_1(name: str, value: int) -> None:
+    """Refuse a count that is no integer or below 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}, but must be at least 1.")
+
+
+def check_text(name: str, text: object) -> None:
+    """Refuse a text without words."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name} is {text!r}, but must be a string with words in it.")
