@@ -29,14 +29,12 @@ from dual_distill.modeling import (
 )
 from dual_distill.teachers import random_batch
 
+# What a reader without this package needs to know: answers, how logits become probabilities, inputs and outputs.
 EXPORT_FILE = "export.json"
-"""What a reader without this package needs to know: answers, how logits become probabilities, inputs and outputs."""
-
 GRAPHS = {"text_tower": "text_tower.onnx", "image_tower": "image_tower.onnx", "head": "head.onnx"}
+TOLERANCE = 1e-4  # of the largest value, or of 1 where that is smaller
 
-TOLERANCE = 1e-4
-"""Of the largest value, or of 1 where that is smaller."""
-
+_MODELS = (DualEncoderForQuestionAnswering, DualEncoderForImagesAndTextClassification)
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _LARGEST_SINGLE_FILE = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 _MOST_ROWS = 65_536
@@ -75,12 +73,11 @@ class TextTower(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Encode texts."""
-        pooled: torch.Tensor = self.tower(input_ids, attention_mask).pooler_output
-        return pooled
+        return self.tower(input_ids, attention_mask).pooler_output
 
 
 class ImageTower(nn.Module):
-    """Graph `image_tower`: `pixel_values` `(B, N, 3, H, W)`, `pixel_mask` `(B, N, H, W)` -> `image_embeds` `(B, N, C)`."""
+    """Graph `image_tower`: `pixel_values` `(B, N, 3, H, W)`, `pixel_mask` `(B, N, H, W)` to `image_embeds` `(B, N, C)`."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -88,8 +85,7 @@ class ImageTower(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
         """Encode images; N is the number that the model reads together."""
-        pooled: torch.Tensor = self.tower(pixel_values, pixel_mask).pooler_output
-        return pooled.unflatten(0, pixel_values.shape[:2])
+        return self.tower(pixel_values, pixel_mask).pooler_output.unflatten(0, pixel_values.shape[:2])
 
 
 class Head(nn.Module):
@@ -97,14 +93,12 @@ class Head(nn.Module):
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
-        self.interaction = model.dual_encoder.interaction
-        self.classifier = model.classifier
+        self.interaction, self.classifier = model.dual_encoder.interaction, model.classifier
 
     def forward(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
         """Answer."""
         text = text_embeds[:, None].expand(-1, image_embeds.shape[1], -1)
-        logits: torch.Tensor = self.classifier(self.interaction(torch.cat([text, image_embeds], dim=-1)).flatten(1))
-        return logits
+        return self.classifier(self.interaction(torch.cat([text, image_embeds], dim=-1)).flatten(1))
 
 
 def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: str | Path) -> ExportReport:
@@ -120,20 +114,7 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
         ValueError: the model is of another kind, is not float32, `out` is not empty, or the outputs differ.
     """
     out = Path(out)
-    kinds = (DualEncoderForQuestionAnswering, DualEncoderForImagesAndTextClassification)
-    if not isinstance(model, kinds):
-        raise ValueError(
-            f"{type(model).__name__} cannot be exported as text tower, image tower and head; give one of "
-            f"{', '.join(kind.__name__ for kind in kinds)}."
-        )
-    if model.dtype != torch.float32:
-        raise ValueError(f"the model is {model.dtype}; load it with dtype=torch.float32, as which graphs are compared.")
-    if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        raise ImportError(
-            f"{', '.join(missing)} is not installed, which export needs; pip install 'dual-distill[onnx]'."
-        )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{str(out)!r} is there already and not an empty folder; name a new one.")
+    _check(model, out)
     model = model.cpu().eval()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
@@ -146,32 +127,44 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
             raise ValueError(
                 f"the graphs in onnxruntime and {type(model).__name__} in torch differ by "
                 f"{difference['largest_difference']:.3g}, at most {allowed:.3g} is expected; nothing was written, and "
-                f"this is "
-                "a defect of the checkpoint (values that are not finite) or of the export: please report it."
+                "this is a defect of the checkpoint (values that are not finite) or of the export: please report it."
             )
+
         processor.save_pretrained(folder)
-        description = describe(model, processor) | {"checked": {**difference, "tolerance": TOLERANCE}}
-        Path(folder, EXPORT_FILE).write_text(
-            json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        about = _describe(model, processor) | {"checked": {**difference, "tolerance": TOLERANCE}}
+        Path(folder, EXPORT_FILE).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         sizes = {name: sum(part.stat().st_size for part in folder.glob(f"{file}*")) for name, file in GRAPHS.items()}
         folder.rename(out)
     return ExportReport(out=str(out), architecture=type(model).__name__, files=sizes, **difference)
 
 
-def describe(model: PreTrainedModel, processor: DualDistillProcessor) -> dict[str, Any]:
-    """Return what `export.json` holds: how to feed the graphs and how to read what they give."""
+def _check(model: PreTrainedModel, out: Path) -> None:
+    if not isinstance(model, _MODELS):
+        raise ValueError(
+            f"{type(model).__name__} cannot be exported as text tower, image tower and head; give one of "
+            f"{', '.join(kind.__name__ for kind in _MODELS)}."
+        )
+    if model.dtype != torch.float32:
+        raise ValueError(f"the model is {model.dtype}; load it with dtype=torch.float32, as which graphs are compared.")
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise ImportError(
+            f"{', '.join(missing)} is not installed, which export needs; pip install 'dual-distill[onnx]'."
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{str(out)!r} is there already and not an empty folder; name a new one.")
+
+
+def _describe(model: PreTrainedModel, processor: DualDistillProcessor) -> dict[str, Any]:
+    """What `export.json` holds: how to feed the graphs and how to read what they give."""
     config = model.config
-    is_multi_label = config.problem_type == "multi_label_classification"
-    longest = min(config.text_config.max_position_embeddings, processor.tokenizer.model_max_length)
     return {
         "format": "onnx",
         "architecture": type(model).__name__,
         "graphs": GRAPHS,
-        "answers": [config.id2label[place] for place in range(config.num_labels)],
-        "probabilities": "sigmoid" if is_multi_label else "softmax",
+        "answers": [config.id2label[index] for index in range(config.num_labels)],
+        "probabilities": "sigmoid" if config.problem_type == "multi_label_classification" else "softmax",
         "num_images": model.num_images,
-        "max_text_tokens": longest,
+        "max_text_tokens": min(config.text_config.max_position_embeddings, processor.tokenizer.model_max_length),
         "patch_size": config.vision_config.patch_size,
         "hidden_size": config.hidden_size,
         "versions": {name: version(name) for name in ("dual-distill", "torch", *_NEEDED)},
@@ -179,34 +172,32 @@ def describe(model: PreTrainedModel, processor: DualDistillProcessor) -> dict[st
 
 
 def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
-    patch = model.config.vision_config.patch_size
-    example = _batch(model, num_rows=3, grid=(3, 4))
+    config = model.config
     rows = Dim("batch", min=1, max=_MOST_ROWS)
-    tokens = Dim("tokens", min=1, max=model.config.text_config.max_position_embeddings)
-    height, width = (patch * Dim(name, min=1, max=_MOST_PATCHES) for name in ("patch_rows", "patch_columns"))
-    text = {0: rows, 1: tokens}
-    width_of = model.config.hidden_size
-    embeds = {"text_embeds": torch.zeros(3, width_of), "image_embeds": torch.zeros(3, model.num_images, width_of)}
-    shapes: dict[str, dict[str, dict[int, Any]]] = {
-        "text_tower": {"input_ids": text, "attention_mask": text},
-        "image_tower": {"pixel_values": {0: rows, 3: height, 4: width}, "pixel_mask": {0: rows, 2: height, 3: width}},
-        "head": {"text_embeds": {0: rows}, "image_embeds": {0: rows}},
+    text = {0: rows, 1: Dim("tokens", min=1, max=config.text_config.max_position_embeddings)}
+    height, width = (
+        config.vision_config.patch_size * Dim(name, min=1, max=_MOST_PATCHES)
+        for name in ("patch_rows", "patch_columns")
+    )
+    example = _batch(model, num_rows=3, grid=(3, 4)) | {
+        "text_embeds": torch.zeros(3, config.hidden_size),
+        "image_embeds": torch.zeros(3, model.num_images, config.hidden_size),
     }
-    graphs: dict[str, tuple[nn.Module, Mapping[str, torch.Tensor], str]] = {
-        "text_tower": (TextTower(model), example, "text_embeds"),
-        "image_tower": (ImageTower(model), example, "image_embeds"),
+    pixels = {"pixel_values": {0: rows, 3: height, 4: width}, "pixel_mask": {0: rows, 2: height, 3: width}}
+    embeds = {"text_embeds": {0: rows}, "image_embeds": {0: rows}}
+    graphs: dict[str, tuple[nn.Module, dict[str, Any], str]] = {
+        "text_tower": (TextTower(model), {"input_ids": text, "attention_mask": text}, "text_embeds"),
+        "image_tower": (ImageTower(model), pixels, "image_embeds"),
         "head": (Head(model), embeds, "logits"),
     }
-    for name, (graph, inputs, output) in graphs.items():
-        _write_graph(
-            graph.eval(), {key: inputs[key] for key in shapes[name]}, shapes[name], output, folder / GRAPHS[name]
-        )
+    for name, (graph, shapes, output) in graphs.items():
+        _write_graph(graph.eval(), {key: example[key] for key in shapes}, shapes, output, folder / GRAPHS[name])
 
 
 def _write_graph(
     graph: nn.Module, inputs: Mapping[str, torch.Tensor], shapes: dict[str, Any], output: str, file: Path
 ) -> None:
-    size = sum(weight.numel() * weight.element_size() for weight in graph.parameters())
+    # Not `transformers.exporters`: experimental by its own word, it patches torch while it runs and names outputs itself.
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     # The exporter warns of its own internals, of axes that share a name, and that torchvision (no part of this) is
@@ -226,8 +217,10 @@ def _write_graph(
             )
         finally:
             registration.setLevel(level)
+
     if program is None:
         raise ValueError(f"torch returned no graph for {file.name}; check that torch and onnxscript fit each other.")
+    size = sum(weight.nbytes for weight in graph.parameters())
     program.save(file, external_data=size > _LARGEST_SINGLE_FILE)
 
 
@@ -244,23 +237,30 @@ def compare_with_torch(model: PreTrainedModel, folder: Path) -> dict[str, float]
     """
     import onnxruntime
 
+    def run(name: str, **inputs: Any) -> Any:
+        return sessions[name].run(None, inputs)[0]
+
     sessions = {
         name: onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
         for name, file in GRAPHS.items()
     }
-    difference = largest = 0.0
+    differences, values = [], []
     for batch in (_batch(model, num_rows=3, grid=None), _batch(model, num_rows=1, grid=(2, 5))):
-        expected = model(**batch)
         arrays = {name: tensor.numpy() for name, tensor in batch.items()}
-        [text] = sessions["text_tower"].run(None, {name: arrays[name] for name in ("input_ids", "attention_mask")})
-        [image] = sessions["image_tower"].run(None, {name: arrays[name] for name in ("pixel_values", "pixel_mask")})
-        [logits] = sessions["head"].run(None, {"text_embeds": text, "image_embeds": image})
-        pairs = ((text, expected.text_embeds), (image, expected.image_embeds), (logits, expected.logits))
-        differences = [(torch.from_numpy(found) - wanted).abs().max() for found, wanted in pairs]
-        # torch's maximum keeps a NaN, Python's may lose it.
-        difference = torch.stack([*differences, torch.tensor(difference)]).max().item()
-        largest = max(largest, *(wanted.abs().max().item() for _, wanted in pairs))
-    return {"largest_difference": difference, "largest_value": largest}
+        text = run("text_tower", input_ids=arrays["input_ids"], attention_mask=arrays["attention_mask"])
+        image = run("image_tower", pixel_values=arrays["pixel_values"], pixel_mask=arrays["pixel_mask"])
+        logits = run("head", text_embeds=text, image_embeds=image)
+
+        expected = model(**batch)
+        wanted = (expected.text_embeds, expected.image_embeds, expected.logits)
+        for found, value in zip((text, image, logits), wanted, strict=True):
+            differences.append((torch.from_numpy(found) - value).abs().max())
+            values.append(value.abs().max())
+    # torch's maximum keeps a NaN, Python's may lose it.
+    return {
+        "largest_difference": torch.stack(differences).max().item(),
+        "largest_value": torch.stack(values).max().item(),
+    }
 
 
 def _batch(model: PreTrainedModel, num_rows: int, grid: tuple[int, int] | None) -> dict[str, torch.Tensor]:
@@ -274,6 +274,3 @@ def _batch(model: PreTrainedModel, num_rows: int, grid: tuple[int, int] | None) 
         num_images=model.num_images,
     )
     return random_batch(shape, num_rows=num_rows, num_tokens=7 + num_rows, grid=grid, seed=num_rows)
-
-
-__all__ = ["EXPORT_FILE", "GRAPHS", "ExportReport", "compare_with_torch", "describe", "export_onnx"]

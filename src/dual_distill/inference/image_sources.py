@@ -1,4 +1,4 @@
-"""Pictures from wherever a user has them: a path, a URL, bytes or a PIL image, all through the one safe decoder."""
+"""Images from wherever a user has them: a path, a URL, bytes or a PIL image, all through the one safe decoder."""
 
 from typing import Any
 
@@ -8,32 +8,29 @@ from PIL import Image
 from dual_distill.data import ImageError, decode_image
 
 MAX_DOWNLOAD_BYTES = 64_000_000
-"""Largest picture that is downloaded, in bytes."""
-
 _TIMEOUT_S = 30.0
-_SCHEMES = ("http://", "https://")
 
 
 def load_image(value: Any, name: int | str, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Image.Image:
-    """A picture as an upright RGB image.
+    """An upright RGB image.
 
     Args:
         value: a URL that starts with http:// or https://, or what `decode_image` accepts: a path, a PIL image, bytes,
             or `{"bytes": ..., "path": ...}`.
-        name: names the picture in errors.
+        name: names the image in errors.
         max_bytes: largest download.
 
     Returns:
         A `PIL.Image.Image` of mode RGB.
 
     Raises:
-        ImageError: the picture cannot be fetched, is larger than the limits, or cannot be decoded.
+        ImageError: the image cannot be fetched, is larger than the limits, or cannot be decoded.
 
     Example:
         >>> load_image(Image.new("L", (3, 2)), name=0).mode
         'RGB'
     """
-    if isinstance(value, str) and value.lower().startswith(_SCHEMES):
+    if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
         value = {"bytes": _download(value, name, max_bytes), "path": value}
     return decode_image(value, name)
 
@@ -41,6 +38,7 @@ def load_image(value: Any, name: int | str, max_bytes: int = MAX_DOWNLOAD_BYTES)
 def _download(url: str, name: int | str, max_bytes: int) -> bytes:
     """Fetch a URL; what declares or sends more than the limit is given up at once."""
     content = bytearray()
+    where = f"row {name} (image {url!r})"
     try:
         with httpx.stream("GET", url, follow_redirects=True, timeout=_TIMEOUT_S) as response:
             response.raise_for_status()
@@ -48,23 +46,17 @@ def _download(url: str, name: int | str, max_bytes: int) -> bytes:
                 content += part
                 if len(content) > max_bytes:
                     raise ImageError(
-                        f"row {name} (image {url!r}): the server sends more than the {max_bytes:,} bytes that are "
-                        f"allowed; "
-                        "download the file yourself and give its path if you trust it."
+                        f"{where}: the server sends more than the {max_bytes:,} bytes that are allowed; download the "
+                        "file yourself and give its path if you trust it."
                     )
     except httpx.HTTPStatusError as error:
+        status = f"{error.response.status_code} {error.response.reason_phrase}"
         raise ImageError(
-            f"row {name} (image {url!r}): the server answers {error.response.status_code} "
-            f"{error.response.reason_phrase}; "
-            "open the address in a browser, or give a path."
+            f"{where}: the server answers {status}; open the address in a browser, or give a path."
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ImageError(
-            f"row {name} (image {url!r}): it cannot be downloaded ({str(error) or type(error).__name__}); check the "
-            f"address "
-            "and the network, or give a path."
+            f"{where}: it cannot be downloaded ({str(error) or type(error).__name__}); check the address and the "
+            "network, or give a path."
         ) from error
     return bytes(content)
-
-
-__all__ = ["MAX_DOWNLOAD_BYTES", "load_image"]

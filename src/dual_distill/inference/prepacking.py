@@ -10,11 +10,11 @@ from torch import nn
 
 from dual_distill.modeling import SplitLinear
 
+# Rows of input that the layout is made for; it is used for any number of them.
 _ROWS = 256
-"""Rows of input that the layout is made for; it is used for any number of them."""
+# Products below this take the plain way: a call of oneDNN costs some 20 microseconds before it begins, in which MKL
+# finishes a small one (`benchmarks/results/prepacking.json`: they break even about here).
 _LEAST_MULTIPLY_ADDS = 2**20
-"""Products below this take the plain way: a call of oneDNN costs some 20 microseconds before it begins, in which MKL
-finishes a small one (`benchmarks/results/prepacking.json`: they break even about here)."""
 
 
 def prepack_linear_layers(model: nn.Module) -> int:
@@ -79,6 +79,7 @@ class PrepackedLinear(nn.Linear):
             or not _is_plain(weight)
         ):
             return None
+
         state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         packed: dict[str, tuple[tuple[int, int], torch.Tensor]] = self.__dict__.setdefault("_packed", {})
         if name not in packed or packed[name][0] != state:
@@ -88,7 +89,7 @@ class PrepackedLinear(nn.Linear):
         return product
 
 
-class PrepackedTwoSidedLinear(PrepackedLinear, SplitLinear):
+class PrepackedSplitLinear(PrepackedLinear, SplitLinear):
     """A `SplitLinear` that keeps both halves of its weights in oneDNN's layout as well."""
 
     def first_half(self, features: torch.Tensor) -> torch.Tensor:
@@ -102,11 +103,8 @@ class PrepackedTwoSidedLinear(PrepackedLinear, SplitLinear):
         return super().second_half(features) if product is None else product
 
 
-_PREPACKED: dict[type[nn.Module], type[nn.Linear]] = {nn.Linear: PrepackedLinear, SplitLinear: PrepackedTwoSidedLinear}
+_PREPACKED: dict[type[nn.Module], type[nn.Linear]] = {nn.Linear: PrepackedLinear, SplitLinear: PrepackedSplitLinear}
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.layout == torch.strided
-
-
-__all__ = ["PrepackedLinear", "PrepackedTwoSidedLinear", "prepack_linear_layers"]
