@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dual_distill.modeling import DualDistillProcessor
-from dual_distill.teachers import load_model
+from dual_distill.teachers import fetch, load_model
 
 _SHOWN = 12
 
@@ -49,8 +49,10 @@ def load_encoder(name: str, revision: str | None = None) -> Encoder:
         Traceback (most recent call last):
         ValueError: 'no/such/model/here' is not a folder here ...
     """
-    model, processor = load_model(name, revision)
-    return Encoder(model, processor, revision=model.config._commit_hash)
+    folder = fetch(name, revision)
+    # The Hub's cache keeps each commit in snapshots/COMMIT.
+    commit = folder.name if folder.parent.name == "snapshots" else None
+    return Encoder(*load_model(folder), revision=commit)
 
 
 def model_identity(model: PreTrainedModel, name: str | None = None, revision: str | None = None) -> dict[str, Any]:
