@@ -2,11 +2,10 @@ import re
 from collections import Counter
 
 import pytest
-from datasets import Features, Value
+from datasets import Dataset, Features, Value
 
 from dual_distill.data import ReadingReport
-from dual_distill.data.datasets.image_folder import ImageFolder
-from dual_distill.data.reading import make_rows, rows_to_dataset
+from dual_distill.data.reading import ImageFolder, RecordReader, hold_out
 from dual_distill.data.records import (
     InvalidRecordError,
     UniqueIds,
@@ -17,7 +16,7 @@ from dual_distill.data.records import (
 )
 
 
-def test_the_report_says_what_was_taken_and_what_not(capsys):
+def test_the_report_says_what_was_taken_and_what_not():
     report = ReadingReport(
         "mine",
         rows={"train": 12_000, "test": 3},
@@ -25,8 +24,7 @@ def test_the_report_says_what_was_taken_and_what_not(capsys):
         notes=Counter({"answer outside": 1}),
         bad={"missing image": [f"line {number}" for number in range(102)]},
     )
-    report.show()
-    lines = capsys.readouterr().err.splitlines()
+    lines = str(report).splitlines()
     assert lines[:5] == [
         "mine: train 12,000 rows, test 3 rows",
         "  left out 2: no majority",
@@ -37,32 +35,56 @@ def test_the_report_says_what_was_taken_and_what_not(capsys):
     assert lines[-2:] == ["    line 99", "    ... and 2 more, all in ReadingReport.bad"]
 
 
-def test_only_bad_entries_are_skipped():
-    def make_row(entry):
-        if entry == 1:
+NUMBERS = Features({"x": Value("int64")})
+
+
+def test_only_bad_records_are_skipped():
+    def make_row(record):
+        if record == 1:
             raise InvalidRecordError("odd", "it is odd")
-        if entry == 3:
+        if record == 3:
             raise KeyError("a mistake of ours")
-        return {"x": entry} if entry else None
+        return {"x": record} if record else None
 
-    report = ReadingReport()
-    rows = make_rows(iter([("a", 0), ("b", 1), ("c", 2)]), make_row, report, skip_bad=True)
+    reader = RecordReader("mine", NUMBERS, skip_bad=True, report=None)
+    rows = reader.rows(iter([("a", 0), ("b", 1), ("c", 2)]), make_row)
     assert list(rows) == [{"x": 2}]
-    assert report.bad == {"odd": ["b: it is odd"]}
+    assert reader.report.bad == {"odd": ["b: it is odd"]}
     with pytest.raises(KeyError):
-        list(make_rows(iter([("d", 3)]), make_row, report, skip_bad=True))
-    with pytest.raises(ValueError, match=r"^b: it is odd; mend it, or leave such entries out with skip_bad=True"):
-        list(make_rows(iter([("b", 1)]), make_row, report, skip_bad=False))
+        reader.row("d", 3, make_row)
+    strict = RecordReader("mine", NUMBERS, skip_bad=False, report=None)
+    with pytest.raises(ValueError, match=r"^b: it is odd; mend it, or leave such records out with skip_bad=True"):
+        strict.row("b", 1, make_row)
 
 
-def test_rows_go_to_arrow_in_batches():
+def test_rows_go_to_arrow_in_batches(capsys):
     report = ReadingReport()
-    dataset = rows_to_dataset(
-        ({"x": number} for number in range(25_000)), Features({"x": Value("int64")}), "train", report
-    )
+    reader = RecordReader("mine", NUMBERS, skip_bad=False, report=report)
+    reader.read("train", ((f"line {number}", number) for number in range(25_000)), lambda number: {"x": number})
+    dataset = reader.finish()["train"]
     assert dataset.data.column("x").num_chunks == 3
     assert dataset["x"][:] == list(range(25_000))
     assert report.rows == {"train": 25_000}
+    assert capsys.readouterr().err == "mine: train 25,000 rows\n"
+
+
+def test_records_by_their_id():
+    reader = RecordReader("mine", NUMBERS, skip_bad=True, report=None)
+    records = [("a", {"id": 7}), ("b", {"id": 7}), ("c", {"id": "8"}), ("d", {"id": 9})]
+    assert reader.by_id(iter(records), "id") == {7: ("a", {"id": 7}), 9: ("d", {"id": 9})}
+    assert list(reader.report.bad) == ["duplicate id", "malformed record"]
+
+
+@pytest.mark.parametrize(
+    ("order", "rows", "moved"), [("ab", None, "aab"), ("cab", 1, "cc"), ("cab", 3, "aacc"), ("", None, "")]
+)
+def test_whole_groups_are_held_out(order, rows, moved):
+    groups = list("aabccd")
+    dataset = Dataset.from_dict({"group": groups})
+    train, validation = hold_out(dataset, groups, order, rows)
+    assert "".join(validation["group"]) == moved
+    assert sorted([*train["group"], *validation["group"]]) == groups
+    assert not set(train["group"]) & set(validation["group"])
 
 
 def test_lines_are_numbered_from_one_and_empty_ones_count(tmp_path):
@@ -74,7 +96,7 @@ def test_lines_are_numbered_from_one_and_empty_ones_count(tmp_path):
     assert [entry.kind for _, entry in found if isinstance(entry, InvalidRecordError)] == ["malformed line"] * 3
 
 
-def test_long_entries_are_cut_in_errors():
+def test_long_records_are_cut_in_errors():
     (_, problem), *_ = document_records("a.json", ["x" * 500], "question", "id")
     assert len(str(problem)) < 150
 

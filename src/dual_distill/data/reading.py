@@ -1,21 +1,24 @@
-"""From entries to a data set: one door for bad entries, a report of what was skipped and why, Arrow in batches.
+"""From records to data sets: one way for bad records, a report of what was skipped and why, Arrow in batches.
 
-What is unusual: a reader is a function from one entry to one row that raises `InvalidRecordError`; whether that ends the reading
-(the default) or is listed and passed over (`skip_bad=True`) is decided here, once. Images are stored as paths; nothing
-is decoded.
+What is unusual: a reader is a function from one record to one row that raises `InvalidRecordError`; whether that ends
+the reading (the default) or is listed and passed over (`skip_bad=True`) is decided here, once. Images are stored as
+paths; nothing is decoded.
 """
 
 import itertools
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, DatasetInfo, Features
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image
 
-from .records import InvalidRecordError, Records
+from .records import FilePath, InvalidRecordError, Records, UniqueIds, record_value
 
 _ROWS_A_BATCH = 10_000
 _MOST_PRINTED = 100
@@ -28,9 +31,9 @@ class ReadingReport:
     Attributes:
         source: what was read, such as "vqa".
         rows: split -> rows taken.
-        left_out: reason -> number of entries that are no mistake and yet no rows, such as SNLI-VE's gold_label "-".
+        left_out: reason -> number of records that are no mistake and yet no rows, such as SNLI-VE's gold_label "-".
         notes: remark -> number of rows that were taken and are worth a remark, such as answers outside a vocabulary.
-        bad: kind -> one sentence for each bad entry that `skip_bad=True` passed over, with its file and line.
+        bad: kind -> one sentence for each bad record that `skip_bad=True` passed over, with its file and line.
 
     Example:
         >>> report = ReadingReport("snli_ve", rows={"train": 2}, left_out=Counter({"no majority": 1}))
@@ -56,81 +59,182 @@ class ReadingReport:
                 lines.append(f"    ... and {len(sentences) - _MOST_PRINTED:,} more, all in ReadingReport.bad")
         return "\n".join(lines)
 
-    def show(self) -> None:
-        """Write the report on stderr."""
-        sys.stderr.write(f"{self}\n")
 
-
-def make_rows(
-    entries: Records, make_row: Callable[[Any], dict[str, Any] | None], report: ReadingReport, skip_bad: bool
-) -> Iterator[dict[str, Any]]:
-    """The rows of entries, one after the other.
+class RecordReader:
+    """Makes the splits of a data set from records.
 
     Args:
-        entries: places and entries.
-        make_row: row of an entry, None for an entry that it leaves out; raises `InvalidRecordError`.
-        report: takes the sentences of bad entries.
-        skip_bad: pass over bad entries instead of ending with the first.
-
-    Yields:
-        What `make_row` returned.
-
-    Raises:
-        ValueError: an entry is bad, and `skip_bad` is False.
-
-    Example:
-        >>> report = ReadingReport()
-        >>> entries = [("a.jsonl, line 1", {"x": 1}), ("a.jsonl, line 2", InvalidRecordError("malformed line", "it is empty"))]
-        >>> list(make_rows(iter(entries), lambda entry: entry, report, skip_bad=True)), report.bad
-        ([{'x': 1}], {'malformed line': ['a.jsonl, line 2: it is empty']})
+        source: what is read, such as "vqa", for report and errors.
+        features: columns of the rows and their types.
+        skip_bad: pass over bad records and list them in the report, instead of an error at the first.
+        report: takes what was read and skipped; None: a new one.
     """
-    for place, entry in entries:
+
+    def __init__(self, source: str, features: Features, skip_bad: bool, report: ReadingReport | None) -> None:
+        self.features, self.skip_bad = features, skip_bad
+        self.report = ReadingReport() if report is None else report
+        self.report.source = source
+        self.splits: dict[str, Dataset] = {}
+
+    def row(self, place: str, record: Any, make_row: Callable[[Any], Any]) -> Any:
+        """What `make_row` makes of a record; None where it leaves it out, or where the record is bad and skipped."""
         try:
-            if isinstance(entry, InvalidRecordError):
-                raise entry
-            row = make_row(entry)
+            if isinstance(record, InvalidRecordError):
+                raise record
+            return make_row(record)
         except InvalidRecordError as problem:
-            if not skip_bad:
-                raise ValueError(
-                    f"{place}: {problem}; mend it, or leave such entries out with skip_bad=True (--skip_bad), which "
-                    f"lists them."
-                ) from problem
-            report.bad.setdefault(problem.kind, []).append(f"{place}: {problem}")
-            continue
-        if row is not None:
-            yield row
+            if not self.skip_bad:
+                way_out = "mend it, or leave such records out with skip_bad=True (--skip_bad), which lists them."
+                raise ValueError(f"{place}: {problem}; {way_out}") from problem
+            self.report.bad.setdefault(problem.kind, []).append(f"{place}: {problem}")
+            return None
+
+    def rows(self, records: Records, make_row: Callable[[Any], Any]) -> Iterator[Any]:
+        """The rows of records, one after the other."""
+        rows = (self.row(place, record, make_row) for place, record in records)
+        return (row for row in rows if row is not None)
+
+    def by_id(self, records: Records, id_name: str) -> dict[int, tuple[str, Any]]:
+        """Records that others refer to, with their places: id -> (place, record)."""
+        ids, found = UniqueIds(id_name), {}
+        for place, record in records:
+            number = self.row(place, record, lambda record: ids.add(record_value(record, id_name, int)))
+            if number is not None:
+                found[number] = place, record
+        return found
+
+    def table(self, split: str, rows: Iterable[dict[str, Any]], features: Features | None = None) -> Dataset:
+        """A data set in memory of rows, written to Arrow in batches; one without rows is refused."""
+        features = features or self.features
+        schema, rows = features.arrow_schema, iter(rows)
+        tables = []
+        while batch := list(itertools.islice(rows, _ROWS_A_BATCH)):
+            tables.append(pa.Table.from_pylist(batch, schema=schema))
+
+        if not tables:
+            missing = sum(self.report.left_out.values()) + sum(map(len, self.report.bad.values()))
+            raise ValueError(
+                f"The split {split!r} of {self.report.source!r} has no rows ({missing:,} records were left out or "
+                "skipped); give files that hold some, or leave the split out."
+            )
+        return Dataset(pa.concat_tables(tables), info=DatasetInfo(features=features.copy()), split=split)
+
+    def read(self, split: str, records: Records, make_row: Callable[[Any], Any]) -> None:
+        """Add the split that records make."""
+        self.splits[split] = self.table(split, self.rows(records, make_row))
+
+    def finish(self) -> DatasetDict:
+        """The splits; the report is completed and written on stderr."""
+        self.report.rows = {split: rows.num_rows for split, rows in self.splits.items()}
+        sys.stderr.write(f"{self.report}\n")
+        return DatasetDict(self.splits)
 
 
-def rows_to_dataset(rows: Iterable[dict[str, Any]], features: Features, split: str, report: ReadingReport) -> Dataset:
-    """A data set in memory of rows that are written to Arrow in batches; counted in the report.
+class ImageFolder:
+    """A folder of image files. Its sub-folders are listed once, on a network drive seconds instead of minutes."""
 
-    Args:
-        rows: values by column.
-        features: columns and their types.
-        split: its name.
-        report: `rows[split]` is set.
+    def __init__(self, folder: FilePath) -> None:
+        self.folder = Path(folder).absolute()
+        if not self.folder.is_dir():
+            raise FileNotFoundError(
+                f"There is no folder {os.fspath(folder)!r} for images; relative paths start at the current folder."
+            )
+        self._listed: dict[Path, set[str]] = {}
 
-    Returns:
-        The data set.
+    def find(self, *names: str) -> dict[str, Any]:
+        """The first of some files, below the folder or absolute, as the undecoded image `{"bytes": None, "path": ...}`."""
+        for name in names:
+            path = self.folder / name
+            if path.parent not in self._listed:
+                listed = os.scandir(path.parent) if path.parent.is_dir() else ()
+                self._listed[path.parent] = {entry.name for entry in listed}
+            if path.name in self._listed[path.parent]:
+                return {"bytes": None, "path": str(path)}
+        message = f"the image is missing: {str(self.folder)!r} holds no {' nor '.join(names)}"
+        raise InvalidRecordError("missing image", message)
 
-    Raises:
-        ValueError: there is no row.
 
-    Example:
-        >>> from datasets import Value
-        >>> rows_to_dataset([{"x": 1}], Features({"x": Value("int64")}), "train", ReadingReport())[0]
-        {'x': 1}
-    """
-    schema, rows = features.arrow_schema, iter(rows)
-    tables = []
-    while batch := list(itertools.islice(rows, _ROWS_A_BATCH)):
-        tables.append(pa.Table.from_pylist(batch, schema=schema))
-    if not tables:
-        left_out = sum(report.left_out.values()) + sum(map(len, report.bad.values()))
+def official_folder(path: FilePath, layout: str, **given: Any) -> Path:
+    """The folder in which files have their official names; none may be `given` by name as well."""
+    if named := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"path is {os.fspath(path)!r}, but {', '.join(named)} is given too; give either.")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {os.fspath(path)!r}; it should hold {layout}")
+    return folder
+
+
+def official_splits(
+    path: FilePath | None,
+    files: Mapping[str, FilePath | None],
+    images: FilePath | None,
+    names: Mapping[str, str],
+    image_folders: Sequence[str],
+    layout: str,
+) -> tuple[dict[str, FilePath], ImageFolder]:
+    """The file of each split and the folder of their images, from a folder with official names, or as given."""
+    if path is None:
+        given = {split: file for split, file in files.items() if file is not None}
+        if not given or images is None:
+            wanted = ", ".join(f"{split}=" for split in files)
+            raise ValueError(f"Give images= and one or more of {wanted}, or path=, a folder that holds {layout}")
+        return given, ImageFolder(images)
+
+    folder = official_folder(path, layout, **files, images=images)
+    found: dict[str, FilePath] = {split: folder / name for split, name in names.items() if (folder / name).exists()}
+    for split in ("train", "validation"):
+        if split not in found:
+            raise FileNotFoundError(f"The folder {str(folder)!r} holds no {names[split]}; it should hold {layout}")
+    places = [folder / name for name in image_folders]
+    return found, ImageFolder(next((place for place in places if place.is_dir()), places[0]))
+
+
+def read_parquet(folder: Path, pattern: str, columns: Sequence[str]) -> Records:
+    """The rows of the Parquet files in a folder that match a pattern, with file and row, `image` as `{bytes, path}`."""
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise FileNotFoundError(f"The folder {str(folder)!r} holds no file {pattern}; is it the data set's own folder?")
+
+    for file in files:
+        try:
+            found = pq.read_schema(file).names
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{str(file)!r} cannot be read as parquet ({error}); download it again.") from error
+        if missing := [column for column in columns if column not in found]:
+            names = f"expected {', '.join(columns)}, found {', '.join(found)}"
+            raise ValueError(f"{str(file)!r} has no column {missing[0]!r}: {names}.")
+
+        # Only the Arrow types count, not the schema that `datasets` may have written into the file.
+        rows = Dataset(pq.read_table(file, columns=list(columns)).replace_schema_metadata(None))
+        rows = undecoded(rows, "image", repr(str(file))) if "image" in columns else rows
+        numbers = itertools.count()
+        for batch in rows.data.table.to_batches(1_000):
+            for record in batch.to_pylist():
+                yield f"{file}, row {next(numbers)}", record
+
+
+def undecoded(dataset: Dataset, column: str, name: str) -> Dataset:
+    """The data set with a column of paths, bytes or `{bytes, path}` as images that are not decoded."""
+    try:
+        return dataset.cast_column(column, Image(decode=False))
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        kind = dataset.features[column]
         raise ValueError(
-            f"The split {split!r} of {report.source!r} has no rows ({left_out:,} entries were left out or skipped); "
-            f"give "
-            "files that hold some, or leave the split out."
-        )
-    report.rows[split] = sum(table.num_rows for table in tables)
-    return Dataset(pa.concat_tables(tables), info=DatasetInfo(features=features.copy()), split=split)
+            f"The column {column!r} of {name} holds {getattr(kind, 'dtype', kind)}, but images are paths, bytes or "
+            "{bytes, path}; name another column."
+        ) from error
+
+
+def hold_out(
+    dataset: Dataset, groups: Sequence[Hashable], order: Iterable[Hashable], rows: int | None = None
+) -> tuple[Dataset, Dataset]:
+    """Train and validation: whole groups of rows move to the latter, in an order, until it has `rows` (None: all)."""
+    sizes, held_out, moved = Counter(groups), set(), 0
+    for group in order:
+        if rows is not None and moved >= rows:
+            break
+        held_out.add(group)
+        moved += sizes[group]
+
+    kept = [index for index, group in enumerate(groups) if group not in held_out]
+    return dataset.select(kept), dataset.select([i for i, group in enumerate(groups) if group in held_out])

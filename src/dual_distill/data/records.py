@@ -1,9 +1,11 @@
-"""Records of JSON files with their place: file and line, or file, place and id, so that an error says where to look.
+"""Records of CSV and JSON files with their place, file and line, so that an error says where to look.
 
-What is unusual: a line that cannot be read does not end the reading here; a `InvalidRecordError` travels in its place, and
-`make_rows` decides whether that is an error or a line in the report.
+The readers of `datasets` serve Parquet, the Hub and data in memory. CSV and JSON are read here, line by line: those
+readers guess types ("1" becomes a number), take broken lines, and name none. A record that cannot be read does not end
+the reading: an `InvalidRecordError` travels in its place, and `RecordReader` decides what becomes of it.
 """
 
+import csv
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,200 +14,125 @@ from typing import Any
 
 FilePath = str | os.PathLike[str]
 Records = Iterator[tuple[str, Any]]
-"""Pairs of a place (file and line, or file, place and id) and an entry, or the `InvalidRecordError` that stands in its place."""
+"""Pairs of a place (file and line, or file, index and id) and a record, or the `InvalidRecordError` in its stead."""
+
+_EXPECTED = {str: "text in Unicode", int: "a whole number of 64 bits", list: "a list [...]", dict: "an object {...}"}
 
 
 class InvalidRecordError(ValueError):
-    """An entry that cannot become a row.
-
-    Args:
-        kind: what is wrong in two or three words, by which a report counts.
-        message: what was given, what was expected, what to do.
-    """
+    """A record that cannot become a row; `kind` says why in two or three words, by which a report counts."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
 
 
+def existing_file(file: FilePath) -> Path:
+    """The path of a file that is there; raises FileNotFoundError."""
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {os.fspath(file)!r}; relative paths start at the current folder.")
+    return path
+
+
 def read_json_lines(file: FilePath) -> Records:
-    r"""The objects of a file of JSON lines, each with file and line; a BOM, CRLF and empty lines are fine.
-
-    Args:
-        file: its path, UTF-8.
-
-    Yields:
-        `("file, line 1", object)`, with a `InvalidRecordError` where the line holds no JSON object.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-
-    Example:
-        >>> next(read_json_lines("no/such/file.jsonl"))
-        Traceback (most recent call last):
-        FileNotFoundError: There is no file 'no/such/file.jsonl'; ...
-    """
+    """The objects of a file of JSON lines, each with file and line; a BOM, CRLF and empty lines are fine."""
     with existing_file(file).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip(b" \t\r\n\xef\xbb\xbf"):
                 continue
-            entry: Any
+
             try:
-                entry = json.loads(line)
+                record = json.loads(line)
             except ValueError as error:  # bytes that are not UTF-8 among them
-                entry = InvalidRecordError("malformed line", f"the line is not JSON ({error}): {_shortened(line)}")
-            if not isinstance(entry, dict | InvalidRecordError):
-                entry = InvalidRecordError(
-                    "malformed line", f"the line holds {_shortened(line)}, but expected is an object {{...}}"
-                )
-            yield f"{os.fspath(file)}, line {number}", entry
+                text = _shortened(line.decode("utf-8", "replace").strip())
+                record = InvalidRecordError("malformed line", f"the line is not JSON ({error}): {text}")
+            yield f"{os.fspath(file)}, line {number}", _object_or_error(record, "line")
+
+
+def read_csv(file: FilePath) -> Records:
+    """The rows of a file of comma (.tsv: tab) separated values, each with file and line; a BOM and CRLF are fine."""
+    path, header = existing_file(file), None
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        while True:
+            place = f"{path}, line {reader.line_num + 1}"
+            try:
+                values = next(reader, None)
+            except csv.Error as error:
+                message = f"the line is not {path.suffix[1:].upper()} ({error})"
+                yield place, InvalidRecordError("malformed line", message)
+                continue
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{place}: the file is not UTF-8 ({error}); save it as UTF-8.") from error
+
+            if values is None:
+                return
+            if header is None:
+                header = values
+                if twice := [name for name in header if header.count(name) > 1]:
+                    raise ValueError(f"{place}: the column {twice[0]!r} occurs twice in the header; rename one.")
+            elif values and len(values) != len(header):
+                message = f"the line has {len(values)} fields, but the header {len(header)} ({', '.join(header)})"
+                yield place, InvalidRecordError("malformed line", message)
+            elif values:
+                yield place, dict(zip(header, values, strict=True))
 
 
 def read_json_document(file: FilePath, *keys: str) -> dict[str, Any]:
-    """A file that is one JSON object; a BOM is fine.
-
-    Args:
-        file: its path, UTF-8.
-        *keys: what the object holds, each a list of entries.
-
-    Returns:
-        The object.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or lacks one of the lists.
-
-    Example:
-        >>> read_json_document("no/such/file.json", "questions")
-        Traceback (most recent call last):
-        FileNotFoundError: There is no file 'no/such/file.json'; ...
-    """
+    """A file that is one JSON object with a list under each of `keys`; a BOM is fine."""
     path = existing_file(file)
     try:
         document = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is not one JSON document ({error}); download it again.") from error
+
     found = list(document) if isinstance(document, dict) else [type(document).__name__]
     for key in keys:
         if key not in found or not isinstance(document[key], list):
             raise ValueError(
                 f"{str(path)!r} holds no list {key!r}: expected {' and '.join(keys)}, found "
-                f"{', '.join(map(str, found))}; "
-                "is it the right file?"
+                f"{', '.join(map(str, found))}; is it the right file?"
             )
     return document
 
 
-def document_records(file: FilePath, entries: Sequence[Any], noun: str, id_name: str) -> Records:
-    """The entries of a list in a JSON document, each with its place in the list and its id.
-
-    Args:
-        file: names the document.
-        entries: the list.
-        noun: what an entry is called in errors, such as "question".
-        id_name: key of its id.
-
-    Yields:
-        `("file, question 3 (question_id 17)", entry)`, counted from 1, with a `InvalidRecordError` where the entry is no object.
-
-    Example:
-        >>> next(document_records("a.json", [{"id": 7}], "caption", "id"))
-        ('a.json, caption 1 (id 7)', {'id': 7})
-    """
-    for number, entry in enumerate(entries, start=1):
-        place = f"{os.fspath(file)}, {noun} {number}"
-        if isinstance(entry, Mapping):
-            yield f"{place} ({id_name} {entry.get(id_name)})", entry
-        else:
-            yield (
-                place,
-                InvalidRecordError(
-                    "malformed entry", f"the {noun} is {_shortened(entry)}, but expected is an object {{...}}"
-                ),
-            )
+def document_records(file: FilePath, records: Sequence[Any], noun: str, id_name: str) -> Records:
+    """The records of a list in a JSON document, placed as "file, question 3 (question_id 17)", counted from 1."""
+    for number, record in enumerate(records, start=1):
+        identity = f" ({id_name} {record.get(id_name)})" if isinstance(record, Mapping) else ""
+        yield f"{os.fspath(file)}, {noun} {number}{identity}", _object_or_error(record, noun)
 
 
-def record_value(entry: Mapping[str, Any], name: str, kind: type) -> Any:
-    """The value of a key of an entry.
+def record_value(record: Mapping[str, Any], name: str, kind: type, expected: str | None = None) -> Any:
+    """The value of a key of a record: `str`, `int`, `list` or `dict`; else InvalidRecordError says what is `expected`."""
+    if name not in record:
+        found = ", ".join(map(str, record)) or "no keys at all"
+        raise InvalidRecordError("malformed record", f"there is no {name!r} among {found}")
 
-    Args:
-        entry: an object of a JSON file.
-        name: the key.
-        kind: what the value is: `str`, `int`, `list` or `dict`.
-
-    Returns:
-        The value.
-
-    Raises:
-        InvalidRecordError: the key is missing or its value is of another kind.
-
-    Example:
-        >>> record_value({"image_id": 7}, "image_id", int)
-        7
-    """
-    if name not in entry:
-        raise InvalidRecordError(
-            "malformed entry", f"there is no {name!r} among {', '.join(map(str, entry)) or 'no keys at all'}"
-        )
-    value = entry[name]
+    value = record[name]
     fits = isinstance(value, kind) and not isinstance(value, bool)
     if fits and kind is str:
-        fits = is_unicode(value)
+        fits = _is_unicode(value)
     elif fits and kind is int:
         fits = -(2**63) <= value < 2**63
     if not fits:
-        raise InvalidRecordError("malformed entry", f"{name} is {_shortened(value)}, but expected is {_WORDS[kind]}")
+        message = f"{name} is {_shortened(repr(value))}, but expected is {expected or _EXPECTED[kind]}"
+        raise InvalidRecordError("malformed record", message)
     return value
 
 
-def record_text(entry: Mapping[str, Any], name: str) -> str:
-    """The text of a key of an entry, as it is.
-
-    Args:
-        entry: an object of a JSON file.
-        name: the key.
-
-    Returns:
-        The text.
-
-    Raises:
-        InvalidRecordError: the key is missing, or holds no text or an empty one.
-
-    Example:
-        >>> record_text({"question": "what is it?"}, "question")
-        'what is it?'
-    """
-    text: str = record_value(entry, name, str)
-    if not text.strip():
-        raise InvalidRecordError(f"empty {name}", f"{name} is empty ({text!r}), but a row needs words")
+def record_text(record: Mapping[str, Any], name: str, expected: str = "a text of one word or more") -> str:
+    """The text of a key of a record, as it is; one that is empty is refused."""
+    value = record.get(name, "missing")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise InvalidRecordError(f"empty {name}", f"{name} is empty ({value!r}), but a row needs {expected}")
+    text: str = record_value(record, name, str, expected)
     return text
-
-
-def is_unicode(text: str) -> bool:
-    r"""Whether a text can be written as UTF-8; half of a surrogate pair, which JSON may spell out, cannot.
-
-    Args:
-        text: any text.
-
-    Returns:
-        Whether it can.
-
-    Example:
-        >>> is_unicode("\u00e9"), is_unicode("\ud83d")
-        (True, False)
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class UniqueIds:
     """Refuses an id that was there before.
-
-    Args:
-        name: what the id is called in errors.
 
     Example:
         >>> ids = UniqueIds("question_id")
@@ -223,41 +150,30 @@ class UniqueIds:
     def add(self, value: Any) -> Any:
         """Return the id, or raise `InvalidRecordError` where it was there before or is neither text nor number."""
         if not isinstance(value, str | int):
-            raise InvalidRecordError(
-                f"malformed {self.name}", f"{self.name} is {_shortened(value)}, but expected is a text or a number"
-            )
+            message = f"{self.name} is {_shortened(repr(value))}, but expected is a text or a number"
+            raise InvalidRecordError(f"malformed {self.name}", message)
         if value in self._seen:
             raise InvalidRecordError(f"duplicate {self.name}", f"{self.name} {value} occurs twice")
         self._seen.add(value)
         return value
 
 
-def existing_file(file: FilePath) -> Path:
-    """The path of a file that is there.
-
-    Args:
-        file: its path.
-
-    Returns:
-        The same as a `Path`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-
-    Example:
-        >>> existing_file("no/such/file")
-        Traceback (most recent call last):
-        FileNotFoundError: There is no file 'no/such/file'; relative paths start at the current folder.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {os.fspath(file)!r}; relative paths start at the current folder.")
-    return path
+def _object_or_error(record: Any, noun: str) -> Any:
+    """The record where it is an object, or already an error; else the error that it is none."""
+    if isinstance(record, dict | InvalidRecordError):
+        return record
+    message = f"the {noun} is {_shortened(repr(record))}, but expected is an object {{...}}"
+    return InvalidRecordError(f"malformed {noun}", message)
 
 
-_WORDS = {str: "text in Unicode", int: "a whole number of 64 bits", list: "a list [...]", dict: "an object {...}"}
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; half of a surrogate pair, which JSON may spell out, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _shortened(value: Any) -> str:
-    text = value.decode("utf-8", "replace").strip() if isinstance(value, bytes) else repr(value)
+def _shortened(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."

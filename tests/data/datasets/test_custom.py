@@ -147,7 +147,9 @@ def test_pictures_inside_a_parquet_file_stay_there(folder, png):
     assert data["train"][2]["picture"] == {"bytes": png((3, 0, 0)), "path": None}
     assert task.label_names == ("0", "1")
     assert report.rows == {"train": 3, "validation": 3, "test": 3}
-    assert report.bad["no text"][0] == f"{file}, row 1: text is empty (' '), but a row needs a text of one word or more"
+    assert (
+        report.bad["empty text"][0] == f"{file}, row 1: text is empty (' '), but a row needs a text of one word or more"
+    )
 
 
 def test_a_picture_column_without_picture_names_the_row(folder, png):
@@ -241,9 +243,9 @@ def test_answers_outside_the_vocabulary_are_taken_and_noted(folder, capsys):
 
 BAD = [
     ({"image": "images/z.png"}, "missing image", "the image is missing: .* holds no images/z.png"),
-    ({"image": ""}, "no image", r"image is empty \(''\), but a row needs the path of an image"),
-    ({"question": " "}, "no text", r"question is empty \(' '\), but a row needs a text"),
-    ({"answer": ""}, "no label", r"answer is empty \(''\), but a row needs a word"),
+    ({"image": ""}, "empty image", r"image is empty \(''\), but a row needs the path of an image"),
+    ({"question": " "}, "empty question", r"question is empty \(' '\), but a row needs a text"),
+    ({"answer": ""}, "empty answer", r"answer is empty \(''\), but a row needs a word"),
     ({"id": "0"}, "duplicate id", "id 0 occurs twice"),
 ]
 
@@ -403,7 +405,7 @@ def test_a_column_of_the_data_set_that_is_missing_or_no_image(folder):
     ):
         load_custom_dataset(DatasetDict(train=rows), text_column="frage")
     with pytest.raises(
-        ValueError, match=r"The column 'image' of split 'train' holds Value.*int64.*images are paths or pictures"
+        ValueError, match=r"The column 'image' of split 'train' holds int64, but images are paths, bytes or"
     ):
         load_custom_dataset(DatasetDict(train=rows))
 

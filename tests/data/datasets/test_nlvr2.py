@@ -100,7 +100,7 @@ BAD = [
     ({**GOOD, "sentence": ""}, "empty sentence", "sentence is empty ('')"),
     (
         {"identifier": "train-10-1-0", "label": "True"},
-        "malformed entry",
+        "malformed record",
         "there is no 'sentence' among identifier, label",
     ),
     (["a", "list"], "malformed line", "but expected is an object"),

@@ -58,9 +58,9 @@ def test_the_labels_have_the_order_of_the_release():
             "gold_label is 'maybe', but expected is contradiction, entailment, neutral",
         ),
         ({"Flickr30K_ID": "1"}, "missing image", "the image is missing: .* holds no 1.jpg"),
-        ({"Flickr30K_ID": 1}, "malformed entry", "Flickr30K_ID is 1, but expected is text"),
+        ({"Flickr30K_ID": 1}, "malformed record", "Flickr30K_ID is 1, but expected is text"),
         ({"sentence2": "\t"}, "empty sentence2", "sentence2 is empty"),
-        ({"gold_label": None}, "malformed entry", "gold_label is None"),
+        ({"gold_label": None}, "malformed record", "gold_label is None"),
     ],
 )
 def test_a_bad_line_is_named_or_listed(folder, change, kind, message):
@@ -90,7 +90,7 @@ def test_a_pair_id_that_repeats_is_noted_and_one_may_be_absent(folder):
 
 def test_a_split_without_any_majority_is_refused(folder):
     (folder / "snli_ve_test.jsonl").write_text(json.dumps(example(0, "-")))
-    with pytest.raises(ValueError, match=r"The split 'test' of 'snli_ve' has no rows \(3 entries were left out"):
+    with pytest.raises(ValueError, match=r"The split 'test' of 'snli_ve' has no rows \(3 records were left out"):
         load_snli_ve(folder)
 
 

@@ -154,14 +154,10 @@ BAD = [
     (
         "annotations",
         lambda a: a[1].update(question_id={}),
-        r"annotation 2 \(.*\): question_id is {}, but expected is a number",
+        r"annotation 2 \(.*\): question_id is {}, but expected is a whole number",
     ),
     ("annotations", lambda a: a.pop(1), r"question 2 \(question_id 10001\): .*annotations\.json has no answers"),
-    (
-        "annotations",
-        lambda a: a.append(a[1]),
-        r"annotation 5 \(question_id 10001\): question_id 10001 is annotated twice",
-    ),
+    ("annotations", lambda a: a.append(a[1]), r"annotation 5 \(question_id 10001\): question_id 10001 occurs twice"),
     (
         "annotations",
         lambda a: a[1].update(image_id=9),

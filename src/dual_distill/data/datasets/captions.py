@@ -4,15 +4,13 @@ The two formats differ in where the split is said: Karpathy's file names it at e
 one path means the former, and a mapping from split to path the latter.
 """
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value
 
-from dual_distill.data.reading import ReadingReport, make_rows, rows_to_dataset
+from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, official_folder
 from dual_distill.data.records import (
     FilePath,
     InvalidRecordError,
@@ -23,8 +21,6 @@ from dual_distill.data.records import (
     record_text,
     record_value,
 )
-
-from .image_folder import ImageFolder
 
 LAYOUT = (
     "dataset_coco.json or dataset_flickr30k.json (Karpathy's splits) and the images, below it as the file says. For "
@@ -53,7 +49,7 @@ def load_captions(
         path: folder with the files of `LAYOUT`; None where the next two are given.
         captions: one file in Karpathy's format, or split -> file in COCO's captions format.
         images: folder of all images, or (COCO's format) split -> folder. Karpathy's `filepath` is a sub-folder of it.
-        skip_bad: pass over bad entries and list them, instead of an error at the first.
+        skip_bad: pass over bad records and list them, instead of an error at the first.
         report: takes what was read, skipped, and left out (images without a caption); it is printed on stderr either
             way.
 
@@ -63,7 +59,7 @@ def load_captions(
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: an entry is bad (a missing image, an empty caption, a caption of an image that is not listed, an id
+        ValueError: a record is bad (a missing image, an empty caption, a caption of an image that is not listed, an id
             twice, an unknown split), the format is another one, or the arguments do not fit one another.
 
     References:
@@ -74,138 +70,92 @@ def load_captions(
         Traceback (most recent call last):
         FileNotFoundError: There is no folder 'no/such/folder'; it should hold dataset_coco.json or ...
     """
-    report = ReadingReport() if report is None else report
-    report.source = "captions"
+    reader = RecordReader("captions", _FEATURES, skip_bad, report)
     if path is not None:
-        if captions is not None or images is not None:
-            raise ValueError(f"path is {str(path)!r}, but captions or images are given too; give either.")
-        captions, images = _karpathy_file(Path(path)), path
+        folder = official_folder(path, LAYOUT, captions=captions, images=images)
+        names = [name for name in _KARPATHY_NAMES if (folder / name).exists()]
+        if not names:
+            known = ", ".join(_KARPATHY_NAMES)
+            raise FileNotFoundError(f"The folder {str(folder)!r} holds none of {known}; it should hold one.")
+        captions, images = folder / names[0], folder
     if captions is None or images is None:
         raise ValueError(f"Captions need captions= and images=, or path=, a folder that holds {LAYOUT}")
-    if isinstance(captions, Mapping):
-        splits = _read_coco(captions, images, report, skip_bad)
-    elif isinstance(images, Mapping):
+
+    if not isinstance(captions, Mapping):
+        if isinstance(images, Mapping):
+            raise ValueError("images maps splits to folders, but captions is one file of Karpathy's; give one folder.")
+        _read_karpathy(captions, ImageFolder(images), reader)
+        return reader.finish()
+
+    folders = images if isinstance(images, Mapping) else dict.fromkeys(captions, images)
+    if set(folders) != set(captions):
         raise ValueError(
-            "images maps splits to folders, but captions is one file in Karpathy's format; give one folder."
+            f"images names the splits {', '.join(folders)}, captions {', '.join(captions)}; name the same."
         )
-    else:
-        splits = _read_karpathy(captions, ImageFolder(images), report, skip_bad)
-    report.show()
-    return DatasetDict(splits)
+    for split, file in captions.items():
+        _read_coco(split, file, ImageFolder(folders[split]), reader)
+    return reader.finish()
 
 
-def _karpathy_file(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(folder)!r}; it should hold {LAYOUT}")
-    for name in _KARPATHY_NAMES:
-        if (folder / name).exists():
-            return folder / name
-    raise FileNotFoundError(
-        f"The folder {str(folder)!r} holds none of {', '.join(_KARPATHY_NAMES)}; it should hold one."
-    )
-
-
-def _read_karpathy(file: FilePath, images: ImageFolder, report: ReadingReport, skip_bad: bool) -> dict[str, Dataset]:
+def _read_karpathy(file: FilePath, images: ImageFolder, reader: RecordReader) -> None:
     document = read_json_document(file, "images")
     if "annotations" in document:
         raise ValueError(f"{str(file)!r} is in COCO's format; pass it with its split, captions={{'train': ...}}.")
-    entries = document["images"]
     image_ids, sentence_ids = UniqueIds("image id"), UniqueIds("sentid")
 
-    def sentences() -> Records:
-        for place, entry in document_records(file, entries, "image", "imgid"):
-            try:
-                if isinstance(entry, InvalidRecordError):
-                    raise entry
-                image_id = image_ids.add(record_value(entry, "cocoid" if "cocoid" in entry else "imgid", int))
-                listed = record_value(entry, "sentences", list)
-            except InvalidRecordError as problem:
-                yield place, problem
-                continue
-            if not listed:
-                report.left_out["image without a caption"] += 1
-            for number, sentence in enumerate(listed, start=1):
-                yield f"{place}, sentence {number}", (image_id, entry, sentence)
+    def sentences_of(image: Any) -> tuple[int, list[Any]]:
+        image_id = image_ids.add(record_value(image, "cocoid" if "cocoid" in image else "imgid", int))
+        return image_id, record_value(image, "sentences", list)
 
-    def make_row(entry: Any) -> dict[str, Any]:
-        image_id, image, sentence = entry
+    def sentences() -> Records:
+        for place, image in document_records(file, document["images"], "image", "imgid"):
+            image_id, listed = reader.row(place, image, sentences_of) or (None, None)
+            if listed == []:
+                reader.report.left_out["image without a caption"] += 1
+            for number, sentence in enumerate(listed or (), start=1):
+                yield f"{place}, sentence {number}", (image_id, image, sentence)
+
+    def make_row(record: Any) -> dict[str, Any]:
+        image_id, image, sentence = record
         word = record_value(image, "split", str)
         if word not in _KARPATHY_SPLITS:
-            raise InvalidRecordError(
-                "unknown split", f"split is {word!r}, but expected is {', '.join(_KARPATHY_SPLITS)}"
-            )
+            message = f"split is {word!r}, but expected is {', '.join(_KARPATHY_SPLITS)}"
+            raise InvalidRecordError("unknown split", message)
         if not isinstance(sentence, dict):
-            raise InvalidRecordError(
-                "malformed entry", f"the sentence is {sentence!r:.80}, but expected is an object {{...}}"
-            )
+            message = f"the sentence is {sentence!r:.80}, but expected is an object {{...}}"
+            raise InvalidRecordError("malformed record", message)
         if "sentid" in sentence:
             sentence_ids.add(sentence["sentid"])
+
         name = record_value(image, "filename", str)
         names = (f"{image['filepath']}/{name}", name) if image.get("filepath") else (name,)
-        return {
-            "image": images.find(*names),
-            "caption": record_text(sentence, "raw"),
-            "image_id": image_id,
-            "split": word,
-        }
+        caption = record_text(sentence, "raw")
+        return {"image": images.find(*names), "caption": caption, "image_id": image_id, "split": word}
 
-    table = rows_to_dataset(make_rows(sentences(), make_row, report, skip_bad), _FEATURES, "all", report).data.table
-    del report.rows["all"]
-    splits = {}
+    table = reader.table("all", reader.rows(sentences(), make_row)).data.table
     for split in ("train", "validation", "test"):
         words = [word for word, meant in _KARPATHY_SPLITS.items() if meant == split]
-        part = table.filter(pc.is_in(table["split"], value_set=pa.array(words)))
-        if part.num_rows:
-            splits[split] = Dataset(part, info=DatasetInfo(features=_FEATURES.copy()), split=split)
-            report.rows[split] = part.num_rows
-    return splits
+        if (part := table.filter(pc.field("split").isin(words))).num_rows:
+            reader.splits[split] = Dataset(part, info=DatasetInfo(features=_FEATURES.copy()), split=split)
 
 
-def _read_coco(
-    files: Mapping[str, FilePath], images: FilePath | Mapping[str, FilePath], report: ReadingReport, skip_bad: bool
-) -> dict[str, Dataset]:
-    if isinstance(images, Mapping) and set(images) != set(files):
-        raise ValueError(f"images names the splits {', '.join(images)}, captions {', '.join(files)}; name the same.")
-    splits = {}
-    for split, file in files.items():
-        folder = ImageFolder(images[split] if isinstance(images, Mapping) else images)
-        splits[split] = rows_to_dataset(
-            _read_coco_split(split, file, folder, report, skip_bad), _FEATURES, split, report
-        )
-    return splits
-
-
-def _read_coco_split(
-    split: str, file: FilePath, images: ImageFolder, report: ReadingReport, skip_bad: bool
-) -> Iterable[dict[str, Any]]:
+def _read_coco(split: str, file: FilePath, images: ImageFolder, reader: RecordReader) -> None:
     document = read_json_document(file, "images", "annotations")
-    names: dict[int, str] = {}
-
-    def take_image(entry: Any) -> None:
-        image_id: int = record_value(entry, "id", int)
-        if image_id in names:
-            raise InvalidRecordError("duplicate image id", f"the image id {image_id} occurs twice")
-        names[image_id] = record_value(entry, "file_name", str)
-
-    list(make_rows(document_records(file, document["images"], "image", "id"), take_image, report, skip_bad))
+    listed = reader.by_id(document_records(file, document["images"], "image", "id"), "id")
     captioned: set[int] = set()
     ids = UniqueIds("caption id")
 
-    def make_row(entry: Any) -> dict[str, Any]:
-        image_id: int = record_value(entry, "image_id", int)
-        if image_id not in names:
-            raise InvalidRecordError(
-                "caption without image", f"image_id is {image_id}, which is not among the images of the file"
-            )
+    def make_row(caption: Any) -> dict[str, Any]:
+        image_id: int = record_value(caption, "image_id", int)
+        if image_id not in listed:
+            message = f"image_id is {image_id}, which is not among the images of the file"
+            raise InvalidRecordError("caption without image", message)
         captioned.add(image_id)
-        ids.add(record_value(entry, "id", int))
-        return {
-            "image": images.find(names[image_id]),
-            "caption": record_text(entry, "caption"),
-            "image_id": image_id,
-            "split": split,
-        }
+        ids.add(record_value(caption, "id", int))
 
-    yield from make_rows(document_records(file, document["annotations"], "caption", "id"), make_row, report, skip_bad)
-    if without := len(names) - len(captioned):
-        report.left_out["image without a caption"] += without
+        image = images.find(record_value(listed[image_id][1], "file_name", str))
+        return {"image": image, "caption": record_text(caption, "caption"), "image_id": image_id, "split": split}
+
+    reader.read(split, document_records(file, document["annotations"], "caption", "id"), make_row)
+    if without := len(listed) - len(captioned):
+        reader.report.left_out["image without a caption"] += without

@@ -4,14 +4,14 @@
 images.
 """
 
-import os
 import random
+from functools import partial
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value
+from datasets import DatasetDict, Features, Image, Value
 
-from .parquet import read_columns
+from dual_distill.data.reading import ReadingReport, RecordReader, hold_out, official_folder, read_parquet
+from dual_distill.data.records import FilePath, InvalidRecordError
 
 LAYOUT = (
     'images.parquet with the columns image (PNG bytes), image_id and split ("train" or "test"), and questions.parquet '
@@ -22,17 +22,18 @@ LAYOUT = (
 _IMAGE_COLUMNS = ("image", "image_id", "split")
 _QUESTION_COLUMNS = ("question", "answer", "image_id", "split", "question_id")
 _FEATURES = Features(
-    {
-        "image": Image(decode=False),
-        "question": Value("string"),
-        "answer": Value("string"),
-        "image_id": Value("int64"),
-        "question_id": Value("int64"),
-    }
+    {"image": Image(decode=False), "question": Value("string"), "answer": Value("string")}
+    | {"image_id": Value("int64"), "question_id": Value("int64")}
 )
 
 
-def load_easy_vqa(path: str | os.PathLike[str], validation_images: int = 400, seed: int = 0) -> DatasetDict:
+def load_easy_vqa(
+    path: FilePath,
+    validation_images: int = 400,
+    seed: int = 0,
+    skip_bad: bool = False,
+    report: ReadingReport | None = None,
+) -> DatasetDict:
     """easy-VQA as train, validation and test.
 
     Args:
@@ -40,6 +41,8 @@ def load_easy_vqa(path: str | os.PathLike[str], validation_images: int = 400, se
         validation_images: training images that move to validation with all their questions, >= 0 and fewer than there
             are.
         seed: which images those are.
+        skip_bad: pass over bad records and list them, instead of an error at the first.
+        report: takes what was read and skipped; it is printed on stderr either way.
 
     Returns:
         Columns image (undecoded), question, answer, image_id, question_id.
@@ -57,43 +60,33 @@ def load_easy_vqa(path: str | os.PathLike[str], validation_images: int = 400, se
         Traceback (most recent call last):
         FileNotFoundError: There is no folder 'no/such/folder'...
     """
-    images = read_columns(path, "images.parquet", _IMAGE_COLUMNS)
-    questions = read_columns(path, "questions.parquet", _QUESTION_COLUMNS)
-    ids = {
-        split: images.filter(pc.equal(images["split"], split))["image_id"].to_pylist() for split in ("train", "test")
-    }
-    if not 0 <= validation_images < max(len(ids["train"]), 1):
+    folder = official_folder(path, LAYOUT)
+    reader = RecordReader("easy_vqa", _FEATURES, skip_bad, report)
+    images: dict[tuple[str, int], Any] = {}
+    for place, record in read_parquet(folder, "images.parquet", _IMAGE_COLUMNS):
+        if (record["split"], record["image_id"]) in images:
+            raise ValueError(f"{place}: image_id {record['image_id']} occurs twice in split {record['split']!r}.")
+        images[record["split"], record["image_id"]] = record["image"]
+    image_ids = sorted(image_id for split, image_id in images if split == "train")
+    if not 0 <= validation_images < max(len(image_ids), 1):
         raise ValueError(
-            f"validation_images is {validation_images}, but it is 0 or more and fewer than the {len(ids['train'])} "
+            f"validation_images is {validation_images}, but it is 0 or more and fewer than the {len(image_ids)} "
             "training images."
         )
-    held_out = sorted(random.Random(seed).sample(sorted(ids["train"]), validation_images))
-    train = _join(images, questions, "train", path)
-    is_held_out = pc.is_in(train["image_id"], value_set=pa.array(held_out, type=train.schema.field("image_id").type))
-    tables = {
-        "train": train.filter(pc.invert(is_held_out)),
-        "validation": train.filter(is_held_out),
-        "test": _join(images, questions, "test", path),
-    }
-    return DatasetDict(
-        {
-            split: Dataset(table, info=DatasetInfo(features=_FEATURES.copy()), split=split)
-            for split, table in tables.items()
-        }
-    )
 
+    def make_row(question: Any, split: str) -> dict[str, Any] | None:
+        if question["split"] != split:
+            return None
+        if (split, question["image_id"]) not in images:
+            message = f"it asks about image_id {question['image_id']} of split {split!r}, which images.parquet lacks"
+            raise InvalidRecordError("question without image", message)
+        return {**question, "image": images[split, question["image_id"]]}
 
-def _join(images: pa.Table, questions: pa.Table, split: str, path: str | os.PathLike[str]) -> pa.Table:
-    images = images.filter(pc.equal(images["split"], split))
-    questions = questions.filter(pc.equal(questions["split"], split))
-    if len(images["image_id"].unique()) < images.num_rows:
-        raise ValueError(f"images.parquet in {os.fspath(path)!r} holds an image_id twice in split {split!r}.")
-    places = pc.index_in(questions["image_id"], value_set=images["image_id"].combine_chunks())
-    if places.null_count:
-        missing = questions.filter(pc.is_null(places))["image_id"][0].as_py()
-        raise ValueError(
-            f"questions.parquet in {os.fspath(path)!r} asks about image_id {missing} of split {split!r}, which "
-            f"images.parquet does not hold ({places.null_count} such questions): are both files of one release?"
-        )
-    joined = questions.append_column("image", images["image"].take(places))
-    return joined.select(list(_FEATURES)).cast(_FEATURES.arrow_schema)
+    for split in ("train", "test"):
+        questions = read_parquet(folder, "questions.parquet", _QUESTION_COLUMNS)
+        reader.read(split, questions, partial(make_row, split=split))
+    train, test = reader.splits.values()
+    held_out = random.Random(seed).sample(image_ids, validation_images)
+    train, validation = hold_out(train, train["image_id"][:], held_out)
+    reader.splits = {"train": train, "validation": validation, "test": test}
+    return reader.finish()

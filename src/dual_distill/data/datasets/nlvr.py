@@ -5,16 +5,13 @@ validation split holds out whole `directory` values of train. Random rows would 
 sides of the line.
 """
 
-import os
 import random
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value
+from datasets import DatasetDict, Features, Image, Value
 
-from .parquet import read_columns
+from dual_distill.data.reading import ReadingReport, RecordReader, hold_out, official_folder, read_parquet
+from dual_distill.data.records import FilePath
 
 LAYOUT = (
     "train-*.parquet, dev-*.parquet and test-*.parquet, each with the columns image (PNG bytes), sentence, "
@@ -23,24 +20,20 @@ LAYOUT = (
 """What the folder of NLVR v1 holds."""
 
 _COLUMNS = ("image", "sentence", "label", "identifier", "permutation", "directory")
+_TEXTS = ("sentence", "label", "identifier", "sentence_id")
 _FEATURES = Features(
-    {
-        "image": Image(decode=False),
-        "sentence": Value("string"),
-        "label": Value("string"),
-        "identifier": Value("string"),
-        "sentence_id": Value("string"),
-        "permutation": Value("int8"),
-        "directory": Value("int16"),
-    }
+    {"image": Image(decode=False), **dict.fromkeys(_TEXTS, Value("string"))}
+    | {"permutation": Value("int8"), "directory": Value("int16")}
 )
 
 
 def load_nlvr(
-    path: str | os.PathLike[str],
+    path: FilePath,
     validation_rows: int = 4_000,
     permutations: Literal["all", "first"] = "all",
     seed: int = 0,
+    skip_bad: bool = False,
+    report: ReadingReport | None = None,
 ) -> DatasetDict:
     """NLVR v1 as train, validation, dev and test.
 
@@ -51,6 +44,8 @@ def load_nlvr(
         permutations: "all" six pictures of each example in train, or the "first" only. The other splits always hold
             all six.
         seed: which directories become validation.
+        skip_bad: pass over bad records and list them, instead of an error at the first.
+        report: takes what was read and skipped; it is printed on stderr either way.
 
     Returns:
         Columns image (undecoded), sentence (as it is), label ("true" or "false"), identifier, sentence_id (the n of
@@ -73,40 +68,28 @@ def load_nlvr(
         raise ValueError(f"permutations is {permutations!r}, but it is 'all' or 'first'.")
     if validation_rows < 0:
         raise ValueError(f"validation_rows is {validation_rows}, but a number of rows is 0 or more.")
-    splits = {split: read_columns(path, f"{split}-*.parquet", _COLUMNS) for split in ("train", "dev", "test")}
-    train, validation = _hold_out_directories(splits.pop("train"), validation_rows, seed, Path(path))
-    if permutations == "first":
-        train = train.filter(pc.equal(train["permutation"], 0))
-    return DatasetDict(
-        {
-            split: Dataset(_arrange(table), info=DatasetInfo(features=_FEATURES.copy()), split=split)
-            for split, table in {"train": train, "validation": validation, **splits}.items()
-        }
-    )
 
+    reader = RecordReader("nlvr", _FEATURES, skip_bad, report)
+    for split in ("train", "dev", "test"):
+        reader.read(split, read_parquet(official_folder(path, LAYOUT), f"{split}-*.parquet", _COLUMNS), _make_row)
+    train, dev, test = reader.splits.values()
 
-def _hold_out_directories(train: pa.Table, rows: int, seed: int, path: Path) -> tuple[pa.Table, pa.Table]:
-    sizes = {entry["values"]: entry["counts"] for entry in pc.value_counts(train["directory"]).to_pylist()}
-    order = sorted(sizes)
+    directories = train["directory"][:]
+    order = sorted(set(directories))
     random.Random(seed).shuffle(order)
-    held_out: list[int] = []
-    held_rows = 0
-    while held_rows < rows and order:
-        held_out.append(order.pop())
-        held_rows += sizes[held_out[-1]]
-    if rows > 0 and not order:
+    train, validation = hold_out(train, directories, order[::-1], validation_rows)
+    if validation_rows and not train.num_rows:
         raise ValueError(
-            f"validation_rows is {rows:,}, but {str(path)!r} has {train.num_rows:,} training rows in {len(sizes)} "
-            "directories, and whole directories move: ask for fewer rows."
+            f"validation_rows is {validation_rows:,}, but {str(path)!r} has {len(directories):,} training rows in "
+            f"{len(order)} directories, and whole directories move: ask for fewer rows."
         )
-    is_held_out = pc.is_in(train["directory"], value_set=pa.array(held_out, type=train.schema.field("directory").type))
-    return train.filter(pc.invert(is_held_out)), train.filter(is_held_out)
+
+    if permutations == "first":
+        train = train.select([index for index, number in enumerate(train["permutation"]) if number == 0])
+    reader.splits = {"train": train, "validation": validation, "dev": dev, "test": test}
+    return reader.finish()
 
 
-def _arrange(table: pa.Table) -> pa.Table:
-    label = pc.if_else(table["label"].cast(pa.bool_()), "true", "false")
-    sentence_id = pc.list_element(pc.split_pattern(table["identifier"], "-"), 0)
-    arranged = table.append_column("sentence_id", sentence_id).set_column(
-        table.schema.get_field_index("label"), "label", label
-    )
-    return arranged.select(list(_FEATURES)).cast(_FEATURES.arrow_schema)
+def _make_row(record: Any) -> dict[str, Any]:
+    sentence_id = record["identifier"].partition("-")[0]
+    return {**record, "label": "true" if record["label"] else "false", "sentence_id": sentence_id}

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import DatasetDict, Features, Image, Value
 
-from dual_distill.data.reading import ReadingReport, make_rows, rows_to_dataset
+from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, official_splits
 from dual_distill.data.records import (
     FilePath,
     InvalidRecordError,
@@ -20,25 +20,16 @@ from dual_distill.data.records import (
     record_value,
 )
 
-from .image_folder import ImageFolder, official_files
-
 LAYOUT = (
     "train.json, dev.json and (if test-P is wanted) test1.json, JSON lines all, and the images, such as "
     "dev-850-0-img0.png, in it or in images/, and there at once, in train/, dev/, test1/, or in train/DIRECTORY/."
 )
 """What the folder of NLVR2 holds."""
 
+_NAMES = {"train": "train.json", "validation": "dev.json", "test": "test1.json"}
 _IDENTIFIER = re.compile(r"([a-z]+[0-9]?)-([0-9]+)-([0-9]+)-([0-9]+)")
-_FEATURES = Features(
-    {
-        "image_0": Image(decode=False),
-        "image_1": Image(decode=False),
-        "sentence": Value("string"),
-        "label": Value("string"),
-        "identifier": Value("string"),
-        "sentence_id": Value("string"),
-    }
-)
+_IMAGES, _TEXTS = ("image_0", "image_1"), ("sentence", "label", "identifier", "sentence_id")
+_FEATURES = Features(dict.fromkeys(_IMAGES, Image(decode=False)) | dict.fromkeys(_TEXTS, Value("string")))
 
 
 def load_nlvr2(
@@ -57,9 +48,9 @@ def load_nlvr2(
         train: train.json.
         validation: dev.json.
         test: test1.json.
-        images: folder of the images of all of them; images in train/, dev/, test1/ and, for train, in the entry's
+        images: folder of the images of all of them; images in train/, dev/, test1/ and, for train, in the record's
             `directory` below it (or below train/) are found too.
-        skip_bad: pass over bad entries and list them, instead of an error at the first.
+        skip_bad: pass over bad records and list them, instead of an error at the first.
         report: takes what was read and skipped; it is printed on stderr either way.
 
     Returns:
@@ -68,7 +59,7 @@ def load_nlvr2(
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: an entry is bad (a missing image, an identifier of another shape or twice, an empty sentence, a
+        ValueError: a record is bad (a missing image, an identifier of another shape or twice, an empty sentence, a
             label of another name, a line that is no JSON), or the arguments do not fit one another.
 
     References:
@@ -79,47 +70,34 @@ def load_nlvr2(
         Traceback (most recent call last):
         FileNotFoundError: There is no folder 'no/such/folder'; it should hold train.json, ...
     """
-    report = ReadingReport() if report is None else report
-    report.source = "nlvr2"
-    files, folder = official_files(
-        path,
-        {"train": train, "validation": validation, "test": test},
-        images,
-        {"train": "train.json", "validation": "dev.json", "test": "test1.json"},
-        ("images", "."),
-        LAYOUT,
-    )
-    splits = {}
+    reader = RecordReader("nlvr2", _FEATURES, skip_bad, report)
+    given = {"train": train, "validation": validation, "test": test}
+    files, folder = official_splits(path, given, images, _NAMES, ("images", "."), LAYOUT)
     for split, file in files.items():
-        ids = UniqueIds("identifier")
-        rows = make_rows(read_json_lines(file), partial(_make_row, images=folder, ids=ids), report, skip_bad)
-        splits[split] = rows_to_dataset(rows, _FEATURES, split, report)
-    report.show()
-    return DatasetDict(splits)
+        make_row = partial(_make_row, images=folder, ids=UniqueIds("identifier"))
+        reader.read(split, read_json_lines(file), make_row)
+    return reader.finish()
 
 
-def _make_row(entry: Any, images: ImageFolder, ids: UniqueIds) -> dict[str, Any]:
-    identifier: str = record_value(entry, "identifier", str)
+def _make_row(record: Any, images: ImageFolder, ids: UniqueIds) -> dict[str, Any]:
+    identifier: str = record_value(record, "identifier", str)
     parts = _IDENTIFIER.fullmatch(identifier)
     if parts is None:
-        raise InvalidRecordError(
-            "malformed identifier", f"identifier is {identifier!r}, but expected is split-set-pair-sentence"
-        )
-    split, image_set, pair, sentence = parts.groups()
-    label = str(entry.get("label"))
+        message = f"identifier is {identifier!r}, but expected is split-set-pair-sentence"
+        raise InvalidRecordError("malformed identifier", message)
+    label = str(record.get("label"))
     if label not in ("True", "False"):
-        raise InvalidRecordError("unknown label", f"label is {entry.get('label')!r}, but expected is 'True' or 'False'")
-    text = record_text(entry, "sentence")
-    pictures = []
-    for number in (0, 1):
-        name = f"{split}-{image_set}-{pair}-img{number}.png"
-        places = [name, f"{split}/{name}"]
-        if "directory" in entry:
-            places += [f"{split}/{entry['directory']}/{name}", f"{entry['directory']}/{name}"]
-        pictures.append(images.find(*places))
+        message = f"label is {record.get('label')!r}, but expected is 'True' or 'False'"
+        raise InvalidRecordError("unknown label", message)
+    text = record_text(record, "sentence")
+
+    split, image_set, pair, sentence = parts.groups()
+    folders = ["", f"{split}/"]
+    if "directory" in record:
+        folders += [f"{split}/{record['directory']}/", f"{record['directory']}/"]
+    names = [f"{split}-{image_set}-{pair}-img{number}.png" for number in (0, 1)]
     return {
-        "image_0": pictures[0],
-        "image_1": pictures[1],
+        **{column: images.find(*(f + name for f in folders)) for column, name in zip(_IMAGES, names, strict=True)},
         "sentence": text,
         "label": label,
         "identifier": ids.add(identifier),

@@ -9,11 +9,9 @@ from typing import Any
 
 from datasets import DatasetDict, Features, Image, Value
 
-from dual_distill.data.reading import ReadingReport, make_rows, rows_to_dataset
+from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, official_splits
 from dual_distill.data.records import FilePath, InvalidRecordError, read_json_lines, record_text, record_value
-from dual_distill.data.tasks import get_task
-
-from .image_folder import ImageFolder, official_files
+from dual_distill.data.tasks import TASKS
 
 LAYOUT = (
     "snli_ve_train.jsonl, snli_ve_dev.jsonl and (if wanted) snli_ve_test.jsonl, and flickr30k-images/ with an image "
@@ -21,16 +19,10 @@ LAYOUT = (
 )
 """What the folder of SNLI-VE holds."""
 
+_NAMES = {"train": "snli_ve_train.jsonl", "validation": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"}
 _NO_MAJORITY = "-"
-_FEATURES = Features(
-    {
-        "image": Image(decode=False),
-        "sentence": Value("string"),
-        "label": Value("string"),
-        "pair_id": Value("string"),
-        "image_id": Value("string"),
-    }
-)
+_TEXTS = ("sentence", "label", "pair_id", "image_id")
+_FEATURES = Features({"image": Image(decode=False), **dict.fromkeys(_TEXTS, Value("string"))})
 
 
 def load_snli_ve(
@@ -50,7 +42,7 @@ def load_snli_ve(
         validation: snli_ve_dev.jsonl.
         test: snli_ve_test.jsonl.
         images: folder of Flickr30k, with ID.jpg for each image.
-        skip_bad: pass over bad entries and list them, instead of an error at the first.
+        skip_bad: pass over bad records and list them, instead of an error at the first.
         report: takes what was read, skipped, left out for its gold_label "-", and how many a pairID that was there
             before has (they are taken); it is printed on stderr either way.
 
@@ -60,7 +52,7 @@ def load_snli_ve(
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: an entry is bad (a missing image, an empty sentence, a label of another name, a line that is no
+        ValueError: a record is bad (a missing image, an empty sentence, a label of another name, a line that is no
             JSON), or the arguments do not fit one another.
 
     References:
@@ -71,44 +63,29 @@ def load_snli_ve(
         Traceback (most recent call last):
         FileNotFoundError: There is no folder 'no/such/folder'; it should hold snli_ve_train.jsonl, ...
     """
-    report = ReadingReport() if report is None else report
-    report.source = "snli_ve"
-    files, folder = official_files(
-        path,
-        {"train": train, "validation": validation, "test": test},
-        images,
-        {"train": "snli_ve_train.jsonl", "validation": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"},
-        ("flickr30k-images",),
-        LAYOUT,
-    )
-    splits = {}
+    reader = RecordReader("snli_ve", _FEATURES, skip_bad, report)
+    given = {"train": train, "validation": validation, "test": test}
+    files, folder = official_splits(path, given, images, _NAMES, ("flickr30k-images",), LAYOUT)
     for split, file in files.items():
-        pair_ids: set[str] = set()
-        entries = read_json_lines(file)
-        rows = make_rows(entries, partial(_make_row, images=folder, pair_ids=pair_ids, report=report), report, skip_bad)
-        splits[split] = rows_to_dataset(rows, _FEATURES, split, report)
-    report.show()
-    return DatasetDict(splits)
+        make_row = partial(_make_row, images=folder, pair_ids=set(), report=reader.report)
+        reader.read(split, read_json_lines(file), make_row)
+    return reader.finish()
 
 
-def _make_row(entry: Any, images: ImageFolder, pair_ids: set[str], report: ReadingReport) -> dict[str, Any] | None:
-    label = record_value(entry, "gold_label", str)
+def _make_row(record: Any, images: ImageFolder, pair_ids: set[str], report: ReadingReport) -> dict[str, Any] | None:
+    label, classes = record_value(record, "gold_label", str), TASKS["snli_ve"].label_names or ()
     if label == _NO_MAJORITY:
         report.left_out["gold_label '-' (no majority among the annotators)"] += 1
         return None
-    names = get_task("snli_ve").label_names or ()
-    if label not in names:
-        raise InvalidRecordError("unknown label", f"gold_label is {label!r}, but expected is {', '.join(names)} or '-'")
-    image_id = str(record_value(entry, "Flickr30K_ID", str)).removesuffix(".jpg")
-    image, pair_id = images.find(f"{image_id}.jpg"), record_value(entry, "pairID", str) if "pairID" in entry else None
+    if label not in classes:
+        message = f"gold_label is {label!r}, but expected is {', '.join(classes)} or '-'"
+        raise InvalidRecordError("unknown label", message)
+    image_id = str(record_value(record, "Flickr30K_ID", str)).removesuffix(".jpg")
+    image, text = images.find(f"{image_id}.jpg"), record_text(record, "sentence2")
+
+    pair_id = record_value(record, "pairID", str) if "pairID" in record else None
     if pair_id in pair_ids:
         report.notes["pairID that occurred before"] += 1
     elif pair_id is not None:
         pair_ids.add(pair_id)
-    return {
-        "image": image,
-        "sentence": record_text(entry, "sentence2"),
-        "label": label,
-        "pair_id": pair_id,
-        "image_id": image_id,
-    }
+    return {"image": image, "sentence": text, "label": label, "pair_id": pair_id, "image_id": image_id}
