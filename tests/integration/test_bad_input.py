@@ -122,7 +122,7 @@ REFUSED = {
         lambda folder: edit_json(folder / QUESTIONS, lambda d: d["questions"][2].update(question=" ")),
         f"{QUESTIONS}, question 3 (question_id 10010): question is empty (' ')",
     ),
-    "image of 1 x 2,000 px": ("vqa", narrow, "the picture of 1 x 2000 pixels cannot be resized"),
+    "image of 1 x 2,000 px": ("vqa", narrow, "the image of 1 x 2000 pixels cannot be resized"),
     "image of 30,000 x 30,000 px": ("vqa", vast, "its header declares"),
     "unknown label, nlvr2": (
         "nlvr2",
@@ -197,7 +197,7 @@ def test_a_run_without_rows_to_be_evaluated_on_is_refused(train: Callable) -> No
 def test_a_bad_picture_met_by_a_loading_process_is_one_sentence_too(train: Callable) -> None:
     """Torch hands on a worker's error with its traceback in the message."""
     printed, out = train("vqa", narrow_later, "--dataloader_num_workers", "1", "--max_steps", "21")
-    assert_refused(printed, "the picture of 1 x 2000 pixels cannot be resized", out)
+    assert_refused(printed, "the image of 1 x 2000 pixels cannot be resized", out)
     assert "Caught" not in printed.err
     assert len(printed.err.strip().splitlines()[-1]) < 500
 
@@ -318,7 +318,7 @@ def test_odd_requests_to_a_model(shop_model: Path, dual_distill: Callable, tmp_p
     for file, question, sentence in (
         (tmp_path / "nowhere.png", "what is it?", "nowhere.png'): the file cannot be read (No such file or directory)"),
         (image, "", "Question 0 of a request is ''"),
-        (narrow_file, "what is it?", "the picture of 1 x 2000 pixels cannot be resized"),
+        (narrow_file, "what is it?", "the image of 1 x 2000 pixels cannot be resized"),
         (vast_file, "what is it?", "its header declares"),
     ):
         assert_refused(ask(file, question), sentence, verb="predict")
@@ -408,7 +408,7 @@ def test_words_of_a_recipe_are_checked(dual_distill: Callable, tmp_path: Path) -
         ("augmentation: rand", "augmentation is 'rand'; give one of none, randaugment."),
         (
             "head: captions",
-            "head is 'captions'; give one of question_answering, images_and_text_classification, pretraining",
+            "there is no head 'captions'; choose one of question_answering, images_and_text_classification",
         ),
     ):
         recipe.write_text(f"{line}\n")

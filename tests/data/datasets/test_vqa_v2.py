@@ -199,10 +199,7 @@ def test_skipping_a_question_of_a_wrong_id_lists_both_sides(folder):
     ("arguments", "message"),
     [
         (lambda folder: {}, "VQA v2 needs questions=, annotations= and images=, or path="),
-        (
-            lambda folder: {"path": folder, "images": folder},
-            "path is .*, but questions, annotations or images are given too",
-        ),
+        (lambda folder: {"path": folder, "images": folder}, "path is .*, but images is given too; give either"),
         (lambda folder: {"path": folder, "validation_rows": -1}, "validation_rows is -1"),
         (
             lambda folder: {"path": folder, "validation_rows": 7},
