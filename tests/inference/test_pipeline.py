@@ -210,7 +210,7 @@ def test_images_that_cannot_be_used(make: Callable, tmp_path: Path) -> None:
         pipe(png_that_declares(30_000, 30_000), "red?")
     with pytest.raises(ImageError, match="the bytes are not a picture of a known format"):
         pipe(b"GIF, perhaps", "red?")
-    with pytest.raises(ImageError, match=r"the picture of 1 x 2000 pixels cannot be resized .* crop it"):
+    with pytest.raises(ImageError, match=r"the image of 1 x 2000 pixels cannot be resized .* crop it"):
         pipe(Image.new("RGB", (1, 2000)), "red?")
 
 

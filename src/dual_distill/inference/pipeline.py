@@ -240,7 +240,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
             return self.processor.prepare_image(image)
         except (ValueError, ZeroDivisionError) as error:
             raise ImageError(
-                f"row {name}: the picture of {image.width} x {image.height} pixels cannot be resized ({error}); crop "
+                f"row {name}: the image of {image.width} x {image.height} pixels cannot be resized ({error}); crop "
                 "it to a less extreme shape."
             ) from error
 
