@@ -21,6 +21,7 @@ Hence few repeats, and a warm-up over a tenth of the rows; at these durations ne
 import argparse
 import tempfile
 import time
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -34,10 +35,10 @@ from transformers import PreTrainedModel, ViltImageProcessorPil
 from dual_distill.data import train_tokenizer
 from dual_distill.inference import (
     DTYPES,
+    FeatureManifest,
     FeatureStore,
     FeatureStoreVQA,
-    Manifest,
-    StoreFolder,
+    FeatureTable,
     alternate,
     encode_images,
     image_processor_settings,
@@ -196,14 +197,13 @@ def write_store(
     folder: Path, model: PreTrainedModel, processor: DualDistillProcessor, vectors: torch.Tensor, dtype: str
 ) -> None:
     """Write vectors as `encode_images` would have, one shard after the other."""
-    store = StoreFolder(folder)
+    table = FeatureTable(folder)
     identity, settings = model_identity(model), image_processor_settings(processor)
-    store.write_manifest(Manifest("image", dtype, vectors.shape[1], False, PIECE, 1, identity, settings))
-    store.add_plan([f"images/{number:09}.jpg" for number in range(len(vectors))], PIECE)
-    for shard in store.planned_shards():
+    table.begin(asdict(FeatureManifest("image", dtype, vectors.shape[1], False, PIECE, 1, identity, settings)))
+    for shard in table.plan([f"images/{number:09}.jpg" for number in range(len(vectors))], PIECE):
         first = shard.number * PIECE
-        rows = vectors[first : first + len(shard.ids)].to(DTYPES[dtype]).contiguous()
-        store.write_shard(shard.number, shard.ids, ["0" * 64] * len(shard.ids), {"pooled": rows}, [])
+        rows = vectors[first : first + len(shard.ids)].to(DTYPES[dtype])
+        table.write_features(shard.number, shard.ids, ["0" * 64] * len(shard.ids), {"pooled": rows})
 
 
 def anonymous_memory_mb() -> float:

@@ -18,10 +18,8 @@ import torch
 from datasets import Dataset, DatasetDict
 from torch import nn
 
-from dual_distill.data import COLOURS, SHAPES, RegionSet, content_key, decode_image, fingerprint, pixel_key
-from dual_distill.regions.files import SHARD_SIZE, RegionManifest, StoredImage, fill_store
-from dual_distill.regions.roi_align import roi_align
-from dual_distill.regions.store import RegionStore
+from dual_distill.data import COLOURS, SHAPES, RegionSet, decode_image, described_fingerprint, fingerprint
+from dual_distill.regions import SHARD_SIZE, RegionManifest, RegionStore, StoredImage, fill_store, roi_align
 
 _STRIDE = 2
 _POINTS = 6
@@ -178,7 +176,7 @@ def scene_region_store(
     }
     manifest = RegionManifest(
         boxes_id=_boxes_id(settings) if boxes is None else boxes.boxes_id,
-        features_id=fingerprint(backbone.described(), weights),
+        features_id=described_fingerprint(backbone.described(), weights),
         feature_size=backbone.width,
         dtype="float32",
         shard_size=shard_size,
@@ -207,8 +205,8 @@ def _described(
     features = backbone.describe(_pixels(images), [each.boxes_px for each in regions])
     pieces = features.split([len(each.boxes_px) for each in regions])
     for row, image, each, piece in zip(rows, images, regions, pieces, strict=True):
-        key = content_key(row["image"]["bytes"]) if row["image"]["bytes"] else None
-        yield StoredImage(row["scene_id"], key, pixel_key(image), each._replace(features=piece.clone()))
+        key = fingerprint(row["image"]["bytes"]) if row["image"]["bytes"] else None
+        yield StoredImage(row["scene_id"], key, fingerprint(image), each._replace(features=piece.clone()))
 
 
 def _seen(
@@ -241,7 +239,9 @@ def _boxes_id(settings: dict[str, Any]) -> str:
     words = [f"moved by up to {settings['jitter_px']:g} px"] if settings["jitter_px"] else []
     words += [f"{settings['miss_rate']:.0%} missed"] if settings["miss_rate"] else []
     words += ["shuffled"] if settings["shuffled"] else []
-    return fingerprint(f"boxes of scenes, {', '.join(words) or 'as they are'}, seed {settings['seed']}", settings)
+    return described_fingerprint(
+        f"boxes of scenes, {', '.join(words) or 'as they are'}, seed {settings['seed']}", settings
+    )
 
 
 def _first_rows(scenes: Dataset) -> list[int]:

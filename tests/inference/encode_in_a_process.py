@@ -25,7 +25,7 @@ def main() -> None:
 
     tower.register_forward_pre_hook(kill)
     report = encode_images(
-        model, processor, sys.argv[2], sys.argv[3], batch_size=2, shard_size=4, threads=2, model_name="tiny"
+        model, processor, sys.argv[2], sys.argv[3], batch_size=2, shard_size=4, num_workers=2, model_name="tiny"
     )
     sys.stdout.write(f"{report.encoded} {report.missing_shards}\n")
 

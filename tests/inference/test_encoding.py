@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from dual_distill.data import fingerprint
 from dual_distill.inference import FeatureStore, encode_images, encode_texts
 from dual_distill.modeling import (
     DualDistillProcessor,
@@ -41,9 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def encode(model: PreTrainedModel, processor: DualDistillProcessor, images: object, store: Path, **settings: object):
-    return encode_images(
-        model, processor, images, store, **{"batch_size": 2, "shard_size": 4, "threads": 2, **settings}
-    )
+    return encode_images(model, processor, images, store, **{"batch_size": 2, "shard_size": 4, **settings})
 
 
 def test_a_stored_vector_is_the_models_own(model, answering_processor, images, tmp_path) -> None:
@@ -55,8 +54,8 @@ def test_a_stored_vector_is_the_models_own(model, answering_processor, images, t
         for name, image in images.items():
             pixels = answering_processor(images=image)["pixel_values"]
             pooled = model.get_image_features(pixels).pooler_output[0]
-            torch.testing.assert_close(store.read(store.places([name])), pooled, atol=1e-5, rtol=0)
-            projected = store.read(store.places([name]), "projected")
+            torch.testing.assert_close(store.read(store.indices([name])), pooled, atol=1e-5, rtol=0)
+            projected = store.read(store.indices([name]), "projected")
             torch.testing.assert_close(projected, model.project_images(pooled), atol=1e-5, rtol=0)
 
 
@@ -79,18 +78,24 @@ def test_half_precision_is_the_full_one_rounded(model, answering_processor, imag
     assert torch.equal(half.read(range(11)), full.read(range(11)).half())
 
 
-def test_threads_change_no_bit(model, answering_processor, images, tmp_path) -> None:
-    for threads in (1, 5):
-        encode(model, answering_processor, images, tmp_path / str(threads), threads=threads)
-    assert contents(tmp_path / "1") == contents(tmp_path / "5")
+def test_workers_change_no_bit(model, answering_processor, images, tmp_path) -> None:
+    images["image 5"] = b"no picture"
+    reports = [encode(model, answering_processor, images, tmp_path / str(n), num_workers=n) for n in (0, 1, 3)]
+    assert contents(tmp_path / "0") == contents(tmp_path / "1") == contents(tmp_path / "3")
+    assert reports[0].unreadable == reports[2].unreadable != {}
+
+
+def test_encoding_draws_nothing_from_the_random_numbers_of_others(model, answering_processor, images, tmp_path) -> None:
+    before = torch.get_rng_state()
+    encode(model, answering_processor, images, tmp_path / "store", num_workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 KILLED_BEFORE = {
     "the plan": ("plan-*", "shard-*"),
     "the first shard": ("shard-*",),
-    "the rows of a shard": ("shard-00001*", "shard-00002*"),
-    "the vectors of a shard": ("shard-00001.safetensors", "shard-00002*"),
-    "the vectors of a shard, while another process had done the next": ("shard-00001.safetensors",),
+    "the second shard": ("shard-00001*", "shard-00002*"),
+    "the second shard, while another process had done the next": ("shard-00001*",),
 }
 
 
@@ -103,7 +108,9 @@ def test_a_killed_run_continues_to_the_same_bits(gone, model, answering_processo
     for pattern in gone:
         for path in killed.glob(pattern):
             path.unlink()
-    (killed / ".shard-00001.0123456789ab").write_bytes(b"half a file")
+    # What a kill leaves of a file lies under a hidden name that follows from the content.
+    half = (whole / "shard-00001.arrow").read_bytes()
+    (killed / f".shard-00001.arrow.{fingerprint(half[-96:])[:16]}").write_bytes(half[:500])
     encode(model, answering_processor, images, killed)
     assert contents(killed) == contents(whole)
 
@@ -143,7 +150,7 @@ def test_killed_for_real_and_continued_by_two_processes_at_once(saved, model, an
     killed = start(saved, KILL_AT="4", RANK="0")  # its first shard is written, the next is begun
     _, errors = killed.communicate()
     assert killed.returncode == -signal.SIGKILL, errors
-    assert [path.name for path in (saved / "store").glob("*.safetensors")] == ["shard-00000.safetensors"]
+    assert [path.name for path in (saved / "store").glob("shard-*")] == ["shard-00000.arrow"]
     with pytest.raises(ValueError, match="lacks 2 of 3 shards"):
         FeatureStore(saved / "store")
     both = [start(saved, RANK=rank) for rank in ("0", "1")]
@@ -196,12 +203,12 @@ def test_strict_ends_at_the_first_unreadable_image_and_keeps_what_is_done(
     images["image 6"] = b"no picture"
     with pytest.raises(ValueError, match=r"row image 6: the bytes are not a picture .* Without strict, it is listed"):
         encode(model, answering_processor, images, tmp_path / "store", strict=True)
-    assert [path.name for path in (tmp_path / "store").glob("*.safetensors")] == ["shard-00000.safetensors"]
+    assert [path.name for path in (tmp_path / "store").glob("shard-*")] == ["shard-00000.arrow"]
 
 
 def test_a_planned_image_that_vanished_is_listed(model, answering_processor, images, tmp_path) -> None:
     encode(model, answering_processor, images, tmp_path / "store")
-    (tmp_path / "store" / "shard-00002.safetensors").unlink()
+    (tmp_path / "store" / "shard-00002.arrow").unlink()
     gone = images.pop("image 9")
     report = encode(model, answering_processor, images, tmp_path / "store")
     assert "was planned, but is not among those given now" in report.unreadable["image 9"]

@@ -7,9 +7,9 @@ from datasets import Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageColumn
 from PIL import Image
 
-from dual_distill.data import ImageError
+from dual_distill.data import ImageError, image_bytes
 from dual_distill.inference import open_images, read_texts
-from dual_distill.inference.encoding_sources import TextSource, image_bytes
+from dual_distill.inference.encoding_sources import TextSource
 
 
 def png(path: Path, colour: str = "red") -> Path:

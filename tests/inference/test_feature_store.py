@@ -1,13 +1,14 @@
 """A store's folder and its reading: synthetic vectors whose every value is known from its place."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from dual_distill.inference import FeatureStore
-from dual_distill.inference.feature_store_files import Manifest, StoreFolder
+from dual_distill.inference.feature_store import FeatureManifest, FeatureTable
 
 WIDTH = 4
 
@@ -21,22 +22,21 @@ def vectors(ids: list[str], width: int = WIDTH) -> torch.Tensor:
 
 def make_store(
     path: Path, plans: list[list[str]], unreadable: tuple[str, ...] = (), dtype: str = "float32"
-) -> StoreFolder:
+) -> FeatureTable:
     """Shards of 3 ids; `unreadable` ones are left out where they come first."""
-    folder = StoreFolder(path)
-    folder.write_manifest(Manifest("image", dtype, WIDTH, True, 3, 2, {"name": "m"}, {}))
-    for ids in plans:
-        assert folder.add_plan(ids, 3)
+    folder = FeatureTable(path)
+    folder.begin(asdict(FeatureManifest("image", dtype, WIDTH, True, 3, 2, {"name": "m"}, {})))
     left_out = set(unreadable)
-    for shard in folder.planned_shards():
-        problems = [
-            {"id": name, "problem": f"row {name}: broken", "sha256": None} for name in shard.ids if name in left_out
-        ]
-        ids = [name for name in shard.ids if name not in left_out]
-        left_out -= {entry["id"] for entry in problems}
-        features = {"pooled": vectors(ids), "projected": -vectors(ids, 2 * WIDTH)}
-        features = {name: tensor.to(getattr(torch, dtype)) for name, tensor in features.items()}
-        folder.write_shard(shard.number, ids, [f"hash of {name}" for name in ids], features, problems)
+    for planned in plans:
+        for shard in folder.plan(planned, 3, is_readable=lambda identifier: True):
+            if folder.is_done(shard.number):
+                continue
+            problems = {name: f"row {name}: broken" for name in shard.ids if name in left_out}
+            left_out -= set(problems)
+            ids = [name for name in shard.ids if name not in problems]
+            features = {"pooled": vectors(ids), "projected": -vectors(ids, 2 * WIDTH)}
+            features = {name: tensor.to(getattr(torch, dtype)) for name, tensor in features.items()}
+            folder.write_features(shard.number, ids, [f"hash of {name}" for name in ids], features, problems)
     return folder
 
 
@@ -62,11 +62,11 @@ def test_pieces_say_where_they_start_and_are_no_longer_than_asked(store: Feature
 
 
 def test_any_rows_in_any_order(store: FeatureStore) -> None:
-    places = store.places(["8", "0", "5", "0"])
-    assert places == [7, 0, 4, 0]
-    assert torch.equal(store.read(places), vectors(["8", "0", "5", "0"]))
-    assert torch.equal(store.read(places, "projected"), -vectors(["8", "0", "5", "0"], 2 * WIDTH))
-    assert store.ids(places) == ["8", "0", "5", "0"]
+    indices = store.indices(["8", "0", "5", "0"])
+    assert indices == [7, 0, 4, 0]
+    assert torch.equal(store.read(indices), vectors(["8", "0", "5", "0"]))
+    assert torch.equal(store.read(indices, "projected"), -vectors(["8", "0", "5", "0"], 2 * WIDTH))
+    assert store.ids(indices) == ["8", "0", "5", "0"]
     assert store.content_hashes([7, 3]) == ["hash of 8", "hash of 3"]
     assert torch.equal(store["6"], vectors(["6"])[0])
     assert store.holds(["4", "6", "9"]) == [False, True, False]
@@ -94,21 +94,12 @@ def test_half_precision_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert repr(store).endswith("4 images, 4 x float16)")
 
 
-def test_a_plan_is_created_once(tmp_path: Path) -> None:
-    folder = make_store(tmp_path / "store", [list("0123")])
-    other = StoreFolder(folder.path)
-    other.plans = list  # type: ignore[method-assign]  # another process that has not seen the first plan yet
-    assert not other.add_plan(["9"], 3)
-    assert [shard.ids for shard in folder.planned_shards()] == [["0", "1", "2"], ["3"]]
-    assert not list(folder.path.glob(".*"))
-
-
 def test_what_is_not_there_is_refused(store: FeatureStore, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"lacks 2 of the images asked for: row 4: broken; 'x'\. Its ids are like '0', '1'"
     ):
-        store.places(["1", "4", "x"])
-    with pytest.raises(IndexError, match=r"Place 8 was asked for, but the store .* has places 0 to 7"):
+        store.indices(["1", "4", "x"])
+    with pytest.raises(IndexError, match=r"Index 8 was asked for, but the feature store .* has indices 0 to 7"):
         store.read([8])
     with pytest.raises(ValueError, match="holds pooled and projected vectors, not 'tokens'"):
         next(store.pieces("tokens"))
@@ -117,20 +108,32 @@ def test_what_is_not_there_is_refused(store: FeatureStore, tmp_path: Path) -> No
 
 
 def test_an_unfinished_store_is_refused(store: FeatureStore) -> None:
-    (Path(store.path) / "shard-00001.safetensors").unlink()
+    (Path(store.path) / "shard-00001.arrow").unlink()
     with pytest.raises(ValueError, match=r"lacks 1 of 4 shards \(the first is number 1\)"):
         FeatureStore(store.path)
 
 
 def test_damaged_files_are_named(store: FeatureStore) -> None:
-    path = Path(store.path)
-    (path / "shard-00002.arrow").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"shard-00002\.arrow' is missing or damaged"):
-        store.ids()
-    content = (path / "shard-00001.safetensors").read_bytes()
-    (path / "shard-00001.safetensors").write_bytes(content[:-8])
-    with pytest.raises(ValueError, match=r"shard-00001\.safetensors' is damaged"):
-        FeatureStore(path)
+    file = Path(store.path) / "shard-00001.arrow"
+    content = bytearray(file.read_bytes())
+    for name, length in (("rows", 40), ("vectors", len(content) - 200)):
+        file.write_bytes(content[:length] + bytes([content[length] ^ 1]) + content[length + 1 :])
+        opened = FeatureStore(store.path)
+        assert torch.equal(opened.read([0]), vectors(["0"]))
+        with pytest.raises(ValueError, match=r"shard-00001\.arrow' is missing or damaged .* which makes it anew"):
+            opened.ids() if name == "rows" else list(opened.pieces())
+    file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"shard-00001\.arrow' is missing or damaged"):
+        FeatureStore(store.path)
+
+
+def test_a_store_of_the_format_before_is_refused(store: FeatureStore) -> None:
+    manifest = {**json.loads((Path(store.path) / "store.json").read_text()), "format": 1}
+    (Path(store.path) / "store.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        ValueError, match="has format 1, but this version reads 2; repeat `dual-distill encode` into another folder"
+    ):
+        FeatureStore(store.path)
 
 
 @pytest.mark.parametrize(

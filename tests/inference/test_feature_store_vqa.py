@@ -1,6 +1,7 @@
 """Asking a store: the pipeline's own answers, and a ranking that a plain loop gives too."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from transformers import PreTrainedModel, pipeline
 
 from dual_distill.inference import ANSWERING_TASK, FeatureStore, FeatureStoreVQA, encode_images, encode_texts
-from dual_distill.inference.feature_store_files import Manifest, StoreFolder
+from dual_distill.inference.feature_store import FeatureManifest, FeatureTable
 from dual_distill.inference.model_identity import image_processor_settings, model_identity
 from dual_distill.modeling import (
     DualEncoderForImagesAndTextClassification,
@@ -108,13 +109,13 @@ def test_ranking_by_the_most_probable_answer(model, make_asker, answering_proces
 
 
 def synthetic(model, processor, path: Path, vectors: torch.Tensor, shard_size: int) -> FeatureStore:
-    folder = StoreFolder(path)
+    folder = FeatureTable(path)
     settings = image_processor_settings(processor)
-    folder.write_manifest(Manifest("image", "float32", 16, False, shard_size, 1, model_identity(model), settings))
-    folder.add_plan([str(number) for number in range(len(vectors))], shard_size)
-    for shard in folder.planned_shards():
+    manifest = FeatureManifest("image", "float32", 16, False, shard_size, 1, model_identity(model), settings)
+    folder.begin(asdict(manifest))
+    for shard in folder.plan([str(number) for number in range(len(vectors))], shard_size):
         rows = vectors[[int(identifier) for identifier in shard.ids]]
-        folder.write_shard(shard.number, shard.ids, shard.ids, {"pooled": rows}, [])
+        folder.write_features(shard.number, shard.ids, shard.ids, {"pooled": rows})
     return FeatureStore(path)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from dual_distill.inference import FeatureStore, FeatureStoreSearcher, FeatureStoreVQA, encode_images, encode_texts
-from dual_distill.inference.feature_store_files import NORMALISED, POOLED, PROJECTED, Manifest, StoreFolder
+from dual_distill.inference.feature_store import NORMALISED, POOLED, PROJECTED, FeatureManifest, FeatureTable
 from dual_distill.inference.model_identity import image_processor_settings, model_identity
 from dual_distill.modeling import (
     DualEncoderForImageTextRetrieval,
@@ -95,13 +96,13 @@ def test_queries_that_are_stored_are_not_encoded_again(model, answering_processo
 
 
 def synthetic(model, processor, path: Path, vectors: torch.Tensor, dtype: str = "float32") -> FeatureStore:
-    folder = StoreFolder(path)
+    folder = FeatureTable(path)
     identity, settings = model_identity(model), image_processor_settings(processor)
-    folder.write_manifest(Manifest("image", dtype, vectors.shape[1], False, 300, 1, identity, settings, NORMALISED))
-    folder.add_plan([str(number) for number in range(len(vectors))], 300)
-    for shard in folder.planned_shards():
+    manifest = FeatureManifest("image", dtype, vectors.shape[1], False, 300, 1, identity, settings, NORMALISED)
+    folder.begin(asdict(manifest))
+    for shard in folder.plan([str(number) for number in range(len(vectors))], 300):
         rows = vectors[[int(identifier) for identifier in shard.ids]].to(getattr(torch, dtype))
-        folder.write_shard(shard.number, shard.ids, shard.ids, {"normalised": rows}, [])
+        folder.write_features(shard.number, shard.ids, shard.ids, {"normalised": rows})
     return FeatureStore(path)
 
 

@@ -26,7 +26,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     detector.model.register_forward_pre_hook(kill)
-    report = extract_regions(detector, open_images(sys.argv[2]), sys.argv[3], batch_size=2, shard_size=3, threads=2)
+    report = extract_regions(detector, open_images(sys.argv[2]), sys.argv[3], batch_size=2, shard_size=3, num_workers=2)
     sys.stdout.write(f"{report.added} {report.images}\n")
 
 

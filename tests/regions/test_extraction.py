@@ -28,9 +28,8 @@ from dual_distill.data.region_set import RegionSet
 from dual_distill.inference import open_images
 from dual_distill.regions.detectors import Detected, Detector, _stride, load_detector
 from dual_distill.regions.extraction import choose_regions, extract_regions
-from dual_distill.regions.files import RegionManifest, StoredImage, fill_store
 from dual_distill.regions.roi_align import roi_align
-from dual_distill.regions.store import RegionStore
+from dual_distill.regions.store import RegionManifest, RegionStore, StoredImage, fill_store
 
 SCRIPT = Path(__file__).with_name("regions_in_a_process.py")
 LABELS = {"id2label": {0: "cat", 1: "dog", 2: "cup"}, "label2id": {"cat": 0, "dog": 1, "cup": 2}}
@@ -122,7 +121,7 @@ def images():
 
 
 def extract(detector, images, store, **settings):
-    defaults = {"batch_size": 2, "shard_size": 3, "threads": 2}
+    defaults = {"batch_size": 2, "shard_size": 3}
     return extract_regions(detector, open_images(images), store, **{**defaults, **settings})
 
 
@@ -250,7 +249,7 @@ def test_boxes_of_a_picture_of_another_size(detector, images, tmp_path) -> None:
         tmp_path / "tsv", manifest, list(images), lambda ids: [StoredImage(name, None, None, regions) for name in ids]
     )
     with pytest.raises(
-        ValueError, match=r"the picture is (50 x 70|80 x 60) pixels, but the boxes in .*tsv' are .* 640 x 480"
+        ValueError, match=r"the image is (50 x 70|80 x 60) pixels, but the boxes in .*tsv' are .* 640 x 480"
     ):
         extract(detector, images, tmp_path / "store", boxes=RegionStore(tmp_path / "tsv"))
 
@@ -261,7 +260,7 @@ def test_nothing_found_is_said_in_the_record(detector, images, tmp_path) -> None
     assert RegionStore(tmp_path / "store").find("image 1").boxes_px.tolist() == [[0, 0, 80, 60]]
 
 
-@pytest.mark.parametrize("gone", [("plan-*", "shard-*"), ("shard-00001*",), ("shard-00002.safetensors",)])
+@pytest.mark.parametrize("gone", [("plan-*", "shard-*"), ("shard-00001*",), ("shard-00002.arrow",)])
 def test_a_killed_run_continues_to_the_same_bits(gone, detector, images, tmp_path) -> None:
     images["image 5"] = b"no picture"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -270,7 +269,7 @@ def test_a_killed_run_continues_to_the_same_bits(gone, detector, images, tmp_pat
     for pattern in gone:
         for path in killed.glob(pattern):
             path.unlink()
-    extract(detector, images, killed, threads=1)
+    extract(detector, images, killed, num_workers=2)
     assert contents(killed) == contents(whole)
 
 
@@ -284,7 +283,7 @@ def test_killed_for_real_and_continued(detector, images, tmp_path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILL_AT": "5"}
     killed = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [path.name for path in (tmp_path / "store").glob("*.safetensors")] == ["shard-00000.safetensors"]
+    assert [path.name for path in (tmp_path / "store").glob("shard-*")] == ["shard-00000.arrow"]
     with pytest.raises(ValueError, match="lacks 2 of 3 shards"):
         RegionStore(tmp_path / "store")
     threads = torch.get_num_threads()
@@ -313,10 +312,11 @@ def test_unreadable_images_are_listed_and_described_when_mended(detector, images
 
 def test_another_detector_or_setting_is_refused(detector, images, tmp_path) -> None:
     extract(detector, images, tmp_path / "store")
-    with pytest.raises(ValueError, match=r"begun with made_with \{'batch_size': 2\}, not \{'batch_size': 3\}"):
+    with pytest.raises(ValueError, match=r"begun with other settings \(made_with.batch_size: 2 there, 3 now\)"):
         extract(detector, images, tmp_path / "store", batch_size=3)
     with pytest.raises(
-        ValueError, match=r"begun with boxes_id 'detector detr-16 @ 0123456789ab, 10 to 50 boxes above 0.2 \["
+        ValueError,
+        match=r"begun with other settings \(boxes_id: 'detector detr-16 @ 0123456789ab, 10 to 50 boxes above 0.2 \[",
     ):
         extract(detr(), images, tmp_path / "store")
 

@@ -108,7 +108,7 @@ def test_half_precision_is_close() -> None:
         (torch.zeros(3, 7, 9), BOXES, {}, r"feature_maps has shape \(3, 7, 9\) and there are boxes for 2 images"),
         (torch.zeros(2, 3, 7, 9), BOXES[:1], {}, "boxes for 1 images"),
         (torch.zeros(2, 3, 7, 9), [torch.zeros(4), torch.zeros(1, 4)], {}, r"boxes of an image have shape \(4,\)"),
-        (torch.zeros(2, 3, 7, 9), BOXES, {"sampling_ratio": 0}, "sampling_ratio 0, but each is 1 or more"),
+        (torch.zeros(2, 3, 7, 9), BOXES, {"sampling_ratio": 0}, "sampling_ratio 0, but each must be at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(maps, boxes, options, message) -> None:

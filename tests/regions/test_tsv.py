@@ -101,7 +101,7 @@ def test_a_call_that_was_killed_is_continued(tmp_path) -> None:
     file = write(tmp_path / "a.tsv", bottom_up())
     read_region_tsv(file, tmp_path / "store", made_by="x", shard_size=1)
     before = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
-    (tmp_path / "store" / "shard-00001.safetensors").unlink()
+    (tmp_path / "store" / "shard-00001.arrow").unlink()
     read_region_tsv(file, tmp_path / "store", made_by="x", shard_size=1)
     assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
 
@@ -122,10 +122,10 @@ def test_regions_are_found_by_the_content_of_their_pictures(tmp_path) -> None:
     pictures = Pictures()
     store = read_region_tsv(file, tmp_path / "store", made_by="x", images=pictures)
     assert torch.equal(store.find_image(pictures.value(IDS[1])).features, FEATURES[1])
-    with pytest.raises(ValueError, match=r"a\.tsv, line 1: it says 20 x 10 pixels, but the picture '139' has 20 x 11"):
+    with pytest.raises(ValueError, match=r"a\.tsv, line 1: it says 20 x 10 pixels, but the image '139' has 20 x 11"):
         read_region_tsv(file, tmp_path / "other", made_by="x", images=Pictures(size=(20, 11)))
     with pytest.raises(
-        ValueError, match=r"1 images of .*a\.tsv' are not among the pictures given, such as 'COCO_val2014_42'"
+        ValueError, match=r"1 images of .*a\.tsv' are not among the images given, such as 'COCO_val2014_42'"
     ):
         read_region_tsv(file, tmp_path / "fewer", made_by="x", images=Pictures(ids=IDS[:1]))
 
@@ -197,7 +197,7 @@ def test_files_that_do_not_belong_together(tmp_path) -> None:
     ):
         read_region_tsv(features, tmp_path / "store", made_by="x", labels=few)
     labels = write(tmp_path / "labels.tsv", [[IDS[0], json.dumps(objects(0))]])
-    with pytest.raises(ValueError, match=r"labels.tsv, line 1: it does not say how large the picture is"):
+    with pytest.raises(ValueError, match=r"labels.tsv, line 1: it does not say how large the image is"):
         read_region_tsv(features, tmp_path / "store", made_by="x", labels=labels)
     other = write(tmp_path / "other.tsv", [[IDS[1], json.dumps(objects(0))]])
     with pytest.raises(ValueError, match=r"other.tsv' has no line for the image '139'"):

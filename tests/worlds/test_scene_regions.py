@@ -102,7 +102,7 @@ def test_another_backbone_at_the_same_boxes(scenes, backbone, tmp_path) -> None:
 def test_a_continued_store_has_the_same_bits(scenes, backbone, tmp_path) -> None:
     scene_region_store(scenes["validation"], backbone, tmp_path / "store", shard_size=15, jitter_px=1.0)
     before = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
-    (tmp_path / "store" / "shard-00001.safetensors").unlink()
+    (tmp_path / "store" / "shard-00001.arrow").unlink()
     with pytest.raises(ValueError, match="lacks 1 of 3 shards"):
         RegionStore(tmp_path / "store")
     scene_region_store(scenes["validation"], backbone, tmp_path / "store", shard_size=15, jitter_px=1.0)

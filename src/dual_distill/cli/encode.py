@@ -75,7 +75,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--shard-size", type=int, help="rows a file; a killed run loses one file's at most (default: 1024)"
     )
     parser.add_argument(
-        "--threads", type=int, help="threads that read and decode images (default: one a core, 16 at most)"
+        "--num-workers",
+        "--threads",
+        type=int,
+        help="processes that read and decode images (default: one a core, 16 at most)",
     )
     parser.add_argument("--strict", action="store_true", help="end at the first image that cannot be read")
     parser.add_argument(
@@ -129,7 +132,7 @@ def encode(options: argparse.Namespace) -> EncodingReport:
         options.out,
         strict=options.strict,
         verify=options.verify,
-        threads=options.threads,
+        num_workers=options.num_workers,
         **settings,
     )
 

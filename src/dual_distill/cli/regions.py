@@ -61,7 +61,7 @@ _OF_DETECTION = (
     "max_regions",
     "batch_size",
     "device",
-    "threads",
+    "num_workers",
 )
 _OF_TSV = ("labels", "sizes", "made_by", "feature_size")
 
@@ -112,7 +112,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="images a file; a killed run loses one file's (default: %(default)s)",
     )
     parser.add_argument(
-        "--threads", type=int, help="threads that read and decode images (default: one a core, 16 at most)"
+        "--num-workers",
+        "--threads",
+        type=int,
+        help="processes that read and decode images (default: one a core, 16 at most)",
     )
     parser.add_argument("--strict", action="store_true", help="end at the first image that cannot be read")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
@@ -159,7 +162,7 @@ def from_images(options: argparse.Namespace) -> RegionReport:
         shard_size=options.shard_size,
         dtype=options.dtype,
         strict=options.strict,
-        threads=options.threads,
+        num_workers=options.num_workers,
         show_progress=True,
         **given,
     )

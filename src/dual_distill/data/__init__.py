@@ -11,12 +11,23 @@ from .collators.region_inputs import NUM_TAGS, distinct_tags, pad_regions, tag_t
 from .datasets.custom import CustomDataset, load_custom_dataset
 from .datasets.scene_questions import COLOURS, SHAPES
 from .datasets.scenes import generate_scenes, scene_answers
+from .decode_ahead import (
+    InputSource,
+    Prepared,
+    ShapedBatches,
+    decode_ahead,
+    fill_shards,
+    image_bytes,
+    is_readable,
+    resize_image,
+)
+from .fingerprint import Fingerprint, described_fingerprint, fingerprint
 from .images import ImageError, decode_image, image_source
 from .indexed_dataset import IndexedDataset, RowEpochCallback
 from .reading import ReadingReport
 from .records import FilePath, existing_file
-from .region_set import RegionSet, content_key, fingerprint, pixel_key
-from .sharded_folder import PlannedShard, ShardedFolder
+from .region_set import RegionSet
+from .sharded_table import PlannedShard, ShardedTable, tensor_column
 from .streaming.loader import ImageTextStreamCallback, image_text_loader, load_place, save_place
 from .streaming.sources import ImageTextSource
 from .streaming.stream import ImageTextStream, load_image_text_stream
@@ -36,39 +47,48 @@ __all__ = [
     "CustomDataset",
     "DistillationCollator",
     "FilePath",
+    "Fingerprint",
     "ImageError",
     "ImageTextSource",
     "ImageTextStream",
     "ImageTextStreamCallback",
     "IndexedDataset",
+    "InputSource",
     "PlannedShard",
     "PreTrainingCollator",
+    "Prepared",
     "RandAugment",
     "ReadingReport",
     "RegionSet",
     "RowEpochCallback",
-    "ShardedFolder",
+    "ShapedBatches",
+    "ShardedTable",
     "Task",
     "WholeWordMasker",
     "answer_coverage",
     "build_answer_vocabulary",
-    "content_key",
+    "decode_ahead",
     "decode_image",
+    "described_fingerprint",
     "distinct_tags",
     "existing_file",
+    "fill_shards",
     "fingerprint",
     "generate_scenes",
     "get_task",
+    "image_bytes",
     "image_source",
     "image_text_loader",
+    "is_readable",
     "load_custom_dataset",
     "load_image_text_stream",
     "load_place",
     "load_task",
     "pad_regions",
-    "pixel_key",
+    "resize_image",
     "save_place",
     "scene_answers",
     "tag_texts",
+    "tensor_column",
     "train_tokenizer",
 ]

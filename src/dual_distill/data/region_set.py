@@ -1,20 +1,16 @@
 """What is known of the regions of one image: boxes in pixels, features, scores, tags; and the check that it is usable.
 
-A file of published features with a wrong width, a box outside its picture or a NaN trains without a word; all of them
+A file of published features with a wrong width, a box outside its image or a NaN trains without a word; all of them
 end here, in one sentence that says where.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image
 
-# Detectors and the files of others round; a box may stick out by this much and is then cut to the picture.
+# Detectors and the files of others round; a box may stick out by this much and is then cut to the image.
 ROUNDING_PX = 1.0
-_DIGITS_OF_AN_ID = 12
 
 
 class RegionSet(NamedTuple):
@@ -59,7 +55,7 @@ class RegionSet(NamedTuple):
         )
 
     def checked(self, where: str, feature_size: int | None = None) -> "RegionSet":
-        """Return the same in float32 on the CPU, boxes cut to the picture, or say what is wrong with it.
+        """Return the same in float32 on the CPU, boxes cut to the image, or say what is wrong with it.
 
         Args:
             where: names the image, or file and line, in errors.
@@ -67,22 +63,20 @@ class RegionSet(NamedTuple):
 
         Raises:
             ValueError: there is no region, a shape does not fit, a value is not finite, or a box lies outside the
-                picture by more than `ROUNDING_PX`.
+                image by more than `ROUNDING_PX`.
 
         Example:
             >>> RegionSet(torch.zeros(0, 8), torch.zeros(0, 4), torch.zeros(0), [], 20, 10).checked("photos/a.png")
             Traceback (most recent call last):
             ValueError: photos/a.png: there is no region at all; an image needs one or more, such as the whole image.
         """
-        features, boxes, scores = (
-            tensor.detach().cpu().float() for tensor in (self.features, self.boxes_px, self.scores)
-        )
+        features, boxes, scores = (each.detach().cpu().float() for each in (self.features, self.boxes_px, self.scores))
         number = len(boxes)
         if self.width < 1 or self.height < 1:
-            raise ValueError(f"{where}: the picture is {self.width} x {self.height} pixels; give its width and height.")
+            raise ValueError(f"{where}: the image is {self.width} x {self.height} pixels; give its width and height.")
         if number == 0:
             raise ValueError(
-                f"{where}: there is no region at all; an image needs one or more, such as the whole image."
+                f"{where}: there is no region at all; an image needs at least one, such as the whole image."
             )
         if boxes.shape != (number, 4):
             raise ValueError(f"{where}: boxes have shape {tuple(boxes.shape)}, expected are four numbers each, (R, 4).")
@@ -97,75 +91,30 @@ class RegionSet(NamedTuple):
         if scores.shape != (number,) or len(self.tags) != number:
             raise ValueError(
                 f"{where}: there are {number} boxes, but scores of shape {tuple(scores.shape)} and {len(self.tags)} "
-                f"tags; give "
-                "one of each a box."
+                "tags; give one of each a box."
             )
+
         for name, values in (("feature", features), ("box", boxes), ("score", scores)):
             if not values.isfinite().all():
                 first = int((~values.isfinite().reshape(number, -1).all(-1)).nonzero()[0])
                 raise ValueError(
                     f"{where}: the {name} of region {first} holds NaN or infinity; make the regions again."
                 )
-        return self._replace(
-            features=features.contiguous(),
-            boxes_px=self._inside(boxes, where),
-            scores=scores.contiguous(),
-            tags=[str(tag) for tag in self.tags],
-        )
-
-    def _inside(self, boxes: torch.Tensor, where: str) -> torch.Tensor:
         limits = torch.tensor([self.width, self.height, self.width, self.height], dtype=torch.float32)
-        outside = ((boxes < -ROUNDING_PX) | (boxes > limits + ROUNDING_PX)).any(1) | (boxes[:, 2:] < boxes[:, :2]).any(
-            1
-        )
+        outside = ((boxes < -ROUNDING_PX) | (boxes > limits + ROUNDING_PX)).any(1)
+        outside |= (boxes[:, 2:] < boxes[:, :2]).any(1)
         if outside.any():
             first = int(outside.nonzero()[0])
             numbers = ", ".join(f"{value:g}" for value in boxes[first].tolist())
             raise ValueError(
-                f"{where}: box {first} is [{numbers}], which is not x0 <= x1, y0 <= y1 inside a picture of "
-                f"{self.width} x "
+                f"{where}: box {first} is [{numbers}], which is not x0 <= x1, y0 <= y1 inside an image of {self.width} x "
                 f"{self.height} pixels; boxes are corners in pixels, not [x, y, width, height] and not fractions."
             )
-        return torch.minimum(boxes.clamp(min=0), limits).contiguous()
 
-
-def content_key(content: bytes) -> str:
-    """Return the SHA-256 of an image's encoded bytes, in hexadecimal.
-
-    Example:
-        >>> content_key(b"abc")[:8]
-        'ba7816bf'
-    """
-    return hashlib.sha256(content).hexdigest()
-
-
-def pixel_key(image: Image.Image) -> str:
-    """Return the SHA-256 of an image's size and its pixels, whatever file they came from.
-
-    Args:
-        image: RGB, as `decode_image` returns it.
-
-    Example:
-        >>> pixel_key(Image.new("RGB", (2, 1))) == pixel_key(Image.new("RGB", (1, 2)))
-        False
-    """
-    return hashlib.sha256(f"{image.mode} {image.size}\n".encode() + image.tobytes()).hexdigest()
-
-
-def fingerprint(description: str, content: Any) -> str:
-    """Return what made boxes or features as one line: words for people, and the start of a digest of everything that
-    matters.
-
-    Args:
-        description: the words, such as "detector facebook/detr-resnet-50 @ 1d5f47b, 10 to 50 boxes".
-        content: what the digest is of, as JSON holds it.
-
-    Example:
-        >>> fingerprint("by hand", {"seed": 0})
-        'by hand [de7d7744ccd7]'
-    """
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"{description} [{digest[:_DIGITS_OF_AN_ID]}]"
+        # What detectors round beyond the image is cut off.
+        inside = torch.minimum(boxes.clamp(min=0), limits).contiguous()
+        tags = [str(tag) for tag in self.tags]
+        return self._replace(features=features.contiguous(), boxes_px=inside, scores=scores.contiguous(), tags=tags)
 
 
 class RegionLookup(Protocol):
@@ -177,6 +126,3 @@ class RegionLookup(Protocol):
 
     def find_image(self, image: Any, name: str) -> RegionSet:
         """The regions of an image as a row holds it; `name` is what errors call the row."""
-
-
-__all__ = ["ROUNDING_PX", "RegionLookup", "RegionSet", "content_key", "fingerprint", "pixel_key"]

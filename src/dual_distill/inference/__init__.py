@@ -15,12 +15,10 @@ from .benchmark import (
     multiply_adds,
     random_pairs,
 )
-from .encoding import encode_images, encode_texts
-from .encoding_run import EncodingReport
+from .encoding import EncodingReport, encode_images, encode_texts
 from .encoding_sources import open_images, read_texts
 from .export import ExportReport, export_onnx
-from .feature_store import FeatureStore
-from .feature_store_files import DTYPES, NORMALISED, Manifest, StoreFolder
+from .feature_store import DTYPES, NORMALISED, FeatureManifest, FeatureStore, FeatureTable
 from .feature_store_vqa import FeatureStoreVQA, RankedImage, Ranking
 from .image_sources import load_image
 from .model_identity import image_processor_settings, load_encoder, model_identity
@@ -37,10 +35,11 @@ __all__ = [
     "DualVisualQuestionAnsweringPipeline",
     "EncodingReport",
     "ExportReport",
+    "FeatureManifest",
     "FeatureStore",
     "FeatureStoreSearcher",
     "FeatureStoreVQA",
-    "Manifest",
+    "FeatureTable",
     "PairLatency",
     "PairShape",
     "PairTime",
@@ -49,7 +48,6 @@ __all__ = [
     "RetrievalReport",
     "SearchHit",
     "SearchResult",
-    "StoreFolder",
     "Timing",
     "alternate",
     "draw_attention_picture",

@@ -1,22 +1,32 @@
-"""Encode once: images or texts go through their tower and into a feature store, whatever interrupts the run.
+"""Encode once: images or texts go through their tower and into a feature store, whatever interrupts the run."""
 
-Here are the two doors, which check what is given and say how one input is read; `encoding_run` does the work.
-"""
-
-import hashlib
 import os
-from typing import Any
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch.nn.functional import normalize
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dual_distill.data import ImageError, decode_image
+from dual_distill.data import (
+    InputSource,
+    PlannedShard,
+    Prepared,
+    decode_image,
+    fill_shards,
+    fingerprint,
+    image_bytes,
+    is_readable,
+    resize_image,
+)
 from dual_distill.modeling import ContrastiveDualEncoder, DualDistillProcessor, DualEncoderConfig
 
-from .encoding_run import EncodingReport, EncodingRun
-from .encoding_sources import DatasetSource, FolderSource, MappingSource, TextSource, image_bytes, open_images
-from .feature_store_files import DTYPES, NORMALISED, POOLED, Manifest, StoreFolder
+from .encoding_sources import DatasetSource, FolderSource, MappingSource, TextSource, open_images
+from .feature_store import DTYPES, NORMALISED, POOLED, PROJECTED, FeatureManifest, FeatureTable
 from .model_identity import (
     check_same_model,
     check_same_processor,
@@ -27,6 +37,34 @@ from .model_identity import (
 
 SHARD_SIZE = 1024
 BATCH_SIZE = 32
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class EncodingReport:
+    """What a call of `encode_images` or `encode_texts` did.
+
+    Attributes:
+        store: its folder.
+        kind: "image" or "text".
+        rows: rows in the finished shards.
+        encoded: rows that this process added now.
+        seconds: duration of encoding, without loading the model.
+        missing_shards: planned shards that are not there; other processes make them, or were stopped.
+        unreadable: id -> problem.
+    """
+
+    store: str
+    kind: str
+    rows: int
+    encoded: int
+    seconds: float
+    missing_shards: int
+    unreadable: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON holds them."""
+        return asdict(self)
 
 
 def encode_images(
@@ -41,7 +79,7 @@ def encode_images(
     shard_size: int | None = None,
     strict: bool = False,
     verify: bool = False,
-    threads: int | None = None,
+    num_workers: int | None = None,
     model_name: str | None = None,
     revision: str | None = None,
     show_progress: bool = False,
@@ -65,7 +103,7 @@ def encode_images(
         shard_size: images a file (default 1,024); a killed run loses what it had of one.
         strict: an image that cannot be read ends the run; else it is listed.
         verify: read the images that the store holds already, and compare their content.
-        threads: that fetch and decode; None: one a core, 16 at most.
+        num_workers: processes that fetch and decode; None: one a core, 16 at most, none for few images.
         model_name: what the store calls the model; None: what it was loaded from.
         revision: commit of a Hub repository.
         show_progress: a bar on stderr, with images/s and time left.
@@ -96,37 +134,18 @@ def encode_images(
     """
     _check_model(model)
     source = images if isinstance(images, FolderSource | DatasetSource | MappingSource) else open_images(images)
-
-    def prepare(identifier: str, value: Any) -> tuple[torch.Tensor, str]:
-        content, sha256 = image_bytes(value, identifier)
-        try:
-            image = decode_image(content, identifier)
-            try:
-                return processor.prepare_image(image), sha256
-            except (ValueError, ZeroDivisionError) as error:
-                raise ImageError(
-                    f"row {identifier}: the picture of {image.width} x {image.height} pixels cannot be resized "
-                    f"({error}); crop "
-                    "it to a less extreme shape."
-                ) from error
-        except ImageError as error:
-            raise _UnreadableContent(str(error), sha256) from error
-
-    def content_hash(identifier: str) -> str:
-        return image_bytes(source.value(identifier), identifier)[1]
-
-    def forward(rows: list[torch.Tensor]) -> torch.Tensor:
-        pixel_values = torch.stack(rows).to(model.device, model.dtype)
-        return stored_vectors(model, model.get_image_features(pixel_values).pooler_output)
-
+    table = FeatureTable(store)
     wanted = {"dtype": dtype, "projected": projected, "batch_size": batch_size, "shard_size": shard_size}
-    folder = StoreFolder(store)
-    manifest = _manifest(
-        folder, "image", model, model_identity(model, model_name, revision), image_processor_settings(processor), wanted
-    )
+    identity = model_identity(model, model_name, revision)
+    manifest = _manifest(table, "image", model, identity, image_processor_settings(processor), wanted)
+
+    def features(rows: torch.Tensor) -> torch.Tensor:
+        return model.get_image_features(rows.to(model.device, model.dtype)).pooler_output
+
+    prepare = partial(_prepare_image, processor)
     project = model.project_images if manifest.projected else None
-    run = EncodingRun(folder, manifest, source, prepare, content_hash, forward, project, strict, threads)
-    return run(model, verify, show_progress)
+    run = _EncodingRun(table, manifest, model, source, prepare, features, project, strict, num_workers)
+    return run(show_progress, verify)
 
 
 def encode_texts(
@@ -172,27 +191,22 @@ def encode_texts(
     source = TextSource(texts)
     _check_model(model)
     max_tokens = longest_text(model, processor)
-
-    def prepare(identifier: str, value: str) -> tuple[torch.Tensor, str]:
-        return processor.encode_text([value], max_length=max_tokens)["input_ids"][0], text_hash(value)
-
-    def forward(rows: list[torch.Tensor]) -> torch.Tensor:
-        return stored_vectors(model, model.get_text_features(torch.stack(rows).to(model.device)).pooler_output)
-
+    table = FeatureTable(store)
     wanted = {"dtype": dtype, "projected": projected, "batch_size": batch_size, "shard_size": shard_size}
-    folder = StoreFolder(store)
-    manifest = _manifest(
-        folder,
-        "text",
-        model,
-        model_identity(model, model_name, revision),
-        tokenizer_settings(processor, max_tokens),
-        wanted,
-    )
-    # One thread: the tokenizer has threads of its own and is not meant to be called from several.
+    identity = model_identity(model, model_name, revision)
+    manifest = _manifest(table, "text", model, identity, tokenizer_settings(processor, max_tokens), wanted)
+
+    def prepare(identifier: str, value: str) -> Prepared:
+        input_ids = processor.encode_text([value], max_length=max_tokens)["input_ids"][0]
+        return Prepared(input_ids, fingerprint(value))
+
+    def features(rows: torch.Tensor) -> torch.Tensor:
+        return model.get_text_features(rows.to(model.device)).pooler_output
+
+    # No worker: the tokenizer has threads of its own.
     project = model.project_text if manifest.projected else None
-    run = EncodingRun(folder, manifest, source, prepare, text_hash, forward, project, strict=True, threads=1)
-    return run(model, show_progress=show_progress)
+    run = _EncodingRun(table, manifest, model, source, prepare, features, project, strict=True, num_workers=0)
+    return run(show_progress)
 
 
 def longest_text(model: PreTrainedModel, processor: DualDistillProcessor) -> int:
@@ -210,98 +224,179 @@ def stored_vectors(model: PreTrainedModel, vectors: torch.Tensor) -> torch.Tenso
     return normalize(vectors.float(), dim=-1) if searches(model) else vectors
 
 
-def text_hash(text: str) -> str:
-    """Return the SHA-256 of a text in hexadecimal.
+@dataclass
+class _EncodingRun:
+    """One process's share of the shards of one store.
 
-    Example:
-        >>> text_hash("abc")[:8]
-        'ba7816bf'
+    Attributes:
+        table: of the store.
+        manifest: of the store.
+        model: put into eval mode.
+        source: what is to be encoded.
+        prepare: id and value -> what the tower reads, and the fingerprint of the content.
+        features: prepared rows of one shape -> `(rows, width)`.
+        project: `(rows, C)` -> `(rows, 2C)`; None: a store without these.
+        strict: whether something unreadable ends the run.
+        num_workers: processes that prepare.
     """
-    return hashlib.sha256(text.encode()).hexdigest()
+
+    table: FeatureTable
+    manifest: FeatureManifest
+    model: PreTrainedModel
+    source: InputSource
+    prepare: Callable[[str, Any], Prepared]
+    features: Callable[[torch.Tensor], torch.Tensor]
+    project: Callable[[torch.Tensor], torch.Tensor] | None
+    strict: bool
+    num_workers: int | None
+
+    def __call__(self, show_progress: bool, verify: bool = False) -> EncodingReport:
+        """Plan what is new, and encode what this process owns and is not done."""
+        start = time.perf_counter()
+        rank, world_size = process_share()
+        is_readable_now = partial(is_readable, self.source, self.prepare)
+        shards = self.table.plan(self.source.ids, self.manifest.shard_size, is_readable_now)
+        if verify:
+            self._verify(shards)
+
+        waiting = [shard for shard in shards if not self.table.is_done(shard.number)]
+        mine = [shard for shard in waiting if shard.number % world_size == rank]
+        self.model.eval()
+        bar = tqdm(
+            total=sum(len(shard.ids) for shard in mine),
+            unit=f" {self.manifest.kind}s",
+            desc="encode" if world_size == 1 else f"encode {rank + 1}/{world_size}",
+            disable=not show_progress or not mine,
+            position=rank,
+        )
+        encoded = 0
+        with bar, torch.inference_mode():
+            batch_size = self.manifest.batch_size
+            filled = fill_shards(
+                mine, self.source, self.prepare, self._encode, batch_size, self.strict, self.num_workers, bar
+            )
+            for number, results, unreadable in filled:
+                self._write(number, results, unreadable)
+                encoded += len(results)
+
+        done = [shard.number for shard in shards if self.table.is_done(shard.number)]
+        return EncodingReport(
+            store=str(self.table.path),
+            kind=self.manifest.kind,
+            rows=sum(map(self.table.num_rows, done)),
+            encoded=encoded,
+            seconds=time.perf_counter() - start,
+            missing_shards=len(shards) - len(done),
+            unreadable=self.table.unreadable(),
+        )
+
+    def _verify(self, shards: list[PlannedShard]) -> None:
+        """Refuse images whose content is not that of their id in the store."""
+        given = set(self.source.ids)
+        changed = [
+            identifier
+            for shard in shards
+            if self.table.is_done(shard.number)
+            for identifier, sha256 in zip(*self.table.rows(shard.number).to_pydict().values(), strict=True)
+            if identifier in given and image_bytes(self.source.value(identifier), identifier)[1] != sha256
+        ]
+        if changed:
+            raise ValueError(
+                f"{len(changed)} images are not those that the store {str(self.table.path)!r} holds under the same ids, "
+                f"such as {', '.join(map(repr, changed[:_NAMED]))}; give changed images new names, or encode into "
+                "another folder."
+            )
+
+    def _encode(self, batch: list[Prepared]) -> list[tuple[torch.Tensor, str]]:
+        encoded = stored_vectors(self.model, self.features(torch.stack([row.values for row in batch])))
+        return [(vector, row.known) for vector, row in zip(encoded, batch, strict=True)]
+
+    def _write(self, number: int, results: dict[str, tuple[torch.Tensor, str]], unreadable: dict[str, str]) -> None:
+        """Write one shard; a GPU is waited for here alone."""
+        width, rows = self.manifest.width, list(results.values())
+        encoded = torch.stack([vector for vector, _ in rows]) if rows else torch.zeros(0, width)
+        features: dict[str, torch.Tensor] = {self.manifest.vectors: encoded}
+        if self.project is not None:
+            features[PROJECTED] = self.project(encoded) if rows else torch.zeros(0, 2 * width)
+
+        stored = {name: tensor.to(DTYPES[self.manifest.dtype]).cpu() for name, tensor in features.items()}
+        for name, tensor in stored.items():
+            if not tensor.isfinite().all():
+                first = int((~tensor.isfinite().all(-1)).nonzero()[0])
+                raise ValueError(
+                    f"The {name} vector of {list(results)[first]!r} holds NaN or a value beyond {self.manifest.dtype}; "
+                    "is the model trained and whole?"
+                )
+        self.table.write_features(number, list(results), [sha256 for _, sha256 in rows], stored, unreadable)
 
 
-class _UnreadableContent(ImageError):
-    """The bytes are there but are no usable picture."""
+def process_share() -> tuple[int, int]:
+    """Rank and number of processes, as `accelerate launch` and `torchrun` say them."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if not 0 <= rank < world_size:
+        raise ValueError(
+            f"RANK is {rank} and WORLD_SIZE {world_size}, but ranks run from 0 to WORLD_SIZE - 1; set both."
+        )
+    return rank, world_size
 
-    def __init__(self, message: str, sha256: str) -> None:
-        super().__init__(message)
-        self.sha256 = sha256
+
+def _prepare_image(processor: DualDistillProcessor, identifier: str, value: Any) -> Prepared:
+    content, sha256 = image_bytes(value, identifier)
+    return Prepared(resize_image(processor.prepare_image, decode_image(content, identifier), identifier), sha256)
 
 
 def _check_model(model: PreTrainedModel) -> None:
     if not isinstance(model.config, DualEncoderConfig):
         raise ValueError(
-            f"{type(model).__name__} reads text and image together, so that neither can be encoded ahead of the "
-            f"other; give a "
-            "dual encoder."
+            f"{type(model).__name__} reads text and image together, so that neither can be encoded ahead of the other; "
+            "give a dual encoder."
         )
     if getattr(model, "num_images", 1) != 1:
         raise ValueError(
-            f"The model reads {model.num_images} images together, but a store answers about one image at a time; give "
-            f"a model "
-            "that reads one."
+            f"The model reads {model.num_images} images together, but a store answers about one image at a time; give a "
+            "model that reads one."
         )
 
 
 def _manifest(
-    folder: StoreFolder,
-    kind: Any,
+    table: FeatureTable,
+    kind: Literal["image", "text"],
     model: PreTrainedModel,
     identity: dict[str, Any],
     settings: dict[str, Any],
     wanted: dict[str, Any],
-) -> Manifest:
+) -> FeatureManifest:
     """Return the manifest of the store, after comparing it; or write the first."""
     for name in ("batch_size", "shard_size"):
         if wanted[name] is not None and wanted[name] < 1:
-            raise ValueError(f"{name} is {wanted[name]}, but it counts 1 or more.")
+            raise ValueError(f"{name} is {wanted[name]}, but must be at least 1.")
     if wanted["dtype"] not in {None, *DTYPES}:
         raise ValueError(f"dtype is {wanted['dtype']!r}, but vectors are stored as {' or '.join(DTYPES)}.")
     if searches(model) and wanted["projected"]:
         raise ValueError(
-            f"projected is set, but {type(model).__name__} compares vectors and has no interaction to store a half "
-            f"of; leave "
-            "projected out."
+            f"projected is set, but {type(model).__name__} compares vectors and has no interaction to store a half of; "
+            "leave projected out."
         )
-    name = str(folder.path)
-    found = folder.manifest()
-    if found is None:
-        defaults: dict[str, Any] = {
-            "dtype": "float32",
-            "projected": False,
-            "batch_size": BATCH_SIZE,
-            "shard_size": SHARD_SIZE,
-        }
-        values: dict[str, Any] = {
-            key: default if wanted[key] is None else wanted[key] for key, default in defaults.items()
-        }
-        width = model.config.projection_dim if searches(model) else model.config.hidden_size
-        vectors = NORMALISED if searches(model) else POOLED
-        found = Manifest(kind=kind, width=width, model=identity, processor=settings, vectors=vectors, **values)
-        folder.write_manifest(found)
-        return found
+
+    width, vectors = model.config.hidden_size, POOLED
+    if searches(model):
+        width, vectors = model.config.projection_dim, NORMALISED
+    given = {key: value for key, value in wanted.items() if value is not None}
+    defaults = {"dtype": "float32", "projected": False, "batch_size": BATCH_SIZE, "shard_size": SHARD_SIZE}
+    first = FeatureManifest(
+        kind=kind, width=width, model=identity, processor=settings, vectors=vectors, **{**defaults, **given}
+    )
+    found = FeatureManifest(**table.begin(asdict(first)))
+
+    name = str(table.path)
     if found.kind != kind:
         raise ValueError(f"{name!r} is a store of {found.kind}s, not of {kind}s; give each kind its own folder.")
     check_same_model(name, found.model, identity)
     check_same_processor(name, found.processor, settings)
-    for key, value in wanted.items():
-        if value is not None and value != getattr(found, key):
+    for key, value in given.items():
+        if value != getattr(found, key):
             raise ValueError(
-                f"The store {name!r} was made with {key} {getattr(found, key)}, not {value}; leave the setting out, "
-                f"or encode "
-                "into another folder."
+                f"The store {name!r} was made with {key} {getattr(found, key)}, not {value}; leave the setting out, or "
+                "encode into another folder."
             )
     return found
-
-
-__all__ = [
-    "BATCH_SIZE",
-    "SHARD_SIZE",
-    "EncodingReport",
-    "encode_images",
-    "encode_texts",
-    "longest_text",
-    "searches",
-    "stored_vectors",
-    "text_hash",
-]

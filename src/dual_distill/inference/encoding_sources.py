@@ -4,32 +4,21 @@ An id is what a user finds an image by: its path below the folder, the value of 
 Nothing is decoded here, and of a folder nothing but names is read.
 """
 
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from PIL import Image
 
-from dual_distill.data import image_source
+from dual_distill.data import existing_file
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 """Endings of the files that a folder of images is searched for, of any case."""
 
 _NAMED = 3
-
-
-class Source(Protocol):
-    """Anything that can be encoded: ids in a fixed order, and the value of each."""
-
-    ids: list[str]
-
-    def value(self, identifier: str) -> Any:
-        """Return what `decode_image` accepts, or a text."""
 
 
 class FolderSource:
@@ -55,23 +44,18 @@ class FolderSource:
                 f"There is no folder {str(folder)!r} of images; relative paths start at the current folder."
             )
         found = []
-        for place, folders, names in os.walk(self.folder):
+        for current, folders, names in os.walk(self.folder):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            below = Path(place).relative_to(self.folder)
-            found += [
-                (below / name).as_posix()
-                for name in names
-                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-            ]
+            images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
+            found += [(Path(current) / name).relative_to(self.folder).as_posix() for name in images]
         if not found:
             raise ValueError(
                 f"The folder {str(folder)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}); is it the right one?"
             )
-        for name in found:
-            if not name.isprintable():
-                raise ValueError(
-                    f"The folder {str(folder)!r} holds a file whose name is no readable text ({name!r}); rename it."
-                )
+        if unreadable := [name for name in found if not name.isprintable()]:
+            raise ValueError(
+                f"The folder {str(folder)!r} holds a file whose name is no readable text ({unreadable[0]!r}); rename it."
+            )
         self.ids = sorted(found)
 
     def value(self, identifier: str) -> str:
@@ -108,7 +92,12 @@ class DatasetSource:
         self._column = image_column
         self.ids = [str(number) for number in range(len(rows))]
         if id_column is not None:
-            self.ids = _each_once([str(value) for value in rows[id_column]], f"the column {id_column!r}")
+            self.ids = [str(value) for value in rows[id_column]]
+            if twice := [repr(identifier) for identifier, number in Counter(self.ids).items() if number > 1]:
+                raise ValueError(
+                    f"{len(twice)} ids occur more than once in the column {id_column!r}, such as "
+                    f"{', '.join(twice[:_NAMED])}; an image is found by its id, so give each its own."
+                )
         self._numbers = {identifier: number for number, identifier in enumerate(self.ids)}
 
     def value(self, identifier: str) -> Any:
@@ -199,28 +188,24 @@ def open_images(
         return MappingSource(images)
     if isinstance(images, Dataset | DatasetDict):
         return DatasetSource(_one_split(images, split, "the data set"), image_column, id_column)
-    path = Path(images)
+
+    path, name = Path(images), str(images)
     if path.suffix == ".parquet":
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {str(images)!r}; relative paths start at the current folder.")
-        return DatasetSource(Dataset.from_parquet(str(path)), image_column, id_column)
-    if path.is_dir():
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            return DatasetSource(
-                _one_split(load_from_disk(str(path)), split, repr(str(images))), image_column, id_column
-            )
-        return FolderSource(path)
-    if str(images).count("/") > 1 or str(images).startswith((".", "/", "~")):
-        return FolderSource(images)  # which says that there is none; a data set on the Hub is owner/name
+        return DatasetSource(Dataset.from_parquet(str(existing_file(name))), image_column, id_column)
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return DatasetSource(_one_split(load_from_disk(name), split, repr(name)), image_column, id_column)
+    # A data set on the Hub is owner/name; of any other path, the folder's source says that it is not there.
+    if path.is_dir() or name.count("/") > 1 or name.startswith((".", "/", "~")):
+        return FolderSource(name)
     try:
-        found = load_dataset(str(images), split=split)
+        found = load_dataset(name, split=split)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{str(images)!r} is no folder and no Parquet file here, and no data set that can be fetched from the Hub "
+            f"{name!r} is no folder and no Parquet file here, and no data set that can be fetched from the Hub "
             f"({reason}); check the spelling."
         ) from error
-    return DatasetSource(_one_split(found, split, repr(str(images))), image_column, id_column)
+    return DatasetSource(_one_split(found, split, repr(name)), image_column, id_column)
 
 
 def read_texts(file: str | os.PathLike[str]) -> list[str]:
@@ -233,39 +218,14 @@ def read_texts(file: str | os.PathLike[str]) -> list[str]:
     Example:
         >>> read_texts("no/such/file.txt")
         Traceback (most recent call last):
-        FileNotFoundError: There is no file 'no/such/file.txt' of texts; relative paths start at the current folder.
+        FileNotFoundError: There is no file 'no/such/file.txt'; relative paths start at the current folder.
     """
-    path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(file)!r} of texts; relative paths start at the current folder.")
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        return [
+            line.strip() for line in existing_file(file).read_text(encoding="utf-8-sig").split("\n") if line.strip()
+        ]
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(file)!r} is not UTF-8 ({error}); save it as UTF-8.") from error
-
-
-def image_bytes(value: Any, identifier: str) -> tuple[Any, str]:
-    """Fetch an image that is not decoded yet, and hash its content.
-
-    Args:
-        value: what `decode_image` accepts.
-        identifier: names the image in errors.
-
-    Returns:
-        What `decode_image` accepts, without a file left to read, and the SHA-256 in hexadecimal: of the encoded bytes,
-        or of mode, size and pixels of a PIL image.
-
-    Raises:
-        ImageError: the file cannot be read, or the value is of another type.
-
-    Example:
-        >>> image_bytes(b"abc", "x")[1][:8]
-        'ba7816bf'
-    """
-    name, content = image_source(value, identifier)
-    if isinstance(content, Image.Image):
-        return content, hashlib.sha256(f"{content.mode} {content.size}\n".encode() + content.tobytes()).hexdigest()
-    return {"bytes": content, "path": name}, hashlib.sha256(content).hexdigest()
 
 
 def _one_split(found: Dataset | DatasetDict, split: str | None, name: str) -> Dataset:
@@ -278,27 +238,3 @@ def _one_split(found: Dataset | DatasetDict, split: str | None, name: str) -> Da
             f"There are the splits {', '.join(found)} in {name}, but {split or 'none'} is named; name one of them."
         )
     return found[split]
-
-
-def _each_once(ids: Sequence[str], where: str) -> list[str]:
-    twice = [identifier for identifier, number in Counter(ids).items() if number > 1]
-    if twice:
-        raise ValueError(
-            f"{len(twice)} ids occur more than once in {where}, such as {', '.join(map(repr, twice[:_NAMED]))}; an "
-            f"image is "
-            "found by its id, so give each its own."
-        )
-    return list(ids)
-
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "DatasetSource",
-    "FolderSource",
-    "MappingSource",
-    "Source",
-    "TextSource",
-    "image_bytes",
-    "open_images",
-    "read_texts",
-]

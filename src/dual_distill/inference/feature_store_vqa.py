@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from dual_distill.modeling import DualDistillProcessor
 
 from .encoding import longest_text, searches
-from .feature_store import FeatureStore
-from .feature_store_files import POOLED, PROJECTED
+from .feature_store import POOLED, PROJECTED, FeatureStore
 from .model_identity import (
     check_same_model,
     check_same_processor,
@@ -196,7 +195,7 @@ class FeatureStoreVQA:
             ValueError: the store has no such image, or a question is empty.
         """
         check_at_least_1("top_k", top_k)
-        places = self.images.places([image])
+        places = self.images.indices([image])
         with torch.inference_mode():
             text = self._text_projections(questions)
             probs = self._probs(text, self._stored_projections(places, text))
@@ -219,7 +218,7 @@ class FeatureStoreVQA:
             ValueError: the store lacks an image, or a question is empty.
         """
         check_at_least_1("top_k", top_k)
-        places = self.images.places([image for image, _ in pairs])
+        places = self.images.indices([image for image, _ in pairs])
         answers = []
         for start in range(0, len(pairs), rows):
             questions = [question for _, question in pairs[start : start + rows]]
@@ -245,7 +244,7 @@ class FeatureStoreVQA:
         stored = [number for number, is_held in enumerate(held) if is_held]
         if self.texts is not None and stored:
             name = PROJECTED if self.texts.has_projections else POOLED
-            vectors = self.texts.read(self.texts.places([questions[number] for number in stored]), name)
+            vectors = self.texts.read(self.texts.indices([questions[number] for number in stored]), name)
             vectors = vectors.to(self.model.device, self.model.dtype)
             projections[stored] = vectors if self.texts.has_projections else self.model.project_text(vectors)
         if fresh := [number for number, is_held in enumerate(held) if not is_held]:

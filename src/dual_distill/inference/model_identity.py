@@ -4,13 +4,12 @@ A vector from other weights, another patch size or another resize looks like any
 word.
 """
 
-import hashlib
 import json
 from typing import Any, NamedTuple
 
-import torch
 from transformers import PreTrainedModel
 
+from dual_distill.data import fingerprint
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.teachers import fetch, load_model
 
@@ -76,13 +75,17 @@ def model_identity(model: PreTrainedModel, name: str | None = None, revision: st
         >>> before["name"], before["weights_sha256"] == model_identity(model)["weights_sha256"]
         ('mine', False)
     """
+    # Our own fields of the configurations; those of transformers differ from version to version.
+    parts = {part: getattr(model.config, part) for part in ("text_config", "vision_config")}
+    settings = {
+        part: {field: getattr(config, field) for field in type(config).__annotations__}
+        for part, config in parts.items()
+    }
     return {
         "name": name or getattr(model, "name_or_path", "") or "a model without a name",
         "revision": revision,
-        "weights_sha256": _weights_digest(model),
-        "config_sha256": _digest(
-            {part: _own_fields(getattr(model.config, part)) for part in ("text_config", "vision_config")}
-        ),
+        "weights_sha256": fingerprint(model),
+        "config_sha256": fingerprint(settings),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
 
@@ -102,15 +105,14 @@ def tokenizer_settings(processor: DualDistillProcessor, max_tokens: int) -> dict
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         raise ValueError(
-            f"The tokenizer is a {type(tokenizer).__name__} without a fast backend, which cannot be told from "
-            f"another; save it "
-            "as a fast one."
+            f"The tokenizer is a {type(tokenizer).__name__} without a fast backend, which cannot be told from another; "
+            "save it as a fast one."
         )
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     # The last call's state, no settings.
     content.pop("padding", None)
     content.pop("truncation", None)
-    return {"tokenizer_sha256": _digest(content), "max_tokens": max_tokens}
+    return {"tokenizer_sha256": fingerprint(content), "max_tokens": max_tokens}
 
 
 def described(model: dict[str, Any]) -> str:
@@ -129,10 +131,8 @@ def check_same_model(store: str, made_with: dict[str, Any], given: dict[str, Any
     if parts:
         raise ValueError(
             f"The store {store!r} was made with the model {described(made_with)}, not with {described(given)}: they "
-            f"differ in "
-            f"{', '.join(part.removesuffix('_sha256') for part in parts)}. Take the model that made it, or encode "
-            f"into another "
-            "folder."
+            f"differ in {', '.join(part.removesuffix('_sha256') for part in parts)}. Take the model that made it, or "
+            "encode into another folder."
         )
 
 
@@ -146,35 +146,6 @@ def check_same_processor(store: str, made_with: dict[str, Any], given: dict[str,
         if made_with.get(name) != given.get(name):
             raise ValueError(
                 f"The store {store!r} was made with the processor setting {name} = {made_with.get(name)!r}, but the "
-                f"processor "
-                f"given has {given.get(name)!r}; take the processor that made it, or encode into another folder."
+                f"processor given has {given.get(name)!r}; take the processor that made it, or encode into another "
+                "folder."
             )
-
-
-def _weights_digest(model: PreTrainedModel) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _own_fields(config: Any) -> dict[str, Any]:
-    """The fields of a configuration that are ours; transformers' own differ from version to version."""
-    return {name: getattr(config, name) for name in type(config).__annotations__}
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-__all__ = [
-    "Encoder",
-    "check_same_model",
-    "check_same_processor",
-    "described",
-    "image_processor_settings",
-    "load_encoder",
-    "model_identity",
-    "tokenizer_settings",
-]

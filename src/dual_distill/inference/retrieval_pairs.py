@@ -1,15 +1,13 @@
 """What an evaluation of retrieval computes with: images and captions by their places, their vectors, scores of pairs.
 
-Images are decoded as they are needed, a few ahead in threads, and are not kept. What is unusual: the pairs that a
+Images are decoded as they are needed, a few ahead, and are not kept. What is unusual: the pairs that a
 fusion encoder is to read are given all at once, and read sorted by image, so that each image is decoded once for all
 its pairs.
 """
 
-import os
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,13 +17,10 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dual_distill.data import Task, decode_image
+from dual_distill.data import ImageError, Prepared, ShapedBatches, Task, decode_ahead, decode_image
 from dual_distill.modeling import DualDistillProcessor
 
 from .encoding import longest_text
-from .encoding_run import ShapedBatches
-
-_MOST_THREADS = 16
 
 
 class ImagesWithCaptions:
@@ -72,32 +67,32 @@ class ImagesWithCaptions:
                 self._rows.append(row)
             self.image_of_caption.append(places[identifier])
 
+        self.ids = [str(index) for index in range(len(self._rows))]
+
     @property
     def num_images(self) -> int:
         """Number of images."""
         return len(self._rows)
 
-    def prepared(self, processor: DualDistillProcessor, places: Iterable[int]) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield places and prepared images `(3, H, W)`, in the order given; a few are decoded ahead in threads.
+    def value(self, identifier: str) -> Any:
+        """Return an image by its index, undecoded."""
+        return self._images[self._rows[int(identifier)]][self._column]
+
+    def prepared(self, processor: DualDistillProcessor, indices: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield indices and prepared images `(3, H, W)`, in the order given; a few are decoded ahead.
 
         Raises:
             ImageError: an image cannot be read.
         """
-        threads = min(_MOST_THREADS, os.cpu_count() or 1)
-        ahead: deque[tuple[int, Future[torch.Tensor]]] = deque()
+        prepare = partial(_prepare, processor, self._rows)
+        for index, image in zip(indices, decode_ahead(self, list(map(str, indices)), prepare), strict=False):
+            if isinstance(image, ImageError):
+                raise image
+            yield index, image.values
 
-        def prepare(value: Any, row: int) -> torch.Tensor:
-            return processor.prepare_image(decode_image(value, row))
 
-        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-            for place in places:
-                row = self._rows[place]
-                ahead.append((place, pool.submit(prepare, self._images[row][self._column], row)))
-                if len(ahead) > 4 * threads:
-                    done, future = ahead.popleft()
-                    yield done, future.result()
-            for done, future in ahead:
-                yield done, future.result()
+def _prepare(processor: DualDistillProcessor, rows: list[int], identifier: str, value: Any) -> Prepared:
+    return Prepared(processor.prepare_image(decode_image(value, rows[int(identifier)])))
 
 
 @torch.inference_mode()
@@ -121,14 +116,14 @@ def encode_both_sides(
         Vectors of length 1, `(images, P)` and `(captions, P)` float32 on the model's device, and the seconds.
     """
     start = time.perf_counter()
-    width = model.config.projection_dim
     max_tokens = longest_text(model, processor)
 
-    def encode_images(rows: list[torch.Tensor]) -> torch.Tensor:
-        return model.get_image_features(torch.stack(rows).to(model.device, model.dtype)).pooler_output
+    def encode_images(batch: list[Prepared]) -> torch.Tensor:
+        rows = torch.stack([image.values for image in batch])
+        return model.get_image_features(rows.to(model.device, model.dtype)).pooler_output
 
-    def encode_texts(rows: list[torch.Tensor]) -> torch.Tensor:
-        return model.get_text_features(torch.stack(rows).to(model.device)).pooler_output
+    def encode_texts(batch: list[Prepared]) -> torch.Tensor:
+        return model.get_text_features(torch.stack([text.values for text in batch]).to(model.device)).pooler_output
 
     images, texts = ShapedBatches(encode_images, batch_size), ShapedBatches(encode_texts, batch_size)
     everything = range(data.num_images)
@@ -136,10 +131,11 @@ def encode_both_sides(
     for place, pixels in tqdm(
         prepared, total=len(everything), desc="encode images", unit=" images", disable=not show_progress
     ):
-        images.add(place, pixels)
+        images.add(place, Prepared(pixels))
     for place, caption in enumerate(tqdm(data.captions, desc="encode texts", unit=" texts", disable=not show_progress)):
-        texts.add(place, processor.encode_text([caption], max_length=max_tokens)["input_ids"][0])
-    vectors = [normalize(batches.finish(width).float(), dim=-1) for batches in (images, texts)]
+        texts.add(place, Prepared(processor.encode_text([caption], max_length=max_tokens)["input_ids"][0]))
+    found = [batches.finish() for batches in (images, texts)]
+    vectors = [normalize(torch.stack([rows[place] for place in sorted(rows)]).float(), dim=-1) for rows in found]
     vectors[0].sum().item()  # a GPU is waited for
     return vectors[0], vectors[1], time.perf_counter() - start
 

@@ -178,7 +178,7 @@ class FeatureStoreSearcher:
         if not images:
             raise ValueError("There are no images to search by; give one or more.")
         if self.queries is not None:
-            vectors = list(self.queries.read(self.queries.places(list(images))).to(self.model.device, torch.float32))
+            vectors = list(self.queries.read(self.queries.indices(list(images))).to(self.model.device, torch.float32))
         else:
             vectors = [self._image_vector(image, number) for number, image in enumerate(images)]
         return self._search(vectors, top_k, threshold)

@@ -5,9 +5,10 @@ What is unusual: images are never padded. Detectors of one family disagree on wh
 image or of the padded canvas; where nothing is padded, the two are the same.
 """
 
-import hashlib
 import json
 import math
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,10 @@ from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from dual_distill.data import ImageError
+from dual_distill.data import fingerprint, resize_image
 
-_BACKBONE_CLASS = (
-    "ConvEncoder"  # DetrConvEncoder, RTDetrConvEncoder, DFineConvEncoder ...: a list of (map, mask), coarsest last
-)
+# DetrConvEncoder, RTDetrConvEncoder, DFineConvEncoder ...: a list of (map, mask), coarsest last.
+_BACKBONE_CLASS = "ConvEncoder"
 _SHOWN = 12
 
 
@@ -52,6 +52,36 @@ class DetectorOutput(NamedTuple):
     detected: list[Detected]
 
 
+@dataclass(frozen=True)
+class DetectorInput:
+    """Resizes and normalises one RGB image to `(3, h, w)` on the CPU, without the model that reads it.
+
+    Attributes:
+        image_processor: the detector's own.
+        name: of the detector, for people.
+
+    Raises:
+        ImageError: an image cannot be resized.
+        ValueError: the processor pads.
+    """
+
+    image_processor: Any
+    name: str
+
+    def __call__(self, image: Image.Image, identifier: str) -> torch.Tensor:
+        """Prepare an image; `identifier` names it in errors."""
+        prepared = resize_image(partial(self.image_processor, return_tensors="pt"), image, identifier)
+        mask = prepared.get("pixel_mask")
+        if mask is not None and not mask.bool().all():
+            raise ValueError(
+                f"The image processor of {self.name!r} pads a single image to {tuple(mask.shape[-2:])}, and boxes of "
+                "padded images mean different things in different detectors; unset pad_size in its "
+                "preprocessor_config.json."
+            )
+        pixels: torch.Tensor = prepared["pixel_values"][0]
+        return pixels
+
+
 class Detector:
     """An object detector with its image processor and its name.
 
@@ -75,13 +105,13 @@ class Detector:
         self.model = model.eval()
         self.image_processor = image_processor
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
+        self.prepare = DetectorInput(image_processor, self.name)
         self.revision = revision
         self._backbone = self._find_backbone()
         if not hasattr(image_processor, "post_process_object_detection"):
             raise ValueError(
                 f"{type(image_processor).__name__} has no post_process_object_detection, which turns outputs into "
-                f"boxes; "
-                "give the image processor of the detector."
+                "boxes; give the image processor of the detector."
             )
 
     @property
@@ -96,48 +126,14 @@ class Detector:
 
     def identity(self) -> dict[str, Any]:
         """Return what its outputs follow from: class, digest of the weights, dtype and settings of the processor."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         settings = json.loads(self.image_processor.to_json_string())
+        kept = {key: value for key, value in settings.items() if value is not None and not key.startswith("_")}
         return {
             "class": type(self.model).__name__,
-            "weights_sha256": digest.hexdigest(),
+            "weights_sha256": fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "processor": {
-                key: value for key, value in settings.items() if value is not None and not key.startswith("_")
-            },
+            "processor": kept,
         }
-
-    def prepare(self, image: Image.Image, identifier: str) -> torch.Tensor:
-        """Resize and normalise one image: `(3, h, w)` on the CPU.
-
-        Args:
-            image: RGB.
-            identifier: names it in errors.
-
-        Raises:
-            ImageError: the picture cannot be resized.
-            ValueError: the processor pads.
-        """
-        try:
-            prepared = self.image_processor(images=[image], return_tensors="pt")
-        except (ValueError, ZeroDivisionError, OverflowError) as error:
-            raise ImageError(
-                f"row {identifier}: the picture of {image.width} x {image.height} pixels cannot be resized ({error}); "
-                f"crop it "
-                "to a less extreme shape."
-            ) from error
-        mask = prepared.get("pixel_mask")
-        if mask is not None and not mask.bool().all():
-            raise ValueError(
-                f"The image processor of {self.name!r} pads a single image to {tuple(mask.shape[-2:])}, and boxes of "
-                f"padded "
-                "images mean different things in different detectors; unset pad_size in its preprocessor_config.json."
-            )
-        pixels: torch.Tensor = prepared["pixel_values"][0]
-        return pixels
 
     @torch.inference_mode()
     def __call__(self, pixel_values: torch.Tensor, sizes: list[tuple[int, int]]) -> DetectorOutput:
@@ -153,6 +149,7 @@ class Detector:
             outputs = self.model(pixel_values=pixel_values.to(self.device, self.model.dtype))
         finally:
             handle.remove()
+
         feature_maps, stride = self._feature_maps(caught[-1], pixel_values.shape[-2:])
         heights_and_widths = torch.tensor([(height, width) for width, height in sizes], device=self.device)
         found = self.image_processor.post_process_object_detection(
@@ -176,8 +173,7 @@ class Detector:
             return transformer
         raise ValueError(
             f"{type(self.model).__name__} is no object detector with a backbone known here; give one of the DETR "
-            f"family (a "
-            f"module ...{_BACKBONE_CLASS}) or a YOLOS."
+            f"family (a module ...{_BACKBONE_CLASS}) or a YOLOS."
         )
 
     def _feature_maps(self, found: Any, size: torch.Size) -> tuple[torch.Tensor, float]:
@@ -217,21 +213,17 @@ def load_detector(folder: Path, name: str, revision: str | None = None) -> Detec
     """
     try:
         model, report = AutoModelForObjectDetection.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
-        image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     except (ImportError, OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{name!r} cannot be loaded as an object detector ({reason}); give one with safetensors weights whose "
-            f"backbone is "
-            "of transformers, such as the revision no_timm of facebook/detr-resnet-50."
+            "backbone is of transformers, such as the revision no_timm of facebook/detr-resnet-50."
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}; fetch it again."
         )
     return Detector(model, image_processor, name, revision)
-
-
-__all__ = ["Detected", "Detector", "DetectorOutput", "load_detector"]

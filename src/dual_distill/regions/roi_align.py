@@ -53,24 +53,25 @@ def roi_align(
     x_scale, y_scale = spatial_scale if isinstance(spatial_scale, tuple) else (spatial_scale, spatial_scale)
     if feature_maps.dim() != 4 or len(feature_maps) != len(boxes):
         raise ValueError(
-            f"feature_maps has shape {tuple(feature_maps.shape)} and there are boxes for {len(boxes)} images; "
-            f"expected are "
-            "(B, C, h, w) and one tensor of boxes for each of B."
+            f"feature_maps has shape {tuple(feature_maps.shape)} and there are boxes for {len(boxes)} images; expected "
+            "are (B, C, h, w) and one tensor of boxes for each of B."
         )
     if min(rows, columns, sampling_ratio) < 1:
         raise ValueError(
-            f"output_size is {(rows, columns)} and sampling_ratio {sampling_ratio}, but each is 1 or more."
+            f"output_size is {(rows, columns)} and sampling_ratio {sampling_ratio}, but each must be at least 1."
         )
     for image_boxes in boxes:
         if image_boxes.dim() != 2 or image_boxes.shape[1] != 4:
             raise ValueError(
                 f"boxes of an image have shape {tuple(image_boxes.shape)}, expected is (R, 4): x0, y0, x1, y1."
             )
+
     pooled = [feature_maps.new_zeros(0, feature_maps.shape[1], rows, columns)]
     for feature_map, image_boxes in zip(feature_maps, boxes, strict=True):
         corners = image_boxes.detach().to(feature_map.device, torch.float32)
         x0, x1 = corners[:, 0] * x_scale, corners[:, 2] * x_scale
         y0, y1 = corners[:, 1] * y_scale, corners[:, 3] * y_scale
+        # A box is two small matrices, rows and columns apart.
         by_row = _bin_weights(y0, y1, rows, sampling_ratio, feature_map.shape[1]).to(feature_map.dtype)
         by_column = _bin_weights(x0, x1, columns, sampling_ratio, feature_map.shape[2]).to(feature_map.dtype)
         narrowed = torch.einsum("chw,rqw->rchq", feature_map, by_column)
@@ -84,9 +85,6 @@ def _bin_weights(starts: torch.Tensor, stops: torch.Tensor, bins: int, points: i
     positions = starts[:, None] - 0.5 + (stops - starts)[:, None] * steps
     inside = (positions >= -1) & (positions <= cells)
     positions = positions.clamp(0, cells - 1)
-    places = torch.arange(cells, device=starts.device, dtype=torch.float32)
-    weights = (1 - (positions[..., None] - places).abs()).clamp(min=0) * inside[..., None]
+    centres = torch.arange(cells, device=starts.device, dtype=torch.float32)
+    weights = (1 - (positions[..., None] - centres).abs()).clamp(min=0) * inside[..., None]
     return weights.unflatten(1, (bins, points)).mean(2)
-
-
-__all__ = ["roi_align"]

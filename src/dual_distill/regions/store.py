@@ -1,16 +1,20 @@
-"""A region store, opened: the regions of an image by its id or by its content, read from disk as they are asked for.
+"""A region store: the regions of images, found by an image's id or by its content.
 
-Opening reads headers, never features; files are memory-mapped, so a store of a hundred gigabytes opens at once, and the
-workers of a data loader share what the system has read. What is unusual: an image is found by its *content* too (the
-encoded bytes, or the decoded pixels), so that rows of any task find their regions without a column that names them.
+| part of a `ShardedTable` | content |
+|---|---|
+| `regions.json` | the manifest: what made the boxes, what made the features, how wide they are |
+| rows | one an image: id, content keys, width, height, boxes, scores, tags |
+| vectors | `features` `(regions of all images of the shard, F)` |
+
+What is unusual: an image is found by its *content* too (the encoded bytes, or the decoded pixels), so that rows of any
+task find their regions without a column that names them.
 """
 
-import hashlib
 import os
-from bisect import bisect_right
-from collections import OrderedDict
-from itertools import accumulate
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,19 +22,170 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
-from dual_distill.data import RegionSet, content_key, decode_image, image_source, pixel_key
+from dual_distill.data import (
+    PlannedShard,
+    RegionSet,
+    ShardedTable,
+    decode_image,
+    fingerprint,
+    image_source,
+    tensor_column,
+)
 
-from .files import FEATURES, RegionFolder, RegionManifest
-
-_OPEN_FILES = 32
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+SHARD_SIZE = 256
 _NAMED = 3
-_KEYS = ("id", "sha256", "pixel_sha256")
+_ROWS = pa.schema(
+    {
+        "id": pa.large_string(),
+        "sha256": pa.string(),
+        "pixel_sha256": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "boxes": pa.list_(pa.float32()),
+        "scores": pa.list_(pa.float32()),
+        "tags": pa.list_(pa.string()),
+        "whole_image": pa.bool_(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class RegionManifest:
+    """What a region store says of itself.
+
+    Attributes:
+        boxes_id: what made the boxes, for people, with the start of its digest in brackets. Two stores with the same
+            `boxes_id` have the same boxes in the same order, image by image.
+        features_id: what made the features, likewise.
+        feature_size: F, the width of a region's feature vector, at least 1.
+        dtype: of the stored features, "float32" or "float16".
+        shard_size: images a shard, at least 1.
+        made_with: settings of the maker, which a continued run must repeat.
+
+    Raises:
+        ValueError: a number is below 1, or the dtype is another than float32 or float16.
+
+    Example:
+        >>> RegionManifest("by hand", "by hand", 0, "float32", 1, {})
+        Traceback (most recent call last):
+        ValueError: feature_size is 0, but must be at least 1.
+    """
+
+    boxes_id: str
+    features_id: str
+    feature_size: int
+    dtype: str
+    shard_size: int
+    made_with: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for name in ("feature_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}, but features are stored as {' or '.join(DTYPES)}.")
+
+
+class StoredImage(NamedTuple):
+    """One image on its way into a store.
+
+    Attributes:
+        id: what the image is found by.
+        sha256: fingerprint of its encoded bytes, or None where they are not known.
+        pixel_sha256: fingerprint of its decoded image, likewise.
+        regions: what was found in it.
+    """
+
+    id: str
+    sha256: str | None
+    pixel_sha256: str | None
+    regions: RegionSet
+
+
+class RegionTable(ShardedTable):
+    """The files of a region store."""
+
+    kind = "region store"
+    made_by = "`dual-distill regions`"
+    manifest_name = "regions.json"
+    keys = ("id", "sha256", "pixel_sha256")
+
+    def start(
+        self, manifest: RegionManifest, ids: Sequence[str], is_readable: Callable[[str], bool] | None = None
+    ) -> list[PlannedShard]:
+        """Begin the store or continue it, and return the shards that are to be written."""
+        if twice := [name for name, number in Counter(ids).items() if number > 1]:
+            raise ValueError(
+                f"The id {twice[0]!r} occurs more than once, but an image is found by its id; give each its own."
+            )
+        self.check_settings(self.begin(asdict(manifest)), asdict(manifest))
+        shards = self.plan(ids, manifest.shard_size, is_readable)
+        return [shard for shard in shards if not self.is_done(shard.number)]
+
+    def write_images(
+        self,
+        number: int,
+        images: Sequence[StoredImage],
+        manifest: RegionManifest,
+        unreadable: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write one shard, after its regions were checked."""
+        checked = [image.regions.checked(f"image {image.id!r}", manifest.feature_size) for image in images]
+        columns = {
+            "id": [image.id for image in images],
+            "sha256": [image.sha256 for image in images],
+            "pixel_sha256": [image.pixel_sha256 for image in images],
+            "boxes": [regions.boxes_px.flatten().numpy() for regions in checked],
+            "scores": [regions.scores.numpy() for regions in checked],
+        }
+        columns |= {
+            name: [getattr(regions, name) for regions in checked] for name in ("width", "height", "tags", "whole_image")
+        }
+
+        features = torch.cat([torch.zeros(0, manifest.feature_size), *(regions.features for regions in checked)])
+        stored = features.to(DTYPES[manifest.dtype])
+        if not stored.isfinite().all():
+            raise ValueError(f"A feature is beyond {manifest.dtype}'s largest value; store the regions as float32.")
+        rows = pa.table({name: pa.array(columns[name], _ROWS.field(name).type) for name in _ROWS.names}, schema=_ROWS)
+        self.write(number, rows, pa.table({"features": tensor_column(stored)}), unreadable)
+
+
+def fill_store(
+    folder: str | os.PathLike[str],
+    manifest: RegionManifest,
+    ids: Sequence[str],
+    describe: Callable[[list[str]], Iterable[StoredImage]],
+) -> int:
+    """Write a store from a function that describes the images of one shard, in order; finished shards are passed over.
+
+    Args:
+        folder: of the store; made, or continued.
+        manifest: what the store is to say of itself.
+        ids: of all images, each once.
+        describe: ids of one shard -> their images, in this order.
+
+    Returns:
+        How many images were added now.
+
+    Raises:
+        ValueError: the store was begun with something else, an id occurs twice, or regions are not usable.
+    """
+    table = RegionTable(folder)
+    added = 0
+    for shard in table.start(manifest, ids):
+        images = list(describe(shard.ids))
+        table.write_images(shard.number, images, manifest)
+        added += len(images)
+    return added
 
 
 class RegionStore:
-    """The regions that `dual-distill regions` or a TSV reader wrote; read-only.
+    """The regions that `dual-distill regions`, `read_region_tsv` or `fill_store` wrote; read-only.
+
+    Opening reads ids' number alone, never features; files are memory-mapped, so a store of a hundred gigabytes opens at
+    once, and the workers of a data loader share what the system has read.
 
     Args:
         path: the folder.
@@ -45,28 +200,11 @@ class RegionStore:
         FileNotFoundError: There is no region store 'no/such/store'; `dual-distill regions` makes one.
     """
 
-    manifest: RegionManifest
-
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(path)
-        self._folder = RegionFolder(path)
-        manifest = self._folder.manifest()
-        if manifest is None:
-            raise FileNotFoundError(f"There is no region store {self.path!r}; `dual-distill regions` makes one.")
-        self.manifest = manifest
-        shards = self._folder.num_planned_shards()
-        missing = [number for number in range(shards) if not self._folder.features(number).is_file()]
-        if missing or not shards:
-            raise ValueError(
-                f"The region store {self.path!r} lacks {len(missing)} of {shards} shards (the first is number "
-                f"{(missing or [0])[0]}): its making was not finished. The same command continues it."
-            )
-        self._rows = [self._folder.rows(number) for number in range(shards)]
-        # Place of the first image of each shard, and behind the last one the number of all images.
-        self._starts = [0, *accumulate(rows.num_rows for rows in self._rows)]
-        self._index: tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]] | None = None
+        self._table = RegionTable(path)
+        self.manifest = RegionManifest(**self._table.open())
         self._bounds: dict[int, npt.NDArray[np.int64]] = {}
-        self._opened: OrderedDict[int, Any] = OrderedDict()
 
     @property
     def boxes_id(self) -> str:
@@ -84,44 +222,46 @@ class RegionStore:
         return self.manifest.feature_size
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return self._table.starts[-1]
 
     def __repr__(self) -> str:
         return f"RegionStore({self.path!r}, {len(self):,} images, features {self.feature_size} wide, boxes by {self.boxes_id})"
 
     def __reduce__(self) -> tuple[type["RegionStore"], tuple[str]]:
-        return type(self), (self.path,)  # open files do not travel to other processes; the store is opened there again
+        return type(self), (
+            self.path,
+        )  # mapped files do not travel to other processes; the store is opened there again
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str | int) and self._place(str(key)) is not None
+        return isinstance(key, str | int) and self._table.find(str(key)) is not None
 
     def ids(self) -> list[str]:
         """Return the ids of all images, in the order in which they were given."""
-        return [identifier for rows in self._rows for identifier in rows["id"].to_pylist()]
+        return [identifier for rows in self._shards() for identifier in rows["id"].to_pylist()]
 
     def counts(self) -> tuple[int, int]:
         """Return how many images have the whole image as their one region, and how many regions there are."""
-        whole = sum(pc.sum(rows["whole_image"]).as_py() or 0 for rows in self._rows)
-        return whole, sum(int(self._region_bounds(number)[-1]) for number in range(len(self._rows)))
+        whole = sum(pc.sum(rows["whole_image"]).as_py() or 0 for rows in self._shards())
+        return whole, sum(int(self._region_bounds(number)[-1]) for number, _ in enumerate(self._shards()))
 
     def unreadable(self) -> dict[str, str]:
         """Return id -> problem of images that were to be described and could not be read."""
-        return self._folder.all_unreadable()
+        return self._table.unreadable()
 
     def find(self, key: str | int) -> RegionSet:
         """Return the regions of an image.
 
         Args:
-            key: its id, or the SHA-256 of its encoded bytes (`content_key`) or of its pixels (`pixel_key`). A number is
-                the id that is written so.
+            key: its id, or the `fingerprint` of its encoded bytes or of its decoded image. A number is the id that is
+                written so.
 
         Raises:
             ValueError: the store lacks the image; the message says why where it is known.
         """
-        place = self._place(str(key))
-        if place is None:
+        index = self._table.find(str(key))
+        if index is None:
             raise ValueError(self._absence(str(key)))
-        return self.read(place)
+        return self.read(index)
 
     def find_image(self, value: Any, row: int | str = 0) -> RegionSet:
         """Return the regions of an image by its content: the encoded bytes first, then the pixels.
@@ -135,103 +275,45 @@ class RegionStore:
             ValueError: the store lacks it.
         """
         name, source = image_source(value, row)
-        place = None if isinstance(source, Image.Image) else self._place(content_key(source))
-        if place is None:
-            place = self._place(pixel_key(decode_image(source, row)))
-        if place is None:
+        index = None if isinstance(source, Image.Image) else self._table.find(fingerprint(source))
+        if index is None:
+            index = self._table.find(fingerprint(decode_image(source, row)))
+        if index is None:
             raise ValueError(self._absence(f"row {row}" + (f" (image {name!r})" if name else "")))
-        return self.read(place)
+        return self.read(index)
 
-    def read(self, place: int) -> RegionSet:
-        """Return the regions of the image at a place, from 0, in the order of `ids()`.
+    def read(self, index: int) -> RegionSet:
+        """Return the regions of the image at an index, from 0, in the order of `ids()`.
 
         Raises:
-            IndexError: there is no such place.
+            IndexError: there is no such image.
             ValueError: a file is damaged.
         """
-        if not 0 <= place < len(self):
-            raise IndexError(
-                f"Place {place} was asked for, but the region store {self.path!r} has places 0 to {len(self) - 1}."
-            )
-        number = bisect_right(self._starts, place) - 1
-        inside = place - self._starts[number]
-        rows = self._rows[number]
-        bounds = self._region_bounds(number)
+        number, inside = self._table.locate(index)
+        [row] = self._table.rows(number).slice(inside, 1).to_pylist()
+        start, stop = self._region_bounds(number)[inside : inside + 2].tolist()
         return RegionSet(
-            features=self._features(number, int(bounds[inside]), int(bounds[inside + 1])),
-            boxes_px=torch.from_numpy(rows["boxes"][inside].values.to_numpy().reshape(-1, 4).copy()),
-            scores=torch.from_numpy(rows["scores"][inside].values.to_numpy().copy()),
-            tags=rows["tags"][inside].as_py(),
-            width=rows["width"][inside].as_py(),
-            height=rows["height"][inside].as_py(),
-            whole_image=rows["whole_image"][inside].as_py(),
+            features=self._table.tensor(number, "features", start, stop).float(),
+            boxes_px=torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4),
+            scores=torch.tensor(row["scores"], dtype=torch.float32),
+            **{name: row[name] for name in ("tags", "width", "height", "whole_image")},
         )
 
-    def _features(self, number: int, start: int, stop: int) -> torch.Tensor:
-        """Read some rows of a shard's features; the files used last stay open."""
-        try:
-            if number not in self._opened:
-                self._opened[number] = safe_open(self._folder.features(number), "pt")
-                if len(self._opened) > _OPEN_FILES:
-                    self._opened.popitem(last=False)
-            self._opened.move_to_end(number)
-            features: torch.Tensor = self._opened[number].get_slice(FEATURES)[start:stop]
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{str(self._folder.features(number))!r} is damaged ({error}); remove it and run the command that "
-                f"made the "
-                "store again, which makes that shard anew."
-            ) from error
-        return features.float()
+    def _shards(self) -> list[pa.Table]:
+        return [self._table.rows(number) for number in range(len(self._table.starts) - 1)]
 
     def _region_bounds(self, number: int) -> npt.NDArray[np.int64]:
         """Where each image's regions begin among the features of a shard."""
         if number not in self._bounds:
-            lengths = pc.list_value_length(self._rows[number]["scores"]).to_numpy()
+            lengths = pc.list_value_length(self._table.rows(number)["scores"]).to_numpy()
             self._bounds[number] = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return self._bounds[number]
 
-    def _place(self, key: str) -> int | None:
-        """The place of an image by its id or one of its content keys: looked up by 64 bits, then compared whole."""
-        hashes, places = self._index or self._make_index()
-        wanted = np.uint64(_short_hash(key))
-        first = int(np.searchsorted(hashes, wanted))
-        for candidate in range(first, len(hashes)):
-            if hashes[candidate] != wanted:
-                break
-            place = int(places[candidate])
-            number = bisect_right(self._starts, place) - 1
-            if any(self._rows[number][column][place - self._starts[number]].as_py() == key for column in _KEYS):
-                return place
-        return None
-
-    def _make_index(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-        """Sorted hashes of all keys: 16 bytes a key, so that a million images fit and workers share the pages."""
-        hashes: list[int] = []
-        places: list[int] = []
-        for column in _KEYS:  # an id wins over a content that happens to be written like it
-            for rows, start in zip(self._rows, self._starts, strict=False):
-                keys: pa.ChunkedArray = rows[column]
-                for inside, key in enumerate(keys.to_pylist()):
-                    if key is not None:
-                        hashes.append(_short_hash(key))
-                        places.append(start + inside)
-        order = np.argsort(np.array(hashes, dtype=np.uint64), kind="stable")
-        self._index = np.array(hashes, dtype=np.uint64)[order], np.array(places, dtype=np.int64)[order]
-        return self._index
-
     def _absence(self, key: str) -> str:
         problem = self.unreadable().get(key)
-        known = ", ".join(repr(identifier) for identifier in self._rows[0]["id"].slice(0, _NAMED).to_pylist())
+        known = ", ".join(map(repr, self.ids()[:_NAMED]))
         return (
             f"The region store {self.path!r} ({len(self):,} images, boxes by {self.boxes_id}) lacks {key!r}: "
             f"{problem or f'its ids are like {known}'}; make the regions of all images of the data with `dual-distill "
-            f"regions`."
+            "regions`."
         )
-
-
-def _short_hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-
-
-__all__ = ["RegionStore"]

@@ -6,13 +6,11 @@ import pytest
 import torch
 from transformers import BertTokenizer, ViltImageProcessorPil
 
-from dual_distill.data import TASKS, CaptioningCollator, CaptionMasker, DistillationCollator
+from dual_distill.data import TASKS, CaptioningCollator, CaptionMasker, DistillationCollator, RegionSet, fingerprint
 from dual_distill.data.collators.base import ImageTextCollator
 from dual_distill.data.collators.region_inputs import tag_texts
-from dual_distill.data.region_set import RegionSet, content_key
 from dual_distill.modeling import DualDistillProcessor
-from dual_distill.regions.files import RegionManifest, StoredImage, fill_store
-from dual_distill.regions.store import RegionStore
+from dual_distill.regions.store import RegionManifest, RegionStore, StoredImage, fill_store
 
 WORDS = [
     "[PAD]",
@@ -62,7 +60,7 @@ def regions(number, width):
 def make_store(tmp_path, rows):
     def make(name, width, boxes="boxes a"):
         stored = [
-            StoredImage(str(i), content_key(row["image"]["bytes"]), None, regions(i, width))
+            StoredImage(str(i), fingerprint(row["image"]["bytes"]), None, regions(i, width))
             for i, row in enumerate(rows)
         ]
         manifest = RegionManifest(boxes, name, width, "float32", 8, {})

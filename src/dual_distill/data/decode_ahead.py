@@ -1,0 +1,224 @@
+"""Inputs by id, decoded ahead by the workers of a data loader, and run through a model in batches of one shape.
+
+What is unusual: nothing is padded. Inputs wait until `batch_size` of one shape are there, in an order that follows from
+the plan of the shard alone. So a result depends neither on the size of its neighbours nor on how often the run was
+killed.
+"""
+
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from .fingerprint import fingerprint
+from .images import ImageError, image_source
+from .sharded_table import PlannedShard
+
+_WAITING_BATCHES = 4
+_MOST_WORKERS = 16
+_INPUTS_OF_A_WORKER = 16  # fewer are read sooner than another process starts
+_AHEAD_OF_A_WORKER = 4
+
+
+class InputSource(Protocol):
+    """Inputs by id, undecoded, such as `open_images` returns them."""
+
+    ids: list[str]
+
+    def value(self, identifier: str) -> Any:
+        """Return what `decode_image` accepts, or a text."""
+
+
+class Prepared(NamedTuple):
+    """What is made of an input before a model sees it.
+
+    Attributes:
+        values: what the model reads of it.
+        known: what is kept beside the result, such as the fingerprint of the content.
+    """
+
+    values: torch.Tensor
+    known: Any = None
+
+
+class _Decoding(Dataset[Prepared | ImageError]):
+    """What `prepare` makes of each input; an error is handed over, not raised, so that it crosses processes."""
+
+    def __init__(self, source: InputSource, ids: Sequence[str], prepare: Callable[[str, Any], Prepared]) -> None:
+        self.source, self.ids, self.prepare = source, ids, prepare
+        self.given = set(source.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Prepared | ImageError:
+        identifier = self.ids[index]
+        if identifier not in self.given:
+            return ImageError(f"row {identifier}: it was planned, but is not among those given now.")
+        try:
+            return self.prepare(identifier, self.source.value(identifier))
+        except ImageError as error:
+            return error
+
+
+def _unchanged(prepared: Any) -> Any:
+    return prepared
+
+
+def decode_ahead(
+    source: InputSource, ids: Sequence[str], prepare: Callable[[str, Any], Prepared], num_workers: int | None = None
+) -> Iterator[Prepared | ImageError]:
+    """Yield what becomes of inputs, in their order, a few ahead of the one that is asked for.
+
+    Args:
+        source: where the inputs are.
+        ids: which of them.
+        prepare: id and value -> `Prepared`; raises `ImageError` for what cannot be read.
+        num_workers: processes that read and decode, 0 for none; None: one a core, 16 at most, none for few inputs.
+    """
+    if num_workers is None:
+        num_workers = min(_MOST_WORKERS, os.cpu_count() or 1, len(ids) // _INPUTS_OF_A_WORKER)
+    ahead = _AHEAD_OF_A_WORKER if num_workers else None
+    loader = DataLoader(
+        _Decoding(source, ids, prepare),
+        batch_size=None,
+        collate_fn=_unchanged,
+        num_workers=num_workers,
+        prefetch_factor=ahead,
+        generator=torch.Generator(),  # workers are seeded from it, not from the generator of everyone else
+    )
+    for prepared in loader:
+        # A copy of our own, since each tensor of a worker holds a file descriptor for as long as it lives.
+        yield prepared._replace(values=prepared.values.clone()) if isinstance(prepared, Prepared) else prepared
+
+
+def is_readable(source: InputSource, prepare: Callable[[str, Any], Prepared], identifier: str) -> bool:
+    """Return whether an input that could not be read can be now."""
+    return isinstance(_Decoding(source, [identifier], prepare)[0], Prepared)
+
+
+class ShapedBatches:
+    """Inputs wait here until enough of one shape are there for a forward pass; the order follows from them alone.
+
+    Args:
+        run: inputs of one shape -> their results.
+        batch_size: inputs a forward pass.
+
+    Example:
+        >>> batches = ShapedBatches(lambda inputs: [len(inputs) for _ in inputs], batch_size=2)
+        >>> for key, values in enumerate((torch.ones(2), torch.ones(3), torch.zeros(2))):
+        ...     batches.add(key, Prepared(values))
+        >>> batches.finish()
+        {0: 2, 2: 2, 1: 1}
+    """
+
+    def __init__(self, run: Callable[[list[Prepared]], Iterable[Any]], batch_size: int) -> None:
+        self._forward, self._batch_size = run, batch_size
+        self._waiting: dict[torch.Size, list[tuple[Any, Prepared]]] = {}
+        self._results: dict[Any, Any] = {}
+
+    def add(self, key: Any, prepared: Prepared) -> None:
+        """Take an input in, and run a batch where one is full."""
+        shape = prepared.values.shape
+        self._waiting.setdefault(shape, []).append((key, prepared))
+        if len(self._waiting[shape]) == self._batch_size:
+            self._run(shape)
+        elif sum(map(len, self._waiting.values())) >= _WAITING_BATCHES * self._batch_size:
+            self._run(max(self._waiting, key=lambda shape: len(self._waiting[shape])))
+
+    def finish(self) -> dict[Any, Any]:
+        """Run what still waits, and return all results by their keys."""
+        for shape in list(self._waiting):
+            self._run(shape)
+        return self._results
+
+    def _run(self, shape: torch.Size) -> None:
+        keys, inputs = zip(*self._waiting.pop(shape), strict=True)
+        self._results.update(zip(keys, self._forward(list(inputs)), strict=True))
+
+
+class FilledShard(NamedTuple):
+    """A shard with the results of its inputs, and the problems of those that cannot be read."""
+
+    number: int
+    results: dict[str, Any]
+    unreadable: dict[str, str]
+
+
+def fill_shards(
+    shards: Sequence[PlannedShard],
+    source: InputSource,
+    prepare: Callable[[str, Any], Prepared],
+    run: Callable[[list[Prepared]], Iterable[Any]],
+    batch_size: int,
+    strict: bool = False,
+    num_workers: int | None = None,
+    bar: Any = None,
+) -> Generator[FilledShard, None, None]:
+    """Yield shards one after the other, filled; inputs are decoded ahead across them.
+
+    Args:
+        shards: what is to be filled.
+        source: as in `decode_ahead`.
+        prepare: likewise.
+        run: inputs of one shape -> their results, with what is known of each among them.
+        batch_size: inputs a forward pass.
+        strict: whether something unreadable ends the run.
+        num_workers: as in `decode_ahead`.
+        bar: of progress, told of each input.
+
+    Raises:
+        ValueError: an input cannot be read, and `strict` is set.
+    """
+    decoded = decode_ahead(source, [identifier for shard in shards for identifier in shard.ids], prepare, num_workers)
+    for shard in shards:
+        batches = ShapedBatches(run, batch_size)
+        unreadable: dict[str, str] = {}
+        for identifier, prepared in zip(shard.ids, decoded, strict=False):
+            if isinstance(prepared, Prepared):
+                batches.add(identifier, prepared)
+            elif strict:
+                raise ValueError(f"{prepared} Without strict, it is listed and the run goes on.") from prepared
+            else:
+                unreadable[identifier] = str(prepared)
+            if bar is not None:
+                bar.update()
+
+        found = batches.finish()
+        yield FilledShard(shard.number, {name: found[name] for name in shard.ids if name in found}, unreadable)
+
+
+def image_bytes(value: Any, identifier: str) -> tuple[Any, str]:
+    """Fetch an image that is not decoded yet, and fingerprint its content.
+
+    Args:
+        value: what `decode_image` accepts.
+        identifier: names the image in errors.
+
+    Returns:
+        What `decode_image` accepts, without a file left to read, and the `fingerprint` of the encoded bytes or of the
+        PIL image.
+
+    Raises:
+        ImageError: the file cannot be read, or the value is of another type.
+
+    Example:
+        >>> image_bytes(b"abc", "x")[1][:8]
+        'ba7816bf'
+    """
+    name, content = image_source(value, identifier)
+    return content if isinstance(content, Image.Image) else {"bytes": content, "path": name}, fingerprint(content)
+
+
+def resize_image(resize: Callable[[Image.Image], Any], image: Image.Image, identifier: str) -> Any:
+    """Return what an image processor makes of one image, or say that its shape is too extreme."""
+    try:
+        return resize(image)
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise ImageError(
+            f"row {identifier}: the picture of {image.width} x {image.height} pixels cannot be resized ({error}); crop "
+            "it to a less extreme shape."
+        ) from error

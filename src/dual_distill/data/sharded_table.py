@@ -1,0 +1,381 @@
+"""Rows with an id in a folder, shard by shard: what feature stores, region stores and teacher caches are made of.
+
+| file | content |
+|---|---|
+| the manifest, in JSON | what the table holds and how it was made, with a SHA-256 of its own |
+| `plan-00000.arrow` | an Arrow stream: ids in input order, cut into shards; new ids later are `plan-00001.arrow` |
+| `shard-00000.arrow` | two Arrow streams: one row an id (with what could not be read, and why), and the vectors |
+
+Behind its streams an .arrow file has their lengths, rows and SHA-256. It is memory-mapped; a digest is compared when
+its stream is first read, so opening is quick and a damaged shard is named, never read as good. A shard is written
+whole or made again from its beginning, so a killed run that continues comes out the same, bit for bit.
+
+What is unusual: no process removes a file of another one, and none waits. A hidden name follows from the content, so
+two processes that write the same name write the same bytes, and whatever was left half written is filled up.
+"""
+
+import json
+import os
+import struct
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from .fingerprint import fingerprint
+
+FORMAT = 2
+_SEAL = struct.Struct("<QQ32s")  # of a stream: bytes, rows, SHA-256
+_SHARD_SIZE = b"shard_size"
+_UNREADABLE = b"unreadable"
+_NAMED = 3
+
+
+class PlannedShard(NamedTuple):
+    """One shard as it was planned: its number, counted over all plans, and its ids in input order."""
+
+    number: int
+    ids: list[str]
+
+
+class ShardedTable:
+    """Reads and writes the files of one table; what its manifest and its columns mean is the subclass's.
+
+    Args:
+        path: the folder; need not exist yet.
+
+    Attributes:
+        kind: of table, for sentences, such as "feature store".
+        made_by: what makes it, likewise.
+        manifest_name: file of the manifest.
+        keys: columns of the rows by whose values `find` finds one.
+
+    Example:
+        >>> ShardedTable("no/such/folder").planned_shards()
+        []
+    """
+
+    kind = "sharded table"
+    made_by = "dual-distill"
+    manifest_name = "manifest.json"
+    keys: tuple[str, ...] = ("id",)
+    starts: list[int]
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._read: dict[tuple[Path, int], pa.Table] = {}
+
+    def read_manifest(self) -> dict[str, Any] | None:
+        """Return the fields of the manifest, None where there is none.
+
+        Raises:
+            ValueError: the file is damaged or of another version.
+        """
+        file = self.path / self.manifest_name
+        if not file.is_file():
+            return None
+        try:
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            found, sha256 = content.pop("format", None), content.pop("sha256", None)
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"{str(file)!r} is not the manifest of a {self.kind} ({error}); give a folder that {self.made_by} wrote."
+            ) from error
+
+        if found != FORMAT:
+            raise ValueError(
+                f"{str(file)!r} has format {found!r}, but this version reads {FORMAT}; repeat {self.made_by} into "
+                "another folder, or take the version of dual_distill that wrote it."
+            )
+        if sha256 != fingerprint(content):
+            raise ValueError(
+                f"{str(file)!r} is damaged: its content does not fit its sha256; copy it again, or repeat "
+                f"{self.made_by} into another folder."
+            )
+        return content
+
+    def begin(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the folder and its manifest, and return it; or return the one that is there.
+
+        Raises:
+            ValueError: the folder holds other things.
+        """
+        if (found := self.read_manifest()) is not None:
+            return found
+
+        if self.path.exists():
+            names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else [self.path.name]
+            others = sorted(name for name in names if not name.startswith((".", self.manifest_name, "plan-", "shard-")))
+            if others:
+                raise ValueError(
+                    f"{str(self.path)!r} is no {self.kind} and is not empty ({', '.join(others[:_NAMED])}); give a new "
+                    "or empty folder."
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        sealed = {**manifest, "format": FORMAT, "sha256": fingerprint(manifest)}
+        text = json.dumps(sealed, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+        _write_whole(self.path / self.manifest_name, [text.encode()], exclusive=True)
+        # Another process may have been faster, and its manifest holds.
+        return self.begin(manifest)
+
+    def check_settings(self, manifest: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        """Refuse to continue a table that was begun with other settings than those given.
+
+        Raises:
+            ValueError: they differ; the message gives both values of each.
+        """
+        as_read = json.loads(json.dumps(given))  # tuples are lists there, keys are strings
+        if differences := _differences(manifest, as_read):
+            raise ValueError(
+                f"The {self.kind} {str(self.path)!r} was begun with other settings ({'; '.join(differences)}); repeat "
+                "those that began it, or give another folder."
+            )
+
+    def planned_shards(self) -> list[PlannedShard]:
+        """Return all shards with their ids."""
+        shards: list[PlannedShard] = []
+        for file in sorted(self.path.glob("plan-*.arrow")):
+            plan = self._stream(file, 0, streams=1)
+            size = int(plan.schema.metadata[_SHARD_SIZE])
+            for start in range(0, plan.num_rows, size):
+                shards.append(PlannedShard(len(shards), plan["id"].slice(start, size).to_pylist()))
+        return shards
+
+    def plan(
+        self, ids: Sequence[str], shard_size: int, is_readable: Callable[[str], bool] | None = None
+    ) -> list[PlannedShard]:
+        """Return all shards, after ids that are in no plan yet have got one of their own.
+
+        Args:
+            ids: in order.
+            shard_size: ids a new shard.
+            is_readable: asked of ids that could not be read; those that can be now are planned once more.
+        """
+        while True:
+            shards = self.planned_shards()
+            waiting = {name for shard in shards if not self.is_done(shard.number) for name in shard.ids}
+            # Looked up anew in each round, since another process may have read them since.
+            repeated = {name for name in self.unreadable() if name not in waiting and is_readable and is_readable(name)}
+            known = {name for shard in shards for name in shard.ids} - repeated
+            new = [name for name in ids if name not in known]
+            if not new:
+                return shards
+
+            plan = pa.table({"id": pa.array(new, pa.large_string())})
+            plan = plan.replace_schema_metadata({_SHARD_SIZE: str(shard_size)})
+            number = len(list(self.path.glob("plan-*.arrow")))
+            _write_whole(self.path / f"plan-{number:05}.arrow", _sealed(plan), exclusive=True)
+
+    def shard_file(self, number: int) -> Path:
+        """Return the file of a shard; it exists when the shard is done."""
+        return self.path / f"shard-{number:05}.arrow"
+
+    def is_done(self, number: int) -> bool:
+        """Return whether a shard is written."""
+        return self.shard_file(number).is_file()
+
+    def write(
+        self, number: int | None, rows: pa.Table, vectors: pa.Table, unreadable: Mapping[str, str] | None = None
+    ) -> int:
+        """Write one shard, and return its number.
+
+        Args:
+            number: of the shard; None: the next one that no process has written.
+            rows: with a column `id`.
+            vectors: columns by name (`tensor_column`); may have another number of rows.
+            unreadable: id -> problem of what is missing among the rows.
+        """
+        problems = json.dumps(dict(unreadable or {}), ensure_ascii=False)
+        content = _sealed(rows.replace_schema_metadata({_UNREADABLE: problems}), vectors)
+        if number is not None:
+            _write_whole(self.shard_file(number), content)
+            return number
+
+        number = len(list(self.path.glob("shard-*.arrow")))
+        while not _write_whole(self.shard_file(number), content, exclusive=True):
+            number += 1
+        return number
+
+    def num_rows(self, number: int) -> int:
+        """Return the rows of a finished shard without reading them."""
+        file = self.shard_file(number)
+        try:
+            with file.open("rb") as source:
+                source.seek(-2 * _SEAL.size, os.SEEK_END)
+                return int(_SEAL.unpack(source.read(_SEAL.size))[1])
+        except (OSError, struct.error) as error:
+            raise ValueError(self._damaged(file, error)) from error
+
+    def rows(self, number: int) -> pa.Table:
+        """Return the rows of a finished shard, memory-mapped."""
+        return self._stream(self.shard_file(number), 0)
+
+    def vectors(self, number: int) -> pa.Table:
+        """Return the columns of vectors of a finished shard, memory-mapped."""
+        return self._stream(self.shard_file(number), 1)
+
+    def tensor(self, number: int, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Return rows `start` to `stop` of a column of vectors, `(rows, width)` in the stored dtype."""
+        column = self.vectors(number)[name]
+        pieces = column.slice(start, None if stop is None else stop - start).chunks
+        nothing = np.empty(0, column.type.value_type.to_pandas_dtype())
+        values = np.concatenate([nothing, *(piece.flatten().to_numpy() for piece in pieces)])
+        return torch.from_numpy(values).view(-1, column.type.list_size)
+
+    def unreadable(self) -> dict[str, str]:
+        """Return id -> problem of everything that no finished shard could read."""
+        found: dict[str, str] = {}
+        for shard in self.planned_shards():
+            if self.is_done(shard.number):
+                # Whatever was planned once more has been read since, or is listed again.
+                for name in shard.ids if found else ():
+                    found.pop(name, None)
+                found |= json.loads(self.rows(shard.number).schema.metadata[_UNREADABLE])
+        return found
+
+    def open(self) -> dict[str, Any]:
+        """Return the manifest of a finished table, and learn where its shards begin; reads no row.
+
+        Raises:
+            FileNotFoundError: there is no table.
+            ValueError: shards are missing, or a file is damaged.
+        """
+        manifest = self.read_manifest()
+        if manifest is None:
+            raise FileNotFoundError(f"There is no {self.kind} {str(self.path)!r}; {self.made_by} makes one.")
+
+        numbers = [shard.number for shard in self.planned_shards()]
+        missing = [number for number in numbers if not self.is_done(number)]
+        if missing or not numbers:
+            raise ValueError(
+                f"The {self.kind} {str(self.path)!r} lacks {len(missing)} of {len(numbers)} shards (the first is number "
+                f"{(missing or [0])[0]}): its making was not finished. The same command continues it; shards of other "
+                "machines belong beside these."
+            )
+        # The index of the first row of each shard, and behind the last one the number of all rows.
+        self.starts = [0, *accumulate(map(self.num_rows, numbers))]
+        return manifest
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Return the shard of a row of an open table, and its index in there.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        if not 0 <= index < self.starts[-1]:
+            raise IndexError(
+                f"Index {index} was asked for, but the {self.kind} {str(self.path)!r} has indices 0 to "
+                f"{self.starts[-1] - 1}."
+            )
+        number = bisect_right(self.starts, index) - 1
+        return number, index - self.starts[number]
+
+    def find(self, key: str) -> int | None:
+        """Return the index of the row of an open table with this value in one of its `keys`, None where there is none."""
+        hashes, indices = self._index
+        wanted = hash(key)
+        # Looked up by 64 bits, then compared whole.
+        for candidate in range(int(np.searchsorted(hashes, wanted)), len(hashes)):
+            if hashes[candidate] != wanted:
+                break
+            number, inside = self.locate(int(indices[candidate]))
+            if any(self.rows(number)[column][inside].as_py() == key for column in self.keys):
+                return int(indices[candidate])
+        return None
+
+    @cached_property
+    def _index(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Sorted hashes of all keys and their rows: 16 bytes a key, so that a million images fit in every worker."""
+        hashes: list[int] = []
+        indices: list[int] = []
+        # Column by column, and the sort is stable: an id wins over a content that happens to be written like it.
+        for column in self.keys:
+            for number, start in enumerate(self.starts[:-1]):
+                found = self.rows(number)[column].to_pylist()
+                hashes += [hash(key) for key in found if key is not None]
+                indices += [start + inside for inside, key in enumerate(found) if key is not None]
+        order = np.argsort(np.array(hashes, dtype=np.int64), kind="stable")
+        return np.array(hashes, dtype=np.int64)[order], np.array(indices, dtype=np.int64)[order]
+
+    def _stream(self, file: Path, which: int, streams: int = 2) -> pa.Table:
+        """One stream of a file that holds one or two; its digest is compared the first time."""
+        if (file, which) not in self._read:
+            try:
+                with pa.memory_map(str(file)) as source:
+                    content = memoryview(source.read_buffer())
+                seals = list(_SEAL.iter_unpack(content[-streams * _SEAL.size :]))
+                length, num_rows, digest = seals[which]
+                stream = content[seals[0][0] * which :][:length]
+                if bytes.fromhex(fingerprint(stream)) != digest:
+                    raise ValueError("its content does not fit its SHA-256")
+                table = pa.ipc.open_stream(pa.py_buffer(stream)).read_all()
+                if table.num_rows != num_rows:
+                    raise ValueError(f"it has {table.num_rows} rows, not {num_rows}")
+            except (pa.ArrowInvalid, OSError, struct.error, IndexError, ValueError) as error:
+                raise ValueError(self._damaged(file, error)) from error
+            self._read[file, which] = table
+        return self._read[file, which]
+
+    def _damaged(self, file: Path, error: Exception) -> str:
+        return (
+            f"{str(file)!r} is missing or damaged ({error}); copy it again, or remove it and repeat {self.made_by}, "
+            "which makes it anew."
+        )
+
+
+def tensor_column(tensor: torch.Tensor) -> pa.Array:
+    """Return the rows of a `(rows, width)` tensor on the CPU as a column of `ShardedTable.vectors`."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(tensor.contiguous().view(-1).numpy()), tensor.shape[1])
+
+
+def _sealed(*tables: pa.Table) -> list[Any]:
+    """What a file holds: two streams, then their seals."""
+    streams, seals = [], b""
+    for table in tables:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        streams.append(memoryview(sink.getvalue()))
+        seals += _SEAL.pack(len(streams[-1]), table.num_rows, bytes.fromhex(fingerprint(streams[-1])))
+    return [*streams, seals]
+
+
+def _write_whole(file: Path, content: Sequence[Any], exclusive: bool = False) -> bool:
+    """Write under a hidden name and rename; False where another process was faster with a file that is to be kept."""
+    # The last piece tells contents apart: the seals hold the digests of all others.
+    temporary = file.with_name(f".{file.name}.{fingerprint(content[-1])[:16]}")
+    # Not truncated: another process may be writing these same bytes, or may just have renamed what it wrote.
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as stream:
+        stream.writelines(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+    try:
+        if not exclusive:
+            temporary.replace(file)
+            return True
+        os.link(temporary, file)
+    except FileExistsError:
+        temporary.unlink(missing_ok=True)
+        return False
+    except FileNotFoundError:  # renamed by that other process
+        if not file.is_file():
+            raise
+        return not exclusive
+    temporary.unlink(missing_ok=True)
+    return True
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        names = sorted({*before, *now})
+        prefix = f"{name}." if name else ""
+        return [one for key in names for one in _differences(before.get(key), now.get(key), f"{prefix}{key}")]
+    return [] if before == now else [f"{name}: {before!r} there, {now!r} now"]

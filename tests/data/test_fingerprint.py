@@ -1,0 +1,50 @@
+"""One fingerprint: SHA-256 of the content, whatever holds it."""
+
+import hashlib
+import json
+
+import torch
+from PIL import Image
+from torch import nn
+
+from dual_distill.data import Fingerprint, described_fingerprint, fingerprint
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_bytes_texts_and_settings_are_hashed_as_they_are_written():
+    assert fingerprint(b"abc") == fingerprint("abc") == fingerprint(memoryview(b"abc")) == sha256(b"abc")
+    settings = {"b": [1, 2.5], "a": None}
+    assert fingerprint(settings) == sha256(json.dumps(settings, sort_keys=True).encode())
+    assert fingerprint(b"ab", "c") == Fingerprint().add(b"a").add("b", "c").hexdigest() == sha256(b"abc")
+
+
+def test_an_image_is_known_by_its_size_and_pixels():
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    assert fingerprint(image) == fingerprint(image.copy()) == sha256(b"RGB (2, 1)\n" + bytes([1, 2, 3] * 2))
+    assert (
+        len({fingerprint(Image.new(mode, size)) for mode, size in (("RGB", (2, 1)), ("RGB", (1, 2)), ("L", (2, 3)))})
+        == 3
+    )
+
+
+def test_a_model_is_known_by_its_weights():
+    model = nn.Linear(2, 1).half()
+    digest = fingerprint(model)
+    assert digest == fingerprint(model)
+    expected = hashlib.sha256()
+    for name in ("bias", "weight"):
+        tensor = getattr(model, name).detach()
+        expected.update(f"{name} {tuple(tensor.shape)} torch.float16\n".encode() + tensor.numpy().tobytes())
+    assert digest == expected.hexdigest()
+    with torch.no_grad():
+        model.bias += 1
+    assert digest != fingerprint(model) != fingerprint(model.bfloat16())
+
+
+def test_what_made_something_is_said_for_people_and_machines():
+    one, other = (described_fingerprint("a", {"threshold": value}) for value in (0.2, 0.3))
+    assert one == described_fingerprint("a", {"threshold": 0.2}) != other
+    assert one.startswith("a [")
