@@ -76,4 +76,6 @@ def test_an_objective_without_state_leaves_no_file(tmp_path):
 def test_every_method_cites_its_paper(objective):
     paper = objective.paper
     assert isinstance(paper, Paper)
-    assert paper.title in paper.bibtex and paper.url in paper.bibtex and paper.title in paper.reference
+    assert paper.title in paper.bibtex
+    assert paper.url in paper.bibtex
+    assert paper.title in paper.reference
