@@ -1,9 +1,11 @@
 """The configuration of the dual encoder: one transformer per modality and a shallow interaction."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_fusion_encoder import patch_grid, validate_tower, validate_weights
+from .configuration_fusion_encoder import patch_grid, take_former_names, validate_tower, validate_weights
 
 
 @strict
@@ -90,7 +92,7 @@ class DualEncoderConfig(PreTrainedConfig):
     Args:
         text_config: the text tower, a `DualEncoderTextConfig` or its fields as a dict.
         vision_config: the image tower, a `DualEncoderVisionConfig` or its fields as a dict.
-        initializer_range: standard deviation of freshly drawn weights of interaction and head.
+        initializer_range: standard deviation of newly initialized weights of interaction and head.
         num_images: images in a row that `ForImagesAndTextClassification` expects (2 for NLVR2).
         recorded_layers: layers, counted in each tower, whose queries and keys `output_query_states=True` returns.
         projection_dim: width P of the vectors whose cosine ranks texts and images (pre-training and retrieval).
@@ -102,7 +104,7 @@ class DualEncoderConfig(PreTrainedConfig):
 
     Raises:
         StrictDataclassClassValidationError: the towers differ in width or head count (text queries could not be held
-            against image keys), projection_dim is not positive, or a weight is negative.
+            against image keys), projection_dim is below 1, or a weight is negative.
 
     Example:
         >>> tower = {"hidden_size": 96, "num_attention_heads": 4}
@@ -119,8 +121,6 @@ class DualEncoderConfig(PreTrainedConfig):
         "image_mask",
         "query_states",
         "key_states",
-        "text_features",
-        "image_features",
         "text_pooler_output",
         "image_pooler_output",
         "negative_image_rows",
@@ -141,12 +141,17 @@ class DualEncoderConfig(PreTrainedConfig):
     mlm_weight: float | int = 1.0
     tie_word_embeddings: bool = True
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Read configurations that hold the weights under their former names."""
+        super().__post_init__(**take_former_names(self, kwargs))
+
     def validate_architecture(self) -> None:
         """Refuse towers whose queries and keys do not fit each other, and weights that mean nothing."""
         super().validate_architecture()
         if self.projection_dim < 1:
-            raise ValueError(f"projection_dim is {self.projection_dim}; give a width of 1 or more.")
+            raise ValueError(f"projection_dim is {self.projection_dim}; it must be at least 1.")
         validate_weights(self, ("itc_weight", "itm_weight", "mlm_weight"))
+
         for name in ("hidden_size", "num_attention_heads"):
             text, vision = getattr(self.text_config, name), getattr(self.vision_config, name)
             if text != vision:
@@ -174,6 +179,3 @@ class DualEncoderConfig(PreTrainedConfig):
     def patch_grid(self) -> tuple[int, int]:
         """Rows and columns of the image tower's position table."""
         return self.vision_config.patch_grid
-
-
-__all__ = ["DualEncoderConfig", "DualEncoderTextConfig", "DualEncoderVisionConfig"]

@@ -23,8 +23,8 @@ class FusionEncoderConfig(PreTrainedConfig):
         hidden_act: activation of the MLP.
         hidden_dropout_prob: dropout on embeddings and on every residual branch.
         attention_probs_dropout_prob: dropout on attention probabilities.
-        initializer_range: standard deviation of freshly drawn weights.
-        embedding_initializer_range: that of freshly drawn word, position, modality and CLS embeddings; None:
+        initializer_range: standard deviation of newly initialized weights.
+        embedding_initializer_range: that of newly initialized word, position, modality and CLS embeddings; None:
             `initializer_range`.
         layer_norm_eps: epsilon of the layer norms inside the encoder.
         image_size: pixels that the position table stands for: a number for a square, or `[height, width]`. Images of
@@ -147,6 +147,10 @@ class FusionEncoderConfig(PreTrainedConfig):
         """
         return cls.base_regions(**{"hidden_size": 384, "intermediate_size": 1536, **fields})
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Read configurations that hold the weights under their former names."""
+        super().__post_init__(**take_former_names(self, kwargs))
+
     def validate_architecture(self) -> None:
         """Refuse widths and grids that do not divide, and image tokens of a third kind."""
         super().validate_architecture()
@@ -159,6 +163,17 @@ class FusionEncoderConfig(PreTrainedConfig):
     def patch_grid(self) -> tuple[int, int]:
         """Rows and columns of the position table."""
         return patch_grid(self.image_size, self.patch_size)
+
+
+FORMER_NAMES = {"contrastive_weight": "itc_weight", "matching_weight": "itm_weight", "masked_word_weight": "mlm_weight"}
+
+
+def take_former_names(config: PreTrainedConfig, fields: dict[str, Any]) -> dict[str, Any]:
+    """Move weights that an old checkpoint's config.json calls by their former names to their fields."""
+    for former, name in FORMER_NAMES.items():
+        if former in fields and hasattr(config, name):
+            setattr(config, name, fields.pop(former))
+    return fields
 
 
 def patch_grid(image_size: int | list[int] | tuple[int, int], patch_size: int) -> tuple[int, int]:
@@ -182,6 +197,7 @@ def validate_tower(config: PreTrainedConfig) -> None:
     image_size = getattr(config, "image_size", None)
     if image_size is None:
         return
+
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(sides) != 2 or any(side <= 0 or side % config.patch_size for side in sides):
         raise ValueError(
@@ -193,8 +209,5 @@ def validate_tower(config: PreTrainedConfig) -> None:
 def validate_weights(config: PreTrainedConfig, names: tuple[str, ...]) -> None:
     """Raise a `ValueError` for a weight of a loss that is negative or no number."""
     for name in names:
-        if not 0 <= getattr(config, name) < float("inf"):  # not: NaN is refused too
+        if not 0 <= getattr(config, name) < float("inf"):  # True for NaN too
             raise ValueError(f"{name} is {getattr(config, name)}; give a number >= 0, 0 to leave that loss out.")
-
-
-__all__ = ["FusionEncoderConfig", "patch_grid", "validate_tower", "validate_weights"]

@@ -134,13 +134,3 @@ def attention_mask_of(
     return create_bidirectional_mask(
         config=config, inputs_embeds=queries, attention_mask=None, encoder_hidden_states=keys, and_mask_function=sees
     )
-
-
-__all__ = [
-    "TAG_SEGMENT",
-    "WORD_SEGMENT",
-    "attention_mask_of",
-    "caption_positions",
-    "check_caption_length",
-    "seq2seq_mask",
-]

@@ -1,19 +1,22 @@
 """The head of every task, which is the shallow interaction too, and the loss of hard labels."""
 
+from typing import Literal
+
 import torch
 from torch import nn
 
 
 class SplitLinear(nn.Linear):
-    """A linear map of two vectors side by side whose halves can be computed apart: `W [a; b] + c = (W_a a + c) + W_b b`."""
+    """A linear map of two concatenated vectors, whole or in halves: `W [a; b] + c = (W_a a + c) + W_b b`."""
 
-    def first_half(self, features: torch.Tensor) -> torch.Tensor:
-        """Give the first vector's part, `(..., in_features / 2)` -> `(..., out_features)`, bias included."""
-        return nn.functional.linear(features, self.weight[:, : self.in_features // 2], self.bias)
-
-    def second_half(self, features: torch.Tensor) -> torch.Tensor:
-        """Give the second vector's part, without the bias."""
-        return nn.functional.linear(features, self.weight[:, self.in_features // 2 :])
+    def forward(self, features: torch.Tensor, half: Literal["first", "second"] | None = None) -> torch.Tensor:
+        """Map `(..., in_features)`, or one vector `(..., in_features / 2)`: the first with the bias, the second without."""
+        middle = self.in_features // 2
+        if half == "first":
+            return nn.functional.linear(features, self.weight[:, :middle], self.bias)
+        if half == "second":
+            return nn.functional.linear(features, self.weight[:, middle:])
+        return super().forward(features)
 
 
 def classification_head(
@@ -46,6 +49,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
         2.7726
     """
     logits = logits.float()
+
     if labels.is_floating_point() and labels.shape == logits.shape:
         return nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum") / len(logits)
     if not labels.is_floating_point() and labels.shape == logits.shape[:1]:

@@ -1,11 +1,11 @@
 """The dual encoder: a text tower, an image tower, and a shallow interaction of their two pooled vectors.
 
-The towers never see each other, so either side can be encoded once, stored, and given back as `text_embeds=` or
-`image_embeds=`. Queries and keys of both towers are handed out in the layout of the fusion encoder, `[text; image]`, a
-pair a row, which is all that cross-modal attention distillation needs.
+The towers never see each other, so either side can be encoded once, stored, and given back: pooled
+(`image_pooler_output=`) or projected into the interaction (`image_embeds=`). Queries and keys of both towers are handed
+out in the layout of the fusion encoder, `[text; image]`, a pair a row, which is what attention distillation needs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_classification import SplitLinear, classification_head, classification_loss
 from .modeling_fusion_encoder import flatten_pairs
 from .modeling_layers import layers_to_record
-from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput, TowerOutput
+from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput, TowerOutput, shared_fields
 from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
 
 
@@ -32,7 +32,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         >>> model = DualEncoderModel(config).eval()
         >>> ids, pixels = torch.ones(3, 5, dtype=torch.long), torch.zeros(3, 1, 3, 8, 8)
         >>> output = model(input_ids=ids, pixel_values=pixels)
-        >>> stored = model(input_ids=ids, image_embeds=output.image_embeds)
+        >>> stored = model(input_ids=ids, image_pooler_output=output.image_pooler_output)
         >>> output.pooler_output.shape, torch.equal(stored.pooler_output, output.pooler_output)
         (torch.Size([3, 1, 8]), True)
     """
@@ -60,54 +60,40 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Encode texts alone: `pooler_output` is `(B, C)`, what `forward` takes as `text_embeds`."""
+        """Encode texts alone: `pooler_output` is `(B, C)`, what `forward` takes as `text_pooler_output`."""
         output = self.text_model(input_ids, attention_mask, token_type_ids, **kwargs)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=output.last_hidden_state,
-            pooler_output=output.pooler_output,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-        )
+        return _features(output, output.pooler_output)
 
     def get_image_features(
         self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """Encode images alone: `pooler_output` is `(B, C)` for `(B, 3, H, W)` pixels, `(B, N, C)` for `(B, N, 3, H,
-        W)`.
+        """Encode images alone: `pooler_output` is `(B, C)` for `(B, 3, H, W)` pixels, with an axis N for N images a row.
 
-        Either is what `forward` takes as `image_embeds`.
+        Either is what `forward` takes as `image_pooler_output`.
         """
         output = self.vision_model(pixel_values, pixel_mask, **kwargs)
-        rows = pixel_values.shape[:-3]
-        return BaseModelOutputWithPooling(
-            last_hidden_state=output.last_hidden_state,
-            pooler_output=output.pooler_output.unflatten(0, rows),
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-        )
+        return _features(output, output.pooler_output.unflatten(0, pixel_values.shape[:-3]))
 
-    def project_text(self, text_embeds: torch.Tensor) -> torch.Tensor:
+    def project_text(self, text_pooler_output: torch.Tensor) -> torch.Tensor:
         """Give the text's half of the interaction's first linear map: `(..., C)` -> `(..., 2C)`, bias included.
 
         That map is linear in text and image apart, so each half is computed once, however many pairs it is part of.
         """
-        first: SplitLinear = self.interaction[0]
-        return first.first_half(text_embeds)
+        return self.interaction[0](text_pooler_output, half="first")
 
-    def project_images(self, image_embeds: torch.Tensor) -> torch.Tensor:
+    def project_images(self, image_pooler_output: torch.Tensor) -> torch.Tensor:
         """Give the image's half of the interaction's first linear map: `(..., C)` -> `(..., 2C)`, without the bias."""
-        first: SplitLinear = self.interaction[0]
-        return first.second_half(image_embeds)
+        return self.interaction[0](image_pooler_output, half="second")
 
-    def fuse_projections(self, text_projections: torch.Tensor, image_projections: torch.Tensor) -> torch.Tensor:
+    def fuse_projections(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
         """Finish the interaction from its two halves.
 
         Args:
-            text_projections: `(..., 2C)` from `project_text`.
-            image_projections: `(..., 2C)` from `project_images`; the two broadcast.
+            text_embeds: `(..., 2C)` from `project_text`.
+            image_embeds: `(..., 2C)` from `project_images`; the two broadcast.
 
         Returns:
-            `(..., C)` fused vectors, the `pooler_output` of `forward` up to rounding.
+            `(..., C)` fused vectors, the `pooler_output` of `forward`.
 
         Example:
             >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
@@ -119,7 +105,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             >>> torch.allclose(every_pair, whole, atol=1e-5)
             True
         """
-        return self.interaction[1:](text_projections + image_projections)
+        return self.interaction[1:](text_embeds + image_embeds)
 
     @can_return_tuple
     def forward(
@@ -129,6 +115,8 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        text_pooler_output: torch.Tensor | None = None,
+        image_pooler_output: torch.Tensor | None = None,
         text_embeds: torch.Tensor | None = None,
         image_embeds: torch.Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
@@ -139,13 +127,15 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         """Encode B rows of one text and N images, either side from its inputs or from stored vectors.
 
         Args:
-            input_ids: `(B, T)` word pieces; or give `text_embeds`.
+            input_ids: `(B, T)` word pieces; or give one of the two stored forms of a text.
             attention_mask: `(B, T)`, 1 = real token; None: all real.
-            pixel_values: `(B, N, 3, H, W)`, or `(B, 3, H, W)` for one image a row; or give `image_embeds`.
+            pixel_values: `(B, N, 3, H, W)`, or `(B, 3, H, W)` for one image a row; or give one of the two stored forms.
             pixel_mask: `(B, N, H, W)`, 1 = real pixel; None: all real.
             token_type_ids: `(B, T)` text segments; None: all 0.
-            text_embeds: `(B, C)` from `get_text_features`.
-            image_embeds: `(B, N, C)` or `(B, C)` from `get_image_features`.
+            text_pooler_output: `(B, C)` pooled, from `get_text_features`.
+            image_pooler_output: `(B, N, C)` or `(B, C)` pooled, from `get_image_features`.
+            text_embeds: `(B, 2C)` projected, from `project_text`; one row serves all images.
+            image_embeds: `(B, N, 2C)` or `(B, 2C)` projected, from `project_images`; one row serves all texts.
             output_query_states: True for the queries of the config's `recorded_layers`, or a list of layers.
             output_key_states: likewise for keys.
             join_states: False hands out each layer's queries (and keys) as the pair (text, image) that the towers
@@ -157,44 +147,51 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             A `DualEncoderOutput`.
 
         Raises:
-            ValueError: a side is missing or given twice, or queries are asked for of a stored side.
+            ValueError: a side is missing or given twice, a stored vector is of another kind, or queries are asked for
+                of a stored side.
         """
-        for one, other, names in (
-            (input_ids, text_embeds, ("input_ids", "text_embeds")),
-            (pixel_values, image_embeds, ("pixel_values", "image_embeds")),
-        ):
-            if (one is None) == (other is None):
-                state = "neither was" if one is None else "both were"
-                raise ValueError(f"give either {names[0]} or {names[1]}; {state} given.")
+        texts = {"input_ids": input_ids, "text_pooler_output": text_pooler_output, "text_embeds": text_embeds}
+        images = {
+            "pixel_values": pixel_values,
+            "image_pooler_output": image_pooler_output,
+            "image_embeds": image_embeds,
+        }
+        check_side(texts, self.config.hidden_size)
+        check_side(images, self.config.hidden_size)
         layers = layers_to_record(output_query_states, output_key_states, self.config)
-        if layers and (text_embeds is not None or image_embeds is not None):
+        if layers and (input_ids is None or pixel_values is None):
             raise ValueError("stored vectors have no queries and keys; give input_ids and pixel_values to record them.")
 
         text_output = vision_output = image_mask = None
-        if text_embeds is None:
+        if input_ids is not None:
             text_output = self.text_model(input_ids, attention_mask, token_type_ids, recorded_layers=layers, **kwargs)
-            text_embeds = text_output.pooler_output
-        if image_embeds is None:
+            text_pooler_output = text_output.pooler_output
+        if pixel_values is not None:
             vision_output = self.vision_model(pixel_values, pixel_mask, recorded_layers=layers, **kwargs)
             rows = (pixel_values.shape[0], 1 if pixel_values.dim() == 4 else pixel_values.shape[1])
-            image_embeds = vision_output.pooler_output.unflatten(0, rows)
+            image_pooler_output = vision_output.pooler_output.unflatten(0, rows)
             image_mask = vision_output.image_mask.unflatten(0, rows)
-        elif image_embeds.dim() == 2:
-            image_embeds = image_embeds[:, None]
-        if text_embeds.shape[0] != image_embeds.shape[0]:
+        elif image_pooler_output is not None and image_pooler_output.dim() == 2:
+            image_pooler_output = image_pooler_output[:, None]
+
+        text_embeds = self.project_text(text_pooler_output) if text_embeds is None else text_embeds
+        image_embeds = self.project_images(image_pooler_output) if image_embeds is None else image_embeds
+        image_embeds = image_embeds[:, None] if image_embeds.dim() == 2 else image_embeds
+        if len(text_embeds) != len(image_embeds) and 1 not in (len(text_embeds), len(image_embeds)):
             raise ValueError(
-                f"there are {text_embeds.shape[0]} texts and {image_embeds.shape[0]} rows of images; give one text for "
-                "each row of images."
+                f"there are {len(text_embeds)} texts and {len(image_embeds)} rows of images; give one text for each "
+                "row of images, or one of either for all."
             )
-        pairs = torch.cat([text_embeds[:, None].expand(-1, image_embeds.shape[1], -1), image_embeds], dim=-1)
-        recorded = {"query_states": None, "key_states": None}
-        for name, wanted in (("query_states", output_query_states), ("key_states", output_key_states)):
-            if wanted:
-                recorded[name] = join_recorded_states(
-                    text_output, vision_output, name, join_states, image_embeds.shape[1]
-                )
+
+        recorded = {
+            name: join_recorded_states(text_output, vision_output, name, join_states, image_embeds.shape[1])
+            for name, wanted in (("query_states", output_query_states), ("key_states", output_key_states))
+            if wanted
+        }
         return DualEncoderOutput(
-            pooler_output=self.interaction(pairs),
+            pooler_output=self.fuse_projections(text_embeds[:, None], image_embeds),
+            text_pooler_output=text_pooler_output,
+            image_pooler_output=image_pooler_output,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
             image_mask=image_mask,
@@ -204,11 +201,36 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         )
 
 
+def _features(output: TowerOutput, pooled: torch.Tensor) -> BaseModelOutputWithPooling:
+    """What `get_text_features` and `get_image_features` hand out of a tower."""
+    return BaseModelOutputWithPooling(
+        last_hidden_state=output.last_hidden_state,
+        pooler_output=pooled,
+        hidden_states=output.hidden_states,
+        attentions=output.attentions,
+    )
+
+
+def check_side(given: Mapping[str, torch.Tensor | None], hidden_size: int) -> None:
+    """Refuse a side that is missing or given twice, and pooled vectors where projected ones belong or vice versa."""
+    names = [name for name, tensor in given.items() if tensor is not None]
+    if len(names) != 1:
+        raise ValueError(f"give one of {', '.join(given)}; got {' and '.join(names) or 'none of them'}.")
+
+    name, tensor = names[0], given[names[0]]
+    side, _, kind = name.partition("_")
+    project = "project_images" if side == "image" else "project_text"
+    pooled = f"{side}_pooler_output takes pooled vectors of get_{side}_features ({hidden_size} wide)"
+    projected = f"{side}_embeds projected ones of {project} ({2 * hidden_size} wide)"
+    width = {"pooler_output": hidden_size, "embeds": 2 * hidden_size}.get(kind)
+    if width is not None and tensor is not None and tensor.shape[-1] != width:
+        raise ValueError(f"{name} is {tensor.shape[-1]} wide, but {pooled}, {projected}.")
+
+
 def join_recorded_states(
     text_output: TowerOutput, vision_output: TowerOutput, name: str, join_states: bool = True, num_images: int = 1
 ) -> tuple[Any, ...]:
-    """Lay the states that both towers recorded side by side, as the fusion encoder's sequence `[text; image]`, a pair a
-    row.
+    """Join the states that both towers recorded as the fusion encoder's sequence `[text; image]`, a pair a row.
 
     Args:
         text_output: of B texts.
@@ -246,25 +268,25 @@ class _DualEncoderForTask(DualEncoderPreTrainedModel):
         """Encode images alone; see `DualEncoderModel.get_image_features`."""
         return self.dual_encoder.get_image_features(*args, **kwargs)
 
-    def project_text(self, text_embeds: torch.Tensor) -> torch.Tensor:
+    def project_text(self, text_pooler_output: torch.Tensor) -> torch.Tensor:
         """Give the text's half of the interaction; see `DualEncoderModel.project_text`."""
-        return self.dual_encoder.project_text(text_embeds)
+        return self.dual_encoder.project_text(text_pooler_output)
 
-    def project_images(self, image_embeds: torch.Tensor) -> torch.Tensor:
+    def project_images(self, image_pooler_output: torch.Tensor) -> torch.Tensor:
         """Give the image's half of the interaction; see `DualEncoderModel.project_images`."""
-        return self.dual_encoder.project_images(image_embeds)
+        return self.dual_encoder.project_images(image_pooler_output)
 
-    def logits_of_projections(self, text_projections: torch.Tensor, image_projections: torch.Tensor) -> torch.Tensor:
-        """Give the logits of B rows from the two halves of the interaction's first linear map.
+    def logits_of_projections(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Give the logits of B rows from the two halves of the interaction's first linear map, without any check.
 
         Args:
-            text_projections: `(B, 2C)` from `project_text`, or `(1, 2C)`: one text for all rows.
-            image_projections: `(B, N, 2C)` from `project_images`, or `(1, N, 2C)`: the same images for all rows.
+            text_embeds: `(B, 2C)` from `project_text`, or `(1, 2C)`: one text for all rows.
+            image_embeds: `(B, N, 2C)` from `project_images`, or `(1, N, 2C)`: the same images for all rows.
 
         Returns:
-            `(B, labels)`, equal to `forward`'s logits up to rounding.
+            `(B, labels)`, equal to `forward`'s logits.
         """
-        fused = self.dual_encoder.fuse_projections(text_projections[:, None], image_projections)
+        fused = self.dual_encoder.fuse_projections(text_embeds[:, None], image_embeds)
         return self.classifier(flatten_pairs(fused, self.num_images))
 
     @can_return_tuple
@@ -275,8 +297,6 @@ class _DualEncoderForTask(DualEncoderPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
-        text_embeds: torch.Tensor | None = None,
-        image_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
@@ -291,41 +311,30 @@ class _DualEncoderForTask(DualEncoderPreTrainedModel):
             pixel_values: `(B, N, 3, H, W)` or `(B, 3, H, W)`.
             pixel_mask: `(B, N, H, W)`.
             token_type_ids: `(B, T)`.
-            text_embeds: `(B, C)`, in place of the text inputs.
-            image_embeds: `(B, N, C)` or `(B, C)`, in place of the image inputs.
             labels: `(B,)` integer classes, or `(B, labels)` soft scores in [0, 1].
             output_query_states: True or a list of layers.
             output_key_states: True or a list of layers.
             join_states: as in `DualEncoderModel.forward`.
-            **kwargs: as in `DualEncoderModel.forward`.
+            **kwargs: as in `DualEncoderModel.forward`: `text_pooler_output` or `text_embeds` in place of the text
+                inputs, `image_pooler_output` or `image_embeds` in place of the image inputs.
 
         Returns:
             An `EncoderForTaskOutput`.
         """
         output = self.dual_encoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
-            token_type_ids=token_type_ids,
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
+            input_ids,
+            attention_mask,
+            pixel_values,
+            pixel_mask,
+            token_type_ids,
             output_query_states=output_query_states,
             output_key_states=output_key_states,
             join_states=join_states,
             **kwargs,
         )
         logits = self.classifier(flatten_pairs(output.pooler_output, self.num_images))
-        return EncoderForTaskOutput(
-            loss=None if labels is None else classification_loss(logits, labels),
-            logits=logits,
-            pooler_output=output.pooler_output,
-            text_embeds=output.text_embeds,
-            image_embeds=output.image_embeds,
-            image_mask=output.image_mask,
-            query_states=output.query_states,
-            key_states=output.key_states,
-        )
+        loss = None if labels is None else classification_loss(logits, labels)
+        return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))
 
 
 class DualEncoderForQuestionAnswering(_DualEncoderForTask):
@@ -360,6 +369,3 @@ class DualEncoderForImagesAndTextClassification(_DualEncoderForTask):
 
     def __init__(self, config: DualEncoderConfig):
         super().__init__(config, num_images=config.num_images)
-
-
-__all__ = ["DualEncoderForImagesAndTextClassification", "DualEncoderForQuestionAnswering", "DualEncoderModel"]

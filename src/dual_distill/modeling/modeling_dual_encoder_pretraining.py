@@ -1,39 +1,39 @@
-"""The dual encoder while it is pre-trained: which text belongs to which image, do two match, and which words are
-missing.
+"""The dual encoder while it is pre-trained: texts beside images (ITC), do two match (ITM), which words are missing (MLM).
 
 Three terms of ALBEF's kind in a model whose towers never see each other. Matching and masked words pass through the
-shallow
-interaction alone: a pair by its two pooled vectors, a masked word by its own token state beside the pooled image.
+shallow interaction alone: a pair by its two pooled vectors, a masked word by its own token state beside the pooled image.
 Negatives for matching are drawn by the similarities that the contrastive term trains, from the batch of all processes;
 they are pooled vectors that are there already, so they cost two small linear maps. Only masked words need a second pass
 of the text tower.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import nn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_dual_encoder_retrieval import ContrastiveDualEncoder
-from .modeling_fusion_encoder_heads import MaskedWordHead
-from .modeling_fusion_encoder_pretraining import MatchingHead, check_pretraining_inputs, masked_words_of_all, total_loss
-from .modeling_outputs import EncoderForPreTrainingOutput
+from .modeling_fusion_encoder_heads import MaskedWordHead, MaskedWordsMixin
+from .modeling_fusion_encoder_pretraining import (
+    MatchingHead,
+    check_pretraining_inputs,
+    matching_labels,
+    pretraining_output,
+)
+from .modeling_outputs import EncoderForPreTrainingOutput, shared_fields
 from .modeling_pretraining_losses import (
     PairIds,
     gather_pair_ids,
     gather_rows,
     hard_negatives,
     itc_loss,
-    itm_loss,
     pair_similarities,
 )
 
 
-class DualEncoderForPreTraining(ContrastiveDualEncoder):
+class DualEncoderForPreTraining(MaskedWordsMixin, ContrastiveDualEncoder):
     """Dual encoder with contrastive, matching and masked-word terms.
 
     A term is computed when its inputs are given and its weight in the configuration is not 0. With all three on, every
@@ -68,14 +68,6 @@ class DualEncoderForPreTraining(ContrastiveDualEncoder):
         self.mlm_score = MaskedWordHead(config.text_config)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the decoder of masked words."""
-        return self.mlm_score.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the decoder of masked words."""
-        self.mlm_score.decoder = new_embeddings
-
     @can_return_tuple
     def forward(
         self,
@@ -102,10 +94,8 @@ class DualEncoderForPreTraining(ContrastiveDualEncoder):
             pixel_mask: `(B, 1, H, W)`.
             token_type_ids: `(B, T)`.
             masked_input_ids: `(B, T)`, the same text with words masked; gives `mlm_logits`.
-            masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives
-                `mlm_loss`.
-            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, gives `itc_loss` and
-                `itm_loss` against the texts and images of all processes, without pairs that are known to fit.
+            masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives `mlm_loss`.
+            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, gives `itc_loss` and `itm_loss` against the texts and images of all processes, without pairs that are known to fit.
             caption_ids: `(B,)` int64, equal for equal captions.
             output_query_states: True or a list of layers, of the matched pairs with their unmasked text.
             output_key_states: likewise.
@@ -125,51 +115,45 @@ class DualEncoderForPreTraining(ContrastiveDualEncoder):
         """
         check_pretraining_inputs(pixel_values, masked_input_ids, masked_labels, image_ids, caption_ids)
         output = self.dual_encoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
-            token_type_ids=token_type_ids,
+            input_ids,
+            attention_mask,
+            pixel_values,
+            pixel_mask,
+            token_type_ids,
             output_query_states=output_query_states,
             output_key_states=output_key_states,
             join_states=join_states,
             **kwargs,
         )
-        texts, images = output.text_embeds, output.image_embeds[:, 0]
-        results: dict[str, Any] = {
-            name: output[name]
-            for name in ("text_embeds", "image_embeds", "image_mask", "query_states", "key_states")
-            if output.get(name) is not None
-        }
+        texts, images = output.text_pooler_output, output.image_pooler_output[:, 0]
+        results = shared_fields(output, without=("pooler_output", "text_embeds", "image_embeds"))
         ids = None if image_ids is None or caption_ids is None else gather_pair_ids(image_ids, caption_ids)
         similarities = None
+
         # What a switched-off term alone needs is left out: an output without a gradient would mislead
         # `find_unused_parameters`.
         if self.config.itc_weight:
-            results["text_features"], results["image_features"] = self.project_features(texts, images)
+            results["text_embeds"], results["image_embeds"] = self.project_features(texts, images)
             if ids is not None:
-                similarities = pair_similarities(results["text_features"], results["image_features"], self.logit_scale)
+                similarities = pair_similarities(results["text_embeds"], results["image_embeds"], self.logit_scale)
                 results["itc_loss"] = itc_loss(*similarities, ids)
+
         if self.config.itm_weight:
             results["pooler_output"] = output.pooler_output
             fused = output.pooler_output[:, 0]
             if ids is not None:
-                results |= _draw_negatives(similarities, ids)
-                rows = results["negative_image_rows"], results["negative_text_rows"]
-                fused = torch.cat([fused, self._fuse_drawn(texts, images, *rows)])
+                image_rows, text_rows = _draw_negatives(similarities, ids)
+                results |= {"negative_image_rows": image_rows, "negative_text_rows": text_rows}
+                results["itm_labels"] = matching_labels(image_rows, text_rows)
+                fused = torch.cat([fused, self._fuse_drawn(texts, images, image_rows, text_rows)])
             results["itm_logits"] = self.itm_score(fused)
-            if ids is not None:
-                results["itm_loss"] = itm_loss(results["itm_logits"], results["itm_labels"])
+
         if self.config.mlm_weight and masked_input_ids is not None:
             masked = self.dual_encoder.text_model(masked_input_ids, attention_mask, token_type_ids)
-            seen = self.dual_encoder.fuse_projections(
-                self.dual_encoder.project_text(masked.last_hidden_state),
-                self.dual_encoder.project_images(images)[:, None],
-            )
-            results["mlm_logits"] = self.mlm_score(seen)
-            if masked_labels is not None:
-                results["mlm_loss"] = masked_words_of_all(results["mlm_logits"], masked_labels)
-        return EncoderForPreTrainingOutput(loss=total_loss(results, self.config), **results)
+            words = self.dual_encoder.project_text(masked.last_hidden_state)
+            fused = self.dual_encoder.fuse_projections(words, self.dual_encoder.project_images(images)[:, None])
+            results["mlm_logits"] = self.mlm_score(fused)
+        return pretraining_output(results, masked_labels, self.config)
 
     def _fuse_drawn(
         self, texts: torch.Tensor, images: torch.Tensor, image_rows: torch.Tensor, text_rows: torch.Tensor
@@ -181,16 +165,11 @@ class DualEncoderForPreTraining(ContrastiveDualEncoder):
         return self.dual_encoder.interaction(torch.cat(pairs, dim=-1))
 
 
-def _draw_negatives(similarities: tuple[torch.Tensor, torch.Tensor] | None, ids: PairIds) -> dict[str, torch.Tensor]:
+def _draw_negatives(
+    similarities: tuple[torch.Tensor, torch.Tensor] | None, ids: PairIds
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw an image for each text and a text for each image, by their similarities (None: all alike)."""
     if similarities is None:
         alike = torch.zeros(ids.num_rows, len(ids.image_ids), device=ids.image_ids.device)
         similarities = (alike, alike)
-    image_rows = hard_negatives(similarities[0], ids, texts_ask=True)
-    text_rows = hard_negatives(similarities[1], ids, texts_ask=False)
-    drawn = torch.cat([image_rows, text_rows])
-    labels = torch.cat([torch.ones_like(image_rows), torch.where(drawn < 0, -100, 0)])
-    return {"negative_image_rows": image_rows, "negative_text_rows": text_rows, "itm_labels": labels}
-
-
-__all__ = ["DualEncoderForPreTraining"]
+    return hard_negatives(similarities[0], ids, texts_ask=True), hard_negatives(similarities[1], ids, texts_ask=False)

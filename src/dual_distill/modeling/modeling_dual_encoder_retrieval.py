@@ -17,9 +17,17 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_dual_encoder import DualEncoderModel, join_recorded_states
+from .modeling_fusion_encoder import check_one_image
 from .modeling_layers import layers_to_record
 from .modeling_outputs import DualEncoderForImageTextRetrievalOutput
-from .modeling_pretraining_losses import gather_pair_ids, inverse_temperature, itc_loss, pair_similarities, unlike_ids
+from .modeling_pretraining_losses import (
+    check_pair_ids,
+    gather_pair_ids,
+    inverse_temperature,
+    itc_loss,
+    pair_similarities,
+    unlike_ids,
+)
 from .modeling_towers import DualEncoderPreTrainedModel
 
 
@@ -41,10 +49,10 @@ class ContrastiveDualEncoder(DualEncoderPreTrainedModel):
             init.constant_(module.logit_scale, float(self.config.logit_scale_init))
 
     def project_features(
-        self, text_embeds: torch.Tensor, image_embeds: torch.Tensor
+        self, text_pooler_output: torch.Tensor, image_pooler_output: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Project pooled vectors of texts and of images to length 1: `(B, C)` -> `(B, P)` float32 each."""
-        text, image = self.text_projection(text_embeds), self.image_projection(image_embeds)
+        text, image = self.text_projection(text_pooler_output), self.image_projection(image_pooler_output)
         return normalize(text.float(), dim=-1), normalize(image.float(), dim=-1)
 
     def get_text_features(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> BaseModelOutputWithPooling:
@@ -134,35 +142,35 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
             raise ValueError(
                 f"{missing} is missing; give both, or encode one side by get_text_features or get_image_features."
             )
-        if pixel_values.dim() == 5 and pixel_values.shape[1] != 1:
-            raise ValueError(
-                f"the rows have {pixel_values.shape[1]} images, but images are ranked one by one; give one a row."
-            )
-        if (image_ids is None) != (caption_ids is None):
-            given, missing = ("caption_ids", "image_ids") if image_ids is None else ("image_ids", "caption_ids")
-            raise ValueError(
-                f"{given} was given without {missing}; give both, so that no pair that fits is a negative."
-            )
+        check_one_image(pixel_values, None, "images are ranked one by one")
+        check_pair_ids(image_ids, caption_ids)
         layers = layers_to_record(output_query_states, output_key_states, self.config)
         wants_loss = return_loss or image_ids is not None
         if (wants_loss or layers) and len(input_ids) != len(pixel_values):
             raise ValueError(
                 f"there are {len(input_ids)} texts and {len(pixel_values)} images; a loss and recorded states pair "
-                f"text i with "
-                "image i, so give as many of each."
+                "text i with image i, so give as many of each."
             )
+
         body = self.dual_encoder
         text_output = body.text_model(input_ids, attention_mask, token_type_ids, recorded_layers=layers, **kwargs)
         vision_output = body.vision_model(pixel_values, pixel_mask, recorded_layers=layers, **kwargs)
         texts, images = self.project_features(text_output.pooler_output, vision_output.pooler_output)
         with torch.autocast(texts.device.type, enabled=False):
             logits_per_text = texts @ images.T * inverse_temperature(self.logit_scale)
+
         loss = None
         if wants_loss:
             if image_ids is None or caption_ids is None:
                 image_ids = caption_ids = unlike_ids(len(texts), texts.device)
             ids = gather_pair_ids(image_ids, caption_ids)
             loss = itc_loss(*pair_similarities(texts, images, self.logit_scale), ids)
+
+        recorded = {
+            name: join_recorded_states(text_output, vision_output, name, join_states)
+            for name, wanted in (("query_states", output_query_states), ("key_states", output_key_states))
+            if wanted
+        }
         return DualEncoderForImageTextRetrievalOutput(
             loss=loss,
             logits_per_image=logits_per_text.T,
@@ -172,13 +180,5 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
             text_pooler_output=text_output.pooler_output,
             image_pooler_output=vision_output.pooler_output,
             image_mask=vision_output.image_mask[:, None],
-            query_states=join_recorded_states(text_output, vision_output, "query_states", join_states)
-            if output_query_states
-            else None,
-            key_states=join_recorded_states(text_output, vision_output, "key_states", join_states)
-            if output_key_states
-            else None,
+            **recorded,
         )
-
-
-__all__ = ["ContrastiveDualEncoder", "DualEncoderForImageTextRetrieval"]

@@ -5,13 +5,14 @@ or `[text; object tags; regions]` where the config says `visual_inputs="regions"
 
 A BERT's weights fit a model with `norm_first=False` and regions under these names (left BERT's, right ours):
 
-    embeddings.{word,position,token_type}_embeddings  embeddings.text_embeddings.(the same), position table cut to
-    length embeddings.LayerNorm                              embeddings.text_embeddings.LayerNorm
+    embeddings.{word,position,token_type}_embeddings  embeddings.text_embeddings.(the same), positions cut to length
+    embeddings.LayerNorm                              embeddings.text_embeddings.LayerNorm
     encoder.layer.i.attention.self.{query,key,value}  encoder.layer.i.attention.attention.(the same)
     encoder.layer.i.attention.output.dense            encoder.layer.i.attention.output.dense
     encoder.layer.i.attention.output.LayerNorm        encoder.layer.i.layernorm_attention
-    encoder.layer.i.{intermediate,output}.dense       encoder.layer.i.(the same) encoder.layer.i.output.LayerNorm
-    encoder.layer.i.layernorm_output pooler.dense                                      pooler.dense
+    encoder.layer.i.{intermediate,output}.dense       encoder.layer.i.(the same)
+    encoder.layer.i.output.LayerNorm                  encoder.layer.i.layernorm_output
+    pooler.dense                                      pooler.dense
     cls.predictions.transform.{dense,LayerNorm}       mlm_score.transform.(the same), beside the body
     cls.predictions.bias                              mlm_score.decoder.bias; its weight is tied to the words
 
@@ -22,7 +23,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -33,21 +33,21 @@ from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_caption_mask import attention_mask_of, caption_positions, seq2seq_mask
 from .modeling_classification import classification_head, classification_loss
 from .modeling_layers import (
+    EncoderPreTrainedModel,
     ImageEmbeddings,
-    Pooler,
     TextEmbeddings,
+    TextInputs,
     TransformerAttention,
-    TransformerEncoder,
+    TransformerBody,
     TransformerLayer,
-    initialize_embeddings,
     layers_to_record,
 )
-from .modeling_outputs import EncoderForTaskOutput, FusionEncoderOutput
+from .modeling_outputs import EncoderForTaskOutput, FusionEncoderOutput, shared_fields
 from .modeling_region_embeddings import RegionFusionEmbeddings
 
 
 class FusionEmbeddings(ImageEmbeddings):
-    """Text and image tokens of every pair, each with its modality embedding, side by side."""
+    """Text and image tokens of every pair, each with its modality embedding."""
 
     def __init__(self, config: FusionEncoderConfig):
         super().__init__()
@@ -64,17 +64,19 @@ class FusionEmbeddings(ImageEmbeddings):
         position_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return text `(B, T, C)`, images `(B, N, 1 + I, C)` and the image mask `(B, N, 1 + I)` (None: all real)."""
-        modalities = self.token_type_embeddings.weight
         text = self.embed_text(input_ids, token_type_ids, position_ids)
         images, mask = embed_image_rows(self, pixel_values, pixel_mask)
-        slots = torch.arange(1, images.shape[1] + 1, device=images.device).clamp(max=modalities.shape[0] - 1)
+
+        last = self.token_type_embeddings.num_embeddings - 1
+        slots = torch.arange(1, images.shape[1] + 1, device=images.device).clamp(max=last)
         return text, images + self.token_type_embeddings(slots)[:, None], mask
 
     def embed_text(
         self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, position_ids: torch.Tensor | None
     ) -> torch.Tensor:
         """Return text `(B, T, C)` alone."""
-        return self.text_embeddings(input_ids, token_type_ids, position_ids) + self.token_type_embeddings.weight[0]
+        modality = self.token_type_embeddings(input_ids.new_zeros(1, 1))
+        return self.text_embeddings(input_ids, token_type_ids, position_ids) + modality
 
 
 def embed_image_rows(
@@ -91,37 +93,23 @@ def embed_image_rows(
         )
     if pixel_mask is not None and pixel_mask.dim() == 3:
         pixel_mask = pixel_mask[:, None]
+
     rows = pixel_values.shape[:2]
-    tokens, mask = embeddings.embed_images(
-        pixel_values.flatten(0, 1), None if pixel_mask is None else pixel_mask.flatten(0, 1)
-    )
+    flat_mask = None if pixel_mask is None else pixel_mask.flatten(0, 1)
+    tokens, mask = embeddings.embed_images(pixel_values.flatten(0, 1), flat_mask)
     return tokens.unflatten(0, rows), None if mask is None else mask.unflatten(0, rows)
 
 
-class FusionEncoderPreTrainedModel(PreTrainedModel):
-    """What all fusion encoder classes share: configuration, initialisation, abilities."""
+class FusionEncoderPreTrainedModel(EncoderPreTrainedModel):
+    """What all fusion encoder classes share."""
 
     config: FusionEncoderConfig
     base_model_prefix = "fusion_encoder"
-    main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    # The loss is a mean over rows and is never scaled by `num_items_in_batch`: gradient accumulation must divide it.
-    accepts_loss_kwargs = False
     _no_split_modules = ["FusionEmbeddings", "RegionFusionEmbeddings", "TransformerLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": TransformerAttention}
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        initialize_embeddings(module, self.config)
 
-
-class FusionEncoderModel(FusionEncoderPreTrainedModel):
+class FusionEncoderModel(TextInputs, FusionEncoderPreTrainedModel, TransformerBody):
     """The bare fusion encoder: pairs of text and image in, one fused vector a pair out.
 
     Example:
@@ -139,21 +127,8 @@ class FusionEncoderModel(FusionEncoderPreTrainedModel):
         super().__init__(config)
         self.reads_regions = config.visual_inputs == "regions"
         self.embeddings = RegionFusionEmbeddings(config) if self.reads_regions else FusionEmbeddings(config)
-        self.encoder = TransformerEncoder(config)
-        # Post-norm layers end in a norm of their own.
-        self.layernorm: nn.Module = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.norm_first else nn.Identity()
-        )
-        self.pooler = Pooler(config)
+        self._add_body(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the word embeddings."""
-        return self.embeddings.text_embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embeddings."""
-        self.embeddings.text_embeddings.word_embeddings = value
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -196,65 +171,65 @@ class FusionEncoderModel(FusionEncoderPreTrainedModel):
         Raises:
             ValueError: a shape or a region does not fit; the message names it.
         """
+        self._check_kind_of_image(pixel_values, region_features, region_boxes)
         recorded_layers = layers_to_record(output_query_states, output_key_states, self.config)
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        position_ids = caption_positions(segments, attention_mask, self.config) if caption_mask else None
-        self._check_kind_of_image(pixel_values, region_features, region_boxes)
-        image_inputs = (
-            (region_features, region_boxes, region_mask) if self.reads_regions else (pixel_values, pixel_mask)
-        )
-        text, images, image_mask = self.embeddings(input_ids, token_type_ids, *image_inputs, position_ids=position_ids)
+        positions = caption_positions(segments, attention_mask, self.config) if caption_mask else None
+        read = (region_features, region_boxes, region_mask) if self.reads_regions else (pixel_values, pixel_mask)
+        text, images, image_mask = self.embeddings(input_ids, token_type_ids, *read, position_ids=positions)
         if text.shape[0] != images.shape[0]:
             raise ValueError(
                 f"input_ids has {text.shape[0]} rows, {'region_features' if self.reads_regions else 'pixel_values'} "
                 f"{images.shape[0]}; give one text for each row of images."
             )
+
+        # One sequence a pair of text and image; without any padding there is no mask.
         num_images = images.shape[1]
         tokens = torch.cat([text.repeat_interleave(num_images, dim=0), images.flatten(0, 1)], dim=1)
+        text_mask = text.new_ones(text.shape[:2]) if attention_mask is None else attention_mask
+        real = images.new_ones(images.shape[:3], dtype=torch.bool) if image_mask is None else image_mask
         mask = None
         if attention_mask is not None or image_mask is not None:
-            text_mask = (
-                text.new_ones(text.shape[:2], dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-            )
-            real = images.new_ones(images.shape[:3], dtype=torch.bool) if image_mask is None else image_mask
-            mask = torch.cat([text_mask.repeat_interleave(num_images, dim=0), real.flatten(0, 1)], dim=1)
+            text_rows = text_mask.bool().repeat_interleave(num_images, dim=0)
+            mask = torch.cat([text_rows, real.flatten(0, 1)], dim=1)
+
         pattern = None
         if caption_mask:
-            pattern = seq2seq_mask(
-                segments, attention_mask, images.new_ones(images.shape[:3]) if image_mask is None else image_mask
-            )
+            pattern = seq2seq_mask(segments, attention_mask, real)
             itself = torch.eye(pattern.shape[1], dtype=torch.bool, device=pattern.device)  # padding must see something
             layer_mask = attention_mask_of(pattern | itself, self.config, tokens, tokens)
         else:
             layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=mask)
-        hidden_states, recorded = self.encoder(tokens, layer_mask, recorded_layers=recorded_layers, **kwargs)
-        hidden_states = self.layernorm(hidden_states)
-        return FusionEncoderOutput(
-            last_hidden_state=hidden_states,
-            pooler_output=self.pooler(hidden_states).unflatten(0, images.shape[:2]),
-            image_mask=images.new_ones(images.shape[:3], dtype=torch.bool) if image_mask is None else image_mask,
-            query_states=tuple(queries for queries, _ in recorded) if output_query_states else None,
-            key_states=tuple(keys for _, keys in recorded) if output_key_states else None,
-            attention_pattern=pattern,
-        )
+
+        encoded = self.encode_tokens(tokens, layer_mask, recorded_layers, **kwargs)
+        encoded["pooler_output"] = encoded["pooler_output"].unflatten(0, images.shape[:2])
+        for name, wanted in (("query_states", output_query_states), ("key_states", output_key_states)):
+            encoded[name] = encoded[name] if wanted else None
+        return FusionEncoderOutput(**encoded, image_mask=real, attention_pattern=pattern)
 
     def _check_kind_of_image(
         self, pixel_values: torch.Tensor | None, region_features: torch.Tensor | None, region_boxes: torch.Tensor | None
     ) -> None:
+        """Refuse pixels where regions are read, and regions where pixels are."""
         if self.reads_regions and (region_features is None or region_boxes is None or pixel_values is not None):
             raise ValueError(
                 "this fusion encoder reads text and regions together (visual_inputs is 'regions'); give "
-                "region_features and "
-                "region_boxes, and no pixel_values."
+                "region_features and region_boxes, and no pixel_values."
             )
         if not self.reads_regions and region_features is not None:
             raise ValueError(
                 "this fusion encoder reads patches, but was given region_features; give pixel_values, or build a "
-                "model with "
-                "visual_inputs='regions'."
+                "model with visual_inputs='regions'."
             )
         if not self.reads_regions and pixel_values is None:
             raise ValueError("a fusion encoder reads text and image together; give pixel_values.")
+
+
+def check_one_image(pixel_values: torch.Tensor | None, region_features: torch.Tensor | None, task: str) -> None:
+    """Refuse more than one image a row; `task` says what takes one."""
+    for rows, one_image in ((pixel_values, 4), (region_features, 3)):
+        if rows is not None and rows.dim() > one_image and rows.shape[1] != 1:
+            raise ValueError(f"the rows have {rows.shape[1]} images, but {task}; give one image a row.")
 
 
 class _FusionEncoderForTask(FusionEncoderPreTrainedModel):
@@ -279,9 +254,6 @@ class _FusionEncoderForTask(FusionEncoderPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
-        region_features: torch.Tensor | None = None,
-        region_boxes: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EncoderForTaskOutput:
         """Give one logit a label for each row; the inputs are those of `FusionEncoderModel.forward`.
@@ -295,42 +267,28 @@ class _FusionEncoderForTask(FusionEncoderPreTrainedModel):
             labels: `(B,)` integer classes, or `(B, labels)` soft scores in [0, 1].
             output_query_states: True or a list of layers.
             output_key_states: True or a list of layers.
-            region_features: `(B, R, F)` or `(B, N, R, F)`, in place of pixels.
-            region_boxes: `(B, R, 6)` or `(B, N, R, 6)`.
-            region_mask: `(B, R)` or `(B, N, R)`.
-            **kwargs: as in `FusionEncoderModel.forward`.
+            **kwargs: as in `FusionEncoderModel.forward`, regions in place of pixels among them.
 
         Returns:
             An `EncoderForTaskOutput`.
         """
         output = self.fusion_encoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
-            token_type_ids=token_type_ids,
-            output_query_states=output_query_states,
-            output_key_states=output_key_states,
-            region_features=region_features,
-            region_boxes=region_boxes,
-            region_mask=region_mask,
+            input_ids,
+            attention_mask,
+            pixel_values,
+            pixel_mask,
+            token_type_ids,
+            output_query_states,
+            output_key_states,
             **kwargs,
         )
         logits = self.classifier(flatten_pairs(output.pooler_output, self.num_images))
-        return EncoderForTaskOutput(
-            loss=None if labels is None else classification_loss(logits, labels),
-            logits=logits,
-            pooler_output=output.pooler_output,
-            image_mask=output.image_mask,
-            query_states=output.query_states,
-            key_states=output.key_states,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-        )
+        loss = None if labels is None else classification_loss(logits, labels)
+        return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))
 
 
 def flatten_pairs(fused: torch.Tensor, num_images: int) -> torch.Tensor:
-    """Lay the N fused vectors of a row side by side: `(B, N, C)` -> `(B, N * C)`; refuse another N than the head's."""
+    """Concatenate the N fused vectors of a row: `(B, N, C)` -> `(B, N * C)`; refuse another N than the head's."""
     if fused.shape[1] != num_images:
         raise ValueError(
             f"the rows have {fused.shape[1]} images, the head was built for {num_images}; "
@@ -369,11 +327,3 @@ class FusionEncoderForImagesAndTextClassification(_FusionEncoderForTask):
 
     def __init__(self, config: FusionEncoderConfig):
         super().__init__(config, num_images=config.num_images)
-
-
-__all__ = [
-    "FusionEncoderForImagesAndTextClassification",
-    "FusionEncoderForQuestionAnswering",
-    "FusionEncoderModel",
-    "FusionEncoderPreTrainedModel",
-]

@@ -380,6 +380,3 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
                 raise ValueError(
                     f"the rows have {rows.shape[1]} images, but a caption is written about one; give one a row."
                 )
-
-
-__all__ = ["MAX_NEW_TOKENS", "FusionEncoderForCaptioning"]

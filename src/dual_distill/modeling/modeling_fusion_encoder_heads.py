@@ -14,14 +14,17 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_classification import classification_loss
-from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel
-from .modeling_outputs import EncoderForTaskOutput
+from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel, check_one_image
+from .modeling_outputs import EncoderForTaskOutput, shared_fields
+
+IMAGE_DIMS = {"pixel_values": 4, "pixel_mask": 3, "region_features": 3, "region_boxes": 3, "region_mask": 2}
+"""Axes of an input of one image a row; one more where a row has several."""
 
 
 class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
     """Fusion encoder that scores how well a text fits each of N images: one logit a pair.
 
-    Every image is read as the first image of a pair of its own, so its score does not depend on its place in the row.
+    Every image is read as the first image of a pair of its own, so its score does not depend on its index in the row.
 
     Example:
         >>> config = FusionEncoderConfig(
@@ -49,9 +52,6 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
-        region_features: torch.Tensor | None = None,
-        region_boxes: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EncoderForTaskOutput:
         """Score each text with each image of its row; the inputs are those of `FusionEncoderModel.forward`.
@@ -62,14 +62,11 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
             pixel_values: `(B, N, 3, H, W)`, N candidates a text, or `(B, 3, H, W)`.
             pixel_mask: `(B, N, H, W)`.
             token_type_ids: `(B, T)`.
-            labels: `(B,)` place of the image that fits, in `[0, N)`, for cross-entropy over the row's N >= 2 images; or
+            labels: `(B,)` index of the image that fits, in `[0, N)`, for cross-entropy over the row's N >= 2 images; or
                 `(B, N)` float, 1 = fits, 0 = does not, for binary cross-entropy summed over the row.
             output_query_states: True or a list of layers.
             output_key_states: True or a list of layers.
-            region_features: `(B, R, F)` or `(B, N, R, F)`, in place of pixels.
-            region_boxes: `(B, R, 6)` or `(B, N, R, 6)`.
-            region_mask: `(B, R)` or `(B, N, R)`.
-            **kwargs: as in `FusionEncoderModel.forward`.
+            **kwargs: as in `FusionEncoderModel.forward`, regions (of N images a row) in place of pixels among them.
 
         Returns:
             An `EncoderForTaskOutput` with `logits` `(B, N)`; the loss is in nats per row.
@@ -77,41 +74,34 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
         Raises:
             ValueError: a shape does not fit, or the labels name one image of one.
         """
-        rows, one_image = (pixel_values, 4) if region_features is None else (region_features, 3)
+        images = {"pixel_values": pixel_values, "pixel_mask": pixel_mask, **kwargs}
+        name = "pixel_values" if kwargs.get("region_features") is None else "region_features"
+        rows = images[name]
         if rows is None:
             raise ValueError("a fusion encoder reads text and image together; give pixel_values (or region_features).")
-        num_images = rows.shape[1] if rows.dim() > one_image else 1
+        num_images = rows.shape[1] if rows.dim() > IMAGE_DIMS[name] else 1
         if labels is not None and num_images == 1 and labels.dim() == 1:
             raise ValueError(
                 f"labels have shape {tuple(labels.shape)} and name the fitting image of a row, but the rows have one "
-                f"image "
-                "each; give two or more images a row, or float scores (B, 1)."
+                "image each; give two or more images a row, or float scores (B, 1)."
             )
-
-        def once_an_image(text: torch.Tensor | None) -> torch.Tensor | None:
-            return None if text is None else text.repeat_interleave(num_images, dim=0)
-
-        def one_a_row(images: torch.Tensor | None, dims: int) -> torch.Tensor | None:
-            return images.flatten(0, 1) if images is not None and images.dim() > dims else images
-
-        if rows.dim() > one_image and len(input_ids) != len(rows):
-            name = "pixel_values" if region_features is None else "region_features"
+        if rows.dim() > IMAGE_DIMS[name] and len(input_ids) != len(rows):
             raise ValueError(
                 f"input_ids has {len(input_ids)} rows, {name} {len(rows)}; give one text for each row of images."
             )
+
+        # Each candidate becomes a row of its own: images lose their second axis, texts are repeated.
+        for name, dims in IMAGE_DIMS.items():
+            if images.get(name) is not None and images[name].dim() > dims:
+                images[name] = images[name].flatten(0, 1)
+        texts = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         output = self.fusion_encoder(
-            input_ids=once_an_image(input_ids),
-            attention_mask=once_an_image(attention_mask),
-            pixel_values=one_a_row(pixel_values, 4),
-            pixel_mask=one_a_row(pixel_mask, 3),
-            token_type_ids=once_an_image(token_type_ids),
+            **{name: text.repeat_interleave(num_images, dim=0) for name, text in texts.items() if text is not None},
+            **images,
             output_query_states=output_query_states,
             output_key_states=output_key_states,
-            region_features=one_a_row(region_features, 3),
-            region_boxes=one_a_row(region_boxes, 3),
-            region_mask=one_a_row(region_mask, 2),
-            **kwargs,
         )
+
         pooled = output.pooler_output[:, 0].unflatten(0, (-1, num_images))
         logits = self.rank_output(pooled).squeeze(-1)
         return EncoderForTaskOutput(
@@ -119,10 +109,7 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
             logits=logits,
             pooler_output=pooled,
             image_mask=output.image_mask[:, 0].unflatten(0, (-1, num_images)),
-            query_states=output.query_states,
-            key_states=output.key_states,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
+            **shared_fields(output, without=("pooler_output", "image_mask")),
         )
 
 
@@ -151,6 +138,28 @@ class MaskedWordHead(nn.Module):
         return self.decoder(self.transform(hidden_states))
 
 
+class MaskedWordsMixin:
+    """The decoder of masked words where resizing and tying look for it; mixed into the models that complete words."""
+
+    mlm_score: MaskedWordHead
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the decoder."""
+        return self.mlm_score.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the decoder."""
+        self.mlm_score.decoder = new_embeddings
+
+
+class FusionEncoderWithWords(MaskedWordsMixin, FusionEncoderPreTrainedModel):
+    """A fusion encoder whose decoder of masked words is tied to the word embeddings."""
+
+    _tied_weights_keys = {
+        "mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"
+    }
+
+
 def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the masked words, in nats per labelled token.
 
@@ -176,8 +185,7 @@ def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     if labels.shape != logits.shape[:2]:
         raise ValueError(
             f"labels have shape {tuple(labels.shape)}, the text {tuple(logits.shape[:2])}; give one word piece a "
-            f"token, -100 "
-            "where none was masked."
+            "token, -100 where none was masked."
         )
     loss = nn.functional.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
@@ -185,7 +193,7 @@ def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return loss / (labels != -100).sum().clamp(min=1)
 
 
-class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
+class FusionEncoderForMaskedLM(FusionEncoderWithWords):
     """Fusion encoder that completes masked words of a text with one image; the decoder is tied to the word embeddings.
 
     Masked words do not pass through the pooler, which is there for `pooler_output` alone: under DistributedDataParallel
@@ -200,23 +208,11 @@ class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
         torch.Size([3, 5, 50])
     """
 
-    _tied_weights_keys = {
-        "mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"
-    }
-
     def __init__(self, config: FusionEncoderConfig):
         super().__init__(config)
         self.fusion_encoder = FusionEncoderModel(config)
         self.mlm_score = MaskedWordHead(config)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the decoder."""
-        return self.mlm_score.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the decoder."""
-        self.mlm_score.decoder = new_embeddings
 
     @can_return_tuple
     def forward(
@@ -229,9 +225,6 @@ class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
-        region_features: torch.Tensor | None = None,
-        region_boxes: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EncoderForTaskOutput:
         """Give one logit a word piece for each text token; the inputs are those of `FusionEncoderModel.forward`.
@@ -245,10 +238,7 @@ class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
             labels: `(B, T)` word pieces, -100 where nothing was masked.
             output_query_states: True or a list of layers.
             output_key_states: True or a list of layers.
-            region_features: `(B, R, F)`, in place of pixels.
-            region_boxes: `(B, R, 6)`.
-            region_mask: `(B, R)`.
-            **kwargs: as in `FusionEncoderModel.forward`.
+            **kwargs: as in `FusionEncoderModel.forward`, regions in place of pixels among them.
 
         Returns:
             An `EncoderForTaskOutput` with `logits` `(B, T, vocabulary)`; the loss is in nats per labelled token.
@@ -256,36 +246,17 @@ class FusionEncoderForMaskedLM(FusionEncoderPreTrainedModel):
         Raises:
             ValueError: a shape does not fit, or the rows have more than one image.
         """
-        for rows, one_image in ((pixel_values, 4), (region_features, 3)):
-            if rows is not None and rows.dim() > one_image and rows.shape[1] != 1:
-                raise ValueError(
-                    f"the rows have {rows.shape[1]} images, but masked words are completed with one; give one image a "
-                    f"row."
-                )
+        check_one_image(pixel_values, kwargs.get("region_features"), "masked words are completed with one")
         output = self.fusion_encoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
-            token_type_ids=token_type_ids,
-            output_query_states=output_query_states,
-            output_key_states=output_key_states,
-            region_features=region_features,
-            region_boxes=region_boxes,
-            region_mask=region_mask,
+            input_ids,
+            attention_mask,
+            pixel_values,
+            pixel_mask,
+            token_type_ids,
+            output_query_states,
+            output_key_states,
             **kwargs,
         )
         logits = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
-        return EncoderForTaskOutput(
-            loss=None if labels is None else mlm_loss(logits, labels),
-            logits=logits,
-            pooler_output=output.pooler_output,
-            image_mask=output.image_mask,
-            query_states=output.query_states,
-            key_states=output.key_states,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-        )
-
-
-__all__ = ["FusionEncoderForImageTextRetrieval", "FusionEncoderForMaskedLM", "mlm_loss"]
+        loss = None if labels is None else mlm_loss(logits, labels)
+        return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))

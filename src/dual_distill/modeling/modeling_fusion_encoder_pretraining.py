@@ -5,7 +5,7 @@ the matched pairs, each text with an image that is not its own, and the matched 
 hidden states and attentions are those of the first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,17 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_fusion_encoder import FusionEncoderConfig
-from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel
-from .modeling_fusion_encoder_heads import MaskedWordHead, mlm_loss
-from .modeling_outputs import EncoderForPreTrainingOutput
-from .modeling_pretraining_losses import gather_pair_ids, gather_rows, hard_negatives, itm_loss, share_of_all
-
-KEPT_OF_THE_ENCODER = ("image_mask", "query_states", "key_states", "hidden_states", "attentions")
+from .modeling_fusion_encoder import FusionEncoderModel, check_one_image
+from .modeling_fusion_encoder_heads import FusionEncoderWithWords, MaskedWordHead, mlm_loss
+from .modeling_outputs import EncoderForPreTrainingOutput, shared_fields
+from .modeling_pretraining_losses import (
+    check_pair_ids,
+    gather_pair_ids,
+    gather_rows,
+    hard_negatives,
+    itm_loss,
+    share_of_all,
+)
 
 
 class MatchingHead(nn.Module):
@@ -34,7 +39,7 @@ class MatchingHead(nn.Module):
         return self.fc(fused)
 
 
-class FusionEncoderForPreTraining(FusionEncoderPreTrainedModel):
+class FusionEncoderForPreTraining(FusionEncoderWithWords):
     """Fusion encoder with ViLT's two heads of pre-training: image-text matching and masked words.
 
     A term is computed when its inputs are given and its weight in the configuration is not 0. With both terms on, every
@@ -55,24 +60,12 @@ class FusionEncoderForPreTraining(FusionEncoderPreTrainedModel):
         True
     """
 
-    _tied_weights_keys = {
-        "mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"
-    }
-
     def __init__(self, config: FusionEncoderConfig):
         super().__init__(config)
         self.fusion_encoder = FusionEncoderModel(config)
         self.itm_score = MatchingHead(config.hidden_size)
         self.mlm_score = MaskedWordHead(config)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the decoder of masked words."""
-        return self.mlm_score.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the decoder of masked words."""
-        self.mlm_score.decoder = new_embeddings
 
     @can_return_tuple
     def forward(
@@ -99,8 +92,7 @@ class FusionEncoderForPreTraining(FusionEncoderPreTrainedModel):
             pixel_mask: `(B, 1, H, W)`.
             token_type_ids: `(B, T)`.
             masked_input_ids: `(B, T)`, the same text with words masked; gives `mlm_logits`.
-            masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives
-                `mlm_loss`.
+            masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives `mlm_loss`.
             image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, each text is also held against an image
                 that is drawn from all processes, uniformly among those that are not known to fit it; gives
                 `itm_loss`. Pixels of all processes are then gathered.
@@ -121,14 +113,15 @@ class FusionEncoderForPreTraining(FusionEncoderPreTrainedModel):
         text = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
         images = {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
         output = self.fusion_encoder(
-            input_ids=input_ids,
+            input_ids,
             **text,
             **images,
             output_query_states=output_query_states,
             output_key_states=output_key_states,
             **kwargs,
         )
-        results: dict[str, Any] = {name: output[name] for name in KEPT_OF_THE_ENCODER if output.get(name) is not None}
+        results = shared_fields(output, without=("pooler_output",))
+
         if self.config.itm_weight:
             # Left out otherwise: an output without a gradient would mislead `find_unused_parameters`.
             results["pooler_output"] = output.pooler_output
@@ -136,21 +129,38 @@ class FusionEncoderForPreTraining(FusionEncoderPreTrainedModel):
             if image_ids is not None and caption_ids is not None:
                 ids = gather_pair_ids(image_ids, caption_ids)
                 rows = hard_negatives(torch.zeros(len(image_ids), len(ids.image_ids), device=image_ids.device), ids)
-                drawn = self.fusion_encoder(
-                    input_ids=input_ids, **text, **_drawn_images(pixel_values, pixel_mask, rows)
-                )
+                drawn = self.fusion_encoder(input_ids, **text, **_drawn_images(pixel_values, pixel_mask, rows))
                 fused = torch.cat([fused, drawn.pooler_output[:, 0]])
                 results["negative_image_rows"] = rows
-                results["itm_labels"] = torch.cat([torch.ones_like(rows), torch.where(rows < 0, -100, 0)])
+                results["itm_labels"] = matching_labels(rows)
             results["itm_logits"] = self.itm_score(fused)
-            if "itm_labels" in results:
-                results["itm_loss"] = itm_loss(results["itm_logits"], results["itm_labels"])
+
         if self.config.mlm_weight and masked_input_ids is not None:
-            masked = self.fusion_encoder(input_ids=masked_input_ids, **text, **images)
+            masked = self.fusion_encoder(masked_input_ids, **text, **images)
             results["mlm_logits"] = self.mlm_score(masked.last_hidden_state[:, : masked_input_ids.shape[1]])
-            if masked_labels is not None:
-                results["mlm_loss"] = masked_words_of_all(results["mlm_logits"], masked_labels)
-        return EncoderForPreTrainingOutput(loss=total_loss(results, self.config), **results)
+        return pretraining_output(results, masked_labels, self.config)
+
+
+def matching_labels(rows: torch.Tensor, *more_rows: torch.Tensor) -> torch.Tensor:
+    """Label matched pairs 1 and drawn ones 0, -100 where none could be drawn (-1): `(B,)` each -> `(B * (1 + draws),)`."""
+    drawn = torch.cat([rows, *more_rows])
+    return torch.cat([torch.ones_like(rows), torch.where(drawn < 0, -100, 0)])
+
+
+def pretraining_output(
+    results: dict[str, Any], masked_labels: torch.Tensor | None, config: PreTrainedConfig
+) -> EncoderForPreTrainingOutput:
+    """Add the losses of the logits that have labels, and their sum by the weights of the configuration (None: no term)."""
+    if "itm_labels" in results:
+        results["itm_loss"] = itm_loss(results["itm_logits"], results["itm_labels"])
+    if "mlm_logits" in results and masked_labels is not None:
+        # This process' part of the mean over the masked tokens of all processes.
+        share = share_of_all((masked_labels != -100).sum())
+        results["mlm_loss"] = mlm_loss(results["mlm_logits"], masked_labels) * share
+
+    terms = [name for name in ("itc_loss", "itm_loss", "mlm_loss") if name in results]
+    weighted = [getattr(config, name.removesuffix("loss") + "weight") * results[name] for name in terms]
+    return EncoderForPreTrainingOutput(loss=sum(weighted) if weighted else None, **results)
 
 
 def check_pretraining_inputs(
@@ -161,28 +171,10 @@ def check_pretraining_inputs(
     caption_ids: torch.Tensor | None,
 ) -> None:
     """Refuse inputs that belong together and are not, and more than one image a row."""
-    if (image_ids is None) != (caption_ids is None):
-        given, missing = ("caption_ids", "image_ids") if image_ids is None else ("image_ids", "caption_ids")
-        raise ValueError(
-            f"{given} was given without {missing}; give both, so that no pair that fits is taken as a negative."
-        )
+    check_pair_ids(image_ids, caption_ids)
     if masked_labels is not None and masked_input_ids is None:
         raise ValueError("masked_labels was given without masked_input_ids; give the masked text too.")
-    if pixel_values is not None and pixel_values.dim() == 5 and pixel_values.shape[1] != 1:
-        raise ValueError(f"the rows have {pixel_values.shape[1]} images, but a caption has one; give one image a row.")
-
-
-def masked_words_of_all(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return `mlm_loss` as this process' part of the mean over the masked tokens of all processes."""
-    return mlm_loss(logits, labels) * share_of_all((labels != -100).sum())
-
-
-def total_loss(results: Mapping[str, Any], config: PreTrainedConfig) -> torch.Tensor | None:
-    """Return the sum of the terms that were computed, weighted by the configuration; None if none was."""
-    weights = {
-        name: getattr(config, name.removesuffix("loss") + "weight") for name in results if name.endswith("_loss")
-    }
-    return sum(weight * results[name] for name, weight in weights.items()) if weights else None
+    check_one_image(pixel_values, None, "a caption has one")
 
 
 def _drawn_images(
@@ -192,11 +184,8 @@ def _drawn_images(
     gathered = gather_rows(pixel_values)
     if pixel_mask is None and gathered is not pixel_values:  # another process' images may be larger
         pixel_mask = pixel_values.new_ones(pixel_values.shape[:-3] + pixel_values.shape[-2:], dtype=torch.bool)
-    places = rows.clamp(min=0)
+    indices = rows.clamp(min=0)
     return {
-        "pixel_values": gathered[places],
-        "pixel_mask": None if pixel_mask is None else gather_rows(pixel_mask)[places],
+        "pixel_values": gathered[indices],
+        "pixel_mask": None if pixel_mask is None else gather_rows(pixel_mask)[indices],
     }
-
-
-__all__ = ["FusionEncoderForPreTraining", "MatchingHead"]

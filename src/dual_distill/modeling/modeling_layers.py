@@ -4,8 +4,7 @@ Unusual here:
 
 * Parameter names are those of transformers' `ViltModel`, so that its checkpoints fit without renaming.
 * A layer is pre-norm (ViLT) unless the config says `norm_first=False` (BERT); the norms then bear other names, so that
-a
-  checkpoint of the one kind does not load into the other in silence.
+  a checkpoint of the one kind does not load into the other in silence.
 * Patches keep raster order and none is sampled away; padding is at the bottom and right and is masked.
 * The position table is interpolated to each image's own grid by two small matrix products instead of a Python loop, so
   a batch of many sizes has no data-dependent shape, no host synchronisation and no graph break under `torch.compile`.
@@ -14,11 +13,12 @@ a
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -32,8 +32,7 @@ ExtendKeys = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Te
 
 
 def has_values(tensor: torch.Tensor) -> bool:
-    """Whether what a tensor holds can be looked at: not while a graph is compiled, nor where it has a shape and no
-    memory.
+    """Whether a tensor's values can be read: not while a graph is compiled, nor where it has a shape and no memory.
 
     Example:
         >>> from torch._subclasses.fake_tensor import FakeTensorMode
@@ -93,7 +92,7 @@ def layers_to_record(
 
 
 def initialize_embeddings(module: nn.Module, config: PreTrainedConfig) -> None:
-    """Draw embeddings anew from a normal distribution of the width that the config names for them."""
+    """Initialize embeddings from a normal distribution of the width that the config names for them."""
     std = getattr(config, "embedding_initializer_range", None) or config.initializer_range
     if isinstance(module, nn.Embedding):
         init.normal_(module.weight, std=std)
@@ -126,15 +125,13 @@ class TextEmbeddings(nn.Module):
                 f"the text has {num_tokens} tokens, the model takes at most {self.max_position_embeddings}; "
                 "let the processor truncate it."
             )
-        segments = (
-            self.token_type_embeddings.weight[0]
-            if token_type_ids is None
-            else self.token_type_embeddings(token_type_ids)
-        )
-        table = self.position_embeddings
-        positions = table.weight[:num_tokens] if position_ids is None else table(position_ids)
-        embeddings = self.word_embeddings(input_ids) + segments + positions
-        return self.dropout(self.LayerNorm(embeddings))
+        if token_type_ids is None:
+            token_type_ids = input_ids.new_zeros(1, 1)
+        if position_ids is None:
+            position_ids = torch.arange(num_tokens, device=input_ids.device)[None]
+
+        segments, positions = self.token_type_embeddings(token_type_ids), self.position_embeddings(position_ids)
+        return self.dropout(self.LayerNorm(self.word_embeddings(input_ids) + segments + positions))
 
 
 class PatchEmbeddings(nn.Module):
@@ -180,6 +177,7 @@ class ImageEmbeddings(nn.Module):
         """Embed `(B, 3, H, W)` pixels as `(B, 1 + I, C)` tokens and give their `(B, 1 + I)` mask (None: all real)."""
         patches = self.patch_embeddings(pixel_values)
         batch_size, _, rows, columns = patches.shape
+
         patch_mask = None
         if pixel_mask is not None:
             if pixel_mask.shape != (batch_size, *pixel_values.shape[-2:]):
@@ -189,10 +187,10 @@ class ImageEmbeddings(nn.Module):
                 )
             # A patch counts as real when its top left pixel is: processors pad whole patches at the bottom and right.
             patch_mask = pixel_mask[:, :: self.patch_embeddings.patch_size, :: self.patch_embeddings.patch_size].bool()
-        positions = self.interpolate_positions(rows, columns, patch_mask)
-        tokens = torch.cat(
-            [self.cls_token.expand(batch_size, -1, -1), patches.flatten(2).transpose(1, 2)], dim=1
-        ) + positions.to(patches.dtype)
+
+        positions = self.interpolate_positions(rows, columns, patch_mask).to(patches.dtype)
+        tokens = torch.cat([self.cls_token.expand(batch_size, -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+        tokens = tokens + positions
         if patch_mask is not None:
             patch_mask = torch.cat([patch_mask.new_ones(batch_size, 1), patch_mask.flatten(1)], dim=1)
         return self.dropout(tokens), patch_mask
@@ -211,9 +209,9 @@ class ImageEmbeddings(nn.Module):
         else:
             # The largest extent, not the first row's: one image may be padded in a way that the other is not.
             heights, widths = patch_mask.any(2).sum(1), patch_mask.any(1).sum(1)
-        with torch.autocast(
-            table.device.type, enabled=False
-        ):  # positions are few and cheap, half precision would blur them
+
+        # Positions are few and cheap, half precision would blur them.
+        with torch.autocast(table.device.type, enabled=False):
             row_weights = _bilinear_weights(heights, rows, self.grid[0])
             column_weights = _bilinear_weights(widths, columns, self.grid[1])
             table = table.unflatten(0, self.grid).float()
@@ -229,6 +227,25 @@ def _bilinear_weights(lengths: torch.Tensor, num_targets: int, num_sources: int)
     positions = targets * (num_sources - 1) / (lengths - 1).clamp(min=1)
     sources = torch.arange(num_sources, device=lengths.device)
     return (1 - (positions.unsqueeze(-1) - sources).abs()).clamp(min=0)
+
+
+class EncoderPreTrainedModel(PreTrainedModel):
+    """What all classes of both encoders share: abilities and initialisation."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # The loss is a mean over rows and is never scaled by `num_items_in_batch`: gradient accumulation must divide it.
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        initialize_embeddings(module, self.config)
 
 
 def eager_attention_forward(
@@ -273,6 +290,7 @@ class SelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
+
         query_states = self.query(hidden_states).view(hidden_shape).transpose(1, 2)
         key_states = self.key(hidden_states).view(hidden_shape).transpose(1, 2)
         value_states = self.value(hidden_states).view(hidden_shape).transpose(1, 2)
@@ -408,3 +426,47 @@ class Pooler(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.dense(hidden_states[:, 0]))
+
+
+class TransformerBody(nn.Module):
+    """Encoder, final layer norm and pooler, under ViLT's names; mixed into the models whose embeddings differ."""
+
+    def _add_body(self, config: PreTrainedConfig) -> None:
+        self.encoder = TransformerEncoder(config)
+        # Post-norm layers end in a norm of their own.
+        norm_first = getattr(config, "norm_first", True)
+        self.layernorm: nn.Module = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if norm_first else nn.Identity()
+        )
+        self.pooler = Pooler(config)
+
+    def encode_tokens(
+        self,
+        tokens: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        recorded_layers: Sequence[int],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> dict[str, Any]:
+        """Encode embedded tokens `(B, L, C)`: hidden state, pooled vector, queries and keys of the recorded layers."""
+        hidden_states, recorded = self.encoder(tokens, attention_mask, recorded_layers=recorded_layers, **kwargs)
+        hidden_states = self.layernorm(hidden_states)
+        return {
+            "last_hidden_state": hidden_states,
+            "pooler_output": self.pooler(hidden_states),
+            "query_states": tuple(queries for queries, _ in recorded) or None,
+            "key_states": tuple(keys for _, keys in recorded) or None,
+        }
+
+
+class TextInputs:
+    """Word embeddings where resizing and tying look for them; mixed into the models that embed text themselves."""
+
+    embeddings: nn.Module
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the word embeddings."""
+        return self.embeddings.text_embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings."""
+        self.embeddings.text_embeddings.word_embeddings = value

@@ -7,6 +7,22 @@ import torch
 from transformers import Cache
 from transformers.utils import ModelOutput
 
+SHARED_FIELDS = (
+    "pooler_output",
+    "text_pooler_output",
+    "image_pooler_output",
+    "text_embeds",
+    "image_embeds",
+    "image_mask",
+)
+STATE_FIELDS = ("query_states", "key_states", "hidden_states", "attentions", "attention_pattern")
+
+
+def shared_fields(output: ModelOutput, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a model with a head hands on of its body's output."""
+    names = [name for name in SHARED_FIELDS + STATE_FIELDS if name not in without]
+    return {name: output[name] for name in names if output.get(name) is not None}
+
 
 @dataclass
 class FusionEncoderOutput(ModelOutput):
@@ -65,17 +81,22 @@ class DualEncoderOutput(ModelOutput):
 
     Attributes:
         pooler_output: `(B, N, C)`, one fused vector a pair, from the shallow interaction.
-        text_embeds: `(B, C)` pooled text, can be stored and given back as `text_embeds=`.
-        image_embeds: `(B, N, C)` pooled images, can be stored and given back as `image_embeds=`.
-        image_mask: `(B, N, 1 + I)` bool, True = real image token; None when `image_embeds` were given.
+        text_pooler_output: `(B, C)` pooled text; None when `text_embeds` were given.
+        image_pooler_output: `(B, N, C)` pooled images; None when `image_embeds` were given.
+        text_embeds: `(B, 2C)` the text's projection into the interaction. This and the pooled text can be stored and
+            given back under their names.
+        image_embeds: `(B, N, 2C)` the images' projections into the interaction, likewise.
+        image_mask: `(B, N, 1 + I)` bool, True = real image token; None for stored images.
         query_states: tuple, one `(B * N, H, T + 1 + I, D)` a recorded layer: text queries, then image queries, a pair a
             row, laid out as the fusion encoder's; with `join_states=False` the two apart, `(text, image)` a layer.
         key_states: likewise.
-        text_model_output: everything of the text tower; None when `text_embeds` were given.
-        vision_model_output: everything of the image tower; None when `image_embeds` were given.
+        text_model_output: everything of the text tower; None for stored texts.
+        vision_model_output: everything of the image tower; None for stored images.
     """
 
     pooler_output: torch.FloatTensor | None = None
+    text_pooler_output: torch.FloatTensor | None = None
+    image_pooler_output: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     image_mask: torch.BoolTensor | None = None
@@ -97,8 +118,10 @@ class EncoderForTaskOutput(ModelOutput):
         loss: scalar, nats per row (per labelled token for masked words), when labels were given.
         logits: `(B, labels)`; `(B, N)` for retrieval, `(B, T, vocabulary)` for masked words.
         pooler_output: `(B, N, C)`, one fused vector a pair.
-        text_embeds: `(B, C)`, dual encoder only.
-        image_embeds: `(B, N, C)`, dual encoder only.
+        text_pooler_output: `(B, C)`, dual encoder only, like the three that follow.
+        image_pooler_output: `(B, N, C)`.
+        text_embeds: `(B, 2C)`, as in `DualEncoderOutput`.
+        image_embeds: `(B, N, 2C)`, as in `DualEncoderOutput`.
         image_mask: `(B, N, 1 + I)` bool, True = real image token.
         query_states: tuple, one `(B * N, H, T + 1 + I, D)` a recorded layer.
         key_states: likewise.
@@ -111,6 +134,8 @@ class EncoderForTaskOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     pooler_output: torch.FloatTensor | None = None
+    text_pooler_output: torch.FloatTensor | None = None
+    image_pooler_output: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     image_mask: torch.BoolTensor | None = None
@@ -135,14 +160,14 @@ class EncoderForPreTrainingOutput(ModelOutput):
             dual encoder (matched pairs; each text with its drawn image; the drawn text with each image), `(2 * B, 2)`
             for the fusion encoder (matched pairs; each text with its drawn image).
         itm_labels: `(3 * B,)` or `(2 * B,)` int64: 1 matched, 0 drawn, -100 where none could be drawn.
-        negative_image_rows: `(B,)` int64, place of each text's drawn image among the rows of all processes; -1: none.
+        negative_image_rows: `(B,)` int64, index of each text's drawn image among the rows of all processes; -1: none.
         negative_text_rows: `(B,)` int64, likewise of each image's drawn text; dual encoder only.
         mlm_logits: `(B, T, vocabulary)` of the masked text.
         pooler_output: `(B, 1, C)`, the fused vectors of the matched pairs.
-        text_embeds: `(B, C)`, dual encoder only.
-        image_embeds: `(B, 1, C)`, dual encoder only.
-        text_features: `(B, P)` projected, of length 1; dual encoder only.
-        image_features: `(B, P)` projected, of length 1; dual encoder only.
+        text_pooler_output: `(B, C)`, dual encoder only, like the three that follow.
+        image_pooler_output: `(B, 1, C)`.
+        text_embeds: `(B, P)` projected, of length 1.
+        image_embeds: `(B, P)` projected, of length 1.
         image_mask: `(B, 1, 1 + I)` bool, True = real image token.
         query_states: tuple, one `(B, H, T + 1 + I, D)` a recorded layer, of the matched pairs with their unmasked text.
         key_states: likewise.
@@ -162,8 +187,6 @@ class EncoderForPreTrainingOutput(ModelOutput):
     pooler_output: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
-    text_features: torch.FloatTensor | None = None
-    image_features: torch.FloatTensor | None = None
     image_mask: torch.BoolTensor | None = None
     query_states: tuple[torch.FloatTensor, ...] | None = None
     key_states: tuple[torch.FloatTensor, ...] | None = None
@@ -198,13 +221,3 @@ class DualEncoderForImageTextRetrievalOutput(ModelOutput):
     image_mask: torch.BoolTensor | None = None
     query_states: tuple[torch.FloatTensor, ...] | None = None
     key_states: tuple[torch.FloatTensor, ...] | None = None
-
-
-__all__ = [
-    "DualEncoderForImageTextRetrievalOutput",
-    "DualEncoderOutput",
-    "EncoderForPreTrainingOutput",
-    "EncoderForTaskOutput",
-    "FusionEncoderOutput",
-    "TowerOutput",
-]

@@ -1,16 +1,14 @@
-"""What pre-training and retrieval compare: texts with images across all processes, and which pairs must not be told
-apart.
+"""What pre-training and retrieval compare: texts with images across all processes, and which pairs are no negatives.
 
 Unusual here:
 
 * The gallery is the batch of all processes, gathered with gradients, and every mean is over all processes: two
-processes give
-  one process' loss and gradients once DistributedDataParallel has averaged them. So all processes must call alike.
-* A pair that some row of the gallery holds (equal ids, not equal places) is never a negative, whichever row it came
-from.
+  processes give one process' loss and gradients once DistributedDataParallel has averaged them. So all processes must
+  make the same calls.
+* A pair that some row of the gallery holds (equal ids, not equal indices) is never a negative, whichever row it came
+  from.
 * Hard negatives are drawn with noise that is computed from the ids. A draw depends neither on the order of the rows nor
-on
-  the process that they lie in, needs no random state, and differs from batch to batch.
+  on the process that they lie in, needs no random state, and differs from batch to batch.
 """
 
 import math
@@ -31,7 +29,7 @@ class PairIds(NamedTuple):
     Attributes:
         image_ids: `(G,)` int64, of all processes, in their order.
         caption_ids: `(G,)` int64.
-        first_row: place of this process' first row among the G.
+        first_row: index of this process' first row among the G.
         num_rows: B, rows of this process.
     """
 
@@ -42,7 +40,7 @@ class PairIds(NamedTuple):
 
     @property
     def own_rows(self) -> torch.Tensor:
-        """Places of this process' rows, `(B,)`."""
+        """Indices of this process' rows, `(B,)`."""
         return torch.arange(self.first_row, self.first_row + self.num_rows, device=self.image_ids.device)
 
 
@@ -70,8 +68,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the rows of all processes, in the order of the processes, with gradients; the tensor itself in one
-    process.
+    """Return the rows of all processes in their order, with gradients; the tensor itself in one process.
 
     The gradient of a gathered row is the sum over the processes, which averaging by DistributedDataParallel then turns
     into that of the mean of all processes' losses.
@@ -93,6 +90,8 @@ def _gather(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Gather as `gather_rows`, and say at which row of the result this process' rows start."""
     if process_count() == 1:
         return tensor, 0
+
+    # The shapes first: what is gathered must be equally large on every process.
     shape = torch.tensor(tensor.shape, device=tensor.device)
     shapes = [torch.empty_like(shape) for _ in range(process_count())]
     distributed.all_gather(shapes, shape)
@@ -102,6 +101,7 @@ def _gather(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     missing = [amount for size, most in zip(carried.shape, largest, strict=True) for amount in (most - size, 0)]
     if any(missing):
         carried = nn.functional.pad(carried, missing[::-1])
+
     gathered: Any = _GatherRows.apply(carried.contiguous())
     counts = [size[0] for size in sizes]
     if len(set(counts)) > 1:
@@ -110,8 +110,7 @@ def _gather(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def share_of_all(count: torch.Tensor | int, device: torch.device | None = None) -> torch.Tensor:
-    """Return what turns a mean over this process' `count` items into its part of the mean over the items of all
-    processes.
+    """Return what turns a mean over this process' `count` items into its part of the mean of all processes.
 
     The average over processes of `share * mean` is that mean; 1 in one process.
 
@@ -129,6 +128,13 @@ def share_of_all(count: torch.Tensor | int, device: torch.device | None = None) 
     total = own.clone()
     distributed.all_reduce(total)
     return own * process_count() / total.clamp(min=1)
+
+
+def check_pair_ids(image_ids: torch.Tensor | None, caption_ids: torch.Tensor | None) -> None:
+    """Refuse ids of one side alone."""
+    if (image_ids is None) != (caption_ids is None):
+        given, missing = ("caption_ids", "image_ids") if image_ids is None else ("image_ids", "caption_ids")
+        raise ValueError(f"{given} was given without {missing}; give both, so that no pair that fits is a negative.")
 
 
 def gather_pair_ids(image_ids: torch.Tensor, caption_ids: torch.Tensor) -> PairIds:
@@ -260,7 +266,7 @@ def itm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits: `(P, 2)`, column 1 = the pair matches.
-        labels: `(P,)` int64: 1 matched, 0 not, -100 for a place that holds no pair.
+        labels: `(P,)` int64: 1 matched, 0 not, -100 for an index that holds no pair.
 
     Returns:
         Scalar float32, the mean over the labelled pairs; ln 2 for a head that gives every pair the same logits. In
@@ -285,7 +291,7 @@ def hard_negatives(similarities: torch.Tensor, ids: PairIds, texts_ask: bool = T
         texts_ask: True draws an image for each own text, False a text for each own image.
 
     Returns:
-        Places in the gallery, `(B,)` int64; -1 for a row without an allowed negative.
+        Indices into the gallery, `(B,)` int64; -1 for a row without an allowed negative.
 
     Note:
         By Gumbel-max: the largest of similarity + noise is distributed as that softmax. The noise is an integer hash of
@@ -299,6 +305,7 @@ def hard_negatives(similarities: torch.Tensor, ids: PairIds, texts_ask: bool = T
     asked = ids.image_ids if texts_ask else ids.caption_ids
     again = (asked[:, None] == asked).tril(diagonal=-1).any(dim=1)  # an entry that an earlier row holds too
     allowed = allowed_negatives(ids, texts_ask) & ~again
+
     seed = _mix(ids.image_ids.sum() + _mix(ids.caption_ids.sum() + int(texts_ask)))
     bits = _shift(_mix(_asked_codes(ids, texts_ask) + seed), 64 - _NOISE_BITS)
     uniform = (bits.float() + 0.5) * 2.0**-_NOISE_BITS  # strictly between 0 and 1
@@ -330,18 +337,3 @@ def _mix(values: torch.Tensor) -> torch.Tensor:
 def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
     """Shift int64 numbers to the right and fill with zeros, as if they had no sign."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
-
-
-__all__ = [
-    "PairIds",
-    "allowed_negatives",
-    "gather_pair_ids",
-    "gather_rows",
-    "hard_negatives",
-    "inverse_temperature",
-    "itc_loss",
-    "itm_loss",
-    "pair_similarities",
-    "share_of_all",
-    "unlike_ids",
-]

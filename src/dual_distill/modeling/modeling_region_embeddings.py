@@ -169,6 +169,3 @@ class RegionFusionEmbeddings(nn.Module):
     ) -> torch.Tensor:
         """Return text `(B, T, C)` alone."""
         return self.text_embeddings(input_ids, token_type_ids, position_ids)
-
-
-__all__ = ["BOX_NUMBERS", "RegionEmbeddings", "RegionFusionEmbeddings", "as_region_rows", "check_regions"]

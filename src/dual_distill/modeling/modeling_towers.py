@@ -5,7 +5,6 @@ from typing import Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -15,13 +14,13 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
 from .modeling_fusion_encoder import FusionEncoderPreTrainedModel, embed_image_rows
 from .modeling_layers import (
+    EncoderPreTrainedModel,
     ImageEmbeddings,
-    Pooler,
     TextEmbeddings,
+    TextInputs,
     TransformerAttention,
-    TransformerEncoder,
+    TransformerBody,
     TransformerLayer,
-    initialize_embeddings,
 )
 from .modeling_outputs import TowerOutput
 from .tower_initialization import copy_fusion_weights, dual_config_from_fusion
@@ -36,11 +35,12 @@ class TowerTextEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(1, config.hidden_size)
 
     def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None) -> torch.Tensor:
-        return self.text_embeddings(input_ids, token_type_ids) + self.token_type_embeddings.weight[0]
+        modality = self.token_type_embeddings(input_ids.new_zeros(1, 1))
+        return self.text_embeddings(input_ids, token_type_ids) + modality
 
 
 class TowerImageEmbeddings(ImageEmbeddings):
-    """CLS token, patches and positions plus the modality embedding of the image's place in its row."""
+    """CLS token, patches and positions plus the modality embedding of the image's index in its row."""
 
     def __init__(self, config: DualEncoderVisionConfig):
         super().__init__()
@@ -51,30 +51,18 @@ class TowerImageEmbeddings(ImageEmbeddings):
         self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         images, mask = embed_image_rows(self, pixel_values, pixel_mask)
+
         last = self.token_type_embeddings.num_embeddings - 1
         slots = torch.arange(images.shape[1], device=images.device).clamp(max=last)
         return images + self.token_type_embeddings(slots)[:, None], mask
 
 
-class DualEncoderPreTrainedModel(PreTrainedModel):
-    """What all dual encoder classes share: configuration, initialisation, abilities, the start from a fusion encoder."""
+class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
+    """What all dual encoder classes share: configuration, and the start from a fusion encoder."""
 
     config: DualEncoderConfig
     base_model_prefix = "dual_encoder"
-    main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # as in the fusion encoder: gradient accumulation must divide the loss
     _no_split_modules = ["TowerTextEmbeddings", "TowerImageEmbeddings", "TransformerLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        initialize_embeddings(module, self.config)
 
     @classmethod
     def from_fusion_encoder(
@@ -85,8 +73,8 @@ class DualEncoderPreTrainedModel(PreTrainedModel):
     ) -> Self:
         """Build a dual encoder whose towers, poolers, embeddings and head start from a fusion encoder's weights.
 
-        The towers' weights are copies and are not shared. The shallow interaction has no counterpart and is drawn anew;
-        so is the head when a bare `FusionEncoderModel` is given. Draw from a fixed seed for a repeatable start.
+        The towers' weights are copies and are not shared. The shallow interaction has no counterpart and is newly
+        initialized; so is the head when a bare `FusionEncoderModel` is given. Seed torch for a repeatable start.
 
         Args:
             fusion_encoder: the model to start from; for a class with a head, one with the same head, or the bare model
@@ -103,12 +91,13 @@ class DualEncoderPreTrainedModel(PreTrainedModel):
         config = dual_config_from_fusion(fusion_encoder.config, text_layers, vision_layers)
         config.architectures = [cls.__name__]
         config._attn_implementation = fusion_encoder.config._attn_implementation
+
         model = cls(config)
         copy_fusion_weights(fusion_encoder, model, text_layers, vision_layers)
         return model.to(device=fusion_encoder.device, dtype=fusion_encoder.dtype).train()
 
 
-class DualEncoderTextModel(DualEncoderPreTrainedModel):
+class DualEncoderTextModel(TextInputs, DualEncoderPreTrainedModel, TransformerBody):
     """The text tower."""
 
     config: DualEncoderTextConfig
@@ -120,18 +109,8 @@ class DualEncoderTextModel(DualEncoderPreTrainedModel):
     def __init__(self, config: DualEncoderTextConfig):
         super().__init__(config)
         self.embeddings = TowerTextEmbeddings(config)
-        self.encoder = TransformerEncoder(config)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.pooler = Pooler(config)
+        self._add_body(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the word embeddings."""
-        return self.embeddings.text_embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embeddings."""
-        self.embeddings.text_embeddings.word_embeddings = value
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -145,26 +124,12 @@ class DualEncoderTextModel(DualEncoderPreTrainedModel):
     ) -> TowerOutput:
         """Encode `(B, T)` word pieces; see `TowerOutput`."""
         tokens = self.embeddings(input_ids, token_type_ids)
-        hidden_states, recorded = self.encoder(
-            tokens,
-            create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=tokens,
-                attention_mask=None if attention_mask is None else attention_mask.bool(),
-            ),
-            recorded_layers=recorded_layers,
-            **kwargs,
-        )
-        hidden_states = self.layernorm(hidden_states)
-        return TowerOutput(
-            last_hidden_state=hidden_states,
-            pooler_output=self.pooler(hidden_states),
-            query_states=tuple(queries for queries, _ in recorded) or None,
-            key_states=tuple(keys for _, keys in recorded) or None,
-        )
+        mask = None if attention_mask is None else attention_mask.bool()
+        layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=mask)
+        return TowerOutput(**self.encode_tokens(tokens, layer_mask, recorded_layers, **kwargs))
 
 
-class DualEncoderVisionModel(DualEncoderPreTrainedModel):
+class DualEncoderVisionModel(DualEncoderPreTrainedModel, TransformerBody):
     """The image tower."""
 
     config: DualEncoderVisionConfig
@@ -175,9 +140,7 @@ class DualEncoderVisionModel(DualEncoderPreTrainedModel):
     def __init__(self, config: DualEncoderVisionConfig):
         super().__init__(config)
         self.embeddings = TowerImageEmbeddings(config)
-        self.encoder = TransformerEncoder(config)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.pooler = Pooler(config)
+        self._add_body(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -197,20 +160,8 @@ class DualEncoderVisionModel(DualEncoderPreTrainedModel):
         images, image_mask = self.embeddings(pixel_values, pixel_mask)
         tokens = images.flatten(0, 1)
         mask = None if image_mask is None else image_mask.flatten(0, 1)
-        hidden_states, recorded = self.encoder(
-            tokens,
-            create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=mask),
-            recorded_layers=recorded_layers,
-            **kwargs,
-        )
-        hidden_states = self.layernorm(hidden_states)
+        layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=mask)
+        encoded = self.encode_tokens(tokens, layer_mask, recorded_layers, **kwargs)
         return TowerOutput(
-            last_hidden_state=hidden_states,
-            pooler_output=self.pooler(hidden_states),
-            image_mask=tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask,
-            query_states=tuple(queries for queries, _ in recorded) or None,
-            key_states=tuple(keys for _, keys in recorded) or None,
+            **encoded, image_mask=tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
         )
-
-
-__all__ = ["DualEncoderPreTrainedModel", "DualEncoderTextModel", "DualEncoderVisionModel"]

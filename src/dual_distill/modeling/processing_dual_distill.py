@@ -147,6 +147,3 @@ def _as_rows(images: Images) -> list[list[Any]]:
     if is_valid_image(images):
         return [[images]]
     return [[row] if is_valid_image(row) else list(row) for row in images]
-
-
-__all__ = ["DualDistillProcessor"]

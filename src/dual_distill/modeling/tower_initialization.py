@@ -107,6 +107,3 @@ def copy_fusion_weights(
                 f"{shapes[1]}; start from a fusion encoder with the same head, or from its bare `fusion_encoder`."
             )
         getattr(target, part).load_state_dict(getattr(source, part).state_dict())
-
-
-__all__ = ["copy_fusion_weights", "dual_config_from_fusion"]
