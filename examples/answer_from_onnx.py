@@ -67,16 +67,18 @@ class Answerer:
         values = (values - np.array(self.images["image_mean"])) / np.array(self.images["image_std"])
         return values.astype(np.float32).transpose(2, 0, 1)
 
-    def answer(self, questions: list[str], image_embeds: np.ndarray) -> np.ndarray:
+    def answer(self, questions: list[str], image_pooler_output: np.ndarray) -> np.ndarray:
         """Ask all questions about pictures encoded before: probabilities `(questions, answers)`."""
         encoded = self.tokenizer.encode_batch(questions)
         inputs = {
             "input_ids": np.array([one.ids for one in encoded], np.int64),
             "attention_mask": np.array([one.attention_mask for one in encoded], np.int64),
         }
-        [text_embeds] = self.graphs["text_tower"].run(None, inputs)
-        rows = np.repeat(image_embeds, len(questions), axis=0)
-        [logits] = self.graphs["head"].run(None, {"text_embeds": text_embeds, "image_embeds": rows})
+        [text_pooler_output] = self.graphs["text_tower"].run(None, inputs)
+        rows = np.repeat(image_pooler_output, len(questions), axis=0)
+        [logits] = self.graphs["head"].run(
+            None, {"text_pooler_output": text_pooler_output, "image_pooler_output": rows}
+        )
         if self.about["probabilities"] == "sigmoid":
             return 1 / (1 + np.exp(-logits))
         powers = np.exp(logits - logits.max(-1, keepdims=True))
@@ -93,8 +95,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     options = parser.parse_intermixed_args()
     answerer = Answerer(options.folder)
-    image_embeds = answerer.encode_images([Image.open(file) for file in options.images])
-    probabilities = answerer.answer(options.questions, image_embeds)
+    image_pooler_output = answerer.encode_images([Image.open(file) for file in options.images])
+    probabilities = answerer.answer(options.questions, image_pooler_output)
     names = answerer.about["answers"]
     predictions = [
         {

@@ -62,12 +62,12 @@ def test_multiply_adds_are_those_that_torch_counts(images):
     batch = random_pairs(fusion.config, shape)
     del batch["pixel_mask"]
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    image_embeds, text_embeds = torch.zeros(3, images, 16), torch.zeros(3, 16)
+    image_pooler_output, text_pooler_output = torch.zeros(3, images, 16), torch.zeros(3, 16)
     ways = {
         "fusion_encoder": lambda: fusion(**batch),
         "dual_encoder": lambda: dual(**batch),
-        "image_stored": lambda: dual(**text, image_embeds=image_embeds),
-        "both_stored": lambda: dual(text_embeds=text_embeds, image_embeds=image_embeds),
+        "image_stored": lambda: dual(**text, image_pooler_output=image_pooler_output),
+        "both_stored": lambda: dual(text_pooler_output=text_pooler_output, image_pooler_output=image_pooler_output),
         "both_projected": lambda: dual.logits_of_projections(torch.zeros(3, 32), torch.zeros(3, images, 32)),
     }
     for way, call in ways.items():

@@ -93,10 +93,14 @@ def test_any_batch_length_and_image_size(exported, rows, tokens, grid):
     }
     [text] = run["text_tower"](None, {name: batch[name].numpy() for name in ("input_ids", "attention_mask")})
     [image] = run["image_tower"](None, {name: batch[name].numpy() for name in ("pixel_values", "pixel_mask")})
-    [logits] = run["head"](None, {"text_embeds": text, "image_embeds": image})
+    [logits] = run["head"](None, {"text_pooler_output": text, "image_pooler_output": image})
     with torch.no_grad():
         expected = model(**batch)
-    for found, wanted in ((text, expected.text_embeds), (image, expected.image_embeds), (logits, expected.logits)):
+    for found, wanted in (
+        (text, expected.text_pooler_output),
+        (image, expected.image_pooler_output),
+        (logits, expected.logits),
+    ):
         np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
 
 

@@ -127,7 +127,7 @@ def test_many_rows_in_pieces_are_ranked_as_at_once(model, answering_processor, t
     )
     with torch.no_grad():
         text = model.get_text_features(**answering_processor(text=QUESTIONS[0])).pooler_output
-        probs = model(text_embeds=text.expand(300, -1), image_embeds=vectors).logits.softmax(-1)
+        probs = model(text_pooler_output=text.expand(300, -1), image_pooler_output=vectors).logits.softmax(-1)
     torch.testing.assert_close(
         torch.cat([piece for _, piece in asker.probabilities(QUESTIONS[0], rows=7)]), probs, atol=1e-5, rtol=0
     )

@@ -61,7 +61,7 @@ def test_logits_of_both_encoders_are_equal(
 @torch.inference_mode()
 def test_halves_add_up_to_the_whole(dual: DualEncoderForQuestionAnswering, rows: int) -> None:
     texts, images = torch.randn(rows, 32), torch.randn(rows, 1, 32)
-    whole = dual(text_embeds=texts, image_embeds=images).logits
+    whole = dual(text_pooler_output=texts, image_pooler_output=images).logits
     prepack_linear_layers(dual)
     halves = dual.logits_of_projections(dual.project_text(texts), dual.project_images(images))
     torch.testing.assert_close(halves, whole, atol=1e-5, rtol=1e-5)

@@ -1,5 +1,7 @@
 """Configurations keep what they are told, and refuse what cannot be built."""
 
+import json
+
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import AutoConfig
@@ -80,3 +82,19 @@ def test_towers_of_unequal_depth_are_accepted():
 def test_a_field_of_another_type_is_refused(field, value):
     with pytest.raises(StrictDataclassFieldValidationError, match=field):
         FusionEncoderConfig(**{field: value})
+
+
+@pytest.mark.parametrize("kind", [FusionEncoderConfig, DualEncoderConfig])
+def test_a_checkpoint_with_the_former_names_of_the_weights_is_read(kind, config, tmp_path):
+    config(kind).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    written = json.loads(file.read_text())
+    former = {"matching_weight": 0.5, "masked_word_weight": 0}
+    for name in ("itc_weight", "itm_weight", "mlm_weight"):
+        written.pop(name, None)
+    if kind is DualEncoderConfig:
+        former["contrastive_weight"] = 2.0
+    file.write_text(json.dumps(written | former))
+    read = kind.from_pretrained(tmp_path)
+    assert (read.itm_weight, read.mlm_weight, getattr(read, "itc_weight", 2.0)) == (0.5, 0, 2.0)
+    assert not set(former) & set(read.to_dict())

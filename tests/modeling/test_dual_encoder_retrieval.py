@@ -188,5 +188,5 @@ def test_refusals(change, message, build, pairs):
 
 
 def test_a_projection_without_width_is_refused(build):
-    with pytest.raises(Exception, match="projection_dim is 0; give a width of 1 or more"):
+    with pytest.raises(Exception, match="projection_dim is 0; it must be at least 1"):
         build(DualEncoderForImageTextRetrieval, projection_dim=0)

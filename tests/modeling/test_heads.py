@@ -53,7 +53,7 @@ def test_shallow_interaction(build):
 def test_the_interaction_reads_text_first(build, batch):
     model = build(DualEncoderModel)
     output = model(**batch)
-    pairs = torch.cat([output.text_embeds, output.image_embeds[:, 0]], dim=-1)
+    pairs = torch.cat([output.text_pooler_output, output.image_pooler_output[:, 0]], dim=-1)
     torch.testing.assert_close(output.pooler_output[:, 0], model.interaction(pairs))
 
 

@@ -49,11 +49,14 @@ def test_logits_equal_those_of_forward(cls, num_images, build, batch):
     with torch.no_grad():
         output = model(**rows)
         logits = model.logits_of_projections(
-            model.project_text(output.text_embeds), model.project_images(output.image_embeds)
+            model.project_text(output.text_pooler_output), model.project_images(output.image_pooler_output)
         )
         torch.testing.assert_close(logits, output.logits, atol=1e-5, rtol=0)
         one = model.logits_of_projections(
-            model.project_text(output.text_embeds[:1]), model.project_images(output.image_embeds)
+            model.project_text(output.text_pooler_output[:1]), model.project_images(output.image_pooler_output)
         )
-        expected = model(text_embeds=output.text_embeds[:1].expand(3, -1), image_embeds=output.image_embeds).logits
+        expected = model(
+            text_pooler_output=output.text_pooler_output[:1].expand(3, -1),
+            image_pooler_output=output.image_pooler_output,
+        ).logits
         torch.testing.assert_close(one, expected, atol=1e-5, rtol=0)

@@ -13,8 +13,8 @@ def test_a_two_sided_map_is_the_sum_of_its_halves():
     layer, one, two = SplitLinear(6, 4), torch.randn(5, 3), torch.randn(5, 3)
     whole = nn.functional.linear(torch.cat([one, two], dim=-1), layer.weight, layer.bias)
     torch.testing.assert_close(layer(torch.cat([one, two], dim=-1)), whole)
-    torch.testing.assert_close(layer.first_half(one) + layer.second_half(two), whole)
-    torch.testing.assert_close(layer.first_half(torch.zeros(1, 3))[0], layer.bias)
+    torch.testing.assert_close(layer(one, half="first") + layer(two, half="second"), whole)
+    torch.testing.assert_close(layer(torch.zeros(1, 3), half="first")[0], layer.bias)
 
 
 def test_hard_labels_are_cross_entropy_over_all_rows():

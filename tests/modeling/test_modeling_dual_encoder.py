@@ -78,18 +78,34 @@ def test_stored_vectors_give_the_same_logits(num_images, build, pairs):
     expected = model(**batch).logits
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
     images = {name: batch[name] for name in ("pixel_values", "pixel_mask")}
-    text_embeds = model.get_text_features(**text).pooler_output
-    image_embeds = model.get_image_features(**images).pooler_output
+    text_pooler_output = model.get_text_features(**text).pooler_output
+    image_pooler_output = model.get_image_features(**images).pooler_output
     for given in (
-        {"text_embeds": text_embeds, "image_embeds": image_embeds},
-        {"text_embeds": text_embeds, **images},
-        {"image_embeds": image_embeds, **text},
+        {"text_pooler_output": text_pooler_output, "image_pooler_output": image_pooler_output},
+        {"text_pooler_output": text_pooler_output, **images},
+        {"image_pooler_output": image_pooler_output, **text},
     ):
         output = model(**given)
         torch.testing.assert_close(output.logits, expected, atol=1e-5, rtol=0)
-        assert (output.image_mask is None) == ("image_embeds" in given)
-    labelled = model(text_embeds=text_embeds, image_embeds=image_embeds, labels=torch.tensor([0, 1])).loss
+        assert (output.image_mask is None) == ("image_pooler_output" in given)
+    labelled = model(
+        text_pooler_output=text_pooler_output, image_pooler_output=image_pooler_output, labels=torch.tensor([0, 1])
+    ).loss
     torch.testing.assert_close(labelled, nn.functional.cross_entropy(expected, torch.tensor([0, 1])))
+
+
+def test_projected_vectors_give_the_same_logits_and_one_row_serves_all(build, pairs):
+    model = build(DualEncoderForImagesAndTextClassification, num_images=2, modality_type_vocab_size=2)
+    whole = model(**pairs)
+    assert (whole.text_embeds.shape, whole.image_embeds.shape) == ((2, 32), (2, 2, 32))
+    stored = model(text_embeds=whole.text_embeds, image_embeds=whole.image_embeds)
+    assert torch.equal(stored.logits, whole.logits)
+    assert stored.text_pooler_output is None
+    text = {name: pairs[name] for name in ("input_ids", "attention_mask")}
+    for given in ({"image_embeds": whole.image_embeds[:1]}, {"image_pooler_output": whole.image_pooler_output[:1]}):
+        logits = model(**text, **given).logits
+        torch.testing.assert_close(logits[:1], whole.logits[:1], atol=1e-5, rtol=0)
+        assert logits.shape == whole.logits.shape
 
 
 @pytest.mark.parametrize("cls", [DualEncoderModel, DualEncoderForQuestionAnswering])
@@ -117,8 +133,8 @@ def test_text_and_image_towers_do_not_see_each_other(build, batch):
     before = model(**batch)
     other_text = model(**{**batch, "input_ids": batch["input_ids"].flip(0)})
     other_image = model(**{**batch, "pixel_values": batch["pixel_values"].flip(0)})
-    assert torch.equal(before.image_embeds, other_text.image_embeds)
-    assert torch.equal(before.text_embeds, other_image.text_embeds)
+    assert torch.equal(before.image_pooler_output, other_text.image_pooler_output)
+    assert torch.equal(before.text_pooler_output, other_image.text_pooler_output)
     assert not torch.equal(before.pooler_output, other_text.pooler_output)
     assert not torch.equal(before.pooler_output, other_image.pooler_output)
 
@@ -127,15 +143,25 @@ def test_refusals(build, batch):
     model = build(DualEncoderModel)
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
     images = {name: batch[name] for name in ("pixel_values", "pixel_mask")}
-    vectors = torch.zeros(3, 16)
+    vectors, wide = torch.zeros(3, 16), torch.zeros(3, 32)
     for given, message in (
-        (text, "give either pixel_values or image_embeds; neither was given"),
-        (images, "give either input_ids or text_embeds; neither was given"),
-        ({**batch, "text_embeds": vectors}, "give either input_ids or text_embeds; both were given"),
-        ({**batch, "image_embeds": vectors}, "give either pixel_values or image_embeds; both were given"),
-        ({**text, "image_embeds": vectors, "output_query_states": True}, "stored vectors have no queries and keys"),
-        ({**images, "text_embeds": vectors, "output_key_states": [0]}, "stored vectors have no queries and keys"),
-        ({**text, "image_embeds": vectors[:2]}, "there are 3 texts and 2 rows of images"),
+        (text, "give one of pixel_values, image_pooler_output, image_embeds; got none of them"),
+        (images, "give one of input_ids, text_pooler_output, text_embeds; got none of them"),
+        ({**batch, "text_pooler_output": vectors}, "got input_ids and text_pooler_output"),
+        ({**batch, "image_pooler_output": vectors}, "got pixel_values and image_pooler_output"),
+        ({**text, "image_embeds": vectors}, "image_embeds is 16 wide, but .* image_embeds projected ones .*32 wide"),
+        ({**images, "text_embeds": vectors}, "text_embeds is 16 wide, but text_pooler_output takes pooled vectors"),
+        ({**text, "image_pooler_output": wide}, r"image_pooler_output is 32 wide, .*get_image_features \(16 wide\)"),
+        ({**images, "text_pooler_output": wide}, "text_pooler_output is 32 wide"),
+        (
+            {**text, "image_pooler_output": vectors, "output_query_states": True},
+            "stored vectors have no queries and keys",
+        ),
+        (
+            {**images, "text_pooler_output": vectors, "output_key_states": [0]},
+            "stored vectors have no queries and keys",
+        ),
+        ({**text, "image_pooler_output": vectors[:2]}, "there are 3 texts and 2 rows of images"),
     ):
         with pytest.raises(ValueError, match=message):
             model(**given)

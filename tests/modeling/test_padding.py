@@ -16,7 +16,7 @@ OVER_IMAGES = [FusionEncoderForImagesAndTextClassification, DualEncoderForImages
 
 def assert_rows_equal(output, expected, row=None):
     """Logits and every pooled vector, to 1e-5; `row`: that row of `output` against the only one of `expected`."""
-    for name in ("logits", "pooler_output", "text_embeds", "image_embeds"):
+    for name in ("logits", "pooler_output", "text_pooler_output", "image_pooler_output", "text_embeds", "image_embeds"):
         one, other = output.get(name), expected.get(name)
         assert (one is None) == (other is None)
         if one is not None:

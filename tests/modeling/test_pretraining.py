@@ -90,15 +90,15 @@ def test_matching_logits_written_out(cls, build, pair_batch):
 def test_contrastive_features_written_out(build, pair_batch):
     model, batch = build(DualEncoderForPreTraining), pair_batch()
     output, body = model(**batch), model.dual_encoder(**some(batch, *TEXT, *IMAGES))
-    assert torch.equal(output.text_embeds, body.text_embeds)
-    assert torch.equal(output.image_embeds, body.image_embeds)
+    assert torch.equal(output.text_pooler_output, body.text_pooler_output)
+    assert torch.equal(output.image_pooler_output, body.image_pooler_output)
     texts, images = (
-        body.text_embeds @ model.text_projection.weight.T,
-        body.image_embeds[:, 0] @ model.image_projection.weight.T,
+        body.text_pooler_output @ model.text_projection.weight.T,
+        body.image_pooler_output[:, 0] @ model.image_projection.weight.T,
     )
     texts, images = (each / each.norm(dim=-1, keepdim=True) for each in (texts, images))
-    torch.testing.assert_close(output.text_features, texts)
-    torch.testing.assert_close(output.image_features, images)
+    torch.testing.assert_close(output.text_embeds, texts)
+    torch.testing.assert_close(output.image_embeds, images)
     logits = texts @ images.T * model.logit_scale.exp()
     own = torch.arange(4)
     expected = (torch.nn.functional.cross_entropy(logits, own) + torch.nn.functional.cross_entropy(logits.T, own)) / 2
@@ -158,7 +158,7 @@ def test_a_weight_of_0_leaves_a_term_out_and_the_others_as_they_are(cls, term, b
         if (term, other) != ("itc", "itm"):  # whose negatives are then drawn uniformly
             torch.testing.assert_close(fewer[f"{other}_loss"], every[f"{other}_loss"])
     torch.testing.assert_close(fewer.loss, sum(fewer[f"{other}_loss"] for other in others))
-    absent = {"itm": "itm_logits", "mlm": "mlm_logits", "itc": "text_features"}
+    absent = {"itm": "itm_logits", "mlm": "mlm_logits", "itc": "text_embeds"}
     assert getattr(fewer, absent[term]) is None
 
 

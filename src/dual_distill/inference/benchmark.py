@@ -300,13 +300,13 @@ def _calls(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[st
         return {"fusion_encoder": partial(model, **batch)}
 
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    image_embeds = model.get_image_features(batch["pixel_values"], batch["pixel_mask"]).pooler_output
-    text_embeds = model.get_text_features(**text).pooler_output
-    projections = model.project_text(text_embeds), model.project_images(image_embeds)
+    image_pooler_output = model.get_image_features(batch["pixel_values"], batch["pixel_mask"]).pooler_output
+    text_pooler_output = model.get_text_features(**text).pooler_output
+    projections = model.project_text(text_pooler_output), model.project_images(image_pooler_output)
     return {
         "dual_encoder": partial(model, **batch),
-        "image_stored": partial(model, **text, image_embeds=image_embeds),
-        "both_stored": partial(model, text_embeds=text_embeds, image_embeds=image_embeds),
+        "image_stored": partial(model, **text, image_pooler_output=image_pooler_output),
+        "both_stored": partial(model, text_pooler_output=text_pooler_output, image_pooler_output=image_pooler_output),
         "both_projected": partial(model.logits_of_projections, *projections),
     }
 

@@ -65,7 +65,7 @@ class ExportReport:
 
 
 class TextTower(nn.Module):
-    """Graph `text_tower`: `input_ids`, `attention_mask` `(B, T)` -> `text_embeds` `(B, C)`."""
+    """Graph `text_tower`: `input_ids`, `attention_mask` `(B, T)` -> `text_pooler_output` `(B, C)`."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -77,7 +77,7 @@ class TextTower(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Graph `image_tower`: `pixel_values` `(B, N, 3, H, W)`, `pixel_mask` `(B, N, H, W)` to `image_embeds` `(B, N, C)`."""
+    """Graph `image_tower`: `pixel_values`, `pixel_mask` -> `image_pooler_output` `(B, N, C)`."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -89,16 +89,16 @@ class ImageTower(nn.Module):
 
 
 class Head(nn.Module):
-    """Graph `head`: `text_embeds` `(B, C)`, `image_embeds` `(B, N, C)` -> `logits` `(B, labels)`."""
+    """Graph `head`: `text_pooler_output` `(B, C)`, `image_pooler_output` `(B, N, C)` -> `logits` `(B, labels)`."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.interaction, self.classifier = model.dual_encoder.interaction, model.classifier
 
-    def forward(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+    def forward(self, text_pooler_output: torch.Tensor, image_pooler_output: torch.Tensor) -> torch.Tensor:
         """Answer."""
-        text = text_embeds[:, None].expand(-1, image_embeds.shape[1], -1)
-        return self.classifier(self.interaction(torch.cat([text, image_embeds], dim=-1)).flatten(1))
+        text = text_pooler_output[:, None].expand(-1, image_pooler_output.shape[1], -1)
+        return self.classifier(self.interaction(torch.cat([text, image_pooler_output], dim=-1)).flatten(1))
 
 
 def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: str | Path) -> ExportReport:
@@ -180,14 +180,14 @@ def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
         for name in ("patch_rows", "patch_columns")
     )
     example = _batch(model, num_rows=3, grid=(3, 4)) | {
-        "text_embeds": torch.zeros(3, config.hidden_size),
-        "image_embeds": torch.zeros(3, model.num_images, config.hidden_size),
+        "text_pooler_output": torch.zeros(3, config.hidden_size),
+        "image_pooler_output": torch.zeros(3, model.num_images, config.hidden_size),
     }
     pixels = {"pixel_values": {0: rows, 3: height, 4: width}, "pixel_mask": {0: rows, 2: height, 3: width}}
-    embeds = {"text_embeds": {0: rows}, "image_embeds": {0: rows}}
+    embeds = {"text_pooler_output": {0: rows}, "image_pooler_output": {0: rows}}
     graphs: dict[str, tuple[nn.Module, dict[str, Any], str]] = {
-        "text_tower": (TextTower(model), {"input_ids": text, "attention_mask": text}, "text_embeds"),
-        "image_tower": (ImageTower(model), pixels, "image_embeds"),
+        "text_tower": (TextTower(model), {"input_ids": text, "attention_mask": text}, "text_pooler_output"),
+        "image_tower": (ImageTower(model), pixels, "image_pooler_output"),
         "head": (Head(model), embeds, "logits"),
     }
     for name, (graph, shapes, output) in graphs.items():
@@ -249,10 +249,10 @@ def compare_with_torch(model: PreTrainedModel, folder: Path) -> dict[str, float]
         arrays = {name: tensor.numpy() for name, tensor in batch.items()}
         text = run("text_tower", input_ids=arrays["input_ids"], attention_mask=arrays["attention_mask"])
         image = run("image_tower", pixel_values=arrays["pixel_values"], pixel_mask=arrays["pixel_mask"])
-        logits = run("head", text_embeds=text, image_embeds=image)
+        logits = run("head", text_pooler_output=text, image_pooler_output=image)
 
         expected = model(**batch)
-        wanted = (expected.text_embeds, expected.image_embeds, expected.logits)
+        wanted = (expected.text_pooler_output, expected.image_pooler_output, expected.logits)
         for found, value in zip((text, image, logits), wanted, strict=True):
             differences.append((torch.from_numpy(found) - value).abs().max())
             values.append(value.abs().max())

@@ -246,10 +246,10 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
 
     def _forward(self, requests: list[PreparedRequest], batch_size: int) -> list[torch.Tensor]:
         """Return the logits of each request's questions, `(questions, labels)` float32 on the CPU."""
-        image_embeds = None
+        image_pooler_output = None
         if isinstance(self.model.config, DualEncoderConfig):
             pixels = self._image_inputs([request.images for request in requests])
-            image_embeds = self.model.get_image_features(**pixels).pooler_output
+            image_pooler_output = self.model.get_image_features(**pixels).pooler_output
 
         rows = [(index, question) for index, request in enumerate(requests) for question in request.questions]
         logits = []
@@ -257,8 +257,8 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
             indices, questions = zip(*rows[start : start + batch_size], strict=True)
             images = [requests[index].images for index in indices]
             inputs = self._text_inputs(list(questions), images)
-            if image_embeds is not None:
-                inputs["image_embeds"] = image_embeds[list(indices)]
+            if image_pooler_output is not None:
+                inputs["image_pooler_output"] = image_pooler_output[list(indices)]
             else:
                 inputs |= self._image_inputs(images)
             logits.append(self.model(**inputs).logits.float().cpu())

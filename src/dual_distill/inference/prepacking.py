@@ -5,6 +5,8 @@ answering, where they do not change. The numbers are the same up to rounding; ho
 processor (`benchmarks/prepacking.py`, `docs/performance.md`).
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -92,15 +94,12 @@ class PrepackedLinear(nn.Linear):
 class PrepackedSplitLinear(PrepackedLinear, SplitLinear):
     """A `SplitLinear` that keeps both halves of its weights in oneDNN's layout as well."""
 
-    def first_half(self, features: torch.Tensor) -> torch.Tensor:
-        """Give the first vector's part, bias included."""
-        product = self._product(features, "first", slice(None, self.in_features // 2), self.bias)
-        return super().first_half(features) if product is None else product
-
-    def second_half(self, features: torch.Tensor) -> torch.Tensor:
-        """Give the second vector's part, without the bias."""
-        product = self._product(features, "second", slice(self.in_features // 2, None), None)
-        return super().second_half(features) if product is None else product
+    def forward(self, input: torch.Tensor, half: Any = None) -> torch.Tensor:  # noqa: A002 (as torch names it)
+        """Give the whole product, or one half's."""
+        middle = self.in_features // 2
+        columns = {None: slice(None), "first": slice(None, middle), "second": slice(middle, None)}[half]
+        product = self._product(input, half or "whole", columns, None if half == "second" else self.bias)
+        return SplitLinear.forward(self, input, half) if product is None else product
 
 
 _PREPACKED: dict[type[nn.Module], type[nn.Linear]] = {nn.Linear: PrepackedLinear, SplitLinear: PrepackedSplitLinear}

@@ -428,10 +428,11 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(hidden_states[:, 0]))
 
 
-class TransformerBody(nn.Module):
+class TransformerBody:
     """Encoder, final layer norm and pooler, under ViLT's names; mixed into the models whose embeddings differ."""
 
     def _add_body(self, config: PreTrainedConfig) -> None:
+        """Build the modules."""
         self.encoder = TransformerEncoder(config)
         # Post-norm layers end in a norm of their own.
         norm_first = getattr(config, "norm_first", True)
@@ -461,11 +462,12 @@ class TransformerBody(nn.Module):
 class TextInputs:
     """Word embeddings where resizing and tying look for them; mixed into the models that embed text themselves."""
 
-    embeddings: nn.Module
+    embeddings: Any
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the word embeddings."""
-        return self.embeddings.text_embeddings.word_embeddings
+        words: nn.Module = self.embeddings.text_embeddings.word_embeddings
+        return words
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the word embeddings."""

@@ -185,6 +185,8 @@ class EncoderForPreTrainingOutput(ModelOutput):
     negative_text_rows: torch.LongTensor | None = None
     mlm_logits: torch.FloatTensor | None = None
     pooler_output: torch.FloatTensor | None = None
+    text_pooler_output: torch.FloatTensor | None = None
+    image_pooler_output: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     image_mask: torch.BoolTensor | None = None

@@ -113,11 +113,8 @@ class PreTrainingTrainer(ImageTextTrainer):
         else:
             outputs = self._ask_student(model, inputs)
             losses = self.objective(outputs, self._ask_teacher(inputs, outputs), inputs)
-        if not model.training and getattr(outputs, "text_features", None) is not None:
-            losses = {
-                **losses,
-                "in_batch_recall": in_batch_recall(outputs.text_features, outputs.image_features, inputs),
-            }
+        if not model.training and getattr(outputs, "text_embeds", None) is not None:
+            losses = {**losses, "in_batch_recall": in_batch_recall(outputs.text_embeds, outputs.image_embeds, inputs)}
         self._note_terms(losses, len(inputs["input_ids"]))
         return (losses["loss"], {}) if return_outputs else losses["loss"]
 
@@ -176,7 +173,7 @@ class PreTrainingTrainer(ImageTextTrainer):
 
 @torch.no_grad()
 def in_batch_recall(
-    text_features: torch.Tensor, image_features: torch.Tensor, inputs: Mapping[str, torch.Tensor]
+    text_embeds: torch.Tensor, image_embeds: torch.Tensor, inputs: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     """Share of texts and images that are nearest to their own partner in the batch of all processes, a scalar in [0,
     1].
@@ -185,8 +182,8 @@ def in_batch_recall(
     the batch.
 
     Args:
-        text_features: `(B, P)` of length 1.
-        image_features: `(B, P)` of length 1.
+        text_embeds: `(B, P)` of length 1.
+        image_embeds: `(B, P)` of length 1.
         inputs: `image_ids` and `caption_ids` `(B,)`.
 
     Example:
@@ -197,7 +194,7 @@ def in_batch_recall(
     ids = gather_pair_ids(inputs["image_ids"], inputs["caption_ids"])
     own = ids.own_rows[:, None]
     found = []
-    similarities = pair_similarities(text_features, image_features, text_features.new_zeros(()))
+    similarities = pair_similarities(text_embeds, image_embeds, text_embeds.new_zeros(()))
     for scores, texts_ask in zip(similarities, (True, False), strict=True):
         is_as_near = (scores >= scores.gather(1, own)) & allowed_negatives(ids, texts_ask)
         found.append(~is_as_near.any(1))
