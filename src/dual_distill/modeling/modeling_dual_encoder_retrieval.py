@@ -17,7 +17,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_dual_encoder import DualEncoderModel, join_recorded_states
-from .modeling_fusion_encoder import check_one_image
+from .modeling_embeddings import check_one_image
 from .modeling_layers import layers_to_record
 from .modeling_outputs import DualEncoderForImageTextRetrievalOutput
 from .modeling_pretraining_losses import (

@@ -30,18 +30,11 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_fusion_encoder import FusionEncoderConfig
+from .modeling_base import EncoderPreTrainedModel, TextInputs, TransformerBody
 from .modeling_caption_mask import attention_mask_of, caption_positions, seq2seq_mask
 from .modeling_classification import classification_head, classification_loss
-from .modeling_layers import (
-    EncoderPreTrainedModel,
-    ImageEmbeddings,
-    TextEmbeddings,
-    TextInputs,
-    TransformerAttention,
-    TransformerBody,
-    TransformerLayer,
-    layers_to_record,
-)
+from .modeling_embeddings import ImageEmbeddings, TextEmbeddings, embed_image_rows
+from .modeling_layers import TransformerAttention, TransformerLayer, layers_to_record
 from .modeling_outputs import EncoderForTaskOutput, FusionEncoderOutput, shared_fields
 from .modeling_region_embeddings import RegionFusionEmbeddings
 
@@ -77,27 +70,6 @@ class FusionEmbeddings(ImageEmbeddings):
         """Return text `(B, T, C)` alone."""
         modality = self.token_type_embeddings(input_ids.new_zeros(1, 1))
         return self.text_embeddings(input_ids, token_type_ids, position_ids) + modality
-
-
-def embed_image_rows(
-    embeddings: ImageEmbeddings, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Embed `(B, N, 3, H, W)` pixels (`(B, 3, H, W)` for N = 1) as `(B, N, 1 + I, C)` and give the mask `(B, N, 1 + I)`."""
-    if pixel_values.dim() == 4:
-        pixel_values = pixel_values[:, None]
-        pixel_mask = None if pixel_mask is None else pixel_mask[:, None]
-    if pixel_values.dim() != 5:
-        raise ValueError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, N, 3, H, W), or (B, 3, H, W) for one "
-            "image a row."
-        )
-    if pixel_mask is not None and pixel_mask.dim() == 3:
-        pixel_mask = pixel_mask[:, None]
-
-    rows = pixel_values.shape[:2]
-    flat_mask = None if pixel_mask is None else pixel_mask.flatten(0, 1)
-    tokens, mask = embeddings.embed_images(pixel_values.flatten(0, 1), flat_mask)
-    return tokens.unflatten(0, rows), None if mask is None else mask.unflatten(0, rows)
 
 
 class FusionEncoderPreTrainedModel(EncoderPreTrainedModel):
@@ -223,13 +195,6 @@ class FusionEncoderModel(TextInputs, FusionEncoderPreTrainedModel, TransformerBo
             )
         if not self.reads_regions and pixel_values is None:
             raise ValueError("a fusion encoder reads text and image together; give pixel_values.")
-
-
-def check_one_image(pixel_values: torch.Tensor | None, region_features: torch.Tensor | None, task: str) -> None:
-    """Refuse more than one image a row; `task` says what takes one."""
-    for rows, one_image in ((pixel_values, 4), (region_features, 3)):
-        if rows is not None and rows.dim() > one_image and rows.shape[1] != 1:
-            raise ValueError(f"the rows have {rows.shape[1]} images, but {task}; give one image a row.")
 
 
 class _FusionEncoderForTask(FusionEncoderPreTrainedModel):

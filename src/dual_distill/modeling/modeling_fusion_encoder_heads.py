@@ -14,7 +14,8 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_classification import classification_loss
-from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel, check_one_image
+from .modeling_embeddings import check_one_image
+from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel
 from .modeling_outputs import EncoderForTaskOutput, shared_fields
 
 IMAGE_DIMS = {"pixel_values": 4, "pixel_mask": 3, "region_features": 3, "region_boxes": 3, "region_mask": 2}

@@ -15,7 +15,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_fusion_encoder import FusionEncoderConfig
-from .modeling_fusion_encoder import FusionEncoderModel, check_one_image
+from .modeling_embeddings import check_one_image
+from .modeling_fusion_encoder import FusionEncoderModel
 from .modeling_fusion_encoder_heads import FusionEncoderWithWords, MaskedWordHead, mlm_loss
 from .modeling_outputs import EncoderForPreTrainingOutput, shared_fields
 from .modeling_pretraining_losses import (

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from .modeling_layers import TextEmbeddings, has_values
+from .modeling_embeddings import TextEmbeddings
+from .modeling_layers import has_values
 
 BOX_NUMBERS = 6
 # Boxes are quotients of float32 pixels, so an edge may lie a rounding error outside.

@@ -12,16 +12,10 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
-from .modeling_fusion_encoder import FusionEncoderPreTrainedModel, embed_image_rows
-from .modeling_layers import (
-    EncoderPreTrainedModel,
-    ImageEmbeddings,
-    TextEmbeddings,
-    TextInputs,
-    TransformerAttention,
-    TransformerBody,
-    TransformerLayer,
-)
+from .modeling_base import EncoderPreTrainedModel, TextInputs, TransformerBody
+from .modeling_embeddings import ImageEmbeddings, TextEmbeddings, embed_image_rows
+from .modeling_fusion_encoder import FusionEncoderPreTrainedModel
+from .modeling_layers import TransformerAttention, TransformerLayer
 from .modeling_outputs import TowerOutput
 from .tower_initialization import copy_fusion_weights, dual_config_from_fusion
 

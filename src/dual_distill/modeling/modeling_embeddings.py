@@ -1,0 +1,177 @@
+"""Embeddings of text and of image patches, under ViLT's names.
+
+Patches keep raster order and none is sampled away; padding is at the bottom and right and is masked. The position table
+is interpolated to each image's own grid by two small matrix products instead of a Python loop, so a batch of many sizes
+has no data-dependent shape, no host synchronisation and no graph break under `torch.compile`.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+
+
+def initialize_embeddings(module: nn.Module, config: PreTrainedConfig) -> None:
+    """Initialize embeddings from a normal distribution of the width that the config names for them."""
+    std = getattr(config, "embedding_initializer_range", None) or config.initializer_range
+    if isinstance(module, nn.Embedding):
+        init.normal_(module.weight, std=std)
+    elif isinstance(module, ImageEmbeddings):
+        init.normal_(module.cls_token, std=std)
+        init.normal_(module.position_embeddings, std=std)
+
+
+class TextEmbeddings(nn.Module):
+    """Word + position + segment embeddings, normalised: `(B, T)` ids -> `(B, T, C)`."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.max_position_embeddings = config.max_position_embeddings
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        num_tokens = input_ids.shape[1]
+        if position_ids is None and num_tokens > self.max_position_embeddings:
+            raise ValueError(
+                f"the text has {num_tokens} tokens, the model takes at most {self.max_position_embeddings}; "
+                "let the processor truncate it."
+            )
+        if token_type_ids is None:
+            token_type_ids = input_ids.new_zeros(1, 1)
+        if position_ids is None:
+            position_ids = torch.arange(num_tokens, device=input_ids.device)[None]
+
+        segments, positions = self.token_type_embeddings(token_type_ids), self.position_embeddings(position_ids)
+        return self.dropout(self.LayerNorm(self.word_embeddings(input_ids) + segments + positions))
+
+
+class PatchEmbeddings(nn.Module):
+    """One linear map per square patch: `(B, 3, H, W)` pixels -> `(B, C, H / patch, W / patch)`."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.num_channels = config.num_channels
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        channels, height, width = pixel_values.shape[-3:]
+        if channels != self.num_channels:
+            raise ValueError(f"pixel_values has {channels} channels, the model takes {self.num_channels}.")
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"pixel_values is {height} x {width} pixels, which does not divide into patches of {self.patch_size}; "
+                "let the processor resize and pad it (size_divisor = patch_size)."
+            )
+        return self.projection(pixel_values.to(self.projection.weight.dtype))
+
+
+class ImageEmbeddings(nn.Module):
+    """CLS token + patches + positions of each image's own grid.
+
+    The parameters live on the module that mixes this in (`FusionEmbeddings`, `VisionEmbeddings`), flat, under ViLT's
+    names.
+    """
+
+    def _add_image_parameters(self, config: PreTrainedConfig) -> None:
+        self.grid = config.patch_grid
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.patch_embeddings = PatchEmbeddings(config)
+        self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + 1, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def embed_images(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embed `(B, 3, H, W)` pixels as `(B, 1 + I, C)` tokens and give their `(B, 1 + I)` mask (None: all real)."""
+        patches = self.patch_embeddings(pixel_values)
+        batch_size, _, rows, columns = patches.shape
+
+        patch_mask = None
+        if pixel_mask is not None:
+            if pixel_mask.shape != (batch_size, *pixel_values.shape[-2:]):
+                raise ValueError(
+                    f"pixel_mask has shape {tuple(pixel_mask.shape)}, pixel_values {tuple(pixel_values.shape)}; "
+                    "the mask needs one entry a pixel and no channel."
+                )
+            # A patch counts as real when its top left pixel is: processors pad whole patches at the bottom and right.
+            patch_mask = pixel_mask[:, :: self.patch_embeddings.patch_size, :: self.patch_embeddings.patch_size].bool()
+
+        positions = self.interpolate_positions(rows, columns, patch_mask).to(patches.dtype)
+        tokens = torch.cat([self.cls_token.expand(batch_size, -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+        tokens = tokens + positions
+        if patch_mask is not None:
+            patch_mask = torch.cat([patch_mask.new_ones(batch_size, 1), patch_mask.flatten(1)], dim=1)
+        return self.dropout(tokens), patch_mask
+
+    def interpolate_positions(self, rows: int, columns: int, patch_mask: torch.Tensor | None) -> torch.Tensor:
+        """Resize the position table bilinearly (corners aligned) to each image's grid, padded to `rows x columns`.
+
+        Returns:
+            `(B or 1, 1 + rows * columns, C)`; what stands at padded patches is masked and means nothing.
+        """
+        cls_position, table = self.position_embeddings[:, :1], self.position_embeddings[0, 1:]
+        if patch_mask is None:
+            if (rows, columns) == self.grid:
+                return self.position_embeddings
+            heights, widths = table.new_full((1,), rows), table.new_full((1,), columns)
+        else:
+            # The largest extent, not the first row's: one image may be padded in a way that the other is not.
+            heights, widths = patch_mask.any(2).sum(1), patch_mask.any(1).sum(1)
+
+        # Positions are few and cheap, half precision would blur them.
+        with torch.autocast(table.device.type, enabled=False):
+            row_weights = _bilinear_weights(heights, rows, self.grid[0])
+            column_weights = _bilinear_weights(widths, columns, self.grid[1])
+            table = table.unflatten(0, self.grid).float()
+            positions = torch.einsum("brp,bsq,pqc->brsc", row_weights, column_weights, table).flatten(1, 2)
+        return torch.cat([cls_position.expand(positions.shape[0], -1, -1).float(), positions], dim=1)
+
+
+def _bilinear_weights(lengths: torch.Tensor, num_targets: int, num_sources: int) -> torch.Tensor:
+    """Return `(B, targets, sources)` weights that resize `num_sources` points to each of `lengths`, corners aligned."""
+    lengths = lengths.float().unsqueeze(1)
+    targets = torch.arange(num_targets, device=lengths.device).float()
+    # A single target point sits on the first source point, as torch's interpolate has it.
+    positions = targets * (num_sources - 1) / (lengths - 1).clamp(min=1)
+    sources = torch.arange(num_sources, device=lengths.device)
+    return (1 - (positions.unsqueeze(-1) - sources).abs()).clamp(min=0)
+
+
+def embed_image_rows(
+    embeddings: ImageEmbeddings, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Embed `(B, N, 3, H, W)` pixels (`(B, 3, H, W)` for N = 1) as `(B, N, 1 + I, C)` and give the mask `(B, N, 1 + I)`."""
+    if pixel_values.dim() == 4:
+        pixel_values = pixel_values[:, None]
+        pixel_mask = None if pixel_mask is None else pixel_mask[:, None]
+    if pixel_values.dim() != 5:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, N, 3, H, W), or (B, 3, H, W) for one "
+            "image a row."
+        )
+    if pixel_mask is not None and pixel_mask.dim() == 3:
+        pixel_mask = pixel_mask[:, None]
+
+    rows = pixel_values.shape[:2]
+    flat_mask = None if pixel_mask is None else pixel_mask.flatten(0, 1)
+    tokens, mask = embeddings.embed_images(pixel_values.flatten(0, 1), flat_mask)
+    return tokens.unflatten(0, rows), None if mask is None else mask.unflatten(0, rows)
+
+
+def check_one_image(pixel_values: torch.Tensor | None, region_features: torch.Tensor | None, task: str) -> None:
+    """Refuse more than one image a row; `task` says what takes one."""
+    for rows, one_image in ((pixel_values, 4), (region_features, 3)):
+        if rows is not None and rows.dim() > one_image and rows.shape[1] != 1:
+            raise ValueError(f"the rows have {rows.shape[1]} images, but {task}; give one image a row.")
