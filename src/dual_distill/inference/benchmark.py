@@ -162,8 +162,8 @@ def multiply_adds(config: PreTrainedConfig, way: str, shape: PairShape) -> int:
     if way == "fusion_encoder":
         return images * (embedding + _layers(config, shape.text_tokens + 1 + patches) + width**2) + head
 
-    # The interaction: two linear maps, 2C to 2C (half of it a side, unless stored) and 2C to C.
-    first_map = 0 if way == "both_projected" else images * 2 * width * 2 * width
+    # The interaction: two linear maps, 2C to 2C (half of it a text and half an image, unless stored) and 2C to C.
+    first_map = 0 if way == "both_projected" else (1 + images) * width * 2 * width
     total = first_map + images * 2 * width * width + head
     if way in ("dual_encoder", "image_stored"):
         total += _layers(config.text_config, shape.text_tokens) + width**2
