@@ -64,7 +64,7 @@ def test_help_shows_our_fields_and_the_usual_ones_of_transformers(capsys: pytest
     assert "default: None" not in short
     assert "(default: 768)" in short
     assert len(short.splitlines()) < 320
-    assert "dual-distill train recipes/custom_teacher.yaml" in short
+    assert "dual-distill train recipes/custom.yaml --role teacher" in short
 
 
 def test_a_dry_run_prints_a_plan_for_reading_or_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -17,12 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-RECIPE_OF = {
-    "vqa": "vqa_v2_teacher",
-    "nlvr2": "nlvr2_teacher",
-    "snli_ve": "snli_ve_teacher",
-    "custom": "custom_teacher",
-}
+RECIPE_OF = {"vqa": "vqa_v2", "nlvr2": "nlvr2", "snli_ve": "snli_ve", "custom": "custom"}
 OPTIONS = {"vqa": ("--data_options", '{"validation_rows": 20}')}
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json"
 
@@ -90,7 +85,7 @@ def train(
             spoil(folder)
         recipe, out = RECIPES / f"{RECIPE_OF[task]}.yaml", tmp_path / "out"
         shared = ["--data", folder, *OPTIONS.get(task, ()), "--init_from", vilts["mlm"], "--output_dir", out]
-        return dual_distill("train", recipe, *shared, *tiny_training, *words), out
+        return dual_distill("train", recipe, "--role", "teacher", *shared, *tiny_training, *words), out
 
     return run
 
@@ -259,7 +254,7 @@ def shop_model(
     """A teacher for the answers red and blue."""
     folder = tmp_path_factory.mktemp("shop")
     words = ["--data", write_shop(folder), "--init_from", vilts["mlm"], "--output_dir", folder / "model"]
-    printed = dual_distill("train", RECIPES / "custom_teacher.yaml", *words, *tiny_training)
+    printed = dual_distill("train", RECIPES / "custom.yaml", "--role", "teacher", *words, *tiny_training)
     assert printed.code == 0, printed.err
     return folder / "model"
 
@@ -408,7 +403,7 @@ def test_words_of_a_recipe_are_checked(dual_distill: Callable, tmp_path: Path) -
         ("augmentation: rand", "augmentation is 'rand'; give one of none, randaugment."),
         (
             "head: captions",
-            "there is no head 'captions'; choose one of question_answering, images_and_text_classification",
+            "there is no head 'captions'; choose one of question_answering, images_and_text_classification, image_text",
         ),
     ):
         recipe.write_text(f"{line}\n")

@@ -45,8 +45,8 @@ def tables(picture: Callable, tmp_path_factory: pytest.TempPathFactory) -> dict[
     }
 
 
-def train(dual_distill: Callable, recipe: str, *words: object) -> dict:
-    printed = dual_distill("train", RECIPES / f"{recipe}.yaml", *words, "--json")
+def train(dual_distill: Callable, role: str, *words: object) -> dict:
+    printed = dual_distill("train", RECIPES / "custom.yaml", "--role", role, *words, "--json")
     assert printed.code == 0, printed.err
     return json.loads(printed.out)
 
@@ -58,10 +58,10 @@ def test_a_table_becomes_a_teacher_and_a_student_with_its_answers(
     data, columns = tables[kind]
     words = ["--data", data, *columns, *tiny_training]
     teacher, student = tmp_path / "teacher", tmp_path / "student"
-    results = train(dual_distill, "custom_teacher", *words, "--init_from", vilts["mlm"], "--output_dir", teacher)
+    results = train(dual_distill, "teacher", *words, "--init_from", vilts["mlm"], "--output_dir", teacher)
     assert results["steps"] == 2
     results = train(
-        dual_distill, "custom_distilled", *words, "--init_from", teacher, "--teacher", teacher, "--output_dir", student
+        dual_distill, "distilled", *words, "--init_from", teacher, "--teacher", teacher, "--output_dir", student
     )
     assert results["eval_attention_loss"] > 0
     assert set(AutoConfig.from_pretrained(student).id2label.values()) == {"red", "blue"}
@@ -107,16 +107,14 @@ def test_classes_over_two_pictures(
         "score",
     ]
     words += ["--image_column", "left", "right", *tiny_training]
-    results = train(
-        dual_distill, "custom_teacher", *words, "--init_from", vilts["mlm"], "--output_dir", tmp_path / "teacher"
-    )
+    results = train(dual_distill, "teacher", *words, "--init_from", vilts["mlm"], "--output_dir", tmp_path / "teacher")
     assert results["steps"] == 2
     config = AutoConfig.from_pretrained(tmp_path / "teacher")
     assert (config.id2label, config.num_images) == ({0: "0", 1: "1", 2: "2", 3: "3"}, 2)
     assert config.architectures == ["FusionEncoderForImagesAndTextClassification"]
 
     one_picture = [*words, "--image_column", "left", "--init_from", tmp_path / "teacher", "--new_head", "false"]
-    printed = dual_distill("train", RECIPES / "custom_teacher.yaml", *one_picture, "--dry-run")
+    printed = dual_distill("train", RECIPES / "custom.yaml", "--role", "teacher", *one_picture, "--dry-run")
     assert printed.code == 2
     assert "a row of the data has 1 images (left), but the model reads 2" in printed.err
 
@@ -139,7 +137,7 @@ def test_several_answers_a_question_are_soft_labels(
         "8",
         *tiny_training,
     ]
-    results = train(dual_distill, "custom_teacher", *words)
+    results = train(dual_distill, "teacher", *words)
     assert results["eval_soft_accuracy"] == pytest.approx(0.6)  # the one class: red, said by two
     config = AutoConfig.from_pretrained(tmp_path / "teacher")
     assert (config.problem_type, config.id2label) == ("multi_label_classification", {0: "red"})

@@ -22,47 +22,38 @@ from dual_distill.teachers import load_model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 STARTS = {
-    "pretrain_scenes_teacher": {},
-    "pretrain_scenes_alone": {},
-    "pretrain_scenes_distilled": {"teacher": "pretrain_scenes_teacher"},
-    "retrieval_scenes_teacher": {"init_from": "pretrain_scenes_teacher"},
-    "retrieval_scenes_alone": {"init_from": "pretrain_scenes_alone"},
-    "retrieval_scenes_distilled": {"init_from": "pretrain_scenes_distilled", "teacher": "retrieval_scenes_teacher"},
-    "pretrain_coco_vg_cc3m_sbu_teacher": {"init_from": "mlm"},
-    "pretrain_coco_vg_cc3m_sbu_distilled": {
-        "init_from": "pretrain_coco_vg_cc3m_sbu_teacher",
-        "teacher": "pretrain_coco_vg_cc3m_sbu_teacher",
-    },
-    "retrieval_coco_teacher": {"init_from": "mlm"},
-    "retrieval_coco_distilled": {
-        "init_from": "pretrain_coco_vg_cc3m_sbu_distilled",
-        "teacher": "retrieval_coco_teacher",
-    },
-    "retrieval_flickr30k_teacher": {"init_from": "mlm"},
-    "retrieval_flickr30k_distilled": {
-        "init_from": "pretrain_coco_vg_cc3m_sbu_distilled",
-        "teacher": "retrieval_flickr30k_teacher",
-    },
+    "pretrain_scenes/teacher": {},
+    "pretrain_scenes/hard_labels": {},
+    "pretrain_scenes/distilled": {"teacher": "pretrain_scenes/teacher"},
+    "retrieval_scenes/teacher": {"init_from": "pretrain_scenes/teacher"},
+    "retrieval_scenes/hard_labels": {"init_from": "pretrain_scenes/hard_labels"},
+    "retrieval_scenes/distilled": {"init_from": "pretrain_scenes/distilled", "teacher": "retrieval_scenes/teacher"},
+    "pretrain/teacher": {"init_from": "mlm"},
+    "pretrain/distilled": {"init_from": "pretrain/teacher", "teacher": "pretrain/teacher"},
+    "retrieval/teacher": {"init_from": "mlm"},
+    "retrieval/distilled": {"init_from": "pretrain/distilled", "teacher": "retrieval/teacher"},
+    "retrieval/teacher@flickr30k": {"init_from": "mlm"},
+    "retrieval/distilled@flickr30k": {"init_from": "pretrain/distilled", "teacher": "retrieval/teacher@flickr30k"},
 }
 FINE_TUNED = {
-    "scenes_teacher": {"init_from": "pretrain_scenes_teacher"},
-    "scenes_alone": {"init_from": "pretrain_scenes_alone"},
-    "scenes_distilled": {"init_from": "pretrain_scenes_distilled", "teacher": "scenes_teacher"},
-    "scene_statements_teacher": {"init_from": "pretrain_scenes_teacher"},
-    "scene_statements_alone": {"init_from": "pretrain_scenes_alone"},
-    "scene_statements_distilled": {"init_from": "pretrain_scenes_distilled", "teacher": "scene_statements_teacher"},
+    "scenes/teacher": {"init_from": "pretrain_scenes/teacher"},
+    "scenes/hard_labels": {"init_from": "pretrain_scenes/hard_labels"},
+    "scenes/distilled": {"init_from": "pretrain_scenes/distilled", "teacher": "scenes/teacher"},
+    "scene_statements/teacher": {"init_from": "pretrain_scenes/teacher"},
+    "scene_statements/hard_labels": {"init_from": "pretrain_scenes/hard_labels"},
+    "scene_statements/distilled": {"init_from": "pretrain_scenes/distilled", "teacher": "scene_statements/teacher"},
 }
 SCENES = {"train": 12, "validation": 12, "test": 12}
 TERMS = {
-    "pretrain_teacher": {"itm_loss", "mlm_loss"},
-    "pretrain_alone": {"itc_loss", "itm_loss", "mlm_loss", "in_batch_recall"},
-    "pretrain_distilled": {
+    "pretrain/teacher": {"itm_loss", "mlm_loss"},
+    "pretrain/hard_labels": {"itc_loss", "itm_loss", "mlm_loss", "in_batch_recall"},
+    "pretrain/distilled": {
         *("itc_loss", "itm_loss", "mlm_loss", "in_batch_recall"),
         *("attention_loss", "itm_distillation_loss", "mlm_distillation_loss"),
     },
-    "retrieval_teacher": {"right_first_share"},
-    "retrieval_alone": {"itc_loss", "mean_recall", "text_to_image_recall@1", "image_to_text_recall@10"},
-    "retrieval_distilled": {"itc_loss", "ranking_loss", "attention_loss", "mean_recall", "image_to_text_recall@5"},
+    "retrieval/teacher": {"right_first_share"},
+    "retrieval/hard_labels": {"itc_loss", "mean_recall", "text_to_image_recall@1", "image_to_text_recall@10"},
+    "retrieval/distilled": {"itc_loss", "ranking_loss", "attention_loss", "mean_recall", "image_to_text_recall@5"},
 }
 
 
@@ -123,7 +114,8 @@ def words_of(pairs: Path, vilts: dict, tiny_training: list[str], tmp_path_factor
     root = tmp_path_factory.mktemp("runs")
 
     def words(name: str, trained: Callable) -> list[str]:
-        found = [str(RECIPES / f"{name}.yaml"), "--output_dir", str(root / name), *tiny_training]
+        recipe, role = name.partition("@")[0].split("/")
+        found = [str(RECIPES / f"{recipe}.yaml"), "--role", role, "--output_dir", str(root / name), *tiny_training]
         for field, start in {**STARTS, **FINE_TUNED}[name].items():
             found += [f"--{field}", vilts.get(start) or trained(start)[0]]
         if name.startswith("scenes"):
@@ -132,7 +124,7 @@ def words_of(pairs: Path, vilts: dict, tiny_training: list[str], tmp_path_factor
             data = pairs / ("scene_statements" if "statements" in name else "scene_captions")
             texts = ["--tokenizer_texts", str(data / TOKENIZER_TEXTS)] if name.startswith("pretrain") else []
             return [*found, "--data", str(data), *texts]
-        return [*found, "--data", str(pairs if name.startswith("pretrain") else pairs / name.split("_")[1])]
+        return [*found, "--data", str(pairs if recipe == "pretrain" else pairs / (name.partition("@")[2] or "coco"))]
 
     return words
 
@@ -156,10 +148,10 @@ def trained(words_of: Callable, dual_distill: Callable) -> Callable[[str], tuple
 def test_a_recipe_runs_says_every_term_and_its_model_loads(name: str, trained: Callable) -> None:
     folder, results = trained(name)
     assert results["steps"] == 2
-    kind = f"{name.split('_')[0]}_{name.split('_')[-1]}"
+    kind = name.partition("@")[0].replace("_scenes", "")
     assert {f"eval_{term}" for term in TERMS[kind]} <= results.keys()
     assert all(value == value for value in results.values())  # no NaN
-    is_fusion = name.endswith("teacher")
+    is_fusion = "/teacher" in name
     if name.startswith("pretrain"):
         auto = AutoModelForPreTraining
     else:
@@ -177,8 +169,8 @@ def test_a_recipe_runs_says_every_term_and_its_model_loads(name: str, trained: C
 
 def test_retrieval_takes_over_what_pre_training_learned(trained: Callable) -> None:
     """Two steps at a small rate change little: the projections are those of pre-training."""
-    before = load_file(Path(trained("pretrain_scenes_alone")[0], "model.safetensors"))
-    after = load_file(Path(trained("retrieval_scenes_alone")[0], "model.safetensors"))
+    before = load_file(Path(trained("pretrain_scenes/hard_labels")[0], "model.safetensors"))
+    after = load_file(Path(trained("retrieval_scenes/hard_labels")[0], "model.safetensors"))
     for name in ("text_projection.weight", "image_projection.weight", "logit_scale"):
         torch.testing.assert_close(after[name], before[name], atol=0.01, rtol=0)
 
@@ -198,9 +190,7 @@ def test_what_was_pre_trained_is_fine_tuned_on_answers_and_statements(name: str,
         assert bool(compared) == (("fusion" in key) == name.endswith("teacher"))
 
 
-@pytest.mark.parametrize(
-    "name", ["pretrain_scenes_distilled", "pretrain_coco_vg_cc3m_sbu_distilled", "retrieval_scenes_teacher"]
-)
+@pytest.mark.parametrize("name", ["pretrain_scenes/distilled", "pretrain/distilled", "retrieval_scenes/teacher"])
 def test_dry_runs_say_what_the_run_does(
     name: str, words_of: Callable, trained: Callable, dual_distill: Callable, tmp_path: Path
 ) -> None:
@@ -211,7 +201,7 @@ def test_dry_runs_say_what_the_run_does(
     assert plan["steps"] == trained(name)[1]["steps"]
     assert (plan["num_labels"], plan["rows_per_step"]) == (0, 4)
     assert plan["memory_bytes"]["activations"] > 0
-    if name.startswith("pretrain_coco"):
+    if name.startswith("pretrain/"):
         assert plan["rows"] == {"train": None, "validation": 8}
         assert plan["epochs"] is None
     else:

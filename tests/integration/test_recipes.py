@@ -6,6 +6,7 @@ and `evaluate` prints what its task is judged by.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoModelForVisualQuestionAnswering, pipeline
 
@@ -21,40 +23,40 @@ from dual_distill.cli.recipe_parser import read_recipe
 RECIPES = Path(__file__).parents[2] / "recipes"
 ANSWERS = {"no", "yes", "red", "blue"}
 HELD_OUT = {"vqa": {"validation_rows": 20}, "easy_vqa": {"validation_images": 4}, "nlvr": {"validation_rows": 6}}
-# Recipe -> what replaces the checkpoints that it names: a ViLT of that name, or the run of another recipe.
+# "recipe/role" -> what replaces the checkpoints that it names: a ViLT of that name, or the run of another role.
 STARTS = {
-    "vqa_v2_teacher": {"init_from": "mlm"},
-    "vqa_v2_alone": {"init_from": "mlm"},
-    "vqa_v2_distilled": {"init_from": "mlm", "teacher": "vqa"},
-    "nlvr2_teacher": {"init_from": "mlm"},
-    "nlvr2_alone": {"init_from": "mlm"},
-    "nlvr2_distilled": {"init_from": "mlm", "teacher": "nlvr2"},
-    "snli_ve_teacher": {"init_from": "mlm"},
-    "snli_ve_alone": {"init_from": "mlm"},
-    "snli_ve_distilled": {"init_from": "mlm", "teacher": "snli_ve_teacher"},
-    "easy_vqa_teacher": {},
-    "easy_vqa_alone": {"init_from": "easy_vqa_teacher"},
-    "easy_vqa_soft": {"init_from": "easy_vqa_teacher", "teacher": "easy_vqa_teacher"},
-    "easy_vqa_distilled": {"init_from": "easy_vqa_teacher", "teacher": "easy_vqa_teacher"},
-    "nlvr_teacher": {},
-    "nlvr_alone": {"init_from": "nlvr_teacher"},
-    "nlvr_soft": {"init_from": "nlvr_teacher", "teacher": "nlvr_teacher"},
-    "nlvr_distilled": {"init_from": "nlvr_teacher", "teacher": "nlvr_teacher"},
+    "vqa_v2/teacher": {"init_from": "mlm"},
+    "vqa_v2/hard_labels": {"init_from": "mlm"},
+    "vqa_v2/distilled": {"init_from": "mlm", "teacher": "vqa"},
+    "nlvr2/teacher": {"init_from": "mlm"},
+    "nlvr2/hard_labels": {"init_from": "mlm"},
+    "nlvr2/distilled": {"init_from": "mlm", "teacher": "nlvr2"},
+    "snli_ve/teacher": {"init_from": "mlm"},
+    "snli_ve/hard_labels": {"init_from": "mlm"},
+    "snli_ve/distilled": {"init_from": "mlm", "teacher": "snli_ve/teacher"},
+    "easy_vqa/teacher": {},
+    "easy_vqa/hard_labels": {"init_from": "easy_vqa/teacher"},
+    "easy_vqa/soft_labels": {"init_from": "easy_vqa/teacher", "teacher": "easy_vqa/teacher"},
+    "easy_vqa/distilled": {"init_from": "easy_vqa/teacher", "teacher": "easy_vqa/teacher"},
+    "nlvr/teacher": {},
+    "nlvr/hard_labels": {"init_from": "nlvr/teacher"},
+    "nlvr/soft_labels": {"init_from": "nlvr/teacher", "teacher": "nlvr/teacher"},
+    "nlvr/distilled": {"init_from": "nlvr/teacher", "teacher": "nlvr/teacher"},
 }
-CUSTOM = {"custom_teacher", "custom_distilled"}  # tested in test_custom_dataset.py
-PAIRS = {  # tested in test_pair_recipes.py
-    *(f"{what}_scenes_{arm}" for what in ("pretrain", "retrieval") for arm in ("teacher", "alone", "distilled")),
-    *(f"{what}_{arm}" for what in ("pretrain_coco_vg_cc3m_sbu", "retrieval_coco") for arm in ("teacher", "distilled")),
-    *(f"retrieval_flickr30k_{arm}" for arm in ("teacher", "distilled")),
-    *(f"{task}_{arm}" for task in ("scenes", "scene_statements") for arm in ("teacher", "alone", "distilled")),
+STUDENTS = ("teacher", "hard_labels", "distilled")
+CUSTOM = {"custom/teacher", "custom/distilled"}  # tested in test_custom_dataset.py
+IMAGE_TEXT = {  # tested in test_pair_recipes.py
+    *(f"{recipe}/{role}" for recipe in ("pretrain", "retrieval") for role in ("teacher", "distilled")),
+    *(f"{recipe}/{role}" for recipe in ("pretrain_scenes", "retrieval_scenes") for role in STUDENTS),
+    *(f"{recipe}/{role}" for recipe in ("scenes", "scene_statements") for role in STUDENTS),
 }
 REGIONS = {  # tested in test_region_recipes.py
     *(
-        f"{task}_{arm}"
-        for task in ("scenes_regions", "scene_captioning_regions", "vqa_v2_regions", "coco_captions")
-        for arm in ("teacher", "adapted", "alone", "distilled")
+        f"{recipe}/{role}"
+        for recipe in ("scenes_regions", "scene_captioning_regions", "vqa_v2_regions", "coco_captions")
+        for role in ("adapted", *STUDENTS)
     ),
-    *("coco_captions_self_critical", "coco_captions_patches"),
+    *("coco_captions/self_critical", "coco_captions/patches"),
 }
 
 
@@ -66,8 +68,8 @@ def words_of(
     root = tmp_path_factory.mktemp("runs")
 
     def words(name: str, trained: Callable) -> list[str]:
-        recipe = RECIPES / f"{name}.yaml"
-        task = read_recipe(recipe)["task"]
+        recipe, role = name.split("/")
+        task = read_recipe(RECIPES / f"{recipe}.yaml", role)["task"]
         starts = [[f"--{field}", vilts.get(start) or trained(start)[0]] for field, start in STARTS[name].items()]
         options = HELD_OUT.get(task, {})
         pairs = [
@@ -76,7 +78,13 @@ def words_of(
             ["--data_options", json.dumps(options)],
             ["--output_dir", root / name],
         ]
-        return [str(recipe), *(str(word) for pair in pairs for word in pair), *tiny_training]
+        return [
+            str(RECIPES / f"{recipe}.yaml"),
+            "--role",
+            role,
+            *(str(word) for pair in pairs for word in pair),
+            *tiny_training,
+        ]
 
     return words
 
@@ -98,7 +106,19 @@ def trained(words_of: Callable, dual_distill: Callable) -> Callable[[str], tuple
 
 
 def test_every_recipe_is_run() -> None:
-    assert {file.stem for file in RECIPES.glob("*.yaml")} == {*STARTS, *CUSTOM, *PAIRS, *REGIONS}
+    found = {
+        f"{file.stem}/{role}" for file in RECIPES.glob("*.yaml") for role in yaml.safe_load(file.read_text())["roles"]
+    }
+    assert found == {*STARTS, *CUSTOM, *IMAGE_TEXT, *REGIONS}
+
+
+def test_every_recipe_opens_with_its_commands_and_whether_it_was_run() -> None:
+    for file in RECIPES.glob("*.yaml"):
+        head = file.read_text().partition("\nbase:")[0]
+        for role in yaml.safe_load(file.read_text())["roles"]:
+            assert re.search(rf"train recipes/{file.stem}.yaml --role {role}\b", head), (file.name, role)
+        assert re.search("^# (Needs|Not run|The teacher was not run|One thread)", head, re.MULTILINE), file.name
+        assert re.search("Not run by us|not run in this form|One thread", head), file.name
 
 
 @pytest.mark.parametrize("name", STARTS)
@@ -126,13 +146,13 @@ def test_a_recipe_runs_and_its_model_loads(name: str, trained: Callable) -> None
     ("name", "labels", "images"),
     [
         (
-            "vqa_v2_teacher",
+            "vqa_v2/teacher",
             ["blue", "no", "red", "yes"],
             1,
         ),  # those with 9 or more occurrences, by number, then alphabet
-        ("vqa_v2_distilled", ["no", "dog", "yes", "blue", "red"], 1),  # the teacher's, in its order
-        ("nlvr2_distilled", ["False", "True"], 2),
-        ("snli_ve_distilled", ["contradiction", "entailment", "neutral"], 1),
+        ("vqa_v2/distilled", ["no", "dog", "yes", "blue", "red"], 1),  # the teacher's, in its order
+        ("nlvr2/distilled", ["False", "True"], 2),
+        ("snli_ve/distilled", ["contradiction", "entailment", "neutral"], 1),
     ],
 )
 def test_the_pipeline_and_predict_answer(
@@ -141,7 +161,7 @@ def test_the_pipeline_and_predict_answer(
     folder, _ = trained(name)
     config = json.loads(Path(folder, "config.json").read_text())
     found = [config["id2label"][str(place)] for place in range(len(labels))]
-    assert (sorted(found), found) == (sorted(labels), found if name == "vqa_v2_teacher" else labels)
+    assert (sorted(found), found) == (sorted(labels), found if name == "vqa_v2/teacher" else labels)
     text = "is it red?" if name.startswith("vqa") else "both images show a red shape."
     pictures = sorted(files("vqa").glob("val2014/*.jpg"))[:images]
     answer = pipeline("dual-visual-question-answering", model=folder, device="cpu")
@@ -163,7 +183,7 @@ def test_vqa_is_evaluated_by_the_official_score_and_a_submission_is_written(
     trained: Callable, files: Callable, dual_distill: Callable, tmp_path: Path
 ) -> None:
     """By hand: eight of ten people agree, two say Teal; so an answer scores 1, 0.6 for teal, or 0."""
-    folder, _ = trained("vqa_v2_distilled")
+    folder, _ = trained("vqa_v2/distilled")
     data, file = files("vqa"), tmp_path / "sub" / "answers.json"
     options = {"validation_rows": 20, "test_questions": str(data / "v2_OpenEnded_mscoco_test2015_questions.json")}
     words = (
@@ -210,7 +230,7 @@ def test_vqa_is_evaluated_by_the_official_score_and_a_submission_is_written(
 def test_classes_are_evaluated(
     task: str, rows: int, trained: Callable, files: Callable, dual_distill: Callable
 ) -> None:
-    folder, _ = trained(f"{task}_distilled")
+    folder, _ = trained(f"{task}/distilled")
     printed = dual_distill("evaluate", folder, "--task", task, "--data", files(task), "--json", "--device", "cpu")
     assert printed.code == 0, printed.err
     report = json.loads(printed.out)
@@ -225,7 +245,7 @@ def test_classes_are_evaluated(
     assert report["vqa_score"] is None
 
 
-@pytest.mark.parametrize("name", ["vqa_v2_distilled", "nlvr2_distilled", "snli_ve_teacher"])
+@pytest.mark.parametrize("name", ["vqa_v2/distilled", "nlvr2/distilled", "snli_ve/teacher"])
 def test_dry_runs_say_what_the_run_does_and_write_nothing(
     name: str, words_of: Callable, trained: Callable, dual_distill: Callable, tmp_path: Path
 ) -> None:
@@ -236,9 +256,9 @@ def test_dry_runs_say_what_the_run_does_and_write_nothing(
     plan = json.loads(printed.out)
     assert plan["steps"] == results["steps"]
     assert plan["rows_per_step"] == 4
-    assert plan["teacher"] == ({"vqa_v2_distilled": "FusionEncoderForQuestionAnswering"}.get(name, plan["teacher"]))
-    assert (plan["teacher"] is None) == (name == "snli_ve_teacher")
-    if name == "vqa_v2_distilled":
+    assert plan["teacher"] == ({"vqa_v2/distilled": "FusionEncoderForQuestionAnswering"}.get(name, plan["teacher"]))
+    assert (plan["teacher"] is None) == (name == "snli_ve/teacher")
+    if name == "vqa_v2/distilled":
         assert plan["rows"] == {"train": 82, "validation": 20}
         assert plan["label_coverage"] == pytest.approx(0.8)  # two of ten people say Teal, which is no class
     assert not (tmp_path / "never").exists()
@@ -246,7 +266,7 @@ def test_dry_runs_say_what_the_run_does_and_write_nothing(
 
 def test_a_recipe_in_a_process_of_its_own(words_of: Callable, trained: Callable, tmp_path: Path) -> None:
     """As a user types it, with two processes that load and augment, and half precision as the recipe has it."""
-    words = words_of("vqa_v2_distilled", trained)
+    words = words_of("vqa_v2/distilled", trained)
     words += ["--output_dir", str(tmp_path / "student"), "--dataloader_num_workers", "2", "--bf16", "true"]
     words += ["--dataloader_persistent_workers", "true"]
     done = subprocess.run(
