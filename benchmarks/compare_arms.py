@@ -1,10 +1,10 @@
-"""Teacher, dual encoder alone, with soft labels, and distilled: equal start, equal steps, and equal time, on real data.
+"""Teacher, dual encoder on hard labels, on soft labels, distilled: equal start, equal steps, equal time, on real data.
 
     python benchmarks/compare_arms.py easy_vqa --data path/to/easy_vqa [--seeds 0]
     python benchmarks/compare_arms.py nlvr --data path/to/nlvr1 --teacher runs/nlvr/teacher --splits validation dev test
 
-Reads recipes/TASK_teacher.yaml, TASK_alone.yaml, TASK_soft.yaml, TASK_distilled.yaml. The arms at equal time are
-"alone" and "soft" with as many more steps as their step is faster than a distilled one, by the measured training time.
+Reads recipes/TASK.yaml, whose roles are the variants. Those at equal time are
+hard_labels and soft_labels with as many more steps as their step is faster than a distilled one, by the measured time.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 
 from _record import dual_distill, provenance, write
 
-STUDENTS = ("alone", "soft", "distilled")
+STUDENTS = ("hard_labels", "soft_labels", "distilled")
 
 
 def main() -> None:
@@ -37,18 +37,18 @@ def main() -> None:
         if options.teacher is None:
             runs.append(train(options, "teacher", teacher, seed))
         else:
-            runs.append({"arm": "teacher", "folder": str(teacher)} | evaluate(options, teacher, baselines=True))
+            runs.append({"variant": "teacher", "folder": str(teacher)} | evaluate(options, teacher, baselines=True))
             print(f"teacher: {shares(options, runs[-1])}", flush=True)
         students = {}
-        for arm in STUDENTS:
-            students[arm] = train(options, arm, folder / arm, seed, teacher)
-            runs.append(students[arm])
-        for arm in ("alone", "soft"):
+        for variant in STUDENTS:
+            students[variant] = train(options, variant, folder / variant, seed, teacher)
+            runs.append(students[variant])
+        for variant in ("hard_labels", "soft_labels"):
             steps = round(
-                students[arm]["steps"] * students["distilled"]["train_seconds"] / students[arm]["train_seconds"]
+                students[variant]["steps"] * students["distilled"]["train_seconds"] / students[variant]["train_seconds"]
             )
-            name = f"{arm}_equal_time"
-            runs.append(train(options, arm, folder / name, seed, teacher, steps=steps, name=name))
+            name = f"{variant}_equal_time"
+            runs.append(train(options, variant, folder / name, seed, teacher, steps=steps, name=name))
     # Where the data lies is the user's affair.
     source["command"] = source["command"].replace(options.data, "DATA")
     source["seed"] = options.seeds
@@ -57,31 +57,40 @@ def main() -> None:
 
 def train(
     options: argparse.Namespace,
-    arm: str,
+    variant: str,
     folder: Path,
     seed: int,
     teacher: Path | None = None,
     steps: int | None = None,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Train and evaluate one arm."""
-    words = ["train", f"recipes/{options.task}_{arm}.yaml", "--data", options.data, "--output_dir", str(folder)]
+    """Train and evaluate one variant."""
+    words = [
+        "train",
+        f"recipes/{options.task}.yaml",
+        "--role",
+        variant,
+        "--data",
+        options.data,
+        "--output_dir",
+        str(folder),
+    ]
     words += ["--seed", str(seed), *options.set]
     if teacher is not None:
-        words += ["--init_from", str(teacher)] + (["--teacher", str(teacher)] if arm != "alone" else [])
+        words += ["--init_from", str(teacher)] + (["--teacher", str(teacher)] if variant != "hard_labels" else [])
     if steps is not None:
         words += ["--max_steps", str(steps)]
     trained = dual_distill(*words)
     result: dict[str, Any] = {
-        "arm": name or arm,
+        "variant": name or variant,
         "seed": seed,
         "command": " ".join(["dual-distill", *words]).replace(options.data, "DATA"),
         "steps": trained["steps"],
         "train_seconds": trained["train_runtime"],
     }
-    result |= evaluate(options, folder, baselines=arm == "teacher")
+    result |= evaluate(options, folder, baselines=variant == "teacher")
     seconds = f"{result['steps']} steps, {result['train_seconds']:.0f} s"
-    print(f"seed {seed} {result['arm']}: {shares(options, result)} after {seconds}", flush=True)
+    print(f"seed {seed} {result['variant']}: {shares(options, result)} after {seconds}", flush=True)
     return result
 
 

@@ -17,10 +17,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from _record import dual_distill, provenance, write
+from _record import dual_distill, provenance, train_once, write
+from worlds.write import TOKENIZER_TEXTS, write_captions, write_statements
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 TASKS = ("scenes", "scene_statements")
+STATEMENTS = (
+    *("--task", "custom", "--image-column", "image_0", "image_1"),
+    *("--text-column", "sentence", "--label-column", "label"),
+)
 
 
 def main() -> None:
@@ -33,67 +37,50 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="*", default=[], help="further words for every training run, such as --max_steps=10"
     )
+    parser.add_argument("--worlds", type=Path, default=Path("runs/worlds"), help="data; written unless it is there")
     options = parser.parse_args()
+    for name, make in (("captions", write_captions), ("statements", write_statements)):
+        if not (options.worlds / name).is_dir():
+            make(options.worlds / name)
     source = provenance() | {"seed": options.seeds}
     runs: list[dict[str, Any]] = []
     for seed, teacher_seed in zip(options.seeds, options.teacher_seeds or options.seeds, strict=True):
         of_teacher, folder = options.runs_dir / f"teacher{teacher_seed}", options.runs_dir / f"seed{seed}"
-        teacher = run(options, "pretrain_scenes_teacher", of_teacher / "pretrained", teacher_seed)
+        pretraining = "pretrain_scenes"
+        teacher = train(options, pretraining, "teacher", of_teacher / "pretrained", teacher_seed)
+        words = ["--teacher", teacher["folder"]]
         students = {
-            "plain": run(options, "pretrain_scenes_alone", folder / "pretrained_plain", seed),
-            "distilled": run(
-                options,
-                "pretrain_scenes_distilled",
-                folder / "pretrained_distilled",
-                seed,
-                "--teacher",
-                teacher["folder"],
-            ),
+            "plain": train(options, pretraining, "hard_labels", folder / "pretrained_plain", seed),
+            "distilled": train(options, pretraining, "distilled", folder / "pretrained_distilled", seed, *words),
         }
         for task in options.tasks:
-            tuned = run(options, f"{task}_teacher", of_teacher / task, teacher_seed, "--init_from", teacher["folder"])
-            runs.append(
-                {"task": task, "seed": seed, "teacher_seed": teacher_seed, "arm": "teacher"} | test(tuned, task)
-            )
+            words = ["--init_from", teacher["folder"]]
+            tuned = train(options, task, "teacher", of_teacher / task, teacher_seed, *words)
+            shared = {"task": task, "seed": seed, "teacher_seed": teacher_seed}
+            runs.append({**shared, "variant": "teacher"} | test(options, tuned, task))
             for start, student in students.items():
-                for tuning, recipe in (("plain", f"{task}_alone"), ("distilled", f"{task}_distilled")):
+                for tuning, role in (("plain", "hard_labels"), ("distilled", "distilled")):
                     words = ["--init_from", student["folder"]]
                     words += ["--teacher", tuned["folder"]] if tuning == "distilled" else []
-                    done = run(options, recipe, folder / f"{task}_{start}_{tuning}", seed, *words)
-                    arm = {
-                        "task": task,
-                        "seed": seed,
-                        "teacher_seed": teacher_seed,
-                        "pretraining": start,
-                        "fine_tuning": tuning,
-                    }
-                    runs.append(arm | test(done, task))
+                    done = train(options, task, role, folder / f"{task}_{start}_{tuning}", seed, *words)
+                    cell = {"pretraining": start, "fine_tuning": tuning}
+                    runs.append({**shared, **cell} | test(options, done, task))
                     print(f"{task} seed {seed}: {start} / {tuning} {100 * runs[-1]['accuracy']:.2f} %", flush=True)
-        pretraining = [{"arm": name, "seed": seed, **figures(student)} for name, student in students.items()]
-        runs += [{"arm": "teacher pre-training", "seed": teacher_seed, **figures(teacher)}, *pretraining]
+        runs.append({"variant": "teacher pre-training", "seed": teacher_seed, **figures(teacher)})
+        runs += [{"variant": name, "seed": seed, **figures(student)} for name, student in students.items()]
     table = summary(runs, options.tasks)
     print(*(f"{row['task']:<18} {row['what']:<42} {row['shown']}" for row in table), sep="\n")
     only = "" if options.tasks == list(TASKS) else "_" + "_".join(options.tasks)
     write(f"pretraining_2x2{only}", {"table": table, "runs": runs}, source)
 
 
-def run(options: argparse.Namespace, recipe: str, folder: Path, seed: int, *words: str) -> dict[str, Any]:
-    """Train one model, or read what an earlier start of this command left."""
-    results = folder / "results.json"
-    command = [
-        "train",
-        str(RECIPES / f"{recipe}.yaml"),
-        "--seed",
-        str(seed),
-        "--output_dir",
-        str(folder),
-        *words,
-        *options.set,
-    ]
-    if not results.is_file():
-        dual_distill(*command)
-    shown = ["dual-distill", "train", f"recipes/{recipe}.yaml", *command[2:]]
-    return {"folder": str(folder), "command": " ".join(shown), **json.loads(results.read_text())}
+def train(options: argparse.Namespace, recipe: str, role: str, folder: Path, seed: int, *words: str) -> dict[str, Any]:
+    """Train one model on the worlds, or read what an earlier start of this command left."""
+    data = {"pretrain_scenes": options.worlds / "captions", "scene_statements": options.worlds / "statements"}
+    given = ["--data", str(data[recipe])] if recipe in data else []
+    if recipe == "pretrain_scenes":
+        given += ["--tokenizer_texts", str(data[recipe] / TOKENIZER_TEXTS)]
+    return train_once(recipe, role, folder, "--seed", str(seed), *given, *words, *options.set)
 
 
 def figures(result: dict[str, Any]) -> dict[str, Any]:
@@ -101,13 +88,14 @@ def figures(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in ("folder", "output_dir", "seed")}
 
 
-def test(result: dict[str, Any], task: str) -> dict[str, Any]:
+def test(options: argparse.Namespace, result: dict[str, Any], task: str) -> dict[str, Any]:
     """The accuracy on the test split beside how the model was trained."""
     file = Path(result["folder"]) / "test.json"
     if not file.is_file():
-        file.write_text(
-            json.dumps(dual_distill("evaluate", result["folder"], "--task", task, "--split", "test", "--no-baselines"))
-        )
+        words = STATEMENTS if task == "scene_statements" else ("--task", task)
+        given = ["--data", str(options.worlds / "statements")] if task == "scene_statements" else []
+        found = dual_distill("evaluate", result["folder"], *words, *given, "--split", "test", "--no-baselines")
+        file.write_text(json.dumps(found))
     evaluated = json.loads(file.read_text())
     kept = {name: evaluated[name] for name in evaluated if name.startswith("accuracy") or name == "rows"}
     return kept | {"command": result["command"], "steps": result["steps"], "train_seconds": result["train_runtime"]}
@@ -117,7 +105,7 @@ def summary(runs: list[dict[str, Any]], tasks: list[str]) -> list[dict[str, Any]
     """Mean and range over the seeds for each cell, teacher first."""
     rows = []
     for task in tasks:
-        cells = [("teacher", {"arm": "teacher"})]
+        cells = [("teacher", {"variant": "teacher"})]
         cells += [
             (f"pre-training {start}, fine-tuning {tuning}", {"pretraining": start, "fine_tuning": tuning})
             for start in ("plain", "distilled")

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from _record import dual_distill, provenance, write
+from _record import dual_distill, provenance, train_once, write
 from PIL import Image
-
-RECIPES = Path(__file__).parents[1] / "recipes"
+from worlds.write import write_captions
 
 
 def main() -> None:
@@ -36,50 +35,40 @@ def main() -> None:
     parser.add_argument("--teacher-seed", type=int, default=0)
     parser.add_argument("--rerank-top", type=int, default=16)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/retrieval"))
+    parser.add_argument(
+        "--captions", type=Path, default=Path("runs/worlds/captions"), help="written unless it is there"
+    )
     options = parser.parse_args()
     source = provenance() | {"seed": options.seed}
     of_seed = options.pretrained / f"seed{options.seed}"
-    teacher = run(options, "teacher", options.pretrained / f"teacher{options.teacher_seed}" / "pretrained")
+    if not options.captions.is_dir():
+        write_captions(options.captions)
+
+    def train(role: str, start: Path, *words: str) -> dict[str, Any]:
+        shared = ["--seed", str(options.seed), "--init_from", str(start), "--data", str(options.captions)]
+        return {"variant": role} | train_once("retrieval_scenes", role, options.runs_dir / role, *shared, *words)
+
+    teacher = train("teacher", options.pretrained / f"teacher{options.teacher_seed}" / "pretrained")
     students = {
-        "alone": run(options, "alone", of_seed / "pretrained_plain"),
-        "distilled": run(options, "distilled", of_seed / "pretrained_distilled", "--teacher", teacher["output_dir"]),
+        "hard_labels": train("hard_labels", of_seed / "pretrained_plain"),
+        "distilled": train("distilled", of_seed / "pretrained_distilled", "--teacher", teacher["folder"]),
     }
-    data = {"scene_captions": ["--task", "scene_captions"]}
+    data = {"scene_captions": ["--task", "coco_retrieval", "--data", str(options.captions)]}
     results: dict[str, Any] = {"training": [teacher, *students.values()], "retrieval": []}
     with tempfile.TemporaryDirectory() as folder:
         if options.coco is not None:
             lay_out(options.coco, Path(folder))
             data["coco_mini_ccby"] = ["--task", "coco_retrieval", "--data", folder]
         for name, words in data.items():
-            for arm, student in students.items():
-                words_of_arm = [student["output_dir"], *words, "--split", "test"]
-                words_of_arm += ["--rerank", teacher["output_dir"], "--rerank-top", str(options.rerank_top)]
-                report = dual_distill("evaluate", *words_of_arm)
+            for role, student in students.items():
+                reranked = ["--rerank", teacher["folder"], "--rerank-top", str(options.rerank_top)]
+                report = dual_distill("evaluate", student["folder"], *words, "--split", "test", *reranked)
                 kept = {key: value for key, value in report.items() if key not in ("model", "rerank")}
-                results["retrieval"].append({"data": name, "student": arm, **kept})
-                print(f"{name}, {arm}:", json.dumps(kept["whole"]), json.dumps(kept["times"]), flush=True)
+                results["retrieval"].append({"data": name, "student": role, **kept})
+                print(f"{name}, {role}:", json.dumps(kept["whole"]), json.dumps(kept["times"]), flush=True)
     if options.coco is not None:
         source["command"] = source["command"].replace(str(options.coco), "COCO_MINI")
     write("retrieval", results, source)
-
-
-def run(options: argparse.Namespace, arm: str, start: Path, *words: str) -> dict[str, Any]:
-    """Train one model, or read what an earlier start of this command left."""
-    folder = options.runs_dir / arm
-    results = folder / "results.json"
-    command = [
-        "train",
-        str(RECIPES / f"retrieval_scenes_{arm}.yaml"),
-        "--seed",
-        str(options.seed),
-        "--init_from",
-        str(start),
-    ]
-    command += ["--output_dir", str(folder), *words]
-    if not results.is_file():
-        dual_distill(*command)
-    shown = ["dual-distill", "train", f"recipes/retrieval_scenes_{arm}.yaml", *command[2:]]
-    return {"arm": arm, "command": " ".join(shown), **json.loads(results.read_text())}
 
 
 def lay_out(source: Path, folder: Path) -> None:

@@ -122,19 +122,19 @@ def make_parser() -> argparse.ArgumentParser:
 
     captions = _world(
         worlds, "captions", "five captions an image, in Karpathy's format (for retrieval, pre-training and captioning)",
-        "dual-distill train recipes/pretrain_scenes_teacher.yaml --data OUT",
+        "dual-distill train recipes/pretrain_scenes.yaml --role teacher --data OUT",
     )  # fmt: skip
     captions.add_argument("--captions-per-scene", type=int, default=5, metavar="N", help="1 to 10 (default: 5)")
 
     statements = _world(
         worlds, "statements", "statements about two images, true or false, as a custom dataset with two image columns",
-        "dual-distill train recipes/scene_statements_teacher.yaml --data OUT",
+        "dual-distill train recipes/scene_statements.yaml --role teacher --data OUT",
     )  # fmt: skip
     statements.add_argument("--statements-per-scene", type=int, default=1, metavar="N", help="1 to 12 (default: 1)")
 
     regions = _world(
         worlds, "regions", "boxes, object tags and features of the scenes, as a region store for DistillVLM",
-        "dual-distill train recipes/scenes_regions_teacher.yaml --regions OUT",
+        "dual-distill train recipes/scenes_regions.yaml --role teacher --regions OUT",
     )  # fmt: skip
     regions.add_argument("--width", type=int, default=16, metavar="N", help="channels, and width of a feature (16)")
     regions.add_argument("--depth", type=int, default=2, metavar="N", help="convolutions of the backbone (2)")
