@@ -14,7 +14,7 @@ from datasets import DatasetDict, Image
 from .tasks import get_task, nearest_name
 
 
-def load_task(name: str, path: str | os.PathLike[str] | None = None, **options: Any) -> DatasetDict:
+def load_task(name: str, path: str | os.PathLike[str] | None = None, **options: Any) -> Any:
     """The data of a task, with the splits train, validation and test (and dev, where the task has one).
 
     `load_task("vqa", questions=..., annotations=..., images=...)` reads files by their names; `load_task("vqa", path)`
@@ -27,7 +27,8 @@ def load_task(name: str, path: str | os.PathLike[str] | None = None, **options: 
         **options: keywords of the task's generator or reader, such as `generate_scenes`, `load_vqa`, `load_captions`.
 
     Returns:
-        A `DatasetDict` whose image columns are undecoded: `{"bytes": ..., "path": ...}`.
+        A `DatasetDict` whose image columns are undecoded: `{"bytes": ..., "path": ...}`; of task image_text a dict with an
+        `ImageTextStream`.
 
     Raises:
         ValueError: unknown name or option, `path` missing where files are needed or given where none are, or a file
@@ -58,6 +59,8 @@ def load_task(name: str, path: str | os.PathLike[str] | None = None, **options: 
         raise ValueError(f"Task {name!r} is read from files: pass path=, a folder that holds {module.LAYOUT}")
 
     data = read(**options)
+    if not isinstance(data, DatasetDict):  # a stream and the rows held out of it
+        return data
     for column in task.image_columns:
         data = data.cast_column(column, Image(decode=False))
     return data

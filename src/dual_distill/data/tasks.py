@@ -127,6 +127,13 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             image_id_column="image_id",
             reader="captions:load_captions",
         ),
+        "image_text": Task(
+            name="image_text",
+            head="image_text_retrieval",
+            image_columns=("image",),
+            text_column="caption",
+            reader="image_text:load_image_text",
+        ),
         "coco_captioning": Task(
             name="coco_captioning",
             head="captioning",

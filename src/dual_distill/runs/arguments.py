@@ -80,6 +80,16 @@ class ModelArguments:
         """Refuse words that are none of a field's."""
         _check_choices(self)
 
+    @property
+    def start(self) -> tuple[str, str | None] | None:
+        """Checkpoint and revision that is started from."""
+        return None if self.init_from is None else (self.init_from, self.init_revision)
+
+    @property
+    def taught_by(self) -> tuple[str, str | None] | None:
+        """Checkpoint and revision of the teacher."""
+        return None if self.teacher is None else (self.teacher, self.teacher_revision)
+
 
 @dataclass
 class DataArguments:

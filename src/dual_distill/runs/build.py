@@ -5,7 +5,7 @@ YAML file, the command line and Python share their words. `resolve` finds out ev
 `make_run` adds them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,16 +16,19 @@ from transformers import PreTrainedConfig, PreTrainedModel, ViltImageProcessorPi
 from transformers.trainer_utils import get_last_checkpoint
 
 from dual_distill.data import RandAugment, Task, build_answer_vocabulary, train_tokenizer
-from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, FusionEncoderConfig, dual_config_from_fusion
+from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, dual_config_from_fusion
 from dual_distill.teachers import load_config, load_model, load_processor, load_teacher
 from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments
 
 from .arguments import DataArguments, ModelArguments
 from .data import RunData, check_rows, prepare_data, tokenizer_texts
-from .heads import HEADS, HeadSpec
 
 _SHORTEST_TEXT = 4
-_ARCHITECTURES = {FusionEncoderConfig.model_type: "fusion_encoder", DualEncoderConfig.model_type: "dual_encoder"}
+# Fields that a model from nothing takes over as they are.
+_SIZES = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"),
+    *("initializer_range", "embedding_initializer_range"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,7 @@ class Resolved:
     """A run without its weights.
 
     Attributes:
-        head: what is trained.
-        data: what it is trained on.
+        data: what is trained on, and with which head.
         label_names: answers in the order of the logits; none for heads without labels.
         processor: serves teacher and student.
         collator: makes batches for training, evaluation and teacher alike.
@@ -42,7 +44,6 @@ class Resolved:
         teacher_config: of the teacher, or None.
     """
 
-    head: HeadSpec
     data: RunData
     label_names: list[str]
     processor: DualDistillProcessor
@@ -90,16 +91,11 @@ def make_run(
     """
     set_seed(training_arguments.seed)
     resolved = resolve(model_arguments, data_arguments, training_arguments, data, processor)
-    head, rows = resolved.head, resolved.data
+    head, rows = resolved.data.head, resolved.data
 
-    teacher = None
-    if model_arguments.teacher is not None:
-        teacher = load_teacher(
-            model_arguments.teacher,
-            model_arguments.teacher_revision,
-            head.classes,
-            attn_implementation=model_arguments.attn_implementation,
-        ).model
+    teacher, attention = None, model_arguments.attn_implementation
+    if model_arguments.taught_by is not None:
+        teacher = load_teacher(*model_arguments.taught_by, head.classes, attn_implementation=attention).model
 
     # Again, so that a student starts from the same random weights with a teacher and without one.
     set_seed(training_arguments.seed)
@@ -148,171 +144,145 @@ def resolve(
 ) -> Resolved:
     """Find out all of a run that needs no weights; arguments and errors are those of `make_run`."""
     data = prepare_data(data_arguments, training_arguments.seed, splits)
-    head = HEADS[data.task.head]
+    head, start = data.head, model_arguments.start or model_arguments.taught_by
+    taught_by = model_arguments.taught_by
+    teacher_config = load_config(*taught_by, head.classes) if taught_by else None
 
     # Labels of the checkpoint whose head is used, else the teacher's, else the task's, else those of the data.
-    label_names = _label_names(model_arguments, data_arguments, data) if head.has_labels else []
-    if processor is None:
-        processor = _processor(model_arguments, data, data_arguments.tokenizer_texts)
+    labelled = teacher_config
+    if model_arguments.start and not model_arguments.new_head:
+        labelled = load_config(*model_arguments.start, head.classes)
+    label_names = _label_names(labelled, data, data_arguments.min_answer_count) if head.has_labels else []
 
-    config = _student_config(model_arguments, head, data, label_names, len(processor.tokenizer))
+    if processor is None:
+        texts = tokenizer_texts(data, data_arguments.tokenizer_texts) if start is None else ()
+        processor = build_processor(model_arguments, texts) if start is None else load_processor(*start)
+
+    config = _student_config(model_arguments, data, label_names, len(processor.tokenizer))
     if head.has_own_losses:
         training_arguments.write_weights(config)
-    teacher_config = None
-    if model_arguments.teacher is not None:
-        teacher_config = load_config(model_arguments.teacher, model_arguments.teacher_revision, head.classes)
 
-    longest_text = _longest_text(config, data, model_arguments.max_text_length)
     collator = head.collator(
         processor,
         data.task,
         head.collator_input(processor.tokenizer, label_names, training_arguments),
-        max_text_length=longest_text,
+        max_text_length=_longest_text(config, data, model_arguments.max_text_length),
         image_cache_mb=data_arguments.image_cache_mb,
         augmentation=RandAugment(seed=training_arguments.seed) if data_arguments.augmentation != "none" else None,
         **data.regions,
     )
     check_rows(data, label_names, collator)
-    return Resolved(head, data, label_names, processor, collator, config, teacher_config)
+    return Resolved(data, label_names, processor, collator, config, teacher_config)
 
 
 def build_processor(arguments: ModelArguments, texts: Any) -> DualDistillProcessor:
     """Build a processor for a model that starts from nothing: a tokenizer trained on `texts`, an image processor."""
     tokenizer = train_tokenizer(texts, arguments.vocab_size, arguments.max_text_length)
     normalisation = {"image_mean": [arguments.image_mean] * 3, "image_std": [arguments.image_std] * 3}
-    image_processor: Any
     if arguments.resize == "fixed":
         size = {"height": arguments.image_height, "width": arguments.image_width}
-        image_processor = ViTImageProcessorPil(size=size, **normalisation)
-    else:
-        size = {"shortest_edge": arguments.image_height}
-        image_processor = ViltImageProcessorPil(size=size, size_divisor=arguments.patch_size, **normalisation)
+        return DualDistillProcessor(ViTImageProcessorPil(size=size, **normalisation), tokenizer)
+    size = {"shortest_edge": arguments.image_height}
+    image_processor = ViltImageProcessorPil(size=size, size_divisor=arguments.patch_size, **normalisation)
     return DualDistillProcessor(image_processor, tokenizer)
 
 
 def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedModel:
     """Build the model that is trained, from a checkpoint or from nothing, in float32."""
-    config, head, data = resolved.student_config, resolved.head, resolved.data
-    cls: Any = head.model_class(config)
+    config, data = resolved.student_config, resolved.data
+    model_class: Any = data.head.model_class(config)
 
-    if arguments.init_from is None:
+    if arguments.start is None:
         config._attn_implementation = arguments.attn_implementation
-        model: Any = cls(config)
+        model: Any = model_class(config)
     else:
-        model = load_model(
-            arguments.init_from,
-            arguments.init_revision,
-            head.classes,
-            attn_implementation=arguments.attn_implementation,
-            **_new_head(arguments, head, data.task, resolved.label_names),
-        ).model
-        if not isinstance(model, cls):
-            model = cls.from_fusion_encoder(model, arguments.text_layers, arguments.vision_layers)
+        told = {
+            "attn_implementation": arguments.attn_implementation,
+            **_new_head(arguments, data, resolved.label_names),
+        }
+        model = load_model(*arguments.start, data.head.classes, **told).model
+        if not isinstance(model, model_class):
+            model = model_class.from_fusion_encoder(model, arguments.text_layers, arguments.vision_layers)
             model.set_attn_implementation(arguments.attn_implementation)
         _configure(model.config, arguments, data)
-        if arguments.hidden_dropout_prob is not None:
-            for module in model.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = arguments.hidden_dropout_prob
+        for module in model.modules():
+            if isinstance(module, nn.Dropout) and arguments.hidden_dropout_prob is not None:
+                module.p = arguments.hidden_dropout_prob
 
-    if head.prepare is not None:
-        head.prepare(model, resolved.processor.tokenizer)
+    if data.head.prepare is not None:
+        data.head.prepare(model, resolved.processor.tokenizer)
     return model
 
 
-def _label_names(model_arguments: ModelArguments, data_arguments: DataArguments, data: RunData) -> list[str]:
-    task = data.task
-    source, revision = model_arguments.teacher, model_arguments.teacher_revision
-    if model_arguments.init_from is not None and not model_arguments.new_head:
-        source, revision = model_arguments.init_from, model_arguments.init_revision
-
-    if source is not None:
-        id2label = load_config(source, revision, HEADS[task.head].classes).id2label
-        return [id2label[index] for index in range(len(id2label))]
-    if task.label_names is not None:
-        return list(task.label_names)
-    fewest = data_arguments.min_answer_count or task.min_answer_count
-    return build_answer_vocabulary(data.splits["train"], str(task.label_column), fewest)
+def _label_names(labelled: PreTrainedConfig | None, data: RunData, fewest: int | None) -> list[str]:
+    if labelled is not None:
+        return [labelled.id2label[index] for index in range(len(labelled.id2label))]
+    if data.task.label_names is not None:
+        return list(data.task.label_names)
+    column = str(data.task.label_column)
+    return build_answer_vocabulary(data.splits["train"], column, fewest or data.task.min_answer_count)
 
 
-def _processor(arguments: ModelArguments, data: RunData, files: Sequence[str]) -> DualDistillProcessor:
-    if arguments.init_from is not None:
-        return load_processor(arguments.init_from, arguments.init_revision)
-    if arguments.teacher is not None:
-        return load_processor(arguments.teacher, arguments.teacher_revision)
-    return build_processor(arguments, tokenizer_texts(data, files))
+def _new_head(arguments: ModelArguments, data: RunData, label_names: list[str]) -> dict[str, Any]:
+    """Return what loading is told of a newly initialized head."""
+    num_images = len(data.task.image_columns)
+    told = {"label_names": label_names or None, "num_images": num_images if num_images > 1 else None}
+    return {"new_head": True, **told} if arguments.new_head else {}
 
 
 def _student_config(
-    arguments: ModelArguments, head: HeadSpec, data: RunData, label_names: Sequence[str], vocab_size: int
+    arguments: ModelArguments, data: RunData, label_names: list[str], vocab_size: int
 ) -> PreTrainedConfig:
     """Return the configuration of the model that is trained: its checkpoint's, or one of the sizes in `arguments`."""
-    if arguments.init_from is None:
-        config = _config_of_sizes(arguments, data, label_names, vocab_size)
+    if arguments.start is None:
+        config: Any = _config_of_sizes(arguments, data, label_names, vocab_size)
     else:
-        new_head = _new_head(arguments, head, data.task, label_names)
-        config = load_config(arguments.init_from, arguments.init_revision, head.classes, **new_head)
-        found = _ARCHITECTURES[config.model_type]
-        if found != arguments.architecture:
-            if found != "fusion_encoder":
-                raise ValueError(
-                    f"init_from {arguments.init_from!r} is a {found}, which cannot start a {arguments.architecture}; give a "
-                    "checkpoint of the same architecture, or a fusion_encoder for a dual_encoder."
-                )
-            config = dual_config_from_fusion(config, arguments.text_layers, arguments.vision_layers)
+        config = load_config(*arguments.start, data.head.classes, **_new_head(arguments, data, label_names))
+
+    is_fusion, wants_fusion = isinstance(config, FusionEncoderConfig), arguments.architecture == "fusion_encoder"
+    if wants_fusion and not is_fusion:
+        raise ValueError(
+            f"init_from {arguments.init_from!r} is a dual_encoder, which cannot start a fusion_encoder; give a checkpoint "
+            "of the same architecture, or a fusion_encoder for a dual_encoder."
+        )
+    if is_fusion and not wants_fusion:
+        config = dual_config_from_fusion(config, arguments.text_layers, arguments.vision_layers)
+    if arguments.start is None and not wants_fusion and arguments.projection_dim is not None:
+        config.projection_dim = arguments.projection_dim
 
     _configure(config, arguments, data)
     columns = data.task.image_columns
     if config.num_images != len(columns):
         raise ValueError(
             f"a row of the data has {len(columns)} images ({', '.join(columns)}), but the model reads {config.num_images} "
-            f"with a {head.name} head; name other image columns, or set new_head or another head."
+            f"with a {data.head.name} head; name other image columns, or set new_head or another head."
         )
     return config
 
 
-def _new_head(arguments: ModelArguments, head: HeadSpec, task: Task, label_names: Sequence[str]) -> dict[str, Any]:
-    """Return what loading is told of a newly initialized head."""
-    if not arguments.new_head or not head.has_labels:
-        return {"new_head": True} if arguments.new_head else {}
-    num_images = len(task.image_columns)
-    return {"new_head": True, "label_names": label_names, "num_images": num_images if num_images > 1 else None}
-
-
 def _config_of_sizes(
-    arguments: ModelArguments, data: RunData, label_names: Sequence[str], vocab_size: int
-) -> PreTrainedConfig:
-    num_images = len(data.task.image_columns)
-    shape = {
-        "hidden_size": arguments.hidden_size,
-        "num_hidden_layers": arguments.num_hidden_layers,
-        "num_attention_heads": arguments.num_attention_heads,
-        "intermediate_size": arguments.intermediate_size or 4 * arguments.hidden_size,
-        "initializer_range": arguments.initializer_range,
-        "embedding_initializer_range": arguments.embedding_initializer_range,
-    }
-    text = {"vocab_size": vocab_size, "max_position_embeddings": arguments.max_text_length + data.tag_tokens}
-    image = {"image_size": [arguments.image_height, arguments.image_width], "patch_size": arguments.patch_size}
-    common: dict[str, Any] = {"num_images": num_images}
-    if label_names:
-        common["id2label"] = dict(enumerate(label_names))
-        common["label2id"] = {name: index for index, name in enumerate(label_names)}
-
+    arguments: ModelArguments, data: RunData, label_names: list[str], vocab_size: int
+) -> FusionEncoderConfig:
+    """Return the configuration of a new fusion encoder, of whose shape a new dual encoder's towers are, too."""
+    fields = {name: getattr(arguments, name) for name in _SIZES}
     if arguments.architecture == "fusion_encoder":
-        common |= {"norm_first": arguments.norm_first, "max_caption_tokens": arguments.max_text_length}
-        if data.store is not None:
-            common |= {"visual_inputs": "regions", "region_feature_size": data.store.feature_size}
-        return FusionEncoderConfig(**shape, **text, **image, **common, modality_type_vocab_size=1 + num_images)
-
+        fields["norm_first"] = arguments.norm_first
+    if label_names:
+        fields["id2label"] = dict(enumerate(label_names))
+        fields["label2id"] = {name: index for index, name in enumerate(label_names)}
     if data.store is not None:
-        raise ValueError("regions are read by a fusion_encoder only; set architecture to it, or leave regions out.")
-    if arguments.projection_dim is not None:
-        common["projection_dim"] = arguments.projection_dim
-    return DualEncoderConfig(
-        text_config={**shape, **text},
-        vision_config={**shape, **image, "modality_type_vocab_size": num_images},
-        initializer_range=arguments.initializer_range,
-        **common,
+        fields |= {"visual_inputs": "regions", "region_feature_size": data.store.feature_size}
+
+    num_images = len(data.task.image_columns)
+    return FusionEncoderConfig(
+        **fields,
+        intermediate_size=arguments.intermediate_size or 4 * arguments.hidden_size,
+        vocab_size=vocab_size,
+        max_position_embeddings=arguments.max_text_length + data.tag_tokens,
+        max_caption_tokens=arguments.max_text_length,
+        image_size=[arguments.image_height, arguments.image_width],
+        num_images=num_images,
+        modality_type_vocab_size=1 + num_images,
     )
 
 
@@ -326,23 +296,24 @@ def _configure(config: PreTrainedConfig, arguments: ModelArguments, data: RunDat
     """
     if data.task.answers_column is not None:
         config.problem_type = "multi_label_classification"
-    if arguments.hidden_dropout_prob is not None:
-        for part in (config, getattr(config, "text_config", None), getattr(config, "vision_config", None)):
-            if part is not None and hasattr(part, "hidden_dropout_prob"):
-                part.hidden_dropout_prob = arguments.hidden_dropout_prob
+    for part in (config, getattr(config, "text_config", config), getattr(config, "vision_config", config)):
+        if arguments.hidden_dropout_prob is not None and hasattr(part, "hidden_dropout_prob"):
+            part.hidden_dropout_prob = arguments.hidden_dropout_prob
 
     reads_regions, store = getattr(config, "visual_inputs", "patches") == "regions", data.store
     if reads_regions != (store is not None):
         has, gives = ("regions", "no region store") if reads_regions else ("pixels", f"the region store {store!r}")
         way_out = "give regions, a folder of `dual-distill regions`" if reads_regions else "leave regions out"
         raise ValueError(f"the model reads {has}, but the run gives {gives}; {way_out}, or start from another model.")
-    if store is not None:
-        if config.region_feature_size != store.feature_size:
-            raise ValueError(
-                f"the model reads region features {config.region_feature_size} wide, but those of {store!r} are "
-                f"{store.feature_size}; give the store of the backbone that the model was trained on."
-            )
-        config.region_boxes_id, config.region_features_id = store.boxes_id, store.features_id
+    if store is None:
+        return
+
+    if config.region_feature_size != store.feature_size:
+        raise ValueError(
+            f"the model reads region features {config.region_feature_size} wide, but those of {store!r} are "
+            f"{store.feature_size}; give the store of the backbone that the model was trained on."
+        )
+    config.region_boxes_id, config.region_features_id = store.boxes_id, store.features_id
 
 
 def _longest_text(config: PreTrainedConfig, data: RunData, wanted: int) -> int:

@@ -1,13 +1,12 @@
 """The data of a run: read, held to what the run needs, and its rows as the trainer takes them."""
 
-import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset
 
 from dual_distill.data import (
     ID_COLUMNS,
@@ -17,23 +16,16 @@ from dual_distill.data import (
     answer_coverage,
     get_task,
     load_custom_dataset,
-    load_image_text_stream,
     load_task,
 )
 from dual_distill.regions import RegionStore
 
 from .arguments import DataArguments
-from .heads import HEADS, choose_head
-
-CUSTOM = "custom"
-IMAGE_TEXT = Task("image_text", head="image_text_retrieval", image_columns=("image",), text_column="caption")
-"""Images with captions that are read as a stream, from `data_options`."""
+from .heads import HEADS, HeadSpec, choose_head
 
 _CHECKED_ROWS = 16
 _PIECE = 10_000
-_HELD_OUT_ROWS = 1000
 _TOKENIZER_ROWS = 20_000
-_FEATURES = Features({"image": Image(decode=False), "caption": Value("string")})
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,11 @@ class RunData:
     regions: dict[str, Any]
 
     @property
+    def head(self) -> HeadSpec:
+        """What the task is learned with."""
+        return HEADS[self.task.head]
+
+    @property
     def tag_tokens(self) -> int:
         """Tokens that a model must have room for beside the text."""
         return self.regions["max_tag_length"] if self.regions.get("num_tags") else 0
@@ -73,26 +70,27 @@ def prepare_data(arguments: DataArguments, seed: int, splits: Mapping[str, Any] 
         task, splits = load_data(arguments)
     else:
         task = choose_head(get_task(arguments.task), arguments.head)
-
     for split in ("train", "validation"):
         if split not in splits or num_rows(splits[split]) == 0:
             state = "has no rows" if split in splits else "is missing"
             raise ValueError(
-                f"the split {split!r} {state} (there are {', '.join(splits)}), but a run needs rows to train on and to evaluate; give "
-                "files that hold some, or hold more rows out (data_options)."
+                f"the split {split!r} {state} (there are {', '.join(splits)}), but a run needs rows to train on and to "
+                "evaluate; give files that hold some, or hold more rows out (data_options)."
             )
 
-    head = HEADS[task.head]
-    store, regions = _open_regions(arguments)
-    if store is not None and head.reads == "image_text":
-        raise ValueError(f"regions are given, but a {head.name} head learns from pixels; leave regions out.")
-
+    # Masks, negatives and augmentation are drawn in each epoch by the index of a row; what a model writes itself is not.
     train_rows = _used_rows(splits["train"], task, arguments.max_train_rows, seed)
-    # Masks, negatives and augmentation are drawn in each epoch by the index of a row; what is sampled from a model is not.
-    is_drawn = arguments.augmentation != "none" or not head.has_labels
+    is_drawn = arguments.augmentation != "none" or not HEADS[task.head].has_labels
     if isinstance(train_rows, Dataset) and is_drawn and arguments.caption_training == "masked_words":
         train_rows = IndexedDataset(train_rows)
     eval_rows = _used_rows(splits["validation"], task, arguments.max_eval_rows, seed)
+
+    paths = (arguments.regions, arguments.teacher_regions)
+    store, teacher_store = (None if path is None else RegionStore(path) for path in paths)
+    regions: dict[str, Any] = {}
+    if store is not None or teacher_store is not None:
+        tags = {"num_tags": arguments.num_tags, "max_tag_length": arguments.max_tag_length}
+        regions = {"regions": store, "teacher_regions": teacher_store, **tags}
     return RunData(task, splits, train_rows, eval_rows, store, regions)
 
 
@@ -109,18 +107,10 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
     """
     assert not isinstance(arguments.data_options, str)  # JSON has been read by now
     options = {**(arguments.data_options or {}), **({"skip_bad": True} if arguments.skip_bad else {})}
+    if arguments.task != "custom":
+        task = choose_head(get_task(arguments.task), arguments.head)
+        return task, load_task(arguments.task, arguments.data, **options)
 
-    if arguments.task == CUSTOM:
-        return _load_custom(arguments, label_names, options)
-    if arguments.task == IMAGE_TEXT.name:
-        return choose_head(IMAGE_TEXT, arguments.head), _load_streamed(arguments.data, options)
-    task = choose_head(get_task(arguments.task), arguments.head)
-    return task, load_task(arguments.task, arguments.data, **options)
-
-
-def _load_custom(
-    arguments: DataArguments, label_names: Sequence[str] | None, options: dict[str, Any]
-) -> tuple[Task, Mapping[str, Any]]:
     head = arguments.head or "question_answering"
     if head in HEADS and not HEADS[head].has_labels:
         raise ValueError(
@@ -128,7 +118,6 @@ def _load_custom(
         )
     if arguments.data is None:
         raise ValueError("task custom needs data=, a file, a folder, or the name of a data set on the Hub.")
-
     custom = load_custom_dataset(
         arguments.data,
         image_column=arguments.image_column,
@@ -141,61 +130,6 @@ def _load_custom(
         **options,
     )
     return custom.task, custom.data
-
-
-def _load_streamed(folder: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Open the stream to train on, and read the rows that are held out."""
-    known = [*inspect.signature(load_image_text_stream).parameters, "validation", "validation_rows"]
-    known.remove("repeat")
-    if unknown := [name for name in options if name not in known]:
-        raise ValueError(f"task 'image_text' has no option {unknown[0]!r}; its data_options are {', '.join(known)}.")
-    for name in ("sources", "validation"):
-        if not options.get(name):
-            raise ValueError(
-                f"task 'image_text' needs data_options with sources (to train on) and validation (to be evaluated on), "
-                f"but {name} is missing; give a list such as [{{'path': 'cc3m/*.tar', 'kind': 'webdataset'}}]."
-            )
-
-    sources, held_out = (_below(folder, options.pop(name)) for name in ("sources", "validation"))
-    count = int(options.pop("validation_rows", _HELD_OUT_ROWS))
-    once = {name: options[name] for name in ("skip_bad", "max_pixels") if name in options}
-    rows = load_image_text_stream(held_out, shuffle_buffer=0, repeat=False, **once)
-    kept = [{"image": row["image"], "caption": row["caption"]} for row in itertools.islice(iter(rows), count)]
-    return {
-        "train": load_image_text_stream(sources, **options),
-        "validation": Dataset.from_list(kept, features=_FEATURES),
-    }
-
-
-def _below(folder: str | None, sources: Any) -> Any:
-    """Sources with their relative paths below a folder; addresses and absolute paths stay."""
-    if folder is None or not isinstance(sources, list):
-        return sources
-    return [
-        {
-            name: str(Path(folder, value)) if name in ("path", "images") and "://" not in str(value) else value
-            for name, value in source.items()
-        }
-        for source in sources
-    ]
-
-
-def _open_regions(arguments: DataArguments) -> tuple[RegionStore | None, dict[str, Any]]:
-    """Open the stores that a run names; beside the student's what a collator is told."""
-    if arguments.regions is None:
-        if arguments.teacher_regions is not None:
-            raise ValueError(
-                "teacher_regions is given without regions; name the student's store of the same boxes too."
-            )
-        return None, {}
-
-    store = RegionStore(arguments.regions)
-    return store, {
-        "regions": store,
-        "teacher_regions": None if arguments.teacher_regions is None else RegionStore(arguments.teacher_regions),
-        "num_tags": arguments.num_tags,
-        "max_tag_length": arguments.max_tag_length,
-    }
 
 
 def _used_rows(rows: Any, task: Task, limit: int | None, seed: int) -> Any:
@@ -233,16 +167,14 @@ def tokenizer_texts(data: RunData, files: Sequence[str]) -> Any:
     return texts
 
 
-def check_rows(
-    data: RunData, label_names: Sequence[str], collator: Callable[[Sequence[Mapping[str, Any]]], object]
-) -> None:
+def check_rows(data: RunData, label_names: Sequence[str], collator: Callable[[Sequence[Any]], object]) -> None:
     """Look at columns, images and labels of the first rows before any model is loaded.
 
     Raises:
         ValueError: the head can give none of the labels, as one of a checkpoint for other answers; or what the collator
             raises.
     """
-    if HEADS[data.task.head].has_labels:
+    if data.head.has_labels:
         column, rows = str(data.task.answers_column or data.task.label_column), data.splits["train"]
         # In pieces, the first of which says yes in any data that fits: all of VQA v2 would take ten seconds.
         pieces = (rows.select(range(at, min(at + _PIECE, len(rows)))) for at in range(0, len(rows), _PIECE))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from dual_distill import modeling, trainer
 from dual_distill.data import (
     CaptioningCollator,
     CaptionMasker,
@@ -17,32 +18,48 @@ from dual_distill.data import (
     WholeWordMasker,
 )
 from dual_distill.evaluation import accuracy_of_logits, recall_of_vectors
-from dual_distill.modeling import (
-    DualEncoderForImagesAndTextClassification,
-    DualEncoderForImageTextRetrieval,
-    DualEncoderForPreTraining,
-    DualEncoderForQuestionAnswering,
-    FusionEncoderConfig,
-    FusionEncoderForCaptioning,
-    FusionEncoderForImagesAndTextClassification,
-    FusionEncoderForImageTextRetrieval,
-    FusionEncoderForPreTraining,
-    FusionEncoderForQuestionAnswering,
-)
-from dual_distill.trainer import (
-    CaptioningTrainer,
-    DistillationTrainer,
-    PreTrainingTrainer,
-    RetrievalTrainer,
-    SelfCriticalTrainer,
-)
+from dual_distill.trainer import DistillationTrainer
 
 Batch = Mapping[str, torch.Tensor]
 
 
+def _label_metrics(model: PreTrainedModel) -> dict[str, Any]:
+    # The chosen class is kept in place of the logits, which would fill the memory for thousands of labels.
+    kept = {"preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(-1)}
+    return {"compute_metrics": accuracy_of_logits, **kept}
+
+
+def _retrieval_metrics(model: PreTrainedModel) -> dict[str, Any]:
+    # Recall over a whole split takes one vector a text and an image; a fusion encoder has none.
+    return (
+        {"compute_metrics": recall_of_vectors} if isinstance(model, modeling.DualEncoderForImageTextRetrieval) else {}
+    )
+
+
+def _no_metrics(model: PreTrainedModel) -> dict[str, Any]:
+    return {}
+
+
+def _with_ids(batch: Batch) -> dict[str, torch.Tensor]:
+    ids = torch.arange(len(batch["input_ids"]))
+    return {**batch, "image_ids": ids, "caption_ids": ids.clone()}
+
+
+def _pretraining_example(batch: Batch, config: PreTrainedConfig, arguments: Any) -> Batch:
+    return {**_with_ids(batch), "masked_input_ids": batch["input_ids"], "masked_labels": batch["input_ids"]}
+
+
+def _retrieval_example(batch: Batch, config: PreTrainedConfig, arguments: Any) -> Batch:
+    if config.model_type != modeling.FusionEncoderConfig.model_type:
+        return _with_ids(batch)
+    # Every pair of every list goes through in one pass.
+    pairs_a_row = 1 + 2 * arguments.ranking_negatives
+    return {name: tensor.repeat(pairs_a_row, *(1,) * (tensor.dim() - 1)) for name, tensor in batch.items()}
+
+
 @dataclass(frozen=True)
 class HeadSpec:
-    """One head.
+    """One head; the defaults are those of heads with one logit a label.
 
     Attributes:
         name: the word of recipes and of `Task.head`.
@@ -53,11 +70,11 @@ class HeadSpec:
         collator: makes its batches of processor, task and `collator_input`.
         collator_input: `(tokenizer, label_names, training_arguments)` -> the label names, or what masks the words.
         trainer: trains it on a teacher and on what the rows hold.
-        objective: `(training_arguments, multi_label, student_config, teacher_config)` -> what `trainer` will compare.
-        metrics: model -> arguments of the trainer that say what is measured in training.
         reward_trainer: trains it on a reward for what it writes; None: it writes nothing.
-        prepare: `(model, tokenizer)`, called once the model is there.
+        metrics: model -> arguments of the trainer that say what is measured in training.
+        objective: `(training_arguments, multi_label, student_config, teacher_config)` -> what `trainer` will compare.
         has_own_losses: whether its models compute losses, whose weights their configuration holds.
+        prepare: `(model, tokenizer)`, called once the model is there.
         example: `(batch, config, training_arguments)` -> what a model reads of a batch of texts and images, to plan memory.
     """
 
@@ -65,15 +82,15 @@ class HeadSpec:
     fusion_class: type[PreTrainedModel]
     dual_class: type[PreTrainedModel] | None
     reads: Literal["answers", "classes", "image_text", "captions"]
-    writes: Literal["answers", "ranking", "captions"] | None
-    collator: Callable[..., Any]
-    collator_input: Callable[[Any, Any, Any], Any]
-    trainer: type[DistillationTrainer]
-    objective: Callable[..., Any] = lambda args, *pair: args.make_objective(*pair)
-    metrics: Callable[[PreTrainedModel], dict[str, Any]] = lambda model: {}
+    writes: Literal["answers", "ranking", "captions"] | None = "answers"
+    collator: Callable[..., Any] = DistillationCollator
+    collator_input: Callable[[Any, Any, Any], Any] = lambda tokenizer, label_names, args: label_names
+    trainer: type[DistillationTrainer] = DistillationTrainer
     reward_trainer: type[DistillationTrainer] | None = None
-    prepare: Callable[[Any, Any], None] | None = None
+    metrics: Callable[[PreTrainedModel], dict[str, Any]] = _label_metrics
+    objective: Callable[..., Any] = lambda args, *pair: args.make_objective(*pair)
     has_own_losses: bool = False
+    prepare: Callable[[Any, Any], None] | None = None
     example: Callable[[Batch, Any, Any], Batch] = lambda batch, config, args: batch
 
     @property
@@ -92,111 +109,67 @@ class HeadSpec:
         Raises:
             ValueError: there is no such dual encoder.
         """
-        found = self.fusion_class if config.model_type == FusionEncoderConfig.model_type else self.dual_class
+        found = self.fusion_class if config.model_type == modeling.FusionEncoderConfig.model_type else self.dual_class
         if found is None:
             raise ValueError(f"there is no {self.name} head for a {config.model_type}; train a fusion_encoder.")
         return found
 
 
-def _label_metrics(model: PreTrainedModel) -> dict[str, Any]:
-    # The chosen class is kept in place of the logits, which would fill the memory for thousands of labels.
-    return {
-        "compute_metrics": accuracy_of_logits,
-        "preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(-1),
-    }
-
-
-def _retrieval_metrics(model: PreTrainedModel) -> dict[str, Any]:
-    # Recall over a whole split takes one vector a text and an image; a fusion encoder has none.
-    return {"compute_metrics": recall_of_vectors} if isinstance(model, DualEncoderForImageTextRetrieval) else {}
-
-
-def _with_ids(batch: Batch) -> dict[str, torch.Tensor]:
-    ids = torch.arange(len(batch["input_ids"]))
-    return {**batch, "image_ids": ids, "caption_ids": ids.clone()}
-
-
-def _pretraining_example(batch: Batch, config: PreTrainedConfig, arguments: Any) -> Batch:
-    return {**_with_ids(batch), "masked_input_ids": batch["input_ids"], "masked_labels": batch["input_ids"]}
-
-
-def _retrieval_example(batch: Batch, config: PreTrainedConfig, arguments: Any) -> Batch:
-    if config.model_type != FusionEncoderConfig.model_type:
-        return _with_ids(batch)
-    # Every pair of every list goes through in one pass.
-    pairs_a_row = 1 + 2 * arguments.ranking_negatives
-    return {name: tensor.repeat(pairs_a_row, *(1,) * (tensor.dim() - 1)) for name, tensor in batch.items()}
-
-
-HEADS: Mapping[str, HeadSpec] = MappingProxyType(
-    {
-        spec.name: spec
-        for spec in (
-            HeadSpec(
-                name="question_answering",
-                fusion_class=FusionEncoderForQuestionAnswering,
-                dual_class=DualEncoderForQuestionAnswering,
-                reads="answers",
-                writes="answers",
-                collator=DistillationCollator,
-                collator_input=lambda tokenizer, label_names, args: label_names,
-                trainer=DistillationTrainer,
-                metrics=_label_metrics,
-            ),
-            HeadSpec(
-                name="images_and_text_classification",
-                fusion_class=FusionEncoderForImagesAndTextClassification,
-                dual_class=DualEncoderForImagesAndTextClassification,
-                reads="classes",
-                writes="answers",
-                collator=DistillationCollator,
-                collator_input=lambda tokenizer, label_names, args: label_names,
-                trainer=DistillationTrainer,
-                metrics=_label_metrics,
-            ),
-            HeadSpec(
-                name="image_text_retrieval",
-                fusion_class=FusionEncoderForImageTextRetrieval,
-                dual_class=DualEncoderForImageTextRetrieval,
-                reads="image_text",
-                writes="ranking",
-                collator=PreTrainingCollator,
-                collator_input=lambda tokenizer, label_names, args: None,
-                trainer=RetrievalTrainer,
-                objective=lambda args, *pair: args.make_ranking_objective(),
-                metrics=_retrieval_metrics,
-                example=_retrieval_example,
-            ),
-            HeadSpec(
-                name="pretraining",
-                fusion_class=FusionEncoderForPreTraining,
-                dual_class=DualEncoderForPreTraining,
-                reads="image_text",
-                writes=None,
-                collator=PreTrainingCollator,
-                collator_input=lambda tokenizer, label_names, args: WholeWordMasker(
-                    tokenizer, args.masking_share, args.seed
-                ),
-                trainer=PreTrainingTrainer,
-                objective=lambda args, *pair: args.make_pretraining_objective(),
-                has_own_losses=True,
-                example=_pretraining_example,
-            ),
-            HeadSpec(
-                name="captioning",
-                fusion_class=FusionEncoderForCaptioning,
-                dual_class=None,
-                reads="captions",
-                writes="captions",
-                collator=CaptioningCollator,
-                collator_input=lambda tokenizer, label_names, args: CaptionMasker(tokenizer, seed=args.seed),
-                trainer=CaptioningTrainer,
-                reward_trainer=SelfCriticalTrainer,
-                prepare=FusionEncoderForCaptioning.use_tokens_of,
-            ),
-        )
-    }
+_SPECS = (
+    HeadSpec(
+        "question_answering",
+        modeling.FusionEncoderForQuestionAnswering,
+        modeling.DualEncoderForQuestionAnswering,
+        reads="answers",
+    ),
+    HeadSpec(
+        "images_and_text_classification",
+        modeling.FusionEncoderForImagesAndTextClassification,
+        modeling.DualEncoderForImagesAndTextClassification,
+        reads="classes",
+    ),
+    HeadSpec(
+        "image_text_retrieval",
+        modeling.FusionEncoderForImageTextRetrieval,
+        modeling.DualEncoderForImageTextRetrieval,
+        reads="image_text",
+        writes="ranking",
+        collator=PreTrainingCollator,
+        collator_input=lambda tokenizer, label_names, args: None,
+        trainer=trainer.RetrievalTrainer,
+        metrics=_retrieval_metrics,
+        objective=lambda args, *pair: args.make_ranking_objective(),
+        example=_retrieval_example,
+    ),
+    HeadSpec(
+        "pretraining",
+        modeling.FusionEncoderForPreTraining,
+        modeling.DualEncoderForPreTraining,
+        reads="image_text",
+        writes=None,
+        collator=PreTrainingCollator,
+        collator_input=lambda tokenizer, label_names, args: WholeWordMasker(tokenizer, args.masking_share, args.seed),
+        trainer=trainer.PreTrainingTrainer,
+        metrics=_no_metrics,
+        objective=lambda args, *pair: args.make_pretraining_objective(),
+        has_own_losses=True,
+        example=_pretraining_example,
+    ),
+    HeadSpec(
+        "captioning",
+        modeling.FusionEncoderForCaptioning,
+        None,
+        reads="captions",
+        writes="captions",
+        collator=CaptioningCollator,
+        collator_input=lambda tokenizer, label_names, args: CaptionMasker(tokenizer, seed=args.seed),
+        trainer=trainer.CaptioningTrainer,
+        reward_trainer=trainer.SelfCriticalTrainer,
+        metrics=_no_metrics,
+        prepare=modeling.FusionEncoderForCaptioning.use_tokens_of,
+    ),
 )
+HEADS: Mapping[str, HeadSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
 """Every head that a task can be learned with, by its name."""
 
 

@@ -37,7 +37,7 @@ class RunPlan:
     Attributes:
         task: its name.
         rows: split -> rows; None for a stream that does not say.
-        num_labels: answers or classes of the head; 0 for pairs.
+        num_labels: answers or classes of the head; 0 for images with captions.
         label_coverage: share of the validation labels that the head can give, in [0, 1]; None without validation rows.
         student: class of the model that is trained.
         student_parameters: number of its parameters.
@@ -47,7 +47,7 @@ class RunPlan:
         rows_per_step: rows of all processes and accumulated batches.
         epochs: passes over the training rows; None where their number is not known.
         memory_bytes: estimate for one process, by what it is for: weights, gradients, optimizer, teacher, activations
-            (of the largest batch: longest texts, pictures of every shape); see `estimate_memory`.
+            (of the largest batch: longest texts, images of every shape); see `estimate_memory`.
     """
 
     task: str
@@ -69,24 +69,21 @@ class RunPlan:
 
     def __str__(self) -> str:
         """Lay the plan out for reading."""
+        rows = [f"{split} {'not known' if rows is None else f'{rows:,}'}" for split, rows in self.rows.items()]
+        labels = f"{self.num_labels:,}" if self.num_labels else "none, images with captions"
+        if self.label_coverage is not None:
+            labels += f" (cover {100 * self.label_coverage:.1f} % of the validation labels)"
+        parts = [f"{name} {size / 1e9:,.1f}" for name, size in self.memory_bytes.items() if size]
+        epochs = "" if self.epochs is None else f", {self.epochs:.2f} epochs"
+
         lines = {
             "task": self.task,
-            "rows": ", ".join(
-                f"{split} {'not known' if rows is None else f'{rows:,}'}" for split, rows in self.rows.items()
-            ),
-            "labels": (f"{self.num_labels:,}" if self.num_labels else "none, pairs")
-            + (
-                ""
-                if self.label_coverage is None
-                else f" (cover {100 * self.label_coverage:.1f} % of the validation labels)"
-            ),
+            "rows": ", ".join(rows),
+            "labels": labels,
             "model": f"{self.student}, {self.student_parameters / 1e6:,.1f} M parameters",
             "teacher": f"{self.teacher}, {self.teacher_parameters / 1e6:,.1f} M parameters" if self.teacher else "none",
-            "steps": f"{self.steps:,} of {self.rows_per_step:,} rows"
-            + ("" if self.epochs is None else f", {self.epochs:.2f} epochs"),
-            "memory": f"about {sum(self.memory_bytes.values()) / 1e9:,.1f} GB a process ("
-            + ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in self.memory_bytes.items() if size)
-            + ")",
+            "steps": f"{self.steps:,} of {self.rows_per_step:,} rows{epochs}",
+            "memory": f"about {sum(self.memory_bytes.values()) / 1e9:,.1f} GB a process ({', '.join(parts)})",
         }
         return "\n".join(f"{name:<8} {value}" for name, value in lines.items())
 
@@ -100,12 +97,8 @@ def plan_run(
         ValueError: what would stop the run, in one sentence.
     """
     resolved = resolve(model_arguments, data_arguments, training_arguments)
-    head, task, config, teacher_config = (
-        resolved.head,
-        resolved.data.task,
-        resolved.student_config,
-        resolved.teacher_config,
-    )
+    task, head = resolved.data.task, resolved.data.head
+    config, teacher_config = resolved.student_config, resolved.teacher_config
     student_class = head.model_class(config)
     teacher_class = None if teacher_config is None else head.model_class(teacher_config)
 
@@ -115,7 +108,7 @@ def plan_run(
         student = student_class(config)
         if teacher_class is not None:
             teacher = teacher_class(teacher_config)
-            teacher_parameters = _num_parameters(teacher)
+            teacher_parameters = teacher.num_parameters()
             objective = head.objective(training_arguments, task.answers_column is not None, config, teacher_config)
             check_compatibility(student, teacher, objective)
             layers = objective.student_layers
@@ -134,7 +127,7 @@ def plan_run(
         num_labels=len(resolved.label_names),
         label_coverage=_coverage(resolved),
         student=student_class.__name__,
-        student_parameters=_num_parameters(student),
+        student_parameters=student.num_parameters(),
         teacher=None if teacher_class is None else teacher_class.__name__,
         teacher_parameters=teacher_parameters,
         steps=steps,
@@ -208,7 +201,7 @@ def estimate_memory(
         is_half = arguments.bf16 or arguments.fp16
         kept = _kept_bytes(model, example(batch, config, arguments), layers, is_half)
 
-    weights = 4 * _num_parameters(model)
+    weights = 4 * model.num_parameters()
     return {
         "weights": weights,
         "gradients": weights,
@@ -250,10 +243,6 @@ def largest_images(image_processor: Any, config: PreTrainedConfig) -> tuple[int,
         return size["height"], size["width"]
     longer = int(1333 / 800 * size["shortest_edge"]) // config.patch_size * config.patch_size
     return longer, longer
-
-
-def _num_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _kept_bytes(model: PreTrainedModel, batch: Batch, layers: list[int], is_half: bool) -> int:
