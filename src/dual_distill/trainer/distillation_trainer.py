@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
-from dual_distill.data import IndexedDataset, RowEpochCallback
+from dual_distill.data import ImageTextStream, IndexedDataset, RowEpochCallback
 from dual_distill.hub_cards import PushReport, push_folder, write_card
 from dual_distill.objectives import DiDEObjective, Objective
 from dual_distill.teachers import load_teacher
@@ -82,7 +82,11 @@ class DistillationTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         if isinstance(self.train_dataset, IndexedDataset):
             self.add_callback(RowEpochCallback())
-        elif self.train_dataset is not None and getattr(self.data_collator, "augmentation", None) is not None:
+        elif (
+            self.train_dataset is not None
+            and not isinstance(self.train_dataset, ImageTextStream)  # its rows say their index and epoch themselves
+            and getattr(self.data_collator, "augmentation", None) is not None
+        ):
             raise ValueError(
                 "the collator has an augmentation, which is drawn from a row's number and epoch, but train_dataset is "
                 "a "
