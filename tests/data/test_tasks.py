@@ -51,10 +51,10 @@ def test_real_data_loads_with_the_columns_of_its_task(name, folder, rows, data_f
         (
             "nlvr1",
             {},
-            r"There is no task 'nlvr1'; did you mean 'nlvr2?'\? Known are: coco_captioning, coco_retrieval, easy_vqa, nlvr, ",
+            r"There is no task 'nlvr1'; did you mean 'nlvr2?'\? Known are: coco_captioning, coco_retrieval, easy_vqa, image_text, ",
         ),
         ("Scene", {}, "There is no task 'Scene'; did you mean 'scenes'"),
-        ("imagenet", {}, r"There is no task 'imagenet'\. Known are"),
+        ("cifar", {}, r"There is no task 'cifar'\. Known are"),
         ("nlvr", {}, r"Task 'nlvr' is read from files: pass path=, a folder that holds train-\*\.parquet, dev-"),
         (
             "easy_vqa",

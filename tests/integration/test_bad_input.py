@@ -192,7 +192,7 @@ def test_a_run_without_rows_to_be_evaluated_on_is_refused(train: Callable) -> No
 def test_a_bad_picture_met_by_a_loading_process_is_one_sentence_too(train: Callable) -> None:
     """Torch hands on a worker's error with its traceback in the message."""
     printed, out = train("vqa", narrow_later, "--dataloader_num_workers", "1", "--max_steps", "21")
-    assert_refused(printed, "the picture of 1 x 2000 pixels cannot be resized", out)
+    assert_refused(printed, "the image of 1 x 2000 pixels cannot be resized", out)
     assert "Caught" not in printed.err
     assert len(printed.err.strip().splitlines()[-1]) < 500
 

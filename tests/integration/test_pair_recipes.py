@@ -223,7 +223,10 @@ def test_dry_runs_say_what_the_run_does(
             ["--task", "image_text", "--head", "pretraining"],
             "needs data_options with sources .* but sources is missing",
         ),
-        (["--task", "image_text", "--data_options", '{"source": 1}'], "task 'image_text' has no option 'source'"),
+        (
+            ["--task", "image_text", "--data_options", '{"source": 1}'],
+            "Task 'image_text' has no option 'source'; did you mean 'sources'",
+        ),
         (
             ["--task", "custom", "--head", "pretraining", "--data", "x.csv"],
             "task custom has labels; for images with captions",

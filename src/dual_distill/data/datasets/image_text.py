@@ -11,6 +11,7 @@ from datasets import Dataset, Features, Image, Value
 from dual_distill.data.images import MAX_PIXELS
 from dual_distill.data.streaming.stream import load_image_text_stream
 
+LAYOUT = "the files that its sources name."
 _FEATURES = Features({"image": Image(decode=False), "caption": Value("string")})
 
 
