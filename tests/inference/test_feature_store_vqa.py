@@ -165,7 +165,7 @@ def test_a_store_of_another_model_is_refused(model, make_asker, answering_proces
 
 def test_questions_that_cannot_be_asked(model, make_asker) -> None:
     asker = make_asker(model)
-    with pytest.raises(ValueError, match="A question is ' '"):
+    with pytest.raises(ValueError, match="A text is ' '"):
         asker.rank(" ")
     with pytest.raises(ValueError, match="There are no questions"):
         asker.answer("image 1", [])

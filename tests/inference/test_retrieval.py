@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 
 from dual_distill.data import ImageError, get_task, load_task
 from dual_distill.inference import evaluate_retrieval
-from dual_distill.inference.retrieval import reranked
-from dual_distill.inference.retrieval_pairs import ImagesWithCaptions
+from dual_distill.inference.retrieval import ImagesWithCaptions, reranked
 from dual_distill.modeling import (
     DualEncoderForImageTextRetrieval,
     DualEncoderForQuestionAnswering,
@@ -259,7 +258,7 @@ def test_each_error_by_its_message(rows, dual, fusion, answering_processor, answ
         evaluate_retrieval(rows, TASK, dual, processor, all_pairs=True)
     with pytest.raises(ValueError, match="fusion and fusion_processor belong together"):
         evaluate_retrieval(rows, TASK, dual, processor, fusion)
-    with pytest.raises(ValueError, match="rerank_top is 0, but it counts 1 or more"):
+    with pytest.raises(ValueError, match="rerank_top is 0, but must be at least 1"):
         evaluate_retrieval(rows, TASK, dual, processor, fusion, processor, rerank_top=0)
     with pytest.raises(ValueError, match="task 'scenes' has no images with captions to search"):
         evaluate_retrieval(rows, get_task("scenes"), dual, processor)

@@ -192,7 +192,7 @@ def test_each_error_by_its_message(model, answering_model, answering_processor, 
         FeatureStoreSearcher(model, processor, of_texts, of_images).by_images(["image 9"])
     with pytest.raises(ValueError, match="A text is ' '"):
         searcher.by_texts([" "])
-    with pytest.raises(ValueError, match="There are no texts to search by"):
+    with pytest.raises(ValueError, match="There are no texts"):
         searcher.by_texts([])
     with pytest.raises(ValueError, match="threshold is 2, but a cosine lies between -1 and 1"):
         searcher.by_texts(["red"], threshold=2)

@@ -6,19 +6,22 @@ pairs of all queries, of both directions and of all folds, are collected first, 
 image is decoded once for all its pairs, however many queries it is a candidate of.
 
 Beside the vectors of both sides and the candidates, memory does not grow with the data: similarities are made and
-ranked in blocks, images are decoded as they are needed.
+ranked in blocks, images are decoded as they are needed, a few ahead, and are not kept.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
+from datasets import Image as ImageFeature
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dual_distill.data import Task
+from dual_distill.data import ImageError, Prepared, ShapedBatches, Task, decode_ahead, decode_image
 from dual_distill.evaluation import RetrievalRecall
 from dual_distill.modeling import (
     DualDistillProcessor,
@@ -26,7 +29,9 @@ from dual_distill.modeling import (
     FusionEncoderForImageTextRetrieval,
 )
 
-from .retrieval_pairs import FusionScores, ImagesWithCaptions, encode_both_sides
+from .encoding import stored_vectors
+from .feature_store_queries import encode_text_vectors
+from .top_k import check_at_least_1
 
 DIRECTIONS = ("text_to_image", "image_to_text")
 _QUERIES = 512
@@ -108,7 +113,7 @@ def evaluate_retrieval(
         fusion: a `FusionEncoderForImageTextRetrieval` that orders the dual's candidates anew; None: the dual alone.
         fusion_processor: its processor.
         rerank_top: candidates a query, >= 1.
-        all_pairs: let the fusion encoder read every pair too, which is slow, and keeps one float32 a pair.
+        all_pairs: let the fusion encoder read every pair too, which is slow, and keeps 12 bytes a pair.
         fold_images: evaluate parts of so many images too (1,000 for COCO's 1K figures), in the order of the rows;
             images that fill no part are left out of them. None: the whole only.
         batch_size: images, texts or pairs a forward pass.
@@ -121,40 +126,50 @@ def evaluate_retrieval(
         ValueError: a model is of another kind, or an argument is out of its range.
         ImageError: an image cannot be read.
     """
-    _check(dual, fusion, fusion_processor, rerank_top, all_pairs, fold_images, batch_size)
+    _check_models(dual, fusion, fusion_processor, all_pairs)
+    for name, value in (("rerank_top", rerank_top), ("batch_size", batch_size), ("fold_images", fold_images)):
+        if value is not None:
+            check_at_least_1(name, value)
     data = ImagesWithCaptions(rows, task)
-    image_vectors, text_vectors, encode_s = encode_both_sides(data, dual.eval(), processor, batch_size, show_progress)
-    owners = torch.tensor(data.image_of_caption)
-    parts = [_Part(image_vectors, text_vectors, owners, torch.arange(data.num_images))]
-    folds = data.num_images // fold_images if fold_images else 0
-    if fold_images and folds > 1:
-        parts += [
-            _Part(image_vectors, text_vectors, owners, torch.arange(first, first + fold_images))
-            for first in range(0, folds * fold_images, fold_images)
-        ]
+    num_images, num_pairs = data.num_images, data.num_images * len(data.captions)
+
     start = time.perf_counter()
-    parts[0].compare_all()
-    num_pairs = data.num_images * len(data.captions)
-    times = [PairTime("dual", num_pairs, encode_s + time.perf_counter() - start, True)]
-    recalls: list[Recalls] = [{"dual": part.recall()} for part in parts]
+    vectors = _encode(data, dual.eval(), processor, batch_size, show_progress)
+    owners = torch.tensor(data.image_of_caption)
+    parts = [_directions(*vectors, owners, range(num_images))]
+    parts[0]["text_to_image"].compare_all()
+    times = [PairTime("dual", num_pairs, time.perf_counter() - start, True)]
+
+    folds = num_images // fold_images if fold_images else 0
+    if fold_images and folds > 1:
+        firsts = range(0, folds * fold_images, fold_images)
+        parts += [_directions(*vectors, owners, range(first, first + fold_images)) for first in firsts]
+    recalls: list[Recalls] = [{"dual": {name: one.recall() for name, one in part.items()}} for part in parts]
+
     if fusion is not None and fusion_processor is not None:
-        fusion_scores = FusionScores(data, fusion.eval(), fusion_processor, batch_size, show_progress)
-        candidates = [part.candidates(rerank_top) for part in parts]
-        if all_pairs:
-            fusion_scores.score_all()
-        else:
-            fusion_scores.score(torch.cat([part.pairs(rows) for part, rows in zip(parts, candidates, strict=True)]))
-        for part, part_candidates, recall in zip(parts, candidates, recalls, strict=True):
-            recall["reranked"] = part.recall(part_candidates, fusion_scores)
+        candidates = [{name: one.candidates(rerank_top) for name, one in part.items()} for part in parts]
+        asked = [
+            torch.cat([one.pair_keys(best[name]).flatten() for name, one in part.items()]).unique()
+            for part, best in zip(parts, candidates, strict=True)
+        ]
+        keys = torch.arange(num_pairs) if all_pairs else torch.cat(asked).unique()
+        start = time.perf_counter()
+        pair_scores = _score_pairs(data, fusion.eval(), fusion_processor, keys, batch_size, show_progress)
+        seconds = time.perf_counter() - start
+
+        def scores_of(wanted: torch.Tensor) -> torch.Tensor:
+            return pair_scores[torch.searchsorted(keys, wanted)]
+
+        for part, best, recall in zip(parts, candidates, recalls, strict=True):
+            recall["reranked"] = {name: one.recall(scores_of, best[name]) for name, one in part.items()}
             if all_pairs:
-                recall["fusion"] = part.recall(None, fusion_scores)
+                recall["fusion"] = {name: one.recall(scores_of, one.everything()) for name, one in part.items()}
         # Whoever needs the whole only scores its pairs only.
-        asked = len(parts[0].pairs(candidates[0]).unique())
-        pairs_s = fusion_scores.pairs_s
-        times.append(PairTime("rerank", asked, asked / pairs_s, asked == fusion_scores.num_scored))
-        times.append(PairTime("fusion", num_pairs, num_pairs / pairs_s, num_pairs == fusion_scores.num_scored))
+        for way, number in (("rerank", len(asked[0])), ("fusion", num_pairs)):
+            times.append(PairTime(way, number, number * seconds / len(keys), number == len(keys)))
+
     return RetrievalReport(
-        images=data.num_images,
+        images=num_images,
         captions=len(data.captions),
         whole=recalls[0],
         times=times,
@@ -165,20 +180,13 @@ def evaluate_retrieval(
     )
 
 
-def _check(
-    dual: PreTrainedModel,
-    fusion: PreTrainedModel | None,
-    fusion_processor: DualDistillProcessor | None,
-    rerank_top: int,
-    all_pairs: bool,
-    fold_images: int | None,
-    batch_size: int,
+def _check_models(
+    dual: PreTrainedModel, fusion: PreTrainedModel | None, fusion_processor: Any, all_pairs: bool
 ) -> None:
     if not isinstance(dual, DualEncoderForImageTextRetrieval):
         raise ValueError(
             f"{type(dual).__name__} does not encode images and texts apart for comparison; give a dual encoder with "
-            f"the head "
-            "image_text_retrieval, and a fusion encoder as the one that re-ranks."
+            "the head image_text_retrieval, and a fusion encoder as the one that re-ranks."
         )
     if fusion is not None and not isinstance(fusion, FusionEncoderForImageTextRetrieval):
         raise ValueError(
@@ -188,89 +196,202 @@ def _check(
         raise ValueError("fusion and fusion_processor belong together; give both or neither.")
     if all_pairs and fusion is None:
         raise ValueError("all_pairs lets a fusion encoder read every pair; give one.")
-    for name, value in (("rerank_top", rerank_top), ("batch_size", batch_size), ("fold_images", fold_images)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, but it counts 1 or more.")
 
 
-class _Part:
-    """Some images with their captions: each image searches the captions and each caption the images."""
+class ImagesWithCaptions:
+    """The rows of a split as images and captions, by their indices.
 
-    def __init__(
-        self, image_vectors: torch.Tensor, text_vectors: torch.Tensor, owners: torch.Tensor, images: torch.Tensor
-    ) -> None:
-        first, last = int(images[0]), int(images[-1])
-        texts = ((owners >= first) & (owners <= last)).nonzero()[:, 0]
-        self._num_texts = len(owners)
-        # Direction -> places of the queries and of the gallery in the whole, and which of the gallery are right.
-        right_captions: list[list[int]] = [[] for _ in images]
-        right_images = (owners[texts] - first).tolist()
-        for caption, image in enumerate(right_images):
-            right_captions[image].append(caption)
-        self._places = {"text_to_image": (texts, images), "image_to_text": (images, texts)}
-        self._right = {"text_to_image": [[image] for image in right_images], "image_to_text": right_captions}
-        on_device = {"text_to_image": (text_vectors, image_vectors), "image_to_text": (image_vectors, text_vectors)}
-        self._vectors = {
-            direction: tuple(
-                vectors[places.to(vectors.device)]
-                for vectors, places in zip(sides, self._places[direction], strict=True)
+    Args:
+        rows: one row a caption.
+        task: names the columns, that of the image's id among them.
+
+    Attributes:
+        captions: one string a caption.
+        image_of_caption: for each caption the index of its image; images are in the order of their first captions.
+
+    Raises:
+        ValueError: the task does not say which rows show the same image, there are no rows, or a caption is empty.
+
+    Example:
+        >>> from dual_distill.data import get_task
+        >>> rows = Dataset.from_dict({"image": ["a.png", "a.png", "b.png"], "caption": list("xyz"), "image_id": [7, 7, 3]})
+        >>> data = ImagesWithCaptions(rows, get_task("coco_retrieval"))
+        >>> data.num_images, data.image_of_caption
+        (2, [0, 0, 1])
+    """
+
+    def __init__(self, rows: Dataset, task: Task) -> None:
+        if task.image_id_column is None:
+            raise ValueError(
+                f"task {task.name!r} has no images with captions to search; choose one such as coco_retrieval."
             )
-            for direction, sides in on_device.items()
-        }
+        if not len(rows):
+            raise ValueError("There are no rows, but retrieval needs one caption or more.")
+        self.captions = [str(caption) for caption in rows[task.text_column]]
+        for row, caption in enumerate(self.captions):
+            if not caption.strip():
+                raise ValueError(f"row {row}: its caption is empty; leave the row out or give it words.")
 
-    def _blocks(self, direction: str) -> Iterator[tuple[slice, torch.Tensor]]:
-        queries, gallery = self._vectors[direction]
-        for start in range(0, len(queries), _QUERIES):
+        [self._column] = task.image_columns
+        if isinstance(rows.features[self._column], ImageFeature):
+            rows = rows.cast_column(self._column, ImageFeature(decode=False))
+        self._images = rows.select_columns([self._column])
+        first_rows: dict[Any, int] = {}
+        for row, identifier in enumerate(rows[task.image_id_column]):
+            first_rows.setdefault(identifier, row)
+        indices = {identifier: index for index, identifier in enumerate(first_rows)}
+        self.image_of_caption = [indices[identifier] for identifier in rows[task.image_id_column]]
+        self.ids = [str(row) for row in first_rows.values()]
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return len(self.ids)
+
+    def value(self, identifier: str) -> Any:
+        """Return an image by the row that it is first in, undecoded."""
+        return self._images[int(identifier)][self._column]
+
+    def prepared(self, processor: DualDistillProcessor, indices: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield indices and prepared images `(3, H, W)`, in the order given; a few are decoded ahead.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+        decoded = decode_ahead(self, [self.ids[index] for index in indices], partial(_prepare, processor))
+        for index, image in zip(indices, decoded, strict=True):
+            if isinstance(image, ImageError):
+                raise image
+            yield index, image.values
+
+
+def _prepare(processor: DualDistillProcessor, identifier: str, value: Any) -> Prepared:
+    return Prepared(processor.prepare_image(decode_image(value, identifier)))
+
+
+@torch.inference_mode()
+def _encode(
+    data: ImagesWithCaptions, model: PreTrainedModel, processor: DualDistillProcessor, batch_size: int, show: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode all images and captions with a dual encoder: `(images, P)` and `(captions, P)` float32 of length 1."""
+
+    def encode(batch: list[Prepared]) -> torch.Tensor:
+        pixels = torch.stack([image.values for image in batch]).to(model.device, model.dtype)
+        return stored_vectors(model, model.get_image_features(pixels).pooler_output)
+
+    batches = ShapedBatches(encode, batch_size)
+    everything = range(data.num_images)
+    prepared = data.prepared(processor, everything)
+    for index, pixels in tqdm(prepared, "encode images", len(everything), unit=" images", disable=not show):
+        batches.add(index, Prepared(pixels))
+    found = batches.finish()
+
+    captions = tqdm(data.captions, "encode texts", unit=" texts", disable=not show)
+    return torch.stack([found[index] for index in everything]), encode_text_vectors(
+        model, processor, captions, batch_size
+    )
+
+
+@torch.inference_mode()
+def _score_pairs(
+    data: ImagesWithCaptions,
+    model: PreTrainedModel,
+    processor: DualDistillProcessor,
+    keys: torch.Tensor,
+    batch_size: int,
+    show: bool,
+) -> torch.Tensor:
+    """The fusion encoder's score of each pair; keys ascend, so that an image's pairs stand together."""
+    images, texts = keys // len(data.captions), keys % len(data.captions)
+    max_tokens = min(processor.tokenizer.model_max_length, model.config.max_position_embeddings)
+    prepared = data.prepared(processor, images.unique().tolist())
+    held: dict[int, torch.Tensor] = {}
+    scores = []
+    with tqdm(total=len(keys), desc="fusion encoder", unit=" pairs", disable=not show) as bar:
+        for start in range(0, len(keys), batch_size):
+            of_rows = images[start : start + batch_size].tolist()
+            while of_rows[-1] not in held:
+                held.update([next(prepared)])
+            held = {image: held[image] for image in dict.fromkeys(of_rows)}
+
+            # Moved once an image, repeated on the device.
+            position = {image: row for row, image in enumerate(held)}
+            repeats = torch.tensor([position[image] for image in of_rows], device=model.device)
+            padded = processor.pad_images([[pixels] for pixels in held.values()])
+            inputs = {name: tensor.to(model.device)[repeats] for name, tensor in padded.items()}
+            inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+            captions = [data.captions[text] for text in texts[start : start + batch_size].tolist()]
+            words = processor.encode_text(captions, max_length=max_tokens)
+            inputs |= {name: tensor.to(model.device) for name, tensor in words.items()}
+            scores.append(model(**inputs).logits[:, 0].float().cpu())
+            bar.update(len(captions))
+    return torch.cat(scores)
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """Queries that search a gallery; the key of a pair, image * captions + caption, is the sum of its sides' keys."""
+
+    queries: torch.Tensor
+    gallery: torch.Tensor
+    query_keys: torch.Tensor
+    gallery_keys: torch.Tensor
+    right: list[list[int]]
+
+    def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        for start in range(0, len(self.queries), _QUERIES):
             block = slice(start, start + _QUERIES)
-            yield block, queries[block] @ gallery.T
+            yield block, self.queries[block] @ self.gallery.T
 
     def compare_all(self) -> None:
         """Compute the similarity of every pair once and keep none: what comparing costs."""
-        for _, similarities in self._blocks("text_to_image"):
+        for _, similarities in self._blocks():
             similarities.amax().item()
 
-    def candidates(self, number: int) -> dict[str, torch.Tensor]:
-        """Direction -> `(queries, number)` places in the part's gallery, the nearest first."""
-        return {
-            direction: torch.cat(
-                [
-                    similarities.topk(min(number, similarities.shape[1]), dim=1).indices.cpu()
-                    for _, similarities in self._blocks(direction)
-                ]
-            )
-            for direction in DIRECTIONS
-        }
+    def candidates(self, number: int) -> torch.Tensor:
+        """`(queries, number)` indices in the gallery, the nearest first."""
+        number = min(number, len(self.gallery))
+        return torch.cat([similarities.topk(number, dim=1).indices.cpu() for _, similarities in self._blocks()])
 
-    def pairs(self, candidates: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Every pair of a query and a candidate, as image * captions + caption, places in the whole."""
-        return torch.cat(
-            [self._keys(direction, slice(None), candidates[direction]).flatten() for direction in DIRECTIONS]
-        )
+    def everything(self) -> torch.Tensor:
+        """The whole gallery as candidates of each query."""
+        return torch.arange(len(self.gallery)).expand(len(self.queries), -1)
 
-    def _keys(self, direction: str, block: slice, candidates: torch.Tensor) -> torch.Tensor:
-        queries, gallery = self._places[direction]
-        mine, theirs = queries[block, None].expand(-1, candidates.shape[1]), gallery[candidates]
-        images, texts = (theirs, mine) if direction == "text_to_image" else (mine, theirs)
-        return images * self._num_texts + texts
+    def pair_keys(self, candidates: torch.Tensor, block: slice = slice(None)) -> torch.Tensor:
+        """The keys of queries and their candidates."""
+        return self.query_keys[block, None] + self.gallery_keys[candidates]
 
     def recall(
-        self, candidates: dict[str, torch.Tensor] | None = None, fusion_scores: FusionScores | None = None
-    ) -> dict[str, dict[str, float]]:
-        """Direction -> recall by the dual encoder; with scores and candidates re-ranked; with scores alone by those."""
-        found = {}
-        for direction in DIRECTIONS:
-            metric = RetrievalRecall()
-            for block, similarities in self._blocks(direction):
-                scores = similarities.cpu()
-                if fusion_scores is not None and candidates is None:
-                    everything = torch.arange(scores.shape[1]).expand(len(scores), -1)
-                    scores = fusion_scores.of(self._keys(direction, block, everything))
-                elif fusion_scores is not None and candidates is not None:
-                    best = candidates[direction][block]
-                    scores = reranked(scores, best, fusion_scores.of(self._keys(direction, block, best)))
-                metric.add_batch(predictions=scores, references=self._right[direction][block])
-            found[direction] = metric.compute()
+        self, scores_of: Callable[[torch.Tensor], torch.Tensor] | None = None, candidates: torch.Tensor | None = None
+    ) -> dict[str, float]:
+        """Recall by the dual encoder; with candidates and scores of pairs by their keys, re-ranked by those."""
+        metric = RetrievalRecall()
+        for block, similarities in self._blocks():
+            scores = similarities.cpu()
+            if scores_of is not None and candidates is not None:
+                best = candidates[block]
+                scores = reranked(scores, best, scores_of(self.pair_keys(best, block)))
+            metric.add_batch(predictions=scores, references=self.right[block])
+        found: dict[str, float] = metric.compute()
         return found
+
+
+def _directions(
+    image_vectors: torch.Tensor, text_vectors: torch.Tensor, owners: torch.Tensor, images: range
+) -> dict[str, _Direction]:
+    """Some images with their captions, both ways: each caption searches the images and each image the captions."""
+    texts = ((owners >= images.start) & (owners < images.stop)).nonzero()[:, 0]
+    right_images = [[owner] for owner in (owners[texts] - images.start).tolist()]
+    right_texts: list[list[int]] = [[] for _ in images]
+    for text, [image] in enumerate(right_images):
+        right_texts[image].append(text)
+
+    image_side = image_vectors[images.start : images.stop], torch.tensor(images) * len(owners)
+    text_side = text_vectors[texts.to(text_vectors.device)], texts
+    return {
+        "text_to_image": _Direction(text_side[0], image_side[0], text_side[1], image_side[1], right_images),
+        "image_to_text": _Direction(image_side[0], text_side[0], image_side[1], text_side[1], right_texts),
+    }
 
 
 def reranked(similarities: torch.Tensor, candidates: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -278,7 +399,7 @@ def reranked(similarities: torch.Tensor, candidates: torch.Tensor, scores: torch
 
     Args:
         similarities: `(Q, G)` cosines of queries and gallery.
-        candidates: `(Q, K)` places in the gallery.
+        candidates: `(Q, K)` indices in the gallery.
         scores: `(Q, K)` of the candidates, higher is nearer, on any scale.
 
     Returns:
@@ -303,6 +424,3 @@ def _mean(recalls: list[Recalls]) -> Recalls:
         }
         for way, directions in recalls[0].items()
     }
-
-
-__all__ = ["DIRECTIONS", "PairTime", "RetrievalReport", "evaluate_retrieval", "reranked"]

@@ -1,5 +1,4 @@
-"""Search a store: images for a text, texts for an image, by the cosine of vectors that a retrieval head put in one
-space.
+"""Search a store by cosine: images for a text, texts for an image, in the one space of a retrieval head.
 
 Exact by default: every stored vector is compared, piece by piece from the disk, and only the best are kept, so memory
 does not grow with the store. An index of faiss holds the vectors in memory instead, and may be approximate: then it is
@@ -15,20 +14,13 @@ from transformers import PreTrainedModel
 
 from dual_distill.modeling import DualDistillProcessor
 
-from .encoding import longest_text, searches, stored_vectors
+from .encoding import searches, stored_vectors
 from .feature_store import FeatureStore
+from .feature_store_queries import FeatureStoreQueries
 from .image_sources import load_image
-from .model_identity import (
-    check_same_model,
-    check_same_processor,
-    image_processor_settings,
-    model_identity,
-    tokenizer_settings,
-)
 from .top_k import RunningTopK, check_at_least_1
 
 _ROWS = 8192
-_FAISS = "faiss"
 
 
 class SearchHit(NamedTuple):
@@ -56,7 +48,7 @@ class SearchResult(NamedTuple):
     matches: int | None
 
 
-class FeatureStoreSearcher:
+class FeatureStoreSearcher(FeatureStoreQueries):
     """Searches a store of images by texts, or a store of texts by images.
 
     Args:
@@ -114,22 +106,10 @@ class FeatureStoreSearcher:
         if queries is not None and queries.manifest.kind == store.manifest.kind:
             raise ValueError(
                 f"{queries.path!r} and {store.path!r} are both stores of {store.manifest.kind}s; images are searched "
-                f"by "
-                "texts and texts by images, so give one of each."
+                "by texts and texts by images, so give one of each."
             )
-        identity = model_identity(model, model_name, revision)
-        self._max_tokens = longest_text(model, processor)
-        for one in (store, queries):
-            if one is not None:
-                check_same_model(one.path, one.manifest.model, identity)
-                of_images = one.manifest.kind == "image"
-                settings = (
-                    image_processor_settings(processor)
-                    if of_images
-                    else tokenizer_settings(processor, self._max_tokens)
-                )
-                check_same_processor(one.path, one.manifest.processor, settings)
-        self.model, self.processor, self.store, self.queries = model.eval(), processor, store, queries
+        super().__init__(model, processor, (store, queries), model_name, revision)
+        self.store, self.queries = store, queries
         self._index = None if index is None else make_index(store, index)
 
     def by_texts(self, texts: Sequence[str], top_k: int = 10, threshold: float = -1.0) -> list[SearchResult]:
@@ -147,16 +127,9 @@ class FeatureStoreSearcher:
             ValueError: the store holds texts, a text is empty, or `top_k` or `threshold` is out of range.
         """
         self._check_kind("image")
-        if not texts:
-            raise ValueError("There are no texts to search by; give one or more.")
-        for text in texts:
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"A text is {text!r}, but it should be a string with words in it.")
-        held = [False] * len(texts) if self.queries is None else self.queries.holds(texts)
-        return self._search(
-            [self._text_vector(text, is_held) for text, is_held in zip(texts, held, strict=True)], top_k, threshold
-        )
+        return self._search(self._text_vectors(texts, self.queries), top_k, threshold)
 
+    @torch.inference_mode()
     def by_images(self, images: Sequence[Any], top_k: int = 10, threshold: float = -1.0) -> list[SearchResult]:
         """Find texts for images.
 
@@ -171,32 +144,21 @@ class FeatureStoreSearcher:
 
         Raises:
             ValueError: the store holds images, the store of queries lacks one, or `top_k` or `threshold` is out of
-            range.
+                range.
             ImageError: an image cannot be read.
         """
         self._check_kind("text")
         if not images:
             raise ValueError("There are no images to search by; give one or more.")
         if self.queries is not None:
-            vectors = list(self.queries.read(self.queries.indices(list(images))).to(self.model.device, torch.float32))
-        else:
-            vectors = [self._image_vector(image, number) for number, image in enumerate(images)]
-        return self._search(vectors, top_k, threshold)
+            return self._search(self._read(self.queries, self.queries.indices(list(images))), top_k, threshold)
 
-    @torch.inference_mode()
-    def _text_vector(self, text: str, is_held: bool) -> torch.Tensor:
-        if self.queries is not None and is_held:
-            return self.queries[text].to(self.model.device, torch.float32)
-        inputs = self.processor.encode_text([text], max_length=self._max_tokens)
-        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        return stored_vectors(self.model, self.model.get_text_features(**inputs).pooler_output)[0]
-
-    @torch.inference_mode()
-    def _image_vector(self, image: Any, number: int) -> torch.Tensor:
-        pixels = self.processor.prepare_image(load_image(image, number))[None]
-        return stored_vectors(
-            self.model, self.model.get_image_features(pixels.to(self.model.device, self.model.dtype)).pooler_output
-        )[0]
+        vectors = []
+        for number, image in enumerate(images):
+            pixels = self.processor.prepare_image(load_image(image, number))[None]
+            features = self.model.get_image_features(pixels.to(self.model.device, self.model.dtype))
+            vectors.append(stored_vectors(self.model, features.pooler_output))
+        return self._search(torch.cat(vectors), top_k, threshold)
 
     def _check_kind(self, kind: str) -> None:
         if self.store.manifest.kind != kind:
@@ -204,38 +166,35 @@ class FeatureStoreSearcher:
                 f"{self.store.path!r} is a store of {self.store.manifest.kind}s, but {kind}s are to be found."
             )
 
-    def _search(self, vectors: list[torch.Tensor], top_k: int, threshold: float) -> list[SearchResult]:
+    @torch.inference_mode()
+    def _search(self, vectors: torch.Tensor, top_k: int, threshold: float) -> list[SearchResult]:
         check_at_least_1("top_k", top_k)
         if not -1 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}, but a cosine lies between -1 and 1.")
         # What a float16 store gives back is of length 1 up to its rounding.
-        queries = normalize(torch.stack(vectors), dim=-1)
+        queries = normalize(vectors, dim=-1)
         if self._index is not None:
             return self._ask_index(queries.cpu(), top_k, threshold)
+
         best = [RunningTopK(top_k, threshold) for _ in queries]
         for start, piece in self.store.pieces(rows=_ROWS):
-            with torch.inference_mode():
-                scores = (queries @ piece.to(queries).T).clamp(-1, 1).cpu()
+            scores = (queries @ piece.to(queries).T).clamp(-1, 1).cpu()
             for one, row in zip(best, scores, strict=True):
                 one.add(start, row)
-        return [SearchResult(self._named(one.rows.tolist(), one.scores.tolist()), one.matches) for one in best]
+        return [SearchResult(self._hits(one.rows.tolist(), one.scores.tolist()), one.matches) for one in best]
 
     def _ask_index(self, queries: torch.Tensor, top_k: int, threshold: float) -> list[SearchResult]:
         assert self._index is not None
-        scores, places = self._index.search(queries.numpy(), min(top_k, len(self.store)))
+        found = self._index.search(queries.numpy(), min(top_k, len(self.store)))
         results = []
-        for row_scores, row_places in zip(scores.tolist(), places.tolist(), strict=True):
-            # Place -1: an approximate index found fewer.
-            kept = [
-                (place, score)
-                for place, score in zip(row_places, row_scores, strict=True)
-                if place >= 0 and score >= threshold
-            ]
-            results.append(SearchResult(self._named([place for place, _ in kept], [score for _, score in kept]), None))
+        for scores, rows in zip(*(array.tolist() for array in found), strict=True):
+            # Row -1: an approximate index found fewer.
+            number = sum(row >= 0 and score >= threshold for score, row in zip(scores, rows, strict=True))
+            results.append(SearchResult(self._hits(rows[:number], scores[:number]), None))
         return results
 
-    def _named(self, places: list[int], scores: list[float]) -> list[SearchHit]:
-        return [SearchHit(identifier, score) for identifier, score in zip(self.store.ids(places), scores, strict=True)]
+    def _hits(self, rows: list[int], scores: list[float]) -> list[SearchHit]:
+        return list(map(SearchHit, self.store.ids(rows), scores))
 
 
 def make_index(store: FeatureStore, index: str) -> Any:
@@ -255,15 +214,11 @@ def make_index(store: FeatureStore, index: str) -> Any:
     Example:
         >>> make_index(None, "annoy")
         Traceback (most recent call last):
-        ValueError: index is 'annoy', but expected is 'faiss', or 'faiss:SPEC' such as 'faiss:HNSW32'; or none for exact
-        search.
+        ValueError: index is 'annoy', but expected is None, 'faiss' or 'faiss:SPEC', such as 'faiss:HNSW32'.
     """
     library, _, spec = index.partition(":")
-    if library != _FAISS:
-        raise ValueError(
-            f"index is {index!r}, but expected is 'faiss', or 'faiss:SPEC' such as 'faiss:HNSW32'; or none for exact "
-            f"search."
-        )
+    if library != "faiss":
+        raise ValueError(f"index is {index!r}, but expected is None, 'faiss' or 'faiss:SPEC', such as 'faiss:HNSW32'.")
     try:
         import faiss
     except ImportError as error:
@@ -277,11 +232,9 @@ def make_index(store: FeatureStore, index: str) -> Any:
         raise ValueError(
             f"faiss makes no index of {spec!r}; give a spec of faiss.index_factory, such as Flat or HNSW32."
         ) from error
+
     if not found.is_trained:  # such as the centres of an inverted file
         found.train(torch.cat([piece for _, piece in store.pieces()]).float().numpy())
     for _, piece in store.pieces(rows=_ROWS):
         found.add(piece.float().numpy())
     return found
-
-
-__all__ = ["FeatureStoreSearcher", "SearchHit", "SearchResult", "make_index"]
