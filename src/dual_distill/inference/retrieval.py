@@ -214,8 +214,8 @@ class ImagesWithCaptions:
 
     Example:
         >>> from dual_distill.data import get_task
-        >>> rows = Dataset.from_dict({"image": ["a.png", "a.png", "b.png"], "caption": list("xyz"), "image_id": [7, 7, 3]})
-        >>> data = ImagesWithCaptions(rows, get_task("coco_retrieval"))
+        >>> rows = {"image": ["a.png", "a.png", "b.png"], "caption": ["x", "y", "z"], "image_id": [7, 7, 3]}
+        >>> data = ImagesWithCaptions(Dataset.from_dict(rows), get_task("coco_retrieval"))
         >>> data.num_images, data.image_of_caption
         (2, [0, 0, 1])
     """

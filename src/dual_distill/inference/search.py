@@ -214,11 +214,11 @@ def make_index(store: FeatureStore, index: str) -> Any:
     Example:
         >>> make_index(None, "annoy")
         Traceback (most recent call last):
-        ValueError: index is 'annoy', but expected is None, 'faiss' or 'faiss:SPEC', such as 'faiss:HNSW32'.
+        ValueError: index is 'annoy', but expected is 'faiss', 'faiss:SPEC' such as 'faiss:HNSW32', or None.
     """
     library, _, spec = index.partition(":")
     if library != "faiss":
-        raise ValueError(f"index is {index!r}, but expected is None, 'faiss' or 'faiss:SPEC', such as 'faiss:HNSW32'.")
+        raise ValueError(f"index is {index!r}, but expected is 'faiss', 'faiss:SPEC' such as 'faiss:HNSW32', or None.")
     try:
         import faiss
     except ImportError as error:
