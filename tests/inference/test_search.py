@@ -179,7 +179,7 @@ def test_each_error_by_its_message(model, answering_model, answering_processor, 
         FeatureStoreVQA(model, processor, of_images)
     with pytest.raises(ValueError, match="projected is set, but DualEncoderForImageTextRetrieval compares vectors"):
         encode_images(model, processor, images, tmp_path / "other", projected=True)
-    with pytest.raises(ValueError, match="are both stores of images"):
+    with pytest.raises(ValueError, match="is a store of images, but one of texts is needed"):
         FeatureStoreSearcher(model, processor, of_images, of_images)
     with pytest.raises(ValueError, match="was made with the model"):
         FeatureStoreSearcher(answering_model(DualEncoderForImageTextRetrieval, projection_dim=8), processor, of_images)

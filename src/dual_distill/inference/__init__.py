@@ -1,6 +1,6 @@
 """What one does with a trained model: ask it, encode once and ask many, see where it looks, and how long it takes.
 
-Importing this room registers `pipeline("dual-visual-question-answering")` with transformers.
+Importing this package registers `pipeline("dual-visual-question-answering")` with transformers.
 """
 
 from .attention_maps import word_attention
@@ -8,7 +8,6 @@ from .attention_picture import draw_attention_picture
 from .benchmark import (
     PairLatency,
     PairShape,
-    Timing,
     alternate,
     measure_answering,
     measure_pair_latency,
@@ -19,19 +18,18 @@ from .encoding import EncodingReport, encode_images, encode_texts
 from .encoding_sources import open_images, read_texts
 from .export import ExportReport, export_onnx
 from .feature_store import DTYPES, NORMALISED, FeatureManifest, FeatureStore, FeatureTable
-from .feature_store_vqa import FeatureStoreVQA, RankedImage, Ranking
+from .feature_store_vqa import FeatureStoreVQA
 from .image_sources import load_image
 from .model_identity import image_processor_settings, load_encoder, model_identity
-from .pipeline import ANSWERING_TASK, AnsweringModel, DualVisualQuestionAnsweringPipeline
+from .pipeline import ANSWERING_TASK, DualVisualQuestionAnsweringPipeline
 from .prepacking import prepack_linear_layers
-from .retrieval import PairTime, RetrievalReport, evaluate_retrieval
+from .retrieval import RetrievalReport, evaluate_retrieval
 from .search import FeatureStoreSearcher, SearchHit, SearchResult
 
 __all__ = [
     "ANSWERING_TASK",
     "DTYPES",
     "NORMALISED",
-    "AnsweringModel",
     "DualVisualQuestionAnsweringPipeline",
     "EncodingReport",
     "ExportReport",
@@ -42,13 +40,9 @@ __all__ = [
     "FeatureTable",
     "PairLatency",
     "PairShape",
-    "PairTime",
-    "RankedImage",
-    "Ranking",
     "RetrievalReport",
     "SearchHit",
     "SearchResult",
-    "Timing",
     "alternate",
     "draw_attention_picture",
     "encode_images",

@@ -1,6 +1,6 @@
 """What asking and searching stores share: a model beside stores that it made, and texts as vectors."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -23,24 +23,30 @@ _BATCH_SIZE = 32
 
 
 class FeatureStoreQueries:
-    """A dual encoder and the stores that it made; anything else is refused when it is built."""
+    """A dual encoder and the stores that it made, by what they should be of; anything else is refused."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         processor: DualDistillProcessor,
-        stores: Sequence[FeatureStore | None],
+        stores: Mapping[str, FeatureStore | None],
         model_name: str | None,
         revision: str | None,
     ) -> None:
         identity = model_identity(model, model_name, revision)
-        for store in stores:
-            if store is not None:
-                is_image = store.manifest.kind == "image"
-                max_tokens = longest_text(model, processor)
-                given = image_processor_settings(processor) if is_image else tokenizer_settings(processor, max_tokens)
-                check_same_model(store.path, store.manifest.model, identity)
-                check_same_processor(store.path, store.manifest.processor, given)
+        settings = {
+            "image": lambda: image_processor_settings(processor),
+            "text": lambda: tokenizer_settings(processor, longest_text(model, processor)),
+        }
+        for kind, store in stores.items():
+            if store is None:
+                continue
+            if store.manifest.kind != kind:
+                raise ValueError(
+                    f"{store.path!r} is a store of {store.manifest.kind}s, but one of {kind}s is needed here."
+                )
+            check_same_model(store.path, store.manifest.model, identity)
+            check_same_processor(store.path, store.manifest.processor, settings[kind]())
         self.model, self.processor = model.eval(), processor
 
     @torch.inference_mode()

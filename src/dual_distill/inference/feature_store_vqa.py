@@ -14,19 +14,12 @@ from transformers import PreTrainedModel
 
 from dual_distill.modeling import DualDistillProcessor
 
-from .encoding import longest_text, searches
+from .encoding import searches
 from .feature_store import POOLED, PROJECTED, FeatureStore
-from .model_identity import (
-    check_same_model,
-    check_same_processor,
-    image_processor_settings,
-    model_identity,
-    tokenizer_settings,
-)
-from .top_k import RunningTopK, check_at_least_1
+from .feature_store_queries import FeatureStoreQueries
+from .top_k import RunningTopK, answer_probs, best_answers, check_at_least_1
 
 _ROWS = 1024
-_MULTI_LABEL = "multi_label_classification"
 
 
 class RankedImage(NamedTuple):
@@ -55,7 +48,7 @@ class Ranking(NamedTuple):
     matches: int
 
 
-class FeatureStoreVQA:
+class FeatureStoreVQA(FeatureStoreQueries):
     """Answers questions about the images of a store.
 
     Probabilities are those of `pipeline("dual-visual-question-answering")`: one sigmoid an answer where the config's
@@ -111,23 +104,11 @@ class FeatureStoreVQA:
             way_out = " (to search by cosine, FeatureStoreSearcher is the one)" if searches(model) else ""
             raise ValueError(
                 f"{type(model).__name__} does not answer about one image at a time{way_out}; give a dual encoder with "
-                f"the head "
-                "question_answering, or images_and_text_classification for one image."
+                "the head question_answering, or images_and_text_classification for one image."
             )
-        for store, kind in ((images, "image"), (texts, "text")):
-            if store is not None and store.manifest.kind != kind:
-                raise ValueError(
-                    f"{store.path!r} is a store of {store.manifest.kind}s, but one of {kind}s is needed here."
-                )
-        identity = model_identity(model, model_name, revision)
-        check_same_model(images.path, images.manifest.model, identity)
-        check_same_processor(images.path, images.manifest.processor, image_processor_settings(processor))
-        self._max_tokens = longest_text(model, processor)
-        if texts is not None:
-            check_same_model(texts.path, texts.manifest.model, identity)
-            check_same_processor(texts.path, texts.manifest.processor, tokenizer_settings(processor, self._max_tokens))
-        self.model, self.processor, self.images, self.texts = model.eval(), processor, images, texts
-        self._labels = [model.config.id2label[place] for place in range(model.config.num_labels)]
+        super().__init__(model, processor, {"image": images, "text": texts}, model_name, revision)
+        self.images, self.texts = images, texts
+        self._labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
 
     def rank(
         self, question: str, answer: str | None = None, top_k: int = 10, threshold: float = 0.0, rows: int = _ROWS
@@ -146,23 +127,29 @@ class FeatureStoreVQA:
 
         Raises:
             ValueError: the question is empty, the answer is none of the model's, or `top_k` or `threshold` is out of
-            range.
+                range.
         """
         check_at_least_1("top_k", top_k)
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}, but a probability lies between 0 and 1.")
-        place = None if answer is None else self._place(answer)
+        if answer is not None and answer not in self._labels:
+            shown = ", ".join(self._labels[:10]) + (", ..." if len(self._labels) > 10 else "")
+            raise ValueError(
+                f"The answer {answer!r} is none of the model's {len(self._labels)} ({shown}); give one of them."
+            )
+
         best = RunningTopK(top_k, threshold)
         for start, probs in self.probabilities(question, rows):
-            scores, labels = probs.max(-1) if place is None else (probs[:, place], torch.full((len(probs),), place))
+            scores, labels = probs.max(-1)
+            if answer is not None:
+                label = self._labels.index(answer)
+                scores, labels = probs[:, label], torch.full_like(labels, label)
             best.add(start, scores, labels)
         ids = self.images.ids(best.rows.tolist())
-        ranked = [
-            RankedImage(image, self._labels[label], score)
-            for image, label, score in zip(ids, best.labels.tolist(), best.scores.tolist(), strict=True)
-        ]
-        return Ranking(ranked, best.matches)
+        answers = [self._labels[label] for label in best.labels.tolist()]
+        return Ranking(list(map(RankedImage, ids, answers, best.scores.tolist())), best.matches)
 
+    @torch.inference_mode()
     def probabilities(self, question: str, rows: int = _ROWS) -> Iterator[tuple[int, torch.Tensor]]:
         """Ask one question of all stored images and keep nothing.
 
@@ -171,14 +158,11 @@ class FeatureStoreVQA:
             rows: images a step.
 
         Yields:
-            The place of the first image in the store, and `(images, labels)` probabilities, float32, on the CPU.
+            The index of the first image in the store, and `(images, labels)` probabilities, float32, on the CPU.
         """
-        name = PROJECTED if self.images.has_projections else POOLED
-        text = self._text_projections([question])
-        for start, piece in self.images.pieces(name, rows):
-            with torch.inference_mode():
-                probs = self._probs(text, self._image_projections(piece, text)).cpu()
-            yield start, probs
+        text = self._text_vectors([question], self.texts)
+        for start, piece in self.images.pieces(_part(self.images), rows):
+            yield start, self._probs(text, self._image_halves(piece))
 
     def answer(self, image: str, questions: Sequence[str], top_k: int = 5) -> list[list[dict[str, str | float]]]:
         """Ask many questions of one stored image.
@@ -194,13 +178,11 @@ class FeatureStoreVQA:
         Raises:
             ValueError: the store has no such image, or a question is empty.
         """
-        check_at_least_1("top_k", top_k)
-        places = self.images.indices([image])
-        with torch.inference_mode():
-            text = self._text_projections(questions)
-            probs = self._probs(text, self._stored_projections(places, text))
-        return self._best(probs.cpu(), top_k)
+        if not questions:
+            raise ValueError("There are no questions; give one or more.")
+        return self.answer_pairs([(image, question) for question in questions], top_k)
 
+    @torch.inference_mode()
     def answer_pairs(
         self, pairs: Sequence[tuple[str, str]], top_k: int = 5, rows: int = _ROWS
     ) -> list[list[dict[str, str | float]]]:
@@ -218,69 +200,31 @@ class FeatureStoreVQA:
             ValueError: the store lacks an image, or a question is empty.
         """
         check_at_least_1("top_k", top_k)
-        places = self.images.indices([image for image, _ in pairs])
+        indices = self.images.indices([image for image, _ in pairs])
         answers = []
         for start in range(0, len(pairs), rows):
-            questions = [question for _, question in pairs[start : start + rows]]
-            each = {question: number for number, question in enumerate(dict.fromkeys(questions))}
-            with torch.inference_mode():
-                text = self._text_projections(list(each))[[each[question] for question in questions]]
-                probs = self._probs(text, self._stored_projections(places[start : start + rows], text))
-            answers += self._best(probs.cpu(), top_k)
+            step = slice(start, start + rows)
+            text = self._text_vectors([question for _, question in pairs[step]], self.texts)
+            images = self._image_halves(self.images.read(indices[step], _part(self.images)))
+            answers += best_answers(self.model.config, self._probs(text, images), top_k)
         return answers
 
-    @torch.inference_mode()
-    def _text_projections(self, questions: Sequence[str]) -> torch.Tensor:
-        """`(questions, 2C)`, from the store of texts where it holds them."""
-        for question in questions:
-            if not isinstance(question, str) or not question.strip():
-                raise ValueError(f"A question is {question!r}, but it should be a string with words in it.")
-        if not questions:
-            raise ValueError("There are no questions; give one or more.")
-        held = [False] * len(questions) if self.texts is None else self.texts.holds(questions)
-        projections = torch.empty(
-            len(questions), 2 * self.model.config.hidden_size, dtype=self.model.dtype, device=self.model.device
-        )
-        stored = [number for number, is_held in enumerate(held) if is_held]
-        if self.texts is not None and stored:
-            name = PROJECTED if self.texts.has_projections else POOLED
-            vectors = self.texts.read(self.texts.indices([questions[number] for number in stored]), name)
-            vectors = vectors.to(self.model.device, self.model.dtype)
-            projections[stored] = vectors if self.texts.has_projections else self.model.project_text(vectors)
-        if fresh := [number for number, is_held in enumerate(held) if not is_held]:
-            inputs = self.processor.encode_text([questions[number] for number in fresh], max_length=self._max_tokens)
-            inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-            projections[fresh] = self.model.project_text(self.model.get_text_features(**inputs).pooler_output)
-        return projections
+    # A vector's half of the interaction `(rows, 2C)`: stored, or computed from the pooled vector.
 
-    def _stored_projections(self, places: Sequence[int], text: torch.Tensor) -> torch.Tensor:
-        return self._image_projections(
-            self.images.read(places, PROJECTED if self.images.has_projections else POOLED), text
-        )
+    def _read(self, store: FeatureStore, indices: Sequence[int]) -> torch.Tensor:
+        vectors = store.read(indices, _part(store)).to(self.model.device, self.model.dtype)
+        return vectors if store.has_projections else self.model.project_text(vectors)
 
-    def _image_projections(self, vectors: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """`(images, 1, 2C)` of what the store holds, on the device and in the dtype of the text's half."""
-        vectors = vectors.to(text.device, text.dtype)[:, None]
+    def _finish_text(self, vectors: torch.Tensor) -> torch.Tensor:
+        return self.model.project_text(vectors)
+
+    def _image_halves(self, vectors: torch.Tensor) -> torch.Tensor:
+        vectors = vectors.to(self.model.device, self.model.dtype)[:, None]
         return vectors if self.images.has_projections else self.model.project_images(vectors)
 
     def _probs(self, text: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        logits = self.model.logits_of_projections(text, images).float()
-        return logits.sigmoid() if self.model.config.problem_type == _MULTI_LABEL else logits.softmax(-1)
-
-    def _best(self, probs: torch.Tensor, top_k: int) -> list[list[dict[str, str | float]]]:
-        best = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
-        return [
-            [{"answer": self._labels[place], "score": score} for place, score in zip(places, scores, strict=True)]
-            for places, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
-
-    def _place(self, answer: str) -> int:
-        if answer not in self._labels:
-            shown = ", ".join(self._labels[:10]) + (", ..." if len(self._labels) > 10 else "")
-            raise ValueError(
-                f"The answer {answer!r} is none of the model's {len(self._labels)} ({shown}); give one of them."
-            )
-        return self._labels.index(answer)
+        return answer_probs(self.model.config, self.model.logits_of_projections(text, images).float()).cpu()
 
 
-__all__ = ["FeatureStoreVQA", "RankedImage", "Ranking"]
+def _part(store: FeatureStore) -> str:
+    return PROJECTED if store.has_projections else POOLED

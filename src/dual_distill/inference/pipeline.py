@@ -18,7 +18,7 @@ from transformers import AutoConfig, Pipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from dual_distill.data import NUM_TAGS, TAG_LENGTH, ImageError, distinct_tags, pad_regions, tag_texts
+from dual_distill.data import NUM_TAGS, TAG_LENGTH, distinct_tags, pad_regions, resize_image, tag_texts
 from dual_distill.modeling import (
     DualDistillProcessor,
     DualEncoderConfig,
@@ -236,13 +236,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         image = load_image(value, name)
         if self._regions is not None:
             return self._regions.find_image(image, name).first(self.model.config.max_regions)
-        try:
-            return self.processor.prepare_image(image)
-        except (ValueError, ZeroDivisionError) as error:
-            raise ImageError(
-                f"row {name}: the image of {image.width} x {image.height} pixels cannot be resized ({error}); crop "
-                "it to a less extreme shape."
-            ) from error
+        return resize_image(self.processor.prepare_image, image, name)
 
     def _forward(self, requests: list[PreparedRequest], batch_size: int) -> list[torch.Tensor]:
         """Return the logits of each request's questions, `(questions, labels)` float32 on the CPU."""

@@ -21,7 +21,7 @@ from datasets import Image as ImageFeature
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dual_distill.data import ImageError, Prepared, ShapedBatches, Task, decode_ahead, decode_image
+from dual_distill.data import ImageError, Prepared, ShapedBatches, Task, decode_ahead, decode_image, resize_image
 from dual_distill.evaluation import RetrievalRecall
 from dual_distill.modeling import (
     DualDistillProcessor,
@@ -266,7 +266,7 @@ class ImagesWithCaptions:
 
 
 def _prepare(processor: DualDistillProcessor, identifier: str, value: Any) -> Prepared:
-    return Prepared(processor.prepare_image(decode_image(value, identifier)))
+    return Prepared(resize_image(processor.prepare_image, decode_image(value, identifier), identifier))
 
 
 @torch.inference_mode()
@@ -287,9 +287,8 @@ def _encode(
     found = batches.finish()
 
     captions = tqdm(data.captions, "encode texts", unit=" texts", disable=not show)
-    return torch.stack([found[index] for index in everything]), encode_text_vectors(
-        model, processor, captions, batch_size
-    )
+    texts = encode_text_vectors(model, processor, captions, batch_size)
+    return torch.stack([found[index] for index in everything]), texts
 
 
 @torch.inference_mode()

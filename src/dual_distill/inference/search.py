@@ -103,12 +103,10 @@ class FeatureStoreSearcher(FeatureStoreQueries):
                 f"{type(model).__name__} puts images and texts into no common space; give a dual encoder with the head "
                 "image_text_retrieval."
             )
-        if queries is not None and queries.manifest.kind == store.manifest.kind:
-            raise ValueError(
-                f"{queries.path!r} and {store.path!r} are both stores of {store.manifest.kind}s; images are searched "
-                "by texts and texts by images, so give one of each."
-            )
-        super().__init__(model, processor, (store, queries), model_name, revision)
+        # Images are searched by texts and texts by images.
+        kind = store.manifest.kind
+        stores = {kind: store, "text" if kind == "image" else "image": queries}
+        super().__init__(model, processor, stores, model_name, revision)
         self.store, self.queries = store, queries
         self._index = None if index is None else make_index(store, index)
 
@@ -161,10 +159,9 @@ class FeatureStoreSearcher(FeatureStoreQueries):
         return self._search(torch.cat(vectors), top_k, threshold)
 
     def _check_kind(self, kind: str) -> None:
-        if self.store.manifest.kind != kind:
-            raise ValueError(
-                f"{self.store.path!r} is a store of {self.store.manifest.kind}s, but {kind}s are to be found."
-            )
+        found = self.store.manifest.kind
+        if found != kind:
+            raise ValueError(f"{self.store.path!r} is a store of {found}s, but {kind}s are to be found.")
 
     @torch.inference_mode()
     def _search(self, vectors: torch.Tensor, top_k: int, threshold: float) -> list[SearchResult]:
