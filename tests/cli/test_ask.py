@@ -127,7 +127,7 @@ def test_mistakes_by_their_sentences(words: list[str], message: str, folder: Pat
 def test_pairs_that_are_none(folder: Path) -> None:
     pairs = folder / "pairs.jsonl"
     for text, message in (
-        ('{"image": "red.png"}\n', r"line 1: it is no pair .*KeyError: 'question'"),
+        ('{"image": "red.png"}\n', r"line 1: expected is .*KeyError: 'question'"),
         ("\n", "holds no pairs"),
     ):
         pairs.write_text(text)

@@ -21,7 +21,7 @@ from transformers import (
 from dual_distill.cli.convert import run
 from dual_distill.modeling import FusionEncoderForQuestionAnswering
 from dual_distill.regions import read_region_tsv
-from dual_distill.teachers import load_model
+from dual_distill.teachers import VILT_CLASSES, load_model
 
 
 @pytest.fixture
@@ -152,11 +152,7 @@ def test_help_names_classes_revisions_and_an_example(capsys: pytest.CaptureFixtu
         run(["--help"])
     printed = capsys.readouterr().out
     assert printed.startswith("usage: dual-distill convert")
-    for word in (
-        "ViltForQuestionAnswering",
-        "--revision refs/pr/N",
-        "dual-distill convert dandelin/vilt-b32-finetuned-vqa",
-    ):
+    for word in (*VILT_CLASSES, "--revision refs/pr/N", "dual-distill convert dandelin/vilt-b32-finetuned-vqa"):
         assert word in printed
 
 

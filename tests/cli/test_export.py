@@ -48,7 +48,7 @@ def folder_of(tmp_path):
 
 
 def test_the_table_says_what_was_written():
-    assert export.summary(REPORT).splitlines() == [
+    assert export.table(REPORT).splitlines() == [
         "written                      runs/onnx",
         "architecture                 DualEncoderForQuestionAnswering",
         "text_tower                   2.5 MB",

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessorPil
 
-from dual_distill.cli.predict import make_parser, run
+from dual_distill.cli.predict import run
 from dual_distill.data import train_tokenizer
 from dual_distill.modeling import (
     DualDistillProcessor,
@@ -167,5 +167,5 @@ def test_mistakes_by_their_sentences(
         run([model, "--image", images[0], "is it red?", "--regions", "store"])
     for words, message in (([model, "is it red?"], "required: --image"), ([model, "--image"], "expected one argument")):
         with pytest.raises(SystemExit, match="2"):
-            make_parser().parse_intermixed_args(words)
+            run(words)
         assert message in capsys.readouterr().err

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dual_distill.cli.push import run, summary
+from dual_distill.cli.push import run, table
 from dual_distill.hub_cards import PUBLISHED, PushError, PushReport
 
 
@@ -39,14 +39,14 @@ def test_what_a_push_says_afterwards() -> None:
     report = PushReport(
         "me/model", None, {"config.json": 2_000}, (), ("model-00001-of-00002.safetensors",), "abc", "http://hub/abc"
     )
-    assert summary(report).splitlines() == [
+    assert table(report).splitlines() == [
         "config.json           2,000 bytes",
         "in all                2,000 bytes",
         "deleted there, weights of an earlier push: model-00001-of-00002.safetensors",
         "pushed in one commit: http://hub/abc",
     ]
     same = PushReport("me/model", None, {"config.json": 2}, (), changed=False)
-    assert summary(same).endswith("me/model held all of this already; no commit was made")
+    assert table(same).endswith("me/model held all of this already; no commit was made")
 
 
 def test_refusals_come_before_the_network(folder: Path) -> None:

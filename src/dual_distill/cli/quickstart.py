@@ -1,5 +1,3 @@
 """`dual-distill quickstart`: see `dual_distill.quickstart`."""
 
-from dual_distill.quickstart import run
-
-__all__ = ["run"]
+from dual_distill.quickstart import run as run

@@ -1,0 +1,106 @@
+"""What the subcommands share: a parser made of a module's docstring, options written once, and the printing of a result."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "model": {
+            "metavar": "MODEL",
+            "help": "checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT",
+        },
+        "folder": {
+            "metavar": "FOLDER",
+            "type": Path,
+            "help": "folder of a checkpoint, as `dual-distill train` wrote it",
+        },
+        "out": {"metavar": "OUT", "type": Path, "help": "folder to write; must be new or empty"},
+        "questions": {"metavar": "question", "nargs": "*", "help": "question or sentence about an image"},
+        "--revision": {"metavar": "NAME", "help": "branch, tag, commit or refs/pr/N of a Hub repository"},
+        "--top-k": {"type": int, "metavar": "N", "help": "answers a question (default: %(default)s)"},
+        "--batch-size": {"type": int, "metavar": "N", "help": "rows a forward pass (default: %(default)s)"},
+        "--device": {"help": "cpu, cuda, cuda:1 ... (default: cuda where there is one, else cpu)"},
+        "--with-code": {"action": "store_true", "help": "with the model's code, for those without this package"},
+        "--license": {"metavar": "NAME", "help": "licence of the weights as the Hub calls it, such as apache-2.0"},
+        "--json": {"action": "store_true", "help": "print one JSON line on stdout, everything else on stderr"},
+        "--debug": {"action": "store_true", "help": "show the traceback of an error"},  # taken by `main`
+    }
+)
+
+
+def command_parser(module: str, docstring: str | None) -> argparse.ArgumentParser:
+    r"""Build the parser of a subcommand; the first paragraph of its module's docstring opens the help, the rest closes it.
+
+    Example:
+        >>> command_parser("dual_distill.cli.ask", "Ask a store.\n\nIt was encoded before.").epilog
+        'It was encoded before.'
+    """
+    summary, _, details = (docstring or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=f"dual-distill {module.rpartition('.')[2]}",
+        description=summary,
+        epilog=details.rstrip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_options(parser: Any, *names: str, **defaults: Any) -> None:
+    """Add shared options; a keyword sets the default of one, as `batch_size=16` does for --batch-size."""
+    for name in names:
+        parser.add_argument(name, **OPTIONS[name])
+    for destination, default in defaults.items():
+        name = f"--{destination.replace('_', '-')}"
+        parser.add_argument(name, default=default, **OPTIONS[name])
+
+
+def default_device() -> str:
+    """Return the GPU of this process where there are several, the one that there is, or the CPU."""
+    import torch  # here, so that a parser can be built without it
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def show(
+    options: argparse.Namespace, compute: Callable[[argparse.Namespace], Any], lay_out: Callable[[Any], str]
+) -> None:
+    """Compute with stdout sent to stderr, then print the result, a dict or a report: as one JSON line, or laid out."""
+    with redirect_stdout(sys.stderr):
+        result = compute(options)
+    if options.json:
+        print(json.dumps(result if isinstance(result, dict) else result.to_dict(), ensure_ascii=False))
+    else:
+        print(lay_out(result))
+
+
+def aligned(lines: Mapping[str, Any]) -> str:
+    """Lay names and values out in two columns.
+
+    Example:
+        >>> print(aligned({"written": "out", "labels": 3}))
+        written  out
+        labels   3
+    """
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+
+
+def answer_blocks(answered: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str:
+    """Lay answers out: a block for each question, a line for each answer with its probability.
+
+    Example:
+        >>> print(answer_blocks([("is it red?", [{"answer": "yes", "score": 0.75}])]))
+        is it red?
+          yes   75.0 %
+    """
+    width = max((len(answer["answer"]) for _, answers in answered for answer in answers), default=0)
+    return "\n\n".join(
+        "\n".join([title, *(f"  {row['answer']:<{width}}  {100 * row['score']:5.1f} %" for row in answers)])
+        for title, answers in answered
+    )
