@@ -1,8 +1,13 @@
-"""What `import dual_distill` gives: every name of the face, and the pipeline by its name."""
+"""What `import dual_distill` gives: every name of the face, and the pipeline by its name; what the command imports."""
 
+import subprocess
+import sys
+
+import pytest
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import dual_distill
+from dual_distill.hub_cards import push_pretrained
 
 
 def test_the_face_has_what_its_examples_use() -> None:
@@ -21,3 +26,26 @@ def test_the_face_has_what_its_examples_use() -> None:
 
 def test_importing_the_package_registers_the_pipeline() -> None:
     assert "dual-visual-question-answering" in PIPELINE_REGISTRY.get_supported_tasks()
+
+
+def test_importing_the_package_registers_the_models_and_their_push() -> None:
+    code = "import dual_distill, transformers as t; C = dual_distill.DualEncoderConfig; print(t.AutoModel._model_mapping[C])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "DualEncoderModel" in done.stdout
+    assert dual_distill.DualEncoderModel.push_to_hub is push_pretrained
+
+
+def test_names_are_listed_and_others_are_none() -> None:
+    assert {*dual_distill.__all__, "trainer"} <= set(dir(dual_distill))
+    with pytest.raises(AttributeError, match="module 'dual_distill' has no attribute 'load_techer'"):
+        _ = dual_distill.load_techer
+
+
+@pytest.mark.parametrize("word, code", [("--help", 0), ("trian", 2)])
+def test_help_and_a_typo_import_no_torch(word: str, code: int) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "dual_distill", word]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == code
+    assert "dual_distill.cli" in imported
+    assert not imported & {"torch", "transformers", "datasets", "huggingface_hub", "dual_distill.modeling"}

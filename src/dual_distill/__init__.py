@@ -1,76 +1,72 @@
-"""dual_distill: a fusion encoder teaches a dual encoder, so that images are encoded once and asked many times."""
+"""dual_distill: a fusion encoder teaches a dual encoder, so that images are encoded once and asked many times.
 
+Importing it registers models, processor and pipeline with transformers; any other name is imported when it is first
+used. The command `dual-distill` leaves both to its subcommands, so that help and a typo import no torch.
+"""
+
+import sys
+from importlib import import_module
 from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .data import DistillationCollator, get_task, load_custom_dataset, load_task
-from .hub_cards import push_folder, push_pretrained, write_card
-from .inference import DualVisualQuestionAnsweringPipeline
-from .modeling import (
-    DualDistillProcessor,
-    DualEncoderConfig,
-    DualEncoderForImagesAndTextClassification,
-    DualEncoderForImageTextRetrieval,
-    DualEncoderForPreTraining,
-    DualEncoderForQuestionAnswering,
-    DualEncoderModel,
-    DualEncoderPreTrainedModel,
-    FusionEncoderConfig,
-    FusionEncoderForCaptioning,
-    FusionEncoderForImagesAndTextClassification,
-    FusionEncoderForImageTextRetrieval,
-    FusionEncoderForMaskedLM,
-    FusionEncoderForPreTraining,
-    FusionEncoderForQuestionAnswering,
-    FusionEncoderModel,
-    FusionEncoderPreTrainedModel,
-)
-from .objectives import DiDEObjective, DistillVLMObjective
-from .teachers import load_model, load_teacher
-from .trainer import (
-    CaptioningTrainer,
-    DistillationTrainer,
-    DistillationTrainingArguments,
-    PreTrainingTrainer,
-    RetrievalTrainer,
-)
+if TYPE_CHECKING:
+    from .data import *
+    from .hub_cards import *
+    from .inference import *
+    from .modeling import *
+    from .objectives import *
+    from .teachers import *
+    from .trainer import *
 
-# `modeling` travels with checkpoints and must not know the Hub's client, so its models get our one-commit push here.
-for _model in (FusionEncoderPreTrainedModel, DualEncoderPreTrainedModel):
-    _model.push_to_hub = push_pretrained
-
+_PUBLIC = {
+    "data": ["DistillationCollator", "get_task", "load_custom_dataset", "load_task"],
+    "hub_cards": ["push_folder", "write_card"],
+    "inference": ["DualVisualQuestionAnsweringPipeline"],
+    "modeling": [
+        *("DualDistillProcessor", "DualEncoderConfig", "DualEncoderModel", "FusionEncoderConfig", "FusionEncoderModel"),
+        *("DualEncoderForQuestionAnswering", "FusionEncoderForQuestionAnswering"),
+        *("DualEncoderForImagesAndTextClassification", "FusionEncoderForImagesAndTextClassification"),
+        *("DualEncoderForImageTextRetrieval", "FusionEncoderForImageTextRetrieval"),
+        *("DualEncoderForPreTraining", "FusionEncoderForPreTraining"),
+        *("FusionEncoderForCaptioning", "FusionEncoderForMaskedLM"),
+    ],
+    "objectives": ["DiDEObjective", "DistillVLMObjective"],
+    "teachers": ["load_model", "load_teacher"],
+    "trainer": [
+        *("DistillationTrainer", "DistillationTrainingArguments"),
+        *("CaptioningTrainer", "PreTrainingTrainer", "RetrievalTrainer"),
+    ],
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = sorted(["__version__", *_MODULE_OF])
 __version__ = version("dual-distill")
 
-__all__ = [
-    "CaptioningTrainer",
-    "DiDEObjective",
-    "DistillVLMObjective",
-    "DistillationCollator",
-    "DistillationTrainer",
-    "DistillationTrainingArguments",
-    "DualDistillProcessor",
-    "DualEncoderConfig",
-    "DualEncoderForImageTextRetrieval",
-    "DualEncoderForImagesAndTextClassification",
-    "DualEncoderForPreTraining",
-    "DualEncoderForQuestionAnswering",
-    "DualEncoderModel",
-    "DualVisualQuestionAnsweringPipeline",
-    "FusionEncoderConfig",
-    "FusionEncoderForCaptioning",
-    "FusionEncoderForImageTextRetrieval",
-    "FusionEncoderForImagesAndTextClassification",
-    "FusionEncoderForMaskedLM",
-    "FusionEncoderForPreTraining",
-    "FusionEncoderForQuestionAnswering",
-    "FusionEncoderModel",
-    "PreTrainingTrainer",
-    "RetrievalTrainer",
-    "__version__",
-    "get_task",
-    "load_custom_dataset",
-    "load_model",
-    "load_task",
-    "load_teacher",
-    "push_folder",
-    "write_card",
-]
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return import_module(f".{name}", __name__)
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC, *__all__})
+
+
+def _register() -> None:
+    """Register with transformers, which the imports do, and give the models our push in one commit."""
+    from . import inference  # noqa: F401
+    from .hub_cards import push_pretrained
+    from .modeling import DualEncoderPreTrainedModel, FusionEncoderPreTrainedModel
+
+    # Here, since `modeling` travels with checkpoints and must not know the Hub's client.
+    for model_class in (FusionEncoderPreTrainedModel, DualEncoderPreTrainedModel):
+        model_class.push_to_hub = push_pretrained
+
+
+_is_command = "dual-distill" in [Path(word).name.removesuffix(".exe") for word in sys.argv[:1]]
+if not _is_command and ("-m", "dual_distill") not in pairwise(sys.orig_argv):
+    _register()
