@@ -28,7 +28,7 @@ from .reading import ReadingReport
 from .records import FilePath, existing_file
 from .region_set import RegionSet
 from .sharded_table import PlannedShard, ShardedTable, tensor_column
-from .streaming.loader import ImageTextStreamCallback, image_text_loader, load_place, save_place
+from .streaming.loader import ImageTextLoader, ImageTextStreamCallback, load_position, save_position
 from .streaming.sources import ImageTextSource
 from .streaming.stream import ImageTextStream, load_image_text_stream
 from .task_loading import load_task
@@ -49,6 +49,7 @@ __all__ = [
     "FilePath",
     "Fingerprint",
     "ImageError",
+    "ImageTextLoader",
     "ImageTextSource",
     "ImageTextStream",
     "ImageTextStreamCallback",
@@ -78,15 +79,14 @@ __all__ = [
     "get_task",
     "image_bytes",
     "image_source",
-    "image_text_loader",
     "is_readable",
     "load_custom_dataset",
     "load_image_text_stream",
-    "load_place",
+    "load_position",
     "load_task",
     "pad_regions",
     "resize_image",
-    "save_place",
+    "save_position",
     "scene_answers",
     "tag_texts",
     "tensor_column",

@@ -89,8 +89,7 @@ class DistillationTrainer(Trainer):
         ):
             raise ValueError(
                 "the collator has an augmentation, which is drawn from a row's number and epoch, but train_dataset is "
-                "a "
-                f"{type(self.train_dataset).__name__} without them; give IndexedDataset(train_dataset)."
+                f"a {type(self.train_dataset).__name__} without them; give IndexedDataset(train_dataset)."
             )
         self.teacher: nn.Module | None = taught_by
         self.objective = objective

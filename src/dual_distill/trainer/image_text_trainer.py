@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dual_distill.data import ImageTextStream, ImageTextStreamCallback, image_text_loader
+from dual_distill.data import ImageTextLoader, ImageTextStream, ImageTextStreamCallback
 
 from .distillation_config import DistillationTrainingArguments
 from .distillation_trainer import DistillationTrainer
@@ -70,7 +70,7 @@ class ImageTextTrainer(DistillationTrainer):
             options["persistent_workers"] = self.args.dataloader_persistent_workers
             options["prefetch_factor"] = self.args.dataloader_prefetch_factor
         stream = self.train_dataset.split(self.args.process_index, self.args.world_size)
-        return image_text_loader(stream, self.args.train_batch_size, self.data_collator, workers, **options)
+        return ImageTextLoader(stream, self.args.train_batch_size, self.data_collator, workers, **options)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Name the parameters that weight decay pulls to 0: not the temperature, for which 0 is no natural place."""

@@ -31,7 +31,7 @@ def main() -> None:
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
 
-    from dual_distill.data import ImageTextStreamCallback, image_text_loader, load_image_text_stream
+    from dual_distill.data import ImageTextLoader, ImageTextStreamCallback, load_image_text_stream
 
     pairs, output = sys.argv[1], Path(sys.argv[2])
     last_step, kill_at, workers = map(int, sys.argv[3:6])
@@ -55,7 +55,7 @@ def main() -> None:
     class StreamTrainer(Trainer):
         def get_train_dataloader(self):
             part = self.train_dataset.split(self.args.process_index, self.args.world_size)
-            return image_text_loader(
+            return ImageTextLoader(
                 part, self.args.per_device_train_batch_size, collate, self.args.dataloader_num_workers
             )
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from dual_distill.data import (
+    ImageTextLoader,
     ImageTextSource,
     ImageTextStreamCallback,
-    image_text_loader,
     load_image_text_stream,
-    load_place,
-    save_place,
+    load_position,
+    save_position,
 )
 
 HERE = Path(__file__).parent
@@ -186,12 +186,12 @@ def test_processes_share_the_rows(pairs, world_size):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_workers_share_the_rows_of_a_process(pairs, world_size):
     parts = [mixed(pairs).split(rank, world_size) for rank in range(world_size)]
-    loaders = [image_text_loader(part, 4, numbers, num_workers=2) for part in parts]
+    loaders = [ImageTextLoader(part, 4, numbers, num_workers=2) for part in parts]
     assert sorted(itertools.chain(*itertools.chain(*loaders))) == EVERY
     with pytest.raises(
-        ValueError, match=r"3 workers read the shards of a process, but the source with the fewest has 2"
+        ValueError, match=r"3 workers share the shards of a process, but the source with the fewest has 2"
     ):
-        image_text_loader(mixed(pairs).split(0, 2), 4, numbers, num_workers=3)
+        ImageTextLoader(mixed(pairs).split(0, 2), 4, numbers, num_workers=3)
 
 
 @pytest.mark.parametrize("options", [{}, {"shuffle_buffer": 0}, {"stopping_strategy": "all_exhausted"}])
@@ -219,29 +219,32 @@ def test_a_stream_goes_on_where_it_was(pairs, options, world_size):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_goes_on_where_it_was(pairs, workers, tmp_path):
     def loader():
-        return image_text_loader(mixed(pairs, repeat=True), 4, numbers, num_workers=workers)
+        return ImageTextLoader(mixed(pairs, repeat=True), 4, numbers, num_workers=workers)
 
     expected = list(itertools.islice(loader(), 32))  # two epochs and a bit
     for cut in (1, 17):
         first = loader()
         taken = list(itertools.islice(first, cut))
-        save_place(first, tmp_path)
+        save_position(first, tmp_path)
         second = loader()
-        load_place(second, tmp_path)
+        load_position(second, tmp_path)
         assert taken + list(itertools.islice(second, 32 - cut)) == expected
 
 
-def test_a_place_of_another_run_is_refused(pairs, tmp_path):
-    first = image_text_loader(mixed(pairs), 4, numbers)
-    with pytest.raises(FileNotFoundError, match=r"has no pair_stream_0\.json, the place in its stream of pairs"):
-        load_place(first, tmp_path)
+def test_a_position_of_another_run_is_refused(pairs, tmp_path):
+    first = ImageTextLoader(mixed(pairs), 4, numbers)
+    with pytest.raises(FileNotFoundError, match=r"has no image_text_stream_0\.json, the position in its stream"):
+        load_position(first, tmp_path)
     next(iter(first))
-    save_place(first, tmp_path)
-    with pytest.raises(ValueError, match=r"pair_stream_0\.json' was written with num_workers 0, but here it is 1"):
-        load_place(image_text_loader(mixed(pairs), 4, numbers, num_workers=1), tmp_path)
-    (tmp_path / "pair_stream_1.json").write_text((tmp_path / "pair_stream_0.json").read_text())
-    with pytest.raises(ValueError, match=r"was written with world_size 1, but here it is 2"):
-        load_place(image_text_loader(mixed(pairs).split(1, 2), 4, numbers), tmp_path)
+    save_position(first, tmp_path)
+    with pytest.raises(ValueError, match=r"is of a stream with num_workers 0, but here num_workers is 1"):
+        load_position(ImageTextLoader(mixed(pairs), 4, numbers, num_workers=1), tmp_path)
+    (tmp_path / "image_text_stream_1.json").write_text((tmp_path / "image_text_stream_0.json").read_text())
+    with pytest.raises(
+        ValueError,
+        match=r"is of a stream with rank 0, but here rank is 1; continue with the same data and the same numbers",
+    ):
+        load_position(ImageTextLoader(mixed(pairs).split(1, 2), 4, numbers), tmp_path)
     place = mixed(pairs).state_dict()
     with pytest.raises(
         ValueError, match=r"is of a stream with seed 0, but here seed is 1; continue with the same data"
@@ -294,12 +297,12 @@ def test_bad_rows_are_errors_that_name_shard_and_key(tmp_path, caplog):
         "malformed caption": 1,
         "unusable image": 1,
     }
-    loader = image_text_loader(stream(source, shuffle_buffer=3, skip_bad=True), 2, lambda rows: rows, num_workers=2)
+    loader = ImageTextLoader(stream(source, shuffle_buffer=3, skip_bad=True), 2, lambda rows: rows, num_workers=2)
     assert sum(len(batch) for batch in loader) == 7
-    assert loader.dataset.skipped == passing.skipped  # the workers count too
+    assert loader.skipped == passing.skipped  # the workers count too
     ImageTextStreamCallback().on_train_end(None, None, None, train_dataloader=loader)
     assert caplog.messages[-1].startswith(
-        "process 0 passed over: 1 unusable image, 1 missing image, 1 missing caption, "
+        "process 0 passed over: 1 empty caption, 1 malformed caption, 1 missing caption, "
     )
 
 
@@ -368,7 +371,7 @@ def test_each_error_by_its_message(tmp_path, pairs):
         ValueError, match=r"has the kind 'tar'.* Known are: coco, folder, karpathy, parquet, webdataset"
     ):
         ImageTextSource("x", "tar")
-    with pytest.raises(ValueError, match=r"has the weight 0, but a weight is above 0"):
+    with pytest.raises(ValueError, match=r"has the weight 0, but it must be above 0"):
         ImageTextSource("x", "folder", weight=0)
     with pytest.raises(ValueError, match=r"of kind 'coco' needs images=, the folder of its images"):
         ImageTextSource("x", "coco")
@@ -382,7 +385,7 @@ def test_each_error_by_its_message(tmp_path, pairs):
         stream(tars(pairs / "few" / "*.tar"), stopping_strategy="never")
     with pytest.raises(ValueError, match=r"shuffle_buffer is -1 rows"):
         stream(tars(pairs / "few" / "*.tar"), shuffle_buffer=-1)
-    with pytest.raises(FileNotFoundError, match=r"There is no folder '.*none' of image-text pairs"):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder '.*none' of images with texts"):
         stream({"path": str(tmp_path / "none"), "kind": "folder"})
     path = files.write_parquet(tmp_path / "a.parquet", range(2))
     with pytest.raises(
@@ -425,7 +428,7 @@ def test_a_killed_trainer_sees_every_row_once_an_epoch(pairs, tmp_path, world_si
     saved = kill_at - kill_at % 3
     output = tmp_path / "run"
     train(pairs, output, last_step, kill_at, workers, world_size)
-    assert (output / f"checkpoint-{saved}" / "pair_stream_0.json").is_file()
+    assert (output / f"checkpoint-{saved}" / "image_text_stream_0.json").is_file()
     before = {rank: (output / f"rows_{rank}.txt").read_text().splitlines() for rank in range(world_size)}
     train(pairs, output, last_step, 0, workers, world_size)
     seen = Counter()
@@ -436,7 +439,7 @@ def test_a_killed_trainer_sees_every_row_once_an_epoch(pairs, tmp_path, world_si
         assert len(lines) > len(kept)  # steps 7 and 8 were trained twice
         found = [tuple(map(int, line.split()[1:])) for line in kept]
         part = load_image_text_stream(script.sources(pairs), seed=4, shuffle_buffer=5).split(rank, world_size)
-        uninterrupted = image_text_loader(
+        uninterrupted = ImageTextLoader(
             part, 4, lambda rows: [(row["__epoch__"], number(row)) for row in rows], workers
         )
         assert found == list(itertools.chain(*itertools.islice(uninterrupted, last_step * 2)))

@@ -1,116 +1,163 @@
-"""A stream of pairs in a training loop: batches of several workers, and the place of each of them in a checkpoint.
+"""A stream of images with texts in a training loop: batches of several workers, and the position of each of them.
 
 Trainer resumes by running through all batches that it has trained on; on a stream without length it even counts them as
-one epoch. `torchdata`'s `StatefulDataLoader` knows instead what each worker had handed out, prefetched batches not
-among it, so that a resumed run goes on at once. What a training loop has to do: take its batches from `image_text_loader`
-without `Accelerator.prepare`, set `max_steps` and `ignore_data_skip=True`, and add `ImageTextStreamCallback`.
+one epoch. Here each batch comes with the position that its worker has reached, so that what was prefetched and never
+trained on is not lost, and a resumed run goes on at once. (accelerate and `datasets` have this from `torchdata` alone,
+which is no longer released.) What a training loop has to do: take its batches from `ImageTextLoader` without
+`Accelerator.prepare`, set `max_steps` and `ignore_data_skip=True`, and add `ImageTextStreamCallback`.
 """
 
+import copy
+import itertools
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .stream import ImageTextStream
+from .stream import ImageTextStream, refuse_other_stream
+
+Collator = Callable[[list[dict[str, Any]]], Any]
 
 _logger = logging.getLogger(__name__)
 
 
-def image_text_loader(
-    stream: ImageTextStream,
-    batch_size: int,
-    collator: Callable[[list[dict[str, Any]]], Any],
-    num_workers: int = 0,
-    **options: Any,
-) -> Any:
-    """Batches of a stream, whose place can be saved and restored.
+class ImageTextLoader(DataLoader):
+    """Batches of a stream, whose position can be saved and restored.
+
+    Each iteration begins anew, or where `load_state_dict` says. All batches of a stream with `repeat=True` are full.
 
     Args:
         stream: the part of this process, `stream.split(rank, world_size)`.
         batch_size: rows of a batch of this process.
         collator: makes a batch of rows.
         num_workers: processes that read and collate; 0: this one does.
-        **options: further arguments of a data loader, such as `pin_memory` and `prefetch_factor`.
-
-    Returns:
-        A `torchdata.stateful_dataloader.StatefulDataLoader`: iterate it, `state_dict()`, `load_state_dict(state)`. All
-        batches of a stream with `repeat=True` are full.
+        **options: further arguments of `torch.utils.data.DataLoader`, such as `pin_memory` and `prefetch_factor`.
 
     Raises:
-        ImportError: torchdata is missing.
         ValueError: more workers than the stream has shards for.
     """
-    try:
-        from torchdata.stateful_dataloader import StatefulDataLoader
-    except ImportError as error:
-        raise ImportError(
-            "torchdata is not installed, which resumes a stream of pairs where it was: pip install "
-            "'dual-distill[streaming]'."
-        ) from error
-    per_process = stream.num_shards
-    if stream.world_size > 1 and stream.num_shards % stream.world_size == 0:
-        per_process //= stream.world_size
-    if num_workers > per_process:
-        raise ValueError(
-            f"{num_workers} workers read the shards of a process, but the source with the fewest has {per_process}; "
-            f"take fewer "
-            "workers, or cut that source into more files."
-        )
-    return StatefulDataLoader(stream, batch_size=batch_size, collate_fn=collator, num_workers=num_workers, **options)
+
+    def __init__(
+        self, stream: ImageTextStream, batch_size: int, collator: Collator, num_workers: int = 0, **options: Any
+    ) -> None:
+        per_process = stream.num_shards
+        if stream.world_size > 1 and stream.num_shards % stream.world_size == 0:
+            per_process //= stream.world_size
+        if num_workers > per_process:
+            raise ValueError(
+                f"{num_workers} workers share the shards of a process, but the source with the fewest has "
+                f"{per_process}; take fewer workers, or cut that source into more files."
+            )
+        self.stream = stream
+        self._state = self._start(num_workers)
+        self._resumed: dict[str, Any] | None = None
+        self._batches = _Batches(stream, batch_size, collator, self._state)
+        super().__init__(self._batches, batch_size=None, collate_fn=_unchanged, num_workers=num_workers, **options)
+
+    @staticmethod
+    def _start(num_workers: int) -> dict[str, Any]:
+        return {"num_workers": num_workers, "next_worker": 0, "positions": [None] * max(num_workers, 1)}
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Kind -> bad rows that were passed over on the way to the batches that were handed out."""
+        positions = [position or {"skipped": {}} for position in self._state["positions"]]
+        return sum((Counter(position["skipped"]) for position in positions), self.stream.skipped_records)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self._state, self._resumed = self._resumed or self._start(self.num_workers), None
+        self._batches.state = copy.deepcopy(self._state)  # which the workers get with the data set
+        for batch, worker, position in super().__iter__():
+            self._state["positions"][worker] = position
+            if batch is not None:
+                self._state["next_worker"] = (worker + 1) % len(self._state["positions"])
+                yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where each worker was when its last batch was handed out, as JSON can hold it."""
+        return self._resumed or self._state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on from there.
+
+        Raises:
+            ValueError: it is of another number of workers, or of another stream.
+        """
+        refuse_other_stream({"num_workers": state["num_workers"]}, {"num_workers": self.num_workers})
+        for position in filter(None, state["positions"]):
+            refuse_other_stream(position["stream"], self.stream.identity())
+        self._resumed = copy.deepcopy(dict(state))
 
 
-def save_place(loader: Any, folder: str | os.PathLike[str]) -> None:
+class _Batches(IterableDataset):
+    """In a worker: batches, each with the worker and with the position behind it."""
+
+    def __init__(self, stream: ImageTextStream, batch_size: int, collator: Collator, state: dict[str, Any]) -> None:
+        super().__init__()
+        self.stream, self.batch_size, self.collator, self.state = stream, batch_size, collator, state
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        worker = 0 if info is None else info.id
+        position = self.state["positions"][worker]
+        if position is not None:
+            self.stream.load_state_dict(position)
+
+        # A data loader asks worker 0 first: those whose batch of this round was handed out before let it pass.
+        if worker < self.state["next_worker"]:
+            yield None, worker, position
+        rows = iter(self.stream)
+        while batch := list(itertools.islice(rows, self.batch_size)):
+            yield self.collator(batch), worker, self.stream.state_dict()
+        yield None, worker, self.stream.state_dict()  # bad rows may have followed the last batch
+
+
+def _unchanged(made: Any) -> Any:
+    return made
+
+
+def save_position(loader: ImageTextLoader, folder: str | os.PathLike[str]) -> None:
     """Write how far the batches of a loader have been taken, as JSON beside a checkpoint, a file a process.
 
     Args:
-        loader: of `image_text_loader`.
+        loader: an `ImageTextLoader`.
         folder: of the checkpoint.
     """
-    stream = loader.dataset
-    place = {"world_size": stream.world_size, "num_workers": loader.num_workers, "loader": loader.state_dict()}
-    file = _place_file(folder, stream.rank)
+    file = _position_file(folder, loader)
     unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(place))
+    unfinished.write_text(json.dumps(loader.state_dict()))
     unfinished.replace(file)
 
 
-def load_place(loader: Any, folder: str | os.PathLike[str]) -> None:
-    """Let the next iteration of a loader go on where `save_place` was called.
+def load_position(loader: ImageTextLoader, folder: str | os.PathLike[str]) -> None:
+    """Let the next iteration of a loader go on where `save_position` was called.
 
     Args:
-        loader: of `image_text_loader`, with the same stream, batch size, processes and workers.
+        loader: an `ImageTextLoader` with the same stream, batch size, processes and workers.
         folder: of the checkpoint.
 
     Raises:
         FileNotFoundError: the checkpoint has no such file for this process.
-        ValueError: it was written by other numbers of processes or workers.
+        ValueError: it was written by other numbers of processes or workers, or of another stream.
     """
-    stream = loader.dataset
-    file = _place_file(folder, stream.rank)
+    file = _position_file(folder, loader)
     if not file.is_file():
         raise FileNotFoundError(
-            f"The checkpoint {os.fspath(folder)!r} has no {file.name}, the place in its stream of pairs; it may have "
-            f"been "
-            "cut off while it was written: remove it, and continue from the one before."
+            f"The checkpoint {os.fspath(folder)!r} has no {file.name}, the position in its stream: it was cut off "
+            "when it was written (continue from the one before), or is of an earlier version (start anew)."
         )
-    place = json.loads(file.read_text())
-    for name, here in (("world_size", stream.world_size), ("num_workers", loader.num_workers)):
-        if place[name] != here:
-            raise ValueError(
-                f"{str(file)!r} was written with {name} {place[name]}, but here it is {here}; continue with the same "
-                f"number, "
-                "or start anew."
-            )
-    loader.load_state_dict(place["loader"])
+    loader.load_state_dict(json.loads(file.read_text()))
 
 
 class ImageTextStreamCallback(TrainerCallback):
-    """Saves the place of the stream with each checkpoint of a Trainer, goes on from it, and says what was passed over.
+    """Saves the position of the stream with each checkpoint, goes on from it, and says what was passed over.
 
     A Trainer whose training data is no `ImageTextStream` is left alone.
 
@@ -123,37 +170,30 @@ class ImageTextStreamCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Go on from the checkpoint, if the run is a resumed one."""
-        if not isinstance(train_dataloader.dataset, ImageTextStream):
+        if not isinstance(train_dataloader, ImageTextLoader):
             return
         if not args.ignore_data_skip:
-            raise ValueError(
-                "ignore_data_skip is False, but the place in a stream of pairs is restored as it was; set it to True, "
-                "or rows "
-                "are left out."
-            )
+            raise ValueError("ignore_data_skip is False, but a stream is restored as it was; set it to True.")
         if state.global_step > 0:
-            load_place(train_dataloader, self.checkpoint or _checkpoint(args, state))
+            load_position(train_dataloader, self.checkpoint or _checkpoint(args, state))
 
     def on_save(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
-        """Write the place into the checkpoint that was just saved."""
-        if isinstance(train_dataloader.dataset, ImageTextStream):
+        """Write the position into the checkpoint that was just saved."""
+        if isinstance(train_dataloader, ImageTextLoader):
             folder = _checkpoint(args, state)
             folder.mkdir(parents=True, exist_ok=True)
-            save_place(train_dataloader, folder)
+            save_position(train_dataloader, folder)
 
     def on_train_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Log how many bad rows this process passed over, and why."""
-        if isinstance(train_dataloader.dataset, ImageTextStream) and train_dataloader.dataset.skipped:
-            counts = ", ".join(f"{number:,} {kind}" for kind, number in train_dataloader.dataset.skipped.items())
-            _logger.warning("process %d passed over: %s", train_dataloader.dataset.rank, counts)
+        if isinstance(train_dataloader, ImageTextLoader) and (skipped := train_dataloader.skipped):
+            counts = ", ".join(f"{number:,} {kind}" for kind, number in sorted(skipped.items()))
+            _logger.warning("process %d passed over: %s", train_dataloader.stream.rank, counts)
 
 
 def _checkpoint(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
-def _place_file(folder: str | os.PathLike[str], rank: int) -> Path:
-    return Path(folder) / f"pair_stream_{rank}.json"
-
-
-__all__ = ["ImageTextStreamCallback", "image_text_loader", "load_place", "save_place"]
+def _position_file(folder: str | os.PathLike[str], loader: ImageTextLoader) -> Path:
+    return Path(folder) / f"image_text_stream_{loader.stream.rank}.json"

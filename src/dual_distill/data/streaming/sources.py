@@ -1,4 +1,4 @@
-"""Where image-text pairs lie: sources as data, and the shards that a source falls into.
+"""Where images with texts lie: sources as data, and the shards that a source falls into.
 
 What is unusual: everything is cut into shards that one reader can take, tar files and Parquet row groups as they are,
 folders and caption files into ranges of rows, so that one process or worker never has to read what is another's.
@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
 from datasets.data_files import resolve_pattern
 from datasets.utils.file_utils import xopen
 
@@ -33,7 +32,7 @@ _RANGES = 64
 
 @dataclass(frozen=True)
 class ImageTextSource:
-    """One place that image-text pairs come from.
+    """One place that images with texts come from.
 
     Args:
         path: webdataset, parquet: a file or a glob, local, `hf://` or `https://` (an `https://` address has no glob);
@@ -45,8 +44,7 @@ class ImageTextSource:
         images: karpathy, coco: the folder of the images.
         image_column: parquet: column of the image, bytes or `{bytes, path}`.
         caption_column: parquet, `metadata.jsonl`: column of the caption, a string or a list of them, one row each;
-            webdataset: "caption" is `key.txt` or, without one, that entry of `key.json`; another name is always an
-                entry.
+            webdataset: "caption" is `key.txt` or, without one, that entry of `key.json`; other names are entries.
         name: what rows are called after; None: the folder of the files.
 
     Raises:
@@ -67,23 +65,24 @@ class ImageTextSource:
     name: str | None = None
 
     def __post_init__(self) -> None:
+        """Check the fields, and name the source after the folder of its files."""
         if self.kind not in KINDS:
-            raise ValueError(
-                f"The source {self.path!r} has the kind {self.kind!r}{nearest_name(self.kind, list(KINDS))}"
-            )
+            known = nearest_name(self.kind, list(KINDS))
+            raise ValueError(f"The source {self.path!r} has the kind {self.kind!r}{known}")
         if not self.weight > 0:
-            raise ValueError(
-                f"The source {self.path!r} has the weight {self.weight}, but a weight is above 0; leave it out."
-            )
+            raise ValueError(f"The source {self.path!r} has the weight {self.weight}, but it must be above 0.")
         if (self.images is not None) != (self.kind in ("karpathy", "coco")):
             said = "needs images=, the folder of its images" if self.images is None else "takes no images="
             raise ValueError(f"The source {self.path!r} of kind {self.kind!r} {said}.")
+
         if self.name is None:
-            object.__setattr__(self, "name", _folder_name(self.path, self.kind))
+            parts = [part for part in self.path.split("://")[-1].split("/") if part]
+            folders = parts if self.kind == "folder" else parts[:-1]
+            named = [part for part in folders if not any(sign in part for sign in "*?[")]
+            object.__setattr__(self, "name", named[-1] if named else "image_text")
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """What one reader takes as a whole.
 
     Attributes:
@@ -103,8 +102,7 @@ class Shard:
     problem: str | None = None
 
 
-@dataclass
-class FoundShards:
+class FoundShards(NamedTuple):
     """The shards of a source.
 
     Attributes:
@@ -117,7 +115,7 @@ class FoundShards:
     source: ImageTextSource
     shards: list[Shard]
     num_rows: int | None
-    skipped: Counter[str]
+    skipped: Counter[str] = Counter()
 
 
 def parse_sources(sources: Any) -> list[ImageTextSource]:
@@ -139,34 +137,29 @@ def parse_sources(sources: Any) -> list[ImageTextSource]:
         Traceback (most recent call last):
         ValueError: A source has no field 'wieght'; did you mean 'weight'? Known are: caption_column, ...
     """
-    given = [sources] if isinstance(sources, Mapping | ImageTextSource) else list(sources)
     known = [field.name for field in fields(ImageTextSource)]
-    parsed: list[ImageTextSource] = []
-    for source in given:
+    parsed: dict[str | None, ImageTextSource] = {}
+    for source in [sources] if isinstance(sources, Mapping | ImageTextSource) else list(sources):
         if not isinstance(source, ImageTextSource):
             if not isinstance(source, Mapping) or not {"path", "kind"} <= set(source):
-                raise ValueError(
-                    f"A source is {source!r}, but expected is an object with path and kind (and "
-                    f"{', '.join(known[2:])})."
-                )
+                more = ", ".join(known[2:])
+                raise ValueError(f"A source is {source!r}, but expected is an object with path and kind (and {more}).")
             for name in source:
                 if name not in known:
                     raise ValueError(f"A source has no field {name!r}{nearest_name(name, known)}")
             source = ImageTextSource(**source)
-        if source.name in [other.name for other in parsed]:
-            raise ValueError(
-                f"Two sources are named {source.name!r}, by which rows are told apart; give each its own name=."
-            )
-        parsed.append(source)
+
+        if source.name in parsed:
+            raise ValueError(f"Two sources are named {source.name!r}, by which rows are told apart; give each a name=.")
+        parsed[source.name] = source
+
     if not parsed:
-        raise ValueError(
-            "There are no sources; give at least one, such as {'path': 'cc3m/*.tar', 'kind': 'webdataset'}."
-        )
-    return parsed
+        raise ValueError("There are no sources; give at least one, {'path': 'cc3m/*.tar', 'kind': 'webdataset'}.")
+    return list(parsed.values())
 
 
 def find_shards(source: ImageTextSource, skip_bad: bool = False) -> FoundShards:
-    """The shards of a source; reads listings, Parquet's footers and caption files, and no picture.
+    """The shards of a source; reads listings, Parquet's footers and caption files, and no image.
 
     Args:
         source: which.
@@ -184,15 +177,70 @@ def find_shards(source: ImageTextSource, skip_bad: bool = False) -> FoundShards:
         Traceback (most recent call last):
         FileNotFoundError: There is no file 'no/such/*.tar' ...
     """
-    if source.kind in ("webdataset", "parquet"):
-        found = _webdataset_shards if source.kind == "webdataset" else _parquet_shards
-        return found(source, _files(source))
-    entries, skipped = listed_records(source, skip_bad)
-    count, pieces = len(entries), min(_RANGES, len(entries))
+    if source.kind == "webdataset":
+        return _tar_shards(source)
+    if source.kind == "parquet":
+        return _parquet_shards(source)
+
+    records, skipped = listed_records(source, skip_bad)
+    count, pieces = len(records), min(_RANGES, len(records))
     bounds = [count * piece // pieces for piece in range(pieces + 1)] if pieces else []
     name = str(source.name)
     shards = [Shard(source, source.path, name, start, stop) for start, stop in itertools.pairwise(bounds)]
     return FoundShards(source, shards, count, skipped)
+
+
+def _tar_shards(source: ImageTextSource) -> FoundShards:
+    files = _files(source)
+    counts = [_counted_by_img2dataset(file) for file in files]
+    known = [count for count in counts if count is not None]
+    shards = [Shard(source, file, _shard_name(source, file)) for file in files]
+    return FoundShards(source, shards, sum(known) if len(known) == len(files) else None)
+
+
+def _counted_by_img2dataset(file: str) -> int | None:
+    """The rows of a local tar file, where img2dataset's `00000_stats.json` lies beside it."""
+    stats = Path(file.removesuffix(".gz").removesuffix(".tar") + "_stats.json")
+    count = json.loads(stats.read_bytes()).get("successes") if stats.is_file() else None
+    return count if isinstance(count, int) else None
+
+
+def _parquet_shards(source: ImageTextSource) -> FoundShards:
+    shards: list[Shard] = []
+    num_rows = 0
+    for file in _files(source):
+        name = _shard_name(source, file)
+        try:
+            with xopen(file, "rb") as stream:
+                described = pq.ParquetFile(stream)
+                columns, metadata = described.schema_arrow.names, described.metadata
+        except (pa.ArrowException, OSError) as error:
+            shards.append(Shard(source, file, name, problem=f"the file is no Parquet, or damaged ({error})"))
+            continue
+
+        for column in (source.image_column, source.caption_column):
+            if column not in columns:
+                found = ", ".join(columns)
+                raise ValueError(
+                    f"{file!r} has no column {column!r}, but {found}; name image_column and caption_column."
+                )
+        shards += [Shard(source, file, name, start=group) for group in range(metadata.num_row_groups)]
+        num_rows += metadata.num_rows
+    return FoundShards(source, shards, num_rows)
+
+
+def _shard_name(source: ImageTextSource, file: str) -> str:
+    return f"{source.name}/{file.rsplit('/', 1)[-1]}"
+
+
+def _files(source: ImageTextSource) -> list[str]:
+    try:
+        return sorted(resolve_pattern(source.path, base_path="."))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no file {source.path!r} for a source of kind {source.kind!r}; relative paths start at the "
+            "current folder."
+        ) from error
 
 
 @functools.lru_cache(maxsize=32)
@@ -204,103 +252,40 @@ def listed_records(source: ImageTextSource, skip_bad: bool) -> tuple[Any, Counte
         skip_bad: pass over bad entries of a caption file.
 
     Returns:
-        A list of `(image path, caption, place)` (folder; a `InvalidRecordError` or the path of a text file may stand for the
-        caption) or a data set with image and caption; and the entries that were passed over.
+        A list of `(image path, caption, name)` (folder; a `InvalidRecordError` or the path of a text file may stand for
+        the caption) or a data set with image and caption; and the entries that were passed over.
     """
     if source.kind == "folder":
-        return _folder_entries(source), Counter()
+        return _folder_records(source), Counter()
+
     report = ReadingReport()
     captions: Any = source.path if source.kind == "karpathy" else {source.split: source.path}
     splits = load_captions(captions=captions, images=source.images, skip_bad=skip_bad, report=report)
     if source.split not in splits:
-        raise ValueError(
-            f"{source.path!r} has no rows of the split {source.split!r}, but of {', '.join(splits)}; choose one."
-        )
-    dataset: Dataset = splits[source.split]
-    return dataset, Counter({kind: len(sentences) for kind, sentences in report.bad.items()})
+        found = ", ".join(splits)
+        raise ValueError(f"{source.path!r} has no rows of the split {source.split!r}, but of {found}; choose one.")
+    return splits[source.split], Counter({kind: len(sentences) for kind, sentences in report.bad.items()})
 
 
-def _folder_name(path: str, kind: str) -> str:
-    parts = [part for part in path.split("://")[-1].split("/") if part]
-    folders = [part for part in (parts if kind == "folder" else parts[:-1]) if not any(sign in part for sign in "*?[")]
-    return folders[-1] if folders else "pairs"
-
-
-def _files(source: ImageTextSource) -> list[str]:
-    try:
-        return sorted(resolve_pattern(source.path, base_path="."))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"There is no file {source.path!r} for a source of kind {source.kind!r}; relative paths start at the "
-            f"current "
-            "folder."
-        ) from error
-
-
-def _webdataset_shards(source: ImageTextSource, files: list[str]) -> FoundShards:
-    counts = [_counted_by_img2dataset(file) for file in files]
-    known = [count for count in counts if count is not None]
-    shards = [Shard(source, file, f"{source.name}/{file.rsplit('/', 1)[-1]}") for file in files]
-    return FoundShards(source, shards, sum(known) if len(known) == len(files) else None, Counter())
-
-
-def _counted_by_img2dataset(file: str) -> int | None:
-    """The rows of a local tar file, where img2dataset's `00000_stats.json` lies beside it."""
-    stats = Path(file.removesuffix(".gz").removesuffix(".tar") + "_stats.json")
-    if not stats.is_file():
-        return None
-    count = json.loads(stats.read_bytes()).get("successes")
-    return count if isinstance(count, int) else None
-
-
-def _parquet_shards(source: ImageTextSource, files: list[str]) -> FoundShards:
-    shards: list[Shard] = []
-    num_rows = 0
-    for file in files:
-        name = f"{source.name}/{file.rsplit('/', 1)[-1]}"
-        try:
-            with xopen(file, "rb") as stream:
-                described = pq.ParquetFile(stream)
-                groups = [described.metadata.row_group(index).num_rows for index in range(described.num_row_groups)]
-                columns = described.schema_arrow.names
-        except (pa.ArrowException, OSError) as error:
-            shards.append(Shard(source, file, name, problem=f"the file is no Parquet, or damaged ({error})"))
-            continue
-        for column in (source.image_column, source.caption_column):
-            if column not in columns:
-                raise ValueError(
-                    f"{file!r} has no column {column!r}, but {', '.join(columns)}; name image_column and "
-                    f"caption_column."
-                )
-        shards += [Shard(source, file, name, start=group) for group in range(len(groups))]
-        num_rows += sum(groups)
-    return FoundShards(source, shards, num_rows, Counter())
-
-
-def _folder_entries(source: ImageTextSource) -> list[tuple[str | None, Any, str]]:
+def _folder_records(source: ImageTextSource) -> list[tuple[str | None, Any, str]]:
     folder = Path(source.path).absolute()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"There is no folder {source.path!r} of image-text pairs; relative paths start at the current folder."
+            f"There is no folder {source.path!r} of images with texts; relative paths start at the current folder."
         )
     if (folder / METADATA).is_file():
-        entries: list[tuple[str | None, Any, str]] = []
-        for place, entry in read_json_lines(folder / METADATA):
-            place = place.rsplit("/", 1)[-1]
-            if isinstance(entry, InvalidRecordError) or not isinstance(entry.get("file_name"), str):
-                problem = (
-                    entry
-                    if isinstance(entry, InvalidRecordError)
-                    else InvalidRecordError("malformed entry", "there is no file_name")
-                )
-                entries.append((None, problem, place))
-            else:
-                entries.append((str(folder / entry["file_name"]), entry.get(source.caption_column), place))
-        return entries
+        return [_metadata_record(source, folder, *record) for record in read_json_lines(folder / METADATA)]
+
     images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise FileNotFoundError(f"The folder {source.path!r} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     return [(str(image), image.with_suffix(".txt"), image.relative_to(folder).as_posix()) for image in images]
 
 
-__all__ = ["KINDS", "FoundShards", "ImageTextSource", "Shard", "find_shards", "listed_records", "parse_sources"]
+def _metadata_record(source: ImageTextSource, folder: Path, where: str, entry: Any) -> tuple[str | None, Any, str]:
+    name = where.rsplit("/", 1)[-1]
+    if not isinstance(entry, InvalidRecordError) and not isinstance(entry.get("file_name"), str):
+        entry = InvalidRecordError("malformed entry", "there is no file_name")
+    if isinstance(entry, InvalidRecordError):
+        return None, entry, name
+    return str(folder / entry["file_name"]), entry.get(source.caption_column), name
