@@ -6,14 +6,7 @@ from datasets import Dataset, Features, Value
 
 from dual_distill.data import ReadingReport
 from dual_distill.data.reading import ImageFolder, RecordReader, hold_out
-from dual_distill.data.records import (
-    InvalidRecordError,
-    UniqueIds,
-    document_records,
-    read_json_lines,
-    record_text,
-    record_value,
-)
+from dual_distill.data.records import InvalidRecordError, Record, UniqueIds, document_records, read_json_lines
 
 
 def test_the_report_says_what_was_taken_and_what_not():
@@ -70,7 +63,7 @@ def test_rows_go_to_arrow_in_batches(capsys):
 
 def test_records_by_their_id():
     reader = RecordReader("mine", NUMBERS, skip_bad=True, report=None)
-    records = [("a", {"id": 7}), ("b", {"id": 7}), ("c", {"id": "8"}), ("d", {"id": 9})]
+    records = [("a", Record(id=7)), ("b", Record(id=7)), ("c", Record(id="8")), ("d", Record(id=9))]
     assert reader.by_id(iter(records), "id") == {7: ("a", {"id": 7}), 9: ("d", {"id": 9})}
     assert list(reader.report.bad) == ["duplicate id", "malformed record"]
 
@@ -102,7 +95,7 @@ def test_long_records_are_cut_in_errors():
 
 
 @pytest.mark.parametrize(
-    ("entry", "kind", "message"),
+    ("record", "kind", "message"),
     [
         ({}, int, "there is no 'x' among no keys at all"),
         ({"x": "1"}, int, "x is '1', but expected is a whole number"),
@@ -113,15 +106,15 @@ def test_long_records_are_cut_in_errors():
         ({"x": {}}, list, "x is {}, but expected is a list [...]"),
     ],
 )
-def test_values_of_another_kind(entry, kind, message):
+def test_values_of_another_kind(record, kind, message):
     with pytest.raises(InvalidRecordError, match=re.escape(message)):
-        record_value(entry, "x", kind)
+        Record(record).value("x", kind)
 
 
 def test_texts_and_ids():
-    assert record_text({"x": " a "}, "x") == " a "
+    assert Record(x=" a ").text("x") == " a "
     with pytest.raises(InvalidRecordError, match="x is empty") as caught:
-        record_text({"x": "\n"}, "x")
+        Record(x="\n").text("x")
     assert caught.value.kind == "empty x"
     ids = UniqueIds("id")
     assert [ids.add(value) for value in ("1", 1)] == ["1", 1]

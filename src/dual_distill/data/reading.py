@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image
 
-from .records import FilePath, InvalidRecordError, Records, UniqueIds, record_value
+from .records import FilePath, InvalidRecordError, Record, Records, UniqueIds
 
 _ROWS_A_BATCH = 10_000
 _MOST_PRINTED = 100
@@ -98,7 +98,7 @@ class RecordReader:
         """Records that others refer to, with their places: id -> (place, record)."""
         ids, found = UniqueIds(id_name), {}
         for place, record in records:
-            number = self.row(place, record, lambda record: ids.add(record_value(record, id_name, int)))
+            number = self.row(place, record, lambda record: ids.add(record.value(id_name, int)))
             if number is not None:
                 found[number] = place, record
         return found
@@ -209,8 +209,7 @@ def read_parquet(folder: Path, pattern: str, columns: Sequence[str]) -> Records:
         rows = undecoded(rows, "image", repr(str(file))) if "image" in columns else rows
         numbers = itertools.count()
         for batch in rows.data.table.to_batches(1_000):
-            for record in batch.to_pylist():
-                yield f"{file}, row {next(numbers)}", record
+            yield from ((f"{file}, row {next(numbers)}", Record(record)) for record in batch.to_pylist())
 
 
 def undecoded(dataset: Dataset, column: str, name: str) -> Dataset:

@@ -8,7 +8,7 @@ the reading: an `InvalidRecordError` travels in its place, and `RecordReader` de
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,36 @@ class InvalidRecordError(ValueError):
         self.kind = kind
 
 
+class Record(dict[str, Any]):
+    """An object of a file, whose values are asked for by name and kind; what does not fit is an InvalidRecordError."""
+
+    __slots__ = ()
+
+    def value(self, name: str, kind: type, expected: str | None = None) -> Any:
+        """The value of a key: `str`, `int`, `list` or `dict`; `expected` says so in the error."""
+        if name not in self:
+            found = ", ".join(map(str, self)) or "no keys at all"
+            raise InvalidRecordError("malformed record", f"there is no {name!r} among {found}")
+
+        value = self[name]
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+        if fits and kind is str:
+            fits = _is_unicode(value)
+        elif fits and kind is int:
+            fits = -(2**63) <= value < 2**63
+        if not fits:
+            message = f"{name} is {_shortened(repr(value))}, but expected is {expected or _EXPECTED[kind]}"
+            raise InvalidRecordError("malformed record", message)
+        return value
+
+    def text(self, name: str, expected: str = "a text of one word or more") -> str:
+        """The text of a key, as it is; one that is empty is refused."""
+        value = self.get(name, "missing")
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise InvalidRecordError(f"empty {name}", f"{name} is empty ({value!r}), but a row needs {expected}")
+        return str(self.value(name, str, expected))
+
+
 def existing_file(file: FilePath) -> Path:
     """The path of a file that is there; raises FileNotFoundError."""
     path = Path(file)
@@ -43,7 +73,7 @@ def read_json_lines(file: FilePath) -> Records:
                 continue
 
             try:
-                record = json.loads(line)
+                record = json.loads(line, object_hook=Record)
             except ValueError as error:  # bytes that are not UTF-8 among them
                 text = _shortened(line.decode("utf-8", "replace").strip())
                 record = InvalidRecordError("malformed line", f"the line is not JSON ({error}): {text}")
@@ -76,14 +106,14 @@ def read_csv(file: FilePath) -> Records:
                 message = f"the line has {len(values)} fields, but the header {len(header)} ({', '.join(header)})"
                 yield place, InvalidRecordError("malformed line", message)
             elif values:
-                yield place, dict(zip(header, values, strict=True))
+                yield place, Record(zip(header, values, strict=True))
 
 
-def read_json_document(file: FilePath, *keys: str) -> dict[str, Any]:
+def read_json(file: FilePath, *keys: str) -> dict[str, Any]:
     """A file that is one JSON object with a list under each of `keys`; a BOM is fine."""
     path = existing_file(file)
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), object_hook=Record)
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is not one JSON document ({error}); download it again.") from error
 
@@ -100,35 +130,8 @@ def read_json_document(file: FilePath, *keys: str) -> dict[str, Any]:
 def document_records(file: FilePath, records: Sequence[Any], noun: str, id_name: str) -> Records:
     """The records of a list in a JSON document, placed as "file, question 3 (question_id 17)", counted from 1."""
     for number, record in enumerate(records, start=1):
-        identity = f" ({id_name} {record.get(id_name)})" if isinstance(record, Mapping) else ""
+        identity = f" ({id_name} {record.get(id_name)})" if isinstance(record, Record) else ""
         yield f"{os.fspath(file)}, {noun} {number}{identity}", _object_or_error(record, noun)
-
-
-def record_value(record: Mapping[str, Any], name: str, kind: type, expected: str | None = None) -> Any:
-    """The value of a key of a record: `str`, `int`, `list` or `dict`; else InvalidRecordError says what is `expected`."""
-    if name not in record:
-        found = ", ".join(map(str, record)) or "no keys at all"
-        raise InvalidRecordError("malformed record", f"there is no {name!r} among {found}")
-
-    value = record[name]
-    fits = isinstance(value, kind) and not isinstance(value, bool)
-    if fits and kind is str:
-        fits = _is_unicode(value)
-    elif fits and kind is int:
-        fits = -(2**63) <= value < 2**63
-    if not fits:
-        message = f"{name} is {_shortened(repr(value))}, but expected is {expected or _EXPECTED[kind]}"
-        raise InvalidRecordError("malformed record", message)
-    return value
-
-
-def record_text(record: Mapping[str, Any], name: str, expected: str = "a text of one word or more") -> str:
-    """The text of a key of a record, as it is; one that is empty is refused."""
-    value = record.get(name, "missing")
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise InvalidRecordError(f"empty {name}", f"{name} is empty ({value!r}), but a row needs {expected}")
-    text: str = record_value(record, name, str, expected)
-    return text
 
 
 class UniqueIds:
@@ -160,7 +163,7 @@ class UniqueIds:
 
 def _object_or_error(record: Any, noun: str) -> Any:
     """The record where it is an object, or already an error; else the error that it is none."""
-    if isinstance(record, dict | InvalidRecordError):
+    if isinstance(record, Record | InvalidRecordError):
         return record
     message = f"the {noun} is {_shortened(repr(record))}, but expected is an object {{...}}"
     return InvalidRecordError(f"malformed {noun}", message)

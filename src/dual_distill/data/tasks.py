@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,18 +21,17 @@ class Task:
             well text and image belong together, or a caption that is written.
         image_columns: one column an image, in the order in which the model sees them.
         text_column: question or sentence.
-        label_column: the answer as a string; None where each row is a pair that belongs together and nothing is
-            answered.
+        label_column: the answer as a string; None where text and image belong together and nothing is answered.
         label_names: the classes in the order of the logits; None where the vocabulary is built from the training
             answers.
         group_column: column by which accuracy is split in reports, or None.
-        consistency_column: column that is equal for all rows of one sentence, or None; see `metrics.consistency`.
+        consistency_column: column that is equal for all rows of one sentence, or None; see `evaluation.Consistency`.
         answers_column: column of lists, what several people answered (normalised), or None. Where it is set, the labels
             of a batch are `vqa_answers.soft_scores` instead of one class; `label_column` holds the most common of them.
         given_answers_column: column of lists, the same answers as the annotation file has them, against which the
             official VQA score is computed; None: `answers_column`.
         min_answer_count: fewest training rows with an answer that becomes a class, where `label_names` is None.
-        image_id_column: column that is equal for all rows of one image, by which retrieval knows right pairs, or None.
+        image_id_column: column that is equal for all rows of one image, by which retrieval knows what belongs together, or None.
         reader: "module:function" in `data.datasets`, imported when `load_task` needs it; None: read elsewhere. A reader
             of files takes `path`, and its module says in `LAYOUT` what that folder holds; a generator takes no `path`.
 
@@ -55,95 +55,48 @@ class Task:
     reader: str | None = None
 
 
+_ONE: dict[str, Any] = {"image_columns": ("image",)}
+_QUESTIONS = _ONE | {"head": "question_answering", "text_column": "question", "label_column": "answer"}
+_SENTENCES = _ONE | {"head": "images_and_text_classification", "text_column": "sentence", "label_column": "label"}
+_CAPTIONS = _ONE | {"text_column": "caption"}
+_COCO = _CAPTIONS | {"image_id_column": "image_id", "reader": "captions:load_captions"}
 _SCENE_ANSWERS = (*"0123456", "blue", "circle", "green", "no", "red", "square", "triangle", "yellow", "yes")
+_SNLI_VE_LABELS = ("contradiction", "entailment", "neutral")
 
-TASKS: Mapping[str, Task] = MappingProxyType(
-    {
-        "scenes": Task(
-            name="scenes",
-            head="question_answering",
-            image_columns=("image",),
-            text_column="question",
-            label_column="answer",
-            label_names=_SCENE_ANSWERS,
-            group_column="question_type",
-            reader="scenes:generate_scenes",
-        ),
-        "easy_vqa": Task(
-            name="easy_vqa",
-            head="question_answering",
-            image_columns=("image",),
-            text_column="question",
-            label_column="answer",
-            reader="easy_vqa:load_easy_vqa",
-        ),
-        "nlvr": Task(
-            name="nlvr",
-            head="images_and_text_classification",
-            image_columns=("image",),
-            text_column="sentence",
-            label_column="label",
-            label_names=("false", "true"),
-            consistency_column="sentence_id",
-            reader="nlvr:load_nlvr",
-        ),
-        "vqa": Task(
-            name="vqa",
-            head="question_answering",
-            image_columns=("image",),
-            text_column="question",
-            label_column="answer",
-            group_column="answer_type",
-            answers_column="answers",
-            given_answers_column="answers_as_given",
-            min_answer_count=9,
-            reader="vqa_v2:load_vqa",
-        ),
-        "nlvr2": Task(
-            name="nlvr2",
-            head="images_and_text_classification",
-            image_columns=("image_0", "image_1"),
-            text_column="sentence",
-            label_column="label",
-            label_names=("False", "True"),
-            consistency_column="sentence_id",
-            reader="nlvr2:load_nlvr2",
-        ),
-        "snli_ve": Task(
-            name="snli_ve",
-            head="images_and_text_classification",
-            image_columns=("image",),
-            text_column="sentence",
-            label_column="label",
-            label_names=("contradiction", "entailment", "neutral"),
-            group_column="label",
-            reader="snli_ve:load_snli_ve",
-        ),
-        "coco_retrieval": Task(
-            name="coco_retrieval",
-            head="image_text_retrieval",
-            image_columns=("image",),
-            text_column="caption",
-            image_id_column="image_id",
-            reader="captions:load_captions",
-        ),
-        "image_text": Task(
-            name="image_text",
-            head="image_text_retrieval",
-            image_columns=("image",),
-            text_column="caption",
-            reader="image_text:load_image_text",
-        ),
-        "coco_captioning": Task(
-            name="coco_captioning",
-            head="captioning",
-            image_columns=("image",),
-            text_column="caption",
-            image_id_column="image_id",
-            reader="captions:load_captions",
-        ),
-    }
+_TABLE = (
+    Task(
+        "scenes",
+        **_QUESTIONS,
+        label_names=_SCENE_ANSWERS,
+        group_column="question_type",
+        reader="scenes:generate_scenes",
+    ),
+    Task("easy_vqa", **_QUESTIONS, reader="easy_vqa:load_easy_vqa"),
+    Task(
+        "vqa",
+        **_QUESTIONS,
+        group_column="answer_type",
+        answers_column="answers",
+        given_answers_column="answers_as_given",
+        min_answer_count=9,
+        reader="vqa_v2:load_vqa",
+    ),
+    Task(
+        "nlvr", **_SENTENCES, label_names=("false", "true"), consistency_column="sentence_id", reader="nlvr:load_nlvr"
+    ),
+    Task(
+        "nlvr2",
+        **_SENTENCES | {"image_columns": ("image_0", "image_1")},
+        label_names=("False", "True"),
+        consistency_column="sentence_id",
+        reader="nlvr2:load_nlvr2",
+    ),
+    Task("snli_ve", **_SENTENCES, label_names=_SNLI_VE_LABELS, group_column="label", reader="snli_ve:load_snli_ve"),
+    Task("coco_retrieval", head="image_text_retrieval", **_COCO),
+    Task("image_text", head="image_text_retrieval", **_CAPTIONS, reader="image_text:load_image_text"),
+    Task("coco_captioning", head="captioning", **_COCO),
 )
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _TABLE})
 """Every task by its name."""
 
 _RENAMED = {

@@ -362,10 +362,10 @@ def test_an_empty_split_and_an_empty_file(folder):
         (
             {"train": "t.csv", "extra": "t.csv"},
             ValueError,
-            "There are the split 'extra' in the mapping; expected are train, val",
+            "There are the split 'extra' in the data; expected are train, val",
         ),
-        ({"dev": "t.csv", "val": "t.csv"}, ValueError, "There are two splits for 'validation' in the mapping"),
-        ({"test": "t.csv"}, ValueError, "There is no split 'train' in the mapping, only test"),
+        ({"dev": "t.csv", "val": "t.csv"}, ValueError, "There are two splits for 'validation' in the data"),
+        ({"test": "t.csv"}, ValueError, "There is no split 'train' in the data, only test"),
     ],
 )
 def test_data_that_is_not_there(folder, name, error, message, monkeypatch):
@@ -388,7 +388,7 @@ def test_data_that_is_not_there(folder, name, error, message, monkeypatch):
         ),
         ({"label_names": ["a", "a"]}, r"label_names is \['a', 'a'\], but expected are one or more names, each once"),
         ({"label_names": []}, r"label_names is \[\]"),
-        ({"min_answer_count": 0}, "min_answer_count is 0"),
+        ({"min_answer_count": 0}, "min_count is 0"),
         ({"min_answer_count": 9}, "No answer in column 'answer' occurs 9 times or more"),
         ({"validation_share": 1.0}, "validation_share is 1.0, but it is above 0 and below 1"),
     ],

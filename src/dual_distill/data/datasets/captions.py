@@ -4,28 +4,18 @@ The two formats differ in where the split is said: Karpathy's file names it at e
 one path means the former, and a mapping from split to path the latter.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value
 
 from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, official_folder
-from dual_distill.data.records import (
-    FilePath,
-    InvalidRecordError,
-    Records,
-    UniqueIds,
-    document_records,
-    read_json_document,
-    record_text,
-    record_value,
-)
+from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, document_records, read_json
 
 LAYOUT = (
     "dataset_coco.json or dataset_flickr30k.json (Karpathy's splits) and the images, below it as the file says. For "
-    "COCO's "
-    'own files pass captions={"train": file, "validation": file} and images=.'
+    'COCO\'s own files pass captions={"train": file, "validation": file} and images=.'
 )
 """What a folder of image-text pairs holds."""
 
@@ -98,16 +88,16 @@ def load_captions(
 
 
 def _read_karpathy(file: FilePath, images: ImageFolder, reader: RecordReader) -> None:
-    document = read_json_document(file, "images")
+    document = read_json(file, "images")
     if "annotations" in document:
         raise ValueError(f"{str(file)!r} is in COCO's format; pass it with its split, captions={{'train': ...}}.")
     image_ids, sentence_ids = UniqueIds("image id"), UniqueIds("sentid")
 
-    def sentences_of(image: Any) -> tuple[int, list[Any]]:
-        image_id = image_ids.add(record_value(image, "cocoid" if "cocoid" in image else "imgid", int))
-        return image_id, record_value(image, "sentences", list)
+    def sentences_of(image: Record) -> tuple[int, list[Any]]:
+        image_id = image_ids.add(image.value("cocoid" if "cocoid" in image else "imgid", int))
+        return image_id, image.value("sentences", list)
 
-    def sentences() -> Records:
+    def sentences() -> Iterator[tuple[str, Any]]:
         for place, image in document_records(file, document["images"], "image", "imgid"):
             image_id, listed = reader.row(place, image, sentences_of) or (None, None)
             if listed == []:
@@ -117,19 +107,19 @@ def _read_karpathy(file: FilePath, images: ImageFolder, reader: RecordReader) ->
 
     def make_row(record: Any) -> dict[str, Any]:
         image_id, image, sentence = record
-        word = record_value(image, "split", str)
+        word = image.value("split", str)
         if word not in _KARPATHY_SPLITS:
             message = f"split is {word!r}, but expected is {', '.join(_KARPATHY_SPLITS)}"
             raise InvalidRecordError("unknown split", message)
-        if not isinstance(sentence, dict):
+        if not isinstance(sentence, Record):
             message = f"the sentence is {sentence!r:.80}, but expected is an object {{...}}"
             raise InvalidRecordError("malformed record", message)
         if "sentid" in sentence:
             sentence_ids.add(sentence["sentid"])
 
-        name = record_value(image, "filename", str)
+        name = image.value("filename", str)
         names = (f"{image['filepath']}/{name}", name) if image.get("filepath") else (name,)
-        caption = record_text(sentence, "raw")
+        caption = sentence.text("raw")
         return {"image": images.find(*names), "caption": caption, "image_id": image_id, "split": word}
 
     table = reader.table("all", reader.rows(sentences(), make_row)).data.table
@@ -140,21 +130,21 @@ def _read_karpathy(file: FilePath, images: ImageFolder, reader: RecordReader) ->
 
 
 def _read_coco(split: str, file: FilePath, images: ImageFolder, reader: RecordReader) -> None:
-    document = read_json_document(file, "images", "annotations")
+    document = read_json(file, "images", "annotations")
     listed = reader.by_id(document_records(file, document["images"], "image", "id"), "id")
     captioned: set[int] = set()
     ids = UniqueIds("caption id")
 
-    def make_row(caption: Any) -> dict[str, Any]:
-        image_id: int = record_value(caption, "image_id", int)
+    def make_row(caption: Record) -> dict[str, Any]:
+        image_id: int = caption.value("image_id", int)
         if image_id not in listed:
             message = f"image_id is {image_id}, which is not among the images of the file"
             raise InvalidRecordError("caption without image", message)
         captioned.add(image_id)
-        ids.add(record_value(caption, "id", int))
+        ids.add(caption.value("id", int))
 
-        image = images.find(record_value(listed[image_id][1], "file_name", str))
-        return {"image": image, "caption": record_text(caption, "caption"), "image_id": image_id, "split": split}
+        image = images.find(listed[image_id][1].value("file_name", str))
+        return {"image": image, "caption": caption.text("caption"), "image_id": image_id, "split": split}
 
     reader.read(split, document_records(file, document["annotations"], "caption", "id"), make_row)
     if without := len(listed) - len(captioned):

@@ -10,7 +10,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +22,12 @@ from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, 
 from dual_distill.data.records import (
     FilePath,
     InvalidRecordError,
+    Record,
     Records,
     UniqueIds,
     existing_file,
     read_csv,
     read_json_lines,
-    record_text,
-    record_value,
 )
 from dual_distill.data.tasks import Task, nearest_name
 
@@ -122,7 +120,10 @@ def load_custom_dataset(
     images = (image_column,) if isinstance(image_column, str) else tuple(image_column)
     task = Task("custom", head, images, text_column, label_column, answers_column=answers_column)
     tables = _TableReader(task, id_column, skip_bad, report)
-    _check_arguments(tables.columns, task, label_names, min_answer_count, validation_share)
+    if not 0 < validation_share < 1:
+        raise ValueError(f"validation_share is {validation_share}, but it is above 0 and below 1.")
+    if label_names is not None and (not label_names or len(set(label_names)) < len(label_names)):
+        raise ValueError(f"label_names is {list(label_names)!r}, but expected are one or more names, each once.")
 
     classes = list(label_names) if label_names is not None else None
     for split, table in _find_tables(data, config, revision).items():  # train comes first
@@ -130,43 +131,18 @@ def load_custom_dataset(
         if _HAS_CLASSES[head] and classes is None:
             kind = table.rows.features[label_column] if table.rows is not None else None
             classes = list(kind.names) if isinstance(kind, ClassLabel) else _in_order(rows.unique(label_column))
-    splits = tables.reader.splits
+    splits, reader = tables.reader.splits, tables.reader
     if "validation" not in splits:
         splits["train"], splits["validation"] = _hold_out_images(splits["train"], images, validation_share, seed)
-    tables.reader.splits = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
+    reader.splits = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
 
-    if classes is None:
-        classes = build_answer_vocabulary(splits["train"], label_column, min_answer_count)
+    classes = classes or build_answer_vocabulary(splits["train"], label_column, min_answer_count)
     known = set(classes)
-    for split, rows in splits.items():
+    for split, rows in reader.splits.items():
         if unknown := sum(label not in known for label in rows[label_column]):
             remark = f"answer outside the {len(classes):,} classes ({split}; it counts as wrong)"
-            tables.reader.report.notes[remark] += unknown
-    return CustomDataset(tables.reader.finish(), replace(task, label_names=tuple(classes)))
-
-
-def _check_arguments(
-    columns: Sequence[str],
-    task: Task,
-    label_names: Sequence[str] | None,
-    min_answer_count: int,
-    validation_share: float,
-) -> None:
-    names = [*columns, str(task.label_column)] if task.answers_column else list(columns)
-    if len(set(names)) < len(names):
-        raise ValueError(f"The columns are {', '.join(names)}, but each is another one; name each once.")
-    if not task.image_columns:
-        raise ValueError("image_column names no column, but a row has one image or more.")
-    if task.head not in _HAS_CLASSES:
-        raise ValueError(f"head is {task.head!r}, but it is {' or '.join(map(repr, _HAS_CLASSES))}.")
-    if task.answers_column and _HAS_CLASSES[task.head]:
-        raise ValueError(f"answers_column is {task.answers_column!r}, but several answers go with question_answering.")
-    if label_names is not None and (not label_names or len(set(label_names)) < len(label_names)):
-        raise ValueError(f"label_names is {list(label_names)!r}, but expected are one or more names, each once.")
-    if min_answer_count < 1:
-        raise ValueError(f"min_answer_count is {min_answer_count}, but an answer that occurs has a count of 1 or more.")
-    if not 0 < validation_share < 1:
-        raise ValueError(f"validation_share is {validation_share}, but it is above 0 and below 1.")
+            reader.report.notes[remark] += unknown
+    return CustomDataset(reader.finish(), replace(task, label_names=tuple(classes)))
 
 
 class _Table(NamedTuple):
@@ -177,187 +153,181 @@ class _Table(NamedTuple):
     rows: Dataset | None
 
 
-def _find_tables(
-    data: FilePath | Mapping[str, FilePath] | DatasetDict, config: str | None, revision: str | None
-) -> dict[str, _Table]:
-    """The table of each split, train first."""
-    if isinstance(data, DatasetDict):
-        return _by_split({word: _Table(f"split {word!r}", Path.cwd(), rows) for word, rows in data.items()}, "the data")
-    if isinstance(data, Mapping):
-        return _by_split({word: _file_table([existing_file(file)]) for word, file in data.items()}, "the mapping")
-    path, name = Path(data), os.fspath(data)
-    if path.is_dir():
-        return _by_split(_folder_tables(path), name)
-    if path.is_file() or path.suffix in _FORMATS or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        return {"train": _file_table([existing_file(data)])}
+def _find_tables(data: Any, config: str | None, revision: str | None) -> dict[str, _Table]:
+    """The table of each split under the names train, validation and test, in this order."""
+    name, prefix = "the data", ""
+    if not isinstance(data, Mapping):
+        path, name = Path(data), os.fspath(data)
+        if path.is_dir():
+            data = _folder_files(path)
+        elif path.is_file() or path.suffix in _FORMATS or name.count("/") != 1 or name.startswith((".", "/", "~")):
+            data = {"train": name}
+        else:
+            prefix = f"{name}, "
+            try:
+                data = datasets.load_dataset(name, config, revision=revision)
+            except (OSError, ValueError, RuntimeError) as error:  # no such name, no network, no such configuration
+                message = f"There is no file or folder {name!r}, and it cannot be loaded as a data set of the Hub"
+                raise FileNotFoundError(f"{message} ({error}).") from error
 
-    try:
-        loaded = datasets.load_dataset(name, config, revision=revision)
-    except (OSError, ValueError, RuntimeError) as error:  # no such name, no network, no such configuration
-        raise FileNotFoundError(
-            f"There is no file or folder {name!r}, and it cannot be loaded as a data set of the Hub ({error})."
-        ) from error
-    named = {word: _Table(f"{name}, split {word!r}", Path.cwd(), rows) for word, rows in loaded.items()}
-    return _by_split(named, name)
+    tables: dict[str, _Table] = {}
+    for word, found in data.items():
+        split = _SPLIT_WORDS.get(word)
+        if split is None or split in tables:
+            problem = f"the split {word!r}" if split is None else f"two splits for {split!r}"
+            expected = "train, validation (val, valid, dev) and test"
+            raise ValueError(f"There are {problem} in {name}; expected are {expected}.")
+        is_loaded = isinstance(found, Dataset)
+        tables[split] = _Table(f"{prefix}split {word!r}", Path.cwd(), found) if is_loaded else _file_table(found)
+    if "train" not in tables:
+        raise ValueError(f"There is no split 'train' in {name}, only {', '.join(data)}; name one train.")
+    return {split: tables[split] for split in ("train", "validation", "test") if split in tables}
 
 
-def _folder_tables(folder: Path) -> dict[str, _Table]:
-    found: dict[str, _Table] = {}
+def _folder_files(folder: Path) -> dict[str, Any]:
+    """The file of each split in a folder, or the shards of it."""
+    found: dict[str, Any] = {}
     for word in _SPLIT_WORDS:
-        files = [folder / f"{word}{suffix}" for suffix in _FORMATS]
-        files = [file for file in (*files, *(folder / word / name for name in _METADATA)) if file.is_file()]
+        files = [folder / f"{word}{suffix}" for suffix in _FORMATS] + [folder / word / name for name in _METADATA]
+        files = [file for file in files if file.is_file()]
         shards = sorted(folder.glob(f"{word}-*.parquet"))
         if len(files) + bool(shards) > 1:
             names = ", ".join(file.name for file in [*files, *shards])
             raise ValueError(f"The folder {str(folder)!r} holds several tables for {word!r} ({names}); leave one.")
         if files or shards:
-            found[word] = _file_table(files or shards)
+            found[word] = shards or files[0]
 
     files = [folder / name for name in _METADATA if (folder / name).is_file()]
     if not found and len(files) != 1:
         raise ValueError(f"The folder {str(folder)!r} holds no table; expected is {LAYOUT}.")
-    return found or {"train": _file_table(files)}
+    return found or {"train": files[0]}
 
 
-def _by_split(tables: Mapping[str, _Table], name: str) -> dict[str, _Table]:
-    """Tables under the names train, validation and test, in this order."""
-    result: dict[str, _Table] = {}
-    for word, table in tables.items():
-        split = _SPLIT_WORDS.get(word)
-        if split is None or split in result:
-            problem = f"the split {word!r}" if split is None else f"two splits for {split!r}"
-            expected = "train, validation (val, valid, dev) and test"
-            raise ValueError(f"There are {problem} in {name}; expected are {expected}.")
-        result[split] = table
-    if "train" not in result:
-        raise ValueError(f"There is no split 'train' in {name}, only {', '.join(tables)}; name one train.")
-    return {split: result[split] for split in ("train", "validation", "test") if split in result}
-
-
-def _file_table(files: list[Path]) -> _Table:
-    file = files[0]
-    if file.suffix not in _FORMATS:
-        raise ValueError(f"{str(file)!r} is none of the known formats ({', '.join(_FORMATS)}); save it as one of them.")
-    is_parquet = file.suffix == ".parquet"
-    return _Table(str(file), file.parent, Dataset.from_parquet([str(f) for f in files]) if is_parquet else None)
+def _file_table(found: FilePath | list[Path]) -> _Table:
+    files = [existing_file(file) for file in (found if isinstance(found, list) else [found])]
+    name, suffix = str(files[0]), files[0].suffix
+    if suffix not in _FORMATS:
+        raise ValueError(f"{name!r} is none of the known formats ({', '.join(_FORMATS)}); save it as one of them.")
+    rows = Dataset.from_parquet([str(file) for file in files]) if suffix == ".parquet" else None
+    return _Table(name, files[0].parent, rows)
 
 
 class _TableReader:
     """Reads tables by the names of their columns, which are those of the task."""
 
     def __init__(self, task: Task, id_column: str | None, skip_bad: bool, report: ReadingReport | None) -> None:
+        images, text, label, answers = task.image_columns, task.text_column, str(task.label_column), task.answers_column
         self.task, self.id_column = task, id_column
-        label = task.answers_column or str(task.label_column)
-        self.columns = [*task.image_columns, task.text_column, label, *([id_column] if id_column else [])]
-        features = dict.fromkeys((task.text_column, str(task.label_column)), Value("string"))
-        features |= {task.answers_column: List(Value("string"))} if task.answers_column else {}
+        self.columns = [*images, text, answers or label, *([id_column] if id_column else [])]
+        names = [*self.columns, label] if answers else self.columns
+        if len(set(names)) < len(names):
+            raise ValueError(f"The columns are {', '.join(names)}, but each is another one; name each once.")
+        if not images:
+            raise ValueError("image_column names no column, but a row has one image or more.")
+        if task.head not in _HAS_CLASSES:
+            raise ValueError(f"head is {task.head!r}, but it is {' or '.join(map(repr, _HAS_CLASSES))}.")
+        if answers and _HAS_CLASSES[task.head]:
+            raise ValueError(f"answers_column is {answers!r}, but several answers go with question_answering.")
+
+        features = dict.fromkeys(images, Image(decode=False)) | dict.fromkeys([text, label], Value("string"))
+        features |= {answers: List(Value("string"))} if answers else {}
         features |= {id_column: Value("string")} if id_column else {}
-        images = dict.fromkeys(task.image_columns, Image(decode=False))
-        self.reader = RecordReader("custom dataset", Features(images | features), skip_bad, report)
+        self.reader = RecordReader("custom dataset", Features(features), skip_bad, report)
 
     def read(self, split: str, table: _Table, classes: list[str] | None) -> Dataset:
         """Add a split, with the columns of the task and no others; labels outside `classes` are bad."""
-        ids, folder = UniqueIds(self.id_column or "id"), ImageFolder(table.folder)
-        make_row = partial(self._row, folder=folder, ids=ids, classes=classes)
-        if table.rows is None:
-            self.reader.read(split, self._file_records(Path(table.name)), partial(make_row, self.task.image_columns))
+        task, label_column, rows = self.task, str(self.task.label_column), table.rows
+        folder, ids = ImageFolder(table.folder), UniqueIds(self.id_column or "id")
+        paths, kind = list(task.image_columns), None
+        if rows is not None:
+            for column in self.columns:
+                if column not in rows.column_names:
+                    raise ValueError(f"{table.name} has no column {column!r}{nearest_name(column, rows.column_names)}")
+            paths = [column for column in paths if rows.features[column] in _TEXT_TYPES]
+            kind = rows.features.get(label_column)
+
+        def make_row(record: Record) -> dict[str, Any]:
+            row: dict[str, Any] = {column: folder.find(record.text(column, _IMAGE).strip()) for column in paths}
+            row[task.text_column] = record.text(task.text_column)
+            if task.answers_column is not None:
+                answers = [Record(answer=answer) for answer in record.value(task.answers_column, list) or [None]]
+                row[task.answers_column] = [answer.text("answer", _LABEL).strip() for answer in answers]
+                row[label_column] = Counter(row[task.answers_column]).most_common(1)[0][0]
+            else:
+                row[label_column] = _label(record, label_column, kind, classes)
+            if self.id_column is not None:
+                row[self.id_column] = str(ids.add(record.get(self.id_column)))
+            return row
+
+        if rows is None:
+            self.reader.read(split, self._file_records(Path(table.name)), make_row)
         else:
-            self.reader.splits[split] = self._read_rows(split, table.name, table.rows.with_format(None), make_row)
+            images = [column for column in task.image_columns if column not in paths]
+            self.reader.splits[split] = self._read_rows(split, table.name, rows.with_format(None), images, make_row)
         return self.reader.splits[split]
 
     def _file_records(self, file: Path) -> Records:
         """The lines of a file; in an image folder's, `file_name` is the column image, `left_file_name` the column left."""
         is_csv = file.suffix in (".csv", ".tsv")
         for place, record in read_csv(file) if is_csv else read_json_lines(file):
-            if isinstance(record, dict):
+            if isinstance(record, Record):
                 if file.name in _METADATA:
-                    record = {
-                        "image" if column == "file_name" else column.removesuffix("_file_name"): value
-                        for column, value in record.items()
-                    }
+                    names = {"file_name": "image"}
+                    record = Record({names.get(c, c.removesuffix("_file_name")): v for c, v in record.items()})
                 for column in self.columns if is_csv else ():  # the header lacks it, so every line does
                     if column not in record:
                         raise ValueError(f"{file}: there is no column {column!r}{nearest_name(column, list(record))}")
             yield place, record
 
-    def _read_rows(self, split: str, name: str, rows: Dataset, make_row: Callable[..., Any]) -> Dataset:
-        """Rows of a data set: images inside it stay where they are, its other columns are written anew."""
-        for column in self.columns:
-            if column not in rows.column_names:
-                raise ValueError(f"{name} has no column {column!r}{nearest_name(column, rows.column_names)}")
+    def _read_rows(
+        self, split: str, name: str, rows: Dataset, inside: list[str], make_row: Callable[[Record], Any]
+    ) -> Dataset:
+        """Rows of a data set: images `inside` it stay where they are, its other columns are written anew."""
         if not rows.num_rows:
             return self.reader.table(split, [])  # which says that it is empty
-        paths = [column for column in self.task.image_columns if rows.features[column] in _TEXT_TYPES]
-        images = rows.select_columns([column for column in self.task.image_columns if column not in paths])
-        for column in images.column_names:
+        images = rows.select_columns(inside)
+        for column in inside:
             images = undecoded(images, column, name)
-
-        missing = {row for column in images.column_names for row in _rows_without_image(images, column)}
+        missing = _rows_without_image(images) if inside else set()
         problem = "the image is missing: there are neither bytes nor a file at its path"
-        labels = rows.features[self.columns[len(self.task.image_columns) + 1]]
         good: dict[int, dict[str, Any]] = {}
-        for number, record in enumerate(rows.select_columns([c for c in self.columns if c not in images.column_names])):
-            found = InvalidRecordError("missing image", problem) if number in missing else record
-            row = self.reader.row(f"{name}, row {number}", found, partial(make_row, paths, labels=labels))
-            if row is not None:
-                good[number] = row
-        if not images.column_names or not good:
+        for index, values in enumerate(rows.select_columns([name for name in self.columns if name not in inside])):
+            record = InvalidRecordError("missing image", problem) if index in missing else Record(values)
+            if (row := self.reader.row(f"{name}, row {index}", record, make_row)) is not None:
+                good[index] = row
+        if not inside or not good:
             return self.reader.table(split, good.values())
 
-        features = Features({k: v for k, v in self.reader.features.items() if k not in images.column_names})
+        features = Features({name: kind for name, kind in self.reader.features.items() if name not in inside})
         blank: dict[str, Any] = dict.fromkeys(features)
-        written = self.reader.table(split, (good.get(i, blank) for i in range(rows.num_rows)), features)
+        written = self.reader.table(split, (good.get(index, blank) for index in range(rows.num_rows)), features)
         joined = concatenate_datasets([images, written], axis=1, split=split).select_columns(list(self.reader.features))
         return joined if len(good) == joined.num_rows else joined.select(sorted(good))
 
-    def _row(
-        self,
-        paths: Sequence[str],
-        record: Mapping[str, Any],
-        folder: ImageFolder,
-        ids: UniqueIds,
-        classes: list[str] | None,
-        labels: Any = None,
-    ) -> dict[str, Any]:
-        """One row of a record, without the images that are no paths."""
-        task, label_column = self.task, str(self.task.label_column)
-        row: dict[str, Any] = {column: folder.find(record_text(record, column, _IMAGE).strip()) for column in paths}
-        row[task.text_column] = record_text(record, task.text_column)
 
-        if task.answers_column is not None:
-            answers = record_value(record, task.answers_column, list) or [None]
-            answers = [record_text({task.answers_column: one}, task.answers_column, _LABEL).strip() for one in answers]
-            row |= {task.answers_column: answers, label_column: Counter(answers).most_common(1)[0][0]}
-        else:
-            if label_column in record:
-                record = {**record, label_column: _label_text(record[label_column], labels)}
-            label = row[label_column] = record_text(record, label_column, _LABEL).strip()
-            if classes is not None and label not in classes:
-                message = f"{label_column} is {label!r}{nearest_name(label, classes)}".removesuffix(".")
-                raise InvalidRecordError("unknown label", message)
-        if self.id_column is not None:
-            row[self.id_column] = str(ids.add(record.get(self.id_column)))
-        return row
+def _label(record: Record, column: str, kind: Any, classes: list[str] | None) -> str:
+    """The label of a record as text: a word, a whole number, true or false, or the name of a `ClassLabel`."""
+    value = record.get(column)
+    if isinstance(kind, ClassLabel) and isinstance(value, int):
+        record = Record({column: kind.int2str(value) if value >= 0 else None})
+    elif isinstance(value, int):
+        record = Record({column: str(value).lower()})
+    label = record.text(column, _LABEL).strip()
+    if classes is not None and label not in classes:
+        message = f"{column} is {label!r}{nearest_name(label, classes)}".removesuffix(".")
+        raise InvalidRecordError("unknown label", message)
+    return label
 
 
-def _label_text(value: Any, feature: Any) -> Any:
-    """A label as text where it is a whole number, true or false, or the index of a class; else as it is."""
-    if isinstance(feature, ClassLabel) and isinstance(value, int):
-        return feature.int2str(value) if value >= 0 else None
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, int) else value
-
-
-def _rows_without_image(images: Dataset, column: str) -> list[int]:
-    """Numbers of the rows with neither bytes nor a file; no bytes are read for it."""
-    missing, number = [], 0
-    for batch in images.select_columns([column]).with_format("arrow").iter(1_000):
-        no_bytes = pc.is_null(pc.struct_field(batch[column], "bytes")).to_pylist()
-        for is_empty, path in zip(no_bytes, pc.struct_field(batch[column], "path").to_pylist(), strict=True):
-            if is_empty and (path is None or not Path(path).is_file()):
-                missing.append(number)
-            number += 1
+def _rows_without_image(images: Dataset) -> set[int]:
+    """Indices of the rows with an image that has neither bytes nor a file; no bytes are read for it."""
+    missing: set[int] = set()
+    for number, batch in enumerate(images.with_format("arrow").iter(1_000)):
+        for column in batch.itercolumns():
+            no_bytes, paths = pc.is_null(pc.struct_field(column, "bytes")), pc.struct_field(column, "path")
+            for index, (is_empty, path) in enumerate(zip(no_bytes.to_pylist(), paths.to_pylist(), strict=True)):
+                if is_empty and (path is None or not Path(path).is_file()):
+                    missing.add(1_000 * number + index)
     return missing
 
 

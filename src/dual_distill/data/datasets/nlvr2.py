@@ -11,14 +11,7 @@ from typing import Any
 from datasets import DatasetDict, Features, Image, Value
 
 from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, official_splits
-from dual_distill.data.records import (
-    FilePath,
-    InvalidRecordError,
-    UniqueIds,
-    read_json_lines,
-    record_text,
-    record_value,
-)
+from dual_distill.data.records import FilePath, InvalidRecordError, UniqueIds, read_json_lines
 
 LAYOUT = (
     "train.json, dev.json and (if test-P is wanted) test1.json, JSON lines all, and the images, such as "
@@ -80,7 +73,7 @@ def load_nlvr2(
 
 
 def _make_row(record: Any, images: ImageFolder, ids: UniqueIds) -> dict[str, Any]:
-    identifier: str = record_value(record, "identifier", str)
+    identifier: str = record.value("identifier", str)
     parts = _IDENTIFIER.fullmatch(identifier)
     if parts is None:
         message = f"identifier is {identifier!r}, but expected is split-set-pair-sentence"
@@ -89,7 +82,7 @@ def _make_row(record: Any, images: ImageFolder, ids: UniqueIds) -> dict[str, Any
     if label not in ("True", "False"):
         message = f"label is {record.get('label')!r}, but expected is 'True' or 'False'"
         raise InvalidRecordError("unknown label", message)
-    text = record_text(record, "sentence")
+    text = record.text("sentence")
 
     split, image_set, pair, sentence = parts.groups()
     folders = ["", f"{split}/"]

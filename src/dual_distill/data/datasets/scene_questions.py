@@ -13,6 +13,7 @@ always the only thing of its colour and shape in the picture.
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 COLOURS = ("red", "green", "blue", "yellow")
@@ -21,7 +22,7 @@ QUESTION_TYPES = ("exist", "count", "colour", "shape", "relation", "comparison")
 MAX_OBJECTS = 6
 """Most shapes in one scene, and so the largest number that is an answer."""
 
-_PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles"}
+_VALUES = {"colour": COLOURS, "shape": SHAPES}
 STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 CORNERS = {"top left": (0, 0), "top right": (0, -1), "bottom left": (-1, 0), "bottom right": (-1, -1)}
 
@@ -141,25 +142,17 @@ def _exist_pair(scene: Scene, cells: int) -> Iterator[_Candidate]:
                 yield _Candidate("exist", (f"{colour} {shape}",), _yes_no((colour, shape) in present))
 
 
-def _exist_colour(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    present = {item.colour for item in scene}
-    for colour in COLOURS:
-        yield _Candidate("exist", (f"{colour} shape",), _yes_no(colour in present))
+# Below, `by` and `asked` are "colour" or "shape": by what things are told apart, and what is asked of one.
 
 
-def _exist_shape(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    present = {item.shape for item in scene}
-    for shape in SHAPES:
-        yield _Candidate("exist", (shape,), _yes_no(shape in present))
+def _exist(scene: Scene, cells: int, by: str) -> Iterator[_Candidate]:
+    present = {getattr(item, by) for item in scene}
+    for value in _VALUES[by]:
+        yield _Candidate("exist", (_noun(value, by),), _yes_no(value in present))
 
 
-def _count_colour(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    for noun, number in _colour_counts(scene):
-        yield _Candidate("count", (noun,), str(number))
-
-
-def _count_shape(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    for noun, number in _shape_counts(scene):
+def _count(scene: Scene, cells: int, by: str) -> Iterator[_Candidate]:
+    for noun, number in _counts(scene, by):
         yield _Candidate("count", (noun,), str(number))
 
 
@@ -167,83 +160,57 @@ def _count_all(scene: Scene, cells: int) -> Iterator[_Candidate]:
     yield _Candidate("count", ("shapes",), str(len(scene)))
 
 
-def _colour_of_unique(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    counts = Counter(item.shape for item in scene)
+def _of_unique(scene: Scene, cells: int, asked: str) -> Iterator[_Candidate]:
+    """What is asked of a thing that its other attribute tells from all others."""
+    other = "shape" if asked == "colour" else "colour"
+    counts = Counter(getattr(item, other) for item in scene)
     for item in scene:
-        if counts[item.shape] == 1:
-            yield _Candidate("colour", (item.shape,), item.colour)
+        if counts[getattr(item, other)] == 1:
+            noun = item.shape if other == "shape" else f"{item.colour} thing"
+            yield _Candidate(asked, (noun,), getattr(item, asked))
 
 
-def _colour_in_corner(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    for corner, item in _in_corners(scene, cells):
-        yield _Candidate("colour", (f"thing in the {corner} corner",), item.colour)
+def _in_corner(scene: Scene, cells: int, asked: str) -> Iterator[_Candidate]:
+    by_cell = {(item.row, item.column): item for item in scene}
+    for corner, (row, column) in CORNERS.items():
+        item = by_cell.get((row % cells, column % cells))
+        if item is not None:
+            yield _Candidate(asked, (f"thing in the {corner} corner",), getattr(item, asked))
 
 
-def _shape_of_unique(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    counts = Counter(item.colour for item in scene)
-    for item in scene:
-        if counts[item.colour] == 1:
-            yield _Candidate("shape", (f"{item.colour} thing",), item.shape)
-
-
-def _shape_in_corner(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    for corner, item in _in_corners(scene, cells):
-        yield _Candidate("shape", (f"thing in the {corner} corner",), item.shape)
-
-
-def _relation_colour(scene: Scene, cells: int) -> Iterator[_Candidate]:
+def _relation(scene: Scene, cells: int, asked: str) -> Iterator[_Candidate]:
     for direction, anchor, neighbour in _neighbours(scene):
-        yield _Candidate("relation_colour", (direction, f"{anchor.colour} {anchor.shape}"), neighbour.colour)
+        words = (direction, f"{anchor.colour} {anchor.shape}")
+        yield _Candidate(f"relation_{asked}", words, getattr(neighbour, asked))
 
 
-def _relation_shape(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    for direction, anchor, neighbour in _neighbours(scene):
-        yield _Candidate("relation_shape", (direction, f"{anchor.colour} {anchor.shape}"), neighbour.shape)
+def _next_to(scene: Scene, cells: int, asked: str) -> Iterator[_Candidate]:
+    """What is asked of the one thing beside an anchor, where there is just one."""
+    neighbours: dict[SceneObject, list[SceneObject]] = {}
+    for _, anchor, neighbour in _neighbours(scene):
+        neighbours.setdefault(anchor, []).append(neighbour)
+    for anchor, beside in neighbours.items():
+        if len(beside) == 1:
+            words = ("next to", f"{anchor.colour} {anchor.shape}")
+            yield _Candidate(f"relation_{asked}", words, getattr(beside[0], asked))
 
 
-def _next_to_colour(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    for anchor, neighbour in _only_neighbours(scene):
-        yield _Candidate("relation_colour", ("next to", f"{anchor.colour} {anchor.shape}"), neighbour.colour)
-
-
-def _next_to_shape(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    for anchor, neighbour in _only_neighbours(scene):
-        yield _Candidate("relation_shape", ("next to", f"{anchor.colour} {anchor.shape}"), neighbour.shape)
-
-
-def _comparisons(counts: list[tuple[str, int]]) -> Iterator[_Candidate]:
-    for first, first_count in counts:
-        for second, second_count in counts:
+def _compare(scene: Scene, cells: int, by: str) -> Iterator[_Candidate]:
+    for first, first_count in _counts(scene, by):
+        for second, second_count in _counts(scene, by):
             if first != second and first_count + second_count > 0:
                 yield _Candidate("more", (first, second), _yes_no(first_count > second_count))
                 yield _Candidate("fewer", (first, second), _yes_no(first_count < second_count))
                 yield _Candidate("same", (first, second), _yes_no(first_count == second_count))
 
 
-def _compare_colours(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    return _comparisons(_colour_counts(scene))
+def _counts(scene: Scene, by: str) -> list[tuple[str, int]]:
+    counts = Counter(getattr(item, by) for item in scene)
+    return [(_noun(value, by) + "s", counts[value]) for value in _VALUES[by]]
 
 
-def _compare_shapes(scene: Scene, cells: int) -> Iterator[_Candidate]:
-    return _comparisons(_shape_counts(scene))
-
-
-def _colour_counts(scene: Scene) -> list[tuple[str, int]]:
-    counts = Counter(item.colour for item in scene)
-    return [(f"{colour} shapes", counts[colour]) for colour in COLOURS]
-
-
-def _shape_counts(scene: Scene) -> list[tuple[str, int]]:
-    counts = Counter(item.shape for item in scene)
-    return [(_PLURALS[shape], counts[shape]) for shape in SHAPES]
-
-
-def _in_corners(scene: Scene, cells: int) -> Iterator[tuple[str, SceneObject]]:
-    by_cell = {(item.row, item.column): item for item in scene}
-    for corner, (row, column) in CORNERS.items():
-        item = by_cell.get((row % cells, column % cells))
-        if item is not None:
-            yield corner, item
+def _noun(value: str, by: str) -> str:
+    return f"{value} shape" if by == "colour" else value
 
 
 def _neighbours(scene: Scene) -> Iterator[tuple[str, SceneObject, SceneObject]]:
@@ -259,22 +226,12 @@ def _neighbours(scene: Scene) -> Iterator[tuple[str, SceneObject, SceneObject]]:
                 yield direction, anchor, neighbour
 
 
-def _only_neighbours(scene: Scene) -> Iterator[tuple[SceneObject, SceneObject]]:
-    """Each (anchor of a kind that no other thing has, the one thing beside it) where there is just one."""
-    neighbours: dict[SceneObject, list[SceneObject]] = {}
-    for _, anchor, neighbour in _neighbours(scene):
-        neighbours.setdefault(anchor, []).append(neighbour)
-    for anchor, beside in neighbours.items():
-        if len(beside) == 1:
-            yield anchor, beside[0]
-
-
 # type -> (finder, share of the type's questions). Shares hold as far as the scenes allow.
 _FINDERS: dict[str, tuple[tuple[Finder, float], ...]] = {
-    "exist": ((_exist_pair, 0.5), (_exist_colour, 0.25), (_exist_shape, 0.25)),
-    "count": ((_count_colour, 0.45), (_count_shape, 0.45), (_count_all, 0.1)),
-    "colour": ((_colour_of_unique, 0.6), (_colour_in_corner, 0.4)),
-    "shape": ((_shape_of_unique, 0.6), (_shape_in_corner, 0.4)),
-    "relation": ((_relation_colour, 0.25), (_relation_shape, 0.25), (_next_to_colour, 0.25), (_next_to_shape, 0.25)),
-    "comparison": ((_compare_colours, 0.5), (_compare_shapes, 0.5)),
+    "exist": ((_exist_pair, 0.5), (partial(_exist, by="colour"), 0.25), (partial(_exist, by="shape"), 0.25)),
+    "count": ((partial(_count, by="colour"), 0.45), (partial(_count, by="shape"), 0.45), (_count_all, 0.1)),
+    "colour": ((partial(_of_unique, asked="colour"), 0.6), (partial(_in_corner, asked="colour"), 0.4)),
+    "shape": ((partial(_of_unique, asked="shape"), 0.6), (partial(_in_corner, asked="shape"), 0.4)),
+    "relation": tuple((partial(find, asked=asked), 0.25) for find in (_relation, _next_to) for asked in _VALUES),
+    "comparison": tuple((partial(_compare, by=by), 0.5) for by in _VALUES),
 }

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import DatasetDict, Features, Image, Value
 
 from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, official_splits
-from dual_distill.data.records import FilePath, InvalidRecordError, read_json_lines, record_text, record_value
+from dual_distill.data.records import FilePath, InvalidRecordError, read_json_lines
 from dual_distill.data.tasks import TASKS
 
 LAYOUT = (
@@ -73,17 +73,17 @@ def load_snli_ve(
 
 
 def _make_row(record: Any, images: ImageFolder, pair_ids: set[str], report: ReadingReport) -> dict[str, Any] | None:
-    label, classes = record_value(record, "gold_label", str), TASKS["snli_ve"].label_names or ()
+    label, classes = record.value("gold_label", str), TASKS["snli_ve"].label_names or ()
     if label == _NO_MAJORITY:
         report.left_out["gold_label '-' (no majority among the annotators)"] += 1
         return None
     if label not in classes:
         message = f"gold_label is {label!r}, but expected is {', '.join(classes)} or '-'"
         raise InvalidRecordError("unknown label", message)
-    image_id = str(record_value(record, "Flickr30K_ID", str)).removesuffix(".jpg")
-    image, text = images.find(f"{image_id}.jpg"), record_text(record, "sentence2")
+    image_id = str(record.value("Flickr30K_ID", str)).removesuffix(".jpg")
+    image, text = images.find(f"{image_id}.jpg"), record.text("sentence2")
 
-    pair_id = record_value(record, "pairID", str) if "pairID" in record else None
+    pair_id = record.value("pairID", str) if "pairID" in record else None
     if pair_id in pair_ids:
         report.notes["pairID that occurred before"] += 1
     elif pair_id is not None:

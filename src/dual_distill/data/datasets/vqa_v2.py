@@ -4,7 +4,7 @@ Answers are normalised as the official evaluation does it, since a class that di
 would never be scored apart from it. Training takes train and val together but for a held-out part, as the recipes do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -12,22 +12,12 @@ from typing import Any
 from datasets import DatasetDict, Features, Image, List, Value
 
 from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, official_folder
-from dual_distill.data.records import (
-    FilePath,
-    InvalidRecordError,
-    Records,
-    UniqueIds,
-    document_records,
-    read_json_document,
-    record_text,
-    record_value,
-)
+from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, document_records, read_json
 from dual_distill.vqa_answers import normalise_answer, strip_answer
 
 LAYOUT = (
     "v2_OpenEnded_mscoco_train2014_questions.json, v2_mscoco_train2014_annotations.json, the same two of val2014 (if "
-    "val "
-    "is to be trained on), and the images, such as COCO_train2014_000000123456.jpg, in it or in train2014/ and "
+    "val is to be trained on), and the images, such as COCO_train2014_000000123456.jpg, in it or in train2014/ and "
     "val2014/."
 )
 """What the folder of VQA v2 holds."""
@@ -131,9 +121,10 @@ def load_vqa(
         reader.splits["validation"] = labelled.select(range(kept, labelled.num_rows))
 
     if test_questions is not None:
-        asked = _Questions(test_questions, ImageFolder(test_images or folders[0]), UniqueIds("question_id"))
+        test_folder = ImageFolder(test_images if test_images is not None else folders[0])
+        asked, question_row = _read_questions(test_questions, test_folder, UniqueIds("question_id"))
         unanswered: dict[str, Any] = dict.fromkeys(_TEXTS) | {"answers": [], "answers_as_given": []}
-        reader.read("test", asked.records(), lambda question: unanswered | asked.row(question))
+        reader.read("test", iter(asked), lambda question: unanswered | question_row(question))
     return reader.finish()
 
 
@@ -141,47 +132,42 @@ def _as_list(files: Files) -> list[FilePath]:
     return list(files) if isinstance(files, Sequence) and not isinstance(files, str) else [files]
 
 
-class _Questions:
-    """A file of questions and the folder of its images."""
+def _read_questions(file: FilePath, images: ImageFolder, ids: UniqueIds) -> tuple[list[Any], Callable[[Record], Any]]:
+    """The questions of a file with their places, and what makes the columns that a question alone gives."""
+    document = read_json(file, "questions")
+    part = document.get("data_subtype")
+    if not isinstance(part, str):
+        raise ValueError(
+            f"{str(file)!r} has no data_subtype, the word (train2014, val2014, test2015) from which image names are "
+            f"made: found {', '.join(document)}; is it an official file of questions?"
+        )
+    part = part.replace("test-dev2015", "test2015")  # test-dev asks about a part of test's images
 
-    def __init__(self, file: FilePath, images: ImageFolder, ids: UniqueIds) -> None:
-        self.file, self.images, self.ids = file, images, ids
-        document = read_json_document(file, "questions")
-        self.listed = document["questions"]
-        part = document.get("data_subtype")
-        if not isinstance(part, str):
-            raise ValueError(
-                f"{str(file)!r} has no data_subtype, the word (train2014, val2014, test2015) from which image names "
-                f"are made: found {', '.join(document)}; is it an official file of questions?"
-            )
-        self.part = "test2015" if part == "test-dev2015" else part  # test-dev asks about a part of test's images
+    def make_row(question: Record) -> dict[str, Any]:
+        image_id = question.value("image_id", int)
+        name, text = f"COCO_{part}_{image_id:012}.jpg", question.text("question")
+        image = images.find(name, f"{part}/{name}")
+        question_id = ids.add(question.value("question_id", int))
+        return {"image": image, "question": text, "question_id": question_id, "image_id": image_id}
 
-    def records(self) -> Records:
-        """The questions, each with its place."""
-        return document_records(self.file, self.listed, "question", "question_id")
-
-    def row(self, question: Any) -> dict[str, Any]:
-        """The columns that a question alone gives."""
-        image_id: int = record_value(question, "image_id", int)
-        name = f"COCO_{self.part}_{image_id:012}.jpg"
-        return {
-            "question": record_text(question, "question"),
-            "image": self.images.find(name, f"{self.part}/{name}"),
-            "question_id": self.ids.add(record_value(question, "question_id", int)),
-            "image_id": image_id,
-        }
+    return list(document_records(file, document["questions"], "question", "question_id")), make_row
 
 
 def _read_part(
     question_file: FilePath, file: FilePath, images: ImageFolder, ids: UniqueIds, reader: RecordReader
 ) -> Any:
     """The rows of a file of questions and the file of their annotations."""
-    asked = _Questions(question_file, images, ids)
-    listed = read_json_document(file, "annotations")["annotations"]
+    asked, question_row = _read_questions(question_file, images, ids)
+    listed = read_json(file, "annotations")["annotations"]
     annotations = reader.by_id(document_records(file, listed, "annotation", "question_id"), "question_id")
+    question_ids = [question.get("question_id") for _, question in asked if isinstance(question, Record)]
+    unasked = annotations.keys() - {number for number in question_ids if isinstance(number, int)}
+    for number in sorted(unasked):
+        message = f"{question_file!s} has no question {number}"
+        asked.append((annotations[number][0], InvalidRecordError("annotation without question", message)))
 
-    def make_row(question: Any) -> dict[str, Any]:
-        row = asked.row(question)
+    def make_row(question: Record) -> dict[str, Any]:
+        row = question_row(question)
         if row["question_id"] not in annotations:
             raise InvalidRecordError("question without annotation", f"{file!s} has no answers to the question")
         _, annotation = annotations[row["question_id"]]
@@ -190,32 +176,22 @@ def _read_part(
             raise InvalidRecordError("two images", message)
         return row | _answer_columns(annotation)
 
-    def records() -> Records:
-        unasked = dict(annotations)
-        for place, question in asked.records():
-            if isinstance(question, dict) and isinstance(question.get("question_id"), int):
-                unasked.pop(question["question_id"], None)
-            yield place, question
-        for question_id, (place, _) in unasked.items():
-            message = f"{question_file!s} has no question {question_id!r}"
-            yield place, InvalidRecordError("annotation without question", message)
-
-    return reader.rows(records(), make_row)
+    return reader.rows(iter(asked), make_row)
 
 
-def _answer_columns(annotation: Any) -> dict[str, Any]:
+def _answer_columns(annotation: Record) -> dict[str, Any]:
     """What people said of a question, normalised and as it was."""
     given = []
-    for answer in record_value(annotation, "answers", list):
-        if not isinstance(answer, dict):
+    for answer in annotation.value("answers", list):
+        if not isinstance(answer, Record):
             message = f"an answer of its annotation is {answer!r}, but expected is an object {{...}}"
             raise InvalidRecordError("malformed record", message)
-        given.append(strip_answer(record_value(answer, "answer", str)))
+        given.append(strip_answer(answer.value("answer", str)))
     if not given:
         raise InvalidRecordError("no answers", "its annotation holds no answer")
     return {
-        "answer": _normalise(record_value(annotation, "multiple_choice_answer", str)),
+        "answer": _normalise(annotation.value("multiple_choice_answer", str)),
         "answers": [_normalise(answer) for answer in given],
         "answers_as_given": given,
-        **{name: record_value(annotation, name, str) for name in ("question_type", "answer_type")},
+        **{name: annotation.value(name, str) for name in ("question_type", "answer_type")},
     }
