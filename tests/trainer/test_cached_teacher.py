@@ -28,7 +28,7 @@ def test_a_cached_run_asks_each_row_once_and_learns_the_same(build, tmp_path):
 def test_another_teacher_is_refused(build, make_teacher, tmp_path):
     folder = str(tmp_path / "cache")
     build(cache_teacher="attention", teacher_cache_dir=folder)
-    with pytest.raises(ValueError, match=r"was written with other settings \(teacher: "):
+    with pytest.raises(ValueError, match=r"was begun with other settings \(teacher: "):
         build(cache_teacher="attention", teacher_cache_dir=folder, teacher=make_teacher(9))
 
 

@@ -140,13 +140,13 @@ class ShardedTable:
 
     def planned_shards(self) -> list[PlannedShard]:
         """Return all shards with their ids."""
-        shards: list[PlannedShard] = []
-        for file in sorted(self.path.glob("plan-*.arrow")):
-            plan = self._stream(file, 0, streams=1)
-            size = int(plan.schema.metadata[_SHARD_SIZE])
-            for start in range(0, plan.num_rows, size):
-                shards.append(PlannedShard(len(shards), plan["id"].slice(start, size).to_pylist()))
-        return shards
+        plans = [(plan["id"], start, size) for plan, size in self._plans() for start in range(0, len(plan), size)]
+        return [PlannedShard(n, ids.slice(start, size).to_pylist()) for n, (ids, start, size) in enumerate(plans)]
+
+    def _plans(self) -> list[tuple[pa.Table, int]]:
+        """The plans, oldest first, and how many ids of each make a shard."""
+        plans = [self._stream(file, 0, streams=1) for file in sorted(self.path.glob("plan-*.arrow"))]
+        return [(plan, int(plan.schema.metadata[_SHARD_SIZE])) for plan in plans]
 
     def plan(
         self, ids: Sequence[str], shard_size: int, is_readable: Callable[[str], bool] | None = None
@@ -251,7 +251,7 @@ class ShardedTable:
         if manifest is None:
             raise FileNotFoundError(f"There is no {self.kind} {str(self.path)!r}; {self.made_by} makes one.")
 
-        numbers = [shard.number for shard in self.planned_shards()]
+        numbers = range(sum(-(-len(plan) // size) for plan, size in self._plans()))
         missing = [number for number in numbers if not self.is_done(number)]
         if missing or not numbers:
             raise ValueError(

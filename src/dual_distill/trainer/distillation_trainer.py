@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
-from dual_distill.data import ImageTextStream, IndexedDataset, RowEpochCallback
+from dual_distill.data import ImageTextStream, IndexedDataset, RowEpochCallback, fingerprint
 from dual_distill.hub_cards import PushReport, push_folder, write_card
 from dual_distill.objectives import DiDEObjective, Objective
 from dual_distill.teachers import load_teacher
@@ -32,7 +32,7 @@ from dual_distill.teachers import load_teacher
 from .compatibility import check_compatibility
 from .distillation_config import DistillationTrainingArguments
 from .objective_callback import ObjectiveCallback
-from .teacher_cache import ROW_KEYS, KeyedCollator, TeacherCache, TeacherCacheCallback, estimate_bytes, teacher_digest
+from .teacher_cache import ROW_KEYS, KeyedCollator, TeacherCache, TeacherCacheCallback, estimate_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class DistillationTrainer(Trainer):
             self.args.teacher_cache_dir or Path(self.args.output_dir, "teacher_cache"),
             kind,
             {
-                "teacher": teacher_digest(teacher),
+                "teacher": fingerprint(teacher),
                 "layers": objective.teacher_layers if kind == "attention" else [],
                 "relation_heads": objective.relation_heads,
                 "image_processor": None if image_processor is None else image_processor.to_dict(),
@@ -141,7 +141,6 @@ class DistillationTrainer(Trainer):
                 | {name: repr(value) for name, value in vars(augmentation).items() if not name.startswith("_")},
             },
             patch_size=patch_size,
-            rank=self.args.process_index,
         )
         if self.train_dataset is not None:
             rows = len(self.train_dataset)
