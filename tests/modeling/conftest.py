@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from dual_distill.modeling import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
+from dual_distill.modeling import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig, own_fields
 
 PATCH = 4
 FIELDS = {
@@ -29,7 +29,7 @@ def tiny_config(kind: type[PreTrainedConfig], **fields: object) -> PreTrainedCon
     fields = {**FIELDS, **fields}
 
     def taken(part: type[PreTrainedConfig]) -> dict[str, object]:
-        return {name: value for name, value in fields.items() if name in part.__annotations__}
+        return {name: value for name, value in fields.items() if name in own_fields(part)}
 
     if kind is not DualEncoderConfig:
         labels = {"num_labels": fields["num_labels"]} if "num_labels" in fields else {}

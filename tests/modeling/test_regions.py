@@ -281,13 +281,13 @@ def spoilt(name, value):
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        (spoilt("region_features", math.nan), "region_features of picture 1 of the batch hold NaN"),
-        (spoilt("region_features", math.inf), "region_features of picture 1 of the batch hold NaN"),
-        (spoilt("region_boxes", 1.01), r"region_boxes of picture 1 of the batch reach outside \[0, 1\]"),
-        (spoilt("region_boxes", -0.01), r"region_boxes of picture 1 of the batch reach outside \[0, 1\]"),
-        (spoilt("region_boxes", math.nan), r"region_boxes of picture 1 of the batch reach outside \[0, 1\]"),
-        (collate(make_rows((3, 0), (5, 4), (2, 2))), "region_mask of picture 1 of the batch has no region"),
-        (collate(make_rows((3, 6), (5, 4), (2, 2))), "picture 1 of the batch has 6 regions, the model takes at most 5"),
+        (spoilt("region_features", math.nan), "region_features of image 1 of the batch hold NaN"),
+        (spoilt("region_features", math.inf), "region_features of image 1 of the batch hold NaN"),
+        (spoilt("region_boxes", 1.01), r"region_boxes of image 1 of the batch reach outside \[0, 1\]"),
+        (spoilt("region_boxes", -0.01), r"region_boxes of image 1 of the batch reach outside \[0, 1\]"),
+        (spoilt("region_boxes", math.nan), r"region_boxes of image 1 of the batch reach outside \[0, 1\]"),
+        (collate(make_rows((3, 0), (5, 4), (2, 2))), "region_mask of image 1 of the batch has no region"),
+        (collate(make_rows((3, 6), (5, 4), (2, 2))), "image 1 of the batch has 6 regions, the model takes at most 5"),
     ],
 )
 def test_regions_that_are_refused(batch, message, build):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 
 from dual_distill.data import fingerprint
-from dual_distill.modeling import DualDistillProcessor
+from dual_distill.modeling import DualDistillProcessor, own_fields
 from dual_distill.teachers import fetch, load_model
 
 _SHOWN = 12
@@ -78,8 +78,7 @@ def model_identity(model: PreTrainedModel, name: str | None = None, revision: st
     # Our own fields of the configurations; those of transformers differ from version to version.
     parts = {part: getattr(model.config, part) for part in ("text_config", "vision_config")}
     settings = {
-        part: {field: getattr(config, field) for field in type(config).__annotations__}
-        for part, config in parts.items()
+        part: {field: getattr(config, field) for field in own_fields(type(config))} for part, config in parts.items()
     }
     return {
         "name": name or getattr(model, "name_or_path", "") or "a model without a name",

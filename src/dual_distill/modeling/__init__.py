@@ -1,4 +1,4 @@
-"""Configurations, models and processor; importing this room registers them with transformers' Auto classes."""
+"""Configurations, models and processor; importing this package registers them with transformers' Auto classes."""
 
 from transformers import (
     AutoConfig,
@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
-from .configuration_fusion_encoder import FusionEncoderConfig
+from .configuration_fusion_encoder import FusionEncoderConfig, own_fields
 from .modeling_classification import SplitLinear
 from .modeling_dual_encoder import (
     DualEncoderForImagesAndTextClassification,
@@ -31,14 +31,6 @@ from .modeling_fusion_encoder import (
 from .modeling_fusion_encoder_captioning import FusionEncoderForCaptioning
 from .modeling_fusion_encoder_heads import FusionEncoderForImageTextRetrieval, FusionEncoderForMaskedLM
 from .modeling_fusion_encoder_pretraining import FusionEncoderForPreTraining
-from .modeling_outputs import (
-    DualEncoderForImageTextRetrievalOutput,
-    DualEncoderOutput,
-    EncoderForPreTrainingOutput,
-    EncoderForTaskOutput,
-    FusionEncoderOutput,
-    TowerOutput,
-)
 from .modeling_pretraining_losses import PairIds, allowed_negatives, gather_pair_ids, gather_rows, pair_similarities
 from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
 from .processing_dual_distill import DualDistillProcessor
@@ -77,19 +69,15 @@ __all__ = [
     "DualDistillProcessor",
     "DualEncoderConfig",
     "DualEncoderForImageTextRetrieval",
-    "DualEncoderForImageTextRetrievalOutput",
     "DualEncoderForImagesAndTextClassification",
     "DualEncoderForPreTraining",
     "DualEncoderForQuestionAnswering",
     "DualEncoderModel",
-    "DualEncoderOutput",
     "DualEncoderPreTrainedModel",
     "DualEncoderTextConfig",
     "DualEncoderTextModel",
     "DualEncoderVisionConfig",
     "DualEncoderVisionModel",
-    "EncoderForPreTrainingOutput",
-    "EncoderForTaskOutput",
     "FusionEncoderConfig",
     "FusionEncoderForCaptioning",
     "FusionEncoderForImageTextRetrieval",
@@ -98,14 +86,13 @@ __all__ = [
     "FusionEncoderForPreTraining",
     "FusionEncoderForQuestionAnswering",
     "FusionEncoderModel",
-    "FusionEncoderOutput",
     "FusionEncoderPreTrainedModel",
     "PairIds",
     "SplitLinear",
-    "TowerOutput",
     "allowed_negatives",
     "dual_config_from_fusion",
     "gather_pair_ids",
     "gather_rows",
+    "own_fields",
     "pair_similarities",
 ]

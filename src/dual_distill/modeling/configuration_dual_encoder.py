@@ -5,11 +5,11 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_fusion_encoder import patch_grid, take_former_names, validate_tower, validate_weights
+from .configuration_fusion_encoder import TransformerConfig, patch_grid, take_former_names, validate_weights
 
 
 @strict
-class DualEncoderTextConfig(PreTrainedConfig):
+class DualEncoderTextConfig(TransformerConfig):
     """Configuration of the text tower; the fields mean what they mean in `FusionEncoderConfig`.
 
     Example:
@@ -23,28 +23,11 @@ class DualEncoderTextConfig(PreTrainedConfig):
     vocab_size: int = 30522
     type_vocab_size: int = 2
     max_position_embeddings: int = 40
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    initializer_range: float | int = 0.02
-    embedding_initializer_range: float | int | None = None
-    layer_norm_eps: float | int = 1e-12
-    qkv_bias: bool = True
-    recorded_layers: list[int] | tuple[int, ...] = (-1,)
     pad_token_id: int | None = 0
-
-    def validate_architecture(self) -> None:
-        """Refuse widths that do not divide."""
-        super().validate_architecture()
-        validate_tower(self)
 
 
 @strict
-class DualEncoderVisionConfig(PreTrainedConfig):
+class DualEncoderVisionConfig(TransformerConfig):
     """Configuration of the image tower; the fields mean what they mean in `FusionEncoderConfig`.
 
     `modality_type_vocab_size` counts image slots only: row 0 is the first image of a row, row 1 the second.
@@ -58,26 +41,9 @@ class DualEncoderVisionConfig(PreTrainedConfig):
     base_config_key = "vision_config"
 
     modality_type_vocab_size: int = 1
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    initializer_range: float | int = 0.02
-    embedding_initializer_range: float | int | None = None
-    layer_norm_eps: float | int = 1e-12
     image_size: int | list[int] | tuple[int, int] = 384
     patch_size: int = 32
     num_channels: int = 3
-    qkv_bias: bool = True
-    recorded_layers: list[int] | tuple[int, ...] = (-1,)
-
-    def validate_architecture(self) -> None:
-        """Refuse widths and grids that do not divide."""
-        super().validate_architecture()
-        validate_tower(self)
 
     @property
     def patch_grid(self) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The configuration of the fusion encoder: one transformer over text and image tokens together."""
 
+import inspect
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -7,7 +8,30 @@ from transformers import PreTrainedConfig
 
 
 @strict
-class FusionEncoderConfig(PreTrainedConfig):
+class TransformerConfig(PreTrainedConfig):
+    """Fields that every transformer of the package has; they mean what they mean in `FusionEncoderConfig`."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float | int = 0.02
+    embedding_initializer_range: float | int | None = None
+    layer_norm_eps: float | int = 1e-12
+    qkv_bias: bool = True
+    recorded_layers: list[int] | tuple[int, ...] = (-1,)
+
+    def validate_architecture(self) -> None:
+        """Refuse widths and grids that do not divide."""
+        super().validate_architecture()
+        validate_tower(self)
+
+
+@strict
+class FusionEncoderConfig(TransformerConfig):
     """Configuration of a `FusionEncoderModel`; the defaults are ViLT-B/32's shape.
 
     Args:
@@ -82,22 +106,10 @@ class FusionEncoderConfig(PreTrainedConfig):
     type_vocab_size: int = 2
     modality_type_vocab_size: int = 2
     max_position_embeddings: int = 40
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    initializer_range: float | int = 0.02
-    embedding_initializer_range: float | int | None = None
-    layer_norm_eps: float | int = 1e-12
     image_size: int | list[int] | tuple[int, int] = 384
     patch_size: int = 32
     num_channels: int = 3
-    qkv_bias: bool = True
     num_images: int = 1
-    recorded_layers: list[int] | tuple[int, ...] = (-1,)
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = True
     itm_weight: float | int = 1.0
@@ -152,9 +164,8 @@ class FusionEncoderConfig(PreTrainedConfig):
         super().__post_init__(**take_former_names(self, kwargs))
 
     def validate_architecture(self) -> None:
-        """Refuse widths and grids that do not divide, and image tokens of a third kind."""
+        """Refuse weights that mean nothing, and image tokens of a third kind."""
         super().validate_architecture()
-        validate_tower(self)
         validate_weights(self, ("itm_weight", "mlm_weight"))
         if self.visual_inputs not in ("patches", "regions"):
             raise ValueError(f'visual_inputs is {self.visual_inputs!r}; choose "patches" or "regions".')
@@ -163,6 +174,19 @@ class FusionEncoderConfig(PreTrainedConfig):
     def patch_grid(self) -> tuple[int, int]:
         """Rows and columns of the position table."""
         return patch_grid(self.image_size, self.patch_size)
+
+
+def own_fields(kind: type[PreTrainedConfig]) -> list[str]:
+    """Return the fields of a configuration that are ours; transformers' own differ from version to version.
+
+    Example:
+        >>> "hidden_size" in own_fields(FusionEncoderConfig), "id2label" in own_fields(FusionEncoderConfig)
+        (True, False)
+    """
+    ours = [
+        part for part in reversed(kind.__mro__) if issubclass(part, PreTrainedConfig) and part is not PreTrainedConfig
+    ]
+    return list(dict.fromkeys(name for part in ours for name in inspect.get_annotations(part)))
 
 
 FORMER_NAMES = {"contrastive_weight": "itc_weight", "matching_weight": "itm_weight", "masked_word_weight": "mlm_weight"}

@@ -42,15 +42,12 @@ def seq2seq_mask(
     is_word = token_type_ids == WORD_SEGMENT
     real = torch.ones_like(is_word) if attention_mask is None else attention_mask.bool()
     if image_mask is not None:
-        if image_mask.dim() == 3:
-            if image_mask.shape[1] != 1:
-                raise ValueError(
-                    f"the rows have {image_mask.shape[1]} images, but a caption is written about one; give one image "
-                    f"a row."
-                )
-            image_mask = image_mask[:, 0]
+        if image_mask.dim() == 3 and image_mask.shape[1] != 1:
+            raise ValueError(f"the rows have {image_mask.shape[1]} images, but a caption is about one; give one a row.")
+        image_mask = image_mask[:, 0] if image_mask.dim() == 3 else image_mask
         is_word = torch.cat([is_word, torch.zeros_like(image_mask, dtype=torch.bool)], dim=1)
         real = torch.cat([real, image_mask.bool()], dim=1)
+
     num_tokens = is_word.shape[1]
     not_later = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=is_word.device).tril()
     sees = ~is_word[:, None, :] | (is_word[:, :, None] & not_later)
@@ -85,10 +82,9 @@ def caption_positions(
     tags = ((1 - is_word) * real).cumsum(1)
     if token_type_ids.numel() and has_values(token_type_ids):
         check_caption_length(int(words.max()), int(tags.max()), config)
-    first_tag = config.max_caption_tokens
-    return torch.where(is_word.bool(), words - 1, tags - 1 + first_tag).clamp(
-        min=0, max=config.max_position_embeddings - 1
-    )
+
+    positions = torch.where(is_word.bool(), words - 1, tags - 1 + config.max_caption_tokens)
+    return positions.clamp(min=0, max=config.max_position_embeddings - 1)
 
 
 def check_caption_length(num_words: int, num_tags: int, config: PreTrainedConfig) -> None:
@@ -97,14 +93,12 @@ def check_caption_length(num_words: int, num_tags: int, config: PreTrainedConfig
     if num_words > longest:
         raise ValueError(
             f"a caption has {num_words} tokens, the model takes at most {longest}; truncate it, or raise "
-            f"max_caption_tokens "
-            "(and max_position_embeddings) in the config."
+            "max_caption_tokens (and max_position_embeddings) in the config."
         )
     if num_tags and config.max_caption_tokens + num_tags > config.max_position_embeddings:
         raise ValueError(
             f"there are {num_tags} tag tokens behind {config.max_caption_tokens} positions for the caption, but the "
-            f"position "
-            f"table has {config.max_position_embeddings}; give fewer tags, lower max_caption_tokens, or raise "
+            f"position table has {config.max_position_embeddings}; give fewer tags, lower max_caption_tokens, or raise "
             "max_position_embeddings."
         )
 
@@ -128,9 +122,10 @@ def attention_mask_of(
             f"{config._attn_implementation} takes no mask of a caption; load the model with attn_implementation='sdpa'."
         )
 
-    def sees(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return pattern[batch, query, key]
-
     return create_bidirectional_mask(
-        config=config, inputs_embeds=queries, attention_mask=None, encoder_hidden_states=keys, and_mask_function=sees
+        config=config,
+        inputs_embeds=queries,
+        attention_mask=None,
+        encoder_hidden_states=keys,
+        and_mask_function=lambda batch, head, query, key: pattern[batch, query, key],
     )

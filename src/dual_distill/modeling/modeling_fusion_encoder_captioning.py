@@ -1,12 +1,13 @@
 """A fusion encoder that describes an image: learnt as masked words under a one-way mask, written word by word.
 
-Unusual here: a word is not told from the word before it, but from a [MASK] in its own place, as the model was trained.
+Unusual here: a word is not told from the word before it, but from a [MASK] at its own index, as the model was trained.
 So each step of decoding reads two tokens, the word just written and a new [MASK]; the keys of the word are kept, those
 of the [MASK] are not. Tags and image see no word, so they are read once for an image, however many beams describe it;
 what later words need of them are keys and values, which travel through `generate` as one tensor.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,22 +17,23 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_caption_mask import TAG_SEGMENT, WORD_SEGMENT, attention_mask_of, check_caption_length
-from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel
-from .modeling_fusion_encoder_heads import MaskedWordHead, mlm_loss
-from .modeling_layers import ExtendKeys
-from .modeling_outputs import EncoderForTaskOutput
+from .modeling_embeddings import check_one_image
+from .modeling_fusion_encoder import FusionEncoderModel
+from .modeling_fusion_encoder_heads import FusionEncoderWithWords, MaskedWordHead, mlm_loss
+from .modeling_outputs import EncoderForTaskOutput, shared_fields
 
 MAX_NEW_TOKENS = 20
 """Longest caption that is written unless told otherwise, in tokens."""
+ONE_IMAGE = "a caption is written about one"
 
 
-class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
+class FusionEncoderForCaptioning(FusionEncoderWithWords, GenerationMixin):
     """Fusion encoder that writes captions, from patches as well as from object tags and regions.
 
     Words of the caption (segment 0) see earlier words, tags (segment 1) and the image; those never see a word
     (`seq2seq_mask`). `forward` learns masked words under this mask; `generate` writes: greedy, or in beams
     (`num_beams=5`), at most 20 tokens unless told otherwise, up to the config's `eos_token_id`. One that reads patches
-    works in transformers' own `pipeline("image-text-to-text", model=folder)(images=picture, text="",
+    works in transformers' own `pipeline("image-text-to-text", model=folder)(images=image, text="",
     generate_kwargs={"num_beams": 5})`.
 
     The pooler is there for `pooler_output` alone: under DistributedDataParallel train with
@@ -51,9 +53,6 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
 
     main_input_name = "input_ids"  # what `generate` lengthens
     _supports_flash_attn = False  # it has no mask of this kind
-    _tied_weights_keys = {
-        "mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"
-    }
 
     def __init__(self, config: FusionEncoderConfig):
         super().__init__(config)
@@ -67,17 +66,8 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         )
         self.post_init()
 
-    def get_output_embeddings(self) -> torch.nn.Module:
-        """Return the decoder."""
-        return self.mlm_score.decoder
-
-    def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
-        """Replace the decoder."""
-        self.mlm_score.decoder = new_embeddings
-
     def use_tokens_of(self, tokenizer: Any) -> None:
-        """Take the ids that writing needs from a BERT-like tokenizer: [CLS] begins, [SEP] ends, [MASK] asks, [PAD]
-        fills.
+        """Take the ids that writing needs from a BERT-like tokenizer: [CLS] begins, [SEP] ends, [PAD] fills.
 
         Args:
             tokenizer: has `cls_token_id`, `sep_token_id`, `mask_token_id` and `pad_token_id`.
@@ -85,13 +75,9 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: one of them is None.
         """
-        ids = {
-            "bos_token_id": tokenizer.cls_token_id,
-            "eos_token_id": tokenizer.sep_token_id,
-            "mask_token_id": tokenizer.mask_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-        for name, value in ids.items():
+        names = {"bos_token_id": "cls", "eos_token_id": "sep", "mask_token_id": "mask", "pad_token_id": "pad"}
+        for name, special in names.items():
+            value = getattr(tokenizer, f"{special}_token_id")
             if value is None:
                 raise ValueError(f"the tokenizer has nothing for {name}; captions need [CLS], [SEP], [MASK] and [PAD].")
             setattr(self.config, name, value)
@@ -146,33 +132,24 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         """
         if context_states is not None:
             return self._write(input_ids, context_states, context_mask, past_key_values)
-        self._check_one_image(pixel_values, region_features)
+        check_one_image(pixel_values, region_features, ONE_IMAGE)
         output = self.fusion_encoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
-            token_type_ids=token_type_ids,
-            output_query_states=output_query_states,
-            output_key_states=output_key_states,
-            region_features=region_features,
-            region_boxes=region_boxes,
-            region_mask=region_mask,
+            input_ids,
+            attention_mask,
+            pixel_values,
+            pixel_mask,
+            token_type_ids,
+            output_query_states,
+            output_key_states,
+            region_features,
+            region_boxes,
+            region_mask,
             caption_mask=True,
             **kwargs,
         )
         logits = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
-        return EncoderForTaskOutput(
-            loss=None if labels is None else mlm_loss(logits, labels),
-            logits=logits,
-            pooler_output=output.pooler_output,
-            image_mask=output.image_mask,
-            query_states=output.query_states,
-            key_states=output.key_states,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-            attention_pattern=output.attention_pattern,
-        )
+        loss = None if labels is None else mlm_loss(logits, labels)
+        return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))
 
     def read_context(
         self, tag_ids: torch.Tensor, tag_mask: torch.Tensor, **image: torch.Tensor | None
@@ -216,22 +193,21 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         check_caption_length(num_past + num_new, 0, self.config)
         positions = torch.arange(num_past, num_past + num_new, device=input_ids.device).expand_as(input_ids)
         tokens = self.fusion_encoder.embeddings.embed_text(input_ids, None, positions)
+
+        # New words see tags, image and earlier words.
         if context_mask is None:
             context_mask = context_states.new_ones((len(tokens), context_states.shape[-2]), dtype=torch.bool)
         earlier = context_mask.new_ones((len(tokens), num_new, num_past + num_new)).tril(num_past)
         pattern = torch.cat([context_mask[:, None].expand(-1, num_new, -1), earlier], dim=2)
         mask = attention_mask_of(pattern, self.config, tokens, tokens.new_empty(*pattern.shape[::2], 0))
 
-        def behind_context(layer: int) -> ExtendKeys:
-            def extend(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                if past_key_values is not None:
-                    keys, values = past_key_values.update(keys, values, layer)
-                context_keys, context_values = context_states[:, layer].unbind(1)
-                return torch.cat([context_keys, keys], dim=2), torch.cat([context_values, values], dim=2)
+        def extend(keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+            if past_key_values is not None:
+                keys, values = past_key_values.update(keys, values, layer)
+            context_keys, context_values = context_states[:, layer].unbind(1)
+            return torch.cat([context_keys, keys], dim=2), torch.cat([context_values, values], dim=2)
 
-            return extend
-
-        extend_keys = [behind_context(layer) for layer in range(self.config.num_hidden_layers)]
+        extend_keys = [partial(extend, layer=layer) for layer in range(self.config.num_hidden_layers)]
         hidden_states, _ = self.fusion_encoder.encoder(tokens, mask, extend_keys=extend_keys)
         if past_key_values is not None:
             past_key_values.crop(-1)  # the keys of the [MASK]
@@ -276,12 +252,13 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         """
         wanted = generation_config or self.generation_config
         begin = kwargs.get("bos_token_id", self._begin_token(wanted))
-        self._check_one_image(pixel_values, region_features)
+        check_one_image(pixel_values, region_features, ONE_IMAGE)
         images = pixel_values if region_features is None else region_features
         if images is None:
             raise ValueError(
                 "a caption is written about an image; give pixel_values, or region_features and region_boxes."
             )
+
         tag_ids, tag_mask = self._tags_of(input_ids, attention_mask, token_type_ids, len(images))
         image = {
             "pixel_values": pixel_values,
@@ -290,12 +267,13 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
             "region_boxes": region_boxes,
             "region_mask": region_mask,
         }
-        start = torch.full((len(images), 1), begin, dtype=torch.long, device=images.device)
         if kwargs.get("use_cache", wanted.use_cache) is False:
             inputs = {"tag_ids": tag_ids, "tag_mask": tag_mask, **image}
         else:
             context_states, context_mask = self.read_context(tag_ids, tag_mask, **image)
             inputs = {"context_states": context_states, "context_mask": context_mask}
+
+        start = torch.full((len(images), 1), begin, dtype=torch.long, device=images.device)
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         return super().generate(start, generation_config=generation_config, **given, **kwargs)
 
@@ -319,27 +297,26 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
                 "context_mask": context_mask,
                 "past_key_values": past_key_values,
             }
+
         tag_ids = input_ids[:, :0] if tag_ids is None else tag_ids
         tag_mask = torch.ones_like(tag_ids) if tag_mask is None else tag_mask
-        images = {name: value for name, value in kwargs.items() if name.startswith(("pixel", "region"))}
+        segments = [torch.full_like(tag_ids, TAG_SEGMENT), torch.full_like(words, WORD_SEGMENT)]
         return {
             "input_ids": torch.cat([tag_ids, words], dim=1),
             "attention_mask": torch.cat([tag_mask, torch.ones_like(words)], dim=1),
-            "token_type_ids": torch.cat(
-                [torch.full_like(tag_ids, TAG_SEGMENT), torch.full_like(words, WORD_SEGMENT)], dim=1
-            ),
-            **images,
+            "token_type_ids": torch.cat(segments, dim=1),
+            **{name: value for name, value in kwargs.items() if name.startswith(("pixel", "region"))},
         }
 
     def _begin_token(self, generation_config: GenerationConfig) -> int:
+        """The id that captions begin with."""
         begin = generation_config.bos_token_id
-        if begin is None:
-            begin = self.generation_config.bos_token_id
+        begin = self.generation_config.bos_token_id if begin is None else begin
         if begin is None or self.config.mask_token_id is None:
             raise ValueError(
                 f"bos_token_id is {begin} and the config's mask_token_id {self.config.mask_token_id}, but captions "
-                f"begin with "
-                "the one and are written with the other; call model.use_tokens_of(tokenizer) and save the model again."
+                "begin with the one and are written with the other; call model.use_tokens_of(tokenizer) and save the "
+                "model again."
             )
         return begin
 
@@ -355,9 +332,8 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
             none = torch.zeros(num_rows, 0, dtype=torch.long, device=self.device)
             return none, none
         if len(input_ids) != num_rows:
-            raise ValueError(
-                f"input_ids has {len(input_ids)} rows, the images {num_rows}; give one text for each image."
-            )
+            raise ValueError(f"input_ids has {len(input_ids)} rows, the images {num_rows}; give one text for each.")
+
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         segments = torch.full_like(input_ids, WORD_SEGMENT) if token_type_ids is None else token_type_ids
         frame = [self.generation_config.bos_token_id, self.generation_config.eos_token_id, self.config.pad_token_id]
@@ -366,17 +342,9 @@ class FusionEncoderForCaptioning(FusionEncoderPreTrainedModel, GenerationMixin):
         if words.any():
             raise ValueError(
                 f"row {int(words.any(1).nonzero()[0])} of input_ids holds words beside the tags, but a caption is "
-                f"written from "
-                "its beginning; give [CLS] and the tags (token_type_ids 1) alone."
+                "written from its beginning; give [CLS] and the tags (token_type_ids 1) alone."
             )
+
         tags = real * (segments == TAG_SEGMENT)
         columns = tags.any(dim=0)
         return input_ids[:, columns], tags[:, columns]
-
-    @staticmethod
-    def _check_one_image(pixel_values: torch.Tensor | None, region_features: torch.Tensor | None) -> None:
-        for rows, one_image in ((pixel_values, 4), (region_features, 3)):
-            if rows is not None and rows.dim() > one_image and rows.shape[1] != 1:
-                raise ValueError(
-                    f"the rows have {rows.shape[1]} images, but a caption is written about one; give one a row."
-                )

@@ -1,7 +1,7 @@
 """Image regions in place of patches: what an object detector found, as tokens beside the words.
 
 A region is a feature vector and the six numbers of its box. It has neither position nor segment: the box says where it
-lies, and regions are a set. What is asked of the inputs is checked here, at the door, because features come from files
+lies, and regions are a set. What is asked of the inputs is checked here because features come from files
 and a wrong one would only show as a model that does not learn.
 """
 
@@ -37,8 +37,7 @@ def as_region_rows(tensor: torch.Tensor, name: str, dims: int) -> torch.Tensor:
     if tensor.dim() != dims + 1:
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)}; give {dims} axes for one image a row (rows, regions, ...), or "
-            f"{dims + 1} "
-            "for several (rows, images, regions, ...)."
+            f"{dims + 1} for several (rows, images, regions, ...)."
         )
     return tensor
 
@@ -49,27 +48,26 @@ def check_regions(
     """Refuse regions that the model cannot mean anything by.
 
     Args:
-        features: `(P, R, F)`, P pictures.
+        features: `(P, R, F)`, P images.
         boxes: `(P, R, 6)`.
         mask: `(P, R)` bool, True = real region; what is not real is not looked at.
         feature_size: F that the model was built for.
-        max_regions: most real regions a picture.
+        max_regions: most real regions an image.
 
     Raises:
-        ValueError: a shape does not fit, a real region has features that are not finite or a box outside the picture,
-            or a picture has no region or too many.
+        ValueError: a shape does not fit, a real region has features that are not finite or a box outside the image,
+            or an image has no region or too many.
 
     Example:
         >>> check_regions(torch.zeros(1, 2, 4), torch.full((1, 2, 6), 2.0), torch.tensor([[True, False]]), 4, 50)
         Traceback (most recent call last):
-        ValueError: region_boxes of picture 0 of the batch reach outside [0, 1]; give x0, y0, x1, y1, width and height
+        ValueError: region_boxes of image 0 of the batch reach outside [0, 1]; give x0, y0, x1, y1, width and height
         ...
     """
     if features.shape[-1] != feature_size:
         raise ValueError(
-            f"region_features are {features.shape[-1]} wide, the model was built for {feature_size}; give the "
-            f"features of the "
-            "detector that it was trained with, or set region_feature_size in the config of a new model."
+            f"region_features are {features.shape[-1]} wide, the model was built for {feature_size}; give the features "
+            "of the detector that it was trained with, or set region_feature_size in the config of a new model."
         )
     if boxes.shape != (*features.shape[:-1], BOX_NUMBERS) or mask.shape != features.shape[:-1]:
         raise ValueError(
@@ -78,36 +76,24 @@ def check_regions(
         )
     if not has_values(mask):
         return  # what follows reads values, which would break a graph
-    counts = mask.sum(1)
-    real = mask[..., None]
-    problems = torch.stack(
-        [
-            counts == 0,
-            counts > max_regions,
-            (real & ~features.isfinite()).flatten(1).any(1),
-            (real & ~((boxes >= -_BOX_TOLERANCE) & (boxes <= 1 + _BOX_TOLERANCE)))
-            .flatten(1)
-            .any(1),  # not: NaN is outside
-        ]
-    )
-    if not problems.any():
-        return
-    kind, picture = (int(place) for place in problems.nonzero()[0])
-    raise ValueError(
-        (
-            f"region_mask of picture {picture} of the batch has no region; give each picture one at least (the whole "
-            f"picture, "
-            "when the detector finds nothing).",
-            f"picture {picture} of the batch has {int(counts[picture])} regions, the model takes at most "
-            f"{max_regions}; keep "
-            "the best of them, or raise max_regions in the config.",
-            f"region_features of picture {picture} of the batch hold NaN or infinite numbers; extract its features "
-            f"again.",
-            f"region_boxes of picture {picture} of the batch reach outside [0, 1]; give x0, y0, x1, y1, width and "
-            f"height as "
-            "fractions of the picture's width and height.",
-        )[kind]
-    )
+
+    counts, real = mask.sum(1), mask[..., None]
+    inside = (boxes >= -_BOX_TOLERANCE) & (boxes <= 1 + _BOX_TOLERANCE)  # False for NaN too
+    problems = {
+        "region_mask of image {0} of the batch has no region; give each image one at least (the whole image, when the "
+        "detector finds nothing).": counts == 0,
+        "image {0} of the batch has {1} regions, the model takes at most {2}; keep the best of them, or raise "
+        "max_regions in the config.": counts > max_regions,
+        "region_features of image {0} of the batch hold NaN or infinite numbers; extract its features again.": (
+            (real & ~features.isfinite()).flatten(1).any(1)
+        ),
+        "region_boxes of image {0} of the batch reach outside [0, 1]; give x0, y0, x1, y1, width and height as "
+        "fractions of the image's width and height.": (real & ~inside).flatten(1).any(1),
+    }
+    found = torch.stack(list(problems.values()))
+    if found.any():  # one look for all of them: each would wait for the device
+        kind, image = (int(index) for index in found.nonzero()[0])
+        raise ValueError(list(problems)[kind].format(image, int(counts[image]), max_regions))
 
 
 class RegionEmbeddings(nn.Module):
@@ -158,8 +144,8 @@ class RegionFusionEmbeddings(nn.Module):
         if features.shape[:-1] != boxes.shape[:-1] or features.shape[:-1] != mask.shape:
             raise ValueError(
                 f"region_features have shape {tuple(region_features.shape)}, region_boxes {tuple(region_boxes.shape)} "
-                f"and "
-                f"region_mask {tuple(mask.shape)}; give one box of {BOX_NUMBERS} numbers and one mask entry a region."
+                f"and region_mask {tuple(mask.shape)}; give one box of {BOX_NUMBERS} numbers and one mask entry a "
+                "region."
             )
         rows = features.shape[:2]
         regions = self.region_embeddings(features.flatten(0, 1), boxes.flatten(0, 1), mask.flatten(0, 1))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_utils import is_valid_image
 
@@ -66,6 +67,7 @@ class DualDistillProcessor(ProcessorMixin):
             raise ValueError("give images, text, or both; got neither.")
         if images is not None and regions is not None:
             raise ValueError("give images or regions, got both; a model reads the one or the other.")
+
         batch: dict[str, torch.Tensor] = {}
         if text is not None:
             batch |= self.encode_text([text] if isinstance(text, str) else list(text), max_length=max_length, **kwargs)
@@ -73,29 +75,19 @@ class DualDistillProcessor(ProcessorMixin):
             batch |= self.pad_images([[self.prepare_image(image) for image in row] for row in _as_rows(images)])
         if regions is not None:
             batch |= regions
-            if text is not None and len(batch["input_ids"]) != len(batch["region_features"]):
+
+        for name, kind in (("pixel_values", "images"), ("region_features", "regions")):
+            if text is not None and name in batch and len(batch["input_ids"]) != len(batch[name]):
                 raise ValueError(
-                    f"there are {len(batch['input_ids'])} texts and {len(batch['region_features'])} rows of regions; "
-                    f"give one "
-                    "text for each."
+                    f"there are {len(batch['input_ids'])} texts and {len(batch[name])} rows of {kind}; give one text "
+                    f"for each row of {kind}."
                 )
-        if images is not None and text is not None and len(batch["input_ids"]) != len(batch["pixel_values"]):
-            raise ValueError(
-                f"there are {len(batch['input_ids'])} texts and {len(batch['pixel_values'])} rows of images; give one "
-                "text for each row of images."
-            )
         return BatchFeature(batch)
 
     def encode_text(self, texts: list[str], max_length: int | None = None, **kwargs: Any) -> dict[str, torch.Tensor]:
         """Tokenize `texts` as `input_ids` and `attention_mask`, `(B, T)`, padded to the longest."""
-        arguments = {
-            "padding": True,
-            "truncation": True,
-            "return_token_type_ids": False,
-            **kwargs,
-            "return_tensors": "pt",
-        }
-        return dict(self.tokenizer(texts, max_length=max_length, **arguments))
+        arguments = {"padding": True, "truncation": True, "return_token_type_ids": False, **kwargs}
+        return dict(self.tokenizer(texts, max_length=max_length, **arguments | {"return_tensors": "pt"}))
 
     def prepare_image(self, image: Any) -> torch.Tensor:
         """Resize, rescale and normalise one RGB image to `(3, H, W)` float32."""
@@ -120,22 +112,14 @@ class DualDistillProcessor(ProcessorMixin):
                 f"the rows of one batch have {counts} images; give every row the same number, at least one."
             )
         images = [image for row in rows for image in row]
-        if len({image.shape for image in images}) == 1:
-            stacked = torch.stack(images)
-            pixel_mask = torch.ones(len(images), *stacked.shape[-2:], dtype=torch.long)
-            return {
-                "pixel_values": stacked.unflatten(0, (-1, counts[0])),
-                "pixel_mask": pixel_mask.unflatten(0, (-1, counts[0])),
-            }
-        height = max(image.shape[-2] for image in images)
-        width = max(image.shape[-1] for image in images)
-        pixel_values = torch.zeros(len(rows), counts[0], rows[0][0].shape[0], height, width)
-        pixel_mask = torch.zeros(len(rows), counts[0], height, width, dtype=torch.long)
-        for i, row in enumerate(rows):
-            for j, image in enumerate(row):
-                pixel_values[i, j, :, : image.shape[-2], : image.shape[-1]] = image
-                pixel_mask[i, j, : image.shape[-2], : image.shape[-1]] = 1
-        return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}
+        height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
+
+        def stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+            padded = [pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in tensors]
+            return torch.stack(padded).unflatten(0, (-1, counts[0]))
+
+        masks = [torch.ones(image.shape[-2:], dtype=torch.long) for image in images]
+        return {"pixel_values": stack(images), "pixel_mask": stack(masks)}
 
     @property
     def model_input_names(self) -> list[str]:
@@ -144,6 +128,7 @@ class DualDistillProcessor(ProcessorMixin):
 
 
 def _as_rows(images: Images) -> list[list[Any]]:
+    """B rows of N images each, whatever form they are given in."""
     if is_valid_image(images):
         return [[images]]
     return [[row] if is_valid_image(row) else list(row) for row in images]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
-from .configuration_fusion_encoder import FusionEncoderConfig
+from .configuration_fusion_encoder import FusionEncoderConfig, own_fields
 from .modeling_layers import resolve_layers
 
 # Parts of heads that both kinds of encoder have, under one name.
@@ -28,19 +28,21 @@ def dual_config_from_fusion(
     if config.visual_inputs != "patches" or not config.norm_first:
         raise ValueError(
             f"the fusion encoder has visual_inputs {config.visual_inputs!r} and norm_first {config.norm_first}, but "
-            f"towers "
-            "read patches and normalise first; start from a fusion encoder that does."
+            "towers read patches and normalise first; start from a fusion encoder that does."
         )
+
     fields = config.to_dict()
     towers = {}
     for name, kind, layers in (
         ("text_config", DualEncoderTextConfig, text_layers),
         ("vision_config", DualEncoderVisionConfig, vision_layers),
     ):
-        shared = {key: fields[key] for key in kind.__annotations__ if key in fields}
+        shared = {key: fields[key] for key in own_fields(kind) if key in fields}
         if layers is not None:
             shared["num_hidden_layers"] = len(resolve_layers(layers, config.num_hidden_layers))
         towers[name] = shared
+
+    # A recorded layer that one of the towers lacks is left out.
     depth = min(tower.get("num_hidden_layers", config.num_hidden_layers) for tower in towers.values())
     recorded_layers = [layer for layer in config.recorded_layers if -depth <= layer < depth] or [-1]
     for tower in towers.values():
@@ -67,7 +69,7 @@ def copy_fusion_weights(
 ) -> None:
     """Copy a fusion encoder's weights into both towers (and the head, if both have one) of a dual encoder.
 
-    Projections to the space of contrastive features have no counterpart in a fusion encoder and stay as they are drawn.
+    Projections to the space of contrastive features have no counterpart in a fusion encoder and stay newly initialized.
 
     Raises:
         ValueError: the two heads are of different kinds.
@@ -91,6 +93,7 @@ def copy_fusion_weights(
             elif key not in taken:
                 taken[key] = weights[key]
         tower.load_state_dict(taken)
+
     if source is fusion or target is dual:
         return
     for part in HEAD_PARTS:
@@ -103,7 +106,6 @@ def copy_fusion_weights(
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"the head of {type(source).__name__} has weights {shapes[0]} in its {part}, that of "
-                f"{type(target).__name__} "
-                f"{shapes[1]}; start from a fusion encoder with the same head, or from its bare `fusion_encoder`."
+                f"{type(target).__name__} {shapes[1]}; start from a fusion encoder with the same head, or from its bare `fusion_encoder`."
             )
         getattr(target, part).load_state_dict(getattr(source, part).state_dict())

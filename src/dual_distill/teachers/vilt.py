@@ -27,6 +27,7 @@ from dual_distill.modeling import (
     FusionEncoderForMaskedLM,
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
+    own_fields,
 )
 
 from .checkpoint import build, read_weights, split_head
@@ -70,7 +71,7 @@ def convert_vilt_config(
     unlike = {"image_size", "patch_size", "num_images", "pad_token_id"}
     shared = {
         name: getattr(config, name)
-        for name in FusionEncoderConfig.__annotations__
+        for name in own_fields(FusionEncoderConfig)
         if hasattr(config, name) and name not in unlike
     }
     if config.pad_token_id is not None:
