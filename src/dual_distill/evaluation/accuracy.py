@@ -83,6 +83,7 @@ class Consistency(StreamedMetric):
     def _update(self, predictions: Any, references: Any, sentence_ids: Any) -> None:
         is_right = _right_answers(predictions, references)
         self._num_right += sum(is_right)
+        # One wrong image spoils its sentence.
         for right, sentence in zip(is_right, plain(sentence_ids), strict=True):
             self._by_sentence[sentence] = self._by_sentence.get(sentence, True) and right
 
@@ -105,6 +106,7 @@ def accuracy_of_logits(prediction: EvalPrediction) -> dict[str, float]:
         {'soft_accuracy': 0.75}
     """
     chosen, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+
     if labels.ndim == 2:
         return {"soft_accuracy": float(labels[np.arange(len(labels)), chosen].mean())}
     return {"accuracy": float(np.mean(chosen == labels))}

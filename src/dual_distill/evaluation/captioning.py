@@ -130,6 +130,7 @@ class CiderReward:
             ngram: count * (self._log_images - math.log(max(1, self._documents[ngram])))
             for ngram, count in ngrams.items()
         }
+
         squares = [0.0] * _LONGEST
         for ngram, weight in weights.items():
             squares[len(ngram) - 1] += weight * weight
@@ -144,6 +145,7 @@ def _similarity(one: _Weighted, reference: _Weighted) -> float:
         other = reference.weights.get(ngram, 0.0)
         # A word that is said again and again is paid as often as the reference has it.
         shared[len(ngram) - 1] += min(weight, other) * other
+
     norms = [mine * theirs for mine, theirs in zip(one.norms, reference.norms, strict=True)]
     total = sum(product / norm for product, norm in zip(shared, norms, strict=True) if norm)
     return total / _LONGEST * math.exp(-((one.length - reference.length) ** 2) / (2 * _SIGMA**2))

@@ -148,6 +148,7 @@ def retrieval_recall(
     }
     results = {}
     for name, (scores, right) in directions.items():
+        # In blocks, since ranking makes matrices of the block's size.
         metric = RetrievalRecall()
         for start in range(0, len(scores), block_size):
             block = slice(start, start + block_size)
@@ -174,6 +175,7 @@ def recall_of_vectors(prediction: EvalPrediction) -> dict[str, float]:
         (0.6666666666666666, 0.5, 1.0)
     """
     texts, images = (torch.as_tensor(np.asarray(vectors)) for vectors in prediction.predictions)
+    # Each image once in the gallery, however many captions it has.
     _, first, image_of_caption = np.unique(np.asarray(prediction.label_ids), return_index=True, return_inverse=True)
     both = retrieval_recall(images[first] @ texts.T, image_of_caption.reshape(-1).tolist())
     found = {

@@ -77,6 +77,7 @@ class StreamedMetric(evaluate.Metric, ABC):
         for column in required:
             if column not in given:
                 raise ValueError(f"{name} needs the column {column!r} in every batch, but it was left out.")
+
         num_rows = len(given["predictions"])
         for column, values in given.items():
             if len(values) != num_rows:
@@ -91,6 +92,8 @@ class StreamedMetric(evaluate.Metric, ABC):
             raise ValueError(
                 f"The column {column!r} is given in some batches only; give it in every batch, or in none."
             )
+
+        # The sums first: what `_update` refuses leaves no trace.
         self._update(**given)
         self._options = options
         self._num_rows += num_rows

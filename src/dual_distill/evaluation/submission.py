@@ -70,6 +70,7 @@ def _write_results(
             f"There are {len(ids)} {what} ids and {len(texts)} {text_name}s; give one {text_name} for each {what}, and "
             "one or more."
         )
+
     for identifier, count in Counter(ids).items():
         if count > 1:
             first, second, *_ = (row for row, other in enumerate(ids) if other == identifier)

@@ -153,6 +153,7 @@ def multiply_adds(config: PreTrainedConfig, way: str, shape: PairShape) -> int:
         >>> round(multiply_adds(FusionEncoderConfig(num_labels=3129), "fusion_encoder", shape) / 1e9, 1)
         21.2
     """
+    # Patch embedding of one image, and the head over the fused vectors of all images.
     images, width = config.num_images, config.hidden_size
     vision = getattr(config, "vision_config", config)
     patches = (shape.image_size[0] // vision.patch_size) * (shape.image_size[1] // vision.patch_size)
@@ -285,6 +286,7 @@ def measure_pair_latency(
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "pixel_mask")}
     of_dual = _calls(dual_encoder.eval(), inputs)
+
     ways = {
         "teacher": _calls(fusion_encoder.eval(), inputs)["fusion_encoder"],
         "student": of_dual["dual_encoder"],

@@ -179,6 +179,8 @@ def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
         config.vision_config.patch_size * Dim(name, min=1, max=_MOST_PATCHES)
         for name in ("patch_rows", "patch_columns")
     )
+
+    # Any example will do, of unequal texts and images; sizes that differ keep the axes apart.
     example = _batch(model, num_rows=3, grid=(3, 4)) | {
         "text_pooler_output": torch.zeros(3, config.hidden_size),
         "image_pooler_output": torch.zeros(3, model.num_images, config.hidden_size),

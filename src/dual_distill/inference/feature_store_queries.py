@@ -57,6 +57,7 @@ class FeatureStoreQueries:
         for text in texts:
             check_text("A text", text)
 
+        # A text that the store holds is read, any other is encoded.
         each = list(dict.fromkeys(texts))
         held = [False] * len(each) if store is None else store.holds(each)
         stored = [text for text, is_held in zip(each, held, strict=True) if is_held]

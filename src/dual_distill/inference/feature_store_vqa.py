@@ -106,6 +106,7 @@ class FeatureStoreVQA(FeatureStoreQueries):
                 f"{type(model).__name__} does not answer about one image at a time{way_out}; give a dual encoder with "
                 "the head question_answering, or images_and_text_classification for one image."
             )
+
         super().__init__(model, processor, {"image": images, "text": texts}, model_name, revision)
         self.images, self.texts = images, texts
         self._labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
@@ -145,6 +146,7 @@ class FeatureStoreVQA(FeatureStoreQueries):
                 label = self._labels.index(answer)
                 scores, labels = probs[:, label], torch.full_like(labels, label)
             best.add(start, scores, labels)
+
         ids = self.images.ids(best.rows.tolist())
         answers = [self._labels[label] for label in best.labels.tolist()]
         return Ranking(list(map(RankedImage, ids, answers, best.scores.tolist())), best.matches)
@@ -200,7 +202,9 @@ class FeatureStoreVQA(FeatureStoreQueries):
             ValueError: the store lacks an image, or a question is empty.
         """
         check_at_least_1("top_k", top_k)
+        # All images are looked up first, so that a missing one is said before minutes of answering.
         indices = self.images.indices([image for image, _ in pairs])
+
         answers = []
         for start in range(0, len(pairs), rows):
             step = slice(start, start + rows)

@@ -39,10 +39,12 @@ def _download(url: str, name: int | str, max_bytes: int) -> bytes:
     """Fetch a URL; what declares or sends more than the limit is given up at once."""
     content = bytearray()
     where = f"row {name} (image {url!r})"
+
     try:
         with httpx.stream("GET", url, follow_redirects=True, timeout=_TIMEOUT_S) as response:
             response.raise_for_status()
             for part in response.iter_bytes():
+                # Counted as it comes: a header may say less than what is sent.
                 content += part
                 if len(content) > max_bytes:
                     raise ImageError(
@@ -59,4 +61,5 @@ def _download(url: str, name: int | str, max_bytes: int) -> bytes:
             f"{where}: it cannot be downloaded ({str(error) or type(error).__name__}); check the address and the "
             "network, or give a path."
         ) from error
+
     return bytes(content)

@@ -174,6 +174,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
             ImageError: an image is missing or cannot be used; the message names the request by its question.
             ValueError: a question is empty, a key is missing, or the number of images is not the model's.
         """
+        # One request, or many of them: a list is answered at once, anything else lazily.
         is_single = question is not None or isinstance(image, Mapping)
         requests = {"image": image, "question": question} if question is not None else image
         requests = [requests] if is_single else requests
@@ -187,6 +188,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         batch_size = batch_size if batch_size is not None else self._batch_size or _BATCH_SIZE
         num_workers = num_workers if num_workers is not None else self._num_workers or 0
         check_at_least_1("batch_size", batch_size)
+
         answers = self._answers(requests, batch_size, num_workers, params)
         if is_single:
             return next(answers)
@@ -216,6 +218,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
                 raise ValueError(
                     f"A request has no {key!r} but only {', '.join(request) or 'nothing'}; it needs image and question."
                 )
+
         is_list = isinstance(request["question"], list | tuple)
         questions = list(request["question"]) if is_list else [request["question"]]
         if not questions:
@@ -248,6 +251,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         rows = [(index, question) for index, request in enumerate(requests) for question in request.questions]
         logits = []
         for start in range(0, len(rows), batch_size):
+            # Questions of several requests share a forward pass; each row takes the images of its own request.
             indices, questions = zip(*rows[start : start + batch_size], strict=True)
             images = [requests[index].images for index in indices]
             inputs = self._text_inputs(list(questions), images)

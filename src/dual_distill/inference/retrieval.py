@@ -33,7 +33,6 @@ from .encoding import stored_vectors
 from .feature_store_queries import encode_text_vectors
 from .top_k import check_at_least_1
 
-DIRECTIONS = ("text_to_image", "image_to_text")
 _QUERIES = 512
 
 Recalls = dict[str, dict[str, dict[str, float]]]
@@ -63,7 +62,7 @@ class RetrievalReport:
     Attributes:
         images: number of images.
         captions: number of captions.
-        whole: way ("dual", "reranked", "fusion") -> direction (one of `DIRECTIONS`) -> what `RetrievalRecall` computes,
+        whole: way ("dual", "reranked", "fusion") -> direction ("text_to_image", "image_to_text") -> what `RetrievalRecall` computes,
             over all images and captions.
         times: for all pairs of the whole.
         rerank_top: candidates a query; None without a fusion encoder.
@@ -137,13 +136,14 @@ def evaluate_retrieval(
     vectors = _encode(data, dual.eval(), processor, batch_size, show_progress)
     owners = torch.tensor(data.image_of_caption)
     parts = [_directions(*vectors, owners, range(num_images))]
-    parts[0]["text_to_image"].compare_all()
+    parts[0]["text_to_image"].candidates(1)  # compares every pair once
     times = [PairTime("dual", num_pairs, time.perf_counter() - start, True)]
 
     folds = num_images // fold_images if fold_images else 0
     if fold_images and folds > 1:
         firsts = range(0, folds * fold_images, fold_images)
         parts += [_directions(*vectors, owners, range(first, first + fold_images)) for first in firsts]
+
     recalls: list[Recalls] = [{"dual": {name: one.recall() for name, one in part.items()}} for part in parts]
 
     if fusion is not None and fusion_processor is not None:
@@ -164,7 +164,7 @@ def evaluate_retrieval(
             recall["reranked"] = {name: one.recall(scores_of, best[name]) for name, one in part.items()}
             if all_pairs:
                 recall["fusion"] = {name: one.recall(scores_of, one.everything()) for name, one in part.items()}
-        # Whoever needs the whole only scores its pairs only.
+        # Whoever needs the whole alone scores the pairs of the whole alone.
         for way, number in (("rerank", len(asked[0])), ("fusion", num_pairs)):
             times.append(PairTime(way, number, number * seconds / len(keys), number == len(keys)))
 
@@ -341,11 +341,6 @@ class _Direction:
         for start in range(0, len(self.queries), _QUERIES):
             block = slice(start, start + _QUERIES)
             yield block, self.queries[block] @ self.gallery.T
-
-    def compare_all(self) -> None:
-        """Compute the similarity of every pair once and keep none: what comparing costs."""
-        for _, similarities in self._blocks():
-            similarities.amax().item()
 
     def candidates(self, number: int) -> torch.Tensor:
         """`(queries, number)` indices in the gallery, the nearest first."""
