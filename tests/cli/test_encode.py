@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import ViltImageProcessorPil
 
-from dual_distill.cli.encode import make_parser, run
+from dual_distill.cli.encode import run
 from dual_distill.data import train_tokenizer
 from dual_distill.inference import FeatureStore
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, DualEncoderForQuestionAnswering
@@ -98,5 +98,5 @@ def test_mistakes_by_their_sentences(
         run([model, "--images", str(images), "--strict", *store])
     for words, message in (([model, *store], "one of the arguments --images --texts is required"), ([model], "--out")):
         with pytest.raises(SystemExit, match="2"):
-            make_parser().parse_args(words)
+            run(words)
         assert message in capsys.readouterr().err
