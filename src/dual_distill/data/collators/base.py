@@ -7,13 +7,13 @@ mostly dropped an image by the time it is asked for again, while a fixed set kee
 bookkeeping. Augmented images differ in each epoch and are not kept.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
+from dual_distill.data.fingerprint import fingerprint
 from dual_distill.data.images import MAX_PIXELS, ImageError, decode_image, image_source
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
 from dual_distill.data.region_set import RegionLookup
@@ -179,7 +179,7 @@ class ImageTextCollator:
         """One prepared image `(3, H, W)`: augmented anew, or kept from the last time that its content was seen."""
         value, name = row[self.task.image_columns[index]], row[ROW_NAME]
         is_augmented = self.augmentation is not None and EPOCH_COLUMN in row and INDEX_COLUMN in row
-        key = b"" if is_augmented else hashlib.blake2b(image_content(value), digest_size=16).digest()
+        key = "" if is_augmented else fingerprint(image_content(value))
         if key in self._cache:
             return self._cache[key]
 
@@ -199,14 +199,14 @@ class ImageTextCollator:
         return prepared
 
 
-class _ImageCache(dict[bytes, torch.Tensor]):
+class _ImageCache(dict[str, torch.Tensor]):
     """Prepared images by content, up to a limit; copies of a collator share it, another process starts with none."""
 
     def __init__(self, limit_bytes: float) -> None:
         super().__init__()
         self.limit_bytes = self.free_bytes = limit_bytes
 
-    def keep(self, key: bytes, image: torch.Tensor) -> None:
+    def keep(self, key: str, image: torch.Tensor) -> None:
         """Take an image in, if it fits."""
         if image.nbytes <= self.free_bytes:
             self[key] = image
