@@ -141,8 +141,8 @@ def test_attention_is_compared_where_captions_may_look(taught, processor, data, 
     )
     batch = make_collator(processor)([data[0], data[5]])
     seen = {}
-    objective = trainer.objective.forward
-    trainer.objective.forward = lambda *parts: seen.update(student=parts[0]) or objective(*parts)
+    objective = trainer.distillation_objective.forward
+    trainer.distillation_objective.forward = lambda *parts: seen.update(student=parts[0]) or objective(*parts)
     taught.model.eval()
     loss = trainer.compute_loss(taught.model, batch)
     assert loss.item() == pytest.approx(0.0, abs=1e-6)

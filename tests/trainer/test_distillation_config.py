@@ -3,6 +3,7 @@
 import pytest
 from transformers import HfArgumentParser
 
+from dual_distill.objectives import DiDEObjective
 from dual_distill.trainer import DistillationTrainingArguments
 
 
@@ -25,7 +26,7 @@ def test_the_objective_is_what_the_arguments_say(arguments):
         "layer_map": {0: 1, -1: -1},
         "relation_heads": 8,
     }
-    objective = arguments(**fields).make_objective(multi_label=True)
+    objective = arguments(**fields).make_objective(DiDEObjective, multi_label=True)
     assert {name: getattr(objective, name) for name in fields} == fields
     assert objective.multi_label
 

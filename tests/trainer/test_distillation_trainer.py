@@ -368,7 +368,7 @@ def test_a_teacher_of_another_width_and_depth_teaches_through_relation_heads_and
 def test_an_objective_of_ones_own(build):
     trainer = build(objective=DiDEObjective(attention_weight=0.0, temperature=3.0))
     trainer.train()
-    assert trainer.objective.temperature == 3.0
+    assert trainer.distillation_objective.temperature == 3.0
     assert not logged(trainer, "attention_loss")
 
 
@@ -380,8 +380,8 @@ def test_an_objective_without_a_teacher_is_refused(build):
 def test_soft_scores_choose_the_loss_of_answers(build, make_student):
     student = make_student()
     student.config.problem_type = "multi_label_classification"
-    assert build(student).objective.multi_label
-    assert not build().objective.multi_label
+    assert build(student).distillation_objective.multi_label
+    assert not build().distillation_objective.multi_label
 
 
 def test_head_learning_rate_factor_makes_groups(build):

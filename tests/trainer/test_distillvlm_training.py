@@ -23,7 +23,7 @@ TERMS = ["attention_loss", "hidden_loss", "soft_label_loss"]
 
 def state(trainer):
     """Weights of the student, and the objective's parameters and queue."""
-    both = {"student": trainer.model, "objective": trainer.objective}
+    both = {"student": trainer.model, "objective": trainer.distillation_objective}
     return {f"{part}.{name}": t.clone() for part, module in both.items() for name, t in module.state_dict().items()}
 
 
@@ -55,8 +55,8 @@ def test_two_times_four_is_a_batch_of_eight_queue_and_projection_too(tmp_path):
             "objective.projections.0.bias",
             "objective.queues.0.tokens",
         } <= changed
-        assert len(trainer.objective.queues[0]) == 100
-        assert int(trainer.objective.queues[0].num_written) > 200
+        assert len(trainer.distillation_objective.queues[0]) == 100
+        assert int(trainer.distillation_objective.queues[0].num_written) > 200
     for other in runs[1:]:
         assert_equal(runs[0], other)
 
@@ -76,7 +76,7 @@ def test_resumed_equals_uninterrupted_with_queue_and_projection(step, tmp_path):
     whole.train()
     resumed = region_trainer(tmp_path / "again", region_student(9, **dropout), **fields)
     with torch.no_grad():
-        for parameter in resumed.objective.parameters():
+        for parameter in resumed.distillation_objective.parameters():
             parameter.add_(1.0)
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
     assert_equal(state(whole), state(resumed), exactly=True)
@@ -93,7 +93,7 @@ def test_the_state_lies_in_each_checkpoint_and_not_in_the_final_model(tmp_path):
     trainer.train()
     trainer.save_model()
     file = tmp_path / "checkpoint-6" / Objective.state_file
-    assert_equal(load_file(file), dict(trainer.objective.state_dict()), exactly=True)
+    assert_equal(load_file(file), dict(trainer.distillation_objective.state_dict()), exactly=True)
     assert not (tmp_path / Objective.state_file).exists()
     file.unlink()
     with pytest.raises(ValueError, match=f"holds no {Objective.state_file}, but the objective has a state"):
@@ -115,7 +115,7 @@ def test_the_optimizer_holds_student_and_projection_and_nothing_of_the_teacher(t
     )
     trainer.train()
     held = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for module in (trainer.model, trainer.objective) for p in module.parameters())
+    assert sorted(held) == sorted(id(p) for module in (trainer.model, trainer.distillation_objective) for p in module.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert all(p.grad is None for p in teacher.parameters())
 
@@ -126,7 +126,7 @@ def test_an_optimizer_of_ones_own_must_hold_the_projection(tmp_path):
     trainer.optimizer = torch.optim.SGD(student.parameters(), 0.1)
     with pytest.raises(ValueError, match="the optimizer lacks 2 parameters of the DistillVLMObjective"):
         trainer.train()
-    trainer.optimizer = torch.optim.SGD([*student.parameters(), *trainer.objective.parameters()], 0.1)
+    trainer.optimizer = torch.optim.SGD([*student.parameters(), *trainer.distillation_objective.parameters()], 0.1)
     trainer.train()
 
 
@@ -164,7 +164,7 @@ def test_the_teacher_reads_its_own_features(tmp_path):
     assert torch.equal(seen["student"]["region_features"], batch["region_features"])
     for inputs in seen.values():
         assert not {"teacher_region_features", "labels"} & set(inputs)
-    assert isinstance(trainer.objective, DistillVLMObjective)
+    assert isinstance(trainer.distillation_objective, DistillVLMObjective)
     alone = region_trainer(tmp_path, teacher=None)
     alone.train()
     assert alone.state.global_step == 6

@@ -28,7 +28,7 @@ def main() -> None:
     )
     trainer.train()
     trainer.save_model(str(output / "model"))
-    state = {name: tensor.contiguous() for name, tensor in trainer.objective.state_dict().items()}
+    state = {name: tensor.contiguous() for name, tensor in trainer.distillation_objective.state_dict().items()}
     save_file(state, output / f"objective-{trainer.args.process_index}.safetensors")
     if trainer.is_world_process_zero():
         (output / "logs.json").write_text(json.dumps([trainer.args.world_size, trainer.state.log_history]))

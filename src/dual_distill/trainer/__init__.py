@@ -1,4 +1,4 @@
-"""Student + frozen teacher + objective -> named losses; and one training run put together from its arguments."""
+"""Student + frozen teacher + objective -> named losses, and the record of the run beside the weights."""
 
 from .captioning_trainer import CaptioningTrainer, SelfCriticalTrainer
 from .compatibility import check_compatibility

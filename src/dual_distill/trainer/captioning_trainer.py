@@ -20,7 +20,7 @@ from .distillation_trainer import DistillationTrainer
 from .evaluation import caption_texts, captions_by_image, first_rows_of_images
 
 REFERENCE_ROWS = "reference_rows"
-"""Name of the places of a batch's references, `(B,)` int64."""
+"""Name of the index of each image's references, `(B,)` int64."""
 
 
 class CaptioningTrainer(DistillationTrainer):
@@ -39,16 +39,15 @@ class CaptioningTrainer(DistillationTrainer):
             `DistillationTrainer`.
     """
 
-    def __init__(self, model: PreTrainedModel | nn.Module, args: DistillationTrainingArguments, **kwargs: Any):
-        rows = kwargs.get("train_dataset")
-        if rows is not None and not isinstance(rows, IndexedDataset):
+    leaves_parameters_unused = True  # the pooler, which no caption passes through
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.train_dataset is not None and not isinstance(self.train_dataset, IndexedDataset):
             raise ValueError(
-                f"train_dataset is a {type(rows).__name__}, whose captions would be masked alike in every epoch; give "
-                "IndexedDataset(train_dataset)."
+                f"train_dataset is a {type(self.train_dataset).__name__}, whose captions would be masked alike in every "
+                "epoch; give IndexedDataset(train_dataset)."
             )
-        if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = True  # the pooler, which no caption passes through
-        super().__init__(model, args, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
@@ -79,10 +78,12 @@ class SelfCriticalTrainer(DistillationTrainer):
         Rennie et al., CVPR 2017, arXiv 1612.00563.
     """
 
+    leaves_parameters_unused = True  # the pooler, which no caption passes through
+
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: DistillationTrainingArguments,
+        model: PreTrainedModel | None = None,
+        args: DistillationTrainingArguments | None = None,
         *,
         data_collator: CaptioningCollator,
         train_dataset: Any,
@@ -93,44 +94,35 @@ class SelfCriticalTrainer(DistillationTrainer):
             if kwargs.get(name) is not None:
                 raise ValueError(
                     f"{name} is given, but self-critical training learns from a reward alone; leave it out "
-                    f"(report_captions "
-                    "scores what a model writes)."
+                    "(CaptionScores scores what a model writes)."
                 )
-        if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = True  # the pooler, which no caption passes through
-        references = captions_by_image(train_dataset, data_collator.task)
+        task = data_collator.task
+        references = captions_by_image(train_dataset, task)
         self._references = list(references.values())
         self._reward = CiderReward(self._references)
         self._max_new_tokens = max_new_tokens
-        rows = train_dataset.select(first_rows_of_images(train_dataset, data_collator.task))
-        id_column = str(data_collator.task.image_id_column)
+        self._tokenizer = data_collator.processor.tokenizer
         super().__init__(
             model,
             args,
-            data_collator=_ReferenceCollator(
-                data_collator, id_column, {one: place for place, one in enumerate(references)}
-            ),
-            train_dataset=rows,
+            data_collator=_ReferenceCollator(data_collator, {one: index for index, one in enumerate(references)}),
+            train_dataset=train_dataset.select(first_rows_of_images(train_dataset, task)),
             **kwargs,
         )
-        self._tokenizer = data_collator.processor.tokenizer
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Return the loss of a batch of images; `reward` and `greedy_reward` (CIDEr) are logged beside it."""
+    def _losses(
+        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[Mapping[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return the loss of a batch of images, and beside it `reward` and `greedy_reward` (CIDEr)."""
         context = {name: value for name, value in inputs.items() if name != REFERENCE_ROWS}
-        references = [self._references[place] for place in inputs[REFERENCE_ROWS].tolist()]
+        references = [self._references[index] for index in inputs[REFERENCE_ROWS].tolist()]
         writer = self.accelerator.unwrap_model(model)
         greedy, sampled = self._write(writer, context)
+
         rewards = torch.tensor([self._rewards(one, references) for one in (sampled, greedy)], device=sampled.device)
         log_probs = caption_log_probs(model, sampled, context, writer.config)
-        self._note_terms({"reward": rewards[0].mean(), "greedy_reward": rewards[1].mean()}, len(references))
-        return -((rewards[0] - rewards[1]) * log_probs).mean()
+        loss = -((rewards[0] - rewards[1]) * log_probs).mean()
+        return {"loss": loss, "reward": rewards[0].mean(), "greedy_reward": rewards[1].mean()}, {}
 
     def _write(self, writer: Any, context: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         was_training = writer.training
@@ -148,16 +140,16 @@ class SelfCriticalTrainer(DistillationTrainer):
 
 
 class _ReferenceCollator:
-    """Batches to write about, with the places of their images' references."""
+    """Batches to write about, with the index of each image's references."""
 
-    def __init__(self, collator: CaptioningCollator, id_column: str, places: Mapping[int | str, int]):
+    def __init__(self, collator: CaptioningCollator, index_of_image: Mapping[int | str, int]):
         self.collator = collator.without_captions()
-        self.id_column = id_column
-        self.places = places
+        self.id_column = str(collator.task.image_id_column)
+        self.index_of_image = index_of_image
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        places = torch.tensor([self.places[row[self.id_column]] for row in rows])
-        return {**self.collator(rows), REFERENCE_ROWS: places}
+        indices = torch.tensor([self.index_of_image[row[self.id_column]] for row in rows])
+        return {**self.collator(rows), REFERENCE_ROWS: indices}
 
 
 def caption_log_probs(
@@ -175,26 +167,24 @@ def caption_log_probs(
         `(B,)` float32, <= 0, with gradient.
     """
     rows, length = written.shape
-    words = written[:, 1:]
-    ended = (words == config.eos_token_id).long().cumsum(1)
-    told = (ended - (words == config.eos_token_id).long()) == 0  # up to the end, which is told as well
-    row, place = told.nonzero(as_tuple=True)
-    prefixes = written[row].masked_fill(
-        torch.arange(length, device=written.device) > place[:, None] + 1, config.pad_token_id
-    )
-    asked = place + 1
-    prefixes[torch.arange(len(row), device=row.device), asked] = config.mask_token_id
-    real = (torch.arange(length, device=written.device) <= asked[:, None]).long()
-    batch = {name: value[row] for name, value in context.items() if name.startswith(("pixel", "region"))}
+    words, positions = written[:, 1:], torch.arange(length, device=written.device)
+    is_end = (words == config.eos_token_id).long()
+    is_told = is_end.cumsum(1) - is_end == 0  # up to the end, which is told as well
+    row, index = is_told.nonzero(as_tuple=True)
+    masked = index + 1
+
+    # Each told word is a [MASK] behind the words before it.
+    texts = torch.arange(len(row), device=row.device)
+    prefixes = written[row].masked_fill(positions > masked[:, None], config.pad_token_id)
+    prefixes[texts, masked] = config.mask_token_id
+    real = (positions <= masked[:, None]).long()
     segments = torch.zeros_like(prefixes)
     if "input_ids" in context:
         tags, is_tag = context["input_ids"][row], context["token_type_ids"][row] * context["attention_mask"][row]
         prefixes, real = torch.cat([prefixes, tags], 1), torch.cat([real, is_tag], 1)
         segments = torch.cat([segments, torch.ones_like(tags)], 1)
-    outputs = model(input_ids=prefixes, attention_mask=real, token_type_ids=segments, **batch)
-    logits = outputs.logits[torch.arange(len(row), device=row.device), asked].float()
-    each = logits.log_softmax(-1).gather(1, words[row, place][:, None])[:, 0]
-    return torch.zeros(rows, device=each.device).index_add(0, row, each)
 
-
-__all__ = ["REFERENCE_ROWS", "CaptioningTrainer", "SelfCriticalTrainer", "caption_log_probs"]
+    images = {name: value[row] for name, value in context.items() if name.startswith(("pixel", "region"))}
+    outputs = model(input_ids=prefixes, attention_mask=real, token_type_ids=segments, **images)
+    log_probs = outputs.logits[texts, masked].float().log_softmax(-1).gather(1, words[row, index][:, None])[:, 0]
+    return torch.zeros(rows, device=log_probs.device).index_add(0, row, log_probs)

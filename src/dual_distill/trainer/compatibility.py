@@ -1,10 +1,31 @@
-"""Whether a teacher and a student can be paired: found out before the first step, said in one sentence."""
+"""Whether student, teacher and objective go together: found out before the first step, said in one sentence."""
 
 from typing import Any
 
 from torch import nn
 
-from dual_distill.objectives import Objective
+from dual_distill.modeling import FusionEncoderConfig, FusionEncoderForImageTextRetrieval, FusionEncoderForPreTraining
+from dual_distill.objectives import Objective, PreTrainingObjective, RankingObjective
+
+_VILT = (
+    "transformers' ViLT draws its patches in a random order in every forward pass, so its attention names no patch; load "
+    "its weights into a FusionEncoder class (the parameter names are the same), or set attention_weight to 0"
+)
+# Field of the configuration -> how a side's value is said, and the way out.
+_EQUAL = {
+    "vocab_size": (
+        "a vocabulary of {} word pieces",
+        "both must read the same word pieces: build the student with the teacher's tokenizer, or with "
+        "`from_fusion_encoder`",
+    ),
+    "visual_inputs": ("{} as visual_inputs", "image tokens are compared one by one: give both the same visual_inputs"),
+    "num_images": ("{} images a row", "set num_images of both to the task's number of images"),
+    "region_boxes_id": (
+        "regions in the boxes of {!r}",
+        "region i must be the same box on both sides: adapt the teacher, that is, train it on its own features at the "
+        "student's boxes (dual-distill regions TEACHER_DETECTOR --boxes STUDENT_STORE)",
+    ),
+}
 
 
 def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objective) -> None:
@@ -17,164 +38,133 @@ def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objec
         teacher: model with a `config`.
         objective: what will be compared.
     """
+    if isinstance(objective, PreTrainingObjective | RankingObjective):
+        _check_image_text(student, teacher, objective)
     ours, theirs = student.config, getattr(teacher, "config", None)
     if theirs is None:
         return
-    _same(
-        ours,
-        theirs,
-        "vocab_size",
-        "a vocabulary of {} word pieces",
-        "both must read the same word pieces: build the student with the teacher's tokenizer, or with "
-        "`from_fusion_encoder`",
-    )
-    _same_images(ours, theirs)
-    _same(ours, theirs, "num_images", "{} images a row", "set num_images of both to the task's number of images")
+
+    for name, (words, way_out) in _EQUAL.items():
+        default = "patches" if name == "visual_inputs" else None
+        mine, its = _field(ours, name) or default, _field(theirs, name) or default
+        if mine is not None and its not in (None, -1, mine):  # ViLT says -1 for "not set"
+            _refuse(f"the teacher has {words.format(its)}, the student {words.format(mine)}; {way_out}")
+    if _field(ours, "visual_inputs") in (None, "patches"):
+        _check_patches(ours, theirs)
     if objective.soft_label_weight:
-        _same_labels(ours, theirs)
-    _comparable_tokens(ours, theirs, objective)
+        _check_labels(ours, theirs)
+
+    sides = (
+        ("student", ours, objective.student_layers, list(objective.hidden_layers)),
+        ("teacher", theirs, objective.teacher_layers, list(objective.hidden_layers.values())),
+    )
+    for index, (role, config, layers, hidden_layers) in enumerate(sides):
+        if objective.one_sequence and getattr(config, "text_config", None) is not None:
+            _refuse(
+                f"the {role} has two towers, but a {type(objective).__name__} compares states of one sequence of words "
+                "and regions; take a fusion encoder, or method dide"
+            )
+        sizes, width = objective.hidden_sizes, _field(config, "hidden_size")
+        if sizes is not None and width not in (None, sizes[index]):
+            way_out = f"give it {role}_size={width}"
+            _refuse(f"the {role} has width {width}, the objective was built for {sizes[index]}; {way_out}")
+        _check_layers(config, hidden_layers, role, "hidden_layers")
+        _check_layers(config, layers, role, "layer_map")
+
     if objective.attention_weight:
         if getattr(theirs, "model_type", None) == "vilt":
+            _refuse(_VILT)
+        _check_heads(ours, theirs, objective.relation_heads)
+
+
+def _refuse(reason: str) -> None:
+    raise ValueError(f"teacher and student cannot be paired: {reason}.")
+
+
+def _check_image_text(student: Any, teacher: Any, objective: Objective) -> None:
+    """Refuse a teacher that cannot say what is asked about pairs of text and image, or is asked nothing."""
+    if isinstance(objective, PreTrainingObjective):
+        teachers: tuple[type, ...] = (FusionEncoderForPreTraining,)
+        way_out = "but pre-training asks a FusionEncoderForPreTraining; pre-train a fusion encoder first"
+    else:
+        teachers = (FusionEncoderForImageTextRetrieval, FusionEncoderForPreTraining)
+        way_out = "which scores no pairs; give a fusion encoder with head image_text_retrieval or pretraining"
+        if student.config.model_type == FusionEncoderConfig.model_type:
             raise ValueError(
-                "teacher and student cannot be paired: transformers' ViLT draws its patches in a random order in "
-                "every forward "
-                "pass, so its attention names no patch; load its weights into a FusionEncoder class (the parameter "
-                "names are "
-                "the same), or set attention_weight to 0."
+                "a teacher was given for a fusion encoder, which learns retrieval from the data alone; leave the teacher "
+                "out, or train a dual encoder."
             )
-        _comparable_heads(ours, theirs, objective)
-        _layers_exist(ours, objective.student_layers, "student")
-        _layers_exist(theirs, objective.teacher_layers, "teacher")
+    if not isinstance(teacher, teachers):
+        raise ValueError(f"the teacher is a {type(teacher).__name__}, {way_out}.")
+    if not objective.needs_teacher:
+        names = " and ".join(name for name, weight in objective.weights.items() if not weight)
+        raise ValueError(f"a teacher was given, but {names} are 0; give one of them, or leave the teacher out.")
 
-
-def _refuse(teacher_has: str, student_has: str, way_out: str) -> None:
-    raise ValueError(
-        f"teacher and student cannot be paired: the teacher has {teacher_has}, the student {student_has}; {way_out}."
-    )
+    for term in ("itm", "mlm"):
+        for role, config in (("student", student.config), ("teacher", teacher.config)):
+            if objective.weights.get(f"{term}_distillation_weight") and not getattr(config, f"{term}_weight"):
+                raise ValueError(
+                    f"{term}_distillation_weight is above 0, but the {role}'s configuration has {term}_weight 0 and "
+                    f"computes no logits to compare; give it a {term}_weight, or set {term}_distillation_weight to 0."
+                )
 
 
 def _towers(config: Any) -> list[Any]:
-    return [
-        tower for tower in (getattr(config, "text_config", None), getattr(config, "vision_config", None)) if tower
-    ] or [config]
+    """The configurations of both towers, or that of a fusion encoder."""
+    towers = [getattr(config, "text_config", None), getattr(config, "vision_config", None)]
+    return [tower for tower in towers if tower] or [config]
 
 
 def _field(config: Any, name: str) -> Any:
-    values = [getattr(part, name) for part in (config, *_towers(config)) if getattr(part, name, None) is not None]
-    return values[0] if values else None
+    """What a configuration says, or one of its towers' does; None: nothing."""
+    values = (getattr(part, name, None) for part in (config, *_towers(config)))
+    return next((value for value in values if value is not None), None)
 
 
-def _same(ours: Any, theirs: Any, name: str, words: str, way_out: str) -> None:
-    student, teacher = _field(ours, name), _field(theirs, name)
-    # ViLT says -1 for "not set".
-    if student is not None and teacher is not None and teacher != -1 and student != teacher:
-        _refuse(words.format(teacher), words.format(student), way_out)
-
-
-def _patches(config: Any) -> tuple[Any, tuple[int, int]] | None:
+def _patches(config: Any) -> str | None:
+    """The patch grid in words; None where the configuration does not say."""
     patch, size = _field(config, "patch_size"), _field(config, "image_size")
     if not isinstance(patch, int) or size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
-    return patch, (height // patch, width // patch)
+    return f"a patch grid of {height // patch} x {width // patch} patches of {patch} pixels"
 
 
-def _same_images(ours: Any, theirs: Any) -> None:
-    """Refuse patches beside regions, unlike patch grids, and regions in boxes of two detectors."""
-    student, teacher = (_field(config, "visual_inputs") or "patches" for config in (ours, theirs))
-    if student != teacher:
-        _refuse(
-            f"{teacher} as visual_inputs",
-            f"{student}",
-            "image tokens are compared one by one: give both the same visual_inputs",
-        )
-    if student == "patches":
-        _same_patches(ours, theirs)
-        return
-    _same(
-        ours,
-        theirs,
-        "region_boxes_id",
-        "regions in the boxes of {!r}",
-        "region i must be the same box on both sides: adapt the teacher, that is, train it on its own features at the "
-        "student's boxes (dual-distill regions TEACHER_DETECTOR --boxes STUDENT_STORE)",
-    )
-
-
-def _same_patches(ours: Any, theirs: Any) -> None:
+def _check_patches(ours: Any, theirs: Any) -> None:
     student, teacher = _patches(ours), _patches(theirs)
     if student and teacher and student != teacher:
-        words = "a patch grid of {0[0]} x {0[1]} patches of {1} pixels"
-        _refuse(
-            words.format(teacher[1], teacher[0]),
-            words.format(student[1], student[0]),
-            "attention is compared patch by patch: give the student the teacher's image_size and patch_size",
-        )
+        way_out = "attention is compared patch by patch: give the student the teacher's image_size and patch_size"
+        _refuse(f"the teacher has {teacher}, the student {student}; {way_out}")
 
 
-def _same_labels(ours: Any, theirs: Any) -> None:
+def _check_labels(ours: Any, theirs: Any) -> None:
     student, teacher = ours.id2label, getattr(theirs, "id2label", None)
     if teacher is None or student == teacher:
         return
     way_out = "train the teacher on the student's answers in the same order, or set soft_label_weight to 0"
     if len(student) != len(teacher):
-        _refuse(f"{len(teacher)} answers", f"{len(student)}", way_out)
+        _refuse(f"the teacher has {len(teacher)} answers, the student {len(student)}; {way_out}")
     index = next(index for index in teacher if student.get(index) != teacher[index])
-    _refuse(f"answer {index} = {teacher[index]!r}", f"answer {index} = {student.get(index)!r}", way_out)
+    has = f"the teacher has answer {index} = {teacher[index]!r}, the student answer {index} = {student.get(index)!r}"
+    _refuse(f"{has}; {way_out}")
 
 
-def _comparable_tokens(ours: Any, theirs: Any, objective: Objective) -> None:
-    """Refuse what cannot be compared token by token: two towers, unlike depths, another width than the projection's."""
-    sides = (
-        ("student", ours, list(objective.hidden_layers)),
-        ("teacher", theirs, list(objective.hidden_layers.values())),
-    )
-    for index, (role, config, layers) in enumerate(sides):
-        if objective.one_sequence and getattr(config, "text_config", None) is not None:
-            raise ValueError(
-                f"teacher and student cannot be paired: the {role} has two towers, but a "
-                f"{type(objective).__name__} compares states of one sequence of words and regions; take a fusion "
-                "encoder, or method dide."
-            )
-        _layers_exist(config, layers, role, "hidden_layers")
-        width = _field(config, "hidden_size")
-        if objective.hidden_sizes is not None and width not in (None, objective.hidden_sizes[index]):
-            raise ValueError(
-                f"teacher and student cannot be paired: the {role} has width {width}, the objective was built for "
-                f"{objective.hidden_sizes[index]}; give it {role}_size={width}."
-            )
-
-
-def _comparable_heads(ours: Any, theirs: Any, objective: Objective) -> None:
+def _check_heads(ours: Any, theirs: Any, relation_heads: int | None) -> None:
     student, teacher = _field(ours, "num_attention_heads"), _field(theirs, "num_attention_heads")
-    if objective.relation_heads is None:
-        if student is not None and teacher is not None and student != teacher:
-            _refuse(
-                f"{teacher} attention heads",
-                f"{student}",
-                "set relation_heads to a number that divides both widths, or attention_weight to 0",
-            )
-        return
+    if relation_heads is None and student is not None and teacher not in (None, student):
+        way_out = "set relation_heads to a number that divides both widths, or attention_weight to 0"
+        _refuse(f"the teacher has {teacher} attention heads, the student {student}; {way_out}")
     for role, config in (("teacher", theirs), ("student", ours)):
         width = _field(config, "hidden_size")
-        if width is not None and width % objective.relation_heads:
-            raise ValueError(
-                f"teacher and student cannot be paired: relation_heads is {objective.relation_heads}, which does not "
-                f"divide "
-                f"the {role}'s width {width}; choose a number that divides both widths."
-            )
+        if relation_heads is not None and width is not None and width % relation_heads:
+            does = f"does not divide the {role}'s width {width}"
+            _refuse(f"relation_heads is {relation_heads}, which {does}; choose a number that divides both widths")
 
 
-def _layers_exist(config: Any, layers: list[int], role: str, name: str = "layer_map") -> None:
+def _check_layers(config: Any, layers: list[int], role: str, name: str) -> None:
     for tower in _towers(config):
         depth = getattr(tower, "num_hidden_layers", None)
         for layer in layers:
             if depth is not None and not -depth <= layer < depth:
-                raise ValueError(
-                    f"teacher and student cannot be paired: {name} names layer {layer} of the {role}, which has "
-                    f"{depth} "
-                    f"layers; choose from {-depth} to {depth - 1}."
-                )
-
-
-__all__ = ["check_compatibility"]
+                has = f"the {role}, which has {depth} layers"
+                _refuse(f"{name} names layer {layer} of {has}; choose from {-depth} to {depth - 1}")

@@ -32,32 +32,29 @@ class ImageTextTrainer(DistillationTrainer):
         **kwargs: as for `DistillationTrainer`; `train_dataset` may be a `ImageTextStream`.
 
     Raises:
-        ValueError: a cache for the teacher, or a stream without `max_steps`.
+        ValueError: a stream without `max_steps`.
     """
 
-    def __init__(self, model: PreTrainedModel | nn.Module, args: DistillationTrainingArguments, **kwargs: Any):
-        if args.cache_teacher is not None:
-            raise ValueError(
-                f"cache_teacher is {args.cache_teacher!r}, but the teacher is asked about pairs that are new in every "
-                f"step; "
-                "leave it out."
-            )
-        is_stream = isinstance(kwargs.get("train_dataset"), ImageTextStream)
-        if is_stream:
-            if args.max_steps < 1:
-                raise ValueError(
-                    f"max_steps is {args.max_steps}, but a stream of pairs has no end; say how many to train."
-                )
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: DistillationTrainingArguments | None = None,
+        **kwargs: Any,
+    ):
+        if isinstance(kwargs.get("train_dataset"), ImageTextStream):
+            if args is None or args.max_steps < 1:
+                given = -1 if args is None else args.max_steps
+                raise ValueError(f"max_steps is {given}, but a stream of pairs has no end; say how many to train.")
             args.ignore_data_skip = True
         super().__init__(model, args, **kwargs)
-        self._place = ImageTextStreamCallback()
-        if is_stream:
-            self.add_callback(self._place)
+        self._position = ImageTextStreamCallback()
+        if isinstance(self.train_dataset, ImageTextStream):
+            self.add_callback(self._position)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does; a stream goes on from its place in the checkpoint that is resumed from."""
         if isinstance(resume_from_checkpoint, str | Path):
-            self._place.checkpoint = resume_from_checkpoint
+            self._position.checkpoint = resume_from_checkpoint
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
@@ -76,11 +73,6 @@ class ImageTextTrainer(DistillationTrainer):
         """Name the parameters that weight decay pulls to 0: not the temperature, for which 0 is no natural place."""
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith("logit_scale")]
 
-    def _pass_to_teacher(self, batch: Mapping[str, torch.Tensor], requests: Mapping[str, Any] | None = None) -> Any:
-        assert self.teacher is not None
-        with torch.no_grad(), self.accelerator.autocast():
-            return self.teacher(**batch, **(requests or {}))
-
 
 def image_text_inputs(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return what of a batch a fusion encoder reads of its pairs.
@@ -93,6 +85,3 @@ def image_text_inputs(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
         ['input_ids']
     """
     return {name: inputs[name] for name in (*TEXT_INPUTS, *IMAGE_INPUTS) if name in inputs}
-
-
-__all__ = ["IMAGE_INPUTS", "TEXT_INPUTS", "ImageTextTrainer", "image_text_inputs"]

@@ -1,5 +1,4 @@
-"""What an objective with parameters or a queue needs of a run: its gradients over all processes, and the end of each
-step.
+"""What an objective with parameters or a queue needs of a run: its gradients over all processes, and the end of a step.
 
 The objective is no part of the student, so neither DistributedDataParallel nor Trainer's `model.zero_grad()` reaches
 it.
@@ -8,39 +7,33 @@ it.
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import TrainerCallback
-
-from dual_distill.objectives import Objective
 
 
 class ObjectiveCallback(TrainerCallback):
     """Averages, clips and clears the gradients of an objective's own parameters, and tells it the end of each step.
 
-    Gradients are clipped by themselves, so that the student is clipped as it would be alone.
+    Gradients are clipped by themselves, so that the student is clipped as it would be without them.
 
     Args:
-        objective: whose step it is.
-        accelerator: of the run.
-        max_grad_norm: largest norm of the gradients; 0: not clipped.
+        trainer: whose objective it is; in each run of a search another.
     """
 
-    def __init__(self, objective: Objective, accelerator: Accelerator, max_grad_norm: float):
-        self.objective = objective
-        self.accelerator = accelerator
-        self.max_grad_norm = max_grad_norm
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Give every process the mean gradient."""
-        parameters = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
-        if self.accelerator.num_processes > 1:
+        accelerator, largest = self.trainer.accelerator, self.trainer.args.max_grad_norm
+        parameters = [one for one in self.trainer.distillation_objective.parameters() if one.requires_grad]
+        if accelerator.num_processes > 1:
             for parameter in parameters:
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self.accelerator.reduce(gradient, reduction="mean")
-        if self.max_grad_norm > 0 and parameters:
-            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+                parameter.grad = accelerator.reduce(gradient, reduction="mean")
+        if largest > 0 and parameters:
+            torch.nn.utils.clip_grad_norm_(parameters, largest)
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Clear the gradients, and let the objective take in what the step collected."""
-        self.objective.zero_grad()
-        self.objective.finish_step()
+        self.trainer.distillation_objective.zero_grad()
+        self.trainer.distillation_objective.finish_step()

@@ -11,13 +11,11 @@ very
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from dual_distill.modeling import (
     FusionEncoderForPreTraining,
@@ -27,9 +25,7 @@ from dual_distill.modeling import (
     pair_similarities,
 )
 from dual_distill.objectives import PreTrainingObjective, hard_terms
-from dual_distill.teachers import load_teacher
 
-from .distillation_config import DistillationTrainingArguments
 from .image_text_trainer import IMAGE_INPUTS, TEXT_INPUTS, ImageTextTrainer, image_text_inputs
 
 
@@ -53,70 +49,35 @@ class PreTrainingTrainer(ImageTextTrainer):
         Wang et al., EMNLP 2022, arXiv 2112.08723; its pre-training half was not released.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel | nn.Module,
-        args: DistillationTrainingArguments,
-        *,
-        teacher: PreTrainedModel | nn.Module | str | Path | None = None,
-        objective: PreTrainingObjective | None = None,
-        **kwargs: Any,
-    ):
-        if isinstance(teacher, str | Path):
-            teacher = load_teacher(teacher, model_class=FusionEncoderForPreTraining).model
-        args.write_weights(model.config)
-        super().__init__(model, args, teacher=teacher, objective=objective, **kwargs)
+    teacher_class = FusionEncoderForPreTraining
+    objective_class = PreTrainingObjective
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         # Trainer computes a loss in evaluation where these are in the batch.
         self.label_names = ["image_ids", "caption_ids"]
 
-    def _make_objective(self, student: nn.Module, teacher: nn.Module) -> PreTrainingObjective:
-        return self.args.make_pretraining_objective()
+    def _prepare_model(self, model: Any) -> None:
+        self.args.write_weights(model.config)
 
-    def _check_objective(self, objective: Any) -> None:
-        super()._check_objective(objective)
-        if not isinstance(self.teacher, FusionEncoderForPreTraining):
-            raise ValueError(
-                f"the teacher is a {type(self.teacher).__name__}, but pre-training asks a FusionEncoderForPreTraining; "
-                "pre-train a fusion encoder first, with head pretraining."
-            )
-        if not objective.needs_teacher:
-            raise ValueError(
-                "a teacher was given, but attention_weight, itm_distillation_weight and mlm_distillation_weight are 0; "
-                "give one "
-                "of them, or leave the teacher out."
-            )
-        models = (("student", self.accelerator.unwrap_model(self.model)), ("teacher", self.teacher))
-        for role, model in models:
-            for term in ("itm", "mlm"):
-                if getattr(objective, f"{term}_distillation_weight") and not getattr(model.config, f"{term}_weight"):
-                    raise ValueError(
-                        f"{term}_distillation_weight is above 0, but the {role}'s configuration has {term}_weight 0 and "
-                        f"computes no "
-                        f"logits to compare; give it a {term}_weight, or set {term}_distillation_weight to 0."
-                    )
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss in nats; of the outputs nothing is handed on, for the terms say what there is to say."""
-        if self.objective is None:
+    def _losses(
+        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[Mapping[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return the loss and its terms, in nats; of the outputs nothing, for the terms say what there is to say."""
+        objective = self.distillation_objective
+        if objective is None:
             outputs = model(**inputs)
             if outputs.loss is None:
-                raise ValueError(
-                    "every term of pre-training has weight 0, so there is nothing to learn; give one a weight."
-                )
+                raise ValueError("every term of pre-training has weight 0, so nothing is learned; give one a weight.")
             losses = {**hard_terms(outputs), "loss": outputs.loss}
         else:
-            outputs = self._ask_student(model, inputs)
-            losses = self.objective(outputs, self._ask_teacher(inputs, outputs), inputs)
+            outputs = self._ask_student(model, inputs, objective)
+            losses = objective(outputs, self._ask_teacher(inputs, outputs), inputs)
+
         if not model.training and getattr(outputs, "text_embeds", None) is not None:
-            losses = {**losses, "in_batch_recall": in_batch_recall(outputs.text_embeds, outputs.image_embeds, inputs)}
-        self._note_terms(losses, len(inputs["input_ids"]))
-        return (losses["loss"], {}) if return_outputs else losses["loss"]
+            recall = in_batch_recall(outputs.text_embeds, outputs.image_embeds, inputs)
+            losses = {**losses, "in_batch_recall": recall}
+        return losses, {}
 
     def _ask_teacher(self, inputs: Mapping[str, torch.Tensor], student_outputs: Any) -> SimpleNamespace:
         """Ask the teacher about matched pairs, the pairs that the student drew, and the masked texts.
@@ -129,7 +90,7 @@ class PreTrainingTrainer(ImageTextTrainer):
             As far as the objective asks: states (or attentions) of the matched pairs, `itm_logits` `(3 * B, 2)` of
             the student's pairs in its order, `mlm_logits` `(B, T, V)`.
         """
-        objective: Any = self.objective
+        objective: Any = self.distillation_objective
         answers = SimpleNamespace()
         pairs = image_text_inputs(inputs)
         if objective.attention_weight or objective.itm_distillation_weight:
@@ -199,6 +160,3 @@ def in_batch_recall(
         is_as_near = (scores >= scores.gather(1, own)) & allowed_negatives(ids, texts_ask)
         found.append(~is_as_near.any(1))
     return torch.cat(found).float().mean()
-
-
-__all__ = ["PreTrainingTrainer", "in_batch_recall"]

@@ -11,18 +11,15 @@ first among
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from dual_distill.modeling import (
     FusionEncoderConfig,
     FusionEncoderForImageTextRetrieval,
-    FusionEncoderForPreTraining,
     PairIds,
     allowed_negatives,
     gather_pair_ids,
@@ -30,9 +27,7 @@ from dual_distill.modeling import (
     pair_similarities,
 )
 from dual_distill.objectives import RankingObjective, hardest_negatives, listwise_cross_entropy
-from dual_distill.teachers import load_teacher
 
-from .distillation_config import DistillationTrainingArguments
 from .image_text_trainer import IMAGE_INPUTS, TEXT_INPUTS, ImageTextTrainer, image_text_inputs
 
 
@@ -68,69 +63,28 @@ class RetrievalTrainer(ImageTextTrainer):
         Wang et al., EMNLP 2022, arXiv 2112.08723; ranking hard negatives is ours.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel | nn.Module,
-        args: DistillationTrainingArguments,
-        *,
-        teacher: PreTrainedModel | nn.Module | str | Path | None = None,
-        objective: RankingObjective | None = None,
-        **kwargs: Any,
-    ):
-        config: Any = model.config
-        self.is_fusion = config.model_type == FusionEncoderConfig.model_type
-        if teacher is not None and self.is_fusion:
-            raise ValueError(
-                "a teacher was given for a fusion encoder, which learns retrieval from the pairs alone; leave the "
-                "teacher out, "
-                "or train a dual encoder."
-            )
-        if isinstance(teacher, str | Path):
-            teacher = load_teacher(teacher, model_class=FusionEncoderForImageTextRetrieval).model
-        if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = True  # the shallow interaction, which no similarity passes through
-        super().__init__(model, args, teacher=teacher, objective=objective, **kwargs)
+    teacher_class = FusionEncoderForImageTextRetrieval
+    objective_class = RankingObjective
+    leaves_parameters_unused = True  # the shallow interaction, which no similarity passes through
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         # Trainer hands it to compute_metrics, and computes a loss in evaluation where it is in the batch.
         self.label_names = ["image_ids"]
 
-    def _make_objective(self, student: nn.Module, teacher: nn.Module) -> RankingObjective:
-        return self.args.make_ranking_objective()
+    def _prepare_model(self, model: Any) -> None:
+        self.is_fusion = model.config.model_type == FusionEncoderConfig.model_type
 
-    def _check_objective(self, objective: Any) -> None:
-        super()._check_objective(objective)
-        if not isinstance(self.teacher, FusionEncoderForImageTextRetrieval | FusionEncoderForPreTraining):
-            raise ValueError(
-                f"the teacher is a {type(self.teacher).__name__}, which scores no pairs; give a fusion encoder with "
-                f"head "
-                "image_text_retrieval or pretraining."
-            )
-        if not objective.needs_teacher:
-            raise ValueError(
-                "a teacher was given, but ranking_weight and attention_weight are 0; give one of them, or leave the "
-                "teacher "
-                "out."
-            )
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss in nats per row; with `return_outputs` the vectors of a dual encoder, for recall."""
-        vectors: dict[str, torch.Tensor] = {}
-        if self.is_fusion:
-            losses = self._rank_by_fusion(model, inputs)
-        else:
-            losses, vectors = self._rank_by_vectors(model, inputs)
-        self._note_terms(losses, len(inputs["input_ids"]))
-        return (losses["loss"], vectors) if return_outputs else losses["loss"]
+    def _losses(
+        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[Mapping[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return the loss and its terms, in nats per row, and the vectors of a dual encoder, for recall."""
+        return (self._rank_by_fusion(model, inputs), {}) if self.is_fusion else self._rank_by_vectors(model, inputs)
 
     def _rank_by_vectors(
         self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        objective: Any = self.objective
+        objective: Any = self.distillation_objective
         outputs = model(**inputs, **(self._student_requests if objective is not None else {}))
         vectors = {"text_vectors": outputs.text_embeds, "image_vectors": outputs.image_embeds}
         if objective is None:
@@ -249,6 +203,3 @@ def drawn_scores(ids: PairIds) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed + ids.first_row)
     scores = torch.rand(shape, generator=generator).to(ids.image_ids.device)
     return scores[0], scores[1]
-
-
-__all__ = ["Lists", "RetrievalTrainer", "choose_lists", "drawn_scores", "listed_scores", "pair_scores"]
