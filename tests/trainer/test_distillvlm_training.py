@@ -115,7 +115,9 @@ def test_the_optimizer_holds_student_and_projection_and_nothing_of_the_teacher(t
     )
     trainer.train()
     held = [id(p) for group in trainer.optimizer.param_groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for module in (trainer.model, trainer.distillation_objective) for p in module.parameters())
+    assert sorted(held) == sorted(
+        id(p) for module in (trainer.model, trainer.distillation_objective) for p in module.parameters()
+    )
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert all(p.grad is None for p in teacher.parameters())
 
@@ -171,7 +173,10 @@ def test_the_teacher_reads_its_own_features(tmp_path):
 
 
 def test_a_cache_of_the_teacher_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a cache keeps what dide compares; leave it out for distillvlm"):
+    with pytest.raises(
+        ValueError,
+        match=r"a cache keeps what a DiDEObjective compares .* is a DistillVLMObjective; leave cache_teacher out",
+    ):
         region_trainer(tmp_path, cache_teacher="attention")
 
 
@@ -194,7 +199,8 @@ def test_a_cache_of_the_teacher_is_refused(tmp_path):
             {"visual_inputs": "patches"},
             {},
             {},
-            "the teacher has patches as visual_inputs, the student regions; image tokens are compared one by one",
+            "the teacher has patches as visual_inputs, the student regions as visual_inputs; image tokens are "
+            "compared one by one",
         ),
     ],
 )

@@ -171,7 +171,7 @@ def test_in_batch_recall_by_hand():
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"cache_teacher": "attention"}, "cache_teacher is 'attention', but the teacher is asked about pairs that"),
+        ({"cache_teacher": "attention"}, "the objective is a PreTrainingObjective; leave cache_teacher out"),
         (
             {"attention_weight": 0, "itm_distillation_weight": 0, "mlm_distillation_weight": 0},
             "a teacher was given, but",

@@ -157,8 +157,8 @@ def test_bf16_and_activation_checkpointing_give_nearly_the_same(precision, tmp_p
         (retrieval_fusion, "tiny", {}, "a teacher was given for a fusion encoder"),
         (None, "dual", {}, "the teacher is a DualEncoderForImageTextRetrieval, which scores no pairs"),
         (None, "tiny", {"ranking_weight": 0, "attention_weight": 0}, "ranking_weight and attention_weight are 0"),
-        (None, "tiny", {"ranking_negatives": 0}, "ranking_negatives is 0; give 1 or more"),
-        (None, "tiny", {"cache_teacher": "attention"}, "new in every step"),
+        (None, "tiny", {"ranking_negatives": 0}, "ranking_negatives is 0; it must be at least 1"),
+        (None, "tiny", {"cache_teacher": "attention"}, "is a RankingObjective; leave cache_teacher out"),
     ],
 )
 def test_what_cannot_be_is_refused(model, teacher, fields, problem, tmp_path):

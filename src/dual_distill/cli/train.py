@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dual_distill.runs import make_run, plan_run, record_run, train
+from dual_distill.runs import make_run, plan_run, train
 
 from .recipe_parser import make_flag_parser, make_parser, parse_recipe
 
@@ -31,10 +31,13 @@ def run(words: Sequence[str]) -> None:
 
     with redirect_stdout(sys.stderr):
         prepared = make_run(*arguments)
+        prepared.trainer.describe_run(command="dual-distill train")
         metrics = train(prepared)
         # Self-critical training has a reward, and no loss of validation rows.
         if prepared.trainer.eval_dataset is not None:
             metrics |= prepared.trainer.evaluate()
+        if prepared.trainer.args.push_to_hub:
+            prepared.trainer.push_to_hub()  # once more, with what was measured
 
     results = {
         "output_dir": arguments[2].output_dir,
@@ -44,7 +47,6 @@ def run(words: Sequence[str]) -> None:
         **{name: value for name, value in metrics.items() if isinstance(value, int | float)},
     }
     Path(arguments[2].output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    record_run(prepared, *arguments[:2], metrics, "dual-distill train")
 
     if flags.json:
         print(json.dumps(results))

@@ -25,7 +25,7 @@ from dual_distill.data import DistillationCollator, Task, decode_image, get_task
 from dual_distill.hub_cards import Speed, add_evaluation, read_run, write_run
 from dual_distill.inference import PairLatency, draw_attention_picture, measure_pair_latency, word_attention
 from dual_distill.modeling import DualDistillProcessor
-from dual_distill.runs import DataArguments, ModelArguments, build_processor, make_run, record_run, train
+from dual_distill.runs import DataArguments, ModelArguments, build_processor, make_run, train
 from dual_distill.teachers import load_model
 from dual_distill.trainer import DistillationTrainingArguments, EvaluationReport, predict_answers, report_answers
 
@@ -270,8 +270,8 @@ def _train_stage(
     _say(title)
     arguments = DistillationTrainingArguments(output_dir=str(folder), **training)
     prepared = make_run(model_arguments, DataArguments(task="scenes"), arguments, data=data, processor=processor)
+    prepared.trainer.describe_run(command="dual-distill quickstart")
     metrics = train(prepared)
-    record_run(prepared, model_arguments, DataArguments(task="scenes"), metrics, "dual-distill quickstart")
     stage = {"seconds": metrics["train_runtime"], "steps": arguments.max_steps}
     # Written last: a folder without it is trained again.
     (folder / "stage.json").write_text(json.dumps(stage) + "\n")

@@ -5,7 +5,6 @@ from .build import Run, build_processor, make_run, train
 from .data import load_data
 from .heads import HEADS, HeadSpec, head_of
 from .plan import RunPlan, plan_run
-from .recording import record_run
 
 __all__ = [
     "HEADS",
@@ -19,6 +18,5 @@ __all__ = [
     "load_data",
     "make_run",
     "plan_run",
-    "record_run",
     "train",
 ]

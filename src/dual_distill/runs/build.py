@@ -16,9 +16,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, ViltImageProcessorPi
 from transformers.trainer_utils import get_last_checkpoint
 
 from dual_distill.data import RandAugment, Task, build_answer_vocabulary, train_tokenizer
+from dual_distill.hub_cards import DataOrigin, origin_of
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, dual_config_from_fusion
 from dual_distill.teachers import load_config, load_model, load_processor, load_teacher
-from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments
+from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments, differing_fields
 
 from .arguments import DataArguments, ModelArguments
 from .data import RunData, check_rows, prepare_data, tokenizer_texts
@@ -114,6 +115,12 @@ def make_run(
         data_collator=resolved.collator,
         processing_class=resolved.processor,
         **head.metrics(model),
+    )
+    used = {"start": model_arguments.start, "teacher": model_arguments.taught_by}
+    trainer.describe_run(
+        differing_fields((model_arguments, ModelArguments()), (data_arguments, DataArguments())),
+        data=DataOrigin(rows.task.name),
+        **{role: origin_of(*checkpoint) for role, checkpoint in used.items() if checkpoint},
     )
     return Run(trainer, resolved.processor, rows.splits, rows.task, resolved.label_names)
 

@@ -72,7 +72,6 @@ class HeadSpec:
         trainer: trains it on a teacher and on what the rows hold.
         reward_trainer: trains it on a reward for what it writes; None: it writes nothing.
         metrics: model -> arguments of the trainer that say what is measured in training.
-        objective: `(training_arguments, multi_label, student_config, teacher_config)` -> what `trainer` will compare.
         has_own_losses: whether its models compute losses, whose weights their configuration holds.
         prepare: `(model, tokenizer)`, called once the model is there.
         example: `(batch, config, training_arguments)` -> what a model reads of a batch of texts and images, to plan memory.
@@ -88,7 +87,6 @@ class HeadSpec:
     trainer: type[DistillationTrainer] = DistillationTrainer
     reward_trainer: type[DistillationTrainer] | None = None
     metrics: Callable[[PreTrainedModel], dict[str, Any]] = _label_metrics
-    objective: Callable[..., Any] = lambda args, *pair: args.make_objective(*pair)
     has_own_losses: bool = False
     prepare: Callable[[Any, Any], None] | None = None
     example: Callable[[Batch, Any, Any], Batch] = lambda batch, config, args: batch
@@ -138,7 +136,6 @@ _SPECS = (
         collator_input=lambda tokenizer, label_names, args: None,
         trainer=trainer.RetrievalTrainer,
         metrics=_retrieval_metrics,
-        objective=lambda args, *pair: args.make_ranking_objective(),
         example=_retrieval_example,
     ),
     HeadSpec(
@@ -151,7 +148,6 @@ _SPECS = (
         collator_input=lambda tokenizer, label_names, args: WholeWordMasker(tokenizer, args.masking_share, args.seed),
         trainer=trainer.PreTrainingTrainer,
         metrics=_no_metrics,
-        objective=lambda args, *pair: args.make_pretraining_objective(),
         has_own_losses=True,
         example=_pretraining_example,
     ),

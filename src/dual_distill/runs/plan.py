@@ -109,7 +109,7 @@ def plan_run(
         if teacher_class is not None:
             teacher = teacher_class(teacher_config)
             teacher_parameters = teacher.num_parameters()
-            objective = head.objective(training_arguments, task.answers_column is not None, config, teacher_config)
+            objective = head.trainer.make_objective(training_arguments, config, teacher_config)
             check_compatibility(student, teacher, objective)
             layers = objective.student_layers
 

@@ -7,7 +7,7 @@ from .distillation_trainer import DistillationTrainer
 from .evaluation import EvaluationReport, captions_by_image, describe_images, predict_answers, report_answers
 from .image_text_trainer import ImageTextTrainer
 from .pretraining_trainer import PreTrainingTrainer
-from .recording import differing_fields, versions_now
+from .recording import differing_fields
 from .retrieval_trainer import RetrievalTrainer
 
 __all__ = [
@@ -25,5 +25,4 @@ __all__ = [
     "differing_fields",
     "predict_answers",
     "report_answers",
-    "versions_now",
 ]

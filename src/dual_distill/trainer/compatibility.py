@@ -101,7 +101,7 @@ def _check_image_text(student: Any, teacher: Any, objective: Objective) -> None:
         raise ValueError(f"a teacher was given, but {names} are 0; give one of them, or leave the teacher out.")
 
     for term in ("itm", "mlm"):
-        for role, config in (("student", student.config), ("teacher", teacher.config)):
+        for role, config in (("student", student.config), ("teacher", getattr(teacher, "config", None))):
             if objective.weights.get(f"{term}_distillation_weight") and not getattr(config, f"{term}_weight"):
                 raise ValueError(
                     f"{term}_distillation_weight is above 0, but the {role}'s configuration has {term}_weight 0 and "

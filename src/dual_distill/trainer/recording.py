@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress
@@ -59,13 +59,15 @@ class RecordingTrainer(Trainer):
     """A `Trainer` that writes `run.json` with every checkpoint, and makes its card from it.
 
     Args:
-        *args: as for `transformers.Trainer`.
+        args: as for `transformers.Trainer`.
         **kwargs: as for `transformers.Trainer`.
     """
 
     data_collator: Any
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *, args: TrainingArguments, **kwargs: Any):
+        # Made now, since making any arguments later would take away the accelerator of the run.
+        self._defaults = type(args)(output_dir="out", use_cpu=args.use_cpu)
         self._told: dict[str, Any] = {}
         self._told_settings: dict[str, Any] = {}
         self._measurements: dict[int, dict[tuple[str, str], Measurement]] = {}
@@ -73,7 +75,7 @@ class RecordingTrainer(Trainer):
         self._saved_step: int | None = None
         self._seconds = 0.0
         self._began: float | None = None
-        super().__init__(*args, **kwargs)
+        super().__init__(args=args, **kwargs)
         model = self.accelerator.unwrap_model(self.model)
         self._start = known_origin(loaded_from(model)) if self.args.should_save else None
 
@@ -89,7 +91,6 @@ class RecordingTrainer(Trainer):
 
     def run_record(self) -> RunRecord:
         """Return what is known of the run, and of the weights as they are now."""
-        defaults = type(self.args)(output_dir="out", use_cpu=self.args.use_cpu)
         collator = getattr(self.data_collator, "collator", self.data_collator)
         name = getattr(getattr(collator, "task", None), "name", None)
         datasets = {"train": self.train_dataset, **_by_split(self.eval_dataset)}
@@ -98,7 +99,7 @@ class RecordingTrainer(Trainer):
         record = RunRecord(
             data=DataOrigin(name),
             start=self._start,
-            settings={**self._told_settings, **differing_fields((self.args, defaults))},
+            settings={**self._told_settings, **differing_fields((self.args, self._defaults))},
             seed=self.args.seed,
             steps=step,
             train_seconds=round(self._train_seconds(), 3),
