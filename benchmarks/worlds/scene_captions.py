@@ -14,12 +14,12 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import permutations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import DatasetDict, Features, Image, Value
 
 from dual_distill.data.datasets.scene_questions import COLOURS, CORNERS, SHAPES, STEPS, SceneObject
-from dual_distill.data.datasets.scenes import BOXES, NUM_SCENES, OBJECTS, columns_to_splits, draw_scenes, empty_columns
+from dual_distill.data.datasets.scenes import BOXES, NUM_SCENES, OBJECTS, draw_scenes, rows_to_splits
 
 CHANGES = ("colour", "shape", "number", "place", "comparison")
 """The kinds of words by which a hard negative differs."""
@@ -122,16 +122,15 @@ def generate_scene_captions(
         raise ValueError(f"captions_per_scene is {captions_per_scene}, but a picture has 1 to 10 captions.")
     rngs: dict[str, random.Random] = {}
     drawn = draw_scenes(num_scenes, questions_per_scene, seed, cells, cell_px)
-    columns = empty_columns(num_scenes, _FEATURES)
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in num_scenes}
     for split, scene in drawn:
         # A stream of its own: the pictures do not depend on the captions.
         rng = rngs.setdefault(split, random.Random(f"{seed} {split} captions"))
         image, objects = {"bytes": scene.png, "path": None}, [item._asdict() for item in scene.objects]
         for caption in write_captions(scene.objects, captions_per_scene, rng, cells):
             row = (image, caption.text, scene.scene_id, caption.hard_negative, caption.changed, scene.boxes, objects)
-            for name, value in zip(_FEATURES, row, strict=True):
-                columns[split][name].append(value)
-    return columns_to_splits(columns, _FEATURES)
+            rows[split].append(dict(zip(_FEATURES, row, strict=True)))
+    return rows_to_splits(rows, _FEATURES)
 
 
 def write_captions(scene: Scene, number: int, rng: random.Random, cells: int = 3) -> list[Caption]:

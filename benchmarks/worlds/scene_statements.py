@@ -11,19 +11,12 @@ import operator
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import DatasetDict, Features, Image, Value
 
 from dual_distill.data.datasets.scene_questions import COLOURS, CORNERS, SHAPES, SceneObject
-from dual_distill.data.datasets.scenes import (
-    NUM_SCENES,
-    OBJECTS,
-    DrawnScene,
-    columns_to_splits,
-    draw_scenes,
-    empty_columns,
-)
+from dual_distill.data.datasets.scenes import NUM_SCENES, OBJECTS, DrawnScene, draw_scenes, rows_to_splits
 
 ROWS_PER_STATEMENT = 4
 """Rows in which one statement stands; it is true in half of them."""
@@ -133,7 +126,7 @@ def generate_scene_statements(
     scenes_of: dict[str, list[DrawnScene]] = {}
     for split, scene in draw_scenes(num_scenes, questions_per_scene, seed, cells, cell_px):
         scenes_of.setdefault(split, []).append(scene)
-    columns = empty_columns(num_scenes, _FEATURES)
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in num_scenes}
     for split, scenes in scenes_of.items():
         if len(scenes) < _MIN_SCENES:
             raise ValueError(
@@ -145,9 +138,9 @@ def generate_scene_statements(
         pictures = [Picture(scene.objects, cells) for scene in scenes]
         for index in range(len(scenes) * statements_per_scene):
             family = _FAMILIES[index % len(_FAMILIES)]
-            statement, rows = _four_rows(family, index // statements_per_scene, pictures, rng)
-            for left, right, truth in rows:
-                values: dict[str, object] = {
+            statement, four = _four_rows(family, index // statements_per_scene, pictures, rng)
+            for left, right, truth in four:
+                values: dict[str, Any] = {
                     "sentence": statement.text,
                     "label": str(truth),
                     "family": statement.family,
@@ -157,9 +150,8 @@ def generate_scene_statements(
                     values[f"image_{number}"] = {"bytes": scene.png, "path": None}
                     values[f"image_{number}_id"] = scene.scene_id
                     values[f"objects_{number}"] = [item._asdict() for item in scene.objects]
-                for name, value in values.items():
-                    columns[split][name].append(value)
-    return columns_to_splits(columns, _FEATURES)
+                rows[split].append(values)
+    return rows_to_splits(rows, _FEATURES)
 
 
 def statement_families() -> list[str]:

@@ -9,8 +9,8 @@ from .collators.masking import WholeWordMasker
 from .collators.pretraining import PreTrainingCollator
 from .collators.region_inputs import NUM_TAGS, distinct_tags, pad_regions, tag_texts
 from .datasets.custom import CustomDataset, load_custom_dataset
-from .datasets.scene_questions import COLOURS, SHAPES
-from .datasets.scenes import generate_scenes, scene_answers
+from .datasets.scene_questions import COLOURS, SHAPES, scene_answers
+from .datasets.scenes import generate_scenes
 from .decode_ahead import (
     InputSource,
     Prepared,

@@ -114,11 +114,11 @@ class SceneQuestionWriter:
         return Question(sentence.format(*chosen.words), chosen.answer, question_type)
 
 
-def possible_answers() -> list[str]:
+def scene_answers() -> list[str]:
     """Every answer a scene question can have, sorted.
 
     Example:
-        >>> possible_answers()[:8]
+        >>> scene_answers()[:8]
         ['0', '1', '2', '3', '4', '5', '6', 'blue']
     """
     return sorted({"yes", "no", *COLOURS, *SHAPES, *(str(number) for number in range(MAX_OBJECTS + 1))})

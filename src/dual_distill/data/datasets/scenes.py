@@ -10,7 +10,7 @@ import io
 import random
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +18,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from .scene_questions import (
-    COLOURS,
-    MAX_OBJECTS,
-    QUESTION_TYPES,
-    SHAPES,
-    Question,
-    SceneObject,
-    SceneQuestionWriter,
-    possible_answers,
-)
+from .scene_questions import COLOURS, MAX_OBJECTS, QUESTION_TYPES, SHAPES, Question, SceneObject, SceneQuestionWriter
 
 NUM_SCENES: Mapping[str, int] = {"train": 10_000, "validation": 500, "test": 1_000}
 """Default number of scenes a split."""
@@ -37,17 +28,8 @@ _MAX_ATTEMPTS = 1_000
 _RGB = {"red": (222, 45, 38), "green": (44, 160, 62), "blue": (49, 90, 224), "yellow": (244, 196, 20)}
 BOXES = List(List(Value("int32"), length=4))
 OBJECTS = List({"shape": Value("string"), "colour": Value("string"), "row": Value("int32"), "column": Value("int32")})
-_FEATURES = Features(
-    {
-        "image": Image(),
-        "question": Value("string"),
-        "answer": Value("string"),
-        "question_type": Value("string"),
-        "scene_id": Value("string"),
-        "boxes": BOXES,
-        "objects": OBJECTS,
-    }
-)
+_TEXTS = ("question", "answer", "question_type", "scene_id")
+_FEATURES = Features({"image": Image(), **dict.fromkeys(_TEXTS, Value("string")), "boxes": BOXES, "objects": OBJECTS})
 
 
 def generate_scenes(
@@ -85,24 +67,13 @@ def generate_scenes(
     """
     num_scenes = NUM_SCENES if num_scenes is None else num_scenes
     drawn = draw_scenes(num_scenes, questions_per_scene, seed, cells, cell_px)
-    columns = empty_columns(num_scenes, _FEATURES)
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in num_scenes}
     for split, scene in drawn:
         image, objects = {"bytes": scene.png, "path": None}, [item._asdict() for item in scene.objects]
-        for question in scene.questions:
-            row = (image, question.text, question.answer, question.question_type, scene.scene_id, scene.boxes, objects)
-            for name, value in zip(_FEATURES, row, strict=True):
-                columns[split][name].append(value)
-    return columns_to_splits(columns, _FEATURES)
-
-
-def scene_answers() -> list[str]:
-    """Every answer that a scene question can have, sorted: numbers, colours, shapes, yes and no.
-
-    Example:
-        >>> len(scene_answers())
-        16
-    """
-    return possible_answers()
+        for question in scene.questions:  # text, answer, type
+            row = (image, *question, scene.scene_id, scene.boxes, objects)
+            rows[split].append(dict(zip(_FEATURES, row, strict=True)))
+    return rows_to_splits(rows, _FEATURES)
 
 
 class DrawnScene(NamedTuple):
@@ -145,14 +116,25 @@ def draw_scenes(
         >>> [scene.scene_id for split, scene in draw_scenes({"train": 1, "test": 2})]
         ['test-0', 'test-1', 'train-0']
     """
-    _check_arguments(num_scenes, questions_per_scene, cells, cell_px)
+    if not isinstance(num_scenes, Mapping):
+        raise ValueError(f"num_scenes maps split names to numbers, such as {{'train': 100}}, but it is {num_scenes!r}.")
+    for split, number in num_scenes.items():
+        if number < 0:
+            raise ValueError(f"num_scenes[{split!r}] is {number}, but a split has 0 scenes or more.")
+    if not 1 <= questions_per_scene <= 12:
+        way_out = "generate more scenes instead"
+        raise ValueError(f"questions_per_scene is {questions_per_scene}, but a scene carries 1 to 12; {way_out}.")
+    if not 2 <= cells <= 8:
+        raise ValueError(f"cells is {cells}, but the grid has 2 to 8 rows and columns: a relation needs a neighbour.")
+    if cell_px < 8:
+        raise ValueError(f"cell_px is {cell_px}, but a cell needs 8 pixels or more to show which shape it holds.")
     return _draw_splits(num_scenes, questions_per_scene, seed, cells, cell_px)
 
 
 def _draw_splits(
     num_scenes: Mapping[str, int], questions_per_scene: int, seed: int, cells: int, cell_px: int
 ) -> Iterator[tuple[str, DrawnScene]]:
-    seen: set[Signature] = set()
+    seen: set[frozenset[SceneObject]] = set()
     for split in sorted(num_scenes, key=lambda name: (name == "train", name)):
         rng = random.Random(f"{seed} {split}")  # a string seed goes through SHA-512: no PYTHONHASHSEED in it
         writer = SceneQuestionWriter(rng, cells)
@@ -162,55 +144,16 @@ def _draw_splits(
             yield split, DrawnScene(f"{split}-{index}", scene, questions, png, boxes)
 
 
-Columns = dict[str, list[object]]
-
-
-def empty_columns(splits: Mapping[str, int], features: Features) -> dict[str, Columns]:
-    """An empty list for each column of each split; `columns_to_splits` takes them when they are filled."""
-    return {split: {name: [] for name in features} for split in splits}
-
-
-def columns_to_splits(columns: Mapping[str, Columns], features: Features) -> DatasetDict:
-    """The columns of each split as data sets.
-
-    Args:
-        columns: split -> column name -> values.
-        features: types of the columns.
-
-    Returns:
-        The splits in the order given.
+def rows_to_splits(rows: Mapping[str, list[dict[str, Any]]], features: Features) -> DatasetDict:
+    """The rows of each split as data sets.
 
     Example:
-        >>> features = Features({"caption": Value("string")})
-        >>> columns_to_splits({"train": {"caption": ["a red circle"]}}, features)["train"][0]
+        >>> rows_to_splits({"train": [{"caption": "a red circle"}]}, Features({"caption": Value("string")}))["train"][0]
         {'caption': 'a red circle'}
     """
-    schema, info = features.arrow_schema, DatasetInfo(features=features)
-    tables = {
-        split: pa.table([pa.array(lists[name], type=schema.field(name).type) for name in features], schema=schema)
-        for split, lists in columns.items()
-    }
+    tables = {split: pa.Table.from_pylist(values, schema=features.arrow_schema) for split, values in rows.items()}
+    info = DatasetInfo(features=features)
     return DatasetDict({split: Dataset(table, info=info.copy(), split=split) for split, table in tables.items()})
-
-
-Signature = frozenset[SceneObject]
-
-
-def _check_arguments(num_scenes: Mapping[str, int], questions_per_scene: int, cells: int, cell_px: int) -> None:
-    if not isinstance(num_scenes, Mapping):
-        raise ValueError(f"num_scenes maps split names to numbers, such as {{'train': 100}}, but it is {num_scenes!r}.")
-    for split, number in num_scenes.items():
-        if number < 0:
-            raise ValueError(f"num_scenes[{split!r}] is {number}, but a split has 0 scenes or more.")
-    if not 1 <= questions_per_scene <= 12:
-        raise ValueError(
-            f"questions_per_scene is {questions_per_scene}, but a scene carries 1 to 12 questions; "
-            "generate more scenes instead."
-        )
-    if not 2 <= cells <= 8:
-        raise ValueError(f"cells is {cells}, but the grid has 2 to 8 rows and columns: a relation needs a neighbour.")
-    if cell_px < 8:
-        raise ValueError(f"cell_px is {cell_px}, but a cell needs 8 pixels or more to show which shape it holds.")
 
 
 def _draw_scene(
@@ -218,7 +161,7 @@ def _draw_scene(
     questions_per_scene: int,
     rng: random.Random,
     cells: int,
-    seen: set[Signature],
+    seen: set[frozenset[SceneObject]],
     writer: SceneQuestionWriter,
 ) -> tuple[tuple[SceneObject, ...], list[Question]]:
     """A scene that no split has yet and that allows the questions whose turn it is."""
@@ -244,16 +187,16 @@ def _draw_scene(
 
 def _draw_objects(rng: random.Random, cells: int) -> tuple[SceneObject, ...]:
     number = rng.randint(_MIN_OBJECTS, min(MAX_OBJECTS, cells * cells))
-    places = sorted(rng.sample(range(cells * cells), number))
-    # An urn that grows: each draw makes its own colour (shape) likelier, so that counts of 0, 1, 2 and 3 are all
-    # common.
+    indices = sorted(rng.sample(range(cells * cells), number))
+
+    # An urn that grows: each draw makes its own colour (shape) likelier, so that counts of 0 to 3 are all common.
     colours, shapes = list(COLOURS), list(SHAPES)
     scene = []
-    for place in places:
+    for index in indices:
         colour, shape = rng.choice(colours), rng.choice(shapes)
         colours.append(colour)
         shapes.append(shape)
-        scene.append(SceneObject(shape, colour, place // cells, place % cells))
+        scene.append(SceneObject(shape, colour, *divmod(index, cells)))
     return tuple(scene)
 
 
