@@ -152,22 +152,22 @@ def test_damaged_bytes_never_raise_anything_else():
 
 
 def test_postscript_is_not_opened():
-    with pytest.raises(ImageError, match="not a picture of a known format"):
+    with pytest.raises(ImageError, match="not an image of a known format"):
         decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", row=0)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "row 5: the picture is missing (None)"),
-        ({"bytes": None, "path": None}, "row 5: the picture is missing (None)"),
-        (b"hello", "row 5: the bytes are not a picture of a known format"),
-        (b"", "row 5: the bytes are not a picture of a known format"),
-        ({"bytes": b"hello", "path": "y.jpg"}, "row 5 (image 'y.jpg'): the bytes are not a picture"),
+        (None, "row 5: the image is missing (None)"),
+        ({"bytes": None, "path": None}, "row 5: the image is missing (None)"),
+        (b"hello", "row 5: the bytes are not an image of a known format"),
+        (b"", "row 5: the bytes are not an image of a known format"),
+        ({"bytes": b"hello", "path": "y.jpg"}, "row 5 (image 'y.jpg'): the bytes are not an image"),
         ("no/such/file.png", "row 5 (image 'no/such/file.png'): the file cannot be read (No such file or directory)"),
         (
             3.5,
-            "row 5: a picture is a PIL image, bytes, a path or a dict with 'bytes' and 'path', but this one is a float",
+            "row 5: an image is a PIL image, bytes, a path or a dict with 'bytes' and 'path', but this one is a float",
         ),
         (Image.new("F", (2, 2)), "row 5: mode 'F'"),
         (
@@ -175,7 +175,7 @@ def test_postscript_is_not_opened():
             "row 5: mode 'I' is read as 16-bit grey (0 to 65535), but its values run from 70000",
         ),
         (Image.new("I", (2, 2), -1), "row 5: mode 'I' is read as 16-bit grey"),
-        (Image.new("RGB", (0, 3)), "row 5: the picture has no pixels (0 x 3)"),
+        (Image.new("RGB", (0, 3)), "row 5: the image has no pixels (0 x 3)"),
     ],
 )
 def test_each_error_names_the_row_and_the_cause(value, message):

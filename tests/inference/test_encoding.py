@@ -183,7 +183,7 @@ def test_unreadable_images_are_listed_and_encoded_when_mended(model, answering_p
     report = encode(model, answering_processor, images, tmp_path / "store")
     assert (report.rows, report.encoded) == (8, 8)
     assert list(report.unreadable) == ["image 2", "image 9", "image 10", "thin"]
-    assert "row image 2: the bytes are not a picture" in report.unreadable["image 2"]
+    assert "row image 2: the bytes are not an image" in report.unreadable["image 2"]
     assert "nowhere.png" in report.unreadable["image 9"]
     assert "4000 x 1 pixels cannot be resized" in report.unreadable["thin"]
     before = contents(tmp_path / "store")
@@ -201,7 +201,7 @@ def test_strict_ends_at_the_first_unreadable_image_and_keeps_what_is_done(
     model, answering_processor, images, tmp_path
 ) -> None:
     images["image 6"] = b"no picture"
-    with pytest.raises(ValueError, match=r"row image 6: the bytes are not a picture .* Without strict, it is listed"):
+    with pytest.raises(ValueError, match=r"row image 6: the bytes are not an image .* Without strict, it is listed"):
         encode(model, answering_processor, images, tmp_path / "store", strict=True)
     assert [path.name for path in (tmp_path / "store").glob("shard-*")] == ["shard-00000.arrow"]
 

@@ -55,7 +55,7 @@ def test_a_url_is_fetched_and_redirects_are_followed(address: str, name: str) ->
 def test_what_a_server_may_answer(address: str) -> None:
     with pytest.raises(ImageError, match=r"row 3 \(image 'http://127.*absent.png'\): the server answers 404"):
         load_image(f"{address}/absent.png", name=3)
-    with pytest.raises(ImageError, match=r"page.html'\): the bytes are not a picture of a known format"):
+    with pytest.raises(ImageError, match=r"page.html'\): the bytes are not an image of a known format"):
         load_image(f"{address}/page.html", name=0)
     with pytest.raises(ImageError, match="the server sends more than the 20 bytes that are allowed"):
         load_image(f"{address}/picture.png", name=0, max_bytes=20)

@@ -204,11 +204,11 @@ def test_images_that_cannot_be_used(make: Callable, tmp_path: Path) -> None:
         ImageError, match=r"^row 'red\?' \(image 'nowhere.png'\): the file cannot be read \(No such file"
     ):
         pipe("nowhere.png", "red?")
-    with pytest.raises(ImageError, match=r"the picture is missing \(None\)"):
+    with pytest.raises(ImageError, match=r"the image is missing \(None\)"):
         pipe(None, "red?")
     with pytest.raises(ImageError, match="declares"):
         pipe(png_that_declares(30_000, 30_000), "red?")
-    with pytest.raises(ImageError, match="the bytes are not a picture of a known format"):
+    with pytest.raises(ImageError, match="the bytes are not an image of a known format"):
         pipe(b"GIF, perhaps", "red?")
     with pytest.raises(ImageError, match=r"the image of 1 x 2000 pixels cannot be resized .* crop it"):
         pipe(Image.new("RGB", (1, 2000)), "red?")

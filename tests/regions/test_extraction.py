@@ -300,13 +300,13 @@ def test_unreadable_images_are_listed_and_described_when_mended(detector, images
     images["image 2"], images["image 4"] = b"no picture", str(tmp_path / "nowhere.png")
     report = extract(detector, images, tmp_path / "store")
     assert (report.images, list(report.unreadable)) == (5, ["image 2", "image 4"])
-    assert "row image 2: the bytes are not a picture" in report.unreadable["image 2"]
+    assert "row image 2: the bytes are not an image" in report.unreadable["image 2"]
     with pytest.raises(ValueError, match=r"lacks 'image 4': row image 4 .*nowhere.png"):
         RegionStore(tmp_path / "store").find("image 4")
     assert extract(detector, images, tmp_path / "store").added == 0
     mended = extract(detector, good, tmp_path / "store")
     assert (mended.added, mended.images, mended.unreadable) == (2, 7, {})
-    with pytest.raises(ValueError, match=r"not a picture .* Without strict, it is listed"):
+    with pytest.raises(ValueError, match=r"not an image .* Without strict, it is listed"):
         extract(detector, images, tmp_path / "strict", strict=True)
 
 

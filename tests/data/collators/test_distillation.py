@@ -283,7 +283,7 @@ def test_odd_pictures_are_taken_or_refused_in_one_sentence(processor, rows, png)
     grey_and_alpha = make(processor)([{**rows[0], "image": png((0, 0), (16, 16), "LA")}])
     assert grey_and_alpha["pixel_values"].unique().tolist() == [1.0]  # transparent is white
     with pytest.raises(
-        ImageError, match=r"^row 0 of its batch: its header declares .*; drop the row, or shrink the picture"
+        ImageError, match=r"^row 0 of its batch: its header declares .*; drop the row, or shrink the image"
     ):
         make(processor)([{**rows[0], "image": png_that_declares(30_000, 30_000)}])
     with pytest.raises(

@@ -140,5 +140,5 @@ def test_each_error_by_its_message(processor, rows):
         make(processor)([{**rows[0], "caption": "  ", "__index__": "x.tar: 7"}])
     with pytest.raises(ValueError, match=r"Row 0 of its batch \(image_id 3\) has no column 'image'"):
         make(processor)([{name: value for name, value in rows[0].items() if name != "image"}])
-    with pytest.raises(ImageError, match=r"^row x\.tar: 7: the bytes are not a picture"):
+    with pytest.raises(ImageError, match=r"^row x\.tar: 7: the bytes are not an image"):
         make(processor)([{**rows[0], "image": b"nothing", "__index__": "x.tar: 7"}])
