@@ -68,7 +68,7 @@ class RegionSet(NamedTuple):
         Example:
             >>> RegionSet(torch.zeros(0, 8), torch.zeros(0, 4), torch.zeros(0), [], 20, 10).checked("photos/a.png")
             Traceback (most recent call last):
-            ValueError: photos/a.png: there is no region at all; an image needs one or more, such as the whole image.
+            ValueError: photos/a.png: there is no region at all; an image needs at least one, such as the whole image.
         """
         features, boxes, scores = (each.detach().cpu().float() for each in (self.features, self.boxes_px, self.scores))
         number = len(boxes)
