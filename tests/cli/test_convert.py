@@ -21,7 +21,8 @@ from transformers import (
 from dual_distill.cli.convert import run
 from dual_distill.modeling import FusionEncoderForQuestionAnswering
 from dual_distill.regions import read_region_tsv
-from dual_distill.teachers import VILT_CLASSES, load_model
+from dual_distill.teachers import load_model
+from dual_distill.teachers.vilt import VILT_CLASSES
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_words_with_regions_are_the_berts_layers_over_both(make_bert, batch) -> 
 
 def test_a_saved_bert_starts_a_captioner_and_says_what_is_new(save_bert, batch, caplog) -> None:
     bert, folder = save_bert(BertForPreTraining)
-    with caplog.at_level(logging.WARNING, logger="dual_distill.teachers.bert"):
+    with caplog.at_level(logging.WARNING, logger="dual_distill.teachers"):
         start = start_from_bert(folder, FusionEncoderForCaptioning, **REGIONS)
     assert type(start.model).__name__ == "FusionEncoderForCaptioning"
     assert start.new == (
@@ -114,7 +114,8 @@ def test_a_saved_bert_starts_a_captioner_and_says_what_is_new(save_bert, batch, 
     )
     assert start.left_out == ("cls.seq_relationship.bias", "cls.seq_relationship.weight")
     assert (
-        "newly initialized, to be trained: fusion_encoder.embeddings.region_embeddings.projection.weight" in caplog.text
+        "newly initialized, must be trained: fusion_encoder.embeddings.region_embeddings.projection.weight"
+        in caplog.text
     )
     assert "left out, since the model does not have them: cls.seq_relationship.bias" in caplog.text
     hidden = torch.randn(2, 3, 16)

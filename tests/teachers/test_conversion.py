@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderForImageTextRetrieval, FusionEncoderModel
-from dual_distill.teachers import VILT_CLASSES, convert_folder, largest_difference, random_batch
+from dual_distill.teachers import convert_folder, largest_difference, random_batch
+from dual_distill.teachers.vilt import VILT_CLASSES
 
 LOADED_BY = {
     "ViltModel": AutoModel,

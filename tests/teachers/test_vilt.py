@@ -10,14 +10,8 @@ from dual_distill.modeling import (
     FusionEncoderForMaskedLM,
     FusionEncoderForQuestionAnswering,
 )
-from dual_distill.teachers import (
-    VILT_CLASSES,
-    convert_vilt,
-    convert_vilt_config,
-    convert_vilt_state_dict,
-    largest_difference,
-    random_batch,
-)
+from dual_distill.teachers import convert_vilt, largest_difference, random_batch
+from dual_distill.teachers.vilt import VILT_CLASSES, convert_vilt_config, convert_vilt_state_dict
 
 SHAPE = {
     "hidden_size": 16,

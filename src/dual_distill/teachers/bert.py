@@ -14,10 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from transformers import BertConfig, BertModel, PreTrainedModel, ViltImageProcessorPil
 
-from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, FusionEncoderModel
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    FusionEncoderConfig,
+    FusionEncoderForMaskedLM,
+    FusionEncoderModel,
+)
 
-from .checkpoint import body_prefix, check_fit, fetch, first_line, read_config, read_tokenizer, read_weights
-from .loading import LABELLED
+from .checkpoint import body_prefix, build, fetch, first_line, read_config, read_tokenizer, read_weights
+from .loading import LABELLED, take_over
 
 logger = logging.getLogger(__name__)
 
@@ -207,26 +212,17 @@ def fill_from_bert(
     found, left_out = convert_bert_state_dict(weights)
     if _POSITIONS in found:
         found[_POSITIONS] = found[_POSITIONS][: config.max_position_embeddings]
-    model = model_class._from_config(config, dtype=torch.float32)
-    expected = model.state_dict()
-    prefix = body_prefix(model_class, expected)
-    named = {name if name.startswith("mlm_score.") else prefix + name: weight for name, weight in found.items()}
-    left_out += tuple(name for name in named if name not in expected)
-    taken = {name: weight.to(torch.float32) for name, weight in named.items() if name in expected}
+    body = {name: weight for name, weight in found.items() if not name.startswith("mlm_score.")}
+    head = {name: weight for name, weight in found.items() if name not in body}
+    taken = head if model_class is FusionEncoderForMaskedLM else take_over(head, FusionEncoderForMaskedLM, model_class)
 
     # Words and layers must all be there; regions, pooler and head may be new.
-    new = [name for name in expected if name not in taken and name not in model.all_tied_weights_keys]
-    required = (f"{prefix}encoder.", f"{prefix}embeddings.text_embeddings.")
-    optional = {name for name in expected if name not in taken and not name.startswith(required)}
-    check_fit({name: expected[name] for name in expected if name not in optional}, taken, model_class, source)
-    model.load_state_dict(taken, strict=False)
-    model.tie_weights()
-
-    if new:
-        logger.warning("%s: newly initialized, to be trained: %s.", source, ", ".join(new))
+    model = build(model_class, config, body, taken, source, required=("encoder.", "embeddings.text_embeddings."))
+    given = {*taken, *(body_prefix(model_class) + name for name in body), *model.all_tied_weights_keys}
+    left_out += tuple(name for name in head if name not in taken)
     if left_out:
         logger.warning("%s: left out, since the model does not have them: %s.", source, ", ".join(left_out))
-    return model.eval(), tuple(new), left_out
+    return model, tuple(name for name in model.state_dict() if name not in given), left_out
 
 
 def load_original_bert(folder: Path, source: str) -> BertModel:

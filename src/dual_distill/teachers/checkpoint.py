@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dual_distill.hub_cards import split_revision
+from dual_distill.modeling import DualEncoderModel, FusionEncoderModel
 
 logger = logging.getLogger(__name__)
 
+BARE_MODELS = (FusionEncoderModel, DualEncoderModel)
 CONFIG_FILES = (
     "config.json",
     "adapter_config.json",  # so that an adapter is recognized, and refused as one
@@ -142,10 +144,9 @@ def split_head(
     return body, {name: weight for name, weight in weights.items() if not name.startswith(prefix)}
 
 
-def body_prefix(model_class: type[PreTrainedModel], expected: Mapping[str, torch.Tensor]) -> str:
+def body_prefix(model_class: type[PreTrainedModel]) -> str:
     """Return what the names of a model's body begin with: nothing in a bare model."""
-    prefix = f"{model_class.base_model_prefix}."
-    return prefix if any(name.startswith(prefix) for name in expected) else ""
+    return "" if model_class in BARE_MODELS else f"{model_class.base_model_prefix}."
 
 
 def build(
@@ -155,7 +156,7 @@ def build(
     head: Mapping[str, torch.Tensor],
     source: str,
     *,
-    new_head: bool = False,
+    required: tuple[str, ...] | None = None,
     attn_implementation: str = "sdpa",
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
@@ -167,7 +168,8 @@ def build(
         body: weights of the body, without prefix.
         head: weights of the head, under the names of `model_class`.
         source: where the weights come from, for messages.
-        new_head: newly initialize what `head` lacks; a warning says which parameters these are.
+        required: beginnings of the names of the body's weights that must be given; others are newly initialized where
+            they are missing, which a warning says. None: everything must be given, the head too.
         attn_implementation: how attention is computed.
         dtype: of the model.
 
@@ -176,7 +178,7 @@ def build(
     """
     model = model_class._from_config(config, attn_implementation=attn_implementation, dtype=dtype)
     expected, tied = model.state_dict(), model.all_tied_weights_keys
-    prefix = body_prefix(model_class, expected)
+    prefix = body_prefix(model_class)
     weights = {prefix + name: weight for name, weight in body.items()} | dict(head)
 
     # A tied weight is saved under either name or both; one that was saved untied would be lost silently.
@@ -187,16 +189,17 @@ def build(
             weights[name] = weights[original]
 
     new = []
-    if new_head:
-        new = [name for name in expected if not name.startswith(prefix) and name not in tied and name not in weights]
-    check_fit({name: weight for name, weight in expected.items() if name not in new}, weights, model_class, source)
+    if required is not None:
+        held = tuple(prefix + beginning for beginning in required)
+        new = [name for name in expected if name not in weights and name not in tied and not name.startswith(held)]
+    _check_fit({name: weight for name, weight in expected.items() if name not in new}, weights, model_class, source)
     if new:
-        logger.warning("%s: the head is newly initialized and must be trained: %s.", source, ", ".join(new))
+        logger.warning("%s: newly initialized, must be trained: %s.", source, ", ".join(new))
     model.load_state_dict(weights, strict=not new)
     return model.eval()
 
 
-def check_fit(
+def _check_fit(
     expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], model_class: type, source: str
 ) -> None:
     """Refuse weights that are missing, unexpected or wrongly shaped, in one sentence that names them."""

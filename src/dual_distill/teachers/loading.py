@@ -10,70 +10,37 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ViltConfig, ViltImageProcessorPil
 
-from dual_distill.modeling import (
-    DualDistillProcessor,
-    DualEncoderConfig,
-    DualEncoderForImagesAndTextClassification,
-    DualEncoderForImageTextRetrieval,
-    DualEncoderForPreTraining,
-    DualEncoderForQuestionAnswering,
-    DualEncoderModel,
-    FusionEncoderConfig,
-    FusionEncoderForCaptioning,
-    FusionEncoderForImagesAndTextClassification,
-    FusionEncoderForImageTextRetrieval,
-    FusionEncoderForMaskedLM,
-    FusionEncoderForPreTraining,
-    FusionEncoderForQuestionAnswering,
-    FusionEncoderModel,
-)
+from dual_distill import modeling
+from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, FusionEncoderConfig
 
-from .checkpoint import build, fetch, first_line, read_config, read_tokenizer, read_weights, split_head
+from .checkpoint import BARE_MODELS, build, fetch, first_line, read_config, read_tokenizer, read_weights, split_head
 from .vilt import VILT_CLASSES, convert_vilt_config, split_vilt_head
 
 logger = logging.getLogger(__name__)
 
 ModelClass = type[PreTrainedModel] | Sequence[type[PreTrainedModel]]
 
-BARE_MODELS = (FusionEncoderModel, DualEncoderModel)
-SEVERAL_IMAGES = (FusionEncoderForImagesAndTextClassification, DualEncoderForImagesAndTextClassification)
-# One logit a label; a newly initialized head of these must be told its labels.
-LABELLED = (FusionEncoderForQuestionAnswering, DualEncoderForQuestionAnswering, *SEVERAL_IMAGES)
-MODEL_CLASSES: Mapping[str, type[PreTrainedModel]] = MappingProxyType(
-    {
-        model_class.__name__: model_class
-        for model_class in (
-            *BARE_MODELS,
-            *LABELLED,
-            FusionEncoderForImageTextRetrieval,
-            FusionEncoderForMaskedLM,
-            FusionEncoderForCaptioning,
-            FusionEncoderForPreTraining,
-            DualEncoderForImageTextRetrieval,
-            DualEncoderForPreTraining,
-        )
-    }
+SEVERAL_IMAGES = (
+    modeling.FusionEncoderForImagesAndTextClassification,
+    modeling.DualEncoderForImagesAndTextClassification,
 )
+# One logit a label; a newly initialized head of these must be told its labels.
+LABELLED = (modeling.FusionEncoderForQuestionAnswering, modeling.DualEncoderForQuestionAnswering, *SEVERAL_IMAGES)
 
 
-class TakenOver(NamedTuple):
-    """Parts of a saved head that another head takes over; `is_all`: it has no others, so nothing is initialized."""
-
-    parts: tuple[str, ...]
-    is_all: bool
-
-
+PRETRAINING = (modeling.FusionEncoderForPreTraining, modeling.DualEncoderForPreTraining)
 _PROJECTIONS = ("text_projection", "image_projection", "logit_scale")
-# (saved as, loaded as) -> parts.
-TAKEN_OVER: Mapping[tuple[type, type], TakenOver] = MappingProxyType(
+# (saved as, loaded as) -> parts of the saved head that the other one takes over. Those are all its parts, except where
+# it is for pre-training: that head must be newly initialized, but for what it takes over.
+TAKEN_OVER: Mapping[tuple[type[PreTrainedModel], type[PreTrainedModel]], tuple[str, ...]] = MappingProxyType(
     {
-        (FusionEncoderForPreTraining, FusionEncoderForImageTextRetrieval): TakenOver(("itm_score",), is_all=True),
-        (FusionEncoderForPreTraining, FusionEncoderForMaskedLM): TakenOver(("mlm_score",), is_all=True),
-        (FusionEncoderForPreTraining, FusionEncoderForCaptioning): TakenOver(("mlm_score",), is_all=True),
-        (FusionEncoderForMaskedLM, FusionEncoderForCaptioning): TakenOver(("mlm_score",), is_all=True),
-        (FusionEncoderForMaskedLM, FusionEncoderForPreTraining): TakenOver(("mlm_score",), is_all=False),
-        (DualEncoderForPreTraining, DualEncoderForImageTextRetrieval): TakenOver(_PROJECTIONS, is_all=True),
-        (DualEncoderForImageTextRetrieval, DualEncoderForPreTraining): TakenOver(_PROJECTIONS, is_all=False),
+        (modeling.FusionEncoderForPreTraining, modeling.FusionEncoderForImageTextRetrieval): ("itm_score",),
+        (modeling.FusionEncoderForPreTraining, modeling.FusionEncoderForMaskedLM): ("mlm_score",),
+        (modeling.FusionEncoderForPreTraining, modeling.FusionEncoderForCaptioning): ("mlm_score",),
+        (modeling.FusionEncoderForMaskedLM, modeling.FusionEncoderForCaptioning): ("mlm_score",),
+        (modeling.FusionEncoderForMaskedLM, modeling.FusionEncoderForPreTraining): ("mlm_score",),
+        (modeling.DualEncoderForPreTraining, modeling.DualEncoderForImageTextRetrieval): _PROJECTIONS,
+        (modeling.DualEncoderForImageTextRetrieval, modeling.DualEncoderForPreTraining): _PROJECTIONS,
     }
 )
 _MODALITIES = "embeddings.token_type_embeddings.weight"
@@ -132,8 +99,10 @@ def load_model(
     config, wanted, saved = _resolve(found, source, model_class, new_head, label_names, num_images)
 
     weights = read_weights(folder, source)
-    is_vilt = isinstance(found, ViltConfig)
-    body, head = split_vilt_head(weights) if is_vilt else split_head(weights, wanted.base_model_prefix)
+    if isinstance(found, ViltConfig):
+        body, head = split_vilt_head(weights)
+    else:
+        body, head = split_head(weights, wanted.base_model_prefix)
     if new_head and wanted.config_class is FusionEncoderConfig:
         body = extend_modalities(body, config.modality_type_vocab_size)
 
@@ -145,7 +114,7 @@ def load_model(
         logger.warning("%s: the weights of its head are left out: %s.", source, ", ".join(head))
     else:
         taken = head
-    fill = partial(build, new_head=new_head, attn_implementation=attn_implementation, dtype=dtype)
+    fill = partial(build, attn_implementation=attn_implementation, dtype=dtype, required=("",) if new_head else None)
     return LoadedModel(fill(wanted, config, body, taken, source), _read_processor(folder, source, found))
 
 
@@ -205,12 +174,12 @@ def take_over(
 
     Example:
         >>> weights = {"itm_score.fc.weight": torch.tensor([[1.0, 2.0], [4.0, 3.0]])}
-        >>> take_over(weights, FusionEncoderForPreTraining, FusionEncoderForImageTextRetrieval)
+        >>> take_over(weights, modeling.FusionEncoderForPreTraining, modeling.FusionEncoderForImageTextRetrieval)
         {'rank_output.weight': tensor([[3., 1.]])}
     """
-    parts = TAKEN_OVER[saved, wanted].parts if saved and (saved, wanted) in TAKEN_OVER else ()
+    parts = () if saved is None else TAKEN_OVER.get((saved, wanted), ())
     taken = {name: weight for name, weight in head.items() if name.split(".")[0] in parts}
-    if wanted is not FusionEncoderForImageTextRetrieval:
+    if wanted is not modeling.FusionEncoderForImageTextRetrieval:
         return taken
     return {name.replace("itm_score.fc", "rank_output"): weight[1:] - weight[:1] for name, weight in taken.items()}
 
@@ -241,7 +210,8 @@ def read_known_config(folder: Path, source: str) -> PreTrainedConfig:
 def _saved_class(found: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """Return our class for what a checkpoint was saved as, None when its config does not say or names another."""
     name = (found.architectures or [""])[0]
-    return VILT_CLASSES.get(name) if isinstance(found, ViltConfig) else MODEL_CLASSES.get(name)
+    saved = VILT_CLASSES.get(name) if isinstance(found, ViltConfig) else getattr(modeling, name, None)
+    return saved if isinstance(saved, type) and issubclass(saved, PreTrainedModel) else None
 
 
 def _resolve(
@@ -252,16 +222,16 @@ def _resolve(
     label_names: Sequence[str] | None,
     num_images: int | None,
 ) -> tuple[PreTrainedConfig, type[PreTrainedModel], type[PreTrainedModel] | None]:
-    """Return our configuration, its class and the class that was saved, or refuse a head that the checkpoint does not have."""
+    """Return our configuration, its class and the class that was saved, or refuse a head that the checkpoint lacks."""
     saved = _saved_class(found)
-    wanted = _wanted_class(found, source, model_class, saved, new_head)
-    if new_head and wanted in BARE_MODELS:
-        raise ValueError(f"a {wanted.__name__} has no head to initialize; name another class or leave new_head out.")
-    if not new_head:
-        if label_names is not None or num_images is not None:
-            raise ValueError("label_names and num_images describe a new head; set new_head, or leave them out.")
-        follows = (saved, wanted) in TAKEN_OVER and TAKEN_OVER[saved, wanted].is_all  # type: ignore[index]
-        if saved not in (None, wanted) and wanted not in BARE_MODELS and not follows:
+    config_class = FusionEncoderConfig if isinstance(found, ViltConfig) else type(found)
+    if new_head and model_class is None:
+        raise ValueError("new_head is set but no class is named; give model_class, the class to load as.")
+    wanted = _wanted_class(source, config_class, model_class or saved, found.architectures)
+    if not new_head and (label_names is not None or num_images is not None):
+        raise ValueError("label_names and num_images describe a new head; set new_head, or leave them out.")
+    if not new_head and wanted not in BARE_MODELS and saved not in (None, wanted):
+        if (saved, wanted) not in TAKEN_OVER or wanted in PRETRAINING:
             raise ValueError(
                 f"{source!r} was saved as {found.architectures[0]}, not as {wanted.__name__}; load it as it is, or set "
                 "new_head to keep its body under a newly initialized head, which must then be trained."
@@ -270,7 +240,7 @@ def _resolve(
     config = found
     if isinstance(found, ViltConfig):
         try:
-            config = convert_vilt_config(found, FusionEncoderModel if new_head else wanted)
+            config = convert_vilt_config(found, modeling.FusionEncoderModel if new_head else wanted)
         except ValueError as error:
             raise ValueError(f"{source!r} cannot be converted: {error}") from error
     if new_head:
@@ -280,26 +250,15 @@ def _resolve(
 
 
 def _wanted_class(
-    found: PreTrainedConfig,
-    source: str,
-    model_class: ModelClass | None,
-    saved: type[PreTrainedModel] | None,
-    new_head: bool,
+    source: str, config_class: type, classes: ModelClass | None, architectures: list[str] | None
 ) -> type[PreTrainedModel]:
-    """Return the one class that a checkpoint is to be loaded as."""
-    if model_class is None:
-        if new_head:
-            raise ValueError("new_head is set but no class is named; give model_class, the class to load as.")
-        if saved is None:
-            known = VILT_CLASSES if isinstance(found, ViltConfig) else MODEL_CLASSES
-            raise ValueError(
-                f"the config of {source!r} names the architecture {found.architectures or 'of no class'}, which is "
-                f"not known here (known: {', '.join(known)}); give model_class, such as FusionEncoderForMaskedLM."
-            )
-        return saved
-
-    classes = (model_class,) if isinstance(model_class, type) else model_class
-    config_class = FusionEncoderConfig if isinstance(found, ViltConfig) else type(found)
+    """Return the one class, of those to load as, that is of the type of the checkpoint."""
+    if classes is None:
+        raise ValueError(
+            f"the config of {source!r} names the architecture {architectures or 'of no class'}, which is not known "
+            "here; give model_class, such as FusionEncoderForMaskedLM."
+        )
+    classes = (classes,) if isinstance(classes, type) else classes
     for each in classes:
         if each.config_class is config_class:
             return each
@@ -317,11 +276,13 @@ def new_head_config(
 
     Example:
         >>> config = new_head_config(
-        ...     FusionEncoderConfig(), FusionEncoderForImagesAndTextClassification, ["false", "true"], num_images=2)
+        ...     FusionEncoderConfig(), modeling.FusionEncoderForImagesAndTextClassification, ["false", "true"], num_images=2)
         >>> config.id2label, config.num_images, config.modality_type_vocab_size
         ({0: 'false', 1: 'true'}, 2, 3)
     """
     name = model_class.__name__
+    if model_class in BARE_MODELS:
+        raise ValueError(f"a {name} has no head to initialize; name another class or leave new_head out.")
     if (label_names is None) == (model_class in LABELLED):
         problem = "needs label_names, in the order of its logits" if label_names is None else "takes no label_names"
         raise ValueError(f"a new head of {name} {problem}.")
@@ -329,9 +290,11 @@ def new_head_config(
         raise ValueError(
             f"label_names has {len(label_names)} names, {len(set(label_names))} different; give each once."
         )
-    if num_images is not None and (num_images < 1 or (num_images > 1 and model_class not in SEVERAL_IMAGES)):
-        most = "at least 1" if model_class in SEVERAL_IMAGES else "1"
-        raise ValueError(f"num_images is {num_images}, but {name} reads {most} a row.")
+    is_fitting = num_images in (None, 1) or (model_class in SEVERAL_IMAGES and num_images > 1)
+    if not is_fitting:
+        raise ValueError(
+            f"num_images is {num_images}, but {name} reads {'1 or more' if model_class in SEVERAL_IMAGES else 1} a row."
+        )
 
     fields = config.to_dict()
     if label_names is not None:

@@ -77,6 +77,9 @@ def convert_vilt_config(
     if config.pad_token_id is not None:
         shared["pad_token_id"] = config.pad_token_id
 
+    sides = {config.patch_size} if isinstance(config.patch_size, int) else set(config.patch_size)
+    if len(sides) != 1:
+        raise ValueError(f"patch_size is {config.patch_size}, but a fusion encoder has square patches.")
     num_images = config.num_images if model_class is FusionEncoderForImagesAndTextClassification else 1
     if num_images < 1:
         raise ValueError(
@@ -88,7 +91,7 @@ def convert_vilt_config(
     converted = FusionEncoderConfig(
         **shared,
         image_size=config.image_size if isinstance(config.image_size, int) else list(config.image_size),
-        patch_size=_square_side(config.patch_size),
+        patch_size=min(sides),
         num_images=num_images,
         id2label=dict(config.id2label),
         label2id=dict(config.label2id),
@@ -181,14 +184,6 @@ def load_original_vilt(
         weights["mlm_score.decoder.weight"] = body["embeddings.text_embeddings.word_embeddings.weight"]
     original.load_state_dict(weights)
     return original.float().eval()
-
-
-def _square_side(patch_size: int | list[int] | tuple[int, int]) -> int:
-    """Return the side of a square patch."""
-    sides = {patch_size} if isinstance(patch_size, int) else set(patch_size)
-    if len(sides) != 1:
-        raise ValueError(f"patch_size is {patch_size}, but a fusion encoder has square patches.")
-    return sides.pop()
 
 
 def _refuse_dropped_patches(max_image_length: int, config: FusionEncoderConfig) -> None:
