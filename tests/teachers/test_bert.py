@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForPreTraining, BertModel, BertTokenizer, RobertaConfig
 
-from dual_distill.modeling import FusionEncoderForCaptioning, FusionEncoderForQuestionAnswering, FusionEncoderModel
-from dual_distill.teachers.bert import convert_bert_config, convert_bert_state_dict, fill_from_bert, start_from_bert
+from dual_distill.modeling import FusionEncoderForCaptioning, FusionEncoderForQuestionAnswering
+from dual_distill.teachers.bert import convert_bert_config, convert_bert_state_dict, start_from_bert
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "?", "red", "blue", "dog"]
 FIELDS = {
@@ -67,14 +67,10 @@ def attention_mask_of(mask):
     return (1.0 - mask[:, None, None].float()) * torch.finfo(torch.float32).min
 
 
-def started(bert, model_class=FusionEncoderModel, **fields):
-    return fill_from_bert(bert.state_dict(), convert_bert_config(bert.config, **REGIONS, **fields), model_class)[0]
-
-
 @torch.no_grad()
-def test_words_alone_come_out_as_the_bert_has_them(make_bert, batch) -> None:
-    bert = make_bert()
-    model = started(bert)
+def test_words_alone_come_out_as_the_bert_has_them(save_bert, batch) -> None:
+    bert, folder = save_bert()
+    model = start_from_bert(folder, **REGIONS).model
     expected = bert(**{name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
     words = model.embeddings.text_embeddings(batch["input_ids"], batch["token_type_ids"])
     found, _ = model.encoder(words, attention_mask_of(batch["attention_mask"]))
@@ -84,9 +80,9 @@ def test_words_alone_come_out_as_the_bert_has_them(make_bert, batch) -> None:
 
 
 @torch.no_grad()
-def test_words_with_regions_are_the_berts_layers_over_both(make_bert, batch) -> None:
-    bert = make_bert()
-    model = started(bert)
+def test_words_with_regions_are_the_berts_layers_over_both(save_bert, batch) -> None:
+    bert, folder = save_bert()
+    model = start_from_bert(folder, **REGIONS).model
     text, regions, region_mask = model.embeddings(
         batch["input_ids"],
         batch["token_type_ids"],
@@ -144,14 +140,15 @@ def test_a_head_with_answers_is_new(save_bert) -> None:
     assert start.left_out == ()
 
 
-def test_a_shorter_position_table_is_cut(make_bert) -> None:
-    bert = make_bert()
-    table = started(bert, max_position_embeddings=12).embeddings.text_embeddings.position_embeddings.weight
+def test_a_shorter_position_table_is_cut(save_bert) -> None:
+    bert, folder = save_bert()
+    model = start_from_bert(folder, **REGIONS, max_position_embeddings=12).model
+    table = model.embeddings.text_embeddings.position_embeddings.weight
     assert torch.equal(table, bert.embeddings.position_embeddings.weight[:12])
 
 
-def test_old_names_of_layer_norms_and_a_missing_pooler(make_bert) -> None:
-    bert = make_bert(add_pooling_layer=True)
+def test_old_names_of_layer_norms_and_a_missing_pooler(save_bert) -> None:
+    bert, folder = save_bert()
     old = {
         f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace(
             "LayerNorm.bias", "LayerNorm.beta"
@@ -159,7 +156,8 @@ def test_old_names_of_layer_norms_and_a_missing_pooler(make_bert) -> None:
         for name, weight in bert.state_dict().items()
         if not name.startswith("pooler")
     } | {"bert.embeddings.position_ids": torch.arange(20)[None]}
-    model, new, left_out = fill_from_bert(old, convert_bert_config(bert.config, **REGIONS))
+    save_file(old, folder / "model.safetensors")
+    model, _, new, left_out = start_from_bert(folder, **REGIONS)
     assert {name.split(".")[0] for name in new} == {"embeddings", "pooler"}
     assert left_out == ()
     assert torch.equal(model.encoder.layer[2].layernorm_output.weight, bert.encoder.layer[2].output.LayerNorm.weight)
@@ -171,9 +169,7 @@ def test_a_bert_that_lacks_a_layer_is_refused(save_bert) -> None:
     save_file(
         {name: weight for name, weight in weights.items() if ".layer.2." not in name}, folder / "model.safetensors"
     )
-    with pytest.raises(
-        ValueError, match=r"bert' does not fit FusionEncoderModel, .*: 16 missing \(encoder\.layer\.2\."
-    ):
+    with pytest.raises(ValueError, match=r"bert does not fit FusionEncoderModel, .*: 16 missing \(encoder\.layer\.2\."):
         start_from_bert(folder, **REGIONS)
 
 
@@ -198,6 +194,6 @@ def test_a_field_that_contradicts_the_bert_is_refused() -> None:
 def test_a_repeated_weight_is_no_loss_and_another_one_is_named() -> None:
     words = torch.randn(3, 2)
     weights = {"bert.embeddings.word_embeddings.weight": words, "cls.predictions.decoder.weight": words.clone()}
-    assert convert_bert_state_dict(weights)[1] == ()
+    assert convert_bert_state_dict(weights)[1] == []
     weights["cls.predictions.decoder.weight"] = words + 1
-    assert convert_bert_state_dict(weights)[1] == ("cls.predictions.decoder.weight",)
+    assert convert_bert_state_dict(weights)[1] == ["cls.predictions.decoder.weight"]

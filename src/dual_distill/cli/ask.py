@@ -31,7 +31,7 @@ from dual_distill.inference import (
     prepack_linear_layers,
 )
 
-from .options import add_options, answer_blocks, command_parser, default_device, show
+from .options import add_options, answer_blocks, command_parser, default_device, refuse_if, show
 
 _RANKED, _ANSWERS = 10, 5
 
@@ -63,11 +63,13 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
     texts = None if options.text_store is None else FeatureStore(options.text_store)
     is_searched = stored.manifest.vectors == NORMALISED
     _refuse_unfit(options, stored, texts, is_searched)
-    requests = None
-    if options.images is not None or options.pairs is not None:
-        requests = [(image, question) for image in options.images or () for question in options.questions]
+    requests = [(image, question) for image in options.images or () for question in options.questions]
     if options.pairs is not None:
         requests = read_requests(options.pairs)
+    if options.top_k is None:
+        options.top_k = _ANSWERS if requests else _RANKED
+    if options.threshold is None:
+        options.threshold = -1.0 if is_searched else 0.0
 
     model, processor, revision = load_encoder(options.model, options.revision)
     model.to(options.device or default_device())
@@ -76,7 +78,7 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
     if is_searched:
         sides = (texts, stored) if options.images and stored.manifest.kind == "image" else (stored, texts)
         result = _search(options, FeatureStoreSearcher(model, processor, *sides, index=options.index, **named))
-    elif requests is not None:
+    elif requests:
         result = _answer(options, FeatureStoreVQA(model, processor, stored, texts, **named), requests)
     else:
         result = _rank(options, FeatureStoreVQA(model, processor, stored, texts, **named))
@@ -90,36 +92,26 @@ def _refuse_unfit(
     questions, images, pairs = bool(options.questions), options.images is not None, options.pairs is not None
     if is_searched:
         about = f"is about answers, but the store {options.store!r} is one to search; leave it out."
-        unfit = {
-            f"--pairs {about}": pairs,
-            f"--answer {about}": options.answer is not None,
-            "Give texts to search images by, or --image to search texts by, one of the two.": questions == images,
-            "--image searches texts; give --text-store STORE, or a store of texts in place of that of images.": (
-                images and stored.manifest.kind == "image" and texts is None
-            ),
-        }
-    else:
-        unfit = {
-            "Give questions or --pairs FILE, one of the two.": questions == pairs,
-            "--index searches vectors of a retrieval head, but this store is asked questions; leave it out.": (
-                options.index is not None
-            ),
-            "--answer ranks all images, but --image or --pairs names some; leave one out.": (
-                (images or pairs) and options.answer is not None
-            ),
-            "--pairs names its images itself; leave --image out.": images and pairs,
-        }
-    for message, holds in unfit.items():
-        if holds:
-            raise ValueError(message)
+        refuse_if(pairs, f"--pairs {about}")
+        refuse_if(options.answer is not None, f"--answer {about}")
+        refuse_if(questions == images, "Give texts to search images by, or --image to search texts by, one of the two.")
+        lacks_texts = images and stored.manifest.kind == "image" and texts is None
+        refuse_if(
+            lacks_texts, "--image searches texts; give --text-store STORE, or a store of texts in place of STORE."
+        )
+        return
+    refuse_if(questions == pairs, "Give questions or --pairs FILE, one of the two.")
+    refuse_if(options.index is not None, "--index is for a search, but this store is asked questions; leave it out.")
+    ranks = not images and not pairs
+    refuse_if(options.answer is not None and not ranks, "--answer ranks all images; leave --image and --pairs out.")
+    refuse_if(images and pairs, "--pairs names its images itself; leave --image out.")
 
 
 def _rank(options: argparse.Namespace, vqa: FeatureStoreVQA) -> dict[str, Any]:
     """Rank all images for each question."""
-    top_k = _RANKED if options.top_k is None else options.top_k
     rankings = []
     for question in options.questions:
-        ranking = vqa.rank(question, options.answer, top_k, options.threshold or 0.0)
+        ranking = vqa.rank(question, options.answer, options.top_k, options.threshold)
         best = [ranked._asdict() for ranked in ranking.best]
         rankings.append({"question": question, "matches": ranking.matches, "images": best})
     return {"stored_images": len(vqa.images), "rankings": rankings}
@@ -127,25 +119,21 @@ def _rank(options: argparse.Namespace, vqa: FeatureStoreVQA) -> dict[str, Any]:
 
 def _answer(options: argparse.Namespace, vqa: FeatureStoreVQA, requests: list[tuple[str, str]]) -> dict[str, Any]:
     """Answer questions about some of the images."""
-    answers = vqa.answer_pairs(requests, top_k=_ANSWERS if options.top_k is None else options.top_k)
     rows = []
-    for (image, question), best in zip(requests, answers, strict=True):
-        kept = [found for found in best if float(found["score"]) >= (options.threshold or 0.0)]
+    for (image, question), best in zip(requests, vqa.answer_pairs(requests, options.top_k), strict=True):
+        kept = [found for found in best if float(found["score"]) >= options.threshold]
         rows.append({"image": image, "question": question, "answers": kept})
     return {"answers": rows}
 
 
 def _search(options: argparse.Namespace, searcher: FeatureStoreSearcher) -> dict[str, Any]:
     """Search images for texts, or texts for images."""
-    top_k = _RANKED if options.top_k is None else options.top_k
-    threshold = -1.0 if options.threshold is None else options.threshold
-    if options.questions:
-        query, kind, results = "question", "image", searcher.by_texts(options.questions, top_k, threshold)
-    else:
-        query, kind, results = "image", "text", searcher.by_images(options.images, top_k, threshold)
+    find: Any = searcher.by_images if options.images else searcher.by_texts
+    query, kind = ("image", "text") if options.images else ("question", "image")
+    queries = options.images or options.questions
 
     rankings = []
-    for given, result in zip(options.questions or options.images, results, strict=True):
+    for given, result in zip(queries, find(queries, options.top_k, options.threshold), strict=True):
         hits = [{kind: hit.id, "score": hit.score} for hit in result.best]
         rankings.append({query: given, "matches": result.matches, f"{kind}s": hits})
     return {f"stored_{kind}s": len(searcher.store), "index": options.index, "rankings": rankings}
@@ -160,16 +148,13 @@ def read_requests(file: str) -> list[tuple[str, str]]:
 
     requests = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
-            record = json.loads(line)
-            requests.append((str(record["image"]), record["question"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            if line.strip():
+                record = json.loads(line)
+                requests.append((str(record["image"]), record["question"]))
+        except (ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise ValueError(
-                f'{file}, line {number}: expected is {{"image": ID, "question": TEXT}} ({reason}).'
-            ) from error
+            raise ValueError(f'{file}, line {number}: no {{"image": ID, "question": TEXT}} ({reason}).') from error
     if not requests:
         raise ValueError(f"The file {file!r} holds no pairs; give JSON lines of image and question.")
     return requests

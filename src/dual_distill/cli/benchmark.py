@@ -60,8 +60,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     device, dtype = options.device or default_device(), getattr(torch, options.dtype)
     model = load_model(options.model, options.revision, dtype=dtype).model
     models = {options.model: model}
-    duals = {spec.fusion_class: spec.dual_class for spec in HEADS.values() if spec.has_labels}
-    dual_class: Any = {FusionEncoderModel: DualEncoderModel, **duals}.get(type(model))
+    duals: dict[Any, Any] = {spec.fusion_class: spec.dual_class for spec in HEADS.values() if spec.has_labels}
+    dual_class = {**duals, FusionEncoderModel: DualEncoderModel}.get(type(model))
     if options.against is not None:
         models = {options.against: load_model(options.against, dtype=dtype).model} | models
     elif dual_class is not None:

@@ -7,32 +7,24 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "model": {
-            "metavar": "MODEL",
-            "help": "checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT",
-        },
-        "folder": {
-            "metavar": "FOLDER",
-            "type": Path,
-            "help": "folder of a checkpoint, as `dual-distill train` wrote it",
-        },
-        "out": {"metavar": "OUT", "type": Path, "help": "folder to write; must be new or empty"},
-        "questions": {"metavar": "question", "nargs": "*", "help": "question or sentence about an image"},
-        "--revision": {"metavar": "NAME", "help": "branch, tag, commit or refs/pr/N of a Hub repository"},
-        "--top-k": {"type": int, "metavar": "N", "help": "answers a question (default: %(default)s)"},
-        "--batch-size": {"type": int, "metavar": "N", "help": "rows a forward pass (default: %(default)s)"},
-        "--device": {"help": "cpu, cuda, cuda:1 ... (default: cuda where there is one, else cpu)"},
-        "--with-code": {"action": "store_true", "help": "with the model's code, for those without this package"},
-        "--license": {"metavar": "NAME", "help": "licence of the weights as the Hub calls it, such as apache-2.0"},
-        "--json": {"action": "store_true", "help": "print one JSON line on stdout, everything else on stderr"},
-        "--debug": {"action": "store_true", "help": "show the traceback of an error"},  # taken by `main`
-    }
-)
+_SAVED = "checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT"
+# Arguments of `add_argument` by name.
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "model": {"metavar": "MODEL", "help": _SAVED},
+    "folder": {"metavar": "FOLDER", "type": Path, "help": "checkpoint folder, as `dual-distill train` writes it"},
+    "out": {"metavar": "OUT", "type": Path, "help": "folder to write; must be new or empty"},
+    "questions": {"metavar": "question", "nargs": "*", "help": "question or sentence about an image"},
+    "--revision": {"metavar": "NAME", "help": "branch, tag, commit or refs/pr/N of a Hub repository"},
+    "--top-k": {"type": int, "metavar": "N", "help": "answers a question (default: %(default)s)"},
+    "--batch-size": {"type": int, "metavar": "N", "help": "rows a forward pass (default: %(default)s)"},
+    "--device": {"help": "cpu, cuda, cuda:1 ... (default: cuda where there is one, else cpu)"},
+    "--with-code": {"action": "store_true", "help": "with the model's code, for those without this package"},
+    "--license": {"metavar": "NAME", "help": "licence of the weights as the Hub calls it, such as apache-2.0"},
+    "--json": {"action": "store_true", "help": "print one JSON line on stdout, everything else on stderr"},
+    "--debug": {"action": "store_true", "help": "show the traceback of an error"},  # read by `main`
+}
 
 
 def command_parser(module: str, docstring: str | None) -> argparse.ArgumentParser:
@@ -58,6 +50,12 @@ def add_options(parser: Any, *names: str, **defaults: Any) -> None:
     for destination, default in defaults.items():
         name = f"--{destination.replace('_', '-')}"
         parser.add_argument(name, default=default, **OPTIONS[name])
+
+
+def refuse_if(holds: bool, message: str) -> None:
+    """Refuse options that do not go together."""
+    if holds:
+        raise ValueError(message)
 
 
 def default_device() -> str:

@@ -53,15 +53,8 @@ _CONSTANT = ("embeddings.position_ids", "embeddings.token_type_ids")
 _POSITIONS = "embeddings.text_embeddings.position_embeddings.weight"
 # Fields that the BERT fixes, and those that may be set to something else.
 _FIXED = (
-    "vocab_size",
-    "type_vocab_size",
-    "max_position_embeddings",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "layer_norm_eps",
+    *("vocab_size", "type_vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers"),
+    *("num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps"),
 )
 _FREE = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "pad_token_id")
 
@@ -113,14 +106,28 @@ def start_from_bert(
         )
     folder = fetch(source, revision)
     config = convert_bert_config(read_bert_config(folder, source), **fields)
-    model, new, left_out = fill_from_bert(read_weights(folder, source), config, model_class, repr(source))
+    found, left_out = convert_bert_state_dict(read_weights(folder, source))
+    if _POSITIONS in found:
+        found[_POSITIONS] = found[_POSITIONS][: config.max_position_embeddings]
+    body = {name: weight for name, weight in found.items() if not name.startswith("mlm_score.")}
+    head = {name: weight for name, weight in found.items() if name not in body}
+    taken = head if model_class is FusionEncoderForMaskedLM else take_over(head, FusionEncoderForMaskedLM, model_class)
+    left_out += [name for name in head if name not in taken]
+
+    # Words and layers must all be there; regions, pooler and head may be new.
+    model = build(model_class, config, body, taken, source, required=("encoder.", "embeddings.text_embeddings."))
+    given = {*taken, *(body_prefix(model_class) + name for name in body), *model.all_tied_weights_keys}
+    new = [name for name in model.state_dict() if name not in given]
+    if left_out:
+        logger.warning("%s: left out, since the model does not have them: %s.", source, ", ".join(left_out))
     try:
         tokenizer = read_tokenizer(folder, config.max_position_embeddings)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"{source!r} has no tokenizer that can be read ({first_line(error)}); save it beside the weights."
         ) from error
-    return BertStart(model, DualDistillProcessor(ViltImageProcessorPil(), tokenizer), new, left_out)
+    processor = DualDistillProcessor(ViltImageProcessorPil(), tokenizer)
+    return BertStart(model, processor, tuple(new), tuple(left_out))
 
 
 def read_bert_config(folder: Path, source: str) -> Any:
@@ -154,7 +161,7 @@ def convert_bert_config(config: BertConfig, **fields: Any) -> FusionEncoderConfi
     return FusionEncoderConfig.base_regions(**{**shared, **fields})
 
 
-def convert_bert_state_dict(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+def convert_bert_state_dict(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Rename a BERT's weights to those of a fusion encoder's body (no prefix) and its masked-word head.
 
     Args:
@@ -167,7 +174,7 @@ def convert_bert_state_dict(weights: Mapping[str, torch.Tensor]) -> tuple[dict[s
         >>> weights = {"bert.embeddings.LayerNorm.gamma": torch.ones(1), "cls.seq_relationship.bias": torch.ones(2)}
         >>> ours, left_out = convert_bert_state_dict(weights)
         >>> list(ours), left_out
-        (['embeddings.text_embeddings.LayerNorm.weight'], ('cls.seq_relationship.bias',))
+        (['embeddings.text_embeddings.LayerNorm.weight'], ['cls.seq_relationship.bias'])
     """
     ours: dict[str, torch.Tensor] = {}
     left_out = []
@@ -186,43 +193,7 @@ def convert_bert_state_dict(weights: Mapping[str, torch.Tensor]) -> tuple[dict[s
             twin = plain.get(_REPEATED.get(theirs, ""))
             if twin is None or not torch.equal(weight, twin):
                 left_out.append(name)
-    return ours, tuple(left_out)
-
-
-def fill_from_bert(
-    weights: Mapping[str, torch.Tensor],
-    config: FusionEncoderConfig,
-    model_class: type[PreTrainedModel] = FusionEncoderModel,
-    source: str = "the BERT",
-) -> tuple[PreTrainedModel, tuple[str, ...], tuple[str, ...]]:
-    """Build a fusion encoder over regions and give it the weights of a BERT; the rest is newly initialized.
-
-    Args:
-        weights: of the BERT.
-        config: as `convert_bert_config` makes it.
-        model_class: of the fusion encoder.
-        source: names the BERT in messages.
-
-    Returns:
-        The model in eval mode, its parameters that are new, and the BERT's weights that it does not have.
-
-    Raises:
-        ValueError: weights of words or layers are missing, or of another shape.
-    """
-    found, left_out = convert_bert_state_dict(weights)
-    if _POSITIONS in found:
-        found[_POSITIONS] = found[_POSITIONS][: config.max_position_embeddings]
-    body = {name: weight for name, weight in found.items() if not name.startswith("mlm_score.")}
-    head = {name: weight for name, weight in found.items() if name not in body}
-    taken = head if model_class is FusionEncoderForMaskedLM else take_over(head, FusionEncoderForMaskedLM, model_class)
-
-    # Words and layers must all be there; regions, pooler and head may be new.
-    model = build(model_class, config, body, taken, source, required=("encoder.", "embeddings.text_embeddings."))
-    given = {*taken, *(body_prefix(model_class) + name for name in body), *model.all_tied_weights_keys}
-    left_out += tuple(name for name in head if name not in taken)
-    if left_out:
-        logger.warning("%s: left out, since the model does not have them: %s.", source, ", ".join(left_out))
-    return model, tuple(name for name in model.state_dict() if name not in given), left_out
+    return ours, left_out
 
 
 def load_original_bert(folder: Path, source: str) -> BertModel:

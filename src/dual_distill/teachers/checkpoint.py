@@ -22,17 +22,8 @@ from dual_distill.modeling import DualEncoderModel, FusionEncoderModel
 logger = logging.getLogger(__name__)
 
 BARE_MODELS = (FusionEncoderModel, DualEncoderModel)
-CONFIG_FILES = (
-    "config.json",
-    "adapter_config.json",  # so that an adapter is recognized, and refused as one
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-)
+# An adapter's config too, so that it is recognized and refused as one.
+CONFIG_FILES = ("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 WHOLE_WEIGHTS = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = (WHOLE_WEIGHTS, SHARD_INDEX, "model-*-of-*.safetensors")

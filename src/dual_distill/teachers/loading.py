@@ -4,8 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ViltConfig, ViltImageProcessorPil
@@ -32,17 +31,15 @@ PRETRAINING = (modeling.FusionEncoderForPreTraining, modeling.DualEncoderForPreT
 _PROJECTIONS = ("text_projection", "image_projection", "logit_scale")
 # (saved as, loaded as) -> parts of the saved head that the other one takes over. Those are all its parts, except where
 # it is for pre-training: that head must be newly initialized, but for what it takes over.
-TAKEN_OVER: Mapping[tuple[type[PreTrainedModel], type[PreTrainedModel]], tuple[str, ...]] = MappingProxyType(
-    {
-        (modeling.FusionEncoderForPreTraining, modeling.FusionEncoderForImageTextRetrieval): ("itm_score",),
-        (modeling.FusionEncoderForPreTraining, modeling.FusionEncoderForMaskedLM): ("mlm_score",),
-        (modeling.FusionEncoderForPreTraining, modeling.FusionEncoderForCaptioning): ("mlm_score",),
-        (modeling.FusionEncoderForMaskedLM, modeling.FusionEncoderForCaptioning): ("mlm_score",),
-        (modeling.FusionEncoderForMaskedLM, modeling.FusionEncoderForPreTraining): ("mlm_score",),
-        (modeling.DualEncoderForPreTraining, modeling.DualEncoderForImageTextRetrieval): _PROJECTIONS,
-        (modeling.DualEncoderForImageTextRetrieval, modeling.DualEncoderForPreTraining): _PROJECTIONS,
-    }
-)
+TAKEN_OVER: Mapping[tuple[type[PreTrainedModel], type[PreTrainedModel]], tuple[str, ...]] = {
+    (modeling.FusionEncoderForPreTraining, modeling.FusionEncoderForImageTextRetrieval): ("itm_score",),
+    (modeling.FusionEncoderForPreTraining, modeling.FusionEncoderForMaskedLM): ("mlm_score",),
+    (modeling.FusionEncoderForPreTraining, modeling.FusionEncoderForCaptioning): ("mlm_score",),
+    (modeling.FusionEncoderForMaskedLM, modeling.FusionEncoderForCaptioning): ("mlm_score",),
+    (modeling.FusionEncoderForMaskedLM, modeling.FusionEncoderForPreTraining): ("mlm_score",),
+    (modeling.DualEncoderForPreTraining, modeling.DualEncoderForImageTextRetrieval): _PROJECTIONS,
+    (modeling.DualEncoderForImageTextRetrieval, modeling.DualEncoderForPreTraining): _PROJECTIONS,
+}
 _MODALITIES = "embeddings.token_type_embeddings.weight"
 
 
@@ -230,12 +227,13 @@ def _resolve(
     wanted = _wanted_class(source, config_class, model_class or saved, found.architectures)
     if not new_head and (label_names is not None or num_images is not None):
         raise ValueError("label_names and num_images describe a new head; set new_head, or leave them out.")
-    if not new_head and wanted not in BARE_MODELS and saved not in (None, wanted):
-        if (saved, wanted) not in TAKEN_OVER or wanted in PRETRAINING:
-            raise ValueError(
-                f"{source!r} was saved as {found.architectures[0]}, not as {wanted.__name__}; load it as it is, or set "
-                "new_head to keep its body under a newly initialized head, which must then be trained."
-            )
+    follows = (saved, wanted) in TAKEN_OVER and wanted not in PRETRAINING
+    has_head = saved in (None, wanted) or wanted in BARE_MODELS or follows
+    if not new_head and not has_head:
+        raise ValueError(
+            f"{source!r} was saved as {found.architectures[0]}, not as {wanted.__name__}; load it as it is, or set "
+            "new_head to keep its body under a newly initialized head, which must then be trained."
+        )
 
     config = found
     if isinstance(found, ViltConfig):
@@ -250,7 +248,7 @@ def _resolve(
 
 
 def _wanted_class(
-    source: str, config_class: type, classes: ModelClass | None, architectures: list[str] | None
+    source: str, config_class: Any, classes: ModelClass | None, architectures: list[str] | None
 ) -> type[PreTrainedModel]:
     """Return the one class, of those to load as, that is of the type of the checkpoint."""
     if classes is None:

@@ -14,33 +14,23 @@ it, the order of image tokens in hidden states and attention does: compare those
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 import transformers
 from transformers import PreTrainedModel, ViltConfig
 
-from dual_distill.modeling import (
-    FusionEncoderConfig,
-    FusionEncoderForImagesAndTextClassification,
-    FusionEncoderForImageTextRetrieval,
-    FusionEncoderForMaskedLM,
-    FusionEncoderForQuestionAnswering,
-    FusionEncoderModel,
-    own_fields,
-)
+from dual_distill import modeling
+from dual_distill.modeling import FusionEncoderConfig, FusionEncoderForImagesAndTextClassification, FusionEncoderModel
 
 from .checkpoint import build, read_weights, split_head
 
-VILT_CLASSES: Mapping[str, type[PreTrainedModel]] = MappingProxyType(
-    {
-        "ViltModel": FusionEncoderModel,
-        "ViltForQuestionAnswering": FusionEncoderForQuestionAnswering,
-        "ViltForImagesAndTextClassification": FusionEncoderForImagesAndTextClassification,
-        "ViltForImageAndTextRetrieval": FusionEncoderForImageTextRetrieval,
-        "ViltForMaskedLM": FusionEncoderForMaskedLM,
-    }
-)
+VILT_CLASSES: Mapping[str, type[PreTrainedModel]] = {
+    "ViltModel": FusionEncoderModel,
+    "ViltForQuestionAnswering": modeling.FusionEncoderForQuestionAnswering,
+    "ViltForImagesAndTextClassification": FusionEncoderForImagesAndTextClassification,
+    "ViltForImageAndTextRetrieval": modeling.FusionEncoderForImageTextRetrieval,
+    "ViltForMaskedLM": modeling.FusionEncoderForMaskedLM,
+}
 # What an image processor of ViLT allows: a longer side of 1333 / 800 times the shorter one.
 LONGEST_OVER_SHORTEST = 1333 / 800
 # Constants that transformers 4 saved with the weights.
@@ -71,7 +61,7 @@ def convert_vilt_config(
     unlike = {"image_size", "patch_size", "num_images", "pad_token_id"}
     shared = {
         name: getattr(config, name)
-        for name in own_fields(FusionEncoderConfig)
+        for name in modeling.own_fields(FusionEncoderConfig)
         if hasattr(config, name) and name not in unlike
     }
     if config.pad_token_id is not None:
@@ -87,7 +77,7 @@ def convert_vilt_config(
             "config (2 for NLVR2, 1 for visual entailment)."
         )
     # ViLT's answers are trained with a sigmoid each, which its config need not say.
-    answers = model_class is FusionEncoderForQuestionAnswering
+    answers = model_class is modeling.FusionEncoderForQuestionAnswering
     converted = FusionEncoderConfig(
         **shared,
         image_size=config.image_size if isinstance(config.image_size, int) else list(config.image_size),
@@ -97,31 +87,18 @@ def convert_vilt_config(
         label2id=dict(config.label2id),
         problem_type="multi_label_classification" if answers else config.problem_type,
     )
-    _refuse_dropped_patches(config.max_image_length, converted)
+
+    # An image processor of ViLT allows a longer side of so many patches; with fewer, ViLT would drop some of them.
+    shorter, limit = min(converted.patch_grid), config.max_image_length
+    longest = int(LONGEST_OVER_SHORTEST * shorter * converted.patch_size) // converted.patch_size
+    most = max(converted.patch_grid[0] * converted.patch_grid[1], shorter * longest)
+    if 0 <= limit < most:
+        raise ValueError(
+            f"max_image_length is {limit}, so this ViLT draws at most {limit} patches of an image at random where an "
+            f"image can have {most}, and a fusion encoder reads all of them; set max_image_length to -1 in its "
+            "config.json if that is what you want (ViLT then reads all of them too)."
+        )
     return converted
-
-
-def convert_vilt_state_dict(
-    weights: Mapping[str, torch.Tensor], model_class: type[PreTrainedModel] = FusionEncoderModel
-) -> dict[str, torch.Tensor]:
-    """Rename ViLT's weights to those of a class of fusion encoders; none is copied or changed.
-
-    Args:
-        weights: a state dict of one of `VILT_CLASSES`, of transformers 4 or 5.
-        model_class: the class; the bare one leaves a head out.
-
-    Raises:
-        ValueError: the decoder's bias is there under both of its names with different values.
-
-    Example:
-        >>> weights = {"vilt.layernorm.bias": torch.ones(1), "rank_output.bias": torch.ones(1)}
-        >>> list(convert_vilt_state_dict(weights, FusionEncoderForImageTextRetrieval))
-        ['fusion_encoder.layernorm.bias', 'rank_output.bias']
-    """
-    body, head = split_vilt_head(weights)
-    if model_class is FusionEncoderModel:
-        return body
-    return {f"{model_class.base_model_prefix}.{name}": weight for name, weight in body.items()} | head
 
 
 def convert_vilt(model: PreTrainedModel, attn_implementation: str = "sdpa") -> PreTrainedModel:
@@ -184,16 +161,3 @@ def load_original_vilt(
         weights["mlm_score.decoder.weight"] = body["embeddings.text_embeddings.word_embeddings.weight"]
     original.load_state_dict(weights)
     return original.float().eval()
-
-
-def _refuse_dropped_patches(max_image_length: int, config: FusionEncoderConfig) -> None:
-    """Refuse a ViLT that reads fewer patches than an image of its processor can have."""
-    shorter = min(config.patch_grid)
-    longest = int(LONGEST_OVER_SHORTEST * shorter * config.patch_size) // config.patch_size
-    most = max(config.patch_grid[0] * config.patch_grid[1], shorter * longest)
-    if 0 <= max_image_length < most:
-        raise ValueError(
-            f"max_image_length is {max_image_length}, so this ViLT draws at most {max_image_length} patches of an "
-            f"image at random where an image can have {most}, and a fusion encoder reads all of them; set "
-            "max_image_length to -1 in its config.json if that is what you want (ViLT then reads all of them too)."
-        )
