@@ -112,8 +112,8 @@ def test_the_table(folder, words, capsys, tmp_path) -> None:
     [
         (["--rerank-top", "4"], "--rerank-top and --all-pairs are about a fusion encoder; name it by --rerank"),
         (["--split", "dev"], "has no split 'dev'; it has validation, test"),
-        (["--data-options", "[1]"], "--data-options is '\\[1\\]'; give a JSON object"),
-        (["--submission", "x.json"], "has images and captions, for which there is no --submission"),
+        (["--data-options", "[1]"], "data_options is '\\[1\\]'; give a JSON object"),
+        (["--submission", "x.json"], "is evaluated by its ranking, so there is no --submission"),
         (["--task", "scenes", "--rerank", "x", "--all-pairs"], "there is no --rerank, --all-pairs; leave it out"),
     ],
 )

@@ -62,7 +62,7 @@ def answer(
     options: argparse.Namespace, model: PreTrainedModel, processor: DualDistillProcessor, of_regions: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Answer every question about every image, or group of images that are read together."""
-    captions.refuse_writing(options, f"{options.model!r} answers questions and writes nothing")
+    captions.refuse_options(options, captions.OPTIONS, f"{options.model!r} answers questions and writes nothing")
     if not options.questions:
         raise ValueError(f"{options.model!r} answers questions, but there is none; write one or more.")
     device = options.device or default_device()

@@ -1,6 +1,6 @@
 """A recipe becomes a trainer: the arguments of a run, the table of heads, what they are put together to, and its plan."""
 
-from .arguments import DataArguments, ModelArguments
+from .arguments import DataArguments, ModelArguments, ReadingArguments
 from .build import Run, build_processor, make_run, train
 from .data import load_data
 from .heads import HEADS, HeadSpec, head_of
@@ -11,6 +11,7 @@ __all__ = [
     "DataArguments",
     "HeadSpec",
     "ModelArguments",
+    "ReadingArguments",
     "Run",
     "RunPlan",
     "build_processor",

@@ -27,9 +27,7 @@ class ModelArguments:
     """
 
     _argument_group_name = "model"  # the heading in `dual-distill train --help`
-    architecture: Literal["fusion_encoder", "dual_encoder"] = _option(
-        "dual_encoder", "fusion_encoder (a teacher) or dual_encoder (a student)."
-    )
+    architecture: Literal["fusion_encoder", "dual_encoder"] = _option("dual_encoder", "A teacher, or a student.")
     init_from: str | None = _option(
         None,
         "Checkpoint to start from: of the same architecture, or a fusion encoder (or ViLT) whose weights both towers "
@@ -44,20 +42,16 @@ class ModelArguments:
     text_layers: list[int] | None = _option(
         None, "Fusion layers that the text tower takes from init_from. Default: all."
     )
-    vision_layers: list[int] | None = _option(
-        None, "Fusion layers that the image tower takes from init_from. Default: all."
-    )
+    vision_layers: list[int] | None = _option(None, "Fusion layers that the image tower takes. Default: all.")
     hidden_size: int = _option(768, "Model width.")
     num_hidden_layers: int = _option(12, "Transformer layers (of each tower).")
     num_attention_heads: int = _option(12, "Attention heads; must divide the width.")
     intermediate_size: int | None = _option(None, "Width inside the MLP. Default: 4 x hidden_size.")
     hidden_dropout_prob: float | None = _option(
-        None, "Dropout (recipe of the paper: 0.1). Default: the checkpoint's; 0 without one."
+        None, "Dropout (recipe: 0.1). Default: the checkpoint's; 0 without one."
     )
     initializer_range: float = _option(0.02, "Standard deviation of newly initialized weights.")
-    embedding_initializer_range: float | None = _option(
-        None, "That of newly initialized embeddings. Default: initializer_range; the small recipes here use 0.5."
-    )
+    embedding_initializer_range: float | None = _option(None, "The same of embeddings. Default: initializer_range.")
     image_height: int = _option(384, "Height in pixels that the position table stands for.")
     image_width: int = _option(384, "Width in pixels that the position table stands for.")
     patch_size: int = _option(32, "Side of a patch in pixels.")
@@ -68,9 +62,7 @@ class ModelArguments:
     )
     vocab_size: int = _option(30522, "Largest vocabulary of the tokenizer trained on the texts.")
     norm_first: bool = _option(True, "Layer norms before attention and MLP (ViLT); false: behind them (BERT, OSCAR).")
-    projection_dim: int | None = _option(
-        None, "Dual encoder: width of the vectors that pre-training and retrieval compare. Default: 256."
-    )
+    projection_dim: int | None = _option(None, "Dual encoder: width of the vectors that are compared. Default: 256.")
     max_text_length: int = _option(40, "Longest text in tokens.")
     attn_implementation: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = _option(
         "sdpa", "How attention is computed."
@@ -92,13 +84,50 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    """What is learned from.
+class ReadingArguments:
+    """Which data is read, for training and for evaluation.
 
-    The fields from `head` to `answers_column` describe a custom dataset (`task: custom`); other tasks know theirs.
+    The columns describe a custom dataset (`task: custom`); other tasks know theirs.
 
     Raises:
-        ValueError: a field that takes one of several words has another, or `data_options` is no JSON.
+        ValueError: `data_options` is no JSON object.
+    """
+
+    task: str = _option(
+        "scenes",
+        "scenes (generated), easy_vqa, nlvr, vqa, nlvr2, snli_ve; images with captions: coco_retrieval, coco_captioning, "
+        "image_text (streamed); or custom: a table, folder or Hub data set of yours.",
+    )
+    data: str | None = _option(None, "Folder with the task's files; custom: also a file or Hub data set; scenes: none.")
+    data_options: dict | str | None = _option(None, "Options of the task's reader, as JSON (or a mapping in a recipe).")
+    skip_bad: bool = _option(False, "Pass over rows with a missing image or a malformed line and list them.")
+    image_column: list[str] = _option(["image"], "Custom dataset: column of the image, or several columns.")
+    text_column: str = _option("question", "Custom dataset: column of the question or sentence.")
+    label_column: str = _option("answer", "Custom dataset: column of the answer or class.")
+    answers_column: str | None = _option(None, "Custom dataset: column of lists, what several people answered.")
+
+    def __post_init__(self) -> None:
+        """Read options that were given as JSON, and one image column as a list of one."""
+        _check_choices(self)
+        if isinstance(self.image_column, str):  # as a recipe may have it
+            self.image_column = [self.image_column]
+
+        given = self.data_options
+        if isinstance(given, str):
+            try:
+                self.data_options = json.loads(given)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"data_options is {given!r}, which is no JSON: {error}.") from error
+        if not isinstance(self.data_options, dict | None):
+            raise ValueError(f"data_options is {given!r}; give a JSON object of option and value.")
+
+
+@dataclass
+class DataArguments(ReadingArguments):
+    """What is learned from.
+
+    Raises:
+        ValueError: a field that takes one of several words has another, or `data_options` is no JSON object.
 
     Example:
         >>> DataArguments(task="nlvr", data="path/to/nlvr1").image_cache_mb
@@ -106,28 +135,11 @@ class DataArguments:
     """
 
     _argument_group_name = "data"
-    task: str = _option(
-        "scenes",
-        "scenes (generated), easy_vqa, nlvr, vqa, nlvr2, snli_ve; images with captions: coco_retrieval, coco_captioning, "
-        "image_text (streamed); or custom: a table, folder or Hub data set of yours.",
-    )
-    data: str | None = _option(
-        None, "Folder with the task's files; for task custom also a file or a Hub data set; scenes needs none."
-    )
-    data_options: dict | str | None = _option(
-        None, "Further options of the task's reader, as JSON (or a mapping in the recipe)."
-    )
-    skip_bad: bool = _option(False, "Pass over rows with a missing image or a malformed line and list them.")
+
     head: str | None = _option(
         None,
         "Custom dataset: question_answering (default) or images_and_text_classification. Images with captions: "
         "image_text_retrieval (default) or pretraining.",
-    )
-    image_column: list[str] = _option(["image"], "Custom dataset: column of the image, or several columns.")
-    text_column: str = _option("question", "Custom dataset: column of the question or sentence.")
-    label_column: str = _option("answer", "Custom dataset: column of the answer or class.")
-    answers_column: str | None = _option(
-        None, "Custom dataset: column of lists, what several people answered. Default: none."
     )
     min_answer_count: int | None = _option(
         None, "Fewest training rows with an answer that becomes a class. Default: the task's."
@@ -135,9 +147,7 @@ class DataArguments:
     tokenizer_texts: list[str] = _option(
         [], "Text files, a text a line, whose words a new tokenizer learns too, to be fine-tuned on other data."
     )
-    regions: str | None = _option(
-        None, "Region store that the model reads in place of pixels (`dual-distill regions`). Default: pixels."
-    )
+    regions: str | None = _option(None, "Region store that the model reads in place of pixels. Default: pixels.")
     teacher_regions: str | None = _option(
         None, "Region store of the teacher's features at the same boxes. Default: the teacher reads regions too."
     )
@@ -152,18 +162,6 @@ class DataArguments:
     max_train_rows: int | None = _option(None, "Train on at most so many rows, drawn by the seed.")
     max_eval_rows: int | None = _option(None, "Evaluate on at most so many validation rows.")
     image_cache_mb: float = _option(512.0, "Memory for prepared images in MB; 0: none.")
-
-    def __post_init__(self) -> None:
-        """Read options that were given as JSON, and one image column as a list of one."""
-        _check_choices(self)
-        if isinstance(self.image_column, str):  # as a recipe may have it
-            self.image_column = [self.image_column]
-
-        if isinstance(self.data_options, str):
-            try:
-                self.data_options = json.loads(self.data_options)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"data_options is {self.data_options!r}, which is no JSON: {error}.") from error
 
 
 def _check_choices(arguments: Any) -> None:
