@@ -1,4 +1,23 @@
-"""`dual-distill evaluate MODEL --task ... --data ...`: how well a checkpoint does, and how well one can do without it."""
+r"""Evaluate a checkpoint by what its task is judged by, and by how well one can do without it.
+
+Accuracy, overall and by group, the official VQA score, NLVR2's consistency; beside it what the question without the
+image gives. Images with captions: recall@1, @5, @10 and median rank both ways, by itself and re-ranked by a fusion
+encoder, and the seconds of each. Captions that are written: CIDEr-D and BLEU-4.
+
+Examples:
+  dual-distill evaluate runs/student --task easy_vqa --data path/to/easy_vqa --json
+  dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split validation
+  dual-distill evaluate path/to/vilt-nlvr2 --task nlvr2 --data path/to/nlvr2 --no-baselines
+  dual-distill evaluate runs/custom/distilled --task custom --data shop.csv --image-column photo --split validation
+  dual-distill evaluate runs/retrieval/distilled --task coco_retrieval --data path/to/coco \
+      --rerank runs/retrieval/teacher --rerank-top 16
+  dual-distill evaluate runs/coco_captions/distilled --task coco_captioning --data coco --regions regions/light \
+      --num-beams 5
+
+The answers to VQA v2's test questions, for EvalAI:
+  dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split test --submission answers.json \
+      --data-options '{"test_questions": "path/to/vqa_v2/v2_OpenEnded_mscoco_test2015_questions.json"}'
+"""
 
 import argparse
 import dataclasses
@@ -9,7 +28,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import HfArgumentParser
 
 from dual_distill.data import TASKS, DistillationCollator, Task
@@ -20,62 +38,29 @@ from dual_distill.trainer import EvaluationReport, predict_answers, report_answe
 
 from . import evaluate_captions as captions
 from . import evaluate_retrieval as retrieval
-
-_EPILOG = """\
-examples:
-  dual-distill evaluate runs/student --task easy_vqa --data path/to/easy_vqa --json
-  dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split validation
-  dual-distill evaluate path/to/vilt-nlvr2 --task nlvr2 --data path/to/nlvr2 --no-baselines
-  dual-distill evaluate runs/custom/distilled --task custom --data shop.csv --image-column photo --split validation
-  dual-distill evaluate runs/retrieval/distilled --task coco_retrieval --data path/to/coco \\
-      --rerank runs/retrieval/teacher --rerank-top 16
-  dual-distill evaluate runs/coco_captions/distilled --task coco_captioning --data coco --regions regions/light \\
-      --num-beams 5
-
-the answers to VQA v2's test questions, for EvalAI:
-  dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split test --submission answers.json \\
-      --data-options '{"test_questions": "path/to/vqa_v2/v2_OpenEnded_mscoco_test2015_questions.json"}'"""
-
-
-def make_parser() -> HfArgumentParser:
-    """Build the parser; what is read is said as in a recipe."""
-    parser = HfArgumentParser(
-        ReadingArguments,
-        prog="dual-distill evaluate",
-        description="Evaluate a checkpoint by what its task is judged by: accuracy, overall and by group, the official VQA\n"
-        "score, NLVR2's consistency; beside it what the question without the image gives. Images with captions:\n"
-        "recall@1, @5, @10 and median rank both ways, by itself and re-ranked by a fusion encoder, and the seconds of "
-        "each.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", help="checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT")
-    next(action for action in parser._actions if action.dest == "task").required = True
-
-    given = parser.add_argument
-    given("--split", default="test", metavar="NAME", help="train, validation or test (default: %(default)s)")
-    given("--revision", metavar="NAME", help="branch, tag or commit of a Hub repository")
-    given("--batch-size", type=int, default=128, metavar="N", help="rows a batch (default: %(default)s)")
-    given("--max-rows", type=int, metavar="N", help="evaluate the first N rows (default: all)")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    given("--device", default=device, help="cpu, cuda, cuda:1 ... (default: %(default)s)")
-    given(
-        "--no-baselines", action="store_true", help="leave out question-only and majority baselines, which read train"
-    )
-    given(
-        "--submission", type=Path, metavar="FILE", help="also write answers as EvalAI takes them, captions as COCO does"
-    )
-    retrieval.add_options(parser)
-    captions.add_options(parser)
-    given("--output", type=Path, metavar="FILE", help="also write the results to this JSON file")
-    given("--json", action="store_true", help="print one JSON line on stdout, everything else on stderr")
-    given("--debug", action="store_true", help="show the traceback of an error")
-    return parser
+from .options import add_options, command_parser, default_device
 
 
 def run(words: Sequence[str]) -> None:
     """Evaluate and print."""
-    options = make_parser().parse_args([word.replace("_", "-") if word.startswith("--") else word for word in words])
+    # What is read is said as in a recipe.
+    fields = HfArgumentParser(ReadingArguments, add_help=False, formatter_class=argparse.HelpFormatter)
+    next(action for action in fields._actions if action.dest == "task").required = True
+    parser = command_parser(__name__, __doc__, parents=[fields])
+    add_options(parser, "model", "--revision", "--device", batch_size=128)
+    parser.add_argument("--split", default="test", metavar="NAME", help="train, validation or test (%(default)s)")
+    parser.add_argument("--max-rows", type=int, metavar="N", help="evaluate the first N rows (default: all)")
+    parser.add_argument("--no-baselines", action="store_true", help="without the baselines, which read all of train")
+    parser.add_argument(
+        "--submission", type=Path, metavar="FILE", help="also write the file for EvalAI or COCO's server"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the results to this JSON file")
+    retrieval.add_options(parser)
+    captions.add_options(parser)
+    add_options(parser, "--json", "--debug")
+    options = parser.parse_args([word.replace("_", "-") if word.startswith("--") else word for word in words])
+    options.device = options.device or default_device()
+
     # What an evaluation gives follows from the head of its task; a custom dataset has labels.
     writes = HEADS[TASKS[options.task].head].writes if options.task in TASKS else "answers"
     evaluate, unfit = {

@@ -13,6 +13,8 @@ from dual_distill.runs import HEADS
 from dual_distill.teachers import load_model
 from dual_distill.trainer import captions_by_image, describe_images
 
+from .options import aligned
+
 OPTIONS = ("--num-beams", "--max-new-tokens")
 NUM_BEAMS, MAX_NEW_TOKENS, NUM_TAGS = 1, 20, 20
 
@@ -92,5 +94,4 @@ def evaluate_captions(options: argparse.Namespace, task: Task, data: Any, rows: 
         "BLEU-4": f"{100 * report.bleu_4:8.2f} %",
         "words a caption": f"{report.mean_words:8.2f}",
     }
-    width = max(map(len, lines))
-    return report, "".join(f"\n{name:<{width}}  {value}" for name, value in lines.items())
+    return report, "\n" + aligned(lines)

@@ -27,7 +27,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def command_parser(module: str, docstring: str | None) -> argparse.ArgumentParser:
+def command_parser(module: str, docstring: str | None, **options: Any) -> argparse.ArgumentParser:
     r"""Build the parser of a subcommand; the first paragraph of its module's docstring opens the help, the rest closes it.
 
     Example:
@@ -40,6 +40,7 @@ def command_parser(module: str, docstring: str | None) -> argparse.ArgumentParse
         description=summary,
         epilog=details.rstrip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
     )
 
 

@@ -1,8 +1,24 @@
-"""A recipe, one of its roles, and the fields that override it; a `train --help` that fits on a few screens.
+"""Train a teacher, a hard-label baseline, or a student that is distilled from a teacher, from a recipe.
 
-A recipe is a mapping of fields. Recipes whose models belong together are one file: `base` holds the fields of all, and
-`roles` those in which each differs. The three dataclasses have 170 fields, of which transformers brings most: help shows
-ours and those of transformers' that recipes use, `--help-all` every one.
+A recipe is a mapping of fields. Models that belong together are one file: `base` holds the fields of all, and `roles`
+those in which each differs; --role names one. Fields are given on the command line as in the recipe, --field value, and
+override it. A run that was interrupted continues from the last checkpoint in its output_dir. Recipes set bf16 for a GPU;
+on a CPU give --bf16 false --use_cpu true. --debug shows the traceback of an error.
+
+Examples:
+  dual-distill train recipes/easy_vqa.yaml --role teacher --data path/to/easy_vqa
+  dual-distill train recipes/easy_vqa.yaml --role distilled --data path/to/easy_vqa
+  dual-distill train recipes/vqa_v2.yaml --role distilled --data path/to/vqa_v2 --dry-run
+  dual-distill train recipes/custom.yaml --role teacher --data shop.csv --image_column photo --label_column answer
+
+A recipe of your own (student.yaml, roles are not needed):
+  architecture: dual_encoder
+  init_from: runs/teacher
+  teacher: runs/teacher
+  task: easy_vqa
+  data: path/to/easy_vqa
+  max_steps: 1500
+  output_dir: runs/student
 """
 
 import argparse
@@ -34,25 +50,6 @@ _USUAL = {
     *("metric_for_best_model", "logging_steps", "report_to", "disable_tqdm"),
 }
 _MOST_CHOICES = 4
-_EPILOG = """\
-examples:
-  dual-distill train recipes/easy_vqa.yaml --role teacher --data path/to/easy_vqa
-  dual-distill train recipes/easy_vqa.yaml --role distilled --data path/to/easy_vqa
-  dual-distill train recipes/vqa_v2.yaml --role distilled --data path/to/vqa_v2 --dry-run
-  dual-distill train recipes/custom.yaml --role teacher --data shop.csv --image_column photo --label_column answer
-
-a recipe of your own (student.yaml, roles are not needed):
-  architecture: dual_encoder
-  init_from: runs/teacher
-  teacher: runs/teacher
-  task: easy_vqa
-  data: path/to/easy_vqa
-  max_steps: 1500
-  output_dir: runs/student
-
-Fields are given as in the recipe, --field value; they override it. A run that was interrupted continues from the last
-checkpoint in its output_dir. Recipes set bf16 for a GPU; on a CPU give --bf16 false --use_cpu true.
---debug shows the traceback of an error."""
 
 
 def make_flag_parser() -> argparse.ArgumentParser:
@@ -67,13 +64,14 @@ def make_flag_parser() -> argparse.ArgumentParser:
 
 def make_parser(shows_all: bool = False) -> HfArgumentParser:
     """Build the parser of all fields; its help shows the usual ones."""
+    summary, _, details = str(__doc__).partition("\n\n")
     parser = HfArgumentParser(
         DATACLASSES,
         parents=[make_flag_parser()],
         prog="dual-distill train",
         usage="dual-distill train [RECIPE.yaml [--role NAME]] [--field value ...] [--dry-run] [--json] [--debug]",
-        description="Train a teacher, a hard-label baseline, or a student that is distilled from a teacher.",
-        epilog=_EPILOG,
+        description=summary,
+        epilog=details,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )

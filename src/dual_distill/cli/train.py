@@ -10,6 +10,7 @@ import torch
 
 from dual_distill.runs import make_run, plan_run, train
 
+from .options import aligned
 from .recipe_parser import make_flag_parser, make_parser, parse_recipe
 
 
@@ -48,9 +49,5 @@ def run(words: Sequence[str]) -> None:
     }
     Path(arguments[2].output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
-    if flags.json:
-        print(json.dumps(results))
-        return
-    width = max(map(len, results))
-    for name, value in results.items():
-        print(f"{name:<{width}}  {value:.4f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+    rounded = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in results.items()}
+    print(json.dumps(results) if flags.json else aligned(rounded))
