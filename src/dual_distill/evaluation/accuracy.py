@@ -1,4 +1,4 @@
-"""Accuracy: overall, by group (one number hides what a model cannot answer), and consistency over a sentence's images."""
+"""Accuracy: overall, by group (one number hides what a model cannot answer), and of whole sentences (consistency)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How good captions are: CIDEr-D and BLEU-4 by the code of COCO's evaluation, and CIDEr-D of one caption as a reward."""
+"""How good captions are: CIDEr-D and BLEU-4 by COCO's evaluation code, and CIDEr-D of one caption as a reward."""
 
 import math
 from collections import Counter

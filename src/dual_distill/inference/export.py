@@ -199,7 +199,7 @@ def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
 def _write_graph(
     graph: nn.Module, inputs: Mapping[str, torch.Tensor], shapes: dict[str, Any], output: str, file: Path
 ) -> None:
-    # Not `transformers.exporters`: experimental by its own word, it patches torch while it runs and names outputs itself.
+    # Not `transformers.exporters`: it calls itself experimental, patches torch, and names outputs its own way.
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     # The exporter warns of its own internals, of axes that share a name, and that torchvision (no part of this) is

@@ -62,8 +62,8 @@ class RetrievalReport:
     Attributes:
         images: number of images.
         captions: number of captions.
-        whole: way ("dual", "reranked", "fusion") -> direction ("text_to_image", "image_to_text") -> what `RetrievalRecall` computes,
-            over all images and captions.
+        whole: way ("dual", "reranked", "fusion") -> direction ("text_to_image", "image_to_text") -> what
+            `RetrievalRecall` computes, over all images and captions.
         times: for all pairs of the whole.
         rerank_top: candidates a query; None without a fusion encoder.
         folds: number of parts of `fold_images` images each; 0 where there are fewer than two.
