@@ -1,5 +1,6 @@
 """The quickstart: generated scenes, a teacher, two students and a report."""
 
-from .run import run
+from .report import report_table
+from .run import PRESETS, quickstart
 
-__all__ = ["run"]
+__all__ = ["PRESETS", "quickstart", "report_table"]

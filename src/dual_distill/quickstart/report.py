@@ -5,133 +5,99 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from dual_distill.inference import PairLatency
 from dual_distill.trainer import EvaluationReport
 
+STAGES = {
+    "teacher": "teacher (fusion encoder)",
+    "hard_labels": "dual encoder, hard labels",
+    "distilled": "dual encoder, distilled",
+}
+"""Name of a trained stage and of its folder -> what the report calls it."""
 
-def write_report(
-    output_dir: Path,
-    settings: Mapping[str, Any],
-    titles: Mapping[str, str],
-    evaluations: Mapping[str, EvaluationReport],
-    training_seconds: Mapping[str, float],
-    latency: PairLatency,
-    seconds: float,
-) -> tuple[dict[str, Any], str]:
-    """Write `report.md` and `report.json`; return the JSON and the table.
+_PAGE = Path(__file__).with_name("report_page.md")
 
-    Args:
-        output_dir: where to.
-        settings: preset, seed and sizes.
-        titles: stage -> what the table calls it.
+
+class Found(NamedTuple):
+    """What is reported.
+
+    Attributes:
         evaluations: stage -> its test report; the teacher's holds the baselines.
         training_seconds: stage -> seconds of training.
-        latency: milliseconds per pair.
+        latency: milliseconds per row.
         seconds: of the whole quickstart.
     """
-    teacher = evaluations["teacher"]
+
+    evaluations: Mapping[str, EvaluationReport]
+    training_seconds: Mapping[str, float]
+    latency: PairLatency
+    seconds: float
+
+
+def write_report(output_dir: Path, settings: Mapping[str, Any], found: Found) -> dict[str, Any]:
+    """Write `report.md` and `report.json`; return the latter."""
+    teacher = found.evaluations["teacher"]
     report: dict[str, Any] = {
         stage: {
             "accuracy": evaluation.accuracy,
             "accuracy_by_type": evaluation.accuracy_by_group,
-            "train_seconds": training_seconds[stage],
+            "train_seconds": found.training_seconds[stage],
         }
-        for stage, evaluation in evaluations.items()
+        for stage, evaluation in found.evaluations.items()
     }
     report |= {
         "text_only": {"accuracy": teacher.text_only, "method": teacher.text_only_method},
         "majority": {"accuracy": teacher.majority},
-        "ms_per_pair": latency._asdict(),
+        "ms_per_pair": found.latency._asdict(),
         "test_rows": teacher.rows,
-        "seconds": round(seconds, 1),
+        "seconds": round(found.seconds, 1),
         "seed": settings["seed"],
         "settings": dict(settings),
         "output_dir": str(output_dir),
         "versions": {name: version(name) for name in ("dual-distill", "torch", "transformers")},
         "device": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
     }
-    table = _table(titles, evaluations, training_seconds, latency)
     (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (output_dir / "report.md").write_text(_page(table, report))
-    return report, table
 
-
-def _table(
-    titles: Mapping[str, str],
-    evaluations: Mapping[str, EvaluationReport],
-    training_seconds: Mapping[str, float],
-    latency: PairLatency,
-) -> str:
-    kinds = list(evaluations["teacher"].accuracy_by_group)
-    header = ["test accuracy, %", "all", *kinds, "ms / pair", "training, s"]
-    ms = {
-        "teacher": f"{latency.teacher:.3f}",
-        "distilled": f"{latency.student:.3f} ({latency.student_stored_images:.3f} images stored)",
-    }
-    rows = [
-        [
-            titles[stage],
-            f"{100 * evaluation.accuracy:.1f}",
-            *(f"{100 * evaluation.accuracy_by_group[kind]:.1f}" for kind in kinds),
-            ms.get(stage, "as distilled"),
-            f"{training_seconds[stage]:.0f}",
-        ]
-        for stage, evaluation in evaluations.items()
-    ]
-    baselines = {
-        "text alone": evaluations["teacher"].text_only,
-        "most frequent answer": evaluations["teacher"].majority,
-    }
-    rows += [
-        [name, f"{100 * share:.1f}", *("" for _ in range(len(header) - 2))]
-        for name, share in baselines.items()
-        if share is not None
-    ]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [header, *rows]]
-    rule = ["-" * width for width in widths]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
-
-
-def _page(table: str, report: Mapping[str, Any]) -> str:
-    settings = report["settings"]
-    gap = report["teacher"]["accuracy"] - report["alone"]["accuracy"]
-    closed = (report["distilled"]["accuracy"] - report["alone"]["accuracy"]) / gap if gap > 0 else None
-    sentence = (
-        f"Distillation closed {100 * closed:.0f} % of the gap between the dual encoder alone and its teacher."
-        if closed is not None
-        else "The dual encoder alone is not below the teacher, so there is no gap to close."
-    )
     start = "the teacher's weights" if settings["student_start"] == "teacher" else "the same random weights"
-    return f"""# dual-distill quickstart, preset {settings["preset"]}, seed {report["seed"]}
-
-{table}
-
-{sentence} Both students start from {start} and
-train for {settings["student_steps"]:,} steps of {settings["student_batch_size"]}; the teacher trained for
-{settings["teacher_steps"]:,} of {settings["teacher_batch_size"]}. {report["test_rows"]:,} test questions about
-{settings["test_scenes"]:,} pictures that no other split contains. "text alone" answers without looking at the picture.
-
-Without stored images a dual encoder is no faster than a fusion encoder of the same size; the speed comes from encoding
-each image once.
-
-![where each word looks](attention.png)
-
-{report["seconds"]:.0f} seconds in all on {report["device"]}; {
-        ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    }.
-
-```python
-from dual_distill import DualDistillProcessor, DualEncoderForQuestionAnswering
-
-model = DualEncoderForQuestionAnswering.from_pretrained("{report["output_dir"]}/distilled")
-processor = DualDistillProcessor.from_pretrained("{report["output_dir"]}/distilled")
-```
-"""
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    words = {**settings, **report, "versions": versions, "start": start}
+    page = _PAGE.read_text().format(**words, table=report_table(report), gap=_gap(report))
+    (output_dir / "report.md").write_text(page)
+    return report
 
 
-__all__ = ["write_report"]
+def report_table(report: Mapping[str, Any]) -> str:
+    """Lay a report out: a line for each model and baseline, in Markdown."""
+    kinds, ms = list(report["teacher"]["accuracy_by_type"]), report["ms_per_pair"]
+    milliseconds = {
+        "teacher": f"{ms['teacher']:.3f}",
+        "hard_labels": "as distilled",
+        "distilled": f"{ms['student']:.3f} ({ms['student_stored_images']:.3f} images stored)",
+    }
+    header = ["test accuracy, %", "all", *kinds, "ms / row", "training, s"]
+    rows = [header, ["-"] * len(header)]
+    for stage, title in STAGES.items():
+        found = report[stage]
+        shares = [found["accuracy"], *(found["accuracy_by_type"][kind] for kind in kinds)]
+        percent = [f"{100 * share:.1f}" for share in shares]
+        rows.append([title, *percent, milliseconds[stage], f"{found['train_seconds']:.0f}"])
+    for name, title in (("text_only", "question-only baseline"), ("majority", "most frequent answer")):
+        rows.append([title, f"{100 * report[name]['accuracy']:.1f}", *[""] * (len(header) - 2)])
+
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows[1] = ["-" * width for width in widths]
+    lines = (" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _gap(report: Mapping[str, Any]) -> str:
+    teacher, plain, distilled = (report[stage]["accuracy"] for stage in ("teacher", "hard_labels", "distilled"))
+    if teacher <= plain:
+        return "The dual encoder on hard labels is not below the teacher, so there is no gap to close."
+    closed = (distilled - plain) / (teacher - plain)
+    return f"Distillation closed {100 * closed:.0f} % of the gap between the hard-label dual encoder and its teacher."
