@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
         text_config={"vocab_size": len(tokenizer), **shape},
         vision_config={"image_size": 16, "patch_size": 8, **shape},
         id2label=ANSWERS,
-        label2id={name: place for place, name in ANSWERS.items()},
+        label2id={name: index for index, name in ANSWERS.items()},
     )
     model = DualEncoderForQuestionAnswering(config)
     processor = DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": 16}, size_divisor=8), tokenizer)
@@ -45,9 +45,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict]:
-    def asked(*words: str, verb: Callable = run) -> dict:
+    def asked(*words: str, call: Callable = run) -> dict:
         capsys.readouterr()
-        verb([str(folder / "model"), *words, "--json", "--device", "cpu"])
+        call([str(folder / "model"), *words, "--json", "--device", "cpu"])
         out = capsys.readouterr().out
         assert out.count("\n") == 1
         return json.loads(out)
@@ -73,7 +73,7 @@ def test_every_image_is_ranked(folder: Path, asked: Callable) -> None:
 def test_the_answers_are_those_of_predict(folder: Path, asked: Callable) -> None:
     names = ["red.png", "blue.png"]
     predicted = asked(
-        *QUESTIONS, *(word for name in names for word in ("--image", str(folder / "images" / name))), verb=run_predict
+        *QUESTIONS, *(word for name in names for word in ("--image", str(folder / "images" / name))), call=run_predict
     )["predictions"]
     answers = asked(str(folder / "store"), *QUESTIONS, *(word for name in names for word in ("--image", name)))[
         "answers"

@@ -94,15 +94,15 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "teacher"
 
 
-def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     help_text = capsys.readouterr().out
-    for verb in ("quickstart", "train", "evaluate", "predict", "convert"):
-        assert f"    {verb}" in help_text
+    for name in ("quickstart", "train", "evaluate", "predict", "convert"):
+        assert f"    {name}" in help_text
         with pytest.raises(SystemExit, match="0"):
-            main([verb, "--help"])
-        assert capsys.readouterr().out.startswith(f"usage: dual-distill {verb}")
+            main([name, "--help"])
+        assert capsys.readouterr().out.startswith(f"usage: dual-distill {name}")
 
 
 def test_a_refusal_is_a_process_that_ends_with_exit_code_2(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_refusal_is_a_process_that_ends_with_exit_code_2(tmp_path: Path) -> No
     )
 
 
-def test_an_unknown_verb_is_refused(tmp_path: Path, refusal: Callable[..., str]) -> None:
+def test_an_unknown_command_is_refused(tmp_path: Path, refusal: Callable[..., str]) -> None:
     assert "invalid choice: 'trian'" in refusal("trian", cwd=tmp_path)
 
 

@@ -31,7 +31,7 @@ def save(folder: Path, cls: type, **fields: object) -> str:
         text_config={"vocab_size": len(tokenizer), **shape},
         vision_config={"image_size": 16, "patch_size": 8, **shape},
         id2label=ANSWERS,
-        label2id={name: place for place, name in ANSWERS.items()},
+        label2id={name: index for index, name in ANSWERS.items()},
         **fields,
     )
     cls(config).save_pretrained(folder)
@@ -115,7 +115,7 @@ def test_a_vilt_checkpoint_is_converted_on_the_way_in(
         image_size=16,
         patch_size=8,
         id2label=ANSWERS,
-        label2id={name: place for place, name in ANSWERS.items()},
+        label2id={name: index for index, name in ANSWERS.items()},
     )
     vilt = ViltForQuestionAnswering(config).eval()
     vilt.save_pretrained(folder)
@@ -131,7 +131,7 @@ def test_a_vilt_checkpoint_is_converted_on_the_way_in(
     is_multi_label = load_config(folder).problem_type == "multi_label_classification"
     expected = logits.sigmoid() if is_multi_label else logits.softmax(-1)
     scores = {answer["answer"]: answer["score"] for answer in found["answers"]}
-    assert [scores[ANSWERS[place]] for place in range(3)] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert [scores[ANSWERS[index]] for index in range(3)] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_the_table_is_for_reading(model: str, images: list[str], capsys: pytest.CaptureFixture[str]) -> None:

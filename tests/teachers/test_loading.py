@@ -107,16 +107,16 @@ def test_sharded_weights_and_half_precision(save_vilt, tmp_path):
         load_model(folder)
 
 
-def picture(width, height, seed):
+def noise_image(width, height, seed):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def test_the_processor_gives_what_vilts_gives(save_vilt, vilt_processor):
     _, folder = save_vilt("ViltForQuestionAnswering")
-    pictures = [picture(40, 20, 0), picture(16, 16, 1), picture(14, 60, 2)]
+    photos = [noise_image(40, 20, 0), noise_image(16, 16, 1), noise_image(14, 60, 2)]
     texts = ["what is it?", "red dog", "what is it? it is blue"]
     processor = load_model(folder).processor
-    for images, words in ((pictures, texts), (pictures[:1], texts[:1]), (pictures[2:], texts[2:])):
+    for images, words in ((photos, texts), (photos[:1], texts[:1]), (photos[2:], texts[2:])):
         expected = vilt_processor(images, words, padding=True, return_tensors="pt")
         found = processor(images=images, text=words)
         assert torch.equal(found["pixel_values"][:, 0], expected["pixel_values"])
@@ -139,7 +139,7 @@ def test_a_processor_as_transformers_4_saved_it(save_vilt):
     }
     (folder / "preprocessor_config.json").write_text(json.dumps({**old, "resample": 3, "size": 12, "size_divisor": 4}))
     processor = load_model(folder).processor
-    batch = processor(images=picture(40, 20, 0), text="what is it? " * 20)
+    batch = processor(images=noise_image(40, 20, 0), text="what is it? " * 20)
     # 20 x 40 px to a shorter side of 12, a longer one of at most 19, both cut to multiples of 4.
     assert batch["pixel_values"].shape == (1, 1, 3, 8, 16)
     assert batch["input_ids"].shape == (1, 12)
@@ -148,7 +148,7 @@ def test_a_processor_as_transformers_4_saved_it(save_vilt):
 def test_model_and_processor_answer_together(save_vilt, vilt_processor):
     vilt, folder = save_vilt("ViltForQuestionAnswering")
     model, processor = load_model(folder)
-    images, texts = [picture(40, 20, 0), picture(16, 16, 1)], ["what is it?", "red dog"]
+    images, texts = [noise_image(40, 20, 0), noise_image(16, 16, 1)], ["what is it?", "red dog"]
     expected = vilt(**vilt_processor(images, texts, padding=True, return_tensors="pt")).logits
     torch.testing.assert_close(model(**processor(images=images, text=texts)).logits, expected, atol=1e-5, rtol=0)
 

@@ -42,6 +42,7 @@ def run(words: Sequence[str]) -> None:
     add_options(parser, "model")
     parser.add_argument("store", metavar="STORE", help="folder of the store that the model made")
     add_options(parser, "questions")
+
     parser.add_argument("--image", action="append", dest="images", metavar="ID", help="ask this image; may be repeated")
     parser.add_argument("--pairs", metavar="FILE", help="JSON lines of image and question, in place of questions")
     parser.add_argument("--answer", help="rank images by the probability of this answer")
@@ -63,6 +64,8 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
     texts = None if options.text_store is None else FeatureStore(options.text_store)
     is_searched = stored.manifest.vectors == NORMALISED
     _refuse_unfit(options, stored, texts, is_searched)
+
+    # What was left open depends on the store: a search has no requests, and cosines may be negative.
     requests = [(image, question) for image in options.images or () for question in options.questions]
     if options.pairs is not None:
         requests = read_requests(options.pairs)
@@ -75,6 +78,7 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
     model.to(options.device or default_device())
     prepack_linear_layers(model)
     named = {"model_name": options.model, "revision": revision}
+
     if is_searched:
         sides = (texts, stored) if options.images and stored.manifest.kind == "image" else (stored, texts)
         result = _search(options, FeatureStoreSearcher(model, processor, *sides, index=options.index, **named))
@@ -95,11 +99,10 @@ def _refuse_unfit(
         refuse_if(pairs, f"--pairs {about}")
         refuse_if(options.answer is not None, f"--answer {about}")
         refuse_if(questions == images, "Give texts to search images by, or --image to search texts by, one of the two.")
-        lacks_texts = images and stored.manifest.kind == "image" and texts is None
-        refuse_if(
-            lacks_texts, "--image searches texts; give --text-store STORE, or a store of texts in place of STORE."
-        )
+        no_texts = images and stored.manifest.kind == "image" and texts is None
+        refuse_if(no_texts, "--image searches texts; give --text-store STORE, or a store of texts in place of STORE.")
         return
+
     refuse_if(questions == pairs, "Give questions or --pairs FILE, one of the two.")
     refuse_if(options.index is not None, "--index is for a search, but this store is asked questions; leave it out.")
     ranks = not images and not pairs
@@ -167,6 +170,7 @@ def table(result: dict[str, Any]) -> str:
     kind = "image" if "stored_images" in result else "text"
     blocks = []
     for ranking in result["rankings"]:
+        # An index does not count its matches.
         hits = ranking[f"{kind}s"]
         matches = "" if ranking["matches"] is None else f"{ranking['matches']:,} of "
         lines = [f"{ranking.get('question') or ranking['image']}  ({matches}{result[f'stored_{kind}s']:,} {kind}s)"]

@@ -33,6 +33,7 @@ def run(words: Sequence[str]) -> None:
     """Measure and print."""
     parser = command_parser(__name__, __doc__)
     add_options(parser, "model")
+
     parser.add_argument("--against", metavar="MODEL", help="checkpoint that the ratios compare with, often the teacher")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="pairs a batch (default: 1 16)")
     parser.add_argument("--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the model's own")
@@ -45,6 +46,7 @@ def run(words: Sequence[str]) -> None:
         help="time torch's own linear layers; without this, a float32 model on the CPU keeps its weights as oneDNN reads "
         "them fastest, as encode, ask and predict do",
     )
+
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's choice)")
     parser.add_argument("--warmup", type=int, default=3, help="rounds that do not count (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=15, help="rounds that do (default: %(default)s)")
@@ -61,6 +63,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     model = load_model(options.model, options.revision, dtype=dtype).model
     models = {options.model: model}
     duals: dict[Any, Any] = {spec.fusion_class: spec.dual_class for spec in HEADS.values() if spec.has_labels}
+    # Speed depends on shapes, not on weights.
     dual_class = {**duals, FusionEncoderModel: DualEncoderModel}.get(type(model))
     if options.against is not None:
         models = {options.against: load_model(options.against, dtype=dtype).model} | models
@@ -77,6 +80,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     for batch_size in options.batch_sizes:
         shape = PairShape(batch_size, text_tokens, options.real_tokens or text_tokens, (height, width))
         rows += measure_answering(models, shape, options.warmup, options.repeats)
+
+    # A table of milliseconds says nothing without the machine that they were measured on.
     return {
         "model": options.model,
         "against": next(iter(models)) if len(models) > 1 else None,

@@ -24,11 +24,13 @@ def run(words: Sequence[str]) -> None:
     """Add the evaluations, write the card, and print where."""
     parser = command_parser(__name__, __doc__)
     add_options(parser, "folder")
+
     parser.add_argument("--evaluation", type=Path, help="JSON file that `dual-distill evaluate --output` wrote for it")
     parser.add_argument("--teacher-evaluation", type=Path, help="the same for its teacher, on the same rows")
     parser.add_argument(
         "--repo", metavar="REPO", help="owner/name on the Hub, for the quick start (default: the folder)"
     )
+
     add_options(parser, "--with-code", "--license", "--json", "--debug")
     show(parser.parse_args(words), card, lambda result: f"written: {result['card']}")
 

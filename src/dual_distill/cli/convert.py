@@ -51,6 +51,7 @@ def run(words: Sequence[str]) -> None:
         "source", metavar="SOURCE", help="folder or Hub repository of a ViLT, or with --regions of a BERT"
     )
     add_options(parser, "out")
+
     parser.add_argument(
         "--head",
         choices=list(_CLASSES),
@@ -64,6 +65,7 @@ def run(words: Sequence[str]) -> None:
         metavar="N",
         help=f"with --regions: most text positions (default: {MAX_POSITIONS}, of which 40 for words and 30 for tags)",
     )
+
     add_options(parser, "--revision", "--json", "--debug")
     show(parser.parse_args(words), convert, table)
 
@@ -74,6 +76,7 @@ def convert(options: argparse.Namespace) -> ConversionReport:
         if options.max_positions is not None:
             raise ValueError("--max-positions is about a start over regions, but --regions is not given; leave it out.")
         return convert_folder(options.source, options.out, options.revision, _CLASSES.get(options.head))
+
     width = RegionStore(options.regions).feature_size
     positions = MAX_POSITIONS if options.max_positions is None else options.max_positions
     head = _CLASSES[options.head or "bare"]

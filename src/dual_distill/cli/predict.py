@@ -65,6 +65,7 @@ def answer(
     captions.refuse_options(options, captions.OPTIONS, f"{options.model!r} answers questions and writes nothing")
     if not options.questions:
         raise ValueError(f"{options.model!r} answers questions, but there is none; write one or more.")
+
     device = options.device or default_device()
     answering = pipeline(ANSWERING_TASK, model=model, processor=processor, device=device, **of_regions)
     together = answering.model.num_images
@@ -90,6 +91,7 @@ def describe(
     """Write a caption about each image."""
     if options.questions:
         raise ValueError(f"{options.model!r} writes captions and answers nothing; leave {options.questions[0]!r} out.")
+
     task = get_task("coco_captioning")
     [image_column], id_column = task.image_columns, str(task.image_id_column)
     images = [load_image(image, repr(image)) for image in options.images]

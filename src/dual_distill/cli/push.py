@@ -1,4 +1,4 @@
-"""Push a checkpoint, its processor, card and picture to the Hugging Face Hub in one commit, or not at all.
+"""Push a checkpoint, its processor, card and attention image to the Hugging Face Hub in one commit, or not at all.
 
 A pickle in the folder, a damaged file, or a token, a path of this machine or the name of its user in any text ends the
 push before it begins.
@@ -26,12 +26,14 @@ def run(words: Sequence[str]) -> None:
     sent = textwrap.fill(f"Sent beside the card are, where they are there: {', '.join(PUBLISHED)}.", 118)
     parser = command_parser(__name__, f"{__doc__}\n{sent} Everything else stays here.")
     add_options(parser, "folder")
+
     parser.add_argument("repo_id", metavar="REPO", help="owner/name on the Hub; created when it is not there")
     parser.add_argument("--private", action="store_true", help="create it private, and refuse one that is public")
     parser.add_argument("--revision", help="branch to push to, made when it is not there (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
     parser.add_argument("--message", help="of the commit")
     parser.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and send nothing")
+
     add_options(parser, "--with-code", "--license", "--json", "--debug")
     show(parser.parse_args(words), push, table)
 

@@ -152,6 +152,7 @@ def convert_bert_config(config: BertConfig, **fields: Any) -> FusionEncoderConfi
     """
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         raise ValueError("this BERT is a decoder, but a fusion encoder reads both ways; give an encoder.")
+
     for name in fields.keys() & _FIXED:
         value, fixed = fields[name], getattr(config, name)
         is_shorter = name == "max_position_embeddings" and value < fixed
@@ -182,6 +183,8 @@ def convert_bert_state_dict(weights: Mapping[str, torch.Tensor]) -> tuple[dict[s
     for name, weight in weights.items():
         theirs = _plain_name(name)
         module, _, kind = theirs.rpartition(".")
+
+        # One entry of the table stands for all layers.
         layer = re.search(r"^encoder\.layer\.(\d+)\.", module)
         target = _MODULES.get(re.sub(r"^encoder\.layer\.\d+\.", "encoder.layer.#.", module))
         if theirs == "cls.predictions.bias":
@@ -189,7 +192,7 @@ def convert_bert_state_dict(weights: Mapping[str, torch.Tensor]) -> tuple[dict[s
         elif target is not None:
             ours[f"{target.replace('#', layer[1]) if layer else target}.{kind}"] = weight
         elif theirs not in _CONSTANT:
-            # The twin of a weight that is taken is no loss.
+            # Nothing is lost with a copy of a weight that is taken.
             twin = plain.get(_REPEATED.get(theirs, ""))
             if twin is None or not torch.equal(weight, twin):
                 left_out.append(name)
