@@ -154,7 +154,7 @@ BAD = {
         second_line(column3=2),
         "its boxes are 48 bytes|boxes have shape|features are 60 bytes",
     ),
-    "no number": (second_line(column1="wide"), "'wide' should be a whole number"),
+    "no number": (second_line(column1="wide"), "image_w is wide, but expected is int"),
     "too few columns": ([bottom_up()[0], bottom_up()[1][:4]], "it has 4 columns, but expected are 6, 3 or 2"),
     "no tab": ([bottom_up()[0], ["139 20 10"]], "there is no tab in it"),
     "twice": ([bottom_up()[0], bottom_up()[0]], "the image '139' was there before, in line 1"),

@@ -48,6 +48,7 @@ def run(words: Sequence[str]) -> None:
     inputs.add_argument("--images", metavar="DIR|PARQUET|DATASET", help="what to encode; see below")
     inputs.add_argument("--texts", metavar="FILE", help="texts to encode instead, one a line, UTF-8")
     add_store_options(parser)
+
     parser.add_argument("--dtype", choices=list(DTYPES), help="of the stored vectors (default: float32)")
     parser.add_argument(
         "--projected",

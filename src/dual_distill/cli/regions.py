@@ -61,6 +61,8 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("--tsv", metavar="FILE", help="published region features; --images then says of which images")
     parser.add_argument("--boxes", metavar="STORE", help="take the boxes and tags of this store")
     add_store_options(parser)
+
+    # Without defaults, so that what means nothing beside --tsv or --boxes can be refused.
     parser.add_argument("--threshold", type=float, help=f"lowest score of a region (default: {THRESHOLD})")
     numbers = {
         "--min-regions": f"of the likeliest, whatever their scores (default: {MIN_REGIONS})",
@@ -71,6 +73,7 @@ def run(words: Sequence[str]) -> None:
     }
     for name, explained in numbers.items():
         parser.add_argument(name, type=int, metavar="N", help=explained)
+
     parser.add_argument("--labels", metavar="FILE", help="TSV of boxes and classes, for features without")
     parser.add_argument("--sizes", metavar="FILE", help="TSV of the sizes of images, for features without")
     parser.add_argument("--made-by", help="which detector made the features of --tsv, in words")
@@ -93,6 +96,7 @@ def make_store(options: argparse.Namespace) -> RegionReport:
         raise ValueError(
             "A detector and --images are needed, or --tsv with published features; give the one or the other."
         )
+
     images = open_images(options.images, options.image_column, options.id_column, options.split)
     boxes = None if options.boxes is None else RegionStore(options.boxes)
     if boxes is not None:
@@ -114,6 +118,7 @@ def _from_tsv(options: argparse.Namespace) -> RegionReport:
     images = None
     if options.images is not None:
         images = open_images(options.images, options.image_column, options.id_column, options.split)
+
     made_by = options.made_by or f"published features {Path(options.tsv).name}"
     names = ("labels", "sizes", "feature_size", "cut_box_numbers", "dtype", "shard_size")
     given = {key: getattr(options, key) for key in names if getattr(options, key) is not None}
@@ -125,7 +130,8 @@ def table(report: RegionReport) -> str:
     """Lay a report out for reading."""
     speed = f", {report.added / report.seconds:,.1f} images/s" if report.added and report.seconds else ""
     lines = [
-        f"{report.store}: {report.images:,} images, {report.regions:,} regions, {report.added:,} images added now{speed}",
+        f"{report.store}: {report.images:,} images, {report.regions:,} regions, {report.added:,} images added "
+        f"now{speed}",
         f"boxes     {report.boxes_id}",
         f"features  {report.features_id}, {report.feature_size} wide",
     ]

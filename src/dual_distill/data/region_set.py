@@ -26,7 +26,8 @@ class RegionSet(NamedTuple):
         whole_image: the detector found nothing, and the one region is the whole image.
 
     Example:
-        >>> regions = RegionSet(torch.zeros(1, 8), torch.tensor([[0.0, 5.0, 10.0, 10.0]]), torch.ones(1), ["cat"], 20, 10)
+        >>> box = torch.tensor([[0.0, 5.0, 10.0, 10.0]])
+        >>> regions = RegionSet(torch.zeros(1, 8), box, torch.ones(1), ["cat"], 20, 10)
         >>> regions.normalized_boxes()
         tensor([[0.0000, 0.5000, 0.5000, 1.0000, 0.5000, 0.5000]])
     """
@@ -72,6 +73,7 @@ class RegionSet(NamedTuple):
         """
         features, boxes, scores = (each.detach().cpu().float() for each in (self.features, self.boxes_px, self.scores))
         number = len(boxes)
+
         if self.width < 1 or self.height < 1:
             raise ValueError(f"{where}: the image is {self.width} x {self.height} pixels; give its width and height.")
         if number == 0:
@@ -100,6 +102,8 @@ class RegionSet(NamedTuple):
                 raise ValueError(
                     f"{where}: the {name} of region {first} holds NaN or infinity; make the regions again."
                 )
+
+        # Detectors and the files of others round.
         limits = torch.tensor([self.width, self.height, self.width, self.height], dtype=torch.float32)
         outside = ((boxes < -ROUNDING_PX) | (boxes > limits + ROUNDING_PX)).any(1)
         outside |= (boxes[:, 2:] < boxes[:, :2]).any(1)
@@ -107,8 +111,8 @@ class RegionSet(NamedTuple):
             first = int(outside.nonzero()[0])
             numbers = ", ".join(f"{value:g}" for value in boxes[first].tolist())
             raise ValueError(
-                f"{where}: box {first} is [{numbers}], which is not x0 <= x1, y0 <= y1 inside an image of {self.width} x "
-                f"{self.height} pixels; boxes are corners in pixels, not [x, y, width, height] and not fractions."
+                f"{where}: box {first} is [{numbers}], which is not x0 <= x1, y0 <= y1 inside an image of "
+                f"{self.width} x {self.height} pixels; boxes are corners in pixels, not [x, y, width, height] and not fractions."
             )
 
         # What detectors round beyond the image is cut off.
@@ -118,7 +122,7 @@ class RegionSet(NamedTuple):
 
 
 class RegionLookup(Protocol):
-    """What a collator asks of a region store: `dual_distill.regions.RegionStore`, or anything that finds an image's regions."""
+    """What a collator asks of a `dual_distill.regions.RegionStore`, or of anything that finds an image's regions."""
 
     @property
     def boxes_id(self) -> str:

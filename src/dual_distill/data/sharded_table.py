@@ -86,7 +86,7 @@ class ShardedTable:
             found, sha256 = content.pop("format", None), content.pop("sha256", None)
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
             raise ValueError(
-                f"{str(file)!r} is not the manifest of a {self.kind} ({error}); give a folder that {self.made_by} wrote."
+                f"{str(file)!r} is not the manifest of a {self.kind} ({error}); give a folder of {self.made_by}."
             ) from error
 
         if found != FORMAT:
@@ -118,6 +118,7 @@ class ShardedTable:
                     f"{str(self.path)!r} is no {self.kind} and is not empty ({', '.join(others[:_NAMED])}); give a new "
                     "or empty folder."
                 )
+
         self.path.mkdir(parents=True, exist_ok=True)
         sealed = {**manifest, "format": FORMAT, "sha256": fingerprint(manifest)}
         text = json.dumps(sealed, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
@@ -255,10 +256,11 @@ class ShardedTable:
         missing = [number for number in numbers if not self.is_done(number)]
         if missing or not numbers:
             raise ValueError(
-                f"The {self.kind} {str(self.path)!r} lacks {len(missing)} of {len(numbers)} shards (the first is number "
-                f"{(missing or [0])[0]}): its making was not finished. The same command continues it; shards of other "
+                f"The {self.kind} {str(self.path)!r} lacks {len(missing)} of {len(numbers)} shards (the first is "
+                f"number {(missing or [0])[0]}): its making was not finished. The same command continues it; shards of other "
                 "machines belong beside these."
             )
+
         # The index of the first row of each shard, and behind the last one the number of all rows.
         self.starts = [0, *accumulate(map(self.num_rows, numbers))]
         return manifest
@@ -274,11 +276,12 @@ class ShardedTable:
                 f"Index {index} was asked for, but the {self.kind} {str(self.path)!r} has indices 0 to "
                 f"{self.starts[-1] - 1}."
             )
+
         number = bisect_right(self.starts, index) - 1
         return number, index - self.starts[number]
 
     def find(self, key: str) -> int | None:
-        """Return the index of the row of an open table with this value in one of its `keys`, None where there is none."""
+        """Return the index of the row of an open table that has this value in one of its `keys`, or None."""
         hashes, indices = self._index
         wanted = hash(key)
         # Looked up by 64 bits, then compared whole.
@@ -310,6 +313,7 @@ class ShardedTable:
             try:
                 with pa.memory_map(str(file)) as source:
                     content = memoryview(source.read_buffer())
+
                 seals = list(_SEAL.iter_unpack(content[-streams * _SEAL.size :]))
                 length, num_rows, digest = seals[which]
                 stream = content[seals[0][0] * which :][:length]

@@ -132,20 +132,17 @@ def encode_images(
         >>> report.rows, list(report.unreadable)
         (1, ['b'])
     """
-    _check_model(model)
     source = images if isinstance(images, FolderSource | DatasetSource | MappingSource) else open_images(images)
-    table = FeatureTable(store)
     wanted = {"dtype": dtype, "projected": projected, "batch_size": batch_size, "shard_size": shard_size}
-    identity = model_identity(model, model_name, revision)
+    table = FeatureTable(store)
+    identity = model_identity(_checked_model(model), model_name, revision)
     manifest = _manifest(table, "image", model, identity, image_processor_settings(processor), wanted)
 
     def features(rows: torch.Tensor) -> torch.Tensor:
         return model.get_image_features(rows.to(model.device, model.dtype)).pooler_output
 
     prepare = partial(_prepare_image, processor)
-    project = model.project_images if manifest.projected else None
-    run = _EncodingRun(table, manifest, model, source, prepare, features, project, strict, num_workers)
-    return run(show_progress, verify)
+    return _encode(table, manifest, model, source, prepare, features, strict, verify, num_workers, show_progress)
 
 
 def encode_texts(
@@ -189,10 +186,9 @@ def encode_texts(
         ValueError: There are no texts; give one or more.
     """
     source = TextSource(texts)
-    _check_model(model)
-    max_tokens = longest_text(model, processor)
-    table = FeatureTable(store)
+    max_tokens = longest_text(_checked_model(model), processor)
     wanted = {"dtype": dtype, "projected": projected, "batch_size": batch_size, "shard_size": shard_size}
+    table = FeatureTable(store)
     identity = model_identity(model, model_name, revision)
     manifest = _manifest(table, "text", model, identity, tokenizer_settings(processor, max_tokens), wanted)
 
@@ -204,9 +200,7 @@ def encode_texts(
         return model.get_text_features(rows.to(model.device)).pooler_output
 
     # No worker: the tokenizer has threads of its own.
-    project = model.project_text if manifest.projected else None
-    run = _EncodingRun(table, manifest, model, source, prepare, features, project, strict=True, num_workers=0)
-    return run(show_progress)
+    return _encode(table, manifest, model, source, prepare, features, show_progress=show_progress)
 
 
 def longest_text(model: PreTrainedModel, processor: DualDistillProcessor) -> int:
@@ -215,7 +209,7 @@ def longest_text(model: PreTrainedModel, processor: DualDistillProcessor) -> int
 
 
 def searches(model: PreTrainedModel) -> bool:
-    """Return whether a model puts images and texts in one space, where they are searched by cosine, instead of answering."""
+    """Return whether a model puts images and texts in one space, to be searched by cosine, instead of answering."""
     return isinstance(model, ContrastiveDualEncoder)
 
 
@@ -224,110 +218,95 @@ def stored_vectors(model: PreTrainedModel, vectors: torch.Tensor) -> torch.Tenso
     return normalize(vectors.float(), dim=-1) if searches(model) else vectors
 
 
-@dataclass
-class _EncodingRun:
-    """One process's share of the shards of one store.
+def _encode(
+    table: FeatureTable,
+    manifest: FeatureManifest,
+    model: PreTrainedModel,
+    source: InputSource,
+    prepare: Callable[[str, Any], Prepared],
+    features: Callable[[torch.Tensor], torch.Tensor],
+    strict: bool = True,
+    verify: bool = False,
+    num_workers: int | None = 0,
+    show_progress: bool = False,
+) -> EncodingReport:
+    """Plan what is new, and encode what this process owns and is not done."""
+    start = time.perf_counter()
+    rank, world_size = process_share()
+    shards = table.plan(source.ids, manifest.shard_size, partial(is_readable, source, prepare))
+    if verify:
+        _verify(table, source, shards)
 
-    Attributes:
-        table: of the store.
-        manifest: of the store.
-        model: put into eval mode.
-        source: what is to be encoded.
-        prepare: id and value -> what the tower reads, and the fingerprint of the content.
-        features: prepared rows of one shape -> `(rows, width)`.
-        project: `(rows, C)` -> `(rows, 2C)`; None: a store without these.
-        strict: whether something unreadable ends the run.
-        num_workers: processes that prepare.
-    """
-
-    table: FeatureTable
-    manifest: FeatureManifest
-    model: PreTrainedModel
-    source: InputSource
-    prepare: Callable[[str, Any], Prepared]
-    features: Callable[[torch.Tensor], torch.Tensor]
-    project: Callable[[torch.Tensor], torch.Tensor] | None
-    strict: bool
-    num_workers: int | None
-
-    def __call__(self, show_progress: bool, verify: bool = False) -> EncodingReport:
-        """Plan what is new, and encode what this process owns and is not done."""
-        start = time.perf_counter()
-        rank, world_size = process_share()
-        is_readable_now = partial(is_readable, self.source, self.prepare)
-        shards = self.table.plan(self.source.ids, self.manifest.shard_size, is_readable_now)
-        if verify:
-            self._verify(shards)
-
-        waiting = [shard for shard in shards if not self.table.is_done(shard.number)]
-        mine = [shard for shard in waiting if shard.number % world_size == rank]
-        self.model.eval()
-        bar = tqdm(
-            total=sum(len(shard.ids) for shard in mine),
-            unit=f" {self.manifest.kind}s",
-            desc="encode" if world_size == 1 else f"encode {rank + 1}/{world_size}",
-            disable=not show_progress or not mine,
-            position=rank,
-        )
-        encoded = 0
-        with bar, torch.inference_mode():
-            batch_size = self.manifest.batch_size
-            filled = fill_shards(
-                mine, self.source, self.prepare, self._encode, batch_size, self.strict, self.num_workers, bar
-            )
-            for number, results, unreadable in filled:
-                self._write(number, results, unreadable)
-                encoded += len(results)
-
-        done = [shard.number for shard in shards if self.table.is_done(shard.number)]
-        return EncodingReport(
-            store=str(self.table.path),
-            kind=self.manifest.kind,
-            rows=sum(map(self.table.num_rows, done)),
-            encoded=encoded,
-            seconds=time.perf_counter() - start,
-            missing_shards=len(shards) - len(done),
-            unreadable=self.table.unreadable(),
-        )
-
-    def _verify(self, shards: list[PlannedShard]) -> None:
-        """Refuse images whose content is not that of their id in the store."""
-        given = set(self.source.ids)
-        changed = [
-            identifier
-            for shard in shards
-            if self.table.is_done(shard.number)
-            for identifier, sha256 in zip(*self.table.rows(shard.number).to_pydict().values(), strict=True)
-            if identifier in given and image_bytes(self.source.value(identifier), identifier)[1] != sha256
-        ]
-        if changed:
-            raise ValueError(
-                f"{len(changed)} images are not those that the store {str(self.table.path)!r} holds under the same ids, "
-                f"such as {', '.join(map(repr, changed[:_NAMED]))}; give changed images new names, or encode into "
-                "another folder."
-            )
-
-    def _encode(self, batch: list[Prepared]) -> list[tuple[torch.Tensor, str]]:
-        encoded = stored_vectors(self.model, self.features(torch.stack([row.values for row in batch])))
+    def run(batch: list[Prepared]) -> list[tuple[torch.Tensor, str]]:
+        encoded = stored_vectors(model, features(torch.stack([row.values for row in batch])))
         return [(vector, row.known) for vector, row in zip(encoded, batch, strict=True)]
 
-    def _write(self, number: int, results: dict[str, tuple[torch.Tensor, str]], unreadable: dict[str, str]) -> None:
-        """Write one shard; a GPU is waited for here alone."""
-        width, rows = self.manifest.width, list(results.values())
-        encoded = torch.stack([vector for vector, _ in rows]) if rows else torch.zeros(0, width)
-        features: dict[str, torch.Tensor] = {self.manifest.vectors: encoded}
-        if self.project is not None:
-            features[PROJECTED] = self.project(encoded) if rows else torch.zeros(0, 2 * width)
+    mine = [shard for shard in shards if shard.number % world_size == rank and not table.is_done(shard.number)]
+    bar = tqdm(
+        total=sum(len(shard.ids) for shard in mine),
+        unit=f" {manifest.kind}s",
+        desc="encode" if world_size == 1 else f"encode {rank + 1}/{world_size}",
+        disable=not show_progress or not mine,
+        position=rank,
+    )
+    model.eval()
+    encoded = 0
+    with bar, torch.inference_mode():
+        for shard in fill_shards(mine, source, prepare, run, manifest.batch_size, strict, num_workers, bar):
+            _write(table, manifest, model, *shard)
+            encoded += len(shard.results)
 
-        stored = {name: tensor.to(DTYPES[self.manifest.dtype]).cpu() for name, tensor in features.items()}
-        for name, tensor in stored.items():
-            if not tensor.isfinite().all():
-                first = int((~tensor.isfinite().all(-1)).nonzero()[0])
-                raise ValueError(
-                    f"The {name} vector of {list(results)[first]!r} holds NaN or a value beyond {self.manifest.dtype}; "
-                    "is the model trained and whole?"
-                )
-        self.table.write_features(number, list(results), [sha256 for _, sha256 in rows], stored, unreadable)
+    done = [shard.number for shard in shards if table.is_done(shard.number)]
+    return EncodingReport(
+        store=str(table.path),
+        kind=manifest.kind,
+        rows=sum(map(table.num_rows, done)),
+        encoded=encoded,
+        seconds=time.perf_counter() - start,
+        missing_shards=len(shards) - len(done),
+        unreadable=table.unreadable(),
+    )
+
+
+def _verify(table: FeatureTable, source: InputSource, shards: list[PlannedShard]) -> None:
+    """Refuse images whose content is not that of their id in the store."""
+    given = set(source.ids)
+    changed = []
+    for shard in shards:
+        if table.is_done(shard.number):
+            for identifier, sha256 in zip(*table.rows(shard.number).to_pydict().values(), strict=True):
+                if identifier in given and image_bytes(source.value(identifier), identifier)[1] != sha256:
+                    changed.append(identifier)
+    if changed:
+        raise ValueError(
+            f"{len(changed)} images are not those that the store {str(table.path)!r} holds under the same ids, such as "
+            f"{', '.join(map(repr, changed[:_NAMED]))}; give changed images new names, or encode into another folder."
+        )
+
+
+def _write(
+    table: FeatureTable,
+    manifest: FeatureManifest,
+    model: PreTrainedModel,
+    number: int,
+    results: dict[str, tuple[torch.Tensor, str]],
+    unreadable: dict[str, str],
+) -> None:
+    """Write one shard; a GPU is waited for here alone."""
+    width, ids, rows = manifest.width, list(results), list(results.values())
+    encoded = torch.stack([vector for vector, _ in rows]) if rows else torch.zeros(0, width)
+    features: dict[str, torch.Tensor] = {manifest.vectors: encoded}
+    if manifest.projected:
+        project = model.project_images if manifest.kind == "image" else model.project_text
+        features[PROJECTED] = project(encoded) if rows else torch.zeros(0, 2 * width)
+
+    stored = {name: tensor.to(DTYPES[manifest.dtype]).cpu() for name, tensor in features.items()}
+    for name, tensor in stored.items():
+        if not tensor.isfinite().all():
+            first = ids[int((~tensor.isfinite().all(-1)).nonzero()[0])]
+            beyond = f"NaN or a value beyond {manifest.dtype}"
+            raise ValueError(f"The {name} vector of {first!r} holds {beyond}; is the model trained and whole?")
+    table.write_features(number, ids, [sha256 for _, sha256 in rows], stored, unreadable)
 
 
 def process_share() -> tuple[int, int]:
@@ -345,7 +324,7 @@ def _prepare_image(processor: DualDistillProcessor, identifier: str, value: Any)
     return Prepared(resize_image(processor.prepare_image, decode_image(content, identifier), identifier), sha256)
 
 
-def _check_model(model: PreTrainedModel) -> None:
+def _checked_model(model: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(model.config, DualEncoderConfig):
         raise ValueError(
             f"{type(model).__name__} reads text and image together, so that neither can be encoded ahead of the other; "
@@ -353,9 +332,10 @@ def _check_model(model: PreTrainedModel) -> None:
         )
     if getattr(model, "num_images", 1) != 1:
         raise ValueError(
-            f"The model reads {model.num_images} images together, but a store answers about one image at a time; give a "
-            "model that reads one."
+            f"The model reads {model.num_images} images together, but a store answers about one image at a time; give "
+            "a model that reads one."
         )
+    return model
 
 
 def _manifest(
@@ -374,8 +354,8 @@ def _manifest(
         raise ValueError(f"dtype is {wanted['dtype']!r}, but vectors are stored as {' or '.join(DTYPES)}.")
     if searches(model) and wanted["projected"]:
         raise ValueError(
-            f"projected is set, but {type(model).__name__} compares vectors and has no interaction to store a half of; "
-            "leave projected out."
+            f"projected is set, but {type(model).__name__} compares vectors and has no interaction to store a half "
+            "of; leave projected out."
         )
 
     width, vectors = model.config.hidden_size, POOLED
@@ -388,6 +368,7 @@ def _manifest(
     )
     found = FeatureManifest(**table.begin(asdict(first)))
 
+    # Of a store that is there already, everything must fit.
     name = str(table.path)
     if found.kind != kind:
         raise ValueError(f"{name!r} is a store of {found.kind}s, not of {kind}s; give each kind its own folder.")

@@ -48,13 +48,15 @@ class FolderSource:
             folders[:] = [name for name in folders if not name.startswith(".")]
             images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
             found += [(Path(current) / name).relative_to(self.folder).as_posix() for name in images]
+
         if not found:
             raise ValueError(
                 f"The folder {str(folder)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}); is it the right one?"
             )
         if unreadable := [name for name in found if not name.isprintable()]:
+            name = repr(unreadable[0])
             raise ValueError(
-                f"The folder {str(folder)!r} holds a file whose name is no readable text ({unreadable[0]!r}); rename it."
+                f"The folder {str(folder)!r} holds a file whose name is no readable text ({name}); rename it."
             )
         self.ids = sorted(found)
 
@@ -75,7 +77,8 @@ class DatasetSource:
         ValueError: there is no such column, or an id occurs twice.
 
     Example:
-        >>> source = DatasetSource(Dataset.from_dict({"image": ["a.png", "b.png"], "name": ["a", "b"]}), id_column="name")
+        >>> rows = Dataset.from_dict({"image": ["a.png", "b.png"], "name": ["a", "b"]})
+        >>> source = DatasetSource(rows, id_column="name")
         >>> source.ids, source.value("b")
         (['a', 'b'], 'b.png')
     """
@@ -86,10 +89,12 @@ class DatasetSource:
                 raise ValueError(
                     f"The data set has no column {column!r}, only {', '.join(rows.column_names)}; name one of them."
                 )
+
         if isinstance(rows.features[image_column], datasets.Image):
             rows = rows.cast_column(image_column, datasets.Image(decode=False))
         self._images = rows.select_columns([image_column])
         self._column = image_column
+
         self.ids = [str(number) for number in range(len(rows))]
         if id_column is not None:
             self.ids = [str(value) for value in rows[id_column]]

@@ -70,7 +70,7 @@ class FeatureTable(ShardedTable):
         features: Mapping[str, torch.Tensor],
         unreadable: Mapping[str, str] | None = None,
     ) -> None:
-        """Write one shard: vectors by name, `(rows, width)` each on the CPU, with the id and content hash of each row."""
+        """Write one shard: vectors by name, `(rows, width)` each on the CPU, with id and content hash of each row."""
         rows = pa.table({"id": pa.array(ids, pa.large_string()), "sha256": pa.array(hashes, pa.string())})
         columns = {name: tensor_column(tensor) for name, tensor in features.items()}
         self.write(number, rows, pa.table(columns), unreadable)
@@ -164,10 +164,11 @@ class FeatureStore:
         found = {identifier: self._table.find(identifier) for identifier in ids}
         if absent := [identifier for identifier, index in found.items() if index is None]:
             problems = self.unreadable()
+            known = ", ".join(map(repr, self.ids(range(min(_NAMED, len(self))))))
             named = "; ".join(problems.get(identifier, repr(identifier)) for identifier in absent[:_NAMED])
             raise ValueError(
                 f"The store {self.path!r} lacks {len(absent)} of the {self.manifest.kind}s asked for: {named}. Its ids "
-                f"are like {', '.join(map(repr, self.ids(range(min(_NAMED, len(self))))))}; encode what is missing first."
+                f"are like {known}; encode what is missing first."
             )
         return [index for identifier in ids if (index := found[identifier]) is not None]
 

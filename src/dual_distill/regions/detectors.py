@@ -1,5 +1,4 @@
-"""Any object detector of transformers as this package uses one: boxes with tags, and the feature map that its backbone
-made.
+"""Any object detector of transformers: its boxes with tags, and the feature map that its backbone made.
 
 What is unusual: images are never padded. Detectors of one family disagree on whether their boxes are fractions of the
 image or of the padded canvas; where nothing is padded, the two are the same.

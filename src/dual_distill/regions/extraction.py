@@ -116,7 +116,8 @@ def choose_regions(
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0, 8, 8], [-4, 2, 5, 30], [3, 3, 3, 9]])
-        >>> found = choose_regions(Detected(boxes, torch.tensor([0.9, 0.1, 0.1]), ["cat", "dog", "dog"]), 20, 10, min_regions=2)
+        >>> detected = Detected(boxes, torch.tensor([0.9, 0.1, 0.1]), ["cat", "dog", "dog"])
+        >>> found = choose_regions(detected, 20, 10, min_regions=2)
         >>> found.boxes_px.tolist(), found.tags
         ([[0.0, 0.0, 8.0, 8.0], [0.0, 2.0, 5.0, 10.0]], ['cat', 'dog'])
     """

@@ -133,23 +133,23 @@ class RegionTable(ShardedTable):
     ) -> None:
         """Write one shard, after its regions were checked."""
         checked = [image.regions.checked(f"image {image.id!r}", manifest.feature_size) for image in images]
-        columns = {
-            "id": [image.id for image in images],
-            "sha256": [image.sha256 for image in images],
-            "pixel_sha256": [image.pixel_sha256 for image in images],
-            "boxes": [regions.boxes_px.flatten().numpy() for regions in checked],
-            "scores": [regions.scores.numpy() for regions in checked],
-        }
-        columns |= {
-            name: [getattr(regions, name) for regions in checked] for name in ("width", "height", "tags", "whole_image")
-        }
+
+        rows = [
+            {
+                **image._asdict(),
+                **regions._asdict(),
+                "boxes": regions.boxes_px.flatten().tolist(),
+                "scores": regions.scores.tolist(),
+            }
+            for image, regions in zip(images, checked, strict=True)
+        ]
 
         features = torch.cat([torch.zeros(0, manifest.feature_size), *(regions.features for regions in checked)])
         stored = features.to(DTYPES[manifest.dtype])
         if not stored.isfinite().all():
             raise ValueError(f"A feature is beyond {manifest.dtype}'s largest value; store the regions as float32.")
-        rows = pa.table({name: pa.array(columns[name], _ROWS.field(name).type) for name in _ROWS.names}, schema=_ROWS)
-        self.write(number, rows, pa.table({"features": tensor_column(stored)}), unreadable)
+        vectors = pa.table({"features": tensor_column(stored)})
+        self.write(number, pa.Table.from_pylist(rows, schema=_ROWS), vectors, unreadable)
 
 
 def fill_store(
@@ -225,7 +225,8 @@ class RegionStore:
         return self._table.starts[-1]
 
     def __repr__(self) -> str:
-        return f"RegionStore({self.path!r}, {len(self):,} images, features {self.feature_size} wide, boxes by {self.boxes_id})"
+        known = f"{len(self):,} images, features {self.feature_size} wide, boxes by {self.boxes_id}"
+        return f"RegionStore({self.path!r}, {known})"
 
     def __reduce__(self) -> tuple[type["RegionStore"], tuple[str]]:
         return type(self), (
@@ -277,6 +278,7 @@ class RegionStore:
         name, source = image_source(value, row)
         index = None if isinstance(source, Image.Image) else self._table.find(fingerprint(source))
         if index is None:
+            # The same pixels in another file.
             index = self._table.find(fingerprint(decode_image(source, row)))
         if index is None:
             raise ValueError(self._absence(f"row {row}" + (f" (image {name!r})" if name else "")))
@@ -292,6 +294,7 @@ class RegionStore:
         number, inside = self._table.locate(index)
         [row] = self._table.rows(number).slice(inside, 1).to_pylist()
         start, stop = self._region_bounds(number)[inside : inside + 2].tolist()
+
         return RegionSet(
             features=self._table.tensor(number, "features", start, stop).float(),
             boxes_px=torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4),

@@ -3,7 +3,7 @@ r"""Region features that others published as TSV files (base64 of float32 number
 | columns | known from | what they hold |
 |---|---|---|
 | 6 | bottom-up attention | image_id, image_w, image_h, num_boxes, boxes (base64), features (base64) |
-| 2 | VinVL's extractor | image_id, `{"image_w", "image_h", "objects": [{"rect", "class", "conf", "feature" (base64)}]}` |
+| 2 | VinVL's extractor | image_id, `{"image_w", "image_h", "objects": [{"rect", "class", "conf", "feature"}]}` |
 | 2 | Oscar | image_id, `{"num_boxes", "features" (base64)}`, with a file of labels and one of sizes beside it |
 | 3 | Oscar | image_id, num_boxes, features (base64), likewise |
 
@@ -27,6 +27,8 @@ from .extraction import read_image
 from .store import SHARD_SIZE, RegionManifest, RegionStore, StoredImage, fill_store
 
 _BOX_NUMBERS = 6
+# The names of the columns behind the id; one alone is JSON.
+_COLUMNS = {5: ("image_w", "image_h", "num_boxes", "boxes", "features"), 2: ("num_boxes", "features"), 1: ()}
 
 
 def read_region_tsv(
@@ -79,10 +81,11 @@ def read_region_tsv(
     reader = _Reader(lines, label_lines, size_lines, cut_box_numbers)
     if feature_size is None:
         feature_size = reader.regions(lines.ids[0]).features.shape[1]
+
     if images is not None and (absent := sorted(set(lines.ids).difference(images.ids))):
         raise ValueError(
-            f"{len(absent):,} images of {str(lines.path)!r} are not among the images given, such as {absent[0]!r}; their "
-            f"ids are like {images.ids[0]!r}: name the column of ids that belongs to the file, or give no images."
+            f"{len(absent):,} images of {str(lines.path)!r} are not among the images given, such as {absent[0]!r}; "
+            f"their ids are like {images.ids[0]!r}: name the column of ids that belongs to the file, or give no images."
         )
 
     digests = [other.digest for other in (label_lines, size_lines) if other is not None]
@@ -123,6 +126,7 @@ class _TsvLines:
         content, boxes = Fingerprint(), Fingerprint()
         offset = 0
         self._source = self.path.open("rb")
+
         for number, line in enumerate(self._source, start=1):
             content.add(line)
             identifier, tab, rest = line.partition(b"\t")
@@ -153,7 +157,8 @@ class _TsvLines:
         """The columns of an image's line, behind its id."""
         if identifier not in self._lines:
             raise ValueError(
-                f"{str(self.path)!r} has no line for the image {identifier!r}; give the file that belongs to the features."
+                f"{str(self.path)!r} has no line for the image {identifier!r}; give the file that belongs to the "
+                "features."
             )
         self._source.seek(self._lines[identifier][0])
         try:
@@ -176,24 +181,22 @@ class _Reader:
     def regions(self, identifier: str) -> RegionSet:
         """The regions of an image, unchecked but for their layout."""
         columns, where = self.lines.columns(identifier), self.lines.where(identifier)
-        if len(columns) == 5:
-            width, height, number = (_whole_number(text, where) for text in columns[:3])
-            boxes = _numbers(columns[3], number, "boxes", where)
-            features = _numbers(columns[4], number, "features", where)[:, : self._kept]
-            return RegionSet(features, boxes, torch.ones(number), [""] * number, width, height)
-        if len(columns) == 2:
-            number = _whole_number(columns[0], where)
-            return self._with_labels(identifier, _numbers(columns[1], number, "features", where))
-        if len(columns) != 1:
+        if len(columns) not in _COLUMNS:
             raise ValueError(
                 f"{where}: it has {len(columns) + 1} columns, but expected are 6, 3 or 2; see the layouts that can be "
                 "read."
             )
+        names = _COLUMNS[len(columns)]
+        entry = dict(zip(names, columns, strict=True)) if names else _json(columns[0], dict, where)
 
-        entry = _json(columns[0], dict, where)
+        if "boxes" in names:
+            number, width, height = (_value(entry, name, int, where) for name in ("num_boxes", "image_w", "image_h"))
+            boxes, features = (_numbers(entry[name], number, name, where) for name in ("boxes", "features"))
+            return RegionSet(features[:, : self._kept], boxes, torch.ones(number), [""] * number, width, height)
         if "objects" not in entry:
             number, text = _value(entry, "num_boxes", int, where), _value(entry, "features", str, where)
             return self._with_labels(identifier, _numbers(text, number, "features", where))
+
         objects = _objects(entry, where)
         rows = [_numbers(_value(item, "feature", str, where), 1, "feature", where) for item in objects]
         if len(widths := {row.shape[1] for row in rows}) > 1:
@@ -208,6 +211,7 @@ class _Reader:
                 f"{self.lines.where(identifier)}: it holds features and no boxes; give the file of labels that belongs "
                 "to it (labels=, --labels)."
             )
+
         where = self.labels.where(identifier)
         found = _json(self.labels.columns(identifier)[-1], (dict, list), where)
         entry = found if isinstance(found, dict) else {"objects": found}
@@ -227,9 +231,10 @@ class _Reader:
             raise ValueError(
                 f"{where}: it does not say how large the image is; give the file of sizes (sizes=, --sizes)."
             )
+
         where = self.sizes.where(identifier)
         found = _json(self.sizes.columns(identifier)[-1], (dict, list), where)
-        size = found[0] if isinstance(found, list) and found and isinstance(found[0], dict) else found
+        size = found[0] if isinstance(found, list) and found else found
         if not isinstance(size, dict):
             raise ValueError(f'{where}: a size is [{{"height": ..., "width": ...}}], but it holds {found!r}.')
         return _value(size, "width", int, where), _value(size, "height", int, where)
@@ -265,15 +270,6 @@ def _numbers(text: str, rows: int, name: str, where: str) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(content, dtype="<f4").astype(np.float32).reshape(rows, -1 if rows else 0))
 
 
-def _whole_number(text: str, where: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ValueError(
-            f"{where}: {text[:40]!r} should be a whole number; is it of the layout that its columns say?"
-        ) from error
-
-
 def _json(text: str, kind: type | tuple[type, ...], where: str) -> Any:
     try:
         found = json.loads(text)
@@ -287,16 +283,18 @@ def _json(text: str, kind: type | tuple[type, ...], where: str) -> Any:
 
 
 def _objects(entry: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    objects = _value(entry, "objects", list, where)
+    objects: list[dict[str, Any]] = _value(entry, "objects", list, where)
     if not all(isinstance(item, dict) for item in objects):
         raise ValueError(f"{where}: its objects should be {{...}} each.")
-    return list(objects)
+    return objects
 
 
 def _value(entry: dict[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    if name not in entry or not isinstance(entry[name], kind) or isinstance(entry[name], bool):
-        raise ValueError(
-            f"{where}: {name} is {str(entry.get(name, 'missing'))[:40]}, but expected is "
-            f"{' or '.join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))}."
-        )
-    return entry[name]
+    """A value of an entry; a whole number may be written as text, as columns have it."""
+    value = entry.get(name)
+    if kind is int and isinstance(value, str) and value.strip().lstrip("-").isdecimal():
+        return int(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{where}: {name} is {str(entry.get(name, 'missing'))[:40]}, but expected is {kinds}.")
+    return value

@@ -230,6 +230,7 @@ class TeacherCache:
                 "heads": pa.array([row.heads for row in rows], pa.list_(pa.int32())),
                 "scores": pa.array([row.scores.numpy() for row in rows], pa.large_list(pa.float16())),
             }
+            # Under the next free number: other processes write too.
             self._table.write(None, pa.table({"id": list(self._waiting)}), pa.table(columns))
             self._waiting.clear()
             self._waiting_bytes = 0
@@ -294,10 +295,11 @@ class TeacherCache:
             ]
             if len(row.heads) != num_layers or sum(sizes) != len(row.scores):
                 raise ValueError(
-                    f"row {names[index]} of the teacher cache {str(self._table.path)!r} holds {len(row.scores):,} scores "
-                    f"of {len(row.heads)} layers, the batch asks for {sum(sizes):,} of {num_layers}; give the cache of "
+                    f"row {names[index]} of the teacher cache {str(self._table.path)!r} holds {len(row.scores):,} "
+                    f"scores of {len(row.heads)} layers, the batch asks for {sum(sizes):,} of {num_layers}; give the cache of "
                     "this objective, or another folder."
                 )
+
             pieces = iter(row.scores.float().split(sizes))
             for layer, image, text, patches in blocks:
                 to_image, to_text = (scores[index * images + image] for scores in layers[layer])
@@ -308,7 +310,7 @@ class TeacherCache:
     def _blocks(
         self, heads: Sequence[Sequence[int]], batch: Batch
     ) -> Iterator[list[tuple[int, int, torch.Tensor, torch.Tensor]]]:
-        """For each row, where its scores belong, in the order in which they are kept: layer, image, text and patches."""
+        """For each row, where its scores belong, in the order in which they are kept: layer, image, text, patches."""
         text_mask, image_mask = batch["attention_mask"].cpu(), _image_mask(batch, self.patch_size).cpu()
         for row, layers in enumerate(heads):
             text = text_mask[row].nonzero()[:, 0]
