@@ -161,6 +161,19 @@ def test_killed_for_real_and_continued_by_two_processes_at_once(saved, model, an
     assert contents(saved / "store") == contents(saved / "whole")
 
 
+@pytest.mark.slow
+def test_several_encoders_on_one_store_leave_one_another_alone(saved, model, answering_processor) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    encode(model, answering_processor, str(saved / "images"), saved / "whole", model_name="tiny")
+    torch.set_num_threads(threads)
+    encoders = [start(saved, WORLD_SIZE="1") for _ in range(5)]  # without shares: each does what is not done yet
+    for encoder in encoders:
+        _, errors = encoder.communicate()
+        assert encoder.returncode == 0, errors
+    assert contents(saved / "store") == contents(saved / "whole")
+
+
 def test_new_images_are_encoded_alone(model, answering_processor, images, tmp_path) -> None:
     first = dict(list(images.items())[:5])
     store = tmp_path / "store"
