@@ -90,7 +90,7 @@ def test_lora_trains_through_our_trainer_and_its_adapter_goes_there_and_back(
     assert all(weight.abs().max() > 0 for name, weight in wrapped.named_parameters() if "lora_B" in name)
 
     report = trainer.push_to_hub()
-    sent = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    sent = {"README.md", "run.json", "adapter_config.json", "adapter_model.safetensors"}
     processor_files = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     files = hub.repos["me/adapter"].files()
     assert set(files) == set(report.files) == sent | processor_files

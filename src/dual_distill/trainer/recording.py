@@ -235,6 +235,7 @@ class RecordingTrainer(Trainer):
         is_pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if is_pushing and not self.args.hub_always_push:
             return
+        self._finish_current_push()  # of two pushes at once one would be refused
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         by_steps = self.args.save_strategy == SaveStrategy.STEPS
         progress = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch or 0)}"
@@ -252,7 +253,6 @@ class RecordingTrainer(Trainer):
             state_folder=state_folders.get(strategy),
         )
         job.add_done_callback(_warn_of_failure)
-        self._finish_current_push()
         self.push_in_progress = PushInProgress([job])
         if self.args.save_total_limit is not None:
             self._finish_current_push()  # or the folder could be deleted under it
