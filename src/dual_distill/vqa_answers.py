@@ -146,6 +146,3 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
         {'red': 1.0, 'pink': 0.6, 'rose': 0.3}
     """
     return {answer: _SCORES[min(count, 4)] for answer, count in Counter(answers).most_common()}
-
-
-__all__ = ["normalise_answer", "process_digits_and_articles", "process_punctuation", "soft_scores", "strip_answer"]

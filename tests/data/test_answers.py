@@ -45,8 +45,8 @@ def test_coverage():
     ("answers", "column", "limits", "message"),
     [
         (["a"], "label", {}, "There is no column 'label'; the data has: answer"),
-        (["a"], "answer", {"min_count": 0}, "min_count is 0, but an answer that occurs has a count of 1 or more"),
-        (["a"], "answer", {"max_answers": 0}, "max_answers is 0, but a head needs at least 1"),
+        (["a"], "answer", {"min_count": 0}, "min_count is 0, but must be at least 1"),
+        (["a"], "answer", {"max_answers": 0}, "max_answers is 0, but must be at least 1"),
         (
             ["a", "b", "a"],
             "answer",

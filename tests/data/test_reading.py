@@ -74,7 +74,7 @@ def test_records_by_their_id():
 def test_whole_groups_are_held_out(order, rows, moved):
     groups = list("aabccd")
     dataset = Dataset.from_dict({"group": groups})
-    train, validation = hold_out(dataset, groups, order, rows)
+    train, validation = hold_out(dataset, groups, order, "held_out is 1", rows)
     assert "".join(validation["group"]) == moved
     assert sorted([*train["group"], *validation["group"]]) == groups
     assert not set(train["group"]) & set(validation["group"])
@@ -135,3 +135,16 @@ def test_an_image_folder_finds_the_first_name_that_is_there(tmp_path, monkeypatc
     assert folder.find(str(tmp_path / "x.jpg"))["path"] == str(tmp_path / "x.jpg")
     with pytest.raises(InvalidRecordError, match=r"the image is missing: .* holds no z\.jpg nor c/z\.jpg"):
         folder.find("z.jpg", "c/z.jpg")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (4, "held_out is 4, but there are 4 rows in 2 groups that stay together, which leaves none to train on"),
+        (-1, "held_out is -1, but a number of rows must be at least 0"),
+    ],
+)
+def test_a_row_is_left_to_train_on(rows, message):
+    groups = list("aabb")
+    with pytest.raises(ValueError, match=message):
+        hold_out(Dataset.from_dict({"group": groups}), groups, "ab", f"held_out is {rows}", rows)

@@ -51,7 +51,7 @@ def test_real_data_loads_with_the_columns_of_its_task(name, folder, rows, data_f
         (
             "nlvr1",
             {},
-            r"There is no task 'nlvr1'; did you mean 'nlvr2?'\? Known are: coco_captioning, coco_retrieval, easy_vqa, image_text, ",
+            r"There is no task 'nlvr1'; did you mean 'nlvr2?'\? Known are: coco_captioning, coco_retrieval, easy_vqa, ",
         ),
         ("Scene", {}, "There is no task 'Scene'; did you mean 'scenes'"),
         ("cifar", {}, r"There is no task 'cifar'\. Known are"),

@@ -1,8 +1,6 @@
-"""Bad input as a user meets it: through the command, exit code 2, one sentence, and nothing written; or it simply
-works.
+"""Bad input as a user meets it: through the command, exit code 2, one sentence, nothing written; or it simply works.
 
-What each reader refuses is tested beside it (tests/data, tests/conversion). Here every kind is tried once on the way
-in.
+What each reader refuses is tested beside it (tests/data, tests/teachers). Here every kind is tried once on the way in.
 """
 
 import json

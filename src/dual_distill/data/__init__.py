@@ -1,4 +1,4 @@
-"""Tasks as data and their readers, custom datasets, generated scenes, answer vocabularies, safe decoding, the collator."""
+"""Tasks as data and their readers, custom datasets, generated scenes, safe decoding, collators, streams, tables."""
 
 from .answers import answer_coverage, build_answer_vocabulary
 from .augmentation import RandAugment

@@ -19,7 +19,7 @@ def build_answer_vocabulary(
         max_answers: most answers that are kept, >= 1; None keeps all.
 
     Returns:
-        The vocabulary; the place of an answer is its label id.
+        The vocabulary; the index of an answer is its label id.
 
     Raises:
         ValueError: the column is missing or holds something else than strings, a limit is below 1, or no answer is
@@ -31,17 +31,15 @@ def build_answer_vocabulary(
         ['no', 'yes', 'a']
     """
     if min_count < 1:
-        raise ValueError(f"min_count is {min_count}, but an answer that occurs has a count of 1 or more.")
+        raise ValueError(f"min_count is {min_count}, but must be at least 1.")
     if max_answers is not None and max_answers < 1:
-        raise ValueError(f"max_answers is {max_answers}, but a head needs at least 1 answer.")
+        raise ValueError(f"max_answers is {max_answers}, but must be at least 1.")
     counts = Counter(_answers(dataset, column))
     kept = sorted((answer for answer in counts if counts[answer] >= min_count), key=lambda a: (-counts[a], a))
     if not kept:
         most = max(counts.values(), default=0)
-        raise ValueError(
-            f"No answer in column {column!r} occurs {min_count} times or more (the most frequent: {most}); lower "
-            f"min_count."
-        )
+        found = f"occurs {min_count} times or more (the most frequent: {most})"
+        raise ValueError(f"No answer in column {column!r} {found}; lower min_count.")
     return kept[:max_answers]
 
 
@@ -73,10 +71,8 @@ def _answers(dataset: Dataset, column: str) -> Iterator[str]:
     if column not in dataset.column_names:
         raise ValueError(f"There is no column {column!r}; the data has: {', '.join(dataset.column_names)}.")
     values: Iterable[Any] = dataset.with_format(None)[column]
-    for place, value in enumerate(values):
+    for row, value in enumerate(values):
         for answer in value if isinstance(value, list) else [value]:
             if not isinstance(answer, str):
-                raise ValueError(
-                    f"Row {place} of column {column!r} holds {answer!r}, but answers are strings or lists of strings."
-                )
+                raise ValueError(f"Row {row} of column {column!r} holds {answer!r}, but answers are strings or lists.")
             yield answer

@@ -1,11 +1,11 @@
-"""RandAugment on PIL images, as the recipe of DiDE uses it: drawn from (seed, epoch, row, image), never from global
-state.
+"""RandAugment on PIL images, as in the recipe of DiDE: drawn from (seed, epoch, row, image), never from global state.
 
 Unusual here: an image and a key go in, and the same key gives the same pixels in every process, on every machine with
 the same Pillow, before and after a resume, whatever was drawn in between. Teacher and student see the same pixels since
 they share the batch.
 """
 
+import operator
 import random
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
@@ -78,7 +78,7 @@ class RandAugment:
         paper's list has an identity in the place of `solarize_add`. The oddities of these strengths are kept: magnitude
         is no strength everywhere. At 9 of 30, posterize leaves one bit, solarize inverts what is above grey level 76,
         and the four enhancements take away (factor 0.64). A translation is in pixels of the
-        image as it is stored: it is made for photographs of several hundred pixels, and moves a picture of 36 px almost
+        image as it is stored: it is made for photographs of several hundred pixels, and moves an image of 36 px almost
         out of itself.
 
     References:
@@ -95,7 +95,7 @@ class RandAugment:
 
     def __init__(self, num_operations: int = 2, magnitude: float = 9, seed: int = 0) -> None:
         if num_operations < 0:
-            raise ValueError(f"num_operations is {num_operations}, but an image goes through 0 operations or more.")
+            raise ValueError(f"num_operations is {num_operations}, but must be at least 0.")
         if not 0 <= magnitude <= MAX_MAGNITUDE:
             raise ValueError(f"magnitude is {magnitude}, but it lies between 0 and {MAX_MAGNITUDE} (the recipe has 9).")
         self.num_operations = num_operations
@@ -107,7 +107,7 @@ class RandAugment:
 
         Args:
             image: RGB, as `decode_image` returns it.
-            key: names the image in this epoch: `(epoch, row, place of the image in the row)`, integers or strings.
+            key: names the image in this epoch: `(epoch, row, index of the image in the row)`, integers or strings.
 
         Returns:
             A new RGB image of the same size; what was moved out of it is black. With 0 operations the image itself.
@@ -117,7 +117,7 @@ class RandAugment:
         """
         if image.mode != "RGB":
             raise ValueError(
-                f"The image has mode {image.mode!r}, but augmentation needs 'RGB'; pass it through decode_image first."
+                f"The image has mode {image.mode!r}, but augmentation needs 'RGB'; use decode_image first."
             )
         for name, strength in self.draw(key):
             image = OPERATIONS[name].apply(image, strength)
@@ -153,13 +153,7 @@ def _name(part: Hashable) -> str:
     if isinstance(part, str):
         return repr(part)
     try:
-        return str(part.__index__())  # type: ignore[attr-defined]
-    except AttributeError:
-        raise ValueError(
-            f"The key holds {part!r} of type {type(part).__name__}, but its parts are integers or strings: epoch, row "
-            f"and "
-            "place of the image (wrap the data in IndexedDataset)."
-        ) from None
-
-
-__all__ = ["MAX_MAGNITUDE", "OPERATIONS", "Operation", "RandAugment"]
+        return str(operator.index(part))  # type: ignore[arg-type]
+    except TypeError:
+        kind = type(part).__name__
+        raise ValueError(f"The key holds {part!r} of type {kind}, but its parts are integers or strings.") from None

@@ -2,8 +2,7 @@
 
 Two facts about the libraries around it shape this file. Workers of a data loader are other processes that may outlive
 an epoch, so the epoch lies in shared memory. And accelerate's loader hands `set_epoch` on to the data set only where
-its
-sampler does not take it: in a run of one process it does, but not in a run of several, nor in the rest of an epoch
+its sampler does not take it: in a run of one process it does, but not in a run of several, nor in the rest of an epoch
 after a resume (`SkipBatchSampler`). `RowEpochCallback` says it in all three.
 """
 
@@ -98,6 +97,3 @@ class RowEpochCallback(TrainerCallback):
         """Set the epoch; a resumed run begins within one, at a fraction."""
         if isinstance(train_dataloader.dataset, IndexedDataset):
             train_dataloader.dataset.set_epoch(int(state.epoch))
-
-
-__all__ = ["EPOCH_COLUMN", "INDEX_COLUMN", "IndexedDataset", "RowEpochCallback"]

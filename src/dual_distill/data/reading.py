@@ -113,10 +113,8 @@ class RecordReader:
 
         if not tables:
             missing = sum(self.report.left_out.values()) + sum(map(len, self.report.bad.values()))
-            raise ValueError(
-                f"The split {split!r} of {self.report.source!r} has no rows ({missing:,} records were left out or "
-                "skipped); give files that hold some, or leave the split out."
-            )
+            found = f"has no rows ({missing:,} records were left out or skipped)"
+            raise ValueError(f"The split {split!r} of {self.report.source!r} {found}; leave it out, or give some.")
         return Dataset(pa.concat_tables(tables), info=DatasetInfo(features=features.copy()), split=split)
 
     def read(self, split: str, records: Records, make_row: Callable[[Any], Any]) -> None:
@@ -136,13 +134,12 @@ class ImageFolder:
     def __init__(self, folder: FilePath) -> None:
         self.folder = Path(folder).absolute()
         if not self.folder.is_dir():
-            raise FileNotFoundError(
-                f"There is no folder {os.fspath(folder)!r} for images; relative paths start at the current folder."
-            )
+            where = "relative paths start at the current folder"
+            raise FileNotFoundError(f"There is no folder {os.fspath(folder)!r} for images; {where}.")
         self._listed: dict[Path, set[str]] = {}
 
     def find(self, *names: str) -> dict[str, Any]:
-        """The first of some files, below the folder or absolute, as the undecoded image `{"bytes": None, "path": ...}`."""
+        """The first of some files, below the folder or absolute, as an undecoded image."""
         for name in names:
             path = self.folder / name
             if path.parent not in self._listed:
@@ -218,22 +215,25 @@ def undecoded(dataset: Dataset, column: str, name: str) -> Dataset:
         return dataset.cast_column(column, Image(decode=False))
     except (TypeError, ValueError, pa.ArrowException) as error:
         kind = dataset.features[column]
-        raise ValueError(
-            f"The column {column!r} of {name} holds {getattr(kind, 'dtype', kind)}, but images are paths, bytes or "
-            "{bytes, path}; name another column."
-        ) from error
+        found = f"The column {column!r} of {name} holds {getattr(kind, 'dtype', kind)}"
+        raise ValueError(f"{found}, but images are paths, bytes or {{bytes, path}}; name another column.") from error
 
 
 def hold_out(
-    dataset: Dataset, groups: Sequence[Hashable], order: Iterable[Hashable], rows: int | None = None
+    dataset: Dataset, groups: Sequence[Hashable], order: Iterable[Hashable], asked: str, rows: int | None = None
 ) -> tuple[Dataset, Dataset]:
     """Train and validation: whole groups of rows move to the latter, in an order, until it has `rows` (None: all)."""
+    if rows is not None and rows < 0:
+        raise ValueError(f"{asked}, but a number of rows must be at least 0.")
     sizes, held_out, moved = Counter(groups), set(), 0
     for group in order:
         if rows is not None and moved >= rows:
             break
         held_out.add(group)
         moved += sizes[group]
+    if moved == len(groups):
+        found = f"there are {len(groups):,} rows in {len(sizes):,} groups that stay together"
+        raise ValueError(f"{asked}, but {found}, which leaves none to train on; hold out less, or give more.")
 
     kept = [index for index, group in enumerate(groups) if group not in held_out]
     return dataset.select(kept), dataset.select([i for i, group in enumerate(groups) if group in held_out])

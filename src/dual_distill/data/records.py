@@ -109,6 +109,11 @@ def read_csv(file: FilePath) -> Records:
                 yield place, Record(zip(header, values, strict=True))
 
 
+def read_lines(file: FilePath) -> Records:
+    """The records of a file of CSV, TSV or JSON lines, each with file and line."""
+    return read_csv(file) if Path(file).suffix in (".csv", ".tsv") else read_json_lines(file)
+
+
 def read_json(file: FilePath, *keys: str) -> dict[str, Any]:
     """A file that is one JSON object with a list under each of `keys`; a BOM is fine."""
     path = existing_file(file)
@@ -120,10 +125,8 @@ def read_json(file: FilePath, *keys: str) -> dict[str, Any]:
     found = list(document) if isinstance(document, dict) else [type(document).__name__]
     for key in keys:
         if key not in found or not isinstance(document[key], list):
-            raise ValueError(
-                f"{str(path)!r} holds no list {key!r}: expected {' and '.join(keys)}, found "
-                f"{', '.join(map(str, found))}; is it the right file?"
-            )
+            names = f"expected {' and '.join(keys)}, found {', '.join(map(str, found))}"
+            raise ValueError(f"{str(path)!r} holds no list {key!r}: {names}; is it the right file?")
     return document
 
 

@@ -27,12 +27,12 @@ def load_task(name: str, path: str | os.PathLike[str] | None = None, **options: 
         **options: keywords of the task's generator or reader, such as `generate_scenes`, `load_vqa`, `load_captions`.
 
     Returns:
-        A `DatasetDict` whose image columns are undecoded: `{"bytes": ..., "path": ...}`; of task image_text a dict with an
-        `ImageTextStream`.
+        A `DatasetDict` whose image columns are undecoded: `{"bytes": ..., "path": ...}`; of task image_text a dict
+        with an `ImageTextStream`.
 
     Raises:
         ValueError: unknown name or option, `path` missing where files are needed or given where none are, or a file
-            that lacks a column or holds a bad entry; the message names file and line.
+            that lacks a column or holds a bad record; the message names file and line.
         FileNotFoundError: `path` does not hold the expected files.
 
     Example:

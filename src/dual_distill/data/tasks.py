@@ -31,7 +31,7 @@ class Task:
         given_answers_column: column of lists, the same answers as the annotation file has them, against which the
             official VQA score is computed; None: `answers_column`.
         min_answer_count: fewest training rows with an answer that becomes a class, where `label_names` is None.
-        image_id_column: column that is equal for all rows of one image, by which retrieval knows what belongs together, or None.
+        image_id_column: column that is equal for all rows of one image, by which its captions are found, or None.
         reader: "module:function" in `data.datasets`, imported when `load_task` needs it; None: read elsewhere. A reader
             of files takes `path`, and its module says in `LAYOUT` what that folder holds; a generator takes no `path`.
 

@@ -223,7 +223,7 @@ def test_validation_holds_out_whole_images(folder):
         load_custom_dataset(file, seed=3).data["validation"].to_list()
         == load_custom_dataset(file, seed=3).data["validation"].to_list()
     )
-    with pytest.raises(ValueError, match=r"its 3 rows about 1 images cannot be parted"):
+    with pytest.raises(ValueError, match=r"validation_share is 0.1, but there are 3 rows in 1 groups"):
         load_custom_dataset(write(folder / "mine.csv", questions("aaa")))
 
 

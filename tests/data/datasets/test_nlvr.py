@@ -94,7 +94,7 @@ def test_a_missing_column_is_named_with_its_file(folder, png):
     ("arguments", "message"),
     [
         ({"permutations": "some"}, "permutations is 'some', but it is 'all' or 'first'"),
-        ({"validation_rows": 180}, r"validation_rows is 180, but .* has 180 training rows in 10 directories"),
+        ({"validation_rows": 180}, r"validation_rows is 180, but there are 180 rows in 10 groups"),
         ({"validation_rows": -1}, "validation_rows is -1"),
     ],
 )

@@ -201,11 +201,8 @@ def test_skipping_a_question_of_a_wrong_id_lists_both_sides(folder):
         (lambda folder: {}, "VQA v2 needs questions=, annotations= and images=, or path="),
         (lambda folder: {"path": folder, "images": folder}, "path is .*, but images is given too; give either"),
         (lambda folder: {"path": folder, "validation_rows": -1}, "validation_rows is -1"),
-        (
-            lambda folder: {"path": folder, "validation_rows": 7},
-            "validation_rows is 7, but there are 7 rows with answers",
-        ),
-        (lambda folder: {"path": folder}, "validation_rows is 1,000, but there are 7 rows with answers"),
+        (lambda folder: {"path": folder, "validation_rows": 7}, "validation_rows is 7, but there are 7 rows"),
+        (lambda folder: {"path": folder}, "validation_rows is 1,000, but there are 7 rows"),
         (
             lambda folder: files(folder) | {"images": [folder, folder]},
             "There are 1 files of questions, 1 of annotations and 2 image folders",

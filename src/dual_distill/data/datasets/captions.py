@@ -79,9 +79,8 @@ def load_captions(
 
     folders = images if isinstance(images, Mapping) else dict.fromkeys(captions, images)
     if set(folders) != set(captions):
-        raise ValueError(
-            f"images names the splits {', '.join(folders)}, captions {', '.join(captions)}; name the same."
-        )
+        named = f"images names the splits {', '.join(folders)}, captions {', '.join(captions)}"
+        raise ValueError(f"{named}; name the same.")
     for split, file in captions.items():
         _read_coco(split, file, ImageFolder(folders[split]), reader)
     return reader.finish()

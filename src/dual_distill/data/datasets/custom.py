@@ -8,7 +8,7 @@ ends. Parquet, the Hub and data in memory come through `datasets`, and images in
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,16 +19,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 
 from dual_distill.data.answers import build_answer_vocabulary
 from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, hold_out, undecoded
-from dual_distill.data.records import (
-    FilePath,
-    InvalidRecordError,
-    Record,
-    Records,
-    UniqueIds,
-    existing_file,
-    read_csv,
-    read_json_lines,
-)
+from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, existing_file, read_lines
 from dual_distill.data.tasks import Task, nearest_name
 
 LAYOUT = (
@@ -131,6 +122,7 @@ def load_custom_dataset(
         if _HAS_CLASSES[head] and classes is None:
             kind = table.rows.features[label_column] if table.rows is not None else None
             classes = list(kind.names) if isinstance(kind, ClassLabel) else _in_order(rows.unique(label_column))
+
     splits, reader = tables.reader.splits, tables.reader
     if "validation" not in splits:
         splits["train"], splits["validation"] = _hold_out_images(splits["train"], images, validation_share, seed)
@@ -249,6 +241,7 @@ class _TableReader:
         def make_row(record: Record) -> dict[str, Any]:
             row: dict[str, Any] = {column: folder.find(record.text(column, _IMAGE).strip()) for column in paths}
             row[task.text_column] = record.text(task.text_column)
+
             if task.answers_column is not None:
                 answers = [Record(answer=answer) for answer in record.value(task.answers_column, list) or [None]]
                 row[task.answers_column] = [answer.text("answer", _LABEL).strip() for answer in answers]
@@ -266,15 +259,16 @@ class _TableReader:
             self.reader.splits[split] = self._read_rows(split, table.name, rows.with_format(None), images, make_row)
         return self.reader.splits[split]
 
-    def _file_records(self, file: Path) -> Records:
-        """The lines of a file; in an image folder's, `file_name` is the column image, `left_file_name` the column left."""
-        is_csv = file.suffix in (".csv", ".tsv")
-        for place, record in read_csv(file) if is_csv else read_json_lines(file):
-            if isinstance(record, Record):
-                if file.name in _METADATA:
-                    names = {"file_name": "image"}
-                    record = Record({names.get(c, c.removesuffix("_file_name")): v for c, v in record.items()})
-                for column in self.columns if is_csv else ():  # the header lacks it, so every line does
+    def _file_records(self, file: Path) -> Iterator[tuple[str, Any]]:
+        """The lines of a file; in an image folder's, `file_name` is the column image, `a_file_name` the column a."""
+        for place, record in read_lines(file):
+            if file.name in _METADATA and isinstance(record, Record):
+                names = {"file_name": "image"}
+                record = Record({names.get(c, c.removesuffix("_file_name")): v for c, v in record.items()})
+
+            # Where the header of a table lacks a column, every line does: no matter of skipping.
+            if file.suffix in (".csv", ".tsv") and isinstance(record, Record):
+                for column in self.columns:
                     if column not in record:
                         raise ValueError(f"{file}: there is no column {column!r}{nearest_name(column, list(record))}")
             yield place, record
@@ -288,6 +282,7 @@ class _TableReader:
         images = rows.select_columns(inside)
         for column in inside:
             images = undecoded(images, column, name)
+
         missing = _rows_without_image(images) if inside else set()
         problem = "the image is missing: there are neither bytes nor a file at its path"
         good: dict[int, dict[str, Any]] = {}
@@ -295,9 +290,11 @@ class _TableReader:
             record = InvalidRecordError("missing image", problem) if index in missing else Record(values)
             if (row := self.reader.row(f"{name}, row {index}", record, make_row)) is not None:
                 good[index] = row
+
         if not inside or not good:
             return self.reader.table(split, good.values())
 
+        # Written for every row, blank where it is bad, so that the images beside them need not be copied.
         features = Features({name: kind for name, kind in self.reader.features.items() if name not in inside})
         blank: dict[str, Any] = dict.fromkeys(features)
         written = self.reader.table(split, (good.get(index, blank) for index in range(rows.num_rows)), features)
@@ -312,6 +309,7 @@ def _label(record: Record, column: str, kind: Any, classes: list[str] | None) ->
         record = Record({column: kind.int2str(value) if value >= 0 else None})
     elif isinstance(value, int):
         record = Record({column: str(value).lower()})
+
     label = record.text(column, _LABEL).strip()
     if classes is not None and label not in classes:
         message = f"{column} is {label!r}{nearest_name(label, classes)}".removesuffix(".")
@@ -343,10 +341,5 @@ def _hold_out_images(rows: Dataset, images: Sequence[str], share: float, seed: i
     order = sorted(set(groups))
     random.Random(seed).shuffle(order)
 
-    train, validation = hold_out(rows, groups, order, max(1, round(share * rows.num_rows)))
-    if not train.num_rows:
-        raise ValueError(
-            f"The data has no validation split, and its {rows.num_rows:,} rows about {len(order):,} images cannot be "
-            f"parted by validation_share {share}; give a validation split, or more images."
-        )
-    return train, validation
+    asked = f"there is no validation split and validation_share is {share}"
+    return hold_out(rows, groups, order, asked, max(1, round(share * rows.num_rows)))

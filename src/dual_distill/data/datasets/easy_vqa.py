@@ -1,6 +1,6 @@
-"""easy-VQA: 64-pixel pictures of one coloured shape, template questions, 13 answers (Zhou, 2019).
+"""easy-VQA: 64-pixel images of one coloured shape, template questions, 13 answers (Zhou, 2019).
 
-`image_id` starts again at 0 in each split, so a picture is known by (split, image_id), and validation holds out whole
+`image_id` starts again at 0 in each split, so a image is known by (split, image_id), and validation holds out whole
 images.
 """
 
@@ -69,10 +69,8 @@ def load_easy_vqa(
         images[record["split"], record["image_id"]] = record["image"]
     image_ids = sorted(image_id for split, image_id in images if split == "train")
     if not 0 <= validation_images < max(len(image_ids), 1):
-        raise ValueError(
-            f"validation_images is {validation_images}, but it is 0 or more and fewer than the {len(image_ids)} "
-            "training images."
-        )
+        limits = f"it is 0 or more and fewer than the {len(image_ids)} training images"
+        raise ValueError(f"validation_images is {validation_images}, but {limits}.")
 
     def make_row(question: Any, split: str) -> dict[str, Any] | None:
         if question["split"] != split:
@@ -87,6 +85,6 @@ def load_easy_vqa(
         reader.read(split, questions, partial(make_row, split=split))
     train, test = reader.splits.values()
     held_out = random.Random(seed).sample(image_ids, validation_images)
-    train, validation = hold_out(train, train["image_id"][:], held_out)
+    train, validation = hold_out(train, train["image_id"][:], held_out, f"validation_images is {validation_images}")
     reader.splits = {"train": train, "validation": validation, "test": test}
     return reader.finish()

@@ -1,7 +1,7 @@
-"""NLVR v1: people's sentences about pictures of three boxes of shapes, true or false (Suhr et al., ACL 2017).
+"""NLVR v1: people's sentences about images of three boxes of shapes, true or false (Suhr et al., ACL 2017).
 
-What is unusual: each example comes as six pictures, the six orders of its three boxes, all with one label; and the
-validation split holds out whole `directory` values of train. Random rows would put permutations of one picture on both
+What is unusual: each example comes as six images, the six orders of its three boxes, all with one label; and the
+validation split holds out whole `directory` values of train. Random rows would put permutations of one image on both
 sides of the line.
 """
 
@@ -41,7 +41,7 @@ def load_nlvr(
         path: folder with the files of `LAYOUT`.
         validation_rows: whole directories of train, in an order drawn by `seed`, move to validation until it has this
             many rows or more; 0 leaves validation empty.
-        permutations: "all" six pictures of each example in train, or the "first" only. The other splits always hold
+        permutations: "all" six images of each example in train, or the "first" only. The other splits always hold
             all six.
         seed: which directories become validation.
         skip_bad: pass over bad records and list them, instead of an error at the first.
@@ -66,8 +66,6 @@ def load_nlvr(
     """
     if permutations not in ("all", "first"):
         raise ValueError(f"permutations is {permutations!r}, but it is 'all' or 'first'.")
-    if validation_rows < 0:
-        raise ValueError(f"validation_rows is {validation_rows}, but a number of rows is 0 or more.")
 
     reader = RecordReader("nlvr", _FEATURES, skip_bad, report)
     for split in ("train", "dev", "test"):
@@ -77,13 +75,8 @@ def load_nlvr(
     directories = train["directory"][:]
     order = sorted(set(directories))
     random.Random(seed).shuffle(order)
-    train, validation = hold_out(train, directories, order[::-1], validation_rows)
-    if validation_rows and not train.num_rows:
-        raise ValueError(
-            f"validation_rows is {validation_rows:,}, but {str(path)!r} has {len(directories):,} training rows in "
-            f"{len(order)} directories, and whole directories move: ask for fewer rows."
-        )
-
+    asked = f"validation_rows is {validation_rows:,}"
+    train, validation = hold_out(train, directories, order[::-1], asked, validation_rows)
     if permutations == "first":
         train = train.select([index for index, number in enumerate(train["permutation"]) if number == 0])
     reader.splits = {"train": train, "validation": validation, "dev": dev, "test": test}

@@ -3,11 +3,11 @@
 A question is first a *key*, such as `("relation_colour", "left of", "red circle")`, and its answer; only then a
 sentence, one of a few paraphrases. Among all keys that fit a scene, the writer takes the answer it has given least
 often so far, and for it the key it has used least often, so that reading a question tells almost nothing about its
-answer: the picture has to be looked at.
+answer: the image has to be looked at.
 
 Meaning of the words: "the thing left of X" is in the neighbouring cell in X's row, "the thing above X" in the
 neighbouring cell in X's column, and "the thing next to X" is the only one in the up to four neighbouring cells. X is
-always the only thing of its colour and shape in the picture.
+always the only thing of its colour and shape in the image.
 """
 
 import random
@@ -87,7 +87,7 @@ class SceneQuestionWriter:
         """One question of a type about a scene, with the answer and then the key least often used so far.
 
         Args:
-            scene: the shapes of the picture, each in a cell of its own.
+            scene: the shapes of the image, each in a cell of its own.
             question_type: one of `QUESTION_TYPES`.
             asked: keys already used for this scene; the new key is added.
 

@@ -1,7 +1,7 @@
-"""Generated pictures of coloured shapes with questions: a visual question answering task without a download.
+"""Generated images of coloured shapes with questions: a visual question answering task without a download.
 
 Small enough that a fusion encoder learns it in minutes on a laptop, and built so that a dual encoder finds it hard:
-answering "what colour is the thing above the red circle?" takes looking at the picture with the question in
+answering "what colour is the thing above the red circle?" takes looking at the image with the question in
 mind. What is unusual: test is drawn first and train last, each from a stream of its own, so that validation and test
 stay the same when train grows.
 """
@@ -39,7 +39,7 @@ def generate_scenes(
     cells: int = 3,
     cell_px: int = 12,
 ) -> DatasetDict:
-    """Pictures of three to six coloured shapes on a grid, with questions whose answers are balanced.
+    """Images of three to six coloured shapes on a grid, with questions whose answers are balanced.
 
     Six question types (exist, count, colour, shape, relation, comparison) take turns; with six questions a scene, each
     scene has one of each. No two scenes, of any split, show the same shapes in the same cells. Equal arguments give
@@ -50,7 +50,7 @@ def generate_scenes(
         questions_per_scene: questions about each scene, 1 to 12; none is asked twice about one scene.
         seed: chooses scenes and questions.
         cells: rows and columns of the grid, 2 to 8.
-        cell_px: side of a cell in pixels, >= 8. The picture is `cells * cell_px` pixels wide and high.
+        cell_px: side of a cell in pixels, >= 8. The image is `cells * cell_px` pixels wide and high.
 
     Returns:
         A `DatasetDict`, one row a question: `image` (PNG), `question`, `answer`, `question_type`, `scene_id`
@@ -77,13 +77,13 @@ def generate_scenes(
 
 
 class DrawnScene(NamedTuple):
-    """One picture and what is known about it.
+    """One image and what is known about it.
 
     Attributes:
         scene_id: "train-17".
         objects: its shapes.
         questions: about it, with their answers.
-        png: the picture.
+        png: the image.
         boxes: `[x0, y0, x1, y1]` in pixels of each shape, x1 and y1 exclusive.
     """
 
@@ -97,7 +97,7 @@ class DrawnScene(NamedTuple):
 def draw_scenes(
     num_scenes: Mapping[str, int], questions_per_scene: int = 6, seed: int = 0, cells: int = 3, cell_px: int = 12
 ) -> Iterator[tuple[str, DrawnScene]]:
-    """The pictures of `generate_scenes`, one by one: what else is written about them shares images and splits with it.
+    """The images of `generate_scenes`, one by one: what else is written about them shares images and splits with it.
 
     Args:
         num_scenes: as for `generate_scenes`, as are the others.
@@ -179,10 +179,10 @@ def _draw_scene(
         if len(questions) == questions_per_scene:
             seen.add(frozenset(scene))
             return scene, questions
-    raise ValueError(
-        f"No new scene in {_MAX_ATTEMPTS:,} attempts after {len(seen):,} scenes on a grid of {cells} x {cells} cells: "
-        "ask for fewer scenes or questions, or for more cells."
+    found = (
+        f"No new scene in {_MAX_ATTEMPTS:,} attempts after {len(seen):,} scenes on a grid of {cells} x {cells} cells"
     )
+    raise ValueError(f"{found}: ask for fewer scenes or questions, or for more cells.")
 
 
 def _draw_objects(rng: random.Random, cells: int) -> tuple[SceneObject, ...]:
@@ -203,7 +203,7 @@ def _draw_objects(rng: random.Random, cells: int) -> tuple[SceneObject, ...]:
 def _paint(
     scene: tuple[SceneObject, ...], rng: random.Random, cells: int, cell_px: int
 ) -> tuple[bytes, list[list[int]]]:
-    """PNG bytes and one box a shape. Place, size and tint vary a little, so that a picture cannot be looked up."""
+    """PNG bytes and one box a shape. Place, size and tint vary a little, so that a image cannot be looked up."""
     paper = float(rng.randint(236, 255))
     canvas = np.full((cells * cell_px, cells * cell_px, 3), paper, dtype=np.float32)
     boxes = []

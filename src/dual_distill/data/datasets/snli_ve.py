@@ -47,8 +47,8 @@ def load_snli_ve(
             before has (they are taken); it is printed on stderr either way.
 
     Returns:
-        Columns image (undecoded), sentence (the hypothesis, sentence2), label (contradiction, entailment or neutral), pair_id,
-        image_id.
+        Columns image (undecoded), sentence (the hypothesis, sentence2), label (contradiction, entailment or neutral),
+        pair_id, image_id.
 
     Raises:
         FileNotFoundError: a file or folder is missing.

@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import DatasetDict, Features, Image, List, Value
 
-from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, official_folder
+from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, hold_out, official_folder
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, document_records, read_json
 from dual_distill.vqa_answers import normalise_answer, strip_answer
 
@@ -93,16 +93,11 @@ def load_vqa(
         annotations, images = [folder / f"v2_mscoco_{part}_annotations.json" for part in parts], folder
     if questions is None or annotations is None or images is None:
         raise ValueError(f"VQA v2 needs questions=, annotations= and images=, or path=, a folder that holds {LAYOUT}")
-    if validation_rows < 0:
-        raise ValueError(f"validation_rows is {validation_rows}, but a number of rows is 0 or more.")
 
     question_files, annotation_files, folders = _as_list(questions), _as_list(annotations), _as_list(images)
     if len(annotation_files) != len(question_files) or len(folders) not in (1, len(question_files)):
-        raise ValueError(
-            f"There are {len(question_files)} files of questions, {len(annotation_files)} of annotations and "
-            f"{len(folders)} image folders; give one of annotations for each of questions, and one folder for all or "
-            "one for each."
-        )
+        numbers = f"{len(question_files)} files of questions, {len(annotation_files)} of annotations and {len(folders)}"
+        raise ValueError(f"There are {numbers} image folders; give as many of each, or one folder for all.")
     if test_questions is not None and test_images is None and len(folders) > 1:
         raise ValueError(f"images names {len(folders)} folders, so test_questions needs test_images=, its own folder.")
 
@@ -110,15 +105,10 @@ def load_vqa(
     files = zip(question_files, annotation_files, image_folders, strict=True)
     ids = UniqueIds("question_id")
     labelled = reader.table("train", chain.from_iterable(_read_part(*part, ids, reader) for part in files))
-    kept = labelled.num_rows - validation_rows
-    if kept < 1:
-        raise ValueError(
-            f"validation_rows is {validation_rows:,}, but there are {labelled.num_rows:,} rows with answers, and one "
-            "must be left to train on; give a smaller number."
-        )
-    reader.splits["train"] = labelled.select(range(kept))
+    rows, wanted = range(labelled.num_rows), f"validation_rows is {validation_rows:,}"
+    reader.splits["train"], validation = hold_out(labelled, rows, rows[::-1], wanted, validation_rows)
     if validation_rows:
-        reader.splits["validation"] = labelled.select(range(kept, labelled.num_rows))
+        reader.splits["validation"] = validation
 
     if test_questions is not None:
         test_folder = ImageFolder(test_images if test_images is not None else folders[0])
@@ -137,10 +127,8 @@ def _read_questions(file: FilePath, images: ImageFolder, ids: UniqueIds) -> tupl
     document = read_json(file, "questions")
     part = document.get("data_subtype")
     if not isinstance(part, str):
-        raise ValueError(
-            f"{str(file)!r} has no data_subtype, the word (train2014, val2014, test2015) from which image names are "
-            f"made: found {', '.join(document)}; is it an official file of questions?"
-        )
+        found = f"(train2014, ...), of which image names are made, but {', '.join(document)}"
+        raise ValueError(f"{str(file)!r} has no data_subtype {found}; is it an official file of questions?")
     part = part.replace("test-dev2015", "test2015")  # test-dev asks about a part of test's images
 
     def make_row(question: Record) -> dict[str, Any]:
