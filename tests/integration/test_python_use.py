@@ -114,7 +114,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_with_augmentation(
     """Three steps an epoch, four in all, stopped after two: within an epoch, and the rest crosses into the next."""
 
     def run(folder: Path) -> dict[str, torch.Tensor]:
-        prepared = make_run(
+        trainer = make_run(
             ModelArguments(init_from=vilts["mlm"], new_head=True, teacher=vilts["vqa"], hidden_dropout_prob=0.1),
             DataArguments(
                 task="vqa",
@@ -125,8 +125,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_with_augmentation(
             ),
             arguments(folder, max_steps=4, save_steps=2, seed=5),
         )
-        train(prepared)
-        assert prepared.trainer.state.global_step == 4
+        train(trainer)
+        assert trainer.state.global_step == 4
         return load_file(folder / "model.safetensors")
 
     whole = run(tmp_path / "whole")

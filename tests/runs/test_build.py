@@ -34,25 +34,25 @@ def run(data, tmp_path_factory):
         arguments = ModelArguments(architecture=architecture, **{**SHAPE, **fields})
         return make_run(arguments, DataArguments(task="scenes", max_train_rows=30), training, data=data)
 
-    make("teacher", "fusion_encoder").trainer.save_model()
+    make("teacher", "fusion_encoder").save_model()
     return make, str(folder / "teacher")
 
 
 def test_a_student_starts_equal_with_a_teacher_and_without_one(run):
     make, teacher = run
     for start in (None, teacher):
-        alone = make("alone", init_from=start).trainer.model.state_dict()
-        distilled = make("distilled", init_from=start, teacher=teacher).trainer.model.state_dict()
+        alone = make("alone", init_from=start).model.state_dict()
+        distilled = make("distilled", init_from=start, teacher=teacher).model.state_dict()
         assert alone.keys() == distilled.keys()
         assert all(torch.equal(alone[name], distilled[name]) for name in alone)
-    another = make("another", seed=1).trainer.model.state_dict()
-    assert not all(torch.equal(another[name], make("alone").trainer.model.state_dict()[name]) for name in another)
+    another = make("another", seed=1).model.state_dict()
+    assert not all(torch.equal(another[name], make("alone").model.state_dict()[name]) for name in another)
 
 
 def test_towers_start_from_the_teacher_when_told_to(run):
     make, teacher = run
     fusion = FusionEncoderForQuestionAnswering.from_pretrained(teacher)
-    student = make("student", init_from=teacher, text_layers=[1]).trainer.model
+    student = make("student", init_from=teacher, text_layers=[1]).model
     assert isinstance(student, DualEncoderForQuestionAnswering)
     assert student.config.text_config.num_hidden_layers == 1
     name = "intermediate.dense.weight"
@@ -62,14 +62,14 @@ def test_towers_start_from_the_teacher_when_told_to(run):
 
 def test_training_rows_are_limited_and_leave_out_what_training_does_not_read(run):
     make, _ = run
-    train = make("rows").trainer.train_dataset
+    train = make("rows").train_dataset
     assert len(train) == 30
     assert set(train.column_names) == {"image", "question", "answer", "scene_id"}
 
 
 def test_a_dual_encoder_cannot_start_a_fusion_encoder(run, tmp_path):
     make, _ = run
-    make("dual").trainer.save_model(str(tmp_path))
+    make("dual").save_model(str(tmp_path))
     with pytest.raises(ValueError, match="is a dual_encoder, which cannot start a fusion_encoder"):
         make("never", "fusion_encoder", init_from=str(tmp_path))
 

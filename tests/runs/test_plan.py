@@ -37,7 +37,7 @@ def teacher(tmp_path_factory):
         training,
         data=load_task("scenes", **SCENES),
     )
-    run.trainer.save_model()
+    run.save_model()
     (folder / "model.safetensors").unlink()
     return str(folder)
 
@@ -93,7 +93,7 @@ def test_steps_are_those_that_training_takes(tmp_path):
     data = DataArguments(task="scenes", data_options=SCENES)
     training = DistillationTrainingArguments(str(tmp_path), save_strategy="no", **fields)
     assert plan_run(model, data, training).steps == 4
-    assert make_run(model, data, training).trainer.train().global_step == 4
+    assert make_run(model, data, training).train().global_step == 4
 
 
 def kept_bytes(model, batch, layers, is_half):

@@ -31,20 +31,20 @@ def run(words: Sequence[str]) -> None:
         return
 
     with redirect_stdout(sys.stderr):
-        prepared = make_run(*arguments)
-        prepared.trainer.describe_run(command="dual-distill train")
-        metrics = train(prepared)
+        trainer = make_run(*arguments)
+        trainer.describe_run(command="dual-distill train")
+        metrics = train(trainer)
         # Self-critical training has a reward, and no loss of validation rows.
-        if prepared.trainer.eval_dataset is not None:
-            metrics |= prepared.trainer.evaluate()
-        if prepared.trainer.args.push_to_hub:
-            prepared.trainer.push_to_hub()  # once more, with what was measured
+        if trainer.eval_dataset is not None:
+            metrics |= trainer.evaluate()
+        if trainer.args.push_to_hub:
+            trainer.push_to_hub()  # once more, with what was measured
 
     results = {
         "output_dir": arguments[2].output_dir,
         "task": arguments[1].task,
         "seed": arguments[2].seed,
-        "steps": prepared.trainer.state.global_step,
+        "steps": trainer.state.global_step,
         **{name: value for name, value in metrics.items() if isinstance(value, int | float)},
     }
     Path(arguments[2].output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n")

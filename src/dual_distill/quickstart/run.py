@@ -210,9 +210,9 @@ def _train(
         save_strategy="no",
         disable_tqdm=False,
     )
-    prepared = make_run(model, _DATA, arguments, data=data, processor=processor)
-    prepared.trainer.describe_run(command=_SOURCE)
-    metrics = train(prepared)
+    trainer = make_run(model, _DATA, arguments, data=data, processor=processor)
+    trainer.describe_run(command=_SOURCE)
+    metrics = train(trainer)
 
     # Written last: a folder without it is trained again.
     stage = {"seconds": metrics["train_runtime"], "steps": steps}

@@ -1,7 +1,7 @@
 """A recipe becomes a trainer: the arguments of a run, the table of heads, what they are put together to, and its plan."""
 
 from .arguments import DataArguments, ModelArguments, ReadingArguments
-from .build import Run, build_processor, make_run, train
+from .build import build_processor, make_run, train
 from .data import load_data
 from .heads import HEADS, HeadSpec, head_of
 from .plan import RunPlan, plan_run
@@ -12,7 +12,6 @@ __all__ = [
     "HeadSpec",
     "ModelArguments",
     "ReadingArguments",
-    "Run",
     "RunPlan",
     "build_processor",
     "head_of",

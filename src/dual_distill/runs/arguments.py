@@ -4,6 +4,17 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
+Architecture = Literal["fusion_encoder", "dual_encoder"]
+Attention = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
+Augmentation = Literal["none", "randaugment"]
+CaptionTraining = Literal["masked_words", "self_critical"]
+Resize = Literal["keep_aspect", "fixed"]
+
+_TASKS = """scenes (generated), easy_vqa, nlvr, vqa, nlvr2, snli_ve; images with captions: coco_retrieval, coco_captioning,
+image_text (streamed); or custom: a table, folder or Hub data set of yours."""
+_HEADS = """Custom dataset: question_answering (default) or images_and_text_classification. Images with captions:
+image_text_retrieval (default) or pretraining."""
+
 
 def _option(default: Any, text: str) -> Any:
     """Return a field with the help that the command line shows; a list is copied for each instance."""
@@ -27,16 +38,12 @@ class ModelArguments:
     """
 
     _argument_group_name = "model"  # the heading in `dual-distill train --help`
-    architecture: Literal["fusion_encoder", "dual_encoder"] = _option("dual_encoder", "A teacher, or a student.")
+    architecture: Architecture = _option("dual_encoder", "A teacher, or a student.")
     init_from: str | None = _option(
-        None,
-        "Checkpoint to start from: of the same architecture, or a fusion encoder (or ViLT) whose weights both towers "
-        "take. Default: random weights of the sizes below.",
+        None, "Start: the same architecture, or a fusion encoder (or ViLT) for both towers. Default: random weights."
     )
     init_revision: str | None = _option(None, "Branch, tag or commit of init_from on the Hub.")
-    new_head: bool = _option(
-        False, "Start from the body of init_from with a newly initialized head: from pre-training, or another task."
-    )
+    new_head: bool = _option(False, "Take the body of init_from alone: from pre-training, or from another task.")
     teacher: str | None = _option(None, "Checkpoint of the frozen teacher: ours, or a ViLT. Default: hard labels only.")
     teacher_revision: str | None = _option(None, "Branch, tag or commit of teacher on the Hub.")
     text_layers: list[int] | None = _option(
@@ -57,16 +64,12 @@ class ModelArguments:
     patch_size: int = _option(32, "Side of a patch in pixels.")
     image_mean: float = _option(0.5, "Brightness in [0, 1] that becomes 0; for drawings, that of the background.")
     image_std: float = _option(0.5, "What the difference to image_mean is divided by, above 0.")
-    resize: Literal["keep_aspect", "fixed"] = _option(
-        "keep_aspect", "keep_aspect: shorter side to image_height, as ViLT; fixed: to image_height x image_width."
-    )
+    resize: Resize = _option("keep_aspect", "Shorter side to image_height, as ViLT; fixed: to height and width.")
     vocab_size: int = _option(30522, "Largest vocabulary of the tokenizer trained on the texts.")
     norm_first: bool = _option(True, "Layer norms before attention and MLP (ViLT); false: behind them (BERT, OSCAR).")
     projection_dim: int | None = _option(None, "Dual encoder: width of the vectors that are compared. Default: 256.")
     max_text_length: int = _option(40, "Longest text in tokens.")
-    attn_implementation: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = _option(
-        "sdpa", "How attention is computed."
-    )
+    attn_implementation: Attention = _option("sdpa", "How attention is computed.")
 
     def __post_init__(self) -> None:
         """Refuse words that are none of a field's."""
@@ -93,11 +96,7 @@ class ReadingArguments:
         ValueError: `data_options` is no JSON object.
     """
 
-    task: str = _option(
-        "scenes",
-        "scenes (generated), easy_vqa, nlvr, vqa, nlvr2, snli_ve; images with captions: coco_retrieval, coco_captioning, "
-        "image_text (streamed); or custom: a table, folder or Hub data set of yours.",
-    )
+    task: str = _option("scenes", _TASKS)
     data: str | None = _option(None, "Folder with the task's files; custom: also a file or Hub data set; scenes: none.")
     data_options: dict | str | None = _option(None, "Options of the task's reader, as JSON (or a mapping in a recipe).")
     skip_bad: bool = _option(False, "Pass over rows with a missing image or a malformed line and list them.")
@@ -136,28 +135,20 @@ class DataArguments(ReadingArguments):
 
     _argument_group_name = "data"
 
-    head: str | None = _option(
-        None,
-        "Custom dataset: question_answering (default) or images_and_text_classification. Images with captions: "
-        "image_text_retrieval (default) or pretraining.",
-    )
+    head: str | None = _option(None, _HEADS)
     min_answer_count: int | None = _option(
-        None, "Fewest training rows with an answer that becomes a class. Default: the task's."
+        None, "Fewest training rows with an answer to be a class. Default: the task's."
     )
-    tokenizer_texts: list[str] = _option(
-        [], "Text files, a text a line, whose words a new tokenizer learns too, to be fine-tuned on other data."
-    )
+    tokenizer_texts: list[str] = _option([], "Text files, a text a line, that a new tokenizer learns from as well.")
     regions: str | None = _option(None, "Region store that the model reads in place of pixels. Default: pixels.")
-    teacher_regions: str | None = _option(
-        None, "Region store of the teacher's features at the same boxes. Default: the teacher reads regions too."
-    )
+    teacher_regions: str | None = _option(None, "Region store of the teacher, of the same boxes. Default: regions.")
     num_tags: int = _option(20, "Regions: most object tags beside a text; 0: none.")
     max_tag_length: int = _option(30, "Regions: most tokens of the tags, beside those of the text.")
-    caption_training: Literal["masked_words", "self_critical"] = _option(
-        "masked_words", "Captioning: masked words, or the CIDEr of what the model writes itself (a second stage)."
+    caption_training: CaptionTraining = _option(
+        "masked_words", "Or the CIDEr of what the model writes: a second stage."
     )
-    augmentation: Literal["none", "randaugment"] = _option(
-        "none", "randaugment: two operations at magnitude 9 (recipe), the same pixels for teacher and student."
+    augmentation: Augmentation = _option(
+        "none", "randaugment: two operations at magnitude 9 (recipe), for both models."
     )
     max_train_rows: int | None = _option(None, "Train on at most so many rows, drawn by the seed.")
     max_eval_rows: int | None = _option(None, "Evaluate on at most so many validation rows.")

@@ -8,14 +8,14 @@ YAML file, the command line and Python share their words. `resolve` finds out ev
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import DatasetDict
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViltImageProcessorPil, ViTImageProcessorPil, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from dual_distill.data import RandAugment, Task, build_answer_vocabulary, train_tokenizer
+from dual_distill.data import RandAugment, build_answer_vocabulary, train_tokenizer
 from dual_distill.hub_cards import DataOrigin, origin_of
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, dual_config_from_fusion
 from dual_distill.teachers import load_config, load_model, load_processor, load_teacher
@@ -25,11 +25,9 @@ from .arguments import DataArguments, ModelArguments
 from .data import RunData, check_rows, prepare_data, tokenizer_texts
 
 _SHORTEST_TEXT = 4
-# Fields that a model from nothing takes over as they are.
-_SIZES = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"),
-    *("initializer_range", "embedding_initializer_range"),
-)
+# What a model from nothing takes over as it is.
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+_SCALES = ("initializer_range", "embedding_initializer_range")
 
 
 @dataclass(frozen=True)
@@ -53,32 +51,14 @@ class Resolved:
     teacher_config: PreTrainedConfig | None
 
 
-class Run(NamedTuple):
-    """What a recipe was put together to.
-
-    Attributes:
-        trainer: ready to train.
-        processor: serves teacher and student.
-        data: the task's splits.
-        task: its columns and head.
-        label_names: answers in the order of the logits.
-    """
-
-    trainer: DistillationTrainer
-    processor: DualDistillProcessor
-    data: Mapping[str, Any]
-    task: Task
-    label_names: list[str]
-
-
 def make_run(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     training_arguments: DistillationTrainingArguments,
     data: DatasetDict | None = None,
     processor: DualDistillProcessor | None = None,
-) -> Run:
-    """Put a run together; nothing is trained yet.
+) -> DistillationTrainer:
+    """Put a run together: its trainer, ready to train.
 
     Args:
         model_arguments: the model and its start.
@@ -122,23 +102,22 @@ def make_run(
         data=DataOrigin(rows.task.name),
         **{role: origin_of(*checkpoint) for role, checkpoint in used.items() if checkpoint},
     )
-    return Run(trainer, resolved.processor, rows.splits, rows.task, resolved.label_names)
+    return trainer
 
 
-def train(run: Run) -> dict[str, float]:
+def train(trainer: DistillationTrainer) -> dict[str, float]:
     """Train, continue from the last checkpoint in the output folder if there is one, and save model and processor.
 
     Returns:
         The metrics that Trainer reports, with `train_runtime` in seconds.
     """
-    args = run.trainer.args
-    checkpoint = args.resume_from_checkpoint
-    if checkpoint is None and Path(args.output_dir).is_dir():
-        checkpoint = get_last_checkpoint(args.output_dir)
+    folder, checkpoint = trainer.args.output_dir, trainer.args.resume_from_checkpoint
+    if checkpoint is None and Path(folder).is_dir():
+        checkpoint = get_last_checkpoint(folder)
 
-    metrics = run.trainer.train(resume_from_checkpoint=checkpoint).metrics
-    run.trainer.save_model()
-    run.trainer.save_state()
+    metrics: dict[str, float] = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    trainer.save_model()
+    trainer.save_state()
     return metrics
 
 
@@ -248,10 +227,7 @@ def _student_config(
 
     is_fusion, wants_fusion = isinstance(config, FusionEncoderConfig), arguments.architecture == "fusion_encoder"
     if wants_fusion and not is_fusion:
-        raise ValueError(
-            f"init_from {arguments.init_from!r} is a dual_encoder, which cannot start a fusion_encoder; give a checkpoint "
-            "of the same architecture, or a fusion_encoder for a dual_encoder."
-        )
+        raise ValueError(f"init_from {arguments.init_from!r} is a dual_encoder, which cannot start a fusion_encoder.")
     if is_fusion and not wants_fusion:
         config = dual_config_from_fusion(config, arguments.text_layers, arguments.vision_layers)
     if arguments.start is None and not wants_fusion and arguments.projection_dim is not None:
@@ -260,9 +236,12 @@ def _student_config(
     _configure(config, arguments, data)
     columns = data.task.image_columns
     if config.num_images != len(columns):
+        given, reads = (
+            f"{len(columns)} images ({', '.join(columns)})",
+            f"{config.num_images} with a {data.head.name} head",
+        )
         raise ValueError(
-            f"a row of the data has {len(columns)} images ({', '.join(columns)}), but the model reads {config.num_images} "
-            f"with a {data.head.name} head; name other image columns, or set new_head or another head."
+            f"a row of the data has {given}, but the model reads {reads}; name other columns, or set new_head."
         )
     return config
 
@@ -271,7 +250,7 @@ def _config_of_sizes(
     arguments: ModelArguments, data: RunData, label_names: list[str], vocab_size: int
 ) -> FusionEncoderConfig:
     """Return the configuration of a new fusion encoder, of whose shape a new dual encoder's towers are, too."""
-    fields = {name: getattr(arguments, name) for name in _SIZES}
+    fields = {name: getattr(arguments, name) for name in _SIZES + _SCALES}
     if arguments.architecture == "fusion_encoder":
         fields["norm_first"] = arguments.norm_first
     if label_names:
@@ -309,17 +288,17 @@ def _configure(config: PreTrainedConfig, arguments: ModelArguments, data: RunDat
 
     reads_regions, store = getattr(config, "visual_inputs", "patches") == "regions", data.store
     if reads_regions != (store is not None):
-        has, gives = ("regions", "no region store") if reads_regions else ("pixels", f"the region store {store!r}")
         way_out = "give regions, a folder of `dual-distill regions`" if reads_regions else "leave regions out"
-        raise ValueError(f"the model reads {has}, but the run gives {gives}; {way_out}, or start from another model.")
+        reads = "regions" if reads_regions else "pixels"
+        raise ValueError(
+            f"the model reads {reads}, but the region store is {store!r}; {way_out}, or take another model."
+        )
     if store is None:
         return
 
     if config.region_feature_size != store.feature_size:
-        raise ValueError(
-            f"the model reads region features {config.region_feature_size} wide, but those of {store!r} are "
-            f"{store.feature_size}; give the store of the backbone that the model was trained on."
-        )
+        wide = f"{config.region_feature_size} wide, but those of {store!r} are {store.feature_size}"
+        raise ValueError(f"the model reads region features {wide}; give the store of the model's own backbone.")
     config.region_boxes_id, config.region_features_id = store.boxes_id, store.features_id
 
 
@@ -327,8 +306,6 @@ def _longest_text(config: PreTrainedConfig, data: RunData, wanted: int) -> int:
     positions = getattr(config, "text_config", config).max_position_embeddings
     longest: int = min(positions - data.tag_tokens, wanted)
     if longest < _SHORTEST_TEXT:
-        raise ValueError(
-            f"the model has {positions} positions for words, of which max_tag_length {data.tag_tokens} leaves {longest} for "
-            "the text; give a smaller max_tag_length."
-        )
+        left = f"of which max_tag_length {data.tag_tokens} leaves {longest} for the text"
+        raise ValueError(f"the model has {positions} positions for words, {left}; give a smaller max_tag_length.")
     return longest

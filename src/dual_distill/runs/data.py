@@ -72,10 +72,9 @@ def prepare_data(arguments: DataArguments, seed: int, splits: Mapping[str, Any] 
         task = choose_head(get_task(arguments.task), arguments.head)
     for split in ("train", "validation"):
         if split not in splits or num_rows(splits[split]) == 0:
-            state = "has no rows" if split in splits else "is missing"
+            found = f"{'has no rows' if split in splits else 'is missing'} (there are {', '.join(splits)})"
             raise ValueError(
-                f"the split {split!r} {state} (there are {', '.join(splits)}), but a run needs rows to train on and to "
-                "evaluate; give files that hold some, or hold more rows out (data_options)."
+                f"the split {split!r} {found}, but a run needs rows to train on and to evaluate; give some."
             )
 
     # Masks, negatives and augmentation are drawn in each epoch by the index of a row; what a model writes itself is not.
@@ -161,8 +160,6 @@ def tokenizer_texts(data: RunData, files: Sequence[str]) -> Any:
     is_stream = isinstance(train, ImageTextStream)
     texts = [row[column] for row in first_rows(train, _TOKENIZER_ROWS)] if is_stream else train[column]
     for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"tokenizer_texts names {file!r}, but there is no such file; write it first.")
         texts = [*texts, *Path(file).read_text(encoding="utf-8").splitlines()]
     return texts
 
@@ -179,10 +176,8 @@ def check_rows(data: RunData, label_names: Sequence[str], collator: Callable[[Se
         # In pieces, the first of which says yes in any data that fits: all of VQA v2 would take ten seconds.
         pieces = (rows.select(range(at, min(at + _PIECE, len(rows)))) for at in range(0, len(rows), _PIECE))
         if not any(answer_coverage(piece, column, label_names) for piece in pieces):
-            names = ", ".join(repr(name) for name in list(label_names)[:3])
-            raise ValueError(
-                f"none of the labels in column {column!r} is among the {len(label_names):,} that the head gives "
-                f"({names}, ...); give an init_from and a teacher for this data, or set new_head and leave the teacher out."
-            )
+            given = f"the {len(label_names):,} that the head gives ({str(list(label_names)[:3])[1:-1]}, ...)"
+            mend = "give an init_from and a teacher for this data, or set new_head and leave the teacher out"
+            raise ValueError(f"none of the labels in column {column!r} is among {given}; {mend}.")
     for split in ("train", "validation"):
         collator(first_rows(data.splits[split], _CHECKED_ROWS))

@@ -8,19 +8,11 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from dual_distill import modeling, trainer
-from dual_distill.data import (
-    CaptioningCollator,
-    CaptionMasker,
-    DistillationCollator,
-    PreTrainingCollator,
-    Task,
-    WholeWordMasker,
-)
+from dual_distill import data, modeling, trainer
 from dual_distill.evaluation import accuracy_of_logits, recall_of_vectors
-from dual_distill.trainer import DistillationTrainer
 
 Batch = Mapping[str, torch.Tensor]
+Trainer = trainer.DistillationTrainer
 
 
 def _label_metrics(model: PreTrainedModel) -> dict[str, Any]:
@@ -31,9 +23,8 @@ def _label_metrics(model: PreTrainedModel) -> dict[str, Any]:
 
 def _retrieval_metrics(model: PreTrainedModel) -> dict[str, Any]:
     # Recall over a whole split takes one vector a text and an image; a fusion encoder has none.
-    return (
-        {"compute_metrics": recall_of_vectors} if isinstance(model, modeling.DualEncoderForImageTextRetrieval) else {}
-    )
+    has_vectors = isinstance(model, modeling.DualEncoderForImageTextRetrieval)
+    return {"compute_metrics": recall_of_vectors} if has_vectors else {}
 
 
 def _no_metrics(model: PreTrainedModel) -> dict[str, Any]:
@@ -82,10 +73,10 @@ class HeadSpec:
     dual_class: type[PreTrainedModel] | None
     reads: Literal["answers", "classes", "image_text", "captions"]
     writes: Literal["answers", "ranking", "captions"] | None = "answers"
-    collator: Callable[..., Any] = DistillationCollator
+    collator: Callable[..., Any] = data.DistillationCollator
     collator_input: Callable[[Any, Any, Any], Any] = lambda tokenizer, label_names, args: label_names
-    trainer: type[DistillationTrainer] = DistillationTrainer
-    reward_trainer: type[DistillationTrainer] | None = None
+    trainer: type[Trainer] = Trainer
+    reward_trainer: type[Trainer] | None = None
     metrics: Callable[[PreTrainedModel], dict[str, Any]] = _label_metrics
     has_own_losses: bool = False
     prepare: Callable[[Any, Any], None] | None = None
@@ -132,7 +123,7 @@ _SPECS = (
         modeling.DualEncoderForImageTextRetrieval,
         reads="image_text",
         writes="ranking",
-        collator=PreTrainingCollator,
+        collator=data.PreTrainingCollator,
         collator_input=lambda tokenizer, label_names, args: None,
         trainer=trainer.RetrievalTrainer,
         metrics=_retrieval_metrics,
@@ -144,8 +135,10 @@ _SPECS = (
         modeling.DualEncoderForPreTraining,
         reads="image_text",
         writes=None,
-        collator=PreTrainingCollator,
-        collator_input=lambda tokenizer, label_names, args: WholeWordMasker(tokenizer, args.masking_share, args.seed),
+        collator=data.PreTrainingCollator,
+        collator_input=lambda tokenizer, label_names, args: data.WholeWordMasker(
+            tokenizer, args.masking_share, args.seed
+        ),
         trainer=trainer.PreTrainingTrainer,
         metrics=_no_metrics,
         has_own_losses=True,
@@ -157,8 +150,8 @@ _SPECS = (
         None,
         reads="captions",
         writes="captions",
-        collator=CaptioningCollator,
-        collator_input=lambda tokenizer, label_names, args: CaptionMasker(tokenizer, seed=args.seed),
+        collator=data.CaptioningCollator,
+        collator_input=lambda tokenizer, label_names, args: data.CaptionMasker(tokenizer, seed=args.seed),
         trainer=trainer.CaptioningTrainer,
         reward_trainer=trainer.SelfCriticalTrainer,
         metrics=_no_metrics,
@@ -169,7 +162,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType({spec.name: spec for spec in _S
 """Every head that a task can be learned with, by its name."""
 
 
-def choose_head(task: Task, name: str | None) -> Task:
+def choose_head(task: data.Task, name: str | None) -> data.Task:
     """Return a task with the head that a run asks for: image-text data may be learned from in two ways, answers in one.
 
     Raises:
@@ -185,9 +178,9 @@ def choose_head(task: Task, name: str | None) -> Task:
     if name not in HEADS:
         raise ValueError(f"there is no head {name!r}; choose one of {', '.join(HEADS)}, or leave head out.")
     if not HEADS[name].reads == HEADS[task.head].reads == "image_text":
+        reads, own = HEADS[name].reads, f"task {task.name!r} has the head {task.head!r}"
         raise ValueError(
-            f"head is {name!r}, which learns from {HEADS[name].reads}, but task {task.name!r} has the head {task.head!r}; "
-            "leave head out, or choose a task of images with captions (coco_retrieval, image_text) for it."
+            f"head is {name!r}, which learns from {reads}, but {own}; leave head out, or take another task."
         )
     return replace(task, head=name)
 

@@ -1,10 +1,10 @@
 """What a run would be, found out without weights and without training: `train --dry-run`.
 
-Everything that can go wrong before the first step does so here: paths, columns, pictures, labels, the pairing of
-teacher and student. Both models are made of fake tensors, which have shapes and no memory, so ViLT-B/32 costs what a
-toy costs; what one step keeps for its backward pass is counted by running a batch of the largest shape through the
-student. (Torch's `meta` device
-would not do: there sdpa falls back on the form of attention that keeps every probability, which no real device does.)
+Everything that can go wrong before the first step does so here: paths, columns, images, labels, teacher beside student.
+Both models are made of fake tensors, which have shapes and no memory, so ViLT-B/32 costs what a toy costs; what one step
+keeps for its backward pass is counted by running a batch of the largest shape through the student. (Torch's `meta`
+device would not do: there sdpa falls back on the form of attention that keeps every probability, which no real device
+does.)
 """
 
 import math
@@ -23,11 +23,12 @@ from dual_distill.data import ImageTextStream, answer_coverage
 from dual_distill.trainer import DistillationTrainingArguments, check_compatibility
 
 from .arguments import DataArguments, ModelArguments
-from .build import Resolved, resolve
+from .build import resolve
 from .data import num_rows
 from .heads import Batch
 
 _ADAM_STATES = 2
+_FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -97,21 +98,16 @@ def plan_run(
         ValueError: what would stop the run, in one sentence.
     """
     resolved = resolve(model_arguments, data_arguments, training_arguments)
-    task, head = resolved.data.task, resolved.data.head
-    config, teacher_config = resolved.student_config, resolved.teacher_config
-    student_class = head.model_class(config)
-    teacher_class = None if teacher_config is None else head.model_class(teacher_config)
-
-    layers: list[int] = []
+    data, task, head, config = resolved.data, resolved.data.task, resolved.data.head, resolved.student_config
+    student_class, teacher_name, layers = head.model_class(config), None, []
     teacher_parameters = 0
-    with FakeTensorMode():
-        student = student_class(config)
-        if teacher_class is not None:
-            teacher = teacher_class(teacher_config)
-            teacher_parameters = teacher.num_parameters()
-            objective = head.trainer.make_objective(training_arguments, config, teacher_config)
-            check_compatibility(student, teacher, objective)
-            layers = objective.student_layers
+    if resolved.teacher_config is not None:
+        with FakeTensorMode():
+            teacher = head.model_class(resolved.teacher_config)(resolved.teacher_config)
+            objective = head.trainer.make_objective(training_arguments, config, resolved.teacher_config)
+            check_compatibility(student_class(config), teacher, objective)
+        teacher_name, teacher_parameters = type(teacher).__name__, teacher.num_parameters()
+        layers = objective.student_layers
 
     # The two forms of which a CPU knows the cost; flex and flash attention keep what sdpa keeps.
     config._attn_implementation = "eager" if model_arguments.attn_implementation == "eager" else "sdpa"
@@ -120,45 +116,36 @@ def plan_run(
         student_class, config, teacher_parameters, layers, images, training_arguments, head.example
     )
 
-    steps, rows_per_step, steps_an_epoch = _count_steps(resolved.data.train_rows, training_arguments)
+    column, validation = task.answers_column or task.label_column, data.splits["validation"]
+    is_covered = column is not None and len(validation) > 0
     return RunPlan(
         task=task.name,
-        rows={split: num_rows(rows) for split, rows in resolved.data.splits.items()},
+        rows={split: num_rows(rows) for split, rows in data.splits.items()},
         num_labels=len(resolved.label_names),
-        label_coverage=_coverage(resolved),
+        label_coverage=answer_coverage(validation, str(column), resolved.label_names) if is_covered else None,
         student=student_class.__name__,
-        student_parameters=student.num_parameters(),
-        teacher=None if teacher_class is None else teacher_class.__name__,
+        student_parameters=memory["weights"] // _FLOAT32,
+        teacher=teacher_name,
         teacher_parameters=teacher_parameters,
-        steps=steps,
-        rows_per_step=rows_per_step,
-        epochs=None if steps_an_epoch is None else steps / steps_an_epoch,
         memory_bytes=memory,
+        **_count_steps(data.train_rows, training_arguments),
     )
 
 
-def _count_steps(train_rows: Any, arguments: DistillationTrainingArguments) -> tuple[int, int, int | None]:
-    """Steps of the run, rows a step, and steps an epoch, None where the number of rows is not known."""
+def _count_steps(train_rows: Any, arguments: DistillationTrainingArguments) -> dict[str, Any]:
+    """Steps of the run, rows a step, and epochs, None where the number of rows is not known."""
     if isinstance(train_rows, ImageTextStream) and arguments.max_steps < 1:
         raise ValueError(f"max_steps is {arguments.max_steps}, but a stream has no end; say how many to train.")
 
     rows, rows_per_batch = num_rows(train_rows), arguments.train_batch_size * arguments.world_size
     rows_per_step = rows_per_batch * arguments.gradient_accumulation_steps
     if rows is None:
-        return arguments.max_steps, rows_per_step, None
+        return {"steps": arguments.max_steps, "rows_per_step": rows_per_step, "epochs": None}
 
     batches = rows // rows_per_batch if arguments.dataloader_drop_last else math.ceil(rows / rows_per_batch)
-    steps_an_epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
-    if arguments.max_steps > 0:
-        return arguments.max_steps, rows_per_step, steps_an_epoch
-    return math.ceil(arguments.num_train_epochs * steps_an_epoch), rows_per_step, steps_an_epoch
-
-
-def _coverage(resolved: Resolved) -> float | None:
-    """Share of the validation labels that the head can give."""
-    column = resolved.data.task.answers_column or resolved.data.task.label_column
-    rows = resolved.data.splits["validation"]
-    return answer_coverage(rows, column, resolved.label_names) if column and len(rows) else None
+    an_epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
+    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * an_epoch)
+    return {"steps": steps, "rows_per_step": rows_per_step, "epochs": steps / an_epoch}
 
 
 def estimate_memory(
@@ -177,60 +164,52 @@ def estimate_memory(
         config: its configuration.
         teacher_parameters: number of the teacher's parameters, 0 without one.
         layers: layers whose queries and keys are recorded.
-        image_processor: knows the size of the largest picture.
+        image_processor: knows the size of the largest image.
         arguments: batch size, precision, optimizer, checkpointing.
         example: makes of a batch of texts and images what a head reads, as `HeadSpec.example`.
 
     Note:
         Weights and gradients are exact for float32, AdamW's two states too; another optimizer is taken to have none.
-        Activations are those that autograd keeps of a padded batch of the longest texts and largest pictures, in the
+        Activations are those that autograd keeps of a padded batch of the longest texts and largest images, in the
         precision of the run, with the kernels that torch takes on a CPU. What the teacher's forward pass holds for a
         moment, the losses, and what allocators and libraries add are left out.
     """
     height, width = largest_images(image_processor, getattr(config, "vision_config", config))
-    batch_size, num_tokens = arguments.train_batch_size, getattr(config, "text_config", config).max_position_embeddings
+    text = (arguments.train_batch_size, getattr(config, "text_config", config).max_position_embeddings)
     with FakeTensorMode():
         model = student_class(config)
         if arguments.gradient_checkpointing or arguments.activation_checkpointing:
             model.activation_checkpointing_enable()
-        batch: Batch = {
-            "input_ids": torch.zeros(batch_size, num_tokens, dtype=torch.long),
-            "attention_mask": torch.ones(batch_size, num_tokens, dtype=torch.long),
-            **_of_images(config, batch_size, height, width),
+        batch = {
+            "input_ids": torch.zeros(text, dtype=torch.long),
+            "attention_mask": torch.ones(text, dtype=torch.long),
+            **_largest_inputs(config, arguments.train_batch_size, height, width),
         }
         is_half = arguments.bf16 or arguments.fp16
         kept = _kept_bytes(model, example(batch, config, arguments), layers, is_half)
 
-    weights = 4 * model.num_parameters()
-    return {
-        "weights": weights,
-        "gradients": weights,
-        "optimizer": _ADAM_STATES * weights if "adam" in arguments.optim else 0,
-        "teacher": 4 * teacher_parameters,
-        "activations": kept,
-    }
+    weights = _FLOAT32 * model.num_parameters()
+    optimizer = _ADAM_STATES * weights if "adam" in arguments.optim else 0
+    shared = {"weights": weights, "gradients": weights, "optimizer": optimizer}
+    return {**shared, "teacher": _FLOAT32 * teacher_parameters, "activations": kept}
 
 
-def _of_images(config: PreTrainedConfig, batch_size: int, height: int, width: int) -> dict[str, torch.Tensor]:
+def _largest_inputs(config: Any, batch_size: int, height: int, width: int) -> dict[str, torch.Tensor]:
     """The largest images, or as many regions as the model takes."""
-    if getattr(config, "visual_inputs", "patches") == "regions":
-        rows = (batch_size, *((config.num_images,) if config.num_images > 1 else ()), config.max_regions)
-        return {
-            "region_features": torch.zeros(*rows, config.region_feature_size),
-            "region_boxes": torch.zeros(*rows, 6),
-            "region_mask": torch.ones(rows, dtype=torch.bool),
-        }
-    return {
-        "pixel_values": torch.zeros(batch_size, config.num_images, 3, height, width),
-        "pixel_mask": torch.ones(batch_size, config.num_images, height, width, dtype=torch.long),
-    }
+    images = (batch_size, config.num_images)
+    if getattr(config, "visual_inputs", "patches") != "regions":
+        mask = torch.ones(*images, height, width, dtype=torch.long)
+        return {"pixel_values": torch.zeros(*images, 3, height, width), "pixel_mask": mask}
+    regions = (*(images if config.num_images > 1 else images[:1]), config.max_regions)
+    features, boxes = torch.zeros(*regions, config.region_feature_size), torch.zeros(*regions, 6)
+    return {"region_features": features, "region_boxes": boxes, "region_mask": torch.ones(regions, dtype=torch.bool)}
 
 
 def largest_images(image_processor: Any, config: PreTrainedConfig) -> tuple[int, int]:
-    """Height and width in pixels of the largest batch of pictures that an image processor makes.
+    """Height and width in pixels of the largest batch of images that an image processor makes.
 
     ViLT's keeps the aspect ratio up to a longer side of 1333 / 800 of the shorter, and a portrait and a landscape
-    picture pad each other to a square of the longer side; others make one fixed size.
+    image pad each other to a square of the longer side; others make one fixed size.
 
     Example:
         >>> from transformers import ViltImageProcessorPil
