@@ -100,7 +100,7 @@ def test_the_untouched_image_stands_at_the_top_left_enlarged_by_a_whole_factor()
     ],
 )
 def test_a_tile_keeps_the_proportions(size, expected):
-    assert _as_tile(Image.new("RGB", size), 144).size == expected
+    assert _as_tile(Image.new("RGB", size)).size == expected
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK"])
@@ -109,10 +109,10 @@ def test_any_mode_of_image_is_drawn(mode):
 
 
 def test_words_are_split_into_bands_of_nearly_equal_length():
-    assert [len(band) for band in _split_into_bands(8, 8, 144)] == [8]
-    assert [len(band) for band in _split_into_bands(9, 8, 144)] == [5, 4]
-    assert [len(band) for band in _split_into_bands(20, 8, 144)] == [7, 7, 6]
-    assert [len(band) for band in _split_into_bands(3, 8, 5000)] == [1, 1, 1]
+    assert [len(band) for band in _split_into_bands(8, 144)] == [8]
+    assert [len(band) for band in _split_into_bands(9, 144)] == [5, 4]
+    assert [len(band) for band in _split_into_bands(20, 144)] == [7, 7, 6]
+    assert [len(band) for band in _split_into_bands(3, 5000)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("word_count", [1, 8, 9, 20])
@@ -126,7 +126,7 @@ def test_the_picture_is_white_around_and_grows_by_bands(word_count):
     one_band = draw_attention_picture(
         Image.new("RGB", (36, 36)), ["w"], {"a": one_hot((0, 0))}, question="Where?"
     ).height
-    band_count = len(_split_into_bands(word_count, 8, 144))
+    band_count = len(_split_into_bands(word_count, 144))
     assert abs(picture.height - one_band) > 150 * (band_count - 1) - 100
 
 
@@ -180,9 +180,3 @@ def test_maps_that_do_not_fit_are_refused_with_the_reason(words, maps, message):
 def test_an_answer_of_an_unknown_model_is_refused():
     with pytest.raises(ValueError, match=r"answers name \['b'\], but the maps are of \['a'\]"):
         draw_attention_picture(Image.new("RGB", (9, 9)), ["red"], {"a": one_hot((0, 0))}, answers={"b": "yes"})
-
-
-@pytest.mark.parametrize("option", ["tile_size", "words_per_band"])
-def test_a_size_of_zero_is_refused(option):
-    with pytest.raises(ValueError, match="must be positive"):
-        draw_attention_picture(Image.new("RGB", (9, 9)), ["red"], {"a": one_hot((0, 0))}, **{option: 0})

@@ -1,18 +1,22 @@
 """Where does each word of a question look? One picture that answers it for several models side by side.
 
 Distillation of cross-modal attention claims that the student looks where the teacher looks. Here the claim can be seen:
-a column for each word, a row for each model. Pillow and numpy only, so a card can be drawn without torch.
+a column for each word, a row for each model.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_Colour = tuple[int, int, int]
+_Line = tuple[str, _Colour, int]  # a text, its colour and its size
 
+_TITLE = "Where each word looks"
 _WIDEST, _NARROWEST = 1560, 960
+_TILE_SIZE, _WORDS_IN_BAND = 144, 8
 _MARGIN, _GAP, _LABEL_WIDTH = 32, 10, 232
 _QUESTION_SIZE, _TEXT_SIZE, _NOTE_SIZE, _SMALLEST_SIZE = 36, 26, 21, 14
 _INK, _QUIET, _RULE = (24, 24, 32), (105, 105, 118), (222, 222, 228)
@@ -30,13 +34,10 @@ def draw_attention_picture(
     words: Sequence[str],
     maps: Mapping[str, np.ndarray],
     *,
-    title: str = "Where each word looks",
     question: str | None = None,
     answers: Mapping[str, str] | None = None,
     right_answer: str | None = None,
     shared_scale: bool = False,
-    tile_size: int = 144,
-    words_per_band: int = 8,
 ) -> Image.Image:
     """Picture of text-to-image attention: a column for each word, a row for each model, the heat laid over the image.
 
@@ -52,15 +53,11 @@ def draw_attention_picture(
         maps: model name -> `(W, grid height, grid width)`, the share of the word's attention that each patch of `image`
             gets, in raster order; >= 0, at most 1 in sum over the patches (what is missing went to the image's CLS
             token). The names label the rows, in this order; "teacher (fusion encoder)" is a good one.
-        title: first line of the picture; an empty string leaves it out.
-        question: second line; the words joined by spaces when None.
+        question: printed beside the image; the words joined by spaces when None.
         answers: model name -> its answer, for any of the models in `maps`; printed under the question.
         right_answer: when given, printed too, and each answer is marked right or wrong.
         shared_scale: one scale for all words, up to the largest peak of all, so that columns compare too and a word
             that looks everywhere stays dark.
-        tile_size: side in pixels of a square image's tile; the tile of another shape has about the same area.
-        words_per_band: columns beside one another before the picture goes on in a new band below; fewer when tiles are
-            wide.
 
     Returns:
         An RGB image on white, about 1,560 pixels wide at most, as tall as it needs to be.
@@ -68,7 +65,7 @@ def draw_attention_picture(
     Raises:
         ValueError: there are no words or no maps; a map has another shape than the words and the first map ask for,
             holds a negative or non-finite number, or gives a word more than 1 in sum (attention summed over heads, not
-            averaged); an answer names a model that has no map; a size is not positive.
+            averaged); an answer names a model that has no map.
 
     Example:
         >>> looks_left = np.array([[[0.9, 0.1]]])
@@ -80,17 +77,15 @@ def draw_attention_picture(
     answers = answers or {}
     if unknown := [name for name in answers if name not in heat]:
         raise ValueError(f"answers name {unknown}, but the maps are of {list(heat)}: use the same names.")
-    if tile_size < 1 or words_per_band < 1:
-        raise ValueError(f"tile_size and words_per_band must be positive, got {tile_size} and {words_per_band}.")
 
     peaks = np.max([model_maps.max(axis=(1, 2)) for model_maps in heat.values()], axis=0)
     tops = np.full_like(peaks, peaks.max()) if shared_scale else peaks
     tops = np.where(tops > 0, tops, 1.0)  # a word that looks nowhere is drawn dark, not divided by zero
-    tile = _as_tile(image, tile_size)
-    bands = _split_into_bands(len(words), words_per_band, tile.width)
+    tile = _as_tile(image)
+    bands = _split_into_bands(len(words), tile.width)
     width = max(2 * _MARGIN + _LABEL_WIDTH + len(bands[0]) * (tile.width + _GAP) - _GAP, _NARROWEST)
 
-    lines = _header_lines(title, " ".join(words) if question is None else question, answers, right_answer)
+    lines = _header_lines(" ".join(words) if question is None else question, answers, right_answer)
     parts = [_draw_header(tile, lines, width)]
     for band in bands:
         chosen = slice(band.start, band.stop)
@@ -140,11 +135,11 @@ def _checked_maps(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> dict[
     return heat
 
 
-def _as_tile(image: Image.Image, tile_size: int) -> Image.Image:
-    """The image at about `tile_size ** 2` pixels, its proportions kept: enlarged by a whole factor, or scaled down."""
+def _as_tile(image: Image.Image) -> Image.Image:
+    """The image at about `_TILE_SIZE ** 2` pixels, its proportions kept: enlarged by a whole factor, or scaled down."""
     image = image.convert("RGB")
     side = (image.width * image.height) ** 0.5
-    factor = min(tile_size / side, 2 * tile_size / max(image.size))
+    factor = min(_TILE_SIZE / side, 2 * _TILE_SIZE / max(image.size))
     if factor >= 1.5:
         factor = round(factor)
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
@@ -152,10 +147,10 @@ def _as_tile(image: Image.Image, tile_size: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _split_into_bands(word_count: int, words_per_band: int, tile_width: int) -> list[range]:
+def _split_into_bands(word_count: int, tile_width: int) -> list[range]:
     """Bands of nearly equal length: nine words become five and four, not eight and one."""
     fitting = max(1, (_WIDEST - 2 * _MARGIN - _LABEL_WIDTH + _GAP) // (tile_width + _GAP))
-    band_count = -(-word_count // min(words_per_band, fitting))
+    band_count = -(-word_count // min(_WORDS_IN_BAND, fitting))
     longest = -(-word_count // band_count)
     return [range(start, min(start + longest, word_count)) for start in range(0, word_count, longest)]
 
@@ -192,50 +187,31 @@ def _patches_along(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     return patch, (pixel - starts[patch] < width) | (starts[patch + 1] - pixel <= width)
 
 
-class _Line(NamedTuple):
-    """A line of the header: a quiet label, which may be empty, and the text beside it."""
-
-    label: str
-    text: str
-    colour: tuple[int, int, int] = _INK
-    size: int = _TEXT_SIZE
-
-
-def _header_lines(title: str, question: str, answers: Mapping[str, str], right_answer: str | None) -> list[_Line]:
-    lines = [_Line("", title, _QUIET)] if title else []
-    lines.append(_Line("", question, size=_QUESTION_SIZE))
-    if right_answer is None:
-        return lines + [_Line(name, answer) for name, answer in answers.items()]
-
+def _header_lines(question: str, answers: Mapping[str, str], right_answer: str | None) -> list[_Line]:
+    lines = [(_TITLE, _QUIET, _TEXT_SIZE), (question, _INK, _QUESTION_SIZE)]
     for name, answer in answers.items():
-        is_right = answer == right_answer
-        marked = f"{answer}  ({'right' if is_right else 'wrong'})"
-        lines.append(_Line(name, marked, _RIGHT if is_right else _WRONG))
-    return [*lines, _Line("right answer", right_answer)]
+        text, colour = f"{name}: {answer}", _INK
+        if right_answer is not None:
+            is_right = answer == right_answer
+            text, colour = f"{text}  ({'right' if is_right else 'wrong'})", _RIGHT if is_right else _WRONG
+        lines.append((text, colour, _TEXT_SIZE))
+    return lines if right_answer is None else [*lines, (f"right answer: {right_answer}", _INK, _TEXT_SIZE)]
 
 
 def _draw_header(tile: Image.Image, lines: list[_Line], width: int) -> Image.Image:
     """The untouched image at the left, the lines beside it."""
     left = _MARGIN + max(tile.width + 28, _LABEL_WIDTH)
     room = width - _MARGIN - left
-    indent = min(max(_font(_TEXT_SIZE).getlength(line.label) for line in lines) + 24, room / 2)
-
-    # The rows of text first: how many there are decides the height.
-    rows: list[tuple[float, str, _Line]] = []
-    for line in lines:
-        start = indent if line.label else 0.0
-        rows += [(start, text, line) for text in _wrap(line.text, _font(line.size), room - start) or [""]]
-    height = _MARGIN - 6 + sum(_line_height(line.size) for _, _, line in rows)
+    rows = [(part, colour, size) for text, colour, size in lines for part in _wrap(text, _font(size), room)]
+    y = _MARGIN - 6
+    height = y + sum(_line_height(size) for _, _, size in rows)
     header, pen = _blank(width, max(height, _MARGIN + tile.height) + 20)
 
     header.paste(tile, (_MARGIN, _MARGIN))
     pen.rectangle([_MARGIN - 1, _MARGIN - 1, _MARGIN + tile.width, _MARGIN + tile.height], outline=_RULE)
-    y, labelled = _MARGIN - 6, None
-    for start, text, line in rows:
-        if line.label and line is not labelled:
-            _write(pen, (left, y), line.label, indent - 24, _TEXT_SIZE, _QUIET)
-        _write(pen, (left + start, y), text, room - start, line.size, line.colour)
-        y, labelled = y + _line_height(line.size), line
+    for text, colour, size in rows:
+        _write(pen, (left, y), text, room, size, colour)
+        y += _line_height(size)
     return header
 
 
@@ -266,8 +242,8 @@ def _draw_band(
 
 def _draw_row_label(pen: ImageDraw.ImageDraw, name: str, centre: int) -> None:
     """The model's name at the left of its row, in at most three lines; what stands in brackets begins a line."""
-    before, bracket, after = name.partition(" (")
-    lines = [line for part in (before, bracket + after) for line in _wrap(part, _font(_TEXT_SIZE), _LABEL_WIDTH - 16)]
+    parts = name.replace(" (", "\n(").split("\n")
+    lines = [line for part in parts for line in _wrap(part, _font(_TEXT_SIZE), _LABEL_WIDTH - 16)]
     if len(lines) > 3:
         lines = [*lines[:2], " ".join(lines[2:])]
     top = centre - len(lines) * _line_height(_TEXT_SIZE) / 2
@@ -305,6 +281,7 @@ def _blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     return sheet, ImageDraw.Draw(sheet)
 
 
+@cache
 def _font(size: int) -> _Font:
     return ImageFont.load_default(size=size)
 
@@ -330,16 +307,14 @@ def _write(
     text: str,
     width: float,
     size: int,
-    colour: tuple[int, int, int],
+    colour: _Colour,
     anchor: str = "la",
 ) -> None:
     """Write text in the largest font up to `size` in which it fits; cut short with dots where none does."""
-    font = _font(size)
-    while font.getlength(text) > width and size - 2 >= _SMALLEST_SIZE:
+    while _font(size).getlength(text) > width and size - 2 >= _SMALLEST_SIZE:
         size -= 2
-        font = _font(size)
-    if font.getlength(text) > width:
-        while len(text) > 1 and font.getlength(text + "...") > width:
+    if _font(size).getlength(text) > width:
+        while len(text) > 1 and _font(size).getlength(text + "...") > width:
             text = text[:-1]
         text += "..."
-    pen.text(xy, text, font=font, fill=colour, anchor=anchor)
+    pen.text(xy, text, font=_font(size), fill=colour, anchor=anchor)
