@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dual_distill.evaluation import RetrievalRecall, retrieval_ranks, retrieval_recall
+from dual_distill.evaluation import RetrievalRecall, retrieval_recall
+from dual_distill.evaluation.retrieval import retrieval_ranks
 
 # Three images; captions 0 and 1 belong to image 0, 2 to image 1, 3 and 4 to image 2.
 IMAGE_OF_CAPTION = [0, 0, 1, 2, 2]

@@ -143,15 +143,11 @@ def _held_out_rows(groups: Sequence[Hashable], num_rows: int, seed: int) -> list
     if len(sizes) < 2:
         raise ValueError("train has a single group; two or more are needed, since whole groups are held out.")
 
-    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed))
+    filled = torch.tensor(list(sizes.values()))[order].cumsum(0)
+    number = int((filled < _HELD_OUT_SHARE * num_rows).sum()) + 1
     unique = list(sizes)
-    chosen: set[Hashable] = set()
-    rows = 0
-    for index in order[:-1]:  # one group always stays
-        chosen.add(unique[index])
-        rows += sizes[unique[index]]
-        if rows >= _HELD_OUT_SHARE * num_rows:
-            break
+    chosen = {unique[index] for index in order[: min(number, len(sizes) - 1)].tolist()}  # one group always stays
     return [group in chosen for group in groups]
 
 

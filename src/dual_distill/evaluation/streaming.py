@@ -66,24 +66,20 @@ class StreamedMetric(evaluate.Metric, ABC):
             **kwargs: the metric's further columns, one value a row.
         """
         columns = {"predictions": predictions, "references": references, **kwargs}
-        name = type(self).__name__
-        required = self._feature_names()
         given = {column: values for column, values in columns.items() if values is not None}
+        name, required = type(self).__name__, self._feature_names()
+        known = [*required, *self.optional_columns]
 
-        for column in columns:
-            if column not in (*required, *self.optional_columns):
-                known = ", ".join([*required, *self.optional_columns])
-                raise ValueError(f"{name} has no column {column!r}; it takes {known}.")
-        for column in required:
-            if column not in given:
-                raise ValueError(f"{name} needs the column {column!r} in every batch, but it was left out.")
-
-        num_rows = len(given["predictions"])
+        if unknown := [column for column in columns if column not in known]:
+            raise ValueError(f"{name} has no column {unknown[0]!r}; it takes {', '.join(known)}.")
+        if missing := [column for column in required if column not in given]:
+            raise ValueError(f"{name} needs the column {missing[0]!r} in every batch, but it was left out.")
+        rows = len(given["predictions"])
         for column, values in given.items():
-            if len(values) != num_rows:
+            if len(values) != rows:
                 words = column.replace("_", " ")
                 raise ValueError(
-                    f"There are {num_rows} predictions and {len(values)} {words}, but each prediction has one."
+                    f"There are {rows} predictions and {len(values)} {words}, but each prediction has one."
                 )
 
         options = given.keys() - set(required)
@@ -96,7 +92,7 @@ class StreamedMetric(evaluate.Metric, ABC):
         # The sums first: what `_update` refuses leaves no trace.
         self._update(**given)
         self._options = options
-        self._num_rows += num_rows
+        self._num_rows += rows
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
         """Take one row into the sums.

@@ -24,7 +24,7 @@ from .model_identity import image_processor_settings, load_encoder, model_identi
 from .pipeline import ANSWERING_TASK, DualVisualQuestionAnsweringPipeline
 from .prepacking import prepack_linear_layers
 from .retrieval import RetrievalReport, evaluate_retrieval
-from .search import FeatureStoreSearcher, SearchHit, SearchResult
+from .search import FeatureStoreSearcher
 
 __all__ = [
     "ANSWERING_TASK",
@@ -41,8 +41,6 @@ __all__ = [
     "PairLatency",
     "PairShape",
     "RetrievalReport",
-    "SearchHit",
-    "SearchResult",
     "alternate",
     "draw_attention_picture",
     "encode_images",

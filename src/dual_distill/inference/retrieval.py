@@ -207,6 +207,7 @@ class ImagesWithCaptions:
 
     Attributes:
         captions: one string a caption.
+        num_images: number of images.
         image_of_caption: for each caption the index of its image; images are in the order of their first captions.
 
     Raises:
@@ -242,11 +243,7 @@ class ImagesWithCaptions:
         indices = {identifier: index for index, identifier in enumerate(first_rows)}
         self.image_of_caption = [indices[identifier] for identifier in rows[task.image_id_column]]
         self.ids = [str(row) for row in first_rows.values()]
-
-    @property
-    def num_images(self) -> int:
-        """Number of images."""
-        return len(self.ids)
+        self.num_images = len(self.ids)
 
     def value(self, identifier: str) -> Any:
         """Return an image by the row that it is first in, undecoded."""
