@@ -7,7 +7,6 @@ size, and is held against torch in onnxruntime on two batches before the folder 
 
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -27,12 +26,11 @@ from dual_distill.modeling import (
     DualEncoderForQuestionAnswering,
     FusionEncoderConfig,
 )
-from dual_distill.teachers import random_batch
+from dual_distill.teachers import TOLERANCE, check_parity, random_batch, refuse_full_folder, written_aside
 
 # What a reader without this package needs to know: answers, how logits become probabilities, inputs and outputs.
 EXPORT_FILE = "export.json"
 GRAPHS = {"text_tower": "text_tower.onnx", "image_tower": "image_tower.onnx", "head": "head.onnx"}
-TOLERANCE = 1e-4  # of the largest value, or of 1 where that is smaller
 
 _MODELS = (DualEncoderForQuestionAnswering, DualEncoderForImagesAndTextClassification)
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -116,25 +114,15 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
     out = Path(out)
     _check(model, out)
     model = model.cpu().eval()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
-        folder = Path(aside, "exported")
-        folder.mkdir()
+    with written_aside(out) as folder:
         _write_graphs(model, folder)
         difference = compare_with_torch(model, folder)
-        allowed = TOLERANCE * max(1.0, difference["largest_value"])
-        if not difference["largest_difference"] <= allowed:  # not a number is refused too
-            raise ValueError(
-                f"the graphs in onnxruntime and {type(model).__name__} in torch differ by "
-                f"{difference['largest_difference']:.3g}, at most {allowed:.3g} is expected; nothing was written, and "
-                "this is a defect of the checkpoint (values that are not finite) or of the export: please report it."
-            )
+        check_parity(difference, f"the graphs in onnxruntime and {type(model).__name__} in torch", "export")
 
         processor.save_pretrained(folder)
         about = _describe(model, processor) | {"checked": {**difference, "tolerance": TOLERANCE}}
         Path(folder, EXPORT_FILE).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         sizes = {name: sum(part.stat().st_size for part in folder.glob(f"{file}*")) for name, file in GRAPHS.items()}
-        folder.rename(out)
     return ExportReport(out=str(out), architecture=type(model).__name__, files=sizes, **difference)
 
 
@@ -150,8 +138,7 @@ def _check(model: PreTrainedModel, out: Path) -> None:
         raise ImportError(
             f"{', '.join(missing)} is not installed, which export needs; pip install 'dual-distill[onnx]'."
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{str(out)!r} is there already and not an empty folder; name a new one.")
+    refuse_full_folder(out)
 
 
 def _describe(model: PreTrainedModel, processor: DualDistillProcessor) -> dict[str, Any]:

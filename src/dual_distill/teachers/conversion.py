@@ -1,6 +1,5 @@
 """A checkpoint in, a folder of ours out: written aside, loaded again, compared with the original, then moved."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from dual_distill.modeling import DualDistillProcessor, FusionEncoderModel
 from .bert import load_original_bert, read_bert_config, start_from_bert
 from .checkpoint import fetch
 from .loading import load_model, read_known_config
-from .parity import check_parity, largest_difference, random_batch, text_difference
+from .parity import check_parity, largest_difference, random_batch, refuse_full_folder, text_difference, written_aside
 from .vilt import load_original_vilt
 
 MAX_POSITIONS = 70
@@ -69,7 +68,7 @@ def convert_folder(
         ValueError: `out` is not empty, the source cannot be converted, or the outputs differ.
     """
     source = str(source)
-    _refuse_a_full_folder(out)
+    refuse_full_folder(out)
     folder = fetch(source, revision)
     config = read_known_config(folder, source)
     if not isinstance(config, ViltConfig):
@@ -106,7 +105,7 @@ def start_folder(
         ValueError: `out` is not empty, the source is not a BERT, or the outputs differ.
     """
     source = str(source)
-    _refuse_a_full_folder(out)
+    refuse_full_folder(out)
     folder = fetch(source, revision)
     positions = min(max_positions, read_bert_config(folder, source).max_position_embeddings)
     fields = {"region_feature_size": region_feature_size, "max_position_embeddings": positions}
@@ -127,21 +126,13 @@ def _write(
     compare: Callable[[PreTrainedModel], dict[str, Any]],
 ) -> ConversionReport:
     """Write a folder aside and load it again; it is moved to `out` only if it still computes what the original does."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
-        written = Path(aside, "converted")
-        model.save_pretrained(written)
-        processor.save_pretrained(written)
+    with written_aside(out) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
-        again = type(model).from_pretrained(written, dtype=torch.float32).eval()
-        DualDistillProcessor.from_pretrained(written, trust_remote_code=False)
+        again = type(model).from_pretrained(folder, dtype=torch.float32).eval()
+        DualDistillProcessor.from_pretrained(folder, trust_remote_code=False)
         difference = compare(again)
-        check_parity(difference, source)
-        written.rename(out)
+        check_parity(difference, f"the {difference['output']} of {source!r} and of its conversion", "conversion")
     labels = model.config.num_labels if hasattr(model, "classifier") else 0
     return ConversionReport(source, str(out), type(model).__name__, again.num_parameters(), labels, **difference)
-
-
-def _refuse_a_full_folder(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{str(out)!r} is there already and not an empty folder; name a new one.")

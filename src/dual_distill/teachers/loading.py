@@ -25,8 +25,6 @@ SEVERAL_IMAGES = (
 )
 # One logit a label; a newly initialized head of these must be told its labels.
 LABELLED = (modeling.FusionEncoderForQuestionAnswering, modeling.DualEncoderForQuestionAnswering, *SEVERAL_IMAGES)
-
-
 PRETRAINING = (modeling.FusionEncoderForPreTraining, modeling.DualEncoderForPreTraining)
 _PROJECTIONS = ("text_projection", "image_projection", "logit_scale")
 # (saved as, loaded as) -> parts of the saved head that the other one takes over. Those are all its parts, except where

@@ -1,5 +1,9 @@
-"""Parity of a converted model with its original: the same random batch through both, held to a tolerance."""
+"""Parity of a converted model with its original: the same random batch through both, and nothing written without it."""
 
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,12 +115,29 @@ def _difference(output: str, found: torch.Tensor, expected: torch.Tensor) -> dic
     }
 
 
-def check_parity(difference: dict[str, Any], source: str) -> None:
-    """Refuse a conversion whose outputs are not those of the original."""
+def check_parity(difference: Mapping[str, Any], compared: str, step: str) -> None:
+    """Refuse to write what does not compute what the original computes; a value that is not a number is refused too."""
     allowed = TOLERANCE * max(1.0, difference["largest_value"])
-    if not difference["largest_difference"] <= allowed:  # refuses "not a number" too
+    if not difference["largest_difference"] <= allowed:
         raise ValueError(
-            f"the {difference['output']} of {source!r} and of its conversion differ by "
-            f"{difference['largest_difference']:.3g}, at most {allowed:.3g} is expected; nothing was written, and this "
-            "is a defect of the checkpoint (values that are not finite) or of the conversion: please report it."
+            f"{compared} differ by {difference['largest_difference']:.3g}, at most {allowed:.3g} is expected; nothing "
+            f"was written, and this is a defect of the checkpoint (values that are not finite) or of the {step}: "
+            "please report it."
         )
+
+
+def refuse_full_folder(out: Path) -> None:
+    """Refuse to write over what is there."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{str(out)!r} is there already and not an empty folder; name a new one.")
+
+
+@contextmanager
+def written_aside(out: Path) -> Iterator[Path]:
+    """Give an empty folder beside `out`, which becomes `out` at the end; on an error nothing is left of it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
+        folder = Path(aside, "written")
+        folder.mkdir()
+        yield folder
+        folder.rename(out)
