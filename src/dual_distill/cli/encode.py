@@ -93,6 +93,7 @@ def encode(options: argparse.Namespace) -> EncodingReport:
     else:
         images = open_images(options.images, options.image_column, options.id_column, options.split)
 
+    # Only now: a wrong folder of images is said before a model is fetched.
     model, processor, revision = load_encoder(options.model, options.revision)
     model.to(options.device or default_device())
     prepack_linear_layers(model)
@@ -100,6 +101,7 @@ def encode(options: argparse.Namespace) -> EncodingReport:
         name: getattr(options, name) for name in ("dtype", "projected", "batch_size", "shard_size")
     }
     settings |= {"model_name": options.model, "revision": revision, "show_progress": True}
+
     if options.texts is not None:
         return encode_texts(model, processor, texts, options.out, **settings)
     of_images = {name: getattr(options, name) for name in ("strict", "verify", "num_workers")}

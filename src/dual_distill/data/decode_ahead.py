@@ -82,6 +82,7 @@ def decode_ahead(
     if num_workers is None:
         num_workers = min(_MOST_WORKERS, os.cpu_count() or 1, len(ids) // _INPUTS_OF_A_WORKER)
     ahead = _AHEAD_OF_A_WORKER if num_workers else None
+
     loader = DataLoader(
         _Decoding(source, ids, prepare),
         batch_size=None,
@@ -126,6 +127,7 @@ class ShapedBatches:
         self._waiting.setdefault(shape, []).append((key, prepared))
         if len(self._waiting[shape]) == self._batch_size:
             self._run(shape)
+        # A rare shape would wait for ever, and everything behind it with it.
         elif sum(map(len, self._waiting.values())) >= _WAITING_BATCHES * self._batch_size:
             self._run(max(self._waiting, key=lambda shape: len(self._waiting[shape])))
 
@@ -177,6 +179,7 @@ def fill_shards(
     for shard in shards:
         batches = ShapedBatches(run, batch_size)
         unreadable: dict[str, str] = {}
+
         for identifier, prepared in zip(shard.ids, decoded, strict=False):
             if isinstance(prepared, Prepared):
                 batches.add(identifier, prepared)

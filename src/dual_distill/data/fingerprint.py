@@ -67,12 +67,14 @@ def _pieces(part: Any) -> Iterator[Any]:
     elif isinstance(part, str):
         yield part.encode()
     elif isinstance(part, Image.Image):
+        # Equal bytes of another width and height are another image.
         yield f"{part.mode} {part.size}\n".encode()
         yield part.tobytes()
     elif isinstance(part, torch.Tensor):
         yield f"{tuple(part.shape)} {part.dtype}\n".encode()
         yield part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     elif isinstance(part, nn.Module):
+        # Sorted, since the order of a state follows from how the module was built.
         for name, tensor in sorted(part.state_dict().items()):
             yield f"{name} ".encode()
             yield from _pieces(tensor)

@@ -72,6 +72,7 @@ class FeatureTable(ShardedTable):
     ) -> None:
         """Write one shard: vectors by name, `(rows, width)` each on the CPU, with id and content hash of each row."""
         rows = pa.table({"id": pa.array(ids, pa.large_string()), "sha256": pa.array(hashes, pa.string())})
+        # Vectors apart from ids, so that looking for an id reads no vector.
         columns = {name: tensor_column(tensor) for name, tensor in features.items()}
         self.write(number, rows, pa.table(columns), unreadable)
 
@@ -124,6 +125,7 @@ class FeatureStore:
         """
         name = self._checked_name(name)
         starts = self._table.starts
+
         for number, start in enumerate(starts[:-1]):
             shard_rows = starts[number + 1] - start
             for first in range(0, shard_rows, rows):
@@ -139,6 +141,7 @@ class FeatureStore:
         name = self._checked_name(name)
         width = self.manifest.width * (2 if name == PROJECTED else 1)
         found = torch.empty(len(indices), width, dtype=DTYPES[self.manifest.dtype])
+
         for position, index in enumerate(indices):
             number, inside = self._table.locate(index)
             found[position] = self._table.tensor(number, name, inside, inside + 1)[0]
@@ -162,6 +165,7 @@ class FeatureStore:
             ValueError: ids are not in the store; the message names some, and says of the unreadable ones why.
         """
         found = {identifier: self._table.find(identifier) for identifier in ids}
+        # Said of some that are absent: why, where it is known, and what ids look like.
         if absent := [identifier for identifier, index in found.items() if index is None]:
             problems = self.unreadable()
             known = ", ".join(map(repr, self.ids(range(min(_NAMED, len(self))))))

@@ -70,6 +70,7 @@ class DetectorInput:
     def __call__(self, image: Image.Image, identifier: str) -> torch.Tensor:
         """Prepare an image; `identifier` names it in errors."""
         prepared = resize_image(partial(self.image_processor, return_tensors="pt"), image, identifier)
+        # Without padding, boxes as fractions of the image and of the padded canvas are the same.
         mask = prepared.get("pixel_mask")
         if mask is not None and not mask.bool().all():
             raise ValueError(
@@ -150,6 +151,8 @@ class Detector:
             handle.remove()
 
         feature_maps, stride = self._feature_maps(caught[-1], pixel_values.shape[-2:])
+
+        # Every query is kept here; which boxes are regions is chosen later.
         heights_and_widths = torch.tensor([(height, width) for width, height in sizes], device=self.device)
         found = self.image_processor.post_process_object_detection(
             outputs, threshold=0.0, target_sizes=heights_and_widths
@@ -180,6 +183,8 @@ class Detector:
         if isinstance(found, list | tuple):
             maps: torch.Tensor = found[-1][0]
             return maps, _stride(size, maps.shape[-2:])
+
+        # A plain vision transformer: its patches, laid out as a map.
         tokens: torch.Tensor = found.last_hidden_state
         patch = self.model.config.patch_size
         patch = patch if isinstance(patch, int) else patch[0]
@@ -221,6 +226,7 @@ def load_detector(folder: Path, name: str, revision: str | None = None) -> Detec
             f"{name!r} cannot be loaded as an object detector ({reason}); give one with safetensors weights whose "
             "backbone is of transformers, such as the revision no_timm of facebook/detr-resnet-50."
         ) from error
+
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}; fetch it again."

@@ -251,6 +251,7 @@ def _regions(
         except ValueError as error:
             raise ValueError(f"image {identifier!r}: {error}") from error
 
+    # By content; by id where the store of boxes knows no content.
     known = [key for key in (*fingerprints, identifier) if key is not None and key in boxes]
     regions = boxes.find(known[0] if known else identifier)
     if (regions.width, regions.height) != size:

@@ -83,6 +83,7 @@ def _bin_weights(starts: torch.Tensor, stops: torch.Tensor, bins: int, points: i
     """What each cell of one direction counts in each bin: `(R, bins, cells)`, the mean of the weights of its points."""
     steps = (torch.arange(bins * points, device=starts.device, dtype=torch.float32) + 0.5) / (bins * points)
     positions = starts[:, None] - 0.5 + (stops - starts)[:, None] * steps
+    # A point up to a cell outside of the map takes the value at the border; one further out counts as zero.
     inside = (positions >= -1) & (positions <= cells)
     positions = positions.clamp(0, cells - 1)
     centres = torch.arange(cells, device=starts.device, dtype=torch.float32)

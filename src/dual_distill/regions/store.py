@@ -120,6 +120,7 @@ class RegionTable(ShardedTable):
             raise ValueError(
                 f"The id {twice[0]!r} occurs more than once, but an image is found by its id; give each its own."
             )
+
         self.check_settings(self.begin(asdict(manifest)), asdict(manifest))
         shards = self.plan(ids, manifest.shard_size, is_readable)
         return [shard for shard in shards if not self.is_done(shard.number)]
@@ -174,6 +175,7 @@ def fill_store(
     """
     table = RegionTable(folder)
     added = 0
+
     for shard in table.start(manifest, ids):
         images = list(describe(shard.ids))
         table.write_images(shard.number, images, manifest)

@@ -115,6 +115,7 @@ def estimate_bytes(
     """
     tokens = batch["attention_mask"].bool().sum(1)
     patches = _image_mask(batch, patch_size).sum(2)
+    # Two directions of each layer, of real tokens alone.
     scores = 2 * num_layers * num_heads * (tokens[:, None] * patches).sum(1).double().mean().item()
     return int(num_rows * (4 * num_labels + 2 * scores + _ROW_BYTES))
 
@@ -216,6 +217,7 @@ class TeacherCache:
             with torch.no_grad():
                 self._keep(list(missing), part, teacher(part), objective)
 
+        # What was just computed goes the same way as what is read, rounding and all.
         found = self._assemble(names, rows, len(objective.teacher_layers))
         if self._waiting_bytes >= self.shard_bytes:
             self.flush()
@@ -240,6 +242,7 @@ class TeacherCache:
         """Take in shards that this or another process has written since."""
         for file in sorted(set(self._table.path.glob("shard-*")) - self._seen):
             number = int(file.stem.removeprefix("shard-"))
+            # Ids alone; logits and scores stay on the disk.
             ids = self._table.rows(number)["id"].to_pylist()
             self._where |= {name: (number, inside) for inside, name in enumerate(ids)}
             self._seen.add(file)
@@ -255,6 +258,7 @@ class TeacherCache:
 
         heads = [to_image.shape[1] for to_image, _ in layers]
         images = len(batch["pixel_values"][0])
+
         for row, (name, blocks) in enumerate(zip(names, self._blocks([heads] * len(names), batch), strict=True)):
             pieces = [torch.zeros(0, dtype=torch.float16)]
             for layer, image, text, patches in blocks:
@@ -289,6 +293,7 @@ class TeacherCache:
             (torch.zeros(shape[0], heads, *shape[1:]), torch.zeros(shape[0], heads, *shape[:0:-1]))
             for heads in rows[0].heads
         ]
+
         for index, (row, blocks) in enumerate(zip(rows, self._blocks([row.heads for row in rows], batch), strict=True)):
             sizes = [
                 row.heads[layer] * len(text) * len(patches) for layer, _, text, patches in blocks for _ in range(2)
