@@ -33,7 +33,7 @@ def model(answering_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
 
 @pytest.fixture
 def images(pictures: list[Image.Image]) -> dict[str, Image.Image]:
-    """Eleven pictures in five shapes."""
+    """Eleven images in five shapes."""
     return {f"image {number}": pictures[number % 5].rotate(90 * (number // 5 % 2) * 2) for number in range(11)}
 
 
@@ -79,7 +79,7 @@ def test_half_precision_is_the_full_one_rounded(model, answering_processor, imag
 
 
 def test_workers_change_no_bit(model, answering_processor, images, tmp_path) -> None:
-    images["image 5"] = b"no picture"
+    images["image 5"] = b"no image"
     reports = [encode(model, answering_processor, images, tmp_path / str(n), num_workers=n) for n in (0, 1, 3)]
     assert contents(tmp_path / "0") == contents(tmp_path / "1") == contents(tmp_path / "3")
     assert reports[0].unreadable == reports[2].unreadable != {}
@@ -101,7 +101,7 @@ KILLED_BEFORE = {
 
 @pytest.mark.parametrize("gone", KILLED_BEFORE.values(), ids=KILLED_BEFORE)
 def test_a_killed_run_continues_to_the_same_bits(gone, model, answering_processor, images, tmp_path) -> None:
-    images["image 5"] = b"no picture"
+    images["image 5"] = b"no image"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     encode(model, answering_processor, images, whole)
     shutil.copytree(whole, killed)
@@ -191,7 +191,7 @@ def test_new_images_are_encoded_alone(model, answering_processor, images, tmp_pa
 
 def test_unreadable_images_are_listed_and_encoded_when_mended(model, answering_processor, images, tmp_path) -> None:
     good = dict(images)
-    images["image 2"], images["image 9"], images["image 10"] = b"no picture", str(tmp_path / "nowhere.png"), b""
+    images["image 2"], images["image 9"], images["image 10"] = b"no image", str(tmp_path / "nowhere.png"), b""
     images["thin"] = Image.new("RGB", (4000, 1))
     report = encode(model, answering_processor, images, tmp_path / "store")
     assert (report.rows, report.encoded) == (8, 8)
@@ -213,7 +213,7 @@ def test_unreadable_images_are_listed_and_encoded_when_mended(model, answering_p
 def test_strict_ends_at_the_first_unreadable_image_and_keeps_what_is_done(
     model, answering_processor, images, tmp_path
 ) -> None:
-    images["image 6"] = b"no picture"
+    images["image 6"] = b"no image"
     with pytest.raises(ValueError, match=r"row image 6: the bytes are not an image .* Without strict, it is listed"):
         encode(model, answering_processor, images, tmp_path / "store", strict=True)
     assert [path.name for path in (tmp_path / "store").glob("shard-*")] == ["shard-00000.arrow"]

@@ -63,7 +63,7 @@ def test_what_is_no_source(rows, tmp_path) -> None:
         open_images(str(tmp_path / "none.parquet"))
     with pytest.raises(FileNotFoundError, match="There is no folder 'no/such/folder'"):
         open_images("no/such/folder")
-    with pytest.raises(ValueError, match="'nobody/nothing' is no folder and no Parquet file here, and no data set"):
+    with pytest.raises(ValueError, match="'nobody/nothing' is not a folder or Parquet file here, nor a dataset"):
         open_images("nobody/nothing")
     with pytest.raises(ValueError, match="no column 'photo', only image, sku"):
         open_images(rows, image_column="photo")

@@ -1,4 +1,4 @@
-"""A store's folder and its reading: synthetic vectors whose every value is known from its place."""
+"""A store's folder and its reading: synthetic vectors whose every value is known from its index."""
 
 import json
 from dataclasses import asdict
@@ -75,10 +75,10 @@ def test_any_rows_in_any_order(store: FeatureStore) -> None:
 
 def test_unreadable_ones_are_listed_until_a_later_plan_has_them(tmp_path: Path, store: FeatureStore) -> None:
     assert store.unreadable() == {"4": "row 4: broken"}
-    mended = FeatureStore(make_store(tmp_path / "mended", [list("0123456"), list("74")], ("4", "5")).path)
-    assert mended.unreadable() == {"5": "row 5: broken"}
-    assert mended.ids() == list("0123674")
-    assert torch.equal(mended["4"], vectors(["4"])[0])
+    repaired = FeatureStore(make_store(tmp_path / "repaired", [list("0123456"), list("74")], ("4", "5")).path)
+    assert repaired.unreadable() == {"5": "row 5: broken"}
+    assert repaired.ids() == list("0123674")
+    assert torch.equal(repaired["4"], vectors(["4"])[0])
 
 
 def test_an_id_may_hold_what_other_programs_take_for_the_end_of_a_line(tmp_path: Path) -> None:

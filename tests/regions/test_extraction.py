@@ -109,15 +109,15 @@ def detector():
 
 @pytest.fixture
 def images():
-    """Seven pictures in two shapes."""
+    """Seven images in two shapes."""
     draw = torch.Generator().manual_seed(0)
 
-    def picture(number):
+    def image_of(number):
         width, height = (80, 60) if number % 3 else (50, 70)
         pixels = (torch.rand(6, 5, 3, generator=draw) * 255).byte().numpy()
         return Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
 
-    return {f"image {number}": picture(number) for number in range(7)}
+    return {f"image {number}": image_of(number) for number in range(7)}
 
 
 def extract(detector, images, store, **settings):
@@ -143,7 +143,7 @@ DETECTED = Detected(BOXES, torch.tensor([0.9, 0.8, 0.7, 0.5, 0.4, 0.3, 0.1]), ["
         ((0.75, 0, 50), ["a", "b"]),
         ((0.75, 3, 50), ["a", "b", "d"]),  # c has the box of a
         ((0.2, 0, 50), ["a", "b", "d", "f"]),  # e is half a pixel wide
-        ((0.0, 0, 50), ["a", "b", "d", "f"]),  # nothing of g is in the picture
+        ((0.0, 0, 50), ["a", "b", "d", "f"]),  # nothing of g is in the image
         ((0.0, 2, 3), ["a", "b", "d"]),
         ((0.95, 1, 50), ["a"]),
         ((0.85, 0, 50), ["a"]),
@@ -241,7 +241,7 @@ def test_boxes_of_another_store(detector, images, tmp_path) -> None:
         extract(detr(20), images, tmp_path / "other", boxes=RegionStore(tmp_path / "few"))
 
 
-def test_boxes_of_a_picture_of_another_size(detector, images, tmp_path) -> None:
+def test_boxes_of_an_image_of_another_size(detector, images, tmp_path) -> None:
     """A store that knows no content, as one of published features, is asked by id."""
     manifest = RegionManifest("published", "published", 4, "float32", 3, {})
     regions = RegionSet(torch.zeros(1, 4), torch.tensor([[0.0, 0, 9, 9]]), torch.ones(1), ["cat"], 640, 480)
@@ -262,7 +262,7 @@ def test_nothing_found_is_said_in_the_record(detector, images, tmp_path) -> None
 
 @pytest.mark.parametrize("gone", [("plan-*", "shard-*"), ("shard-00001*",), ("shard-00002.arrow",)])
 def test_a_killed_run_continues_to_the_same_bits(gone, detector, images, tmp_path) -> None:
-    images["image 5"] = b"no picture"
+    images["image 5"] = b"no image"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     extract(detector, images, whole)
     shutil.copytree(whole, killed)
@@ -297,7 +297,7 @@ def test_killed_for_real_and_continued(detector, images, tmp_path) -> None:
 
 def test_unreadable_images_are_listed_and_described_when_mended(detector, images, tmp_path) -> None:
     good = dict(images)
-    images["image 2"], images["image 4"] = b"no picture", str(tmp_path / "nowhere.png")
+    images["image 2"], images["image 4"] = b"no image", str(tmp_path / "nowhere.png")
     report = extract(detector, images, tmp_path / "store")
     assert (report.images, list(report.unreadable)) == (5, ["image 2", "image 4"])
     assert "row image 2: the bytes are not an image" in report.unreadable["image 2"]

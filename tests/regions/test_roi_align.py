@@ -40,7 +40,7 @@ def slow_roi_align(feature_map, box, rows, columns, scale, points):
     return pooled
 
 
-# In pixels of a picture of 36 x 28, on a map of 9 x 7 cells: whole, tiny, on a border, beyond all borders, of no area.
+# In pixels of an image of 36 x 28, on a map of 9 x 7 cells: whole, tiny, on a border, beyond all borders, of no area.
 BOXES = [
     torch.tensor([[0.0, 0, 36, 28], [3.3, 5.1, 17.9, 22.2], [8, 8, 12, 12]]),
     torch.tensor([[-3.0, -2, 39, 33], [30.5, 20, 36, 28], [7, 7, 7, 7], [-9, -9, -7, -7.5]]),

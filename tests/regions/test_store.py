@@ -22,11 +22,11 @@ def regions(number, count=2, width=20, height=10):
     corner = torch.rand(count, 2, generator=draw) * torch.tensor([width / 2, height / 2])
     boxes = torch.cat([corner, corner + torch.tensor([width / 3, height / 3])], 1)
     scores = torch.rand(count, generator=draw).sort(descending=True).values
-    tags = [f"tag {number} {place}" for place in range(count)]
+    tags = [f"tag {number} {index}" for index in range(count)]
     return RegionSet(torch.randn(count, F, generator=draw), boxes, scores, tags, width, height)
 
 
-def picture(number):
+def image_of(number):
     return Image.new("RGB", (20, 10), (number, 2 * number, 3 * number))
 
 
@@ -37,7 +37,7 @@ def png(image):
 
 
 def stored(number):
-    image = picture(number)
+    image = image_of(number)
     return StoredImage(
         f"image {number}", fingerprint(png(image)), fingerprint(image), regions(number, count=1 + number % 3)
     )
@@ -72,7 +72,7 @@ def test_what_was_written_comes_back(store) -> None:
 
 
 def test_an_image_is_found_by_its_bytes_and_by_its_pixels(store, tmp_path) -> None:
-    image = picture(5)
+    image = image_of(5)
     expected = stored(5).regions
     assert_same(store.find(fingerprint(png(image))), expected)
     assert_same(store.find_image(png(image)), expected)
@@ -95,7 +95,7 @@ def test_what_is_not_there_is_named(store) -> None:
     ):
         store.find("cat")
     with pytest.raises(ValueError, match="lacks 'row 17'"):
-        store.find_image(picture(99), row=17)
+        store.find_image(image_of(99), row=17)
     with pytest.raises(IndexError, match="Index 8 was asked for"):
         store.read(8)
 
@@ -197,7 +197,7 @@ BAD = {
     ),
     "a NaN score": ({"scores": torch.tensor([1.0, float("inf")])}, "the score of region 1 holds NaN or infinity"),
     "a missing tag": ({"tags": ["one"]}, "there are 2 boxes, but scores of shape .* and 1 tags"),
-    "no picture": ({"width": 0}, "the image is 0 x 10 pixels"),
+    "no image": ({"width": 0}, "the image is 0 x 10 pixels"),
 }
 
 
@@ -209,7 +209,7 @@ def test_regions_that_are_not_usable_are_refused(change, message, tmp_path) -> N
     assert not list((tmp_path / "store").glob("*shard-*"))
 
 
-def test_a_box_that_was_rounded_is_cut_to_the_picture() -> None:
+def test_a_box_that_was_rounded_is_cut_to_the_image() -> None:
     rounded = regions(0)._replace(boxes_px=torch.tensor([[-0.5, 0, 20.75, 10], [0, 0, 1, 1]])).checked("here")
     assert rounded.boxes_px[0].tolist() == [0, 0, 20, 10]
     assert rounded.normalized_boxes()[0].tolist() == [0, 0, 1, 1, 1, 1]

@@ -106,28 +106,28 @@ def test_a_call_that_was_killed_is_continued(tmp_path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
 
 
-class Pictures:
+class Images:
     """Images by id, as `open_images` gives them."""
 
     def __init__(self, size=(20, 10), ids=IDS):
         self.ids = list(ids)
-        self._images = {name: Image.new("RGB", size, (place, 0, 0)) for place, name in enumerate(ids)}
+        self._images = {name: Image.new("RGB", size, (index, 0, 0)) for index, name in enumerate(ids)}
 
     def value(self, identifier):
         return self._images[identifier]
 
 
-def test_regions_are_found_by_the_content_of_their_pictures(tmp_path) -> None:
+def test_regions_are_found_by_the_content_of_their_images(tmp_path) -> None:
     file = write(tmp_path / "a.tsv", bottom_up())
-    pictures = Pictures()
-    store = read_region_tsv(file, tmp_path / "store", made_by="x", images=pictures)
-    assert torch.equal(store.find_image(pictures.value(IDS[1])).features, FEATURES[1])
+    images = Images()
+    store = read_region_tsv(file, tmp_path / "store", made_by="x", images=images)
+    assert torch.equal(store.find_image(images.value(IDS[1])).features, FEATURES[1])
     with pytest.raises(ValueError, match=r"a\.tsv, line 1: it says 20 x 10 pixels, but the image '139' has 20 x 11"):
-        read_region_tsv(file, tmp_path / "other", made_by="x", images=Pictures(size=(20, 11)))
+        read_region_tsv(file, tmp_path / "other", made_by="x", images=Images(size=(20, 11)))
     with pytest.raises(
         ValueError, match=r"1 images of .*a\.tsv' are not among the images given, such as 'COCO_val2014_42'"
     ):
-        read_region_tsv(file, tmp_path / "fewer", made_by="x", images=Pictures(ids=IDS[:1]))
+        read_region_tsv(file, tmp_path / "fewer", made_by="x", images=Images(ids=IDS[:1]))
 
 
 def second_line(**changes):

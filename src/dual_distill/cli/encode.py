@@ -3,7 +3,7 @@
 --images takes
   a folder             all image files below it; ids are their paths, such as 2024/cat.jpg
   a Parquet file       ids are the values of --id-column, or the numbers of the rows
-  a data set           a folder that Dataset.save_to_disk wrote, or owner/name on the Hub; ids likewise
+  a dataset            a folder that Dataset.save_to_disk wrote, or owner/name on the Hub; ids likewise
 
 A killed run continues with the same command, and the store comes out the same, bit for bit. Images that were added are
 encoded alone. Images that cannot be read are listed and do not end the run (--strict: they do); once they can be, the
@@ -72,7 +72,7 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image-column", default="image", help="of Parquet and data sets (default: %(default)s)")
     parser.add_argument("--id-column", help="column of ids, each once (default: the number of the row)")
-    parser.add_argument("--split", help="split of a data set that has several")
+    parser.add_argument("--split", help="split of a dataset that has several")
     parser.add_argument(
         *("--num-workers", "--threads"),
         type=int,

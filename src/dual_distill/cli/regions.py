@@ -6,7 +6,7 @@ folder or a Hub repository with safetensors weights.
 --images takes
   a folder             all image files below it; ids are their paths, such as 2024/cat.jpg
   a Parquet file       ids are the values of --id-column, or the numbers of the rows
-  a data set           a folder that Dataset.save_to_disk wrote, or owner/name on the Hub; ids likewise
+  a dataset            a folder that Dataset.save_to_disk wrote, or owner/name on the Hub; ids likewise
 
 --boxes STORE takes boxes and tags of another store, and describes them with MODEL's backbone: the inputs of a teacher
 that is to be distilled into a student whose detector made that store (teacher adaptation).

@@ -183,7 +183,7 @@ def encode_texts(
     Example:
         >>> encode_texts(None, None, [], "no/such/store")
         Traceback (most recent call last):
-        ValueError: There are no texts; give one or more.
+        ValueError: There are no texts; give at least one.
     """
     source = TextSource(texts)
     max_tokens = longest_text(_checked_model(model), processor)

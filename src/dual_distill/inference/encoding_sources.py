@@ -1,4 +1,4 @@
-"""What is to be encoded, as ids and a way to fetch each: a folder of images, Parquet, a data set, texts.
+"""What is to be encoded, as ids and a way to fetch each: a folder of images, Parquet, a dataset, texts.
 
 An id is what a user finds an image by: its path below the folder, the value of an id column, or the number of its row.
 Nothing is decoded here, and of a folder nothing but names is read.
@@ -66,10 +66,10 @@ class FolderSource:
 
 
 class DatasetSource:
-    """The images of a data set, undecoded.
+    """The images of a dataset, undecoded.
 
     Args:
-        rows: the data set.
+        rows: the dataset.
         image_column: its images, as `datasets.Image`, bytes or paths.
         id_column: its ids, each once; None: the numbers of the rows.
 
@@ -87,7 +87,7 @@ class DatasetSource:
         for column in (image_column, id_column):
             if column is not None and column not in rows.column_names:
                 raise ValueError(
-                    f"The data set has no column {column!r}, only {', '.join(rows.column_names)}; name one of them."
+                    f"The dataset has no column {column!r}, only {', '.join(rows.column_names)}; name one of them."
                 )
 
         if isinstance(rows.features[image_column], datasets.Image):
@@ -106,7 +106,7 @@ class DatasetSource:
         self._numbers = {identifier: number for number, identifier in enumerate(self.ids)}
 
     def value(self, identifier: str) -> Any:
-        """Return an image as the data set holds it."""
+        """Return an image as the dataset holds it."""
         return self._images[self._numbers[identifier]][self._column]
 
 
@@ -128,7 +128,7 @@ class MappingSource:
         self._images = images
         self.ids = list(images)
         if not self.ids:
-            raise ValueError("There are no images; give one or more.")
+            raise ValueError("There are no images; give at least one.")
         if wrong := [identifier for identifier in self.ids if not isinstance(identifier, str)]:
             raise ValueError(
                 f"The id {wrong[0]!r} is a {type(wrong[0]).__name__}, but an id is a string; write it as one."
@@ -156,7 +156,7 @@ class TextSource:
     def __init__(self, texts: Iterable[str]) -> None:
         self.ids = list(dict.fromkeys(texts))
         if not self.ids:
-            raise ValueError("There are no texts; give one or more.")
+            raise ValueError("There are no texts; give at least one.")
         for text in self.ids:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"A text is {text!r}, but it should be a string with words in it; leave it out.")
@@ -172,11 +172,11 @@ def open_images(
     """Return the source of images from whatever names or holds them.
 
     Args:
-        images: a folder of image files; a Parquet file; a folder that `Dataset.save_to_disk` wrote; a data set on the
+        images: a folder of image files; a Parquet file; a folder that `Dataset.save_to_disk` wrote; a dataset on the
             Hub; a `datasets.Dataset`; or a mapping from id to image.
         image_column: of Parquet and data sets.
         id_column: likewise; None: the number of the row.
-        split: of a data set that has splits.
+        split: of a dataset that has splits.
 
     Returns:
         The source.
@@ -192,14 +192,14 @@ def open_images(
     if isinstance(images, Mapping) and not isinstance(images, DatasetDict):
         return MappingSource(images)
     if isinstance(images, Dataset | DatasetDict):
-        return DatasetSource(_one_split(images, split, "the data set"), image_column, id_column)
+        return DatasetSource(_one_split(images, split, "the dataset"), image_column, id_column)
 
     path, name = Path(images), str(images)
     if path.suffix == ".parquet":
         return DatasetSource(Dataset.from_parquet(str(existing_file(name))), image_column, id_column)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return DatasetSource(_one_split(load_from_disk(name), split, repr(name)), image_column, id_column)
-    # A data set on the Hub is owner/name; of any other path, the folder's source says that it is not there.
+    # A dataset on the Hub is owner/name; of any other path, the folder's source says that it is not there.
     if path.is_dir() or name.count("/") > 1 or name.startswith((".", "/", "~")):
         return FolderSource(name)
     try:
@@ -207,7 +207,7 @@ def open_images(
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{name!r} is no folder and no Parquet file here, and no data set that can be fetched from the Hub "
+            f"{name!r} is not a folder or Parquet file here, nor a dataset that can be fetched from the Hub "
             f"({reason}); check the spelling."
         ) from error
     return DatasetSource(_one_split(found, split, repr(name)), image_column, id_column)
