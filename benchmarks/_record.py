@@ -62,20 +62,10 @@ def device() -> str:
 
 
 def write(name: str, results: Any, source: dict[str, Any]) -> None:
-    """Write `results/NAME.json`: where the figures come from (`provenance()`, taken before the run), then the figures."""
+    """Write `results/NAME.json`: where the figures come from (`provenance()`, taken before the run), then they."""
     RESULTS.mkdir(exist_ok=True)
     duration = datetime.now(UTC) - datetime.fromisoformat(source["started"])
     file = RESULTS / f"{name}.json"
     record = {**source, "duration_s": round(duration.total_seconds()), "results": results}
     file.write_text(json.dumps(record, indent=2) + "\n")
     print(f"written: {file.relative_to(Path.cwd())}" if file.is_relative_to(Path.cwd()) else f"written: {file}")
-
-
-def train_once(recipe: str, role: str, folder: Path, *words: str) -> dict[str, Any]:
-    """Train one role of a recipe, or read what an earlier start of this script left; its results, folder and command."""
-    command = ["train", f"recipes/{recipe}.yaml", "--role", role, "--output_dir", str(folder), *words]
-    results = folder / "results.json"
-    if not results.is_file():
-        dual_distill(command[0], str(RESULTS.parents[1] / command[1]), *command[2:])
-    shown = " ".join(["dual-distill", *command])
-    return {**json.loads(results.read_text()), "folder": str(folder), "command": shown}

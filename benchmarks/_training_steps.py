@@ -96,7 +96,7 @@ class TrainingSteps:
         return run
 
     def peak_bytes(self, way: str) -> int:
-        """Weights of both models, and the most bytes that one step adds to them: activations, gradients, recorded states."""
+        """Weights of both models, and the most bytes that one step adds: activations, gradients, recorded states."""
         self.student.zero_grad(set_to_none=True)  # the last step's gradients would count as freed by this one
         return sum(weight.nbytes for weight in self.weights) + peak_memory(self.step(way), self.weights[0].device)
 

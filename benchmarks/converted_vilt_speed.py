@@ -1,5 +1,4 @@
-"""ViLT of transformers against its conversion: milliseconds a batch, in turn, in one process, and the largest
-difference.
+"""ViLT of transformers against its conversion: milliseconds a batch, in turn, and the largest difference.
 
     python benchmarks/converted_vilt_speed.py [--repeats 15] [--height 384 --width 512 --batch-size 4 --tokens 12]
 

@@ -85,7 +85,7 @@ def main() -> None:
 def make_model(
     width: int, layers: int, labels: int, image_size: list[int]
 ) -> tuple[PreTrainedModel, DualDistillProcessor]:
-    """Return a dual encoder with random weights, and a processor that brings the shorter side to that of the image size."""
+    """Return a dual encoder with random weights, and a processor that brings the shorter side to the image size."""
     tokenizer = train_tokenizer([QUESTION])
     tower = {
         "hidden_size": width,

@@ -1,5 +1,4 @@
-"""Milliseconds a pair: fusion encoder, dual encoder, half-depth dual encoder; nothing stored, image stored, both
-stored.
+"""Milliseconds a row: fusion encoder, dual encoder, half-depth one; nothing stored, image stored, both stored.
 
     python benchmarks/inference_speed.py [--batch-sizes 1 16 64] [--height 384 --width 512]
 

@@ -38,7 +38,7 @@ def main() -> None:
 def row(report: dict) -> str:
     """Return one line for the terminal."""
     shares = " ".join(
-        f"{name} {100 * report[name]['accuracy']:.1f}" for name in ("teacher", "alone", "distilled", "text_only")
+        f"{name} {100 * report[name]['accuracy']:.1f}" for name in ("teacher", "hard_labels", "distilled", "text_only")
     )
     return f"{shares} % in {report['seconds']:.0f} s"
 

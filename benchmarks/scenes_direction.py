@@ -3,9 +3,8 @@
     python benchmarks/scenes_direction.py CHECKPOINT [--seed 0]
 
 Relation questions of the test split ("what colour is the thing left of the red circle?"), split by how many different
-answers
-the neighbours of the named thing would give: where there is one, no direction is needed; where there are two, a model
-that ignores the direction is right half the time.
+answers the neighbours of the named thing would give: where there is one, no direction is needed; where there are two, a
+model that ignores the direction is right half the time.
 """
 
 import argparse

@@ -1,5 +1,4 @@
-"""Why a stored pair takes what it takes: each operation of `logits_of_projections` at batch 1 and 16, by torch's
-profiler.
+"""Why a stored row takes what it takes: each operation of `logits_of_projections` at batch 1 and 16, profiled.
 
     python benchmarks/stored_pair_profile.py
 

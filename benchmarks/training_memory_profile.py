@@ -1,13 +1,11 @@
-"""What the memory of a training step is made of: weights, gradients, and what the student keeps for its backward pass,
-by kind.
+"""What the memory of a training step is made of: weights, gradients, what the student keeps for its backward pass.
 
     python benchmarks/training_memory_profile.py [--batch-size 16]
 
 The steps of `training_step.py`, at the same shape. What is kept is caught by autograd's own hooks as the forward pass
 hands it over, each storage once, weights left out; its kind is read off its shape. Whatever the peak has beyond weights
-and kept tensors
-is of the moment: the teacher's pass, the operation under way, or gradients that come while kept tensors go. `--tiny`
-tries the script out.
+and kept tensors is of the moment: the teacher's pass, the operation
+under way, or gradients that come while kept tensors go. `--tiny` tries the script out.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Generated worlds beside the scenes with questions that the package brings: captions, sentences about two images, regions.
+"""Generated worlds beside the scenes with questions of the package: captions, sentences about two images, regions.
 
-`python benchmarks/worlds/write.py --help` writes them out as ordinary folders, which the package reads like any other data.
+`python benchmarks/worlds/write.py --help` writes them out as ordinary folders, which are read like any other data.
 """

@@ -1,5 +1,4 @@
-"""Captions of the generated scenes: pre-training and retrieval without a download, on the very pictures of the
-questions.
+"""Captions of the generated scenes: pre-training and retrieval without a download, on the images of the questions.
 
 What is unusual: a caption is made of *facts*, each a form with a tuple of words in its places, such as "a {} {} left of
 a {} {}" with ("red", "circle", "blue", "square"). For every form there is one function that finds all word tuples that
@@ -107,7 +106,7 @@ def generate_scene_captions(
 
     Returns:
         A `DatasetDict`, one row a caption: `image` (PNG), `caption` (6 to 16 words), `image_id` (the `scene_id` of
-        `generate_scenes`), `hard_negative` and `changed` (see `Caption`), `boxes` and `objects` as in `generate_scenes`.
+        `generate_scenes`), `hard_negative` and `changed` (see `Caption`), `boxes` and `objects` as there.
 
     Raises:
         ValueError: an argument is out of its range, or the grid does not hold that many different scenes.
@@ -268,7 +267,7 @@ def _middle(scene: Scene, cells: int) -> set[Words]:
 
 
 def _beside(*directions: str) -> Callable[[Scene, int], set[Words]]:
-    """(colour, shape, direction, colour, shape) of each thing and a thing in the cell that it stands in that direction of."""
+    """(colour, shape, direction, colour, shape) of each thing and of the thing that it stands in that direction of."""
 
     def find(scene: Scene, cells: int) -> set[Words]:
         by_cell = {(item.row, item.column): item for item in scene}

@@ -1,10 +1,8 @@
-"""Regions of generated scenes: their known boxes, described by a small convolutional backbone that is trained here in
-seconds.
+"""Regions of generated scenes: their known boxes, described by a small convolutional backbone, trained in seconds.
 
 It stands for the detectors of photographs where one wants to see within minutes what distillation between region-based
-models
-does: a light detector is boxes that are moved, missed and in another order, and a backbone of few channels; a heavy one
-has the boxes as they are, and more channels.
+models does: a light detector is boxes that are moved, missed and in another order, and a backbone of few channels; a
+heavy one has the boxes as they are, and more channels.
 """
 
 import os

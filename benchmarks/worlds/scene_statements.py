@@ -196,7 +196,7 @@ def _four_rows(draw: _Draw, anchor: int, pictures: list[Picture], rng: random.Ra
 def _true_and_false(
     statement: Statement, side: str, shared: int, pictures: list[Picture], rng: random.Random
 ) -> _Rows | None:
-    """A pair that makes the statement true and one that makes it false, with one picture shared; None where none is met."""
+    """A pair that makes the statement true and one that makes it false, one image shared; None where none is met."""
     found: dict[bool, tuple[int, int]] = {}
     for _ in range(_MAX_PICTURES):
         other = rng.randrange(len(pictures))

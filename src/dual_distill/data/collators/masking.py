@@ -133,6 +133,7 @@ class WholeWordMasker(_Masker):
         for position, word in enumerate(encoding.word_ids(row)):
             if word is not None:
                 words.setdefault(word, []).append(position)
+
         pieces = encoding["input_ids"][row].tolist()
         return [word for word in words.values() if not any(pieces[position] in self._special for position in word)]
 

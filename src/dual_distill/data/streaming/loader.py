@@ -55,6 +55,7 @@ class ImageTextLoader(DataLoader):
                 f"{num_workers} workers share the shards of a process, but the source with the fewest has "
                 f"{per_process}; take fewer workers, or cut that source into more files."
             )
+
         self.stream = stream
         self._state = self._start(num_workers)
         self._resumed: dict[str, Any] | None = None

@@ -53,6 +53,7 @@ def read_image_texts(shards: list[Shard], skip_bad: bool) -> Iterator[tuple[str,
             rows = _parquet_rows(shard)
         else:
             rows = _listed_rows(shard, skip_bad)
+
         for row in rows:
             yield row["name"], row
 
@@ -62,6 +63,7 @@ def _image_rows(name: str, image: Any, captions: Any) -> Rows:
     several = isinstance(captions, list | tuple) and len(captions) > 0
     if not several:
         captions = [None if isinstance(captions, list | tuple) else captions]
+
     for number, caption in enumerate(captions, start=1):
         row_name = f"{name}, caption {number}" if several else name
         if image is None:
@@ -129,6 +131,8 @@ def _sample(shard: Shard, key: str, parts: dict[str, bytes]) -> Rows:
     name, column = f"{shard.name}: {key}", shard.source.caption_column
     images = [extension for extension in parts if f".{extension}" in IMAGE_SUFFIXES]
     image = {"bytes": parts[images[0]], "path": f"{key}.{images[0]}"} if images else None
+
+    # img2dataset writes the caption twice; further columns are in the JSON alone.
     try:
         if column == CAPTION_COLUMN and "txt" in parts:
             caption = parts["txt"].decode()
@@ -143,6 +147,7 @@ def _sample(shard: Shard, key: str, parts: dict[str, bytes]) -> Rows:
 def _parquet_rows(shard: Shard) -> Rows:
     image_column, caption_column = columns = [shard.source.image_column, shard.source.caption_column]
     number = 0
+
     try:
         with xopen(shard.path, "rb") as file:
             table = pq.ParquetFile(file)
@@ -179,6 +184,7 @@ def _listed_rows(shard: Shard, skip_bad: bool) -> Rows:
         if isinstance(caption, InvalidRecordError):
             yield _bad(name, "malformed entry", str(caption))
             continue
+        # A folder of thousands of text files is read as it is trained on, not when it is listed.
         if isinstance(caption, Path):
             try:
                 caption = caption.read_text("utf-8") if caption.is_file() else None

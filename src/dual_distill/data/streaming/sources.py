@@ -183,6 +183,7 @@ def find_shards(source: ImageTextSource, skip_bad: bool = False) -> FoundShards:
         return _parquet_shards(source)
 
     records, skipped = listed_records(source, skip_bad)
+    # Ranges of rows, so many that a few workers share them evenly.
     count, pieces = len(records), min(_RANGES, len(records))
     bounds = [count * piece // pieces for piece in range(pieces + 1)] if pieces else []
     name = str(source.name)
@@ -193,6 +194,7 @@ def find_shards(source: ImageTextSource, skip_bad: bool = False) -> FoundShards:
 def _tar_shards(source: ImageTextSource) -> FoundShards:
     files = _files(source)
     counts = [_counted_by_img2dataset(file) for file in files]
+
     known = [count for count in counts if count is not None]
     shards = [Shard(source, file, _shard_name(source, file)) for file in files]
     return FoundShards(source, shards, sum(known) if len(known) == len(files) else None)
@@ -283,7 +285,7 @@ def _folder_records(source: ImageTextSource) -> list[tuple[str | None, Any, str]
 
 
 def _metadata_record(source: ImageTextSource, folder: Path, where: str, entry: Any) -> tuple[str | None, Any, str]:
-    name = where.rsplit("/", 1)[-1]
+    name = where.rsplit("/", 1)[-1]  # "metadata.jsonl, line 3"
     if not isinstance(entry, InvalidRecordError) and not isinstance(entry.get("file_name"), str):
         entry = InvalidRecordError("malformed entry", "there is no file_name")
     if isinstance(entry, InvalidRecordError):

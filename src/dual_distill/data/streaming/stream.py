@@ -15,7 +15,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -27,7 +27,7 @@ from dual_distill.data.images import MAX_PIXELS, ImageError, decode_image
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
 
 from .shards import IMAGE_TEXT_FEATURES, read_image_texts
-from .sources import FoundShards, find_shards, parse_sources
+from .sources import find_shards, parse_sources
 
 STOPPING_STRATEGIES = ("all_exhausted_without_replacement", "all_exhausted", "first_exhausted")
 """When an epoch of several sources ends, in the words of `datasets.interleave_datasets`."""
@@ -37,16 +37,13 @@ _MOST_LOGGED = 20
 _logger = logging.getLogger(__name__)
 
 
-def load_image_text_stream(
-    sources: Any,
-    seed: int = 0,
-    shuffle_buffer: int = 1000,
-    stopping_strategy: str = "all_exhausted_without_replacement",
-    skip_bad: bool = False,
-    repeat: bool = True,
-    max_pixels: int = MAX_PIXELS,
-) -> "ImageTextStream":
-    """A stream of images with texts from one or several sources.
+@dataclass(eq=False, repr=False)
+class ImageTextStream(torch.utils.data.IterableDataset):
+    """A stream of images with texts from one or several sources, in an order that a seed fixes.
+
+    Rows have the columns image (undecoded), caption, `__index__` (shard and key) and `__epoch__`. Within a data loader
+    each worker reads its own shards. The position is saved and restored by `state_dict` and `load_state_dict`, that of
+    each worker through `ImageTextLoader`.
 
     Args:
         sources: `ImageTextSource`s or objects with their fields, `{"path": "cc3m/*.tar", "kind": "webdataset"}`.
@@ -55,68 +52,42 @@ def load_image_text_stream(
         stopping_strategy: "all_exhausted_without_replacement": each row of each source once an epoch, mixed by weight
             as long as several sources last; "all_exhausted": until each source was seen whole, smaller ones again and
             again; "first_exhausted": until one is at its end, so that rows of the others are left out.
-        skip_bad: pass over bad rows and count them (`ImageTextStream.skipped`) instead of an error at the first. Images
-            are then decoded on the way, once more than otherwise. A broken shard ends that shard alone.
+        skip_bad: pass over bad rows and count them (`skipped`) instead of an error at the first. Images are then
+            decoded on the way, once more than otherwise. A broken shard ends that shard alone.
         repeat: no end, epoch after epoch (training); False: one epoch.
         max_pixels: largest accepted image, width x height in pixels, where `skip_bad` decodes it.
-
-    Returns:
-        The stream; rows have the columns image (undecoded), caption, `__index__` (shard and key) and `__epoch__`.
 
     Raises:
         FileNotFoundError: a source is not there.
         ValueError: an argument or a source is wrong.
 
     Example:
-        >>> load_image_text_stream([{"path": "no/such/*.tar", "kind": "webdataset"}])
+        >>> ImageTextStream([{"path": "no/such/*.tar", "kind": "webdataset"}])
         Traceback (most recent call last):
         FileNotFoundError: There is no file 'no/such/*.tar' ...
     """
-    if stopping_strategy not in STOPPING_STRATEGIES:
-        raise ValueError(
-            f"stopping_strategy is {stopping_strategy!r}, but expected is {', '.join(STOPPING_STRATEGIES)}."
-        )
-    if shuffle_buffer < 0:
-        raise ValueError(f"shuffle_buffer is {shuffle_buffer} rows, but must be at least 0 (no shuffling).")
 
-    found = [find_shards(source, skip_bad) for source in parse_sources(sources)]
-    for one in found:
-        if not one.shards:
-            raise ValueError(f"The source {one.source.path!r} has no rows; leave it out.")
-    return ImageTextStream(found, seed, shuffle_buffer, stopping_strategy, skip_bad, repeat, max_pixels)
-
-
-@dataclass(eq=False, repr=False)
-class ImageTextStream(torch.utils.data.IterableDataset):
-    """The rows of some shards, in an order that a seed fixes; made by `load_image_text_stream`.
-
-    Within a data loader each worker reads its own shards. The position is saved and restored by `state_dict` and
-    `load_state_dict`, that of each worker through `ImageTextLoader`.
-
-    Attributes:
-        found: the shards of each source.
-        seed: as in `load_image_text_stream`, and so are the following.
-        shuffle_buffer: rows.
-        stopping_strategy: one of `STOPPING_STRATEGIES`.
-        skip_bad: pass over bad rows.
-        repeat: no end.
-        max_pixels: limit on images.
-        rank: which process this is.
-        world_size: how many there are.
-    """
-
-    found: list[FoundShards]
-    seed: int
-    shuffle_buffer: int
-    stopping_strategy: str
-    skip_bad: bool
-    repeat: bool
-    max_pixels: int
-    rank: int = 0
-    world_size: int = 1
+    sources: Any
+    seed: int = 0
+    shuffle_buffer: int = 1000
+    stopping_strategy: str = "all_exhausted_without_replacement"
+    skip_bad: bool = False
+    repeat: bool = True
+    max_pixels: int = MAX_PIXELS
+    rank: int = field(default=0, init=False)
+    world_size: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
-        """Begin at the first row of epoch 0."""
+        """Find the shards, and begin at the first row of epoch 0."""
+        if self.stopping_strategy not in STOPPING_STRATEGIES:
+            known = ", ".join(STOPPING_STRATEGIES)
+            raise ValueError(f"stopping_strategy is {self.stopping_strategy!r}, but expected is {known}.")
+        if self.shuffle_buffer < 0:
+            raise ValueError(f"shuffle_buffer is {self.shuffle_buffer} rows, but must be at least 0 (no shuffling).")
+
+        self.found = [find_shards(source, self.skip_bad) for source in parse_sources(self.sources)]
+        if empty := [one.source.path for one in self.found if not one.shards]:
+            raise ValueError(f"The source {empty[0]!r} has no rows; leave it out.")
         self._epoch = 0
         self._position: dict[str, Any] = _start(0)
         self._resumed: dict[str, Any] | None = None
@@ -155,7 +126,10 @@ class ImageTextStream(torch.utils.data.IterableDataset):
         Returns:
             A new stream at its start.
         """
-        return replace(self, rank=rank, world_size=world_size)
+        part = copy.copy(self)
+        part.rank, part.world_size = rank, world_size
+        part._epoch, part._position, part._resumed = 0, _start(0), None
+        return part
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the next iteration begins with, where it does not resume.
@@ -209,6 +183,7 @@ class ImageTextStream(torch.utils.data.IterableDataset):
 
     def _rest_of_epoch(self) -> Iterator[dict[str, Any]]:
         position = self._position
+        # What `datasets` knows is the position before a block; within it we count ourselves.
         dataset = self._one_epoch(position["epoch"])
         if position["before_block"] is not None:
             dataset.load_state_dict(position["before_block"])
@@ -267,6 +242,7 @@ class ImageTextStream(torch.utils.data.IterableDataset):
             raise ValueError(
                 f"{row['name']}: {why}; mend it, or leave such rows out with skip_bad=True, which counts them."
             )
+
         skipped = self._position["skipped"]
         skipped[kind] = skipped.get(kind, 0) + 1
         if sum(skipped.values()) <= _MOST_LOGGED:
@@ -295,3 +271,6 @@ def _shuffled(values: list[Any], key: str) -> list[Any]:
     numbers = random.Random(key)
     order = sorted((numbers.random(), index) for index in range(len(values)))
     return [values[index] for _, index in order]
+
+
+load_image_text_stream = ImageTextStream  # the name that goes with `load_task`
