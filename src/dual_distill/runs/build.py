@@ -98,7 +98,7 @@ def make_run(
     )
     used = {"start": model_arguments.start, "teacher": model_arguments.taught_by}
     trainer.describe_run(
-        differing_fields((model_arguments, ModelArguments()), (data_arguments, DataArguments())),
+        differing_fields(model_arguments, data_arguments),
         data=DataOrigin(rows.task.name),
         **{role: origin_of(*checkpoint) for role, checkpoint in used.items() if checkpoint},
     )

@@ -18,7 +18,7 @@ import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,10 @@ from dual_distill.hub_cards import (
 
 _logger = logging.getLogger(__name__)
 _PACKAGES = ("dual-distill", "torch", "transformers", "datasets")
-# Where things lie on one machine, and what the Hub client is told: no part of what was done.
+# Where things lie on one machine, what Trainer makes of it, and what the Hub client is told: no part of what was done.
 _NOT_SETTINGS = {
     *("data", "init_from", "init_revision", "output_dir", "run_name", "teacher", "teacher_revision"),
-    *("regions", "teacher_regions", "teacher_cache_dir"),
+    *("regions", "teacher_regions", "teacher_cache_dir", "accelerator_config", "dataloader_pin_memory", "use_cpu"),
 }
 _HUB_PREFIXES = ("hub_", "push_to_hub", "logging_dir", "report_to", "disable_tqdm", "resume_from")
 # What Trainer says of the machine.
@@ -66,8 +66,6 @@ class RecordingTrainer(Trainer):
     data_collator: Any
 
     def __init__(self, *, args: TrainingArguments, **kwargs: Any):
-        # Made now, since making any arguments later would take away the accelerator of the run.
-        self._defaults = type(args)(output_dir="out", use_cpu=args.use_cpu)
         self._told: dict[str, Any] = {}
         self._told_settings: dict[str, Any] = {}
         self._measurements: dict[int, dict[tuple[str, str], Measurement]] = {}
@@ -99,7 +97,7 @@ class RecordingTrainer(Trainer):
         record = RunRecord(
             data=DataOrigin(name),
             start=self._start,
-            settings={**self._told_settings, **differing_fields((self.args, self._defaults))},
+            settings={**self._told_settings, **differing_fields(self.args)},
             seed=self.args.seed,
             steps=step,
             train_seconds=round(self._train_seconds(), 3),
@@ -318,25 +316,22 @@ def loaded_from(model: Any) -> str | None:
     return name
 
 
-def differing_fields(*pairs: tuple[Any, Any]) -> dict[str, Any]:
+def differing_fields(*arguments: Any) -> dict[str, Any]:
     """Return the fields of dataclasses that differ from their defaults, as JSON; paths and Hub settings are left out.
-
-    Args:
-        pairs: `(arguments, default arguments)` of one class each.
 
     Example:
         >>> from dual_distill.hub_cards import DataOrigin
-        >>> differing_fields((DataOrigin("a", revision="b"), DataOrigin("a")))
+        >>> differing_fields(DataOrigin(revision="b"))
         {'revision': 'b'}
     """
-    found = {
-        one.name: getattr(arguments, one.name)
-        for arguments, defaults in pairs
-        for one in fields(arguments)
-        if one.name not in _NOT_SETTINGS
-        and not one.name.startswith(_HUB_PREFIXES)
-        and getattr(arguments, one.name) != getattr(defaults, one.name)
-    }
+    found = {}
+    for one in arguments:
+        for field in fields(one):
+            default = field.default_factory() if field.default_factory is not MISSING else field.default
+            value = getattr(one, field.name)
+            is_default = value == default or not (value or default)  # None becomes False or [] on the way
+            if not is_default and field.name not in _NOT_SETTINGS and not field.name.startswith(_HUB_PREFIXES):
+                found[field.name] = value
     plain: dict[str, Any] = _without_paths(json.loads(json.dumps(found, default=str)))
     return plain
 
