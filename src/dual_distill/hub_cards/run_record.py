@@ -223,7 +223,7 @@ def write_run(folder: str | Path, record: RunRecord) -> Path:
         )
     values = asdict(replace(record, weights=weights))
     values["measurements"] = [_noted(one) for one in values["measurements"]]
-    values |= {name: _noted(values[name]) for name in _NESTED if values[name] is not None}
+    values |= {name: _noted(values[name]) for name in ("objective", "data") if values[name]}
     file = Path(folder, RUN_FILE)
     content = {"format": FORMAT, **_noted(values)}
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
