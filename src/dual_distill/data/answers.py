@@ -34,6 +34,7 @@ def build_answer_vocabulary(
         raise ValueError(f"min_count is {min_count}, but must be at least 1.")
     if max_answers is not None and max_answers < 1:
         raise ValueError(f"max_answers is {max_answers}, but must be at least 1.")
+
     counts = Counter(_answers(dataset, column))
     kept = sorted((answer for answer in counts if counts[answer] >= min_count), key=lambda a: (-counts[a], a))
     if not kept:

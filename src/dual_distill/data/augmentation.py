@@ -141,7 +141,8 @@ class RandAugment:
         drawn = []
         for _ in range(self.num_operations):
             name = names[int(numbers.random() * len(names))]
-            is_negative = numbers.random() < 0.5
+            is_negative = numbers.random() < 0.5  # drawn for every operation, so that the next does not depend on this
+
             operation = OPERATIONS[name]
             strength = operation.weakest + self.magnitude / MAX_MAGNITUDE * (operation.strongest - operation.weakest)
             drawn.append((name, -strength if operation.signed and is_negative else strength))

@@ -59,6 +59,7 @@ def decode_image(value: Any, row: int | str, max_pixels: int = MAX_PIXELS) -> Im
     """
     name, source = image_source(value, row)
     where = f"row {row} (image {name!r})" if name else f"row {row}"
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter, and is an error
         if isinstance(source, Image.Image):
@@ -131,6 +132,7 @@ def _decode(image: Image.Image, where: str, max_pixels: int) -> Image.Image:
         raise ImageError(f"{where}: {problem}; download the file again or drop the row.") from error
 
     if image.mode in _SIXTEEN_BIT_MODES:
+        # Pillow would clip such values instead of scaling them.
         values = np.asarray(image).astype(np.int64)
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > 65535:

@@ -52,6 +52,7 @@ class ReadingReport:
         lines = [f"{self.source}: " + ", ".join(f"{split} {number:,} rows" for split, number in self.rows.items())]
         lines += [f"  left out {number:,}: {reason}" for reason, number in self.left_out.items()]
         lines += [f"  taken {number:,}: {remark}" for remark, number in self.notes.items()]
+
         for kind, sentences in self.bad.items():
             lines.append(f"  skipped {len(sentences):,}: {kind}")
             lines += [f"    {sentence}" for sentence in sentences[:_MOST_PRINTED]]
@@ -82,6 +83,7 @@ class RecordReader:
             if isinstance(record, InvalidRecordError):
                 raise record
             return make_row(record)
+
         except InvalidRecordError as problem:
             if not self.skip_bad:
                 way_out = "mend it, or leave such records out with skip_bad=True (--skip_bad), which lists them."
@@ -142,11 +144,12 @@ class ImageFolder:
         """The first of some files, below the folder or absolute, as an undecoded image."""
         for name in names:
             path = self.folder / name
-            if path.parent not in self._listed:
-                listed = os.scandir(path.parent) if path.parent.is_dir() else ()
-                self._listed[path.parent] = {entry.name for entry in listed}
-            if path.name in self._listed[path.parent]:
+            folder = path.parent
+            if folder not in self._listed:
+                self._listed[folder] = {file.name for file in os.scandir(folder)} if folder.is_dir() else set()
+            if path.name in self._listed[folder]:
                 return {"bytes": None, "path": str(path)}
+
         message = f"the image is missing: {str(self.folder)!r} holds no {' nor '.join(names)}"
         raise InvalidRecordError("missing image", message)
 
@@ -225,12 +228,14 @@ def hold_out(
     """Train and validation: whole groups of rows move to the latter, in an order, until it has `rows` (None: all)."""
     if rows is not None and rows < 0:
         raise ValueError(f"{asked}, but a number of rows must be at least 0.")
+
     sizes, held_out, moved = Counter(groups), set(), 0
     for group in order:
         if rows is not None and moved >= rows:
             break
         held_out.add(group)
         moved += sizes[group]
+
     if moved == len(groups):
         found = f"there are {len(groups):,} rows in {len(sizes):,} groups that stay together"
         raise ValueError(f"{asked}, but {found}, which leaves none to train on; hold out less, or give more.")

@@ -8,6 +8,7 @@ the reading: an `InvalidRecordError` travels in its place, and `RecordReader` de
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ FilePath = str | os.PathLike[str]
 Records = Iterator[tuple[str, Any]]
 """Pairs of a place (file and line, or file, index and id) and a record, or the `InvalidRecordError` in its stead."""
 
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates, which JSON may spell out and UTF-8 cannot
 _EXPECTED = {str: "text in Unicode", int: "a whole number of 64 bits", list: "a list [...]", dict: "an object {...}"}
 
 
@@ -41,9 +43,10 @@ class Record(dict[str, Any]):
         value = self[name]
         fits = isinstance(value, kind) and not isinstance(value, bool)
         if fits and kind is str:
-            fits = _is_unicode(value)
+            fits = not _HALF_PAIR.search(value)
         elif fits and kind is int:
             fits = -(2**63) <= value < 2**63
+
         if not fits:
             message = f"{name} is {_shortened(repr(value))}, but expected is {expected or _EXPECTED[kind]}"
             raise InvalidRecordError("malformed record", message)
@@ -73,7 +76,7 @@ def read_json_lines(file: FilePath) -> Records:
                 continue
 
             try:
-                record = json.loads(line, object_hook=Record)
+                record = json.loads(line)
             except ValueError as error:  # bytes that are not UTF-8 among them
                 text = _shortened(line.decode("utf-8", "replace").strip())
                 record = InvalidRecordError("malformed line", f"the line is not JSON ({error}): {text}")
@@ -118,7 +121,7 @@ def read_json(file: FilePath, *keys: str) -> dict[str, Any]:
     """A file that is one JSON object with a list under each of `keys`; a BOM is fine."""
     path = existing_file(file)
     try:
-        document = json.loads(path.read_bytes(), object_hook=Record)
+        document = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is not one JSON document ({error}); download it again.") from error
 
@@ -133,7 +136,7 @@ def read_json(file: FilePath, *keys: str) -> dict[str, Any]:
 def document_records(file: FilePath, records: Sequence[Any], noun: str, id_name: str) -> Records:
     """The records of a list in a JSON document, placed as "file, question 3 (question_id 17)", counted from 1."""
     for number, record in enumerate(records, start=1):
-        identity = f" ({id_name} {record.get(id_name)})" if isinstance(record, Record) else ""
+        identity = f" ({id_name} {record.get(id_name)})" if isinstance(record, dict) else ""
         yield f"{os.fspath(file)}, {noun} {number}{identity}", _object_or_error(record, noun)
 
 
@@ -158,6 +161,7 @@ class UniqueIds:
         if not isinstance(value, str | int):
             message = f"{self.name} is {_shortened(repr(value))}, but expected is a text or a number"
             raise InvalidRecordError(f"malformed {self.name}", message)
+
         if value in self._seen:
             raise InvalidRecordError(f"duplicate {self.name}", f"{self.name} {value} occurs twice")
         self._seen.add(value)
@@ -166,19 +170,12 @@ class UniqueIds:
 
 def _object_or_error(record: Any, noun: str) -> Any:
     """The record where it is an object, or already an error; else the error that it is none."""
-    if isinstance(record, Record | InvalidRecordError):
+    if isinstance(record, InvalidRecordError):
         return record
+    if isinstance(record, dict):
+        return Record(record)
     message = f"the {noun} is {_shortened(repr(record))}, but expected is an object {{...}}"
     return InvalidRecordError(f"malformed {noun}", message)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8; half of a surrogate pair, which JSON may spell out, cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _shortened(text: str) -> str:

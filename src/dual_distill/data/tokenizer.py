@@ -30,10 +30,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 30_522, max_text_len
     texts = list(texts)
     if not texts:
         raise ValueError("a tokenizer needs at least one training text, but there is none.")
+
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trained.normalizer = normalizers.BertNormalizer(lowercase=True)
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trained.decoder = decoders.WordPiece()
+
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=_SPECIAL_TOKENS, show_progress=False)
     trained.train_from_iterator(texts, trainer)
     return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=True, model_max_length=max_text_length)

@@ -110,7 +110,7 @@ def _read_karpathy(file: FilePath, images: ImageFolder, reader: RecordReader) ->
         if word not in _KARPATHY_SPLITS:
             message = f"split is {word!r}, but expected is {', '.join(_KARPATHY_SPLITS)}"
             raise InvalidRecordError("unknown split", message)
-        if not isinstance(sentence, Record):
+        if not isinstance(sentence, dict):
             message = f"the sentence is {sentence!r:.80}, but expected is an object {{...}}"
             raise InvalidRecordError("malformed record", message)
         if "sentid" in sentence:
@@ -118,7 +118,7 @@ def _read_karpathy(file: FilePath, images: ImageFolder, reader: RecordReader) ->
 
         name = image.value("filename", str)
         names = (f"{image['filepath']}/{name}", name) if image.get("filepath") else (name,)
-        caption = sentence.text("raw")
+        caption = Record(sentence).text("raw")
         return {"image": images.find(*names), "caption": caption, "image_id": image_id, "split": word}
 
     table = reader.table("all", reader.rows(sentences(), make_row)).data.table

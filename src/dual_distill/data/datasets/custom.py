@@ -320,6 +320,7 @@ def _label(record: Record, column: str, kind: Any, classes: list[str] | None) ->
 def _rows_without_image(images: Dataset) -> set[int]:
     """Indices of the rows with an image that has neither bytes nor a file; no bytes are read for it."""
     missing: set[int] = set()
+
     for number, batch in enumerate(images.with_format("arrow").iter(1_000)):
         for column in batch.itercolumns():
             no_bytes, paths = pc.is_null(pc.struct_field(column, "bytes")), pc.struct_field(column, "path")

@@ -67,6 +67,7 @@ def load_easy_vqa(
         if (record["split"], record["image_id"]) in images:
             raise ValueError(f"{place}: image_id {record['image_id']} occurs twice in split {record['split']!r}.")
         images[record["split"], record["image_id"]] = record["image"]
+
     image_ids = sorted(image_id for split, image_id in images if split == "train")
     if not 0 <= validation_images < max(len(image_ids), 1):
         limits = f"it is 0 or more and fewer than the {len(image_ids)} training images"
@@ -84,6 +85,7 @@ def load_easy_vqa(
         questions = read_parquet(folder, "questions.parquet", _QUESTION_COLUMNS)
         reader.read(split, questions, partial(make_row, split=split))
     train, test = reader.splits.values()
+    # Rows of one image go together, else a question about it would tell of another.
     held_out = random.Random(seed).sample(image_ids, validation_images)
     train, validation = hold_out(train, train["image_id"][:], held_out, f"validation_images is {validation_images}")
     reader.splits = {"train": train, "validation": validation, "test": test}

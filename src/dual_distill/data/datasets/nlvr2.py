@@ -78,6 +78,7 @@ def _make_row(record: Any, images: ImageFolder, ids: UniqueIds) -> dict[str, Any
     if parts is None:
         message = f"identifier is {identifier!r}, but expected is split-set-pair-sentence"
         raise InvalidRecordError("malformed identifier", message)
+
     label = str(record.get("label"))
     if label not in ("True", "False"):
         message = f"label is {record.get('label')!r}, but expected is 'True' or 'False'"

@@ -98,12 +98,14 @@ class SceneQuestionWriter:
         # A form is drawn before the answer, so that the form does not betray the answer.
         first = self._rng.choices(range(len(finders)), weights=[weight for _, weight in finders])[0]
         finders.insert(0, finders.pop(first))
+
         for find, _ in finders:
             candidates = [c for c in find(scene, self._cells) if (c.form, *c.words) not in asked]
             if candidates:
                 break
         else:
             return None
+
         chosen = min(
             candidates, key=lambda c: (self._answers[find, c.form, c.answer], self._written[c], self._rng.random())
         )
@@ -217,6 +219,7 @@ def _neighbours(scene: Scene) -> Iterator[tuple[str, SceneObject, SceneObject]]:
     """Each (direction, anchor of a kind that no other thing has, thing in the neighbouring cell in that direction)."""
     by_cell = {(item.row, item.column): item for item in scene}
     kinds = Counter((item.colour, item.shape) for item in scene)
+
     for anchor in scene:
         if kinds[anchor.colour, anchor.shape] > 1:
             continue

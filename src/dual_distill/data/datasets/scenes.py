@@ -121,6 +121,7 @@ def draw_scenes(
     for split, number in num_scenes.items():
         if number < 0:
             raise ValueError(f"num_scenes[{split!r}] is {number}, but a split has 0 scenes or more.")
+
     if not 1 <= questions_per_scene <= 12:
         way_out = "generate more scenes instead"
         raise ValueError(f"questions_per_scene is {questions_per_scene}, but a scene carries 1 to 12; {way_out}.")
@@ -169,6 +170,7 @@ def _draw_scene(
         scene = _draw_objects(rng, cells)
         if frozenset(scene) in seen:
             continue
+
         asked: set[tuple[str, ...]] = set()
         questions = []
         for turn in range(questions_per_scene):
@@ -179,6 +181,7 @@ def _draw_scene(
         if len(questions) == questions_per_scene:
             seen.add(frozenset(scene))
             return scene, questions
+
     found = (
         f"No new scene in {_MAX_ATTEMPTS:,} attempts after {len(seen):,} scenes on a grid of {cells} x {cells} cells"
     )
@@ -207,6 +210,7 @@ def _paint(
     paper = float(rng.randint(236, 255))
     canvas = np.full((cells * cell_px, cells * cell_px, 3), paper, dtype=np.float32)
     boxes = []
+
     for item in scene:
         mask, (left, top, right, bottom) = _shape_mask(
             item.shape, rng.randrange(3), rng.randint(-1, 1), rng.randint(-1, 1), cell_px
@@ -215,6 +219,7 @@ def _paint(
         x, y = item.column * cell_px, item.row * cell_px
         canvas[y : y + cell_px, x : x + cell_px] += mask * (tint - paper)
         boxes.append([x + left, y + top, x + right, y + bottom])
+
     buffer = io.BytesIO()
     PILImage.fromarray(np.clip(np.rint(canvas), 0, 255).astype(np.uint8)).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue(), boxes
@@ -235,6 +240,7 @@ def _shape_mask(
         inside = np.maximum(abs(x), abs(y)) <= 0.86 * radius
     else:  # an upright triangle: tip at -radius, base at 0.8 radius
         inside = (y <= 0.8 * radius) & (abs(x) <= (y + radius) / 1.8)
+
     cover = inside.reshape(cell_px, oversampling, cell_px, oversampling).mean(axis=(1, 3)).astype(np.float32)
     rows, columns = np.flatnonzero(cover.any(axis=1)), np.flatnonzero(cover.any(axis=0))
     return cover[:, :, None], (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)

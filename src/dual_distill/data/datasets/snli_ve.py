@@ -80,6 +80,7 @@ def _make_row(record: Any, images: ImageFolder, pair_ids: set[str], report: Read
     if label not in classes:
         message = f"gold_label is {label!r}, but expected is {', '.join(classes)} or '-'"
         raise InvalidRecordError("unknown label", message)
+
     image_id = str(record.value("Flickr30K_ID", str)).removesuffix(".jpg")
     image, text = images.find(f"{image_id}.jpg"), record.text("sentence2")
 

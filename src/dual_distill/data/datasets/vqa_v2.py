@@ -148,6 +148,7 @@ def _read_part(
     asked, question_row = _read_questions(question_file, images, ids)
     listed = read_json(file, "annotations")["annotations"]
     annotations = reader.by_id(document_records(file, listed, "annotation", "question_id"), "question_id")
+
     question_ids = [question.get("question_id") for _, question in asked if isinstance(question, Record)]
     unasked = annotations.keys() - {number for number in question_ids if isinstance(number, int)}
     for number in sorted(unasked):
@@ -158,6 +159,7 @@ def _read_part(
         row = question_row(question)
         if row["question_id"] not in annotations:
             raise InvalidRecordError("question without annotation", f"{file!s} has no answers to the question")
+
         _, annotation = annotations[row["question_id"]]
         if annotation.get("image_id", row["image_id"]) != row["image_id"]:
             message = f"its image_id is {row['image_id']}, that of its annotation {annotation['image_id']}"
@@ -171,12 +173,13 @@ def _answer_columns(annotation: Record) -> dict[str, Any]:
     """What people said of a question, normalised and as it was."""
     given = []
     for answer in annotation.value("answers", list):
-        if not isinstance(answer, Record):
+        if not isinstance(answer, dict):
             message = f"an answer of its annotation is {answer!r}, but expected is an object {{...}}"
             raise InvalidRecordError("malformed record", message)
-        given.append(strip_answer(answer.value("answer", str)))
+        given.append(strip_answer(Record(answer).value("answer", str)))
     if not given:
         raise InvalidRecordError("no answers", "its annotation holds no answer")
+
     return {
         "answer": _normalise(annotation.value("multiple_choice_answer", str)),
         "answers": [_normalise(answer) for answer in given],
