@@ -5,7 +5,8 @@ YAML file, the command line and Python share their words. `resolve` finds out ev
 `make_run` adds them.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,19 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViltImageProcessorPil, ViTImageProcessorPil, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from dual_distill.data import RandAugment, build_answer_vocabulary, train_tokenizer
+from dual_distill.data import ImageTextStream, RandAugment, answer_coverage, build_answer_vocabulary, train_tokenizer
 from dual_distill.hub_cards import DataOrigin, origin_of
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, dual_config_from_fusion
 from dual_distill.teachers import load_config, load_model, load_processor, load_teacher
 from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments, differing_fields
 
 from .arguments import DataArguments, ModelArguments
-from .data import RunData, check_rows, prepare_data, tokenizer_texts
+from .data import RunData, prepare_data
 
 _SHORTEST_TEXT = 4
+_CHECKED_ROWS = 16
+_PIECE = 10_000
+_TOKENIZER_ROWS = 20_000
 # What a model from nothing takes over as it is.
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")
 _SCALES = ("initializer_range", "embedding_initializer_range")
@@ -141,7 +145,7 @@ def resolve(
     label_names = _label_names(labelled, data, data_arguments.min_answer_count) if head.has_labels else []
 
     if processor is None:
-        texts = tokenizer_texts(data, data_arguments.tokenizer_texts) if start is None else ()
+        texts = _tokenizer_texts(data, data_arguments.tokenizer_texts) if start is None else ()
         processor = build_processor(model_arguments, texts) if start is None else load_processor(*start)
 
     config = _student_config(model_arguments, data, label_names, len(processor.tokenizer))
@@ -157,7 +161,7 @@ def resolve(
         augmentation=RandAugment(seed=training_arguments.seed) if data_arguments.augmentation != "none" else None,
         **data.regions,
     )
-    check_rows(data, label_names, collator)
+    _check_rows(data, label_names, collator)
     return Resolved(data, label_names, processor, collator, config, teacher_config)
 
 
@@ -309,3 +313,39 @@ def _longest_text(config: PreTrainedConfig, data: RunData, wanted: int) -> int:
         left = f"of which max_tag_length {data.tag_tokens} leaves {longest} for the text"
         raise ValueError(f"the model has {positions} positions for words, {left}; give a smaller max_tag_length.")
     return longest
+
+
+def _first_rows(split: Any, count: int) -> list[dict[str, Any]]:
+    """Return the first rows of a split, table or stream; of a stream nothing is used up."""
+    if isinstance(split, ImageTextStream):
+        return list(itertools.islice(iter(split.split(0, 1)), count))
+    return [split[index] for index in range(min(count, len(split)))]
+
+
+def _tokenizer_texts(data: RunData, files: Sequence[str]) -> Any:
+    """Return what a tokenizer is trained on: all texts of a table, the first 20,000 of a stream, the lines of files."""
+    train, column = data.splits["train"], data.task.text_column
+    is_stream = isinstance(train, ImageTextStream)
+    texts = [row[column] for row in _first_rows(train, _TOKENIZER_ROWS)] if is_stream else train[column]
+    for file in files:
+        texts = [*texts, *Path(file).read_text(encoding="utf-8").splitlines()]
+    return texts
+
+
+def _check_rows(data: RunData, label_names: Sequence[str], collator: Callable[[Sequence[Any]], object]) -> None:
+    """Look at columns, images and labels of the first rows before any model is loaded.
+
+    Raises:
+        ValueError: the head can give none of the labels, as one of a checkpoint for other answers; or what the collator
+            raises.
+    """
+    if data.head.has_labels:
+        column, rows = str(data.task.answers_column or data.task.label_column), data.splits["train"]
+        # In pieces, the first of which says yes in any data that fits: all of VQA v2 would take ten seconds.
+        pieces = (rows.select(range(at, min(at + _PIECE, len(rows)))) for at in range(0, len(rows), _PIECE))
+        if not any(answer_coverage(piece, column, label_names) for piece in pieces):
+            given = f"the {len(label_names):,} that the head gives ({str(list(label_names)[:3])[1:-1]}, ...)"
+            mend = "give an init_from and a teacher for this data, or set new_head and leave the teacher out"
+            raise ValueError(f"none of the labels in column {column!r} is among {given}; {mend}.")
+    for split in ("train", "validation"):
+        collator(_first_rows(data.splits[split], _CHECKED_ROWS))

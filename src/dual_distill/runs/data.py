@@ -1,9 +1,7 @@
 """The data of a run: read, held to what the run needs, and its rows as the trainer takes them."""
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -13,7 +11,6 @@ from dual_distill.data import (
     ImageTextStream,
     IndexedDataset,
     Task,
-    answer_coverage,
     get_task,
     load_custom_dataset,
     load_task,
@@ -22,10 +19,6 @@ from dual_distill.regions import RegionStore
 
 from .arguments import DataArguments
 from .heads import HEADS, HeadSpec, choose_head
-
-_CHECKED_ROWS = 16
-_PIECE = 10_000
-_TOKENIZER_ROWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -145,39 +138,3 @@ def _used_rows(rows: Any, task: Task, limit: int | None, seed: int) -> Any:
 def num_rows(split: Any) -> int | None:
     """Return how many rows a split has; None for a stream that does not say."""
     return split.num_rows if isinstance(split, ImageTextStream) else len(split)
-
-
-def first_rows(split: Any, count: int) -> list[dict[str, Any]]:
-    """Return the first rows of a split, table or stream; of a stream nothing is used up."""
-    if isinstance(split, ImageTextStream):
-        return list(itertools.islice(iter(split.split(0, 1)), count))
-    return [split[index] for index in range(min(count, len(split)))]
-
-
-def tokenizer_texts(data: RunData, files: Sequence[str]) -> Any:
-    """Return what a tokenizer is trained on: all texts of a table, the first 20,000 of a stream, the lines of files."""
-    train, column = data.splits["train"], data.task.text_column
-    is_stream = isinstance(train, ImageTextStream)
-    texts = [row[column] for row in first_rows(train, _TOKENIZER_ROWS)] if is_stream else train[column]
-    for file in files:
-        texts = [*texts, *Path(file).read_text(encoding="utf-8").splitlines()]
-    return texts
-
-
-def check_rows(data: RunData, label_names: Sequence[str], collator: Callable[[Sequence[Any]], object]) -> None:
-    """Look at columns, images and labels of the first rows before any model is loaded.
-
-    Raises:
-        ValueError: the head can give none of the labels, as one of a checkpoint for other answers; or what the collator
-            raises.
-    """
-    if data.head.has_labels:
-        column, rows = str(data.task.answers_column or data.task.label_column), data.splits["train"]
-        # In pieces, the first of which says yes in any data that fits: all of VQA v2 would take ten seconds.
-        pieces = (rows.select(range(at, min(at + _PIECE, len(rows)))) for at in range(0, len(rows), _PIECE))
-        if not any(answer_coverage(piece, column, label_names) for piece in pieces):
-            given = f"the {len(label_names):,} that the head gives ({str(list(label_names)[:3])[1:-1]}, ...)"
-            mend = "give an init_from and a teacher for this data, or set new_head and leave the teacher out"
-            raise ValueError(f"none of the labels in column {column!r} is among {given}; {mend}.")
-    for split in ("train", "validation"):
-        collator(first_rows(data.splits[split], _CHECKED_ROWS))
