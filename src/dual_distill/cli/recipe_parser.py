@@ -135,7 +135,7 @@ def check_names(fields: Iterable[str]) -> None:
     known = [field.name for kind in DATACLASSES for field in dataclasses.fields(kind)]
     for name in fields:
         if name not in known:
-            # Both spellings are fields on the command line; a recipe has underscores alone.
+            # Both spellings are fields on the command line; a recipe has underscores only.
             [nearest] = difflib.get_close_matches(str(name).replace("-", "_"), known, n=1, cutoff=0.0)
             raise ValueError(
                 f"there is no field {name!r}; did you mean {nearest!r}? `dual-distill train --help-all` lists all."

@@ -43,7 +43,7 @@ class ModelArguments:
         None, "Start: the same architecture, or a fusion encoder (or ViLT) for both towers. Default: random weights."
     )
     init_revision: str | None = _option(None, "Branch, tag or commit of init_from on the Hub.")
-    new_head: bool = _option(False, "Take the body of init_from alone: from pre-training, or from another task.")
+    new_head: bool = _option(False, "Newly initialize the head; init_from gives the body: pre-training, another task.")
     teacher: str | None = _option(None, "Checkpoint of the frozen teacher: ours, or a ViLT. Default: hard labels only.")
     teacher_revision: str | None = _option(None, "Branch, tag or commit of teacher on the Hub.")
     text_layers: list[int] | None = _option(
