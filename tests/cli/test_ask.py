@@ -113,7 +113,7 @@ def test_the_tables_are_for_reading(folder: Path, capsys: pytest.CaptureFixture[
         ([], "Give questions or --pairs FILE, one of the two"),
         (["is it red?", "--pairs", "x"], "Give questions or --pairs FILE, one of the two"),
         (["is it red?", "--answer", "yes", "--image", "red.png"], "--answer ranks all images"),
-        (["--pairs", "x", "--image", "red.png"], "--pairs names its images itself"),
+        (["--pairs", "x", "--image", "red.png"], "--image is given, but --pairs names its images itself"),
         (["--pairs", "nowhere.jsonl"], "The pairs 'nowhere.jsonl' cannot be read"),
         (["is it red?", "--image", "green.png"], "lacks 1 of the images asked for: 'green.png'"),
         (["is it red?", "--answer", "green"], r"'green' is none of the model's 3 \(yes, no, red\)"),

@@ -113,8 +113,11 @@ def test_the_table(folder, words, capsys, tmp_path) -> None:
         (["--rerank-top", "4"], "--rerank-top and --all-pairs are about a fusion encoder; name it by --rerank"),
         (["--split", "dev"], "has no split 'dev'; it has validation, test"),
         (["--data-options", "[1]"], "data_options is '\\[1\\]'; give a JSON object"),
-        (["--submission", "x.json"], "is evaluated by its ranking, so there is no --submission"),
-        (["--task", "scenes", "--rerank", "x", "--all-pairs"], "there is no --rerank, --all-pairs; leave it out"),
+        (["--submission", "x.json"], "--submission is given, but task .* is evaluated by its ranking"),
+        (
+            ["--task", "scenes", "--rerank", "x", "--all-pairs"],
+            "--rerank, --all-pairs is given, but task 'scenes' is evaluated by its answers; leave it out",
+        ),
     ],
 )
 def test_each_error_by_its_message(words, more: list[str], message: str) -> None:

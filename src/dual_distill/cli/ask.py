@@ -31,7 +31,7 @@ from dual_distill.inference import (
     prepack_linear_layers,
 )
 
-from .options import add_options, answer_blocks, command_parser, default_device, refuse_if, show
+from .options import add_options, answer_blocks, command_parser, default_device, refuse_options, show
 
 _RANKED, _ANSWERS = 10, 5
 
@@ -43,7 +43,7 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("store", metavar="STORE", help="folder of the store that the model made")
     add_options(parser, "questions")
 
-    parser.add_argument("--image", action="append", dest="images", metavar="ID", help="ask this image; may be repeated")
+    parser.add_argument("--image", action="append", metavar="ID", help="ask this image; may be repeated")
     parser.add_argument("--pairs", metavar="FILE", help="JSON lines of image and question, in place of questions")
     parser.add_argument("--answer", help="rank images by the probability of this answer")
     parser.add_argument("--threshold", type=float, help="least probability, or least cosine of a search (default: all)")
@@ -66,7 +66,7 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
     _refuse_unfit(options, stored, texts, is_searched)
 
     # What was left open depends on the store: a search has no requests, and cosines may be negative.
-    requests = [(image, question) for image in options.images or () for question in options.questions]
+    requests = [(image, question) for image in options.image or () for question in options.questions]
     if options.pairs is not None:
         requests = read_requests(options.pairs)
     if options.top_k is None:
@@ -80,7 +80,7 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
     named = {"model_name": options.model, "revision": revision}
 
     if is_searched:
-        sides = (texts, stored) if options.images and stored.manifest.kind == "image" else (stored, texts)
+        sides = (texts, stored) if options.image and stored.manifest.kind == "image" else (stored, texts)
         result = _search(options, FeatureStoreSearcher(model, processor, *sides, index=options.index, **named))
     elif requests:
         result = _answer(options, FeatureStoreVQA(model, processor, stored, texts, **named), requests)
@@ -93,21 +93,22 @@ def _refuse_unfit(
     options: argparse.Namespace, stored: FeatureStore, texts: FeatureStore | None, is_searched: bool
 ) -> None:
     """Refuse options that do not go together, or not with the store."""
-    questions, images, pairs = bool(options.questions), options.images is not None, options.pairs is not None
     if is_searched:
-        about = f"is about answers, but the store {options.store!r} is one to search; leave it out."
-        refuse_if(pairs, f"--pairs {about}")
-        refuse_if(options.answer is not None, f"--answer {about}")
-        refuse_if(questions == images, "Give texts to search images by, or --image to search texts by, one of the two.")
-        no_texts = images and stored.manifest.kind == "image" and texts is None
-        refuse_if(no_texts, "--image searches texts; give --text-store STORE, or a store of texts in place of STORE.")
+        why = f"is about answers, but the store {options.store!r} is one to search"
+        refuse_options(options, ("pairs", "answer"), why)
+        if bool(options.questions) == bool(options.image):
+            raise ValueError("Give texts to search images by, or --image to search texts by, one of the two.")
+        if options.image and stored.manifest.kind == "image" and texts is None:
+            raise ValueError("--image searches texts; give --text-store STORE, or a store of texts in place of STORE.")
         return
 
-    refuse_if(questions == pairs, "Give questions or --pairs FILE, one of the two.")
-    refuse_if(options.index is not None, "--index is for a search, but this store is asked questions; leave it out.")
-    ranks = not images and not pairs
-    refuse_if(options.answer is not None and not ranks, "--answer ranks all images; leave --image and --pairs out.")
-    refuse_if(images and pairs, "--pairs names its images itself; leave --image out.")
+    if bool(options.questions) == (options.pairs is not None):
+        raise ValueError("Give questions or --pairs FILE, one of the two.")
+    refuse_options(options, ["index"], "is about a search, but this store is asked questions")
+    if options.pairs is not None:
+        refuse_options(options, ["image"], "is given, but --pairs names its images itself")
+    if options.pairs is not None or options.image is not None:
+        refuse_options(options, ["answer"], "ranks all images, but --image or --pairs names some")
 
 
 def _rank(options: argparse.Namespace, vqa: FeatureStoreVQA) -> dict[str, Any]:
@@ -131,9 +132,9 @@ def _answer(options: argparse.Namespace, vqa: FeatureStoreVQA, requests: list[tu
 
 def _search(options: argparse.Namespace, searcher: FeatureStoreSearcher) -> dict[str, Any]:
     """Search images for texts, or texts for images."""
-    find: Any = searcher.by_images if options.images else searcher.by_texts
-    query, kind = ("image", "text") if options.images else ("question", "image")
-    queries = options.images or options.questions
+    find: Any = searcher.by_images if options.image else searcher.by_texts
+    query, kind = ("image", "text") if options.image else ("question", "image")
+    queries = options.image or options.questions
 
     rankings = []
     for given, result in zip(queries, find(queries, options.top_k, options.threshold), strict=True):

@@ -35,7 +35,7 @@ from dual_distill.regions import RegionStore
 from dual_distill.runs import HEADS
 from dual_distill.teachers import MAX_POSITIONS, ConversionReport, convert_folder, start_folder
 
-from .options import add_options, aligned, command_parser, show
+from .options import add_options, aligned, command_parser, refuse_options, show
 
 _CLASSES: dict[str, type[PreTrainedModel]] = {
     "bare": FusionEncoderModel,
@@ -73,8 +73,8 @@ def run(words: Sequence[str]) -> None:
 def convert(options: argparse.Namespace) -> ConversionReport:
     """Convert a ViLT, or start a model over regions from a BERT."""
     if options.regions is None:
-        if options.max_positions is not None:
-            raise ValueError("--max-positions is about a start over regions, but --regions is not given; leave it out.")
+        why = "is about a start over regions, but --regions is not given"
+        refuse_options(options, ["max_positions"], why)
         return convert_folder(options.source, options.out, options.revision, _CLASSES.get(options.head))
 
     width = RegionStore(options.regions).feature_size

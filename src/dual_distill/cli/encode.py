@@ -35,7 +35,7 @@ from dual_distill.inference import (
     read_texts,
 )
 
-from .options import add_options, command_parser, default_device, show
+from .options import add_options, command_parser, default_device, refuse_options, show
 
 _MOST_LISTED = 20
 
@@ -85,10 +85,8 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
 def encode(options: argparse.Namespace) -> EncodingReport:
     """Look at the inputs first, then load the model and encode."""
     if options.texts is not None:
-        names = [name for name in ("id_column", "split", "strict", "verify") if getattr(options, name)]
-        if names:
-            given = ", ".join(f"--{name.replace('_', '-')}" for name in names)
-            raise ValueError(f"{given} is about images, but --texts is given; leave it out.")
+        of_images = ("id_column", "split", "strict", "verify")
+        refuse_options(options, of_images, "is about images, but --texts is given")
         texts = read_texts(options.texts)
     else:
         images = open_images(options.images, options.image_column, options.id_column, options.split)
@@ -104,8 +102,8 @@ def encode(options: argparse.Namespace) -> EncodingReport:
 
     if options.texts is not None:
         return encode_texts(model, processor, texts, options.out, **settings)
-    of_images = {name: getattr(options, name) for name in ("strict", "verify", "num_workers")}
-    return encode_images(model, processor, images, options.out, **settings, **of_images)
+    settings |= {name: getattr(options, name) for name in ("strict", "verify", "num_workers")}
+    return encode_images(model, processor, images, options.out, **settings)
 
 
 def table(report: EncodingReport) -> str:

@@ -38,7 +38,7 @@ from dual_distill.trainer import EvaluationReport, predict_answers, report_answe
 
 from . import evaluate_captions as captions
 from . import evaluate_retrieval as retrieval
-from .options import add_options, command_parser, default_device
+from .options import add_options, command_parser, default_device, refuse_options
 
 
 def run(words: Sequence[str]) -> None:
@@ -65,10 +65,10 @@ def run(words: Sequence[str]) -> None:
     writes = HEADS[TASKS[options.task].head].writes if options.task in TASKS else "answers"
     evaluate, unfit = {
         "answers": (evaluate_answers, retrieval.OPTIONS + captions.OPTIONS),
-        "ranking": (retrieval.evaluate_ranking, (*captions.OPTIONS, "--submission")),
+        "ranking": (retrieval.evaluate_ranking, (*captions.OPTIONS, "submission")),
         "captions": (captions.evaluate_captions, retrieval.OPTIONS),
     }[str(writes)]
-    captions.refuse_options(options, unfit, f"task {options.task!r} is evaluated by its {writes}")
+    refuse_options(options, unfit, f"is given, but task {options.task!r} is evaluated by its {writes}")
     with redirect_stdout(sys.stderr):
         report, shown = evaluate(options, *load_rows(options))
 

@@ -1,7 +1,6 @@
 """What `dual-distill evaluate` and `predict` do with models that read regions, and with models that write captions."""
 
 import argparse
-from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -15,7 +14,7 @@ from dual_distill.trainer import captions_by_image, describe_images
 
 from .options import aligned
 
-OPTIONS = ("--num-beams", "--max-new-tokens")
+OPTIONS = ("num_beams", "max_new_tokens")
 NUM_BEAMS, MAX_NEW_TOKENS, NUM_TAGS = 1, 20, 20
 
 
@@ -27,13 +26,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-tags", type=int, metavar="N", help=f"most object tags a text {tags}")
     group.add_argument("--num-beams", type=int, metavar="N", help=f"beams; 5 in the papers {beams}")
     group.add_argument("--max-new-tokens", type=int, metavar="N", help=f"longest caption (default: {MAX_NEW_TOKENS})")
-
-
-def refuse_options(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Refuse options that say nothing here; the message begins with `why`."""
-    given = [name for name in names if getattr(options, name.strip("-").replace("-", "_")) not in (None, False)]
-    if given:
-        raise ValueError(f"{why}, so there is no {', '.join(given)}; leave it out.")
 
 
 def writing_options(options: argparse.Namespace) -> dict[str, Any]:

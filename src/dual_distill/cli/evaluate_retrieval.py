@@ -8,7 +8,7 @@ from dual_distill.inference import RetrievalReport, evaluate_retrieval
 from dual_distill.runs import HEADS
 from dual_distill.teachers import load_model
 
-OPTIONS = ("--rerank", "--rerank-top", "--all-pairs", "--fold-images")
+OPTIONS = ("rerank", "rerank_top", "all_pairs", "fold_images")
 RERANK_TOP, FOLD_IMAGES = 16, 1000
 _WAYS = {"dual": "dual encoder alone", "reranked": "top {} re-ranked", "fusion": "fusion encoder alone"}
 _DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}

@@ -53,10 +53,18 @@ def add_options(parser: Any, *names: str, **defaults: Any) -> None:
         parser.add_argument(name, default=default, **OPTIONS[name])
 
 
-def refuse_if(holds: bool, message: str) -> None:
-    """Refuse options that do not go together."""
-    if holds:
-        raise ValueError(message)
+def refuse_options(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Refuse those of the options that are given; they mean nothing here, and the message ends with `why`.
+
+    Example:
+        >>> refuse_options(argparse.Namespace(top_k=0, json=False), ["top_k", "json"], "is about answers")
+        Traceback (most recent call last):
+        ValueError: --top-k is about answers; leave it out.
+    """
+    given = [name for name in names if not any(getattr(options, name) is unset for unset in (None, False))]
+    if given:
+        spelled = ["MODEL" if name == "model" else f"--{name.replace('_', '-')}" for name in given]
+        raise ValueError(f"{', '.join(spelled)} {why}; leave it out.")
 
 
 def default_device() -> str:

@@ -30,7 +30,7 @@ from dual_distill.teachers import load_model
 from dual_distill.trainer import describe_images
 
 from . import evaluate_captions as captions
-from .options import add_options, answer_blocks, command_parser, default_device, show
+from .options import add_options, answer_blocks, command_parser, default_device, refuse_options, show
 
 
 def run(words: Sequence[str]) -> None:
@@ -62,7 +62,7 @@ def answer(
     options: argparse.Namespace, model: PreTrainedModel, processor: DualDistillProcessor, of_regions: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Answer every question about every image, or group of images that are read together."""
-    captions.refuse_options(options, captions.OPTIONS, f"{options.model!r} answers questions and writes nothing")
+    refuse_options(options, captions.OPTIONS, f"is given, but {options.model!r} answers questions and writes nothing")
     if not options.questions:
         raise ValueError(f"{options.model!r} answers questions, but there is none; write one or more.")
 

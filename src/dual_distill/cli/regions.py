@@ -46,7 +46,7 @@ from dual_distill.regions import (
 from dual_distill.teachers import fetch
 
 from .encode import add_store_options, unreadable_lines
-from .options import add_options, command_parser, default_device, show
+from .options import add_options, command_parser, default_device, refuse_options, show
 
 _OF_BOXES = ("threshold", "min_regions", "max_regions")
 _OF_DETECTION = ("model", "boxes", "revision", *_OF_BOXES, "batch_size", "device", "num_workers")
@@ -91,7 +91,7 @@ def make_store(options: argparse.Namespace) -> RegionReport:
     """Read published features, or look at the inputs first, then load the detector and look at the images."""
     if options.tsv is not None:
         return _from_tsv(options)
-    _refuse(options, _OF_TSV, "published features, but --tsv is not given")
+    refuse_options(options, _OF_TSV, "is about published features, but --tsv is not given")
     if options.model is None or options.images is None:
         raise ValueError(
             "A detector and --images are needed, or --tsv with published features; give the one or the other."
@@ -100,7 +100,7 @@ def make_store(options: argparse.Namespace) -> RegionReport:
     images = open_images(options.images, options.image_column, options.id_column, options.split)
     boxes = None if options.boxes is None else RegionStore(options.boxes)
     if boxes is not None:
-        _refuse(options, _OF_BOXES, "finding boxes, but --boxes has them")
+        refuse_options(options, _OF_BOXES, "is about finding boxes, but --boxes has them")
 
     name, revision = split_revision(options.model, options.revision)
     folder = fetch(name, revision)
@@ -114,7 +114,7 @@ def make_store(options: argparse.Namespace) -> RegionReport:
 
 
 def _from_tsv(options: argparse.Namespace) -> RegionReport:
-    _refuse(options, _OF_DETECTION, "finding regions, but --tsv holds what was found")
+    refuse_options(options, _OF_DETECTION, "is about finding regions, but --tsv holds what was found")
     images = None
     if options.images is not None:
         images = open_images(options.images, options.image_column, options.id_column, options.split)
@@ -138,10 +138,3 @@ def table(report: RegionReport) -> str:
     if report.whole_images:
         lines.append(f"nothing was found in {report.whole_images:,} images, whose region is the whole image")
     return "\n".join(lines + unreadable_lines(report.unreadable))
-
-
-def _refuse(options: argparse.Namespace, names: Sequence[str], about: str) -> None:
-    """Refuse options that mean nothing here."""
-    given = [name for name in names if getattr(options, name) is not None]
-    if words := ["MODEL" if name == "model" else f"--{name.replace('_', '-')}" for name in given]:
-        raise ValueError(f"{', '.join(words)} is about {about}; leave it out.")
