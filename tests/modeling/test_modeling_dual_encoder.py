@@ -145,13 +145,22 @@ def test_refusals(build, batch):
     images = {name: batch[name] for name in ("pixel_values", "pixel_mask")}
     vectors, wide = torch.zeros(3, 16), torch.zeros(3, 32)
     for given, message in (
-        (text, "give one of pixel_values, image_pooler_output, image_embeds; got none of them"),
+        (text, "give one of pixel_values, image_pooler_output, image_embeds, image_token_embeds; got none"),
         (images, "give one of input_ids, text_pooler_output, text_embeds; got none of them"),
         ({**batch, "text_pooler_output": vectors}, "got input_ids and text_pooler_output"),
         ({**batch, "image_pooler_output": vectors}, "got pixel_values and image_pooler_output"),
-        ({**text, "image_embeds": vectors}, "image_embeds is 16 wide, but .* image_embeds projected ones .*32 wide"),
-        ({**images, "text_embeds": vectors}, "text_embeds is 16 wide, but text_pooler_output takes pooled vectors"),
-        ({**text, "image_pooler_output": wide}, r"image_pooler_output is 32 wide, .*get_image_features \(16 wide\)"),
+        (
+            {**text, "image_embeds": vectors},
+            "image_embeds is 16 wide, not 32; .* image_embeds its projection by project_images",
+        ),
+        (
+            {**images, "text_embeds": vectors},
+            "text_embeds is 16 wide, not 32; text_pooler_output takes what get_text_features pools",
+        ),
+        (
+            {**text, "image_pooler_output": wide},
+            r"image_pooler_output is 32 wide, not 16; .*get_image_features pools \(16 wide\)",
+        ),
         ({**images, "text_pooler_output": wide}, "text_pooler_output is 32 wide"),
         (
             {**text, "image_pooler_output": vectors, "output_query_states": True},

@@ -61,6 +61,8 @@ class DualEncoderConfig(PreTrainedConfig):
         initializer_range: standard deviation of newly initialized weights of interaction and head.
         num_images: images in a row that `ForImagesAndTextClassification` expects (2 for NLVR2).
         recorded_layers: layers, counted in each tower, whose queries and keys `output_query_states=True` returns.
+        interaction_layers: transformer layers of the text tower's shape in which a text's tokens attend to themselves and
+            to the image's final tokens, before the shallow interaction of the two pooled vectors; 0: the paper's.
         projection_dim: width P of the vectors whose cosine ranks texts and images (pre-training and retrieval).
         logit_scale_init: logarithm of the factor on those cosines before training; ln(1 / 0.07).
         itc_weight: weight of the contrastive loss in pre-training; 0: not computed.
@@ -89,6 +91,7 @@ class DualEncoderConfig(PreTrainedConfig):
         "key_states",
         "text_pooler_output",
         "image_pooler_output",
+        "interaction_model_output",
         "negative_image_rows",
         "negative_text_rows",
         "mlm_logits",
@@ -100,6 +103,7 @@ class DualEncoderConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
     num_images: int = 1
     recorded_layers: list[int] | tuple[int, ...] = (-1,)
+    interaction_layers: int = 0
     projection_dim: int = 256
     logit_scale_init: float | int = 2.6592600369327783
     itc_weight: float | int = 1.0
@@ -114,6 +118,8 @@ class DualEncoderConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Refuse towers whose queries and keys do not fit each other, and weights that mean nothing."""
         super().validate_architecture()
+        if self.interaction_layers < 0:
+            raise ValueError(f"interaction_layers is {self.interaction_layers}; it must be at least 0.")
         if self.projection_dim < 1:
             raise ValueError(f"projection_dim is {self.projection_dim}; it must be at least 1.")
         validate_weights(self, ("itc_weight", "itm_weight", "mlm_weight"))

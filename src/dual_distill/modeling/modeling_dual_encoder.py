@@ -17,8 +17,9 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_classification import SplitLinear, classification_head, classification_loss
 from .modeling_fusion_encoder import flatten_pairs
+from .modeling_interaction import DualEncoderInteractionModel
 from .modeling_layers import layers_to_record
-from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput, TowerOutput, shared_fields
+from .modeling_outputs import DualEncoderOutput, EncoderForTaskOutput, ImageFeaturesOutput, TowerOutput, shared_fields
 from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
 
 
@@ -42,6 +43,9 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         self.text_model = DualEncoderTextModel(config.text_config)
         self.vision_model = DualEncoderVisionModel(config.vision_config)
         width = config.hidden_size
+        self.interaction_model = None
+        if config.interaction_layers:
+            self.interaction_model = DualEncoderInteractionModel(config.text_config, config.interaction_layers)
         self.interaction = classification_head(2 * width, 2 * width, width, first_layer=SplitLinear)
         self.post_init()
 
@@ -62,17 +66,53 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Encode texts alone: `pooler_output` is `(B, C)`, what `forward` takes as `text_pooler_output`."""
         output = self.text_model(input_ids, attention_mask, token_type_ids, **kwargs)
-        return _features(output, output.pooler_output)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state,
+            pooler_output=output.pooler_output,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
 
     def get_image_features(
-        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
-    ) -> BaseModelOutputWithPooling:
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        output_token_states: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageFeaturesOutput:
         """Encode images alone: `pooler_output` is `(B, C)` for `(B, 3, H, W)` pixels, with an axis N for N images a row.
 
-        Either is what `forward` takes as `image_pooler_output`.
+        Either is what `forward` takes as `image_pooler_output`; it takes the other fields under their own names.
+
+        Args:
+            pixel_values: `(B, N, 3, H, W)` or `(B, 3, H, W)`.
+            pixel_mask: `(B, N, H, W)` or `(B, H, W)`.
+            output_token_states: whether the interaction layers' keys and values are handed out too: twice the numbers of
+                the tokens for each layer, and less to compute for each text.
+            **kwargs: as in `forward`.
+
+        Returns:
+            An `ImageFeaturesOutput`.
+
+        Raises:
+            ValueError: keys and values of interaction layers are asked for, and there are none.
         """
+        if output_token_states and self.interaction_model is None:
+            raise ValueError(
+                "output_token_states asks for keys and values of interaction layers, of which it has none."
+            )
         output = self.vision_model(pixel_values, pixel_mask, **kwargs)
-        return _features(output, output.pooler_output.unflatten(0, pixel_values.shape[:-3]))
+        rows = _image_rows(pixel_values)
+        tokens = output.last_hidden_state.unflatten(0, rows)
+        return ImageFeaturesOutput(
+            last_hidden_state=output.last_hidden_state,
+            pooler_output=output.pooler_output.unflatten(0, pixel_values.shape[:-3]),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            image_token_embeds=tokens,
+            image_token_mask=output.image_mask.unflatten(0, rows),
+            image_token_states=self.interaction_model.project_images(tokens) if output_token_states else None,
+        )
 
     def project_text(self, text_pooler_output: torch.Tensor) -> torch.Tensor:
         """Give the text's half of the interaction's first linear map: `(..., C)` -> `(..., 2C)`, bias included.
@@ -119,9 +159,13 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         image_pooler_output: torch.Tensor | None = None,
         text_embeds: torch.Tensor | None = None,
         image_embeds: torch.Tensor | None = None,
+        image_token_embeds: torch.Tensor | None = None,
+        image_token_states: torch.Tensor | None = None,
+        image_token_mask: torch.Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
         join_states: bool = True,
+        output_interaction_states: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> DualEncoderOutput:
         """Encode B rows of one text and N images, either side from its inputs or from stored vectors.
@@ -129,59 +173,90 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         Args:
             input_ids: `(B, T)` word pieces; or give one of the two stored forms of a text.
             attention_mask: `(B, T)`, 1 = real token; None: all real.
-            pixel_values: `(B, N, 3, H, W)`, or `(B, 3, H, W)` for one image a row; or give one of the two stored forms.
+            pixel_values: `(B, N, 3, H, W)`, or `(B, 3, H, W)` for one image a row; or give one of the stored forms.
             pixel_mask: `(B, N, H, W)`, 1 = real pixel; None: all real.
             token_type_ids: `(B, T)` text segments; None: all 0.
             text_pooler_output: `(B, C)` pooled, from `get_text_features`.
             image_pooler_output: `(B, N, C)` or `(B, C)` pooled, from `get_image_features`.
             text_embeds: `(B, 2C)` projected, from `project_text`; one row serves all images.
             image_embeds: `(B, N, 2C)` or `(B, 2C)` projected, from `project_images`; one row serves all texts.
+            image_token_embeds: `(B, N, 1 + I, C)` or `(B, 1 + I, C)`, the tokens of `get_image_features`, the form for
+                interaction layers; one row serves all texts and is not copied for each.
+            image_token_states: `(B, N, layers, 2, H, 1 + I, D)`, the interaction layers' keys and values, beside
+                `image_pooler_output` or `image_embeds`.
+            image_token_mask: `(B, N, 1 + I)` bool, True = real token; None: all real.
             output_query_states: True for the queries of the config's `recorded_layers`, or a list of layers.
             output_key_states: likewise for keys.
             join_states: False hands out each layer's queries (and keys) as the pair (text, image) that the towers
                 computed instead of one sequence, which is a copy of both: what distilling many layers would pay for in
                 memory.
+            output_interaction_states: whether `interaction_model_output` holds queries and keys of the interaction layers.
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention), and what attention functions take.
 
         Returns:
             A `DualEncoderOutput`.
 
         Raises:
-            ValueError: a side is missing or given twice, a stored vector is of another kind, or queries are asked for
-                of a stored side.
+            ValueError: a side is missing or given twice, a stored vector is of another kind or not enough for
+                interaction layers, or queries are asked for of a stored side.
         """
         texts = {"input_ids": input_ids, "text_pooler_output": text_pooler_output, "text_embeds": text_embeds}
         images = {
             "pixel_values": pixel_values,
             "image_pooler_output": image_pooler_output,
             "image_embeds": image_embeds,
+            "image_token_embeds": image_token_embeds,
         }
         check_side(texts, self.config.hidden_size)
         check_side(images, self.config.hidden_size)
+        self._check_interaction(input_ids, image_pooler_output, image_embeds, image_token_states)
         layers = layers_to_record(output_query_states, output_key_states, self.config)
         if layers and (input_ids is None or pixel_values is None):
             raise ValueError("stored vectors have no queries and keys; give input_ids and pixel_values to record them.")
 
-        text_output = vision_output = image_mask = None
+        text_output = vision_output = interaction_output = None
         if input_ids is not None:
             text_output = self.text_model(input_ids, attention_mask, token_type_ids, recorded_layers=layers, **kwargs)
             text_pooler_output = text_output.pooler_output
         if pixel_values is not None:
             vision_output = self.vision_model(pixel_values, pixel_mask, recorded_layers=layers, **kwargs)
-            rows = (pixel_values.shape[0], 1 if pixel_values.dim() == 4 else pixel_values.shape[1])
+            rows = _image_rows(pixel_values)
             image_pooler_output = vision_output.pooler_output.unflatten(0, rows)
-            image_mask = vision_output.image_mask.unflatten(0, rows)
-        elif image_pooler_output is not None and image_pooler_output.dim() == 2:
-            image_pooler_output = image_pooler_output[:, None]
+            image_token_embeds = vision_output.last_hidden_state.unflatten(0, rows)
+            image_token_mask = vision_output.image_mask.unflatten(0, rows)
+        elif image_token_embeds is not None:
+            image_token_embeds = image_token_embeds[:, None] if image_token_embeds.dim() == 3 else image_token_embeds
+            pooled = self.vision_model.pooler(image_token_embeds.flatten(0, 1))
+            image_pooler_output = pooled.unflatten(0, image_token_embeds.shape[:2])
+        if image_token_mask is not None and image_token_mask.dim() == 2:
+            image_token_mask = image_token_mask[:, None]
 
-        text_embeds = self.project_text(text_pooler_output) if text_embeds is None else text_embeds
+        if image_pooler_output is not None and image_pooler_output.dim() == 2:
+            image_pooler_output = image_pooler_output[:, None]
         image_embeds = self.project_images(image_pooler_output) if image_embeds is None else image_embeds
         image_embeds = image_embeds[:, None] if image_embeds.dim() == 2 else image_embeds
-        if len(text_embeds) != len(image_embeds) and 1 not in (len(text_embeds), len(image_embeds)):
+        num_texts = next(len(tensor) for tensor in texts.values() if tensor is not None)
+        if num_texts != len(image_embeds) and 1 not in (num_texts, len(image_embeds)):
             raise ValueError(
-                f"there are {len(text_embeds)} texts and {len(image_embeds)} rows of images; give one text for each "
-                "row of images, or one of either for all."
+                f"there are {num_texts} texts and {len(image_embeds)} rows of images; give one text for each row of "
+                "images, or one of either for all."
             )
+
+        if self.interaction_model is not None:
+            interaction_output = self.interaction_model(
+                text_output.last_hidden_state,
+                attention_mask,
+                image_token_embeds,
+                image_token_states,
+                image_token_mask,
+                output_states=output_interaction_states,
+                **kwargs,
+            )
+            pooled = self.text_model.pooler(interaction_output.last_hidden_state)
+            text_pooler_output = pooled.unflatten(0, (-1, image_embeds.shape[1]))
+        if text_embeds is None:
+            text_embeds = self.project_text(text_pooler_output)
+        fused = self.fuse_projections(text_embeds if text_embeds.dim() == 3 else text_embeds[:, None], image_embeds)
 
         recorded = {
             name: join_recorded_states(text_output, vision_output, name, join_states, image_embeds.shape[1])
@@ -189,26 +264,46 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             if wanted
         }
         return DualEncoderOutput(
-            pooler_output=self.fuse_projections(text_embeds[:, None], image_embeds),
+            pooler_output=fused,
             text_pooler_output=text_pooler_output,
             image_pooler_output=image_pooler_output,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
-            image_mask=image_mask,
+            image_mask=image_token_mask,
             text_model_output=text_output,
             vision_model_output=vision_output,
+            interaction_model_output=interaction_output,
             **recorded,
         )
 
+    def _check_interaction(
+        self,
+        input_ids: torch.Tensor | None,
+        image_pooler_output: torch.Tensor | None,
+        image_embeds: torch.Tensor | None,
+        image_token_states: torch.Tensor | None,
+    ) -> None:
+        """Refuse vectors where interaction layers read tokens, and tokens' states where there are no such layers."""
+        only_a_vector = image_pooler_output is not None or image_embeds is not None
+        if self.interaction_model is None:
+            if image_token_states is not None:
+                raise ValueError("image_token_states are read by interaction layers, and this model has none.")
+            return
+        if input_ids is None:
+            raise ValueError(
+                "this model has interaction layers, in which a text's tokens read the image; give input_ids in place "
+                "of a stored vector."
+            )
+        if only_a_vector != (image_token_states is not None):
+            raise ValueError(
+                "this model has interaction layers, which read an image's tokens; give pixel_values or "
+                "image_token_embeds, or image_token_states beside image_pooler_output or image_embeds."
+            )
 
-def _features(output: TowerOutput, pooled: torch.Tensor) -> BaseModelOutputWithPooling:
-    """What `get_text_features` and `get_image_features` hand out of a tower."""
-    return BaseModelOutputWithPooling(
-        last_hidden_state=output.last_hidden_state,
-        pooler_output=pooled,
-        hidden_states=output.hidden_states,
-        attentions=output.attentions,
-    )
+
+def _image_rows(pixel_values: torch.Tensor) -> tuple[int, int]:
+    """Rows B and images N a row of `(B, N, 3, H, W)` or `(B, 3, H, W)` pixels."""
+    return pixel_values.shape[0], 1 if pixel_values.dim() == 4 else pixel_values.shape[1]
 
 
 def check_side(given: Mapping[str, torch.Tensor | None], hidden_size: int) -> None:
@@ -219,12 +314,13 @@ def check_side(given: Mapping[str, torch.Tensor | None], hidden_size: int) -> No
 
     name, tensor = names[0], given[names[0]]
     side, _, kind = name.partition("_")
-    project = "project_images" if side == "image" else "project_text"
-    pooled = f"{side}_pooler_output takes pooled vectors of get_{side}_features ({hidden_size} wide)"
-    projected = f"{side}_embeds projected ones of {project} ({2 * hidden_size} wide)"
-    width = {"pooler_output": hidden_size, "embeds": 2 * hidden_size}.get(kind)
+    width = {"pooler_output": hidden_size, "embeds": 2 * hidden_size, "token_embeds": hidden_size}.get(kind)
     if width is not None and tensor is not None and tensor.shape[-1] != width:
-        raise ValueError(f"{name} is {tensor.shape[-1]} wide, but {pooled}, {projected}.")
+        project = "project_images" if side == "image" else "project_text"
+        raise ValueError(
+            f"{name} is {tensor.shape[-1]} wide, not {width}; {side}_pooler_output takes what get_{side}_features pools "
+            f"({hidden_size} wide), {side}_embeds its projection by {project} ({2 * hidden_size} wide)."
+        )
 
 
 def join_recorded_states(
@@ -286,6 +382,8 @@ class _DualEncoderForTask(DualEncoderPreTrainedModel):
         Returns:
             `(B, labels)`, equal to `forward`'s logits.
         """
+        if self.config.interaction_layers:
+            raise ValueError("this model has interaction layers, which read an image's tokens; call it with those.")
         fused = self.dual_encoder.fuse_projections(text_embeds[:, None], image_embeds)
         return self.classifier(flatten_pairs(fused, self.num_images))
 
@@ -316,7 +414,7 @@ class _DualEncoderForTask(DualEncoderPreTrainedModel):
             output_key_states: True or a list of layers.
             join_states: as in `DualEncoderModel.forward`.
             **kwargs: as in `DualEncoderModel.forward`: `text_pooler_output` or `text_embeds` in place of the text
-                inputs, `image_pooler_output` or `image_embeds` in place of the image inputs.
+                inputs, `image_pooler_output`, `image_embeds` or `image_token_embeds` in place of the image inputs.
 
         Returns:
             An `EncoderForTaskOutput`.

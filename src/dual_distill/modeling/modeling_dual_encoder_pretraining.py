@@ -8,6 +8,7 @@ of the text tower.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers.processing_utils import Unpack
@@ -22,7 +23,7 @@ from .modeling_fusion_encoder_pretraining import (
     matching_labels,
     pretraining_output,
 )
-from .modeling_outputs import EncoderForPreTrainingOutput, shared_fields
+from .modeling_outputs import DualEncoderOutput, EncoderForPreTrainingOutput, shared_fields
 from .modeling_pretraining_losses import (
     PairIds,
     gather_pair_ids,
@@ -125,8 +126,10 @@ class DualEncoderForPreTraining(MaskedWordsMixin, ContrastiveDualEncoder):
             join_states=join_states,
             **kwargs,
         )
-        texts, images = output.text_pooler_output, output.image_pooler_output[:, 0]
+        # The text before it reads an image: what is compared with all images of the batch.
+        texts, images = output.text_model_output.pooler_output, output.image_pooler_output[:, 0]
         results = shared_fields(output, without=("pooler_output", "text_embeds", "image_embeds"))
+        results["text_pooler_output"] = texts
         ids = None if image_ids is None or caption_ids is None else gather_pair_ids(image_ids, caption_ids)
         similarities = None
 
@@ -145,24 +148,50 @@ class DualEncoderForPreTraining(MaskedWordsMixin, ContrastiveDualEncoder):
                 image_rows, text_rows = _draw_negatives(similarities, ids)
                 results |= {"negative_image_rows": image_rows, "negative_text_rows": text_rows}
                 results["itm_labels"] = matching_labels(image_rows, text_rows)
-                fused = torch.cat([fused, self._fuse_drawn(texts, images, image_rows, text_rows)])
+                drawn = self._fuse_drawn(output, attention_mask, ids.own_rows, image_rows, text_rows)
+                fused = torch.cat([fused, drawn])
             results["itm_logits"] = self.itm_score(fused)
 
         if self.config.mlm_weight and masked_input_ids is not None:
             masked = self.dual_encoder.text_model(masked_input_ids, attention_mask, token_type_ids)
+            if self.dual_encoder.interaction_model is not None:
+                tokens = output.vision_model_output.last_hidden_state[:, None]
+                masked = self.dual_encoder.interaction_model(
+                    masked.last_hidden_state, attention_mask, tokens, image_token_mask=output.image_mask
+                )
             words = self.dual_encoder.project_text(masked.last_hidden_state)
             fused = self.dual_encoder.fuse_projections(words, self.dual_encoder.project_images(images)[:, None])
             results["mlm_logits"] = self.mlm_score(fused)
         return pretraining_output(results, masked_labels, self.config)
 
     def _fuse_drawn(
-        self, texts: torch.Tensor, images: torch.Tensor, image_rows: torch.Tensor, text_rows: torch.Tensor
+        self,
+        output: DualEncoderOutput,
+        attention_mask: torch.Tensor | None,
+        own_rows: torch.Tensor,
+        image_rows: torch.Tensor,
+        text_rows: torch.Tensor,
     ) -> torch.Tensor:
         """Fuse own texts with drawn images, then drawn texts with own images: `(2 * B, C)`; row 0 stands where none was."""
-        all_texts, all_images = gather_rows(torch.stack([texts, images], dim=1)).unbind(1)
-        drawn_images, drawn_texts = all_images[image_rows.clamp(min=0)], all_texts[text_rows.clamp(min=0)]
-        pairs = [torch.cat([texts, drawn_texts]), torch.cat([drawn_images, images])]
-        return self.dual_encoder.interaction(torch.cat(pairs, dim=-1))
+        text: Any = output.text_model_output
+        image: Any = output.vision_model_output
+        body = self.dual_encoder
+        pooled = gather_rows(torch.stack([text.pooler_output, image.pooler_output], dim=1))
+        texts = torch.cat([own_rows, text_rows.clamp(min=0)])
+        images = torch.cat([image_rows.clamp(min=0), own_rows])
+        pooled_texts, pooled_images = pooled[texts, 0], pooled[images, 1]
+
+        if body.interaction_model is not None:
+            if attention_mask is None:
+                attention_mask = torch.ones(text.last_hidden_state.shape[:2], device=pooled.device)
+            read = body.interaction_model(
+                gather_rows(text.last_hidden_state)[texts],
+                gather_rows(attention_mask)[texts],
+                gather_rows(image.last_hidden_state)[images][:, None],
+                image_token_mask=gather_rows(image.image_mask)[images][:, None],
+            )
+            pooled_texts = body.text_model.pooler(read.last_hidden_state)
+        return body.interaction(torch.cat([pooled_texts, pooled_images], dim=-1))
 
 
 def _draw_negatives(

@@ -10,6 +10,7 @@ Unusual here:
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -105,6 +106,42 @@ def eager_attention_forward(
     return torch.matmul(probs, value).transpose(1, 2).contiguous(), probs
 
 
+def shared_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    shared_states: tuple[torch.Tensor, torch.Tensor],
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of B * N rows to their own keys and to N rows of `(N, H, L, D)` keys that B rows each share, uncopied.
+
+    The queries of all rows that share an image are one long list of queries to it; row b * N + n shares image n. The
+    mask is `(B * N, L + T)` bool, True = real key, shared keys first.
+    """
+    shared_keys, shared_values = shared_states
+    num_images, num_shared = len(shared_keys), shared_keys.shape[2]
+
+    def fold(rows: torch.Tensor) -> torch.Tensor:
+        by_image = rows.unflatten(0, (-1, num_images)).permute(1, 2, 0, 3, 4)
+        return by_image.flatten(2, 3)
+
+    def unfold(products: torch.Tensor) -> torch.Tensor:
+        by_row = products.unflatten(2, (-1, query.shape[2])).permute(2, 0, 1, 3, 4)
+        return by_row.flatten(0, 1)
+
+    shared_scores = unfold(fold(query) @ shared_keys.transpose(2, 3))
+    scores = torch.cat([shared_scores, query @ key.transpose(2, 3)], dim=-1) * scaling
+    scores = scores.float().masked_fill(~attention_mask[:, None, None], torch.finfo(torch.float32).min)
+    probs = nn.functional.dropout(scores.softmax(-1).to(query.dtype), p=dropout, training=module.training)
+
+    output = unfold(fold(probs[..., :num_shared]) @ shared_values) + probs[..., num_shared:] @ value
+    return output.transpose(1, 2).contiguous(), probs
+
+
 class SelfAttention(nn.Module):
     """Query, key and value projections and the attention itself; returns queries and keys beside the result."""
 
@@ -124,6 +161,7 @@ class SelfAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         extend_keys: ExtendKeys | None = None,
+        shared_states: QueriesAndKeys | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
         input_shape = hidden_states.shape[:-1]
@@ -138,6 +176,8 @@ class SelfAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        if shared_states is not None:
+            attention_interface = partial(shared_attention_forward, shared_states=shared_states)
         attn_output, attn_weights = attention_interface(
             self,
             query_states,

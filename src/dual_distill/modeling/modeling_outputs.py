@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 SHARED_FIELDS = (
@@ -76,6 +77,21 @@ class TowerOutput(ModelOutput):
 
 
 @dataclass
+class ImageFeaturesOutput(BaseModelOutputWithPooling):
+    """What `get_image_features` hands out: transformers' output, and what interaction layers read of an image.
+
+    Attributes:
+        image_token_embeds: `(B, N, 1 + I, C)`, the image's final tokens.
+        image_token_mask: `(B, N, 1 + I)` bool, True = real.
+        image_token_states: `(B, N, layers, 2, H, 1 + I, D)`, the interaction layers' keys and values, on request.
+    """
+
+    image_token_embeds: torch.FloatTensor | None = None
+    image_token_mask: torch.BoolTensor | None = None
+    image_token_states: torch.FloatTensor | None = None
+
+
+@dataclass
 class DualEncoderOutput(ModelOutput):
     """Output of `DualEncoderModel`.
 
@@ -92,6 +108,8 @@ class DualEncoderOutput(ModelOutput):
         key_states: likewise.
         text_model_output: everything of the text tower; None for stored texts.
         vision_model_output: everything of the image tower; None for stored images.
+        interaction_model_output: everything of the interaction layers; None without any. With such layers a text is
+            pooled as it reads each image: `text_pooler_output` is `(B, N, C)`, `text_embeds` `(B, N, 2C)`.
     """
 
     pooler_output: torch.FloatTensor | None = None
@@ -104,6 +122,7 @@ class DualEncoderOutput(ModelOutput):
     key_states: tuple[torch.FloatTensor, ...] | None = None
     text_model_output: TowerOutput | None = None
     vision_model_output: TowerOutput | None = None
+    interaction_model_output: TowerOutput | None = None
 
     def to_tuple(self) -> tuple[Any, ...]:
         """Convert to a tuple, nested outputs too."""

@@ -56,7 +56,7 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
 
     config: DualEncoderConfig
     base_model_prefix = "dual_encoder"
-    _no_split_modules = ["TowerTextEmbeddings", "TowerImageEmbeddings", "TransformerLayer"]
+    _no_split_modules = ["TowerTextEmbeddings", "TowerImageEmbeddings", "TransformerLayer", "InteractionLayer"]
 
     @classmethod
     def from_fusion_encoder(
@@ -64,6 +64,8 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
         fusion_encoder: FusionEncoderPreTrainedModel,
         text_layers: Sequence[int] | None = None,
         vision_layers: Sequence[int] | None = None,
+        interaction_layers: int = 0,
+        interaction_from: Sequence[int] | None = None,
     ) -> Self:
         """Build a dual encoder whose towers, poolers, embeddings and head start from a fusion encoder's weights.
 
@@ -75,19 +77,28 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
                 (for retrieval, whose projections have no counterpart, one with any head).
             text_layers: fusion layers that the text tower takes, in order; None: all.
             vision_layers: fusion layers that the image tower takes, in order; None: all.
+            interaction_layers: layers in which text tokens read image tokens, behind the towers.
+            interaction_from: fusion layers that those start from, in order, such as `[-1]` for one; None: newly
+                initialized.
 
         Returns:
             A model of this class, in the fusion encoder's dtype and on its device, in training mode.
 
         Raises:
-            ValueError: a named layer does not exist, or the heads are of different kinds.
+            ValueError: a named layer does not exist, the heads are of different kinds, or `interaction_from` names
+                another number of layers than there are.
         """
-        config = dual_config_from_fusion(fusion_encoder.config, text_layers, vision_layers)
+        if interaction_from is not None and len(interaction_from) != interaction_layers:
+            raise ValueError(
+                f"interaction_from names {len(interaction_from)} layers, interaction_layers is {interaction_layers}; "
+                "name one fusion layer for each."
+            )
+        config = dual_config_from_fusion(fusion_encoder.config, text_layers, vision_layers, interaction_layers)
         config.architectures = [cls.__name__]
         config._attn_implementation = fusion_encoder.config._attn_implementation
 
         model = cls(config)
-        copy_fusion_weights(fusion_encoder, model, text_layers, vision_layers)
+        copy_fusion_weights(fusion_encoder, model, text_layers, vision_layers, interaction_from)
         return model.to(device=fusion_encoder.device, dtype=fusion_encoder.dtype).train()
 
 

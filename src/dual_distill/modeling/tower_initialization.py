@@ -14,7 +14,10 @@ HEAD_PARTS = ("classifier", "itm_score", "mlm_score")
 
 
 def dual_config_from_fusion(
-    config: FusionEncoderConfig, text_layers: Sequence[int] | None = None, vision_layers: Sequence[int] | None = None
+    config: FusionEncoderConfig,
+    text_layers: Sequence[int] | None = None,
+    vision_layers: Sequence[int] | None = None,
+    interaction_layers: int = 0,
 ) -> DualEncoderConfig:
     """Return the configuration of a dual encoder shaped like a fusion encoder, both towers as deep as the layers named.
 
@@ -53,6 +56,7 @@ def dual_config_from_fusion(
         initializer_range=config.initializer_range,
         num_images=config.num_images,
         recorded_layers=recorded_layers,
+        interaction_layers=interaction_layers,
         tie_word_embeddings=config.tie_word_embeddings,
         id2label=config.id2label,
         label2id=config.label2id,
@@ -66,6 +70,7 @@ def copy_fusion_weights(
     target: nn.Module,
     text_layers: Sequence[int] | None = None,
     vision_layers: Sequence[int] | None = None,
+    interaction_from: Sequence[int] | None = None,
 ) -> None:
     """Copy a fusion encoder's weights into both towers (and the head, if both have one) of a dual encoder.
 
@@ -93,6 +98,14 @@ def copy_fusion_weights(
             elif key not in taken:
                 taken[key] = weights[key]
         tower.load_state_dict(taken)
+
+    if interaction_from is not None:
+        chosen = [fusion.encoder.layer[index] for index in resolve_layers(interaction_from, depth)]
+        for layer, start in zip(dual.interaction_model.layer, chosen, strict=True):
+            # In a fusion encoder one norm serves text and image.
+            layer.load_state_dict(start.state_dict(), strict=False)
+            layer.layernorm_image.load_state_dict(start.layernorm_before.state_dict())
+        dual.interaction_model.layernorm.load_state_dict(fusion.layernorm.state_dict())
 
     if source is fusion or target is dual:
         return
