@@ -63,6 +63,13 @@ def test_answers_are_the_models_own_softmax(cls: type[PreTrainedModel], make: Ca
     assert pipe(pictures[0], QUESTION, top_k=99) == answers
 
 
+def test_interaction_layers_answer_from_an_images_tokens(make: Callable, pictures: list) -> None:
+    pipe = make(DualEncoderForQuestionAnswering, interaction_layers=1)
+    expected = torch.stack([by_hand(pipe, pictures[0], question).softmax(-1) for question in QUESTIONS])
+    found = torch.stack([as_probs(pipe, answers) for answers in pipe(pictures[0], QUESTIONS)])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 @QA_MODELS
 def test_soft_scores_are_answered_by_sigmoids(cls: type[PreTrainedModel], make: Callable, pictures: list) -> None:
     pipe = make(cls, problem_type="multi_label_classification")

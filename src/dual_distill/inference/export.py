@@ -132,6 +132,8 @@ def _check(model: PreTrainedModel, out: Path) -> None:
             f"{type(model).__name__} cannot be exported as text tower, image tower and head; give one of "
             f"{', '.join(kind.__name__ for kind in _MODELS)}."
         )
+    if model.config.interaction_layers:
+        raise ValueError("the model has interaction layers, which the exported graphs do not hold; use it in torch.")
     if model.dtype != torch.float32:
         raise ValueError(f"the model is {model.dtype}; load it with dtype=torch.float32, as which graphs are compared.")
     if missing := [name for name in _NEEDED if find_spec(name) is None]:

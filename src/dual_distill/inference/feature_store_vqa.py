@@ -107,6 +107,8 @@ class FeatureStoreVQA(FeatureStoreQueries):
                 "the head question_answering, or images_and_text_classification for one image."
             )
 
+        if model.config.interaction_layers:
+            raise ValueError("the model has interaction layers, which read an image's tokens; the store holds vectors.")
         super().__init__(model, processor, {"image": images, "text": texts}, model_name, revision)
         self.images, self.texts = images, texts
         self._labels = [model.config.id2label[index] for index in range(model.config.num_labels)]

@@ -243,10 +243,12 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
 
     def _forward(self, requests: list[PreparedRequest], batch_size: int) -> list[torch.Tensor]:
         """Return the logits of each request's questions, `(questions, labels)` float32 on the CPU."""
-        image_pooler_output = None
+        stored: dict[str, torch.Tensor] = {}
         if isinstance(self.model.config, DualEncoderConfig):
-            pixels = self._image_inputs([request.images for request in requests])
-            image_pooler_output = self.model.get_image_features(**pixels).pooler_output
+            features = self.model.get_image_features(**self._image_inputs([request.images for request in requests]))
+            stored = {"image_pooler_output": features.pooler_output}
+            if self.model.config.interaction_layers:
+                stored = {name: features[name] for name in ("image_token_embeds", "image_token_mask")}
 
         rows = [(index, question) for index, request in enumerate(requests) for question in request.questions]
         logits = []
@@ -255,8 +257,8 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
             indices, questions = zip(*rows[start : start + batch_size], strict=True)
             images = [requests[index].images for index in indices]
             inputs = self._text_inputs(list(questions), images)
-            if image_pooler_output is not None:
-                inputs["image_pooler_output"] = image_pooler_output[list(indices)]
+            if stored:
+                inputs |= {name: tensor[list(indices)] for name, tensor in stored.items()}
             else:
                 inputs |= self._image_inputs(images)
             logits.append(self.model(**inputs).logits.float().cpu())
