@@ -15,11 +15,8 @@ from transformers import (
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
 from .configuration_fusion_encoder import FusionEncoderConfig, own_fields
 from .modeling_classification import SplitLinear
-from .modeling_dual_encoder import (
-    DualEncoderForImagesAndTextClassification,
-    DualEncoderForQuestionAnswering,
-    DualEncoderModel,
-)
+from .modeling_dual_encoder import DualEncoderModel
+from .modeling_dual_encoder_heads import DualEncoderForImagesAndTextClassification, DualEncoderForQuestionAnswering
 from .modeling_dual_encoder_pretraining import DualEncoderForPreTraining
 from .modeling_dual_encoder_retrieval import ContrastiveDualEncoder, DualEncoderForImageTextRetrieval
 from .modeling_fusion_encoder import (
