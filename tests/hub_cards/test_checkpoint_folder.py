@@ -97,7 +97,9 @@ def test_code_is_complete_and_points_to_itself(make_folder: Callable[..., Path])
     found = collect(folder)
     files = add_code(found.files, found.architecture)
     auto_map = json.loads(files["config.json"])["auto_map"]
-    assert auto_map["AutoModelForVisualQuestionAnswering"] == "modeling_dual_encoder_heads.DualEncoderForQuestionAnswering"
+    assert (
+        auto_map["AutoModelForVisualQuestionAnswering"] == "modeling_dual_encoder_heads.DualEncoderForQuestionAnswering"
+    )
     assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForVisualQuestionAnswering"}
     assert json.loads(files["processor_config.json"])["auto_map"] == {
         "AutoProcessor": "processing_dual_distill.DualDistillProcessor"
