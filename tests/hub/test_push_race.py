@@ -1,4 +1,4 @@
-"""Two processes push at the same time, both having read the same head: one wins, the other says so, nothing is mixed."""
+"""Two processes push at the same time, both from the same head: one wins, the other says so, nothing is mixed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A saved dual encoder as an embedding model, as docs/hub.md says; needs sentence-transformers, which is no dependency."""
+"""A saved dual encoder as an embedding model, as docs/hub.md says; needs sentence-transformers, no dependency."""
 
 import re
 from pathlib import Path

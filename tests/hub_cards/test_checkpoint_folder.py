@@ -48,7 +48,7 @@ def test_a_truncated_or_foreign_safetensors_file_is_refused(make_folder: Callabl
 def test_other_files_that_are_not_what_their_names_say(make_folder: Callable[..., Path]) -> None:
     folder = make_folder()
     for name, content, message in (
-        ("attention.png", b"GIF89a", "is no PNG picture"),
+        ("attention.png", b"GIF89a", "is no PNG image"),
         ("tokenizer_config.json", b"{", "is no valid JSON"),
         ("generation_config.json", b"[]", "holds a list; an object was expected"),
         ("recipe.yaml", b"\xff\xfe", "is no text in UTF-8"),

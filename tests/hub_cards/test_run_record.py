@@ -85,7 +85,8 @@ def test_records_of_the_first_format_are_read(tmp_path: Path) -> None:
 
 def test_an_evaluation_is_added_beside_its_teacher_s_and_replaces_an_earlier_one() -> None:
     mine = {
-        "task": "vqa", "split": "test", "rows": 30, "accuracy": 0.4, "vqa_score": 0.5, "text_only": 0.3, "majority": 0.2,
+        "task": "vqa", "split": "test", "rows": 30, "accuracy": 0.4, "vqa_score": 0.5, "text_only": 0.3,
+        "majority": 0.2,
         "vqa_score_by_group": {"number": 0.1}, "consistency": None,
     }  # fmt: skip
     run = add_evaluation(RunRecord(data=DATA), mine, "evaluate", {**mine, "vqa_score": 0.6})

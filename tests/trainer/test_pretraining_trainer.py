@@ -1,4 +1,4 @@
-"""Pre-training: what the teacher is asked, what its answers are held against, what is logged, and two processes as one."""
+"""Pre-training: what the teacher is asked, what its answers are held against, what is logged, two processes as one."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Retrieval: what is ranked, what the teacher says of it pair by pair, recall over a whole split, a fusion encoder alone."""
+"""Retrieval: what is ranked, what the teacher says of it pair by pair, recall over a split, a fusion encoder alone."""
 
 import runpy
 from pathlib import Path
@@ -42,7 +42,7 @@ def score(model, batch, text, image):
 
 
 def lists_by_hand(batch, text_to_image, count):
-    """(text, image) of each list, the right pair first: nearest first, no equal image, no equal caption, nothing twice."""
+    """(text, image) of each list, the right pair first: nearest first, no equal image or caption, nothing twice."""
     images, captions = batch["image_ids"].tolist(), batch["caption_ids"].tolist()
     fits = {(caption, image) for caption, image in zip(captions, images, strict=True)}
     every = []

@@ -1,4 +1,4 @@
-"""Tiny models for pre-training and retrieval, and rows of image-text pairs with masked words, some of them there twice."""
+"""Tiny models for pre-training and retrieval, and rows of image-text data with masked words, some of them twice."""
 
 import runpy
 from pathlib import Path

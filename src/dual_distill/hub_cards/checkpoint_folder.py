@@ -1,4 +1,4 @@
-"""Which files of a folder may be published: each looked into before it counts as one, and none that gives anything away.
+"""Which files of a folder may be published: each is looked into first, and none may give anything away.
 
 The list says what goes; whatever else lies in the folder stays and is named. Nothing here reads a tensor: of weights
 only the header, which is JSON, so a truncated file or a pickle under another name is refused.
@@ -120,12 +120,14 @@ def collect(folder: str | Path) -> Checkpoint:
             "either; keep them in folders of their own."
         )
 
+    # Names first, then what the files hold.
     published, left_out, state = _sort_out(folder)
     _check_weights(folder, published, is_adapter)
     parameters = sum(_count_parameters(path) for path in published if path.suffix == ".safetensors")
     files: dict[str, bytes | Path] = {
         path.name: path if path.suffix == ".safetensors" else _checked(path) for path in published
     }
+
     config, adapter = read_json(folder / (ADAPTER_CONFIG if is_adapter else CONFIG)), None
     if is_adapter:
         name, adapter = _pinned_adapter(config)
@@ -136,6 +138,7 @@ def collect(folder: str | Path) -> Checkpoint:
         kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "auto_map")}
         files[CONFIG], config = (files[CONFIG] if kept == config else as_json(kept)), kept
 
+    # A record is of no use where the weights have changed since: none of its numbers is about these.
     run = read_run(folder)
     is_stale = run is not None and run.weights is not None and run.weights != weights_digest(folder)
     return Checkpoint(
@@ -160,11 +163,12 @@ def is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
 def _checked(path: Path) -> bytes:
     """Return the content of a small file that is what its name says."""
     content = path.read_bytes()
+
     if path.suffix == ".json":
         read_json(path)
     elif path.suffix == ".png":
         if not content.startswith(_PNG_BEGINS):
-            raise ValueError(f"{path.name} is no PNG picture; write it again or delete it.")
+            raise ValueError(f"{path.name} is no PNG image; write it again or delete it.")
     else:
         try:
             content.decode("utf-8")
@@ -187,6 +191,7 @@ def _sort_out(folder: Path) -> tuple[list[Path], tuple[str, ...], tuple[Path, ..
                 f"{name} in {str(folder)!r} is a pickle, which runs code on whoever loads it and is never sent; save "
                 "the model with `save_pretrained`, which writes safetensors, and delete or move the file."
             )
+
         if path not in published and name != CARD:
             left_out.append(f"{name}/" if path.is_dir() else name)
     return published, tuple(left_out), tuple(state)
@@ -217,6 +222,7 @@ def _count_parameters(path: Path) -> int:
 
 def _read_header(path: Path) -> dict[str, Any]:
     """Read the header of a safetensors file, tensor name -> `dtype`, `shape`, `data_offsets`; refuse a cut-off file."""
+    # Eight bytes say how long the header is, which says where the last tensor ends.
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -227,6 +233,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         reason = "is no safetensors file, or is cut off in its header"
         raise ValueError(f"{path.name} {reason}; save the model again.") from error
+
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         reason = "it is truncated or damaged; save or fetch it again"
@@ -242,6 +249,8 @@ def _pinned_adapter(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
             f"{ADAPTER_CONFIG} does not say which class its base is (auto_mapping); save the adapter with peft, from a "
             "model of this package and without a task_type."
         )
+
+    # A folder of the Hub's cache stands for the repository that it came from; any other folder is here alone.
     given = config.get("base_model_name_or_path") or ""
     if not given or (Path(given).is_dir() and not CACHED.fullmatch(given)):
         what = "has a base model that is no repository of the Hub" if given else "names no base model"
@@ -267,7 +276,7 @@ def refuse_leaks(files: Mapping[str, bytes | Path], public_names: tuple[str, ...
     """
     for name, content in files.items():
         strict = name.endswith((".json", ".yaml", ".safetensors")) and name not in _VOCABULARIES
-        texts: list[tuple[str, bool]] = []
+        texts: list[tuple[str, bool]] = []  # with whether a program wrote it
         if isinstance(content, bytes) and name == CONFIG:
             config = json.loads(content)
             answers = {key: config.pop(key, None) for key in ("id2label", "label2id")}

@@ -1,4 +1,4 @@
-"""What can go wrong on the wire, as sentences: which step, what the Hub said, what to do, and that nothing was changed."""
+"""What can go wrong on the wire, as sentences: which step, what the Hub said, what to do, what was changed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ _WHAT_TO_DO = {
     403: "your token may not write there; make one with write access to it on https://huggingface.co/settings/tokens",
     404: "it is not there, or your token may not see it; check the spelling and the token",
     409: "somebody else is changing it at this moment; try again",
-    412: "somebody else pushed to it while this push was on its way, and theirs stands; look at theirs, then push again",
+    412: "somebody else pushed to it while this push was on its way, and theirs stands; look at it, then push again",
     413: "the Hub says that it is too large ({server})",
     422: "the Hub refused what was sent ({server})",
     429: "the Hub asks for a pause, too many requests were made; wait some minutes, then try again",

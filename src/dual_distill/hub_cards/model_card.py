@@ -1,4 +1,4 @@
-"""The model card, from what really happened: config.json and the weights' headers say what it is, `run.json` how it came.
+"""The model card, from what happened: config.json and the weights' headers say what it is, `run.json` how it came.
 
 The template holds sentences, this file decides which facts they get. What is not known is left out, never guessed. What
 lies outside our two markers is a person's, and no push may lose it: the first marker holds the digest of the
@@ -97,6 +97,8 @@ def make_card(
     local = parse_card(checkpoint.readme) if checkpoint.readme is not None else None
     if checkpoint.adapter and local and _is_empty_form(local):
         local = None
+
+    # What a person wrote stays: text, further metadata, tags.
     kept = choose(local, parse_card(on_hub, f"{CARD} of {repo_id}") if on_hub is not None else None)
     old = {**(kept.metadata if kept else {}), **{name: value for name, value in (metadata or {}).items() if value}}
     tags = [*_listed((metadata or {}).get("tags")), *_listed(kept and kept.metadata.get("tags"))]
@@ -104,6 +106,7 @@ def make_card(
     # Without code, transformers alone cannot load it: the library that can is named.
     library = "peft" if checkpoint.adapter else "transformers" if with_code else "dual_distill"
 
+    # Everything else is told by the files and the record.
     config, run, architecture = checkpoint.config, checkpoint.run, checkpoint.architecture
     title = (run and run.model_name) or (repo_id.split("/")[-1] if repo_id else architecture.name)
     measured = _shown_measurements(run)
@@ -170,6 +173,7 @@ def parse_card(readme: str, name: str = CARD) -> Card:
         >>> parse_card("---\nlicense: mit\n---\n# By hand\n")
         Card(metadata={'license': 'mit'}, before='', after='# By hand', digest=None)
     """
+    # Metadata, as huggingface_hub reads them.
     text, metadata = readme.replace("\r\n", "\n"), {}
     if text.lstrip().startswith("---\n"):
         try:
@@ -182,6 +186,7 @@ def parse_card(readme: str, name: str = CARD) -> Card:
             ) from error
         text, metadata = card.text, card.data.to_dict()
 
+    # What stands outside our markers; without markers everything does.
     begin, ends = _BEGIN.search(text), text.count(_END)
     if begin is None and not ends:
         return Card(metadata, "", text.strip(), None)
@@ -212,6 +217,8 @@ def choose(local: Card | None, remote: Card | None) -> Card | None:
     """
     if local is None or remote is None or local.hand_written == remote.hand_written:
         return local or remote
+
+    # Who changed the text since we last wrote it: nobody here, nobody there, or both.
     if not local.hand_written and local.digest in (None, "none"):
         return remote
     if _digest_of(remote.hand_written) == (remote.digest or "none"):
@@ -252,6 +259,7 @@ def _own_metadata(
     own_tags += ["distillation"] if run and run.objective else []
     own_tags += [adapter["peft_type"].lower()] if adapter else []
     found: dict[str, Any] = {"tags": [*own_tags, *(tag for tag in tags if tag not in _TAGS)]}
+    # Told by the caller, or what follows from the head.
     tasks: list[str | None] = [*run.tasks] if run and run.tasks else [architecture.pipeline_tag]
     found["pipeline_tag"] = tasks[0]
 

@@ -91,6 +91,8 @@ def push_folder(
     """
     with translate_hub_error("checking its name", repo_id, "nothing was sent"):
         validate_repo_id(repo_id)
+
+    # What would be sent: the checkpoint, code for those without the package, and the state that a run resumes from.
     checkpoint = collect(folder)
     adapter, run, sent = checkpoint.adapter, checkpoint.run, checkpoint.files
     if with_code:
@@ -101,6 +103,8 @@ def push_folder(
     if state_folder:
         state = {path.name: as_json(_portable(path)) if path.suffix == ".json" else path for path in checkpoint.state}
         sent |= {f"{state_folder}/{name}": content for name, content in (checkpoint.files | state).items()}
+
+    # Names of repositories are public although their owner is the user.
     origins = [origin for origin in (run and run.teacher, run and run.start) if origin and origin.on_hub]
     named = [adapter["base_model_name_or_path"] if adapter else "", *(origin.name for origin in origins)]
     named += [*run.data.hub_ids, run.finetuned_from or ""] if run else []
@@ -116,7 +120,6 @@ def push_folder(
             on_hub=on_hub,
         )
         files = {**sent, CARD: card.encode()}
-        # Names of repositories are public although their owner is the user.
         refuse_leaks(files, tuple(name for name in (full_id, *named) if "/" in name))
         return files, {name: it.stat().st_size if isinstance(it, Path) else len(it) for name, it in files.items()}
 
@@ -124,6 +127,7 @@ def push_folder(
     if dry_run:
         return PushReport(repo_id, revision, sizes, checkpoint.left_out, dry_run=True)
 
+    # What is there: nothing is sent where it cannot be taken.
     api = HfApi(token=token, library_name="dual_distill")
     with translate_hub_error("creating it", repo_id):
         full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -153,6 +157,7 @@ def push_folder(
     operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in deleted]
     operations += [CommitOperationAdd(name, str(it) if isinstance(it, Path) else it) for name, it in files.items()]
 
+    # One commit, on the head that was read before, or none; a branch that was made for it goes again.
     made_branch = revision if is_new_branch and not create_pr else None
     if made_branch is not None:
         with translate_hub_error(f"making the branch {made_branch!r}", full_id):
@@ -201,8 +206,9 @@ def push_pretrained(
     max_shard_size: int | str | None = "50GB",
     tags: list[str] | None = None,
 ) -> str:
-    """`PreTrainedModel.push_to_hub` of this package's models: `save_pretrained`, then `push_folder`, so one commit with
-    a card.
+    """`PreTrainedModel.push_to_hub` of this package's models: one commit with a card.
+
+    `save_pretrained`, then `push_folder`.
 
     Args:
         self: the model.
@@ -240,7 +246,7 @@ def push_pretrained(
 
 
 def _take_back(api: HfApi, repo_id: str, branch: str, sha: str | None, error: Exception) -> None:
-    """Delete the branch that a failed push made, unless something was committed to it; what fails here is noted, not raised."""
+    """Delete the branch that a failed push made, unless something was committed to it; a failure here is a note."""
     try:
         if api.model_info(repo_id, revision=branch).sha == sha:
             api.delete_branch(repo_id, branch=branch)

@@ -221,6 +221,7 @@ def write_run(folder: str | Path, record: RunRecord) -> Path:
             f"the record is about weights {record.weights}, but those in {str(folder)!r} have changed since; train "
             "again, or delete run.json and write a record of what the new weights are."
         )
+
     values = asdict(replace(record, weights=weights))
     values["measurements"] = [_noted(one) for one in values["measurements"]]
     values |= {name: _noted(values[name]) for name in ("objective", "data") if values[name]}
@@ -239,6 +240,7 @@ def read_run(folder: str | Path) -> RunRecord | None:
     file = Path(folder, RUN_FILE)
     if not file.is_file():
         return None
+
     values = read_json(file)
     found = values.pop("format", None)
     if found not in (1, FORMAT):
@@ -326,11 +328,12 @@ def add_evaluation(
             )
 
     main = next((name for name in ("vqa_score", "cider") if evaluation.get(name) is not None), "accuracy")
+
     added = []
     for metric in (main, "consistency", "bleu_4"):
         if evaluation.get(metric) is None:
             continue
-        # The baselines are measured by the main metric alone.
+        # The baselines are measured by the main metric only.
         baselines = {name: evaluation.get(name) for name in ("text_only", "majority") if metric == main}
         one = Measurement(
             metric,
@@ -373,6 +376,8 @@ def origin_of(name_or_path: str | Path, revision: str | None = None) -> Origin:
         owner, name, commit = found.groups()
         return Origin(f"{owner}/{name}", commit, on_hub=True)
     name, revision = split_revision(name_or_path, revision)
+
+    # A folder is known by its weights, a repository by its commit.
     if Path(name).is_dir():
         digest = weights_digest(name)
         if digest is None:
@@ -414,6 +419,7 @@ def split_revision(name_or_path: str | Path, revision: str | None = None) -> tup
     found = _NAME_AT_REVISION.fullmatch(name)
     if found is None or Path(name).is_dir():
         return name, revision
+
     repo, named = found.groups()
     if not named:
         raise ValueError(f"{name!r} names no revision after the @; give a branch, tag or commit, or leave the @ out.")

@@ -1,8 +1,8 @@
 """Trainers of captioning models: masked words, with a teacher or without, and the reward of what a model writes itself.
 
-What is unusual in self-critical training here: a word is told from a [MASK] in its own place, so the probability of a
-caption of L tokens takes L short texts, each the words before a place and a [MASK]. They go through the model as rows
-of one batch.
+What is unusual in self-critical training here: a word is told from a [MASK] at its own index, so the probability of
+a caption of L tokens takes L short texts, each the words before an index and a [MASK]; they make
+one batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,9 @@ REFERENCE_ROWS = "reference_rows"
 
 
 class CaptioningTrainer(DistillationTrainer):
-    """Trains a captioning model on masked words: on labels alone, or as a student on what a teacher says of the same
-    words.
+    """Trains a captioning model on masked words, or as a student on what a teacher says of the same words.
 
-    Evaluation gives losses; `describe_images` and `report_captions` score what is written.
+    Evaluation gives losses; `describe_images` writes captions, which `CaptionScores` scores.
 
     Args:
         model: as for `DistillationTrainer`, with a captioning head.
@@ -45,20 +44,19 @@ class CaptioningTrainer(DistillationTrainer):
         super().__init__(*args, **kwargs)
         if self.train_dataset is not None and not isinstance(self.train_dataset, IndexedDataset):
             raise ValueError(
-                f"train_dataset is a {type(self.train_dataset).__name__}, whose captions would be masked alike in every "
-                "epoch; give IndexedDataset(train_dataset)."
+                f"train_dataset is a {type(self.train_dataset).__name__}, whose captions would be masked alike in "
+                "every epoch; give IndexedDataset(train_dataset)."
             )
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> Any:
-        """Compute the loss alone: the logits of every word of the vocabulary would fill the memory."""
+        """Compute nothing but the loss: the logits of every word of the vocabulary would fill the memory."""
         return super().prediction_step(model, inputs, True, ignore_keys)
 
 
 class SelfCriticalTrainer(DistillationTrainer):
-    """Trains a captioning model on the CIDEr of what it writes: a sample is paid by how much it beats the greedy
-    caption.
+    """Trains a captioning model on the CIDEr of what it writes: a sample is paid by what it beats the greedy caption.
 
     loss = mean over images of -(CIDEr of the sample - CIDEr of the greedy caption) * ln p(sample), words weighed by the
     references of the training rows. Both captions are written in eval mode; the probability has the gradient.
@@ -96,6 +94,8 @@ class SelfCriticalTrainer(DistillationTrainer):
                     f"{name} is given, but self-critical training learns from a reward alone; leave it out "
                     "(CaptionScores scores what a model writes)."
                 )
+
+        # An image is seen once an epoch, with all of its captions as references.
         task = data_collator.task
         references = captions_by_image(train_dataset, task)
         self._references = list(references.values())
@@ -125,6 +125,7 @@ class SelfCriticalTrainer(DistillationTrainer):
         return {"loss": loss, "reward": rewards[0].mean(), "greedy_reward": rewards[1].mean()}, {}
 
     def _write(self, writer: Any, context: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        # Both are written as the model writes when it is used.
         was_training = writer.training
         writer.eval()
         shared = {"max_new_tokens": self._max_new_tokens, "num_beams": 1}

@@ -8,8 +8,8 @@ from dual_distill.modeling import FusionEncoderConfig, FusionEncoderForImageText
 from dual_distill.objectives import Objective, PreTrainingObjective, RankingObjective
 
 _VILT = (
-    "transformers' ViLT draws its patches in a random order in every forward pass, so its attention names no patch; load "
-    "its weights into a FusionEncoder class (the parameter names are the same), or set attention_weight to 0"
+    "transformers' ViLT draws its patches in a random order in every forward pass, so its attention names no patch; "
+    "load its weights into a FusionEncoder class (the parameter names are the same), or set attention_weight to 0"
 )
 # Field of the configuration -> how a side's value is said, and the way out.
 _EQUAL = {
@@ -44,6 +44,7 @@ def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objec
     if theirs is None:
         return
 
+    # What must be the same on both sides.
     for name, (words, way_out) in _EQUAL.items():
         default = "patches" if name == "visual_inputs" else None
         mine, its = _field(ours, name) or default, _field(theirs, name) or default
@@ -54,6 +55,7 @@ def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objec
     if objective.soft_label_weight:
         _check_labels(ours, theirs)
 
+    # What the objective needs of each side.
     sides = (
         ("student", ours, objective.student_layers, list(objective.hidden_layers)),
         ("teacher", theirs, objective.teacher_layers, list(objective.hidden_layers.values())),
@@ -91,15 +93,17 @@ def _check_image_text(student: Any, teacher: Any, objective: Objective) -> None:
         way_out = "which scores no pairs; give a fusion encoder with head image_text_retrieval or pretraining"
         if student.config.model_type == FusionEncoderConfig.model_type:
             raise ValueError(
-                "a teacher was given for a fusion encoder, which learns retrieval from the data alone; leave the teacher "
-                "out, or train a dual encoder."
+                "a teacher was given for a fusion encoder, which learns retrieval from the data itself; leave the "
+                "teacher out, or train a dual encoder."
             )
+
     if not isinstance(teacher, teachers):
         raise ValueError(f"the teacher is a {type(teacher).__name__}, {way_out}.")
     if not objective.needs_teacher:
         names = " and ".join(name for name, weight in objective.weights.items() if not weight)
         raise ValueError(f"a teacher was given, but {names} are 0; give one of them, or leave the teacher out.")
 
+    # A term of weight 0 is not computed, and leaves nothing to compare.
     for term in ("itm", "mlm"):
         for role, config in (("student", student.config), ("teacher", getattr(teacher, "config", None))):
             if objective.weights.get(f"{term}_distillation_weight") and not getattr(config, f"{term}_weight"):
@@ -141,6 +145,7 @@ def _check_labels(ours: Any, theirs: Any) -> None:
     student, teacher = ours.id2label, getattr(theirs, "id2label", None)
     if teacher is None or student == teacher:
         return
+
     way_out = "train the teacher on the student's answers in the same order, or set soft_label_weight to 0"
     if len(student) != len(teacher):
         _refuse(f"the teacher has {len(teacher)} answers, the student {len(student)}; {way_out}")

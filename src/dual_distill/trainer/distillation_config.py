@@ -1,4 +1,4 @@
-"""The training arguments: transformers' own, with the defaults of the paper's recipe and the weights of the objective."""
+"""The training arguments: transformers' own, with the paper's defaults and the weights of the objective."""
 
 import inspect
 import json
@@ -40,8 +40,8 @@ class DistillationTrainingArguments(TrainingArguments):
     _argument_group_name = "training and distillation"  # the heading in `dual-distill train --help`
     method: Literal["dide", "distillvlm"] = _option(
         "dide",
-        "What is distilled: dide (cross-modal attention, for a dual encoder) or distillvlm (whole attention matrices and "
-        "hidden states, for a small fusion encoder).",
+        "What is distilled: dide (cross-modal attention, for a dual encoder) or distillvlm (whole attention matrices "
+        "and hidden states, for a small fusion encoder).",
     )
     attention_weight: float = _option(1.0, "Weight of attention distillation (recipe: 1). 0 leaves it out.")
     soft_label_weight: float = _option(1.0, "Weight of the teacher's soft labels (recipe: 1). 0 leaves them out.")
@@ -52,8 +52,8 @@ class DistillationTrainingArguments(TrainingArguments):
     layer_map: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Student layer to teacher layer as JSON, for instance '{\"5\": 11}'; negative counts from the last. Default: last "
-            "to last (recipe)."
+            "help": "Student layer to teacher layer as JSON, for instance '{\"5\": 11}'; negative from the last. "
+            "Default: last to last (recipe)."
         },
     )
     relation_heads: int | None = _option(
@@ -86,8 +86,8 @@ class DistillationTrainingArguments(TrainingArguments):
     ranking_weight: float = _option(1.0, "Retrieval: weight of the teacher's ranking of hard negatives. 0: none.")
     ranking_negatives: int = _option(
         4,
-        "Retrieval: negatives that each text and each image is ranked against; the hardest for a student with a teacher, "
-        "random ones for a fusion encoder.",
+        "Retrieval: negatives that each text and each image is ranked against; the hardest for a student with a "
+        "teacher, random ones for a fusion encoder.",
     )
     cache_teacher: str | None = _option(
         None,
@@ -115,6 +115,8 @@ class DistillationTrainingArguments(TrainingArguments):
         """Check the ranges before anything is built."""
         self.layer_map = _layer_map("layer_map", self.layer_map)
         self.hidden_layers = _layer_map("hidden_layers", self.hidden_layers)
+
+        # Words and ranges that no objective checks.
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; give {' or '.join(METHODS)}.")
         if self.cache_teacher not in (None, *KINDS):

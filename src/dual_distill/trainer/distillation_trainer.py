@@ -6,8 +6,8 @@ Unusual here:
   eval mode under `no_grad` and the run's own autocast.
 * Training rows that know their number (`IndexedDataset`) are told each epoch, which augmentation is drawn from.
 * An objective's own parameters and state (a projection, a queue) are trained, saved and taken up again with the run.
-* An input called `teacher_NAME` is the teacher's alone, which reads it as `NAME`: the same regions in features of its
-own.
+* An input called `teacher_NAME` is for the teacher only, which reads it as `NAME`: the same regions in features of its
+  own.
 * Each loss term is averaged over the rows since the last log and gathered across processes, in training and evaluation.
 """
 
@@ -45,8 +45,8 @@ class DistillationTrainer(RecordingTrainer):
     """Trains a student on what a frozen teacher shows, or any of the package's models on hard labels only.
 
     Args:
-        model: the student, also wrapped by peft; without a teacher, any model with a task head. None: `model_init` makes
-            it.
+        model: the student, also wrapped by peft; without a teacher, any model with a task head. None: `model_init`
+            makes it.
         args: its weights describe the objective unless one is given; None: the recipe, into `tmp_trainer`.
         teacher: a model, or the name of a checkpoint (ours, or a ViLT, which is converted on the way in); frozen in
             place (`requires_grad_(False)`, `eval()`) and moved to the training device. A foreign teacher must return
@@ -57,8 +57,8 @@ class DistillationTrainer(RecordingTrainer):
 
     Raises:
         ValueError: an objective without a teacher, or a pair that cannot be compared (vocabulary, patch grid, answers,
-            heads, layers); or a collator that augments rows of a training set that is no `IndexedDataset`, which it would
-            pass over. Said before the first step.
+            heads, layers); or a collator that augments rows of a training set that is no `IndexedDataset`. Said before
+            the first step.
 
     References:
         Wang et al., EMNLP 2022, arXiv 2112.08723.
@@ -92,6 +92,7 @@ class DistillationTrainer(RecordingTrainer):
         taught_by: Any = load_teacher(name, model_class=self.teacher_class).model if name is not None else teacher
         super().__init__(model=model, args=args, **kwargs)
         self._prepare_model(self.model)
+
         if isinstance(self.train_dataset, IndexedDataset):
             self.add_callback(RowEpochCallback())
         elif (
@@ -112,11 +113,14 @@ class DistillationTrainer(RecordingTrainer):
         if taught_by is None:
             return
 
+        # The teacher is known by its weights as they are now, whatever happens to their folder later.
+
         self._teacher_origin = self._find_teacher_origin(taught_by, name) if args.should_save else None
         self.teacher = taught_by.requires_grad_(False).eval().to(args.device)
         self._given_objective = objective
         objective = self._compare(self.accelerator.unwrap_model(self.model))
         self.add_callback(ObjectiveCallback(self))
+
         if args.cache_teacher is not None:
             if not isinstance(objective, DiDEObjective):
                 raise ValueError(
@@ -164,8 +168,8 @@ class DistillationTrainer(RecordingTrainer):
         check_compatibility(student, teacher, objective)
         if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and any(True for _ in objective.parameters()):
             raise ValueError(
-                f"a {type(objective).__name__} has parameters of its own, which are not sharded with the student; train "
-                "it with DistributedDataParallel (torchrun, or accelerate launch without FSDP and DeepSpeed)."
+                f"a {type(objective).__name__} has parameters of its own, which are not sharded with the student; "
+                "train it with DistributedDataParallel (torchrun, or accelerate launch without FSDP and DeepSpeed)."
             )
 
         # A model wrapped by peft passes on what the one inside takes.
@@ -195,6 +199,8 @@ class DistillationTrainer(RecordingTrainer):
         image_processor = getattr(self.processing_class, "image_processor", None)
         config: Any = teacher.config
         patch_size = getattr(config, "vision_config", config).patch_size
+
+        # Everything that a stored result depends on, beside the row itself.
         cache = TeacherCache(
             self.args.teacher_cache_dir or Path(self.args.output_dir, "teacher_cache"),
             kind,
@@ -211,9 +217,11 @@ class DistillationTrainer(RecordingTrainer):
             },
             patch_size=patch_size,
         )
+
+        # Said before the first step, not when the disk is full; an augmented row is another in each epoch.
         if self.train_dataset is not None:
             rows = len(self.train_dataset)
-            sample = self.data_collator([self.train_dataset[place] for place in range(min(rows, 32))])
+            sample = self.data_collator([self.train_dataset[index] for index in range(min(rows, 32))])
             passes = 1 if augmentation is None else math.ceil(self.args.num_train_epochs)
             estimated = estimate_bytes(
                 sample,
@@ -236,6 +244,7 @@ class DistillationTrainer(RecordingTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss, a mean over the rows, and what an evaluation gathers if `return_outputs`."""
         losses, outputs = self._losses(model, inputs)
+
         rows = len(next(iter(inputs.values())))
         for name, value in losses.items():
             if name != "loss":
@@ -254,6 +263,7 @@ class DistillationTrainer(RecordingTrainer):
             loss, outputs = super().compute_loss(model, own, return_outputs=True)
             return {"loss": loss}, {"logits": outputs["logits"]}
 
+        # The student first: some teachers are asked about what it found.
         student_outputs = self._ask_student(model, inputs, objective)
         if self.teacher_cache is None:
             teacher_view = self._ask_teacher(inputs, student_outputs)
@@ -276,7 +286,7 @@ class DistillationTrainer(RecordingTrainer):
         """Return the teacher's outputs on a batch.
 
         Args:
-            inputs: the batch; a teacher with a cache is asked for the rows alone that the cache lacks.
+            inputs: the batch; a teacher with a cache is asked for those rows only that the cache lacks.
             student_outputs: of the whole batch, for teachers that are asked about what the student found.
         """
         shared = {name: it for name, it in inputs.items() if name not in ("labels", ROW_KEYS)}
@@ -307,6 +317,7 @@ class DistillationTrainer(RecordingTrainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate, with the loss terms among the metrics."""
+        # Those of the training steps since the last log are put aside.
         training_sums, training_rows = self._term_sums, self._term_rows
         self._term_sums, self._term_rows = {}, 0
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -327,7 +338,7 @@ class DistillationTrainer(RecordingTrainer):
             self.distillation_objective.load_state(checkpoint)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Build the optimizer, of student and objective; head and shallow interaction get their own learning rate if asked.
+        """Build the optimizer of student and objective, with a learning rate of their own for the head and interaction.
 
         Raises:
             ValueError: an optimizer of the caller's lacks the objective's parameters.

@@ -1,8 +1,7 @@
-"""What pre-training and retrieval share: pairs of whole batches, asked about in passes, out of a table or out of a
-stream.
+"""What pre-training and retrieval share: image-text data out of a table or a stream.
 
 A stream of pairs is read by each process for itself and never prepared by accelerate, which would read it in one
-process and send the rows around. Its place lies in every checkpoint, so a resumed run goes on at once instead of
+process and send the rows around. Its position lies in every checkpoint, so a resumed run goes on at once instead of
 running through all rows.
 """
 
@@ -28,7 +27,7 @@ class ImageTextTrainer(DistillationTrainer):
     Args:
         model: as for `DistillationTrainer`.
         args: a `DistillationTrainingArguments`; of a stream, `max_steps` says how long it is trained on, and
-            `ignore_data_skip` is set, for its place is restored instead.
+            `ignore_data_skip` is set, for its position is restored instead.
         **kwargs: as for `DistillationTrainer`; `train_dataset` may be a `ImageTextStream`.
 
     Raises:
@@ -52,7 +51,7 @@ class ImageTextTrainer(DistillationTrainer):
             self.add_callback(self._position)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as `Trainer` does; a stream goes on from its place in the checkpoint that is resumed from."""
+        """Train as `Trainer` does; a stream goes on from its position in the checkpoint that is resumed from."""
         if isinstance(resume_from_checkpoint, str | Path):
             self._position.checkpoint = resume_from_checkpoint
         return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -70,7 +69,7 @@ class ImageTextTrainer(DistillationTrainer):
         return ImageTextLoader(stream, self.args.train_batch_size, self.data_collator, workers, **options)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Name the parameters that weight decay pulls to 0: not the temperature, for which 0 is no natural place."""
+        """Name the parameters that weight decay pulls to 0: not the temperature, for which 0 means nothing."""
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith("logit_scale")]
 
 

@@ -1,11 +1,9 @@
-"""Pre-training on image-text pairs: a model's own three losses, and what a frozen fusion encoder shows on the same
-pairs.
+"""Pre-training on image-text data: a model's own three losses, and what a frozen fusion encoder shows on the same.
 
 Unusual here:
 
 * The student's forward pass draws the hard negatives, out of the rows of all processes. The teacher is asked about the
-very
-  same pairs afterwards, so it can only give soft labels to what the student found hard.
+  very same pairs afterwards, so it can only give soft labels to what the student found hard.
 * The teacher runs up to four times a step: on clean matched pairs, on both kinds of drawn pairs, and on masked texts. A
   pass that no weight asks for does not happen.
 """
@@ -30,14 +28,13 @@ from .image_text_trainer import IMAGE_INPUTS, TEXT_INPUTS, ImageTextTrainer, ima
 
 
 class PreTrainingTrainer(ImageTextTrainer):
-    """Pre-trains a fusion encoder or a dual encoder on pairs, a dual encoder with a frozen fusion encoder beside it if
-    given.
+    """Pre-trains a fusion encoder, or a dual encoder with a frozen fusion encoder as teacher or without.
 
     Args:
         model: `FusionEncoderForPreTraining` or `DualEncoderForPreTraining`. The hard terms' weights that `args` holds
             are written into its configuration.
         args: a `DistillationTrainingArguments`.
-        teacher: a `FusionEncoderForPreTraining`, or the name of a checkpoint of one; frozen in place.
+        teacher: a `FusionEncoderForPreTraining`, or the name of a checkpoint of one; frozen.
         objective: what is compared; None: `args.make_pretraining_objective()` when there is a teacher.
         **kwargs: as for `ImageTextTrainer`; batches are those of `PreTrainingCollator`.
 
@@ -104,7 +101,7 @@ class PreTrainingTrainer(ImageTextTrainer):
         return answers
 
     def _masked_words(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The teacher's logits for every place of the masked texts; its own head alone, so that nothing is encoded twice."""
+        """The teacher's logits for every token of the masked texts, by its own head, so that nothing runs twice."""
         teacher: Any = self.teacher
         text = inputs["masked_input_ids"]
         seen = {name: inputs[name] for name in ("attention_mask", *IMAGE_INPUTS) if name in inputs}
@@ -116,10 +113,10 @@ class PreTrainingTrainer(ImageTextTrainer):
     def _drawn_pairs(
         self, student_outputs: Any, pairs: Mapping[str, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Each own text with its drawn image, and each own image with its drawn text, out of the rows of all processes."""
+        """Each own text with its drawn image, and each own image with its drawn text, out of all processes."""
         with torch.no_grad():
             gallery = {name: gather_rows(tensor) for name, tensor in pairs.items()}
-        # A place without a drawn pair (-1) is filled with the first row: its label says that it does not count.
+        # An index of -1, without a drawn pair, is filled with the first row: its label says that it does not count.
         images, texts = (
             student_outputs.negative_image_rows.clamp(min=0),
             student_outputs.negative_text_rows.clamp(min=0),
@@ -136,8 +133,7 @@ class PreTrainingTrainer(ImageTextTrainer):
 def in_batch_recall(
     text_embeds: torch.Tensor, image_embeds: torch.Tensor, inputs: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
-    """Share of texts and images that are nearest to their own partner in the batch of all processes, a scalar in [0,
-    1].
+    """Share of texts and images that are nearest to their own partner in the batch of all processes, in [0, 1].
 
     What equals the partner is not held against it; a tie with another counts as not found. It depends on the size of
     the batch.

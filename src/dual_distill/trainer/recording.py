@@ -1,4 +1,4 @@
-"""A Trainer that knows what its run did: the record beside every checkpoint, the card made of it, and pushes in one commit.
+"""A Trainer that knows what its run did: a record beside every checkpoint, its card, and pushes in one commit.
 
 Unusual here:
 
@@ -82,7 +82,7 @@ class RecordingTrainer(Trainer):
 
         Args:
             settings: of a recipe, see `differing_fields`; those of the arguments are known.
-            **known: fields of `RunRecord`, such as `data`, `start`, `teacher` and `command`; the rows of `data` are known.
+            **known: fields of `RunRecord`, such as `data`, `start`, `teacher` and `command`; the rows are known.
         """
         self._told_settings |= settings or {}
         self._told |= known
@@ -105,6 +105,8 @@ class RecordingTrainer(Trainer):
             measurements=tuple(self._measurements.get(step, {}).values()),
             versions=versions_now(),
         )
+
+        # What the caller knows better stands; rows are those that the trainer was given.
         record = replace(record, **self._told)
         return replace(record, data=replace(record.data, rows=rows))
 
@@ -125,6 +127,7 @@ class RecordingTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):  # each was evaluated by a call of its own
             return metrics
+
         rows = _num_rows(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset)
         split = metric_key_prefix.removeprefix("eval_") if metric_key_prefix != "eval" else "validation"
         source = self._told.get("command") or f"{type(self).__name__}.evaluate"
@@ -135,6 +138,7 @@ class RecordingTrainer(Trainer):
                 one = Measurement(metric, value, split, source, rows)
                 self._measurements.setdefault(self._step(), {})[split, metric] = one
 
+        # In training the next save writes it; afterwards the weights lie there already.
         if not self.is_in_train and self._saved_step == self._step() and self.args.should_save:
             write_run(self.args.output_dir, self.run_record())
         return metrics
@@ -158,7 +162,7 @@ class RecordingTrainer(Trainer):
             license: of the weights, as the Hub calls it.
             tags: beside those that every card has.
             model_name: what the model is called; None: as its repository, or its class.
-            finetuned_from: repository that it was fine-tuned from; None: where its weights were loaded from, if the Hub.
+            finetuned_from: repository that it was fine-tuned from; None: where its weights came from.
             tasks: the Hub's identifiers of what it is for; None: what follows from its head.
             dataset_tags: `owner/name` of the data sets on the Hub that it learned from.
             dataset: what the data is called; None: the task of the collator.
@@ -169,6 +173,8 @@ class RecordingTrainer(Trainer):
         if self.is_world_process_zero():
             told = {"model_name": model_name, "finetuned_from": finetuned_from, "tasks": _listed(tasks)}
             self._told |= {name: value for name, value in told.items() if value}
+
+            # Named data is told too, so that a later push says it again.
             data: dict[str, Any] = {
                 "name": " and ".join(_listed(dataset)),
                 "hub_ids": _listed(dataset_tags),
@@ -176,6 +182,8 @@ class RecordingTrainer(Trainer):
             }
             self._told["data"] = replace(self.run_record().data, **{name: it for name, it in data.items() if it})
             write_run(self.args.output_dir, self.run_record())
+
+            # These stay in the README's own metadata.
             metadata = {"language": language, "license": license, "tags": _listed(tags)}
             write_card(self.args.output_dir, repo_id=self.args.hub_model_id, metadata=metadata)
 
@@ -214,6 +222,7 @@ class RecordingTrainer(Trainer):
         self.create_model_card(tags=tags, **card)
         if not self.is_world_process_zero():
             return None
+
         self._finish_current_push()
         push = functools.partial(
             self._push,
@@ -235,12 +244,15 @@ class RecordingTrainer(Trainer):
             return
         self._finish_current_push()  # of two pushes at once one would be refused
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
+
+        # What is said of it, and where the state of the run goes.
         by_steps = self.args.save_strategy == SaveStrategy.STEPS
         progress = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch or 0)}"
         state_folders = {
             HubStrategy.CHECKPOINT: "last-checkpoint",
             HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
         }
+
         job = HfApi().run_as_future(
             self._push,
             checkpoint_folder,
@@ -266,6 +278,7 @@ class RecordingTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
+
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         # peft leaves an empty form for a card, or adds to the one that is there.
         if written is not None:

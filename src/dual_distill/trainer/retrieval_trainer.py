@@ -1,13 +1,11 @@
-"""Fine-tuning on image-text retrieval: a contrastive dual encoder that a fusion encoder teaches to rank, or that
-teacher.
+"""Fine-tuning on image-text retrieval: a dual encoder that a fusion encoder teaches to rank, or that teacher.
 
 Unusual here:
 
 * A teacher is asked about few pairs: the matched ones, and for each text (and each image) those of the batch of all
   processes that the student finds hardest. Everything else in the batch is left to the contrastive loss.
 * A fusion encoder has no similarities to choose by and no contrastive loss. It learns to put each text's own image
-first among
-  drawn ones, and each image's own text; all pairs go through it in one forward pass.
+  first among random ones, and each image's own text; all pairs go through it in one forward pass.
 """
 
 from collections.abc import Mapping
@@ -35,8 +33,8 @@ class Lists(NamedTuple):
     """What is ranked: B lists of images, one a text, and B lists of texts, one an image.
 
     Attributes:
-        image_rows: `(B, K)` places of each text's negative images among the rows of all processes.
-        text_rows: `(B, K)` places of each image's negative texts.
+        image_rows: `(B, K)` index of each text's negative images among the rows of all processes.
+        text_rows: `(B, K)` index of each image's negative texts.
         is_listed: `(2 * B, 1 + K)` bool, whether such an entry exists; the first, the right one, always does.
     """
 
@@ -46,13 +44,13 @@ class Lists(NamedTuple):
 
 
 class RetrievalTrainer(ImageTextTrainer):
-    """Fine-tunes a dual encoder on retrieval, alone or with a fusion teacher, or a fusion encoder by itself.
+    """Fine-tunes a dual encoder on retrieval, with a fusion encoder as teacher or without, or a fusion encoder.
 
     Args:
         model: `DualEncoderForImageTextRetrieval`, or `FusionEncoderForImageTextRetrieval` (without a teacher).
         args: a `DistillationTrainingArguments`.
         teacher: a `FusionEncoderForImageTextRetrieval`, or a `FusionEncoderForPreTraining`, whose matching score is
-            taken; or the name of a checkpoint of one; frozen in place.
+            taken; or the name of a checkpoint of one; frozen.
         objective: what is compared; None: `args.make_ranking_objective()` when there is a teacher.
         **kwargs: as for `ImageTextTrainer`; batches are those of `PreTrainingCollator` without masking.
 
@@ -105,7 +103,7 @@ class RetrievalTrainer(ImageTextTrainer):
         return objective(outputs, self._ask_about_lists(inputs, lists), batch), vectors
 
     def _ask_about_lists(self, inputs: Mapping[str, torch.Tensor], lists: Lists | None) -> SimpleNamespace:
-        """Ask the teacher for what the objective compares: attention of matched pairs, scores of lists if there are any."""
+        """Ask the teacher for attention of matched pairs, and scores of lists if there are any."""
         pairs = image_text_inputs(inputs)
         matched = self._pass_to_teacher(pairs, self._teacher_requests)
         answers = SimpleNamespace(**matched)
@@ -189,14 +187,14 @@ def choose_lists(text_to_image: torch.Tensor, image_to_text: torch.Tensor, ids: 
 
 
 def listed_scores(text_to_image: torch.Tensor, image_to_text: torch.Tensor, ids: PairIds, lists: Lists) -> torch.Tensor:
-    """Take the entries of the lists out of the similarities: `(2 * B, 1 + K)`, the right one first, texts' lists first."""
+    """Take the lists out of the similarities: `(2 * B, 1 + K)`, the right entry first, texts' lists first."""
     own = ids.own_rows[:, None]
     both = ((text_to_image, lists.image_rows), (image_to_text, lists.text_rows))
     return torch.cat([scores.gather(1, torch.cat([own, rows], dim=1)) for scores, rows in both])
 
 
 def drawn_scores(ids: PairIds) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw a random score for each own text with each image and the reverse, `(B, G)` each, the same for the same batch."""
+    """Draw a random score for each own text with each image and the reverse, `(B, G)`, the same for a batch."""
     shape = (2, ids.num_rows, len(ids.image_ids))
     seed = int(ids.image_ids.sum() ^ ids.caption_ids.sum()) & 0x7FFFFFFF
     # On the CPU, so that every device draws the same.
