@@ -1,4 +1,4 @@
-"""Questions about pictures, answered from an exported folder without torch and without dual_distill.
+"""Questions about images, answered from an exported folder without torch and without dual_distill.
 
     dual-distill export runs/student runs/student-onnx
     pip install numpy onnxruntime pillow tokenizers
@@ -33,14 +33,12 @@ class Answerer:
         self.tokenizer.enable_truncation(self.about["max_text_tokens"])
         self.tokenizer.enable_padding()  # with id 0; what stands there is masked
 
-    def encode_images(self, pictures: list[Image.Image]) -> np.ndarray:
-        """Encode the N pictures that the model reads together: `(1, N, C)`."""
+    def encode_images(self, images: list[Image.Image]) -> np.ndarray:
+        """Encode the N images that the model reads together: `(1, N, C)`."""
         expected = self.about["num_images"]
-        if len(pictures) != expected:
-            raise SystemExit(
-                f"there are {len(pictures)} pictures, the model reads {expected} together; repeat --image."
-            )
-        arrays = [self.prepare(picture) for picture in pictures]
+        if len(images) != expected:
+            raise SystemExit(f"there are {len(images)} images, the model reads {expected} together; repeat --image.")
+        arrays = [self.prepare(image) for image in images]
         height, width = (max(array.shape[side] for array in arrays) for side in (1, 2))
         values = np.zeros((1, len(arrays), 3, height, width), np.float32)
         mask = np.zeros((1, len(arrays), height, width), np.int64)
@@ -50,25 +48,25 @@ class Answerer:
         [embeds] = self.graphs["image_tower"].run(None, {"pixel_values": values, "pixel_mask": mask})
         return embeds
 
-    def prepare(self, picture: Image.Image) -> np.ndarray:
-        """Resize, rescale and normalise a picture as the processor does: `(3, H, W)` float32."""
-        picture = ImageOps.exif_transpose(picture).convert("RGB")
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Resize, rescale and normalise an image as the processor does: `(3, H, W)` float32."""
+        image = ImageOps.exif_transpose(image).convert("RGB")
         size = self.images["size"]
         if "shortest_edge" in size:  # ViLT's rule: keep the shape, cap the longer side, round down to whole patches
             shorter = size["shortest_edge"]
-            scale = shorter / min(picture.size)
-            scale = min(scale, int(1333 / 800 * shorter) / max(picture.size))
+            scale = shorter / min(image.size)
+            scale = min(scale, int(1333 / 800 * shorter) / max(image.size))
             step = self.images["size_divisor"]
-            width, height = (int(side * scale + 0.5) // step * step for side in picture.size)
+            width, height = (int(side * scale + 0.5) // step * step for side in image.size)
         else:
             width, height = size["width"], size["height"]
-        picture = picture.resize((width, height), Image.Resampling(self.images["resample"]))
-        values = np.asarray(picture, np.float32) * self.images["rescale_factor"]
+        image = image.resize((width, height), Image.Resampling(self.images["resample"]))
+        values = np.asarray(image, np.float32) * self.images["rescale_factor"]
         values = (values - np.array(self.images["image_mean"])) / np.array(self.images["image_std"])
         return values.astype(np.float32).transpose(2, 0, 1)
 
     def answer(self, questions: list[str], image_pooler_output: np.ndarray) -> np.ndarray:
-        """Ask all questions about pictures encoded before: probabilities `(questions, answers)`."""
+        """Ask all questions about images encoded before: probabilities `(questions, answers)`."""
         encoded = self.tokenizer.encode_batch(questions)
         inputs = {
             "input_ids": np.array([one.ids for one in encoded], np.int64),

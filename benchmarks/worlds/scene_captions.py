@@ -70,7 +70,7 @@ class _Fact(NamedTuple):
 
 
 class Caption(NamedTuple):
-    """A caption that is true of a picture, and one that is not.
+    """A caption that is true of an image, and one that is not.
 
     Attributes:
         text: the caption, 6 to 16 words.
@@ -91,14 +91,14 @@ def generate_scene_captions(
     cells: int = 3,
     cell_px: int = 12,
 ) -> DatasetDict:
-    """The pictures of `generate_scenes` with captions about colours, shapes, places and numbers.
+    """The images of `generate_scenes` with captions about colours, shapes, places and numbers.
 
-    `num_scenes`, `questions_per_scene`, `seed`, `cells` and `cell_px` choose the pictures: with equal ones,
-    `generate_scenes` has the same pictures in the same splits.
+    `num_scenes`, `questions_per_scene`, `seed`, `cells` and `cell_px` choose the images: with equal ones,
+    `generate_scenes` has the same images in the same splits.
 
     Args:
         num_scenes: split name -> number of scenes, >= 0; None takes `scenes.NUM_SCENES`.
-        captions_per_scene: captions of each picture, 1 to 10, no two alike.
+        captions_per_scene: captions of each image, 1 to 10, no two alike.
         questions_per_scene: as for `generate_scenes`; no question is written here.
         seed: chooses scenes and captions.
         cells: rows and columns of the grid, 2 to 8.
@@ -118,12 +118,12 @@ def generate_scene_captions(
     """
     num_scenes = NUM_SCENES if num_scenes is None else num_scenes
     if not 1 <= captions_per_scene <= 10:
-        raise ValueError(f"captions_per_scene is {captions_per_scene}, but a picture has 1 to 10 captions.")
+        raise ValueError(f"captions_per_scene is {captions_per_scene}, but an image has 1 to 10 captions.")
     rngs: dict[str, random.Random] = {}
     drawn = draw_scenes(num_scenes, questions_per_scene, seed, cells, cell_px)
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in num_scenes}
     for split, scene in drawn:
-        # A stream of its own: the pictures do not depend on the captions.
+        # A stream of its own: the images do not depend on the captions.
         rng = rngs.setdefault(split, random.Random(f"{seed} {split} captions"))
         image, objects = {"bytes": scene.png, "path": None}, [item._asdict() for item in scene.objects]
         for caption in write_captions(scene.objects, captions_per_scene, rng, cells):
@@ -158,7 +158,7 @@ def write_captions(scene: Scene, number: int, rng: random.Random, cells: int = 3
     written: dict[str, Caption] = {}
     first = rng.randrange(len(families))
     for attempt in range(_MAX_ATTEMPTS):
-        # Families take turns in the first place, so that each picture has captions of several.
+        # Families take turns in the first place, so that each image has captions of several.
         facts = [_draw_fact(families[(first + attempt) % len(families)], true_words, rng)]
         for _ in range(rng.choice((1, 1, 2))):
             facts.append(_draw_fact(rng.choice(families), true_words, rng))

@@ -1,10 +1,10 @@
-"""Statements about two generated pictures, true or false, as in NLVR2: two-picture reasoning without a download.
+"""Statements about two generated images, true or false, as in NLVR2: two-image reasoning without a download.
 
-What is unusual is how the rows are balanced. Each statement stands in four rows: twice with the same left picture, once
-true and once false, and twice with the same right picture, once true and once false. So the words alone say nothing, in
-any family; and whoever looks at one of the two pictures only cannot do better than about three in four.
+What is unusual is how the rows are balanced. Each statement stands in four rows: twice with the same left image, once
+true and once false, and twice with the same right image, once true and once false. So the words alone say nothing, in
+any family; and whoever looks at one of the two images only cannot do better than about three in four.
 
-The pictures are those of `generate_scenes`, split by split: a picture of the test split is in no row of train.
+The images are those of `generate_scenes`, split by split: an image of the test split is in no row of train.
 """
 
 import operator
@@ -36,12 +36,12 @@ _FEATURES = Features(
     }
 )
 _MIN_SCENES = 10
-_MAX_STATEMENTS, _MAX_PICTURES, _MAX_SECOND_ANCHORS = 200, 30, 3
+_MAX_STATEMENTS, _MAX_IMAGES, _MAX_SECOND_ANCHORS = 200, 30, 3
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 
 
-class Picture:
-    """What statements ask of one picture.
+class SceneImage:
+    """What statements ask of one image.
 
     Args:
         objects: its shapes.
@@ -78,12 +78,12 @@ class Statement(NamedTuple):
     Attributes:
         text: the sentence.
         family: what kind of reasoning it asks for.
-        holds: whether it is true of a left and a right picture.
+        holds: whether it is true of a left and a right image.
     """
 
     text: str
     family: str
-    holds: Callable[[Picture, Picture], bool]
+    holds: Callable[[SceneImage, SceneImage], bool]
 
 
 def generate_scene_statements(
@@ -94,10 +94,10 @@ def generate_scene_statements(
     cells: int = 3,
     cell_px: int = 12,
 ) -> DatasetDict:
-    """Pairs of the pictures of `generate_scenes` with balanced statements that need both.
+    """Pairs of the images of `generate_scenes` with balanced statements that need both.
 
-    `num_scenes`, `questions_per_scene`, `seed`, `cells` and `cell_px` choose the pictures: with equal ones,
-    `generate_scenes` has the same pictures in the same splits.
+    `num_scenes`, `questions_per_scene`, `seed`, `cells` and `cell_px` choose the images: with equal ones,
+    `generate_scenes` has the same images in the same splits.
 
     Args:
         num_scenes: split name -> number of scenes, 0 or at least 10; None takes `scenes.NUM_SCENES`.
@@ -130,15 +130,15 @@ def generate_scene_statements(
     for split, scenes in scenes_of.items():
         if len(scenes) < _MIN_SCENES:
             raise ValueError(
-                f"num_scenes[{split!r}] is {len(scenes)}, but statements about two pictures need {_MIN_SCENES} scenes "
+                f"num_scenes[{split!r}] is {len(scenes)}, but statements about two images need {_MIN_SCENES} scenes "
                 "to choose from (or none)."
             )
-        # A stream of its own: the pictures do not depend on the statements, nor one split on another.
+        # A stream of its own: the images do not depend on the statements, nor one split on another.
         rng = random.Random(f"{seed} {split} statements")
-        pictures = [Picture(scene.objects, cells) for scene in scenes]
+        images = [SceneImage(scene.objects, cells) for scene in scenes]
         for index in range(len(scenes) * statements_per_scene):
             family = _FAMILIES[index % len(_FAMILIES)]
-            statement, four = _four_rows(family, index // statements_per_scene, pictures, rng)
+            statement, four = _four_rows(family, index // statements_per_scene, images, rng)
             for left, right, truth in four:
                 values: dict[str, Any] = {
                     "sentence": statement.text,
@@ -161,54 +161,53 @@ def statement_families() -> list[str]:
         >>> statement_families()[:2]
         ['more', 'same number']
     """
-    rng, picture = random.Random(0), Picture([], 3)
-    return [draw(rng, picture, picture).family for draw in _FAMILIES]
+    rng, image = random.Random(0), SceneImage([], 3)
+    return [draw(rng, image, image).family for draw in _FAMILIES]
 
 
 _Rows = list[tuple[int, int, bool]]
-_Draw = Callable[[random.Random, Picture, Picture], Statement]
+_Draw = Callable[[random.Random, SceneImage, SceneImage], Statement]
 
 
-def _four_rows(draw: _Draw, anchor: int, pictures: list[Picture], rng: random.Random) -> tuple[Statement, _Rows]:
-    """A statement of a family with (left, right, truth): two rows share the left picture, two the right one."""
+def _four_rows(draw: _Draw, anchor: int, images: list[SceneImage], rng: random.Random) -> tuple[Statement, _Rows]:
+    """A statement of a family with (left, right, truth): two rows share the left image, two the right one."""
     for attempt in range(_MAX_STATEMENTS):
-        if attempt >= _MAX_STATEMENTS // 10:  # such as corners of a picture whose corners are empty
-            anchor = rng.randrange(len(pictures))
-        other = rng.randrange(len(pictures))
-        # Numbers of the sentence come from pictures, so that few statements are never true.
-        statement = draw(rng, pictures[anchor], pictures[other])
-        shares_left = _true_and_false(statement, "left", anchor, pictures, rng)
+        if attempt >= _MAX_STATEMENTS // 10:  # such as corners of an image whose corners are empty
+            anchor = rng.randrange(len(images))
+        other = rng.randrange(len(images))
+        # Numbers of the sentence come from images, so that few statements are never true.
+        statement = draw(rng, images[anchor], images[other])
+        shares_left = _true_and_false(statement, "left", anchor, images, rng)
         if shares_left is None:
             continue
         for _ in range(_MAX_SECOND_ANCHORS):
-            shares_right = _true_and_false(statement, "right", rng.randrange(len(pictures)), pictures, rng)
+            shares_right = _true_and_false(statement, "right", rng.randrange(len(images)), images, rng)
             if shares_right is not None:
                 rows = shares_left + shares_right
                 rng.shuffle(rows)
                 return statement, rows
     raise ValueError(
-        f"In {_MAX_STATEMENTS} attempts no statement of a family was true of some pairs of {len(pictures)} scenes and "
-        f"false of "
-        "others; ask for more scenes."
+        f"In {_MAX_STATEMENTS} attempts no statement of a family was true of some pairs of {len(images)} scenes and "
+        "false of others; ask for more scenes."
     )
 
 
 def _true_and_false(
-    statement: Statement, side: str, shared: int, pictures: list[Picture], rng: random.Random
+    statement: Statement, side: str, shared: int, images: list[SceneImage], rng: random.Random
 ) -> _Rows | None:
     """A pair that makes the statement true and one that makes it false, one image shared; None where none is met."""
     found: dict[bool, tuple[int, int]] = {}
-    for _ in range(_MAX_PICTURES):
-        other = rng.randrange(len(pictures))
+    for _ in range(_MAX_IMAGES):
+        other = rng.randrange(len(images))
         if other != shared:
             left, right = (shared, other) if side == "left" else (other, shared)
-            found.setdefault(statement.holds(pictures[left], pictures[right]), (left, right))
+            found.setdefault(statement.holds(images[left], images[right]), (left, right))
             if len(found) == 2:
                 return [(*pair, truth) for truth, pair in found.items()]
     return None
 
 
-# Families: each draws one statement. The pictures given are examples from which a number may be taken.
+# Families: each draws one statement. The images given are examples from which a number may be taken.
 
 
 def _noun(rng: random.Random) -> Noun:
@@ -224,21 +223,21 @@ def _counted(number: int, noun: Noun) -> str:
     return f"{_NUMBERS[number]} {noun if number == 1 else _plural(noun)}"
 
 
-def _more(rng: random.Random, left: Picture, right: Picture) -> Statement:
+def _more(rng: random.Random, left: SceneImage, right: SceneImage) -> Statement:
     noun = rng.choice((_noun(rng), _noun(rng), Noun(None, None)))
     here, there = rng.choice((("left", "right"), ("right", "left")))
     how, verb = rng.choice(("more", "fewer")), rng.choice(("has", "shows", "holds"))
 
     left_has_more = (here == "left") == (how == "more")
 
-    def holds(left: Picture, right: Picture) -> bool:
+    def holds(left: SceneImage, right: SceneImage) -> bool:
         one, two = left.count(noun), right.count(noun)
         return one > two if left_has_more else one < two
 
     return Statement(f"the {here} picture {verb} {how} {_plural(noun)} than the {there} one", "more", holds)
 
 
-def _same_number(rng: random.Random, left: Picture, right: Picture) -> Statement:
+def _same_number(rng: random.Random, left: SceneImage, right: SceneImage) -> Statement:
     noun = _noun(rng)
     wording, same = rng.choice(
         (
@@ -255,10 +254,10 @@ def _same_number(rng: random.Random, left: Picture, right: Picture) -> Statement
     )
 
 
-def _how_many_pictures(family: str, numbers: tuple[int, ...], wordings: tuple[str, ...]) -> _Draw:
-    """Statements that are true when so many of the two pictures hold a thing."""
+def _how_many_images(family: str, numbers: tuple[int, ...], wordings: tuple[str, ...]) -> _Draw:
+    """Statements that are true when so many of the two images hold a thing."""
 
-    def draw(rng: random.Random, left: Picture, right: Picture) -> Statement:
+    def draw(rng: random.Random, left: SceneImage, right: SceneImage) -> Statement:
         noun = _noun(rng)
         return Statement(
             rng.choice(wordings).format(noun),
@@ -269,7 +268,7 @@ def _how_many_pictures(family: str, numbers: tuple[int, ...], wordings: tuple[st
     return draw
 
 
-def _one_each(rng: random.Random, left: Picture, right: Picture) -> Statement:
+def _one_each(rng: random.Random, left: SceneImage, right: SceneImage) -> Statement:
     one, two = _noun(rng), _noun(rng)
     if rng.random() < 0.5:
         two = one
@@ -283,7 +282,7 @@ def _one_each(rng: random.Random, left: Picture, right: Picture) -> Statement:
     return Statement(text, "one each", lambda left, right: left.count(one) == first and right.count(two) == second)
 
 
-def _together(rng: random.Random, left: Picture, right: Picture) -> Statement:
+def _together(rng: random.Random, left: SceneImage, right: SceneImage) -> Statement:
     noun = _noun(rng)
     number = min(left.count(noun) + right.count(noun), len(_NUMBERS) - 1)
     bound, rule = rng.choice(_BOUNDS) if number else ("", operator.eq)
@@ -302,12 +301,12 @@ _KEYS: tuple[tuple[str, Callable[[SceneObject], str]], ...] = (
 )
 
 
-def _corner(rng: random.Random, left: Picture, right: Picture) -> Statement:
+def _corner(rng: random.Random, left: SceneImage, right: SceneImage) -> Statement:
     corner = rng.choice(tuple(CORNERS))
     what, key = rng.choice(_KEYS)
     same = rng.random() < 0.5
 
-    def holds(left: Picture, right: Picture) -> bool:
+    def holds(left: SceneImage, right: SceneImage) -> bool:
         one, two = left.corners[corner], right.corners[corner]
         return one is not None and two is not None and (key(one) == key(two)) == same
 
@@ -318,10 +317,10 @@ def _corner(rng: random.Random, left: Picture, right: Picture) -> Statement:
 _FAMILIES: tuple[_Draw, ...] = (
     _more,
     _same_number,
-    _how_many_pictures(
+    _how_many_images(
         "both", (2,), ("both pictures show a {}", "there is a {} in each picture", "each picture holds a {}")
     ),
-    _how_many_pictures(
+    _how_many_images(
         "exactly one",
         (1,),
         (
@@ -330,8 +329,8 @@ _FAMILIES: tuple[_Draw, ...] = (
             "there is a {} in one picture but not in both",
         ),
     ),
-    _how_many_pictures("neither", (0,), ("neither picture shows a {}", "there is no {} in the two pictures")),
-    _how_many_pictures(
+    _how_many_images("neither", (0,), ("neither picture shows a {}", "there is no {} in the two pictures")),
+    _how_many_images(
         "either",
         (1, 2),
         ("at least one of the pictures shows a {}", "one picture or both hold a {}", "there is a {} somewhere"),

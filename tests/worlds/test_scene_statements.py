@@ -123,8 +123,8 @@ def test_no_pair_is_one_picture_twice(rows):
 
 
 @pytest.mark.parametrize("side", [0, 1])
-def test_one_picture_alone_does_not_answer(rows, side):
-    """The best guess of a perfect reader who sees one picture, and as many others as he likes, but not the other one."""
+def test_one_image_by_itself_does_not_answer(rows, side):
+    """The best guess of a perfect reader who sees one image, and as many others as he likes, but not the other one."""
     pictures = list(
         {row["image_0_id"]: row["objects_0"] for row in rows if row["image_0_id"].startswith("train")}.values()
     )
@@ -173,7 +173,7 @@ def test_each_statement_gives_four_rows():
     ("arguments", "message"),
     [
         ({"statements_per_scene": 0}, "statements_per_scene is 0, but a scene has 1 to 12"),
-        ({"num_scenes": {"train": 3}}, r"num_scenes\['train'\] is 3, but statements about two pictures need 10 scenes"),
+        ({"num_scenes": {"train": 3}}, r"num_scenes\['train'\] is 3, but statements about two images need 10 scenes"),
         ({"num_scenes": {"train": -3}}, r"num_scenes\['train'\] is -3"),
     ],
 )

@@ -67,7 +67,7 @@ def test_the_script_writes_regions_and_says_what_is_wrong(tmp_path) -> None:
     done = run("captions", tmp_path / "captions", "--scenes", 1, 1, 1, "--captions-per-scene", 11)
     assert (done.returncode, done.stderr) == (
         1,
-        "error: captions_per_scene is 11, but a picture has 1 to 10 captions.\n",
+        "error: captions_per_scene is 11, but an image has 1 to 10 captions.\n",
     )
 
 
