@@ -107,6 +107,7 @@ def accuracy_of_logits(prediction: EvalPrediction) -> dict[str, float]:
     """
     chosen, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
 
+    # Soft scores, one a label: the score of the predicted one counts.
     if labels.ndim == 2:
         return {"soft_accuracy": float(labels[np.arange(len(labels)), chosen].mean())}
     return {"accuracy": float(np.mean(chosen == labels))}

@@ -54,6 +54,7 @@ class RetrievalRecall(StreamedMetric):
                 f"This block scores a gallery of {scores.shape[1]}, an earlier one of {self._gallery}; each block of "
                 "queries is scored against the whole gallery."
             )
+
         self._ranks.update(retrieval_ranks(scores, references).tolist())
         self._gallery = scores.shape[1]
 

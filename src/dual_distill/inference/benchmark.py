@@ -199,6 +199,7 @@ def random_pairs(config: PreTrainedConfig, shape: PairShape, seed: int = 0) -> d
             "the patch."
         )
 
+    # From a generator of its own: no other random number is touched.
     draw = torch.Generator().manual_seed(seed)
     size = (shape.batch_size, config.num_images)
     is_real = torch.arange(shape.text_tokens) < shape.real_tokens

@@ -24,9 +24,10 @@ from dual_distill.modeling import (
     DualDistillProcessor,
     DualEncoderForImagesAndTextClassification,
     DualEncoderForQuestionAnswering,
-    FusionEncoderConfig,
 )
-from dual_distill.teachers import TOLERANCE, check_parity, random_batch, refuse_full_folder, written_aside
+from dual_distill.teachers import TOLERANCE, check_parity, refuse_full_folder, written_aside
+
+from .benchmark import PairShape, random_pairs
 
 # What a reader without this package needs to know: answers, how logits become probabilities, inputs and outputs.
 EXPORT_FILE = "export.json"
@@ -255,13 +256,14 @@ def compare_with_torch(model: PreTrainedModel, folder: Path) -> dict[str, float]
 
 
 def _batch(model: PreTrainedModel, num_rows: int, grid: tuple[int, int] | None) -> dict[str, torch.Tensor]:
-    text, image = model.config.text_config, model.config.vision_config
-    shape = FusionEncoderConfig(
-        vocab_size=text.vocab_size,
-        max_position_embeddings=text.max_position_embeddings,
-        image_size=image.image_size,
-        patch_size=image.patch_size,
-        num_channels=image.num_channels,
-        num_images=model.num_images,
-    )
-    return random_batch(shape, num_rows=num_rows, num_tokens=7 + num_rows, grid=grid, seed=num_rows)
+    """Rows of unequal texts and images, padded with noise, so that a mask that leaks shows."""
+    vision = model.config.vision_config
+    tokens = min(7 + num_rows, model.config.text_config.max_position_embeddings)
+    height, width = (side * vision.patch_size for side in grid or vision.patch_grid)
+    batch = random_pairs(model.config, PairShape(num_rows, tokens, tokens, (height, width)), seed=num_rows)
+
+    # Each further row is shorter, and its images lower.
+    for row in range(1, num_rows):
+        batch["attention_mask"][row, max(1, tokens // (row + 1)) :] = 0
+        batch["pixel_mask"][row, :, max(vision.patch_size, height - row * vision.patch_size) :] = 0
+    return batch

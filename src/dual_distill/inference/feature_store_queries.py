@@ -34,10 +34,12 @@ class FeatureStoreQueries:
         revision: str | None,
     ) -> None:
         identity = model_identity(model, model_name, revision)
+        # Asked for when a store of the kind is there: not every tokenizer has settings that can be compared.
         settings = {
             "image": lambda: image_processor_settings(processor),
             "text": lambda: tokenizer_settings(processor, longest_text(model, processor)),
         }
+
         for kind, store in stores.items():
             if store is None:
                 continue
@@ -47,6 +49,7 @@ class FeatureStoreQueries:
                 )
             check_same_model(store.path, store.manifest.model, identity)
             check_same_processor(store.path, store.manifest.processor, settings[kind]())
+
         self.model, self.processor = model.eval(), processor
 
     @torch.inference_mode()

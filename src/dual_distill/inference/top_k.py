@@ -41,6 +41,7 @@ class RunningTopK:
         """
         is_match = scores >= self._threshold
         self.matches += int(is_match.sum())
+        # Once all are kept that may be, only better ones come in.
         if len(self.scores) == self._top_k:
             is_match &= scores > self.scores[-1]
         found = is_match.nonzero()[:, 0]
