@@ -29,7 +29,10 @@ def test_importing_the_package_registers_the_pipeline() -> None:
 
 
 def test_importing_the_package_registers_the_models_and_their_push() -> None:
-    code = "import dual_distill, transformers as t; C = dual_distill.DualEncoderConfig; print(t.AutoModel._model_mapping[C])"
+    code = (
+        "import dual_distill; from transformers import AutoModel; "
+        "print(AutoModel._model_mapping[dual_distill.DualEncoderConfig])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "DualEncoderModel" in done.stdout
     assert dual_distill.DualEncoderModel.push_to_hub is push_pretrained

@@ -1,4 +1,4 @@
-"""A BERT's text side in a fusion encoder over regions computes what the BERT computes, and what is newly initialized is said."""
+"""A BERT's text side in a fusion encoder over regions computes what the BERT does; what is new is said."""
 
 import logging
 

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dual-distill",
-        description="Distil a fusion encoder (accurate, slow) into a dual encoder (images are encoded once, asked often).",
+        description="Distil a fusion encoder (accurate, slow) into a dual encoder (images are encoded once).",
         epilog="`dual-distill COMMAND --help` explains a command.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -43,8 +43,8 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument(
         "--no-prepacking",
         action="store_true",
-        help="time torch's own linear layers; without this, a float32 model on the CPU keeps its weights as oneDNN reads "
-        "them fastest, as encode, ask and predict do",
+        help="time torch's own linear layers; else a float32 model on the CPU keeps its weights as oneDNN reads them "
+        "fastest, as encode, ask and predict do",
     )
 
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's choice)")

@@ -1,4 +1,4 @@
-"""What the subcommands share: a parser made of a module's docstring, options written once, and the printing of a result."""
+"""What the subcommands share: a parser made of a docstring, options written once, and the printing of a result."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 
 
 def command_parser(module: str, docstring: str | None, **options: Any) -> argparse.ArgumentParser:
-    r"""Build the parser of a subcommand; the first paragraph of its module's docstring opens the help, the rest closes it.
+    r"""Build the parser of a subcommand; the first paragraph of its docstring opens the help, the rest closes it.
 
     Example:
         >>> command_parser("dual_distill.cli.ask", "Ask a store.\n\nIt was encoded before.").epilog

@@ -91,7 +91,7 @@ def start_folder(
     revision: str | None = None,
     max_positions: int = MAX_POSITIONS,
 ) -> ConversionReport:
-    """Write the start of a fusion encoder over regions from a BERT-like checkpoint, once its parity on texts is checked.
+    """Write the start of a fusion encoder over regions from a BERT, once its parity on texts is checked.
 
     Args:
         source: a folder, or `owner/name` or `owner/name@revision` on the Hub, of model type "bert".

@@ -271,8 +271,8 @@ def new_head_config(
     """Return `config` with the labels and images of a newly initialized head.
 
     Example:
-        >>> config = new_head_config(
-        ...     FusionEncoderConfig(), modeling.FusionEncoderForImagesAndTextClassification, ["false", "true"], num_images=2)
+        >>> head = modeling.FusionEncoderForImagesAndTextClassification
+        >>> config = new_head_config(FusionEncoderConfig(), head, ["false", "true"], num_images=2)
         >>> config.id2label, config.num_images, config.modality_type_vocab_size
         ({0: 'false', 1: 'true'}, 2, 3)
     """
