@@ -61,8 +61,8 @@ class DualEncoderConfig(PreTrainedConfig):
         initializer_range: standard deviation of newly initialized weights of interaction and head.
         num_images: images in a row that `ForImagesAndTextClassification` expects (2 for NLVR2).
         recorded_layers: layers, counted in each tower, whose queries and keys `output_query_states=True` returns.
-        interaction_layers: transformer layers of the text tower's shape in which a text's tokens attend to themselves and
-            to the image's final tokens, before the shallow interaction of the two pooled vectors; 0: the paper's.
+        interaction_layers: transformer layers of the text tower's shape in which a text's tokens attend to themselves
+            and to the image's final tokens, before the shallow interaction of the two pooled vectors; 0: the paper's.
         projection_dim: width P of the vectors whose cosine ranks texts and images (pre-training and retrieval).
         logit_scale_init: logarithm of the factor on those cosines before training; ln(1 / 0.07).
         itc_weight: weight of the contrastive loss in pre-training; 0: not computed.

@@ -1,4 +1,4 @@
-"""What the models of both encoders are mixed from: abilities, the transformer behind the embeddings, word embeddings."""
+"""What the models of both encoders are mixed from: abilities, the transformer behind embeddings, word embeddings."""
 
 from collections.abc import Sequence
 from typing import Any

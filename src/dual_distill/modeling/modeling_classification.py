@@ -10,7 +10,7 @@ class SplitLinear(nn.Linear):
     """A linear map of two concatenated vectors, whole or in halves: `W [a; b] + c = (W_a a + c) + W_b b`."""
 
     def forward(self, features: torch.Tensor, half: Literal["first", "second"] | None = None) -> torch.Tensor:
-        """Map `(..., in_features)`, or one vector `(..., in_features / 2)`: the first with the bias, the second without."""
+        """Map both vectors `(..., in_features)`, or one half: the first with the bias, the second without."""
         middle = self.in_features // 2
         if half == "first":
             return nn.functional.linear(features, self.weight[:, :middle], self.bias)

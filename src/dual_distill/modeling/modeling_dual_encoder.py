@@ -79,15 +79,15 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         output_token_states: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageFeaturesOutput:
-        """Encode images alone: `pooler_output` is `(B, C)` for `(B, 3, H, W)` pixels, with an axis N for N images a row.
+        """Encode images alone: `pooler_output` is `(B, C)` for `(B, 3, H, W)` pixels, `(B, N, C)` for N images a row.
 
         Either is what `forward` takes as `image_pooler_output`; it takes the other fields under their own names.
 
         Args:
             pixel_values: `(B, N, 3, H, W)` or `(B, 3, H, W)`.
             pixel_mask: `(B, N, H, W)` or `(B, H, W)`.
-            output_token_states: whether the interaction layers' keys and values are handed out too: twice the numbers of
-                the tokens for each layer, and less to compute for each text.
+            output_token_states: whether the interaction layers' keys and values are handed out too: twice the numbers
+                of the tokens for each layer, and less to compute for each text.
             **kwargs: as in `forward`.
 
         Returns:
@@ -100,6 +100,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             raise ValueError(
                 "output_token_states asks for keys and values of interaction layers, of which it has none."
             )
+
         output = self.vision_model(pixel_values, pixel_mask, **kwargs)
         rows = _image_rows(pixel_values)
         tokens = output.last_hidden_state.unflatten(0, rows)
@@ -189,7 +190,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             join_states: False hands out each layer's queries (and keys) as the pair (text, image) that the towers
                 computed instead of one sequence, which is a copy of both: what distilling many layers would pay for in
                 memory.
-            output_interaction_states: whether `interaction_model_output` holds queries and keys of the interaction layers.
+            output_interaction_states: whether `interaction_model_output` has the interaction layers' queries and keys.
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention), and what attention functions take.
 
         Returns:
@@ -288,6 +289,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             if image_token_states is not None:
                 raise ValueError("image_token_states are read by interaction layers, and this model has none.")
             return
+
         if input_ids is None:
             raise ValueError(
                 "this model has interaction layers, in which a text's tokens read the image; give input_ids in place "
@@ -317,8 +319,8 @@ def check_side(given: Mapping[str, torch.Tensor | None], hidden_size: int) -> No
     if width is not None and tensor is not None and tensor.shape[-1] != width:
         project = "project_images" if side == "image" else "project_text"
         raise ValueError(
-            f"{name} is {tensor.shape[-1]} wide, not {width}; {side}_pooler_output takes what get_{side}_features pools "
-            f"({hidden_size} wide), {side}_embeds its projection by {project} ({2 * hidden_size} wide)."
+            f"{name} is {tensor.shape[-1]} wide, not {width}; {side}_pooler_output takes what get_{side}_features "
+            f"pools ({hidden_size} wide), {side}_embeds its projection by {project} ({2 * hidden_size} wide)."
         )
 
 

@@ -100,6 +100,7 @@ class _DualEncoderForTask(DualEncoderPreTrainedModel):
             join_states=join_states,
             **kwargs,
         )
+
         logits = self.classifier(flatten_pairs(output.pooler_output, self.num_images))
         loss = None if labels is None else classification_loss(logits, labels)
         return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))

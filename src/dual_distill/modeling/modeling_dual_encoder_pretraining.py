@@ -1,7 +1,7 @@
-"""The dual encoder while it is pre-trained: texts beside images (ITC), do two match (ITM), which words are missing (MLM).
+"""The dual encoder while it is pre-trained: contrast (ITC), matching (ITM), missing words (MLM).
 
 Three terms of ALBEF's kind in a model whose towers never see each other. Matching and masked words pass through the
-shallow interaction alone: a pair by its two pooled vectors, a masked word by its own token state beside the pooled image.
+interaction alone: a pair by its two pooled vectors, a masked word by its own token state beside the pooled image.
 Negatives for matching are drawn by the similarities that the contrastive term trains, from the batch of all processes;
 they are pooled vectors that are there already, so they cost two small linear maps. Only masked words need a second pass
 of the text tower.
@@ -51,8 +51,8 @@ class DualEncoderForPreTraining(MaskedWordsMixin, ContrastiveDualEncoder):
         >>> model = DualEncoderForPreTraining(config)
         >>> text, labels = torch.ones(3, 5, dtype=torch.long), torch.full((3, 5), -100)
         >>> labels[:, 2] = 7
-        >>> output = model(input_ids=text, pixel_values=torch.zeros(3, 3, 8, 8), masked_input_ids=text, masked_labels=labels,
-        ...                image_ids=torch.arange(3), caption_ids=torch.arange(3))
+        >>> output = model(input_ids=text, pixel_values=torch.zeros(3, 3, 8, 8), masked_input_ids=text,
+        ...                masked_labels=labels, image_ids=torch.arange(3), caption_ids=torch.arange(3))
         >>> output.itm_logits.shape, output.mlm_logits.shape
         (torch.Size([9, 2]), torch.Size([3, 5, 50]))
         >>> round(output.itc_loss.item(), 4)  # equal texts, equal images: ln 3
@@ -96,7 +96,8 @@ class DualEncoderForPreTraining(MaskedWordsMixin, ContrastiveDualEncoder):
             token_type_ids: `(B, T)`.
             masked_input_ids: `(B, T)`, the same text with words masked; gives `mlm_logits`.
             masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives `mlm_loss`.
-            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, gives `itc_loss` and `itm_loss` against the texts and images of all processes, without pairs that are known to fit.
+            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, gives `itc_loss` and `itm_loss`
+                against the texts and images of all processes, without pairs that are known to fit.
             caption_ids: `(B,)` int64, equal for equal captions.
             output_query_states: True or a list of layers, of the matched pairs with their unmasked text.
             output_key_states: likewise.
@@ -172,11 +173,13 @@ class DualEncoderForPreTraining(MaskedWordsMixin, ContrastiveDualEncoder):
         image_rows: torch.Tensor,
         text_rows: torch.Tensor,
     ) -> torch.Tensor:
-        """Fuse own texts with drawn images, then drawn texts with own images: `(2 * B, C)`; row 0 stands where none was."""
+        """Fuse own texts with drawn images, then drawn texts with own images, `(2 * B, C)`; -1 takes row 0."""
         text: Any = output.text_model_output
         image: Any = output.vision_model_output
         body = self.dual_encoder
         pooled = gather_rows(torch.stack([text.pooler_output, image.pooler_output], dim=1))
+
+        # The rows of all processes, and of them each pair's text and image.
         texts = torch.cat([own_rows, text_rows.clamp(min=0)])
         images = torch.cat([image_rows.clamp(min=0), own_rows])
         pooled_texts, pooled_images = pooled[texts, 0], pooled[images, 1]
@@ -184,6 +187,7 @@ class DualEncoderForPreTraining(MaskedWordsMixin, ContrastiveDualEncoder):
         if body.interaction_model is not None:
             if attention_mask is None:
                 attention_mask = torch.ones(text.last_hidden_state.shape[:2], device=pooled.device)
+
             read = body.interaction_model(
                 gather_rows(text.last_hidden_state)[texts],
                 gather_rows(attention_mask)[texts],

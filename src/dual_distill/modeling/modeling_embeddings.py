@@ -152,7 +152,7 @@ def _bilinear_weights(lengths: torch.Tensor, num_targets: int, num_sources: int)
 def embed_image_rows(
     embeddings: ImageEmbeddings, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Embed `(B, N, 3, H, W)` pixels (`(B, 3, H, W)` for N = 1) as `(B, N, 1 + I, C)` and give the mask `(B, N, 1 + I)`."""
+    """Embed `(B, N, 3, H, W)` or `(B, 3, H, W)` pixels as `(B, N, 1 + I, C)`, with the mask `(B, N, 1 + I)`."""
     if pixel_values.dim() == 4:
         pixel_values = pixel_values[:, None]
         pixel_mask = None if pixel_mask is None else pixel_mask[:, None]

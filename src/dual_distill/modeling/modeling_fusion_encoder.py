@@ -247,6 +247,7 @@ class _FusionEncoderForTask(FusionEncoderPreTrainedModel):
             output_key_states,
             **kwargs,
         )
+
         logits = self.classifier(flatten_pairs(output.pooler_output, self.num_images))
         loss = None if labels is None else classification_loss(logits, labels)
         return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))

@@ -132,6 +132,7 @@ class FusionEncoderForCaptioning(FusionEncoderWithWords, GenerationMixin):
         """
         if context_states is not None:
             return self._write(input_ids, context_states, context_mask, past_key_values)
+
         check_one_image(pixel_values, region_features, ONE_IMAGE)
         output = self.fusion_encoder(
             input_ids,
@@ -147,6 +148,7 @@ class FusionEncoderForCaptioning(FusionEncoderWithWords, GenerationMixin):
             caption_mask=True,
             **kwargs,
         )
+
         logits = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
         loss = None if labels is None else mlm_loss(logits, labels)
         return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))
@@ -298,6 +300,7 @@ class FusionEncoderForCaptioning(FusionEncoderWithWords, GenerationMixin):
                 "past_key_values": past_key_values,
             }
 
+        # Tags first: their positions begin behind the longest caption, wherever they stand.
         tag_ids = input_ids[:, :0] if tag_ids is None else tag_ids
         tag_mask = torch.ones_like(tag_ids) if tag_mask is None else tag_mask
         segments = [torch.full_like(tag_ids, TAG_SEGMENT), torch.full_like(words, WORD_SEGMENT)]

@@ -258,6 +258,7 @@ class FusionEncoderForMaskedLM(FusionEncoderWithWords):
             output_key_states,
             **kwargs,
         )
+
         logits = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
         loss = None if labels is None else mlm_loss(logits, labels)
         return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))

@@ -53,8 +53,8 @@ class FusionEncoderForPreTraining(FusionEncoderWithWords):
         >>> model = FusionEncoderForPreTraining(config)
         >>> text, labels = torch.ones(3, 5, dtype=torch.long), torch.full((3, 5), -100)
         >>> labels[:, 2] = 7
-        >>> output = model(input_ids=text, pixel_values=torch.zeros(3, 3, 8, 8), masked_input_ids=text, masked_labels=labels,
-        ...                image_ids=torch.arange(3), caption_ids=torch.arange(3))
+        >>> output = model(input_ids=text, pixel_values=torch.zeros(3, 3, 8, 8), masked_input_ids=text,
+        ...                masked_labels=labels, image_ids=torch.arange(3), caption_ids=torch.arange(3))
         >>> output.itm_logits.shape, output.mlm_logits.shape
         (torch.Size([6, 2]), torch.Size([3, 5, 50]))
         >>> torch.allclose(output.loss, output.itm_loss + output.mlm_loss)
@@ -143,7 +143,7 @@ class FusionEncoderForPreTraining(FusionEncoderWithWords):
 
 
 def matching_labels(rows: torch.Tensor, *more_rows: torch.Tensor) -> torch.Tensor:
-    """Label matched pairs 1 and drawn ones 0, -100 where none could be drawn (-1): `(B,)` each -> `(B * (1 + draws),)`."""
+    """Label matched pairs 1 and drawn ones 0, -100 where none could be drawn (row -1)."""
     drawn = torch.cat([rows, *more_rows])
     return torch.cat([torch.ones_like(rows), torch.where(drawn < 0, -100, 0)])
 
@@ -151,7 +151,7 @@ def matching_labels(rows: torch.Tensor, *more_rows: torch.Tensor) -> torch.Tenso
 def pretraining_output(
     results: dict[str, Any], masked_labels: torch.Tensor | None, config: PreTrainedConfig
 ) -> EncoderForPreTrainingOutput:
-    """Add the losses of the logits that have labels, and their sum by the weights of the configuration (None: no term)."""
+    """Add the losses of logits that have labels, and their sum by the configuration's weights (None: no term)."""
     if "itm_labels" in results:
         results["itm_loss"] = itm_loss(results["itm_logits"], results["itm_labels"])
     if "mlm_logits" in results and masked_labels is not None:

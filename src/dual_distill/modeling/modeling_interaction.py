@@ -47,7 +47,7 @@ class InteractionLayer(TransformerLayer):
         image_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Let `(P, T, C)` text tokens read the image of their pair, or one image of `(N, H, L, D)` keys for all texts."""
+        """Let `(P, T, C)` text tokens read the image of their pair, or `(N, H, L, D)` keys that all texts share."""
         assert image_keys is not None
         assert image_values is not None
         if len(image_keys) != len(hidden_states):

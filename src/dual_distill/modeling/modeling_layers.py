@@ -77,6 +77,7 @@ def layers_to_record(
             wanted.append(list(config.recorded_layers))
         elif value is not None and value is not False:
             wanted.append(list(value))
+
     if not wanted:
         return []
     if any(layers != wanted[0] for layers in wanted):
@@ -234,7 +235,7 @@ class TransformerAttention(nn.Module):
 
 
 class TransformerLayer(GradientCheckpointingLayer):
-    """Transformer layer: attention and MLP, each around a residual, with a layer norm before or behind (`norm_first`)."""
+    """Attention and MLP, each around a residual, with a layer norm before or behind (`norm_first`)."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the models return. Shape letters: B rows, N images a row, T text tokens, I patches, H heads, D head width, C width."""
+"""What the models return; B rows, N images a row, T text tokens, I patches, H heads of width D, C model width."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -50,7 +50,7 @@ def process_count() -> int:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Equally shaped tensors of all processes, one after the other; its gradient is the sum of all processes' gradients."""
+    """Equally shaped tensors of all processes, concatenated; the gradient is the sum of all processes' gradients."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
@@ -162,7 +162,7 @@ def gather_pair_ids(image_ids: torch.Tensor, caption_ids: torch.Tensor) -> PairI
 
 
 def unlike_ids(num_rows: int, device: torch.device) -> torch.Tensor:
-    """Return ids that differ from row to row and from process to process, `(B,)`: nothing is known to be there twice."""
+    """Return ids `(B,)` that differ from row to row and from process to process: nothing is there twice."""
     rank = distributed.get_rank() if process_count() > 1 else 0
     return torch.arange(num_rows, device=device) + (rank << 32)
 

@@ -74,6 +74,7 @@ def check_regions(
             f"region_features have shape {tuple(features.shape)}, region_boxes {tuple(boxes.shape)} and region_mask "
             f"{tuple(mask.shape)}; give one box of {BOX_NUMBERS} numbers and one mask entry a region."
         )
+
     if not has_values(mask):
         return  # what follows reads values, which would break a graph
 
@@ -90,6 +91,7 @@ def check_regions(
         "region_boxes of image {0} of the batch reach outside [0, 1]; give x0, y0, x1, y1, width and height as "
         "fractions of the image's width and height.": (real & ~inside).flatten(1).any(1),
     }
+
     found = torch.stack(list(problems.values()))
     if found.any():  # one look for all of them: each would wait for the device
         kind, image = (int(index) for index in found.nonzero()[0])
@@ -137,6 +139,7 @@ class RegionFusionEmbeddings(nn.Module):
         """Return text `(B, T, C)`, regions `(B, N, R, C)` and their mask `(B, N, R)`."""
         features = as_region_rows(region_features, "region_features", 3)
         boxes = as_region_rows(region_boxes, "region_boxes", 3)
+
         if region_mask is None:
             mask = torch.ones(features.shape[:-1], dtype=torch.bool, device=features.device)
         else:
@@ -147,6 +150,7 @@ class RegionFusionEmbeddings(nn.Module):
                 f"and region_mask {tuple(mask.shape)}; give one box of {BOX_NUMBERS} numbers and one mask entry a "
                 "region."
             )
+
         rows = features.shape[:2]
         regions = self.region_embeddings(features.flatten(0, 1), boxes.flatten(0, 1), mask.flatten(0, 1))
         return self.embed_text(input_ids, token_type_ids, position_ids), regions.unflatten(0, rows), mask

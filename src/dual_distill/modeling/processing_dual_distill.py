@@ -28,8 +28,10 @@ class DualDistillProcessor(ProcessorMixin):
         >>> from transformers import BertTokenizer, ViltImageProcessorPil
         >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "?"]
         >>> processor = DualDistillProcessor(
-        ...     ViltImageProcessorPil(size={"shortest_edge": 32}), BertTokenizer({word: i for i, word in enumerate(words)}))
-        >>> batch = processor(text=["what is it?", "what?"], images=[Image.new("RGB", (64, 64)), Image.new("RGB", (90, 64))])
+        ...     ViltImageProcessorPil(size={"shortest_edge": 32}),
+        ...     BertTokenizer({word: i for i, word in enumerate(words)}))
+        >>> images = [Image.new("RGB", (64, 64)), Image.new("RGB", (90, 64))]
+        >>> batch = processor(text=["what is it?", "what?"], images=images)
         >>> batch["input_ids"].shape, batch["pixel_values"].shape, batch["pixel_mask"].float().mean((1, 2, 3))
         (torch.Size([2, 6]), torch.Size([2, 1, 3, 32, 32]), tensor([1., 1.]))
     """

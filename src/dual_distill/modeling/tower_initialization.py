@@ -119,6 +119,7 @@ def copy_fusion_weights(
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"the head of {type(source).__name__} has weights {shapes[0]} in its {part}, that of "
-                f"{type(target).__name__} {shapes[1]}; start from a fusion encoder with the same head, or from its bare `fusion_encoder`."
+                f"{type(target).__name__} {shapes[1]}; start from a fusion encoder with the same "
+                "head, or from its bare `fusion_encoder`."
             )
         getattr(target, part).load_state_dict(getattr(source, part).state_dict())
