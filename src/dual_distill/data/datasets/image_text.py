@@ -49,8 +49,8 @@ def load_image_text(
     for name, given in (("sources", sources), ("validation", validation)):
         if not given:
             raise ValueError(
-                f"task 'image_text' needs data_options with sources (to train on) and validation (to be evaluated on), but "
-                f"{name} is missing; give a list such as [{{'path': 'cc3m/*.tar', 'kind': 'webdataset'}}]."
+                f"task 'image_text' needs data_options with sources (to train on) and validation (to be evaluated on), "
+                f"but {name} is missing; give a list such as [{{'path': 'cc3m/*.tar', 'kind': 'webdataset'}}]."
             )
 
     shared: dict[str, Any] = {"skip_bad": skip_bad, "max_pixels": max_pixels}
