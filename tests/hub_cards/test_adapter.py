@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from dual_distill.hub_cards import collect, push_folder, write_card
+from dual_distill.hub_cards import push_folder, write_card
+from dual_distill.hub_cards.checkpoint_folder import collect
 
 COMMIT = "b" * 40
 

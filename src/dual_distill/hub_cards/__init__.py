@@ -3,7 +3,7 @@
 `write_run` notes what a run did; `write_card` makes the card of a folder; `push_folder` sends both in one commit.
 """
 
-from .checkpoint_folder import PUBLISHED, collect
+from .checkpoint_folder import PUBLISHED
 from .hub_errors import PushError
 from .model_card import write_card
 from .push import PushReport, push_folder, push_pretrained
@@ -33,7 +33,6 @@ __all__ = [
     "RunRecord",
     "Speed",
     "add_evaluation",
-    "collect",
     "origin_of",
     "push_folder",
     "push_pretrained",

@@ -73,7 +73,6 @@ def make_card(
     repo_id: str | None = None,
     revision: str | None = None,
     with_code: bool = False,
-    license_name: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     on_hub: str | None = None,
 ) -> str:
@@ -84,8 +83,7 @@ def make_card(
         repo_id: where it will lie; None: the quick start loads from the folder that it is run in.
         revision: branch that it is pushed to; None: the main one.
         with_code: whether the code lies beside it.
-        license_name: the Hub's identifier of its licence; None: that of the README's metadata, if any.
-        metadata: further metadata; `tags` are added to the card's own.
+        metadata: further metadata, such as `license`; `tags` are added to the card's own.
         on_hub: the README there, whose hand-written part and further metadata stay, as those of the folder's do.
 
     Returns:
@@ -102,7 +100,6 @@ def make_card(
     kept = choose(local, parse_card(on_hub, f"{CARD} of {repo_id}") if on_hub is not None else None)
     old = {**(kept.metadata if kept else {}), **{name: value for name, value in (metadata or {}).items() if value}}
     tags = [*_listed((metadata or {}).get("tags")), *_listed(kept and kept.metadata.get("tags"))]
-    old |= {"license": license_name} if license_name else {}
     # Without code, transformers alone cannot load it: the library that can is named.
     library = "peft" if checkpoint.adapter else "transformers" if with_code else "dual_distill"
 
@@ -141,12 +138,13 @@ def make_card(
     return render_card(data, environment.get_template(_TEMPLATE).render(facts), kept)
 
 
-def write_card(folder: str | Path, **options: Any) -> Path:
+def write_card(folder: str | Path, *, license_name: str | None = None, **options: Any) -> Path:
     """Write README.md into the folder of a checkpoint; the hand-written part of one that is there stays.
 
     Args:
         folder: of the checkpoint, see `collect`.
-        **options: `repo_id`, `revision`, `with_code`, `license_name` and `metadata` of `make_card`.
+        license_name: the Hub's identifier of the licence of the weights; None: that of the README's metadata, if any.
+        **options: `repo_id`, `revision`, `with_code` and `metadata` of `make_card`.
 
     Returns:
         The file.
@@ -155,7 +153,8 @@ def write_card(folder: str | Path, **options: Any) -> Path:
         ValueError: the folder holds no checkpoint that may be published.
     """
     file = Path(folder, CARD)
-    file.write_text(make_card(collect(folder), **options), encoding="utf-8")
+    metadata = {**options.pop("metadata", {}), **({"license": license_name} if license_name else {})}
+    file.write_text(make_card(collect(folder), metadata=metadata, **options), encoding="utf-8")
     return file
 
 

@@ -94,6 +94,7 @@ def push_folder(
 
     # What would be sent: the checkpoint, code for those without the package, and the state that a run resumes from.
     checkpoint = collect(folder)
+    metadata = {**(metadata or {}), **({"license": license_name} if license_name else {})}
     adapter, run, sent = checkpoint.adapter, checkpoint.run, checkpoint.files
     if with_code:
         if adapter:
@@ -111,13 +112,7 @@ def push_folder(
 
     def with_card(full_id: str, on_hub: str | None = None) -> tuple[dict[str, bytes | Path], dict[str, int]]:
         card = make_card(
-            checkpoint,
-            repo_id=full_id,
-            revision=revision,
-            with_code=with_code,
-            license_name=license_name,
-            metadata=metadata,
-            on_hub=on_hub,
+            checkpoint, repo_id=full_id, revision=revision, with_code=with_code, metadata=metadata, on_hub=on_hub
         )
         files = {**sent, CARD: card.encode()}
         refuse_leaks(files, tuple(name for name in (full_id, *named) if "/" in name))

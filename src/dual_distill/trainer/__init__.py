@@ -5,7 +5,6 @@ from .compatibility import check_compatibility
 from .distillation_config import DistillationTrainingArguments
 from .distillation_trainer import DistillationTrainer
 from .evaluation import EvaluationReport, captions_by_image, describe_images, predict_answers, report_answers
-from .image_text_trainer import ImageTextTrainer
 from .pretraining_trainer import PreTrainingTrainer
 from .recording import differing_fields
 from .retrieval_trainer import RetrievalTrainer
@@ -15,7 +14,6 @@ __all__ = [
     "DistillationTrainer",
     "DistillationTrainingArguments",
     "EvaluationReport",
-    "ImageTextTrainer",
     "PreTrainingTrainer",
     "RetrievalTrainer",
     "SelfCriticalTrainer",
