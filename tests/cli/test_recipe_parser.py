@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dual_distill.cli.recipe_parser import DATACLASSES, FLAGS, parse_recipe
+from dual_distill.cli.recipe_parser import DATACLASSES, FLAGS, parse_recipe, read_recipe
 from dual_distill.cli.train import run
 from dual_distill.runs import DataArguments, ModelArguments
 
@@ -93,3 +93,35 @@ def test_a_dry_run_prints_a_plan_for_reading_or_as_json(capsys: pytest.CaptureFi
     plan = json.loads(capsys.readouterr().out)
     assert (plan["steps"], plan["teacher"], plan["memory_bytes"]["teacher"]) == (3, None, 0)
     assert not (tmp_path / "never").exists()
+
+
+ROLES = "base: {task: vqa, max_steps: 5, data_options: {seed: 1}}\nroles:\n  teacher: {architecture: fusion_encoder}\n  student: {max_steps: 9}\n"
+
+
+def test_a_role_is_laid_over_the_base_and_the_command_line_over_both(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(ROLES)
+    assert read_recipe(recipe, "student") == {"task": "vqa", "max_steps": 9, "data_options": {"seed": 1}}
+    words = [str(recipe), "--max_steps", "2", "--use_cpu", "true", "--output_dir", str(tmp_path)]
+    model, data, training = parse_recipe(words, "teacher")
+    assert (model.architecture, data.task, training.max_steps) == ("fusion_encoder", "vqa", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "role", "message"),
+    [
+        (ROLES, None, "no --role is given, but the roles of .* are: teacher, student; give one of them"),
+        (ROLES, "alone", "--role is 'alone', but the roles of .* are: teacher, student"),
+        ("task: vqa\n", "teacher", "--role is 'teacher', but the roles of .* are: none"),
+    ],
+)
+def test_roles_that_are_not_there(text: str, role: str | None, message: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_recipe(recipe, role)
+
+
+def test_a_role_needs_a_recipe() -> None:
+    with pytest.raises(ValueError, match="--role is 'teacher', but there is no recipe"):
+        parse_recipe(["--use_cpu", "true"], "teacher")
