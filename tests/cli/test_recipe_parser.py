@@ -95,7 +95,12 @@ def test_a_dry_run_prints_a_plan_for_reading_or_as_json(capsys: pytest.CaptureFi
     assert not (tmp_path / "never").exists()
 
 
-ROLES = "base: {task: vqa, max_steps: 5, data_options: {seed: 1}}\nroles:\n  teacher: {architecture: fusion_encoder}\n  student: {max_steps: 9}\n"
+ROLES = """\
+base: {task: vqa, max_steps: 5, data_options: {seed: 1}}
+roles:
+  teacher: {architecture: fusion_encoder}
+  student: {max_steps: 9}
+"""
 
 
 def test_a_role_is_laid_over_the_base_and_the_command_line_over_both(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_retrieval_takes_over_what_pre_training_learned(trained: Callable) -> No
 
 @pytest.mark.parametrize("name", FINE_TUNED)
 def test_what_was_pre_trained_is_fine_tuned_on_answers_and_statements(name: str, trained: Callable) -> None:
-    """The head is new, the body is the pre-trained one after two small steps, and a fine-tuned teacher may show the way."""
+    """The head is new, the body the pre-trained one after two small steps, and a fine-tuned teacher may help."""
     folder, results = trained(name)
     assert 0 <= results["eval_accuracy"] <= 1
     assert ("eval_attention_loss" in results) == name.endswith("distilled")

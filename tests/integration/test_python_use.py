@@ -1,4 +1,4 @@
-"""The same from Python: two lines of data, a trainer; and augmentation that teacher, student and a resumed run share."""
+"""The same from Python: two lines of data, a trainer; and augmentation that teacher, student and resumed run share."""
 
 import shutil
 from collections.abc import Callable

@@ -1,5 +1,4 @@
-"""Every recipe, run through the command on tiny data in the official format, from tiny ViLTs of transformers' own
-classes.
+"""Every recipe, run through the command on tiny data in the official format, from tiny ViLTs of transformers.
 
 Of each run: the checkpoint loads tensor by tensor through the Auto class, the pipeline and `predict` answer with it,
 and `evaluate` prints what its task is judged by.
@@ -64,7 +63,7 @@ REGIONS = {  # tested in test_region_recipes.py
 def words_of(
     files: Callable, vilts: dict, tiny_training: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable:
-    """The words after `dual-distill train` for a recipe; runs of other recipes that it starts from are made on the way."""
+    """The words after `dual-distill train` for a recipe; runs that it starts from are made on the way."""
     root = tmp_path_factory.mktemp("runs")
 
     def words(name: str, trained: Callable) -> list[str]:

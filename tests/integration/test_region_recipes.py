@@ -1,8 +1,6 @@
-"""Recipes of DistillVLM through the command: detectors of transformers, starts from BERTs, teacher, adaptation,
-student.
+"""Recipes of DistillVLM through the command: detectors, starts from BERTs, teacher, adaptation, student.
 
-The recipes name one another (`init_from`, `teacher`, `regions`), and are followed here: a name that leads nowhere
-fails.
+The recipes name one another (`init_from`, `teacher`, `regions`), and are followed here: a name that leads nowhere fails.
 """
 
 import json
@@ -267,7 +265,7 @@ def test_a_recipe_runs_and_its_model_loads(name: str, trained: Callable, stores:
 def test_questions_over_regions_are_evaluated_and_asked(
     trained: Callable, photos: Path, stores: dict, dual_distill: Callable, tmp_path: Path
 ) -> None:
-    """By hand: eight of ten people agree, so an answer scores 1 or, unless it is teal, 0; `predict` answers as `evaluate`."""
+    """By hand: eight of ten people agree, so an answer scores 1 or, unless teal, 0; `predict` answers as `evaluate`."""
     folder, _ = trained("vqa_v2_regions/distilled")
     words = ["evaluate", folder, "--task", "vqa", "--data", photos / "vqa", "--data-options", '{"validation_rows": 20}']
     words += ["--split", "validation", "--device", "cpu", "--json", "--submission", tmp_path / "answers.json"]

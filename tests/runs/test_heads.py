@@ -18,7 +18,9 @@ def test_every_task_has_a_head_of_the_table_and_its_labels_where_the_head_has_so
 def test_a_model_knows_its_head_and_a_head_its_models(name):
     for config in (FusionEncoderConfig(), DualEncoderConfig()):
         if isinstance(config, DualEncoderConfig) and HEADS[name].dual_class is None:
-            with pytest.raises(ValueError, match=f"there is no {name} head for a dual_distill_dual_encoder; train a fusion_encoder"):
+            with pytest.raises(
+                ValueError, match=f"there is no {name} head for a dual_distill_dual_encoder; train a fusion_encoder"
+            ):
                 HEADS[name].model_class(config)
             continue
         model_class = HEADS[name].model_class(config)

@@ -52,10 +52,8 @@ def region_options(options: argparse.Namespace, config: PreTrainedConfig) -> dic
     for what in ("boxes", "features"):
         trained, given = getattr(config, f"region_{what}_id"), getattr(store, f"{what}_id")
         if trained not in (None, given):
-            raise ValueError(
-                f"{options.model!r} was trained on {what} of {trained}, but the store {options.regions!r} holds {what} of "
-                f"{given}; give a store made the same way."
-            )
+            held = f"the store {options.regions!r} holds {what} of {given}; give a store made the same way"
+            raise ValueError(f"{options.model!r} was trained on {what} of {trained}, but {held}.")
 
     # Tags have the positions behind the longest text; a model without such positions has learnt none.
     room = max(config.max_position_embeddings - config.max_caption_tokens, 0)

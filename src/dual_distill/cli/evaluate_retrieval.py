@@ -1,4 +1,4 @@
-"""What `dual-distill evaluate` does with images and captions: recall both ways, by itself and re-ranked, and seconds."""
+"""What `dual-distill evaluate` does with images and captions: recall both ways, re-ranked too, and seconds."""
 
 import argparse
 from typing import Any
@@ -38,8 +38,8 @@ def evaluate_ranking(options: argparse.Namespace, task: Task, data: Any, rows: A
     model, processor = load_model(options.model, options.revision, head.classes)
     if isinstance(model, head.fusion_class):
         raise ValueError(
-            f"{options.model!r} is a fusion encoder, which reads each pair; give the dual encoder that finds the candidates, "
-            "and this one by --rerank (with --all-pairs its own recall is given too)."
+            f"{options.model!r} is a fusion encoder, which reads each pair; give the dual encoder that finds the "
+            "candidates, and this one by --rerank (with --all-pairs its own recall is given too)."
         )
 
     fusion, fusion_processor = None, None

@@ -2,8 +2,8 @@
 
 A recipe is a mapping of fields. Models that belong together are one file: `base` holds the fields of all, and `roles`
 those in which each differs; --role names one. Fields are given on the command line as in the recipe, --field value, and
-override it. A run that was interrupted continues from the last checkpoint in its output_dir. Recipes set bf16 for a GPU;
-on a CPU give --bf16 false --use_cpu true. --debug shows the traceback of an error.
+override it. A run that was interrupted continues from the last checkpoint in its output_dir. Recipes set bf16 for a
+GPU; on a CPU give --bf16 false --use_cpu true. --debug shows the traceback of an error.
 
 Examples:
   dual-distill train recipes/easy_vqa.yaml --role teacher --data path/to/easy_vqa
@@ -109,7 +109,7 @@ def parse_recipe(
 
 
 def read_recipe(path: Path, role: str | None = None) -> dict[str, Any]:
-    """Read a YAML mapping of fields, or of `base` and `roles`, of which one is taken; refuse anything else by its file."""
+    """Read a YAML mapping of fields, or of `base` and one of `roles`; refuse anything else, naming the file."""
     if not path.is_file():
         raise ValueError(f"there is no recipe {str(path)!r}; give the path of a YAML file.")
     try:

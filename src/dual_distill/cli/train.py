@@ -1,4 +1,4 @@
-"""`dual-distill train RECIPE.yaml [--role NAME] [--field value ...]`: one run, described by the fields of three dataclasses."""
+"""`dual-distill train RECIPE.yaml [--role NAME] [--field value ...]`: one run, by the fields of three dataclasses."""
 
 import json
 import sys

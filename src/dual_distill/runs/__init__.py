@@ -1,4 +1,4 @@
-"""A recipe becomes a trainer: the arguments of a run, the table of heads, what they are put together to, and its plan."""
+"""A recipe becomes a trainer: arguments, the table of heads, how a run is put together, and its plan."""
 
 from .arguments import DataArguments, ModelArguments, ReadingArguments
 from .build import build_processor, make_run, train

@@ -279,7 +279,7 @@ def _config_of_sizes(
 def _configure(config: PreTrainedConfig, arguments: ModelArguments, data: RunData) -> None:
     """Write into a configuration what the run says about it, whatever checkpoint it came from.
 
-    A teacher is adapted by training it on another store: the student's boxes, in features of the teacher's own backbone.
+    A teacher is adapted by training it on another store: the student's boxes, in features of its own backbone.
 
     Raises:
         ValueError: the model reads pixels and a store is given, or the other way round, or features of another width.

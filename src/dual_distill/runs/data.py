@@ -70,7 +70,7 @@ def prepare_data(arguments: DataArguments, seed: int, splits: Mapping[str, Any] 
                 f"the split {split!r} {found}, but a run needs rows to train on and to evaluate; give some."
             )
 
-    # Masks, negatives and augmentation are drawn in each epoch by the index of a row; what a model writes itself is not.
+    # Masks, negatives and augmentation are drawn in each epoch by a row's index; what a model writes itself is not.
     train_rows = _used_rows(splits["train"], task, arguments.max_train_rows, seed)
     is_drawn = arguments.augmentation != "none" or not HEADS[task.head].has_labels
     if isinstance(train_rows, Dataset) and is_drawn and arguments.caption_training == "masked_words":

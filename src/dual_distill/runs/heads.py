@@ -1,4 +1,4 @@
-"""The heads in one table: their classes, what they learn from, who trains them. A new head is its classes and one entry."""
+"""The heads in one table: their classes, what they learn from, who trains them. A new head: its classes and an entry."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -65,7 +65,7 @@ class HeadSpec:
         metrics: model -> arguments of the trainer that say what is measured in training.
         has_own_losses: whether its models compute losses, whose weights their configuration holds.
         prepare: `(model, tokenizer)`, called once the model is there.
-        example: `(batch, config, training_arguments)` -> what a model reads of a batch of texts and images, to plan memory.
+        example: `(batch, config, training_arguments)` -> what a model reads of a batch, to plan memory.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """What a run would be, found out without weights and without training: `train --dry-run`.
 
 Everything that can go wrong before the first step does so here: paths, columns, images, labels, teacher beside student.
-Both models are made of fake tensors, which have shapes and no memory, so ViLT-B/32 costs what a toy costs; what one step
-keeps for its backward pass is counted by running a batch of the largest shape through the student. (Torch's `meta`
+Both models are made of fake tensors, which have shapes and no memory, so ViLT-B/32 costs what a toy costs; what one
+step keeps for its backward pass is counted by running a batch of the largest shape through the student. (Torch's `meta`
 device would not do: there sdpa falls back on the form of attention that keeps every probability, which no real device
 does.)
 """
