@@ -1,6 +1,6 @@
 """Recipes of DistillVLM through the command: detectors, starts from BERTs, teacher, adaptation, student.
 
-The recipes name one another (`init_from`, `teacher`, `regions`), and are followed here: a name that leads nowhere fails.
+The recipes name one another (`init_from`, `teacher`, `regions`), and are followed here: a name that is not there fails.
 """
 
 import json

@@ -149,7 +149,7 @@ def test_activations_are_byte_for_byte_what_autograd_keeps(head, is_half, tmp_pa
 
 
 def test_checkpointing_keeps_the_inputs_of_the_layers(tmp_path):
-    """By hand: what a layer keeps beside its input goes, the input stays: two of them, `(3, 12 + 1 + 9, 16)` float32."""
+    """By hand: what a layer keeps beside its input goes, inputs stay: two of them, `(3, 12 + 1 + 9, 16)` float32."""
     from dual_distill import FusionEncoderForQuestionAnswering
 
     sizes = {"vocab_size": 60, "max_position_embeddings": 12, "hidden_size": 16, "num_attention_heads": 4}

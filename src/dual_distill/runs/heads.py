@@ -1,4 +1,4 @@
-"""The heads in one table: their classes, what they learn from, who trains them. A new head: its classes and an entry."""
+"""The heads in one table: their classes, what they learn from, who trains them. A new one: its classes, an entry."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
