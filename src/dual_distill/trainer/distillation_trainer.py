@@ -114,11 +114,10 @@ class DistillationTrainer(RecordingTrainer):
             return
 
         # The teacher is known by its weights as they are now, whatever happens to their folder later.
-
         self._teacher_origin = self._find_teacher_origin(taught_by, name) if args.should_save else None
         self.teacher = taught_by.requires_grad_(False).eval().to(args.device)
         self._given_objective = objective
-        objective = self._compare(self.accelerator.unwrap_model(self.model))
+        objective = self._set_objective(self.accelerator.unwrap_model(self.model))
         self.add_callback(ObjectiveCallback(self))
 
         if args.cache_teacher is not None:
@@ -153,13 +152,13 @@ class DistillationTrainer(RecordingTrainer):
         model: nn.Module = super().call_model_init(trial)
         self._prepare_model(model)
         if getattr(self, "teacher", None) is not None:
-            self._compare(model)
+            self._set_objective(model)
         return model
 
     def _prepare_model(self, model: Any) -> None:
         """Write into a model what the arguments say about it."""
 
-    def _compare(self, student: Any) -> Objective:
+    def _set_objective(self, student: Any) -> Objective:
         """Set what is compared from now on, and what both models are asked for it."""
         teacher: Any = self.teacher
         objective = self._given_objective
@@ -200,7 +199,11 @@ class DistillationTrainer(RecordingTrainer):
         config: Any = teacher.config
         patch_size = getattr(config, "vision_config", config).patch_size
 
-        # Everything that a stored result depends on, beside the row itself.
+        # Everything that a stored result depends on, beside the row itself: of an augmentation its seed too.
+        settings = None
+        if augmentation is not None:
+            options = {name: repr(value) for name, value in vars(augmentation).items() if not name.startswith("_")}
+            settings = {"class": type(augmentation).__name__, **options}
         cache = TeacherCache(
             self.args.teacher_cache_dir or Path(self.args.output_dir, "teacher_cache"),
             kind,
@@ -209,11 +212,7 @@ class DistillationTrainer(RecordingTrainer):
                 "layers": objective.teacher_layers if kind == "attention" else [],
                 "relation_heads": objective.relation_heads,
                 "image_processor": None if image_processor is None else image_processor.to_dict(),
-                # Its settings, its seed among them.
-                "augmentation": None
-                if augmentation is None
-                else {"class": type(augmentation).__name__}
-                | {name: repr(value) for name, value in vars(augmentation).items() if not name.startswith("_")},
+                "augmentation": settings,
             },
             patch_size=patch_size,
         )
