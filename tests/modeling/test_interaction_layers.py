@@ -215,6 +215,19 @@ def output_states(model, batch):
     return model.dual_encoder(**batch, output_interaction_states=True).interaction_model_output.key_states
 
 
+@pytest.mark.parametrize("cls", HEADED)
+def test_a_head_hands_out_what_the_layers_recorded(cls, interacting, batch):
+    model = interacting(cls, attention="eager")
+    read = model(**batch, output_interaction_states=True, output_attentions=True).interaction_model_output
+    body = model.dual_encoder(**batch, output_interaction_states=True).interaction_model_output
+    assert len(read.query_states) == len(read.attentions) == 2
+    for one, other in zip(read.query_states, body.query_states, strict=True):
+        assert torch.equal(one, other)
+    for (text, image), (other_text, other_image) in zip(read.key_states, body.key_states, strict=True):
+        assert torch.equal(text, other_text)
+        assert torch.equal(image, other_image)
+
+
 def test_compiles_as_one_graph(interacting, batch):
     model = interacting(DualEncoderForQuestionAnswering)
     compiled = torch.compile(model, fullgraph=True, backend="eager")

@@ -129,7 +129,9 @@ class DualEncoderForPreTraining(MaskedWordsMixin, ContrastiveDualEncoder):
         )
         # The text before it reads an image: what is compared with all images of the batch.
         texts, images = output.text_model_output.pooler_output, output.image_pooler_output[:, 0]
-        results = shared_fields(output, without=("pooler_output", "text_embeds", "image_embeds"))
+        results = shared_fields(
+            output, without=("pooler_output", "text_embeds", "image_embeds", "interaction_model_output")
+        )
         results["text_pooler_output"] = texts
         ids = None if image_ids is None or caption_ids is None else gather_pair_ids(image_ids, caption_ids)
         similarities = None

@@ -16,7 +16,14 @@ SHARED_FIELDS = (
     "image_embeds",
     "image_mask",
 )
-STATE_FIELDS = ("query_states", "key_states", "hidden_states", "attentions", "attention_pattern")
+STATE_FIELDS = (
+    "query_states",
+    "key_states",
+    "hidden_states",
+    "attentions",
+    "attention_pattern",
+    "interaction_model_output",
+)
 
 
 def shared_fields(output: ModelOutput, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -147,6 +154,7 @@ class EncoderForTaskOutput(ModelOutput):
         hidden_states: tuple, on request, fusion encoder only.
         attentions: tuple, on request, fusion encoder with eager attention only.
         attention_pattern: `(B, T + 1 + I, T + 1 + I)` bool, which query sees which key; captioning only.
+        interaction_model_output: everything of the interaction layers, dual encoder only.
         past_key_values: keys and values of the words so far; captioning only, while a caption is written with a cache.
     """
 
@@ -163,6 +171,7 @@ class EncoderForTaskOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     attention_pattern: torch.BoolTensor | None = None
+    interaction_model_output: TowerOutput | None = None
     past_key_values: Cache | None = None
 
 
