@@ -38,7 +38,8 @@ def provenance() -> dict[str, Any]:
     """Commit (with "-dirty" if sources were changed), device, versions, start, and this script's own command."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, check=True, text=True).stdout.strip()
+        done = subprocess.run(["git", *words], cwd=RESULTS.parents[1], capture_output=True, check=True, text=True)
+        return done.stdout.strip()
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "recipes", "benchmarks/*.py")
     return {
