@@ -35,9 +35,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, floa
 
 def test_the_json_line_has_what_is_promised(finished: tuple[Path, dict, float]) -> None:
     folder, report, _ = finished
-    for name in ("teacher", "hard_labels", "distilled", "text_only"):
+    for name in ("teacher", "hard_labels", "distilled_pooled", "distilled", "text_only"):
         assert 0 <= report[name]["accuracy"] <= 1
-    assert set(report["ms_per_pair"]) == {"teacher", "student", "student_stored_images"}
+    assert set(report["ms_per_pair"]) == {
+        "teacher",
+        "student",
+        "student_stored_images",
+        "pooled",
+        "pooled_stored_images",
+    }
     assert all(value > 0 for value in report["ms_per_pair"].values())
     assert (report["seed"], report["output_dir"]) == (0, str(folder))
     assert report["seconds"] > 0
@@ -49,6 +55,7 @@ def test_it_writes_three_checkpoints_a_report_and_a_picture(finished: tuple[Path
     kinds = {
         "teacher": FusionEncoderForQuestionAnswering,
         "hard_labels": DualEncoderForQuestionAnswering,
+        "distilled_pooled": DualEncoderForQuestionAnswering,
         "distilled": DualEncoderForQuestionAnswering,
     }
     for name, kind in kinds.items():
@@ -76,8 +83,8 @@ def test_a_second_start_keeps_what_is_finished_and_gives_the_same_figures(finish
     assert "distilled: finished earlier" not in done.stderr
     assert (folder / "teacher" / "model.safetensors").stat().st_mtime_ns == weights
     again = json.loads(done.stdout)
-    assert {name: again[name]["accuracy"] for name in ("teacher", "hard_labels", "distilled")} == {
-        name: report[name]["accuracy"] for name in ("teacher", "hard_labels", "distilled")
+    assert {name: again[name]["accuracy"] for name in ("teacher", "hard_labels", "distilled_pooled", "distilled")} == {
+        name: report[name]["accuracy"] for name in ("teacher", "hard_labels", "distilled_pooled", "distilled")
     }
 
 

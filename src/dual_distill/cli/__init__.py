@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
-    "quickstart": "train a teacher and two students on generated images, and show what distillation does",
+    "quickstart": "train a teacher and three students on generated images, and show what distillation does",
     "train": "train a teacher, a plain model or a distilled student from a recipe",
     "evaluate": "evaluate a checkpoint on a task, with question-only and majority baselines beside it",
     "predict": "ask a checkpoint about images: the most probable answers, with probabilities, or a caption",

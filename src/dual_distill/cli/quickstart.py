@@ -1,8 +1,8 @@
-"""Generate images with questions, train a teacher and two students on them, and show what distillation does.
+"""Generate images with questions, train a teacher and three students on them, and show what distillation does.
 
-A fusion encoder is the teacher; a dual encoder learns from hard labels, and another one from the teacher too. Shown are
-accuracy, speed, and where each of them looks. A second start of the same command continues after the last finished
-stage.
+A fusion encoder is the teacher. One dual encoder learns from hard labels; two are distilled: with the paper's interaction
+of two pooled vectors, and with one layer in which the text's tokens read the image's stored tokens. Shown are accuracy,
+speed, and where each of them looks. A second start of the same command continues after the last finished stage.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def run(words: Sequence[str]) -> None:
         "--student-start",
         choices=("random", "teacher"),
         default="random",
-        help="both students start from the same random weights, or from the teacher's (default: random)",
+        help="the students start from the same random weights, or from the teacher's (default: random)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and order (default: 0)")
     parser.add_argument("--output-dir", type=Path, help="of everything (default: quickstart-PRESET-seedSEED)")

@@ -303,7 +303,12 @@ def _calls(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[st
         return {"fusion_encoder": partial(model, **batch)}
 
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    image_pooler_output = model.get_image_features(batch["pixel_values"], batch["pixel_mask"]).pooler_output
+    images = model.get_image_features(batch["pixel_values"], batch["pixel_mask"])
+    if model.config.interaction_layers:  # which read the image's tokens: neither side can be stored as one vector
+        stored = {name: images[name] for name in ("image_token_embeds", "image_token_mask")}
+        return {"dual_encoder": partial(model, **batch), "image_stored": partial(model, **text, **stored)}
+
+    image_pooler_output = images.pooler_output
     text_pooler_output = model.get_text_features(**text).pooler_output
     projections = model.project_text(text_pooler_output), model.project_images(image_pooler_output)
     return {

@@ -50,6 +50,9 @@ class ModelArguments:
         None, "Fusion layers that the text tower takes from init_from. Default: all."
     )
     vision_layers: list[int] | None = _option(None, "Fusion layers that the image tower takes. Default: all.")
+    interaction_layers: int | None = _option(
+        None, "Dual encoder: layers in which text tokens read the image's stored tokens. Default: init_from's, or 0."
+    )
     hidden_size: int = _option(768, "Model width.")
     num_hidden_layers: int = _option(12, "Transformer layers (of each tower).")
     num_attention_heads: int = _option(12, "Attention heads; must divide the width.")

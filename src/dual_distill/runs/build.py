@@ -192,7 +192,9 @@ def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedMode
         }
         model = load_model(*arguments.start, data.head.classes, **told).model
         if not isinstance(model, model_class):
-            model = model_class.from_fusion_encoder(model, arguments.text_layers, arguments.vision_layers)
+            model = model_class.from_fusion_encoder(
+                model, arguments.text_layers, arguments.vision_layers, arguments.interaction_layers or 0
+            )
             model.set_attn_implementation(arguments.attn_implementation)
         _configure(model.config, arguments, data)
         for module in model.modules():
@@ -233,9 +235,18 @@ def _student_config(
     if wants_fusion and not is_fusion:
         raise ValueError(f"init_from {arguments.init_from!r} is a dual_encoder, which cannot start a fusion_encoder.")
     if is_fusion and not wants_fusion:
-        config = dual_config_from_fusion(config, arguments.text_layers, arguments.vision_layers)
+        config = dual_config_from_fusion(
+            config, arguments.text_layers, arguments.vision_layers, arguments.interaction_layers or 0
+        )
     if arguments.start is None and not wants_fusion and arguments.projection_dim is not None:
         config.projection_dim = arguments.projection_dim
+
+    layers = getattr(config, "interaction_layers", 0)  # a fusion encoder has none
+    if arguments.interaction_layers not in (None, layers):
+        raise ValueError(
+            f"interaction_layers is {arguments.interaction_layers}, but the model that starts has {layers}; they come with "
+            "a dual encoder that starts from random weights or from a fusion encoder."
+        )
 
     _configure(config, arguments, data)
     columns = data.task.image_columns
