@@ -64,7 +64,7 @@ class _Decoding(Dataset[Prepared | ImageError]):
             return error
 
 
-def _to_numpy(prepared: Prepared | ImageError) -> Any:
+def _to_numpy(prepared: Any) -> Any:
     return prepared._replace(values=prepared.values.numpy()) if isinstance(prepared, Prepared) else prepared
 
 
