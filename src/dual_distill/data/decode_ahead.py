@@ -65,7 +65,7 @@ class _Decoding(Dataset[Prepared | ImageError]):
 
 
 def _to_numpy(prepared: Any) -> Any:
-    return prepared._replace(values=prepared.values.numpy()) if isinstance(prepared, Prepared) else prepared
+    return prepared if isinstance(prepared, ImageError) else (prepared.values.numpy(), prepared.known)
 
 
 def decode_ahead(
@@ -93,9 +93,7 @@ def decode_ahead(
     )
     for prepared in loader:
         # An array crosses processes at half the cost of a tensor, which would take shared memory and an open file.
-        yield (
-            prepared._replace(values=torch.from_numpy(prepared.values)) if isinstance(prepared, Prepared) else prepared
-        )
+        yield prepared if isinstance(prepared, ImageError) else Prepared(torch.from_numpy(prepared[0]), prepared[1])
 
 
 def is_readable(source: InputSource, prepare: Callable[[str, Any], Prepared], identifier: str) -> bool:
