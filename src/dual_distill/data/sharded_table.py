@@ -10,15 +10,18 @@ Behind its streams an .arrow file has their lengths, rows and SHA-256. It is mem
 its stream is first read, so opening is quick and a damaged shard is named, never read as good. A shard is written
 whole or made again from its beginning, so a killed run that continues comes out the same, bit for bit.
 
-What is unusual: no process removes a file of another one, and none waits. A hidden name follows from the content, so
-two processes that write the same name write the same bytes, and whatever was left half written is filled up.
+What is unusual: any number of processes may write one table. None waits, and none removes a file of another one that
+lives: a hidden file is locked for as long as its writer does.
 """
 
+import fcntl
 import json
 import os
+import secrets
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -160,6 +163,8 @@ class ShardedTable:
             is_readable: asked of ids that could not be read; those that can be now are planned once more.
         """
         while True:
+            # Counted before the plans are read: one that another process adds after that takes this number.
+            number = len(list(self.path.glob("plan-*.arrow")))
             shards = self.planned_shards()
             waiting = {name for shard in shards if not self.is_done(shard.number) for name in shard.ids}
             # Looked up anew in each round, since another process may have read them since.
@@ -171,7 +176,6 @@ class ShardedTable:
 
             plan = pa.table({"id": pa.array(new, pa.large_string())})
             plan = plan.replace_schema_metadata({_SHARD_SIZE: str(shard_size)})
-            number = len(list(self.path.glob("plan-*.arrow")))
             _write_whole(self.path / f"plan-{number:05}.arrow", _sealed(plan), exclusive=True)
 
     def shard_file(self, number: int) -> Path:
@@ -353,27 +357,30 @@ def _sealed(*tables: pa.Table) -> list[Any]:
 
 def _write_whole(file: Path, content: Sequence[Any], exclusive: bool = False) -> bool:
     """Write under a hidden name and rename; False where another process was faster with a file that is to be kept."""
-    # The last piece tells contents apart: the seals hold the digests of all others.
-    temporary = file.with_name(f".{file.name}.{fingerprint(content[-1])[:16]}")
-    # Not truncated: another process may be writing these same bytes, or may just have renamed what it wrote.
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as stream:
+    for leftover in file.parent.glob(f".{file.name}.*"):
+        with suppress(OSError), leftover.open("r+b") as stream:
+            # Fails while its writer lives, which holds this lock.
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink(missing_ok=True)
+
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
+    with temporary.open("xb") as stream:
+        with suppress(OSError):  # a file system without locks: then nothing is taken for a leftover either
+            fcntl.flock(stream, fcntl.LOCK_EX)
         stream.writelines(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-    try:
-        if not exclusive:
-            temporary.replace(file)
-            return True
-        os.link(temporary, file)
-    except FileExistsError:
-        temporary.unlink(missing_ok=True)
-        return False
-    except FileNotFoundError:  # renamed by that other process
-        if not file.is_file():
-            raise
-        return not exclusive
-    temporary.unlink(missing_ok=True)
+        try:
+            if not exclusive:
+                temporary.replace(file)
+                return True
+            os.link(temporary, file)
+        except FileNotFoundError:  # taken for a leftover before it was locked
+            return _write_whole(file, content, exclusive)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
     return True
 
 
