@@ -1,7 +1,7 @@
-"""Counts code lines, and the reasons beside them: `python tests/code_lines.py [FOLDER]` (default: the package's source).
+"""Counts code lines, and the reasons beside them: `python tests/code_lines.py [FOLDER]` (default: the package).
 
-A code line is one that is neither blank, nor a comment, nor part of a docstring. Inside bodies of functions, blank lines
-mark stages and comments say why; both are counted per 100 code lines of those bodies.
+A code line is one that is neither blank, nor a comment, nor part of a docstring. Inside bodies of functions, blank
+lines mark stages and comments say why; both are counted per 100 code lines of those bodies.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""`dual-distill regions`: a detector's regions, a teacher's features of the same boxes, published features, photographs."""
+"""`dual-distill regions`: a detector's regions, a teacher's features of the same boxes, published ones, photographs."""
 
 import base64
 import json

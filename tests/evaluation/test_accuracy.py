@@ -78,7 +78,7 @@ def test_a_sentence_counts_when_all_its_rows_are_right():
 
 
 def test_a_model_that_ignores_the_image_is_rarely_consistent():
-    """Ten sentences, each true on two images and false on two: 'true' everywhere is right half the time, never throughout."""
+    """Ten sentences, each true on two images and false on two: 'true' everywhere is right half the time, not always."""
     references = [1, 1, 0, 0] * 10
     ids = [sentence for sentence in range(10) for _ in range(4)]
     result = Consistency(keep_in_memory=True).compute(predictions=[1] * 40, references=references, sentence_ids=ids)

@@ -56,7 +56,7 @@ def counted(call):
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_multiply_adds_are_those_that_torch_counts(images):
-    """Eager attention, no pixel mask and the table's own grid: then nothing but matrix products of the model is counted."""
+    """Eager attention, no pixel mask and the table's own grid: then only matrix products of the model are counted."""
     fusion, dual = encoders(images)
     shape = PairShape(3, 9, 9, (16, 24))
     batch = random_pairs(fusion.config, shape)

@@ -176,7 +176,7 @@ def test_more_candidates_than_there_are_is_the_fusion_encoder_alone(rows, dual, 
 
 
 def test_folds_are_evaluated_by_themselves(dual, fusion, answering_processor, pictures) -> None:
-    """Five images in folds of two: the mean over two splits that were given by themselves; the fifth image is in neither."""
+    """Five images in folds of two: the mean over two splits given by themselves; the fifth image is in neither."""
     owners = [0, 0, 1, 2, 3, 3, 4]
     rows = as_rows(pictures, CAPTIONS, owners)
     both = (TASK, dual, answering_processor, fusion, answering_processor)

@@ -318,7 +318,7 @@ def test_written_together_is_written_alone(kind, num_beams, writer):
 
 
 def slow_beam_search(model, images, num_beams, max_new_tokens):
-    """Beam search as the books have it, a sequence at a time, over `model(words + [MASK])`; scores are means a token."""
+    """Beam search as the books have it, a sequence at a time, over `model(words + [MASK])`; scores: means a token."""
 
     def log_probs(words):
         ids = torch.tensor([[*words, MASK]])

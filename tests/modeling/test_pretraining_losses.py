@@ -1,4 +1,4 @@
-"""Contrastive loss and drawn negatives: closed forms, slow references, the distribution of draws, and what is no negative."""
+"""Contrastive loss and drawn negatives: closed forms, slow references, distribution of draws, what is no negative."""
 
 import math
 

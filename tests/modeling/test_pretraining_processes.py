@@ -1,4 +1,4 @@
-"""Two processes are one process with the whole batch: losses, draws and gradients, with negatives from the other process."""
+"""Two processes are one with the whole batch: losses, draws and gradients, with negatives from the other process."""
 
 import os
 import subprocess

@@ -160,6 +160,8 @@ def test_a_layer_that_does_not_exist_is_refused(layers, build):
 
 def test_a_head_of_another_kind_is_refused(build):
     teacher = build(FusionEncoderForQuestionAnswering, num_images=2)
-    message = "the head of FusionEncoderForQuestionAnswering has weights .* that of DualEncoderForImagesAndText.* the same head"
+    message = (
+        "head of FusionEncoderForQuestionAnswering has weights .* that of DualEncoderForImagesAndText.* the same head"
+    )
     with pytest.raises(ValueError, match=message):
         DualEncoderForImagesAndTextClassification.from_fusion_encoder(teacher)

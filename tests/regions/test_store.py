@@ -1,4 +1,4 @@
-"""A region store gives back what was written, finds images by id and by content, and refuses what no model should read."""
+"""A region store gives back what was written, finds images by id and content, refuses what no model should read."""
 
 import copy
 import io

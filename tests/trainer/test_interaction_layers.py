@@ -1,4 +1,4 @@
-"""A student with interaction layers is distilled like any other: terms fall, every weight moves, a resumed run is equal."""
+"""A student with interaction layers is distilled like any other: terms fall, weights move, a resumed run is equal."""
 
 import torch
 

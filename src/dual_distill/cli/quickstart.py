@@ -1,8 +1,9 @@
 """Generate images with questions, train a teacher and three students on them, and show what distillation does.
 
-A fusion encoder is the teacher. One dual encoder learns from hard labels; two are distilled: with the paper's interaction
-of two pooled vectors, and with one layer in which the text's tokens read the image's stored tokens. Shown are accuracy,
-speed, and where each of them looks. A second start of the same command continues after the last finished stage.
+A fusion encoder is the teacher. One dual encoder learns from hard labels; two are distilled: with the paper's
+interaction of two pooled vectors, and with one layer in which the text's tokens read the image's stored tokens. Shown
+are accuracy, speed, and where each of them looks. A second start of the same command continues after the last finished
+stage.
 """
 
 from collections.abc import Sequence

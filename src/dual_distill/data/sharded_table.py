@@ -261,8 +261,8 @@ class ShardedTable:
         if missing or not numbers:
             raise ValueError(
                 f"The {self.kind} {str(self.path)!r} lacks {len(missing)} of {len(numbers)} shards (the first is "
-                f"number {(missing or [0])[0]}): its making was not finished. The same command continues it; shards of other "
-                "machines belong beside these."
+                f"number {(missing or [0])[0]}): its making was not finished. The same command "
+                "continues it; shards of other machines belong beside these."
             )
 
         # The index of the first row of each shard, and behind the last one the number of all rows.

@@ -244,7 +244,7 @@ def _student_config(
     layers = getattr(config, "interaction_layers", 0)  # a fusion encoder has none
     if arguments.interaction_layers not in (None, layers):
         raise ValueError(
-            f"interaction_layers is {arguments.interaction_layers}, but the model that starts has {layers}; they come with "
+            f"interaction_layers is {arguments.interaction_layers}, but init_from has {layers}; they come with "
             "a dual encoder that starts from random weights or from a fusion encoder."
         )
 

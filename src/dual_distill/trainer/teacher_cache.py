@@ -301,8 +301,8 @@ class TeacherCache:
             if len(row.heads) != num_layers or sum(sizes) != len(row.scores):
                 raise ValueError(
                     f"row {names[index]} of the teacher cache {str(self._table.path)!r} holds {len(row.scores):,} "
-                    f"scores of {len(row.heads)} layers, the batch asks for {sum(sizes):,} of {num_layers}; give the cache of "
-                    "this objective, or another folder."
+                    f"scores of {len(row.heads)} layers, the batch asks for {sum(sizes):,} of {num_layers}; "
+                    "give the cache of this objective, or another folder."
                 )
 
             pieces = iter(row.scores.float().split(sizes))

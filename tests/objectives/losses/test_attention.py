@@ -181,7 +181,7 @@ def test_refusals():
 
 
 def slow_relation_scores(queries, keys, heads):
-    """Concatenate the heads of every token, cut into R pieces, dot each pair of pieces, divide by the root of their width."""
+    """Concatenate the heads of a token, cut into R pieces, dot each pair, divide by the root of their width."""
     rows, _, num_queries, _ = queries.shape
     num_keys = keys.shape[2]
     width = queries.shape[1] * queries.shape[3] // heads

@@ -55,10 +55,12 @@ def test_padding_does_not_matter(padding):
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     pattern = joint_pattern(TEXT, IMAGE)
     alone = [
-        attention_matrix_loss(*(attention_probs(q[i : i + 1], k[i : i + 1], pattern[i : i + 1]) for q, k in (student, teacher)),
-                              pattern[i : i + 1])
+        attention_matrix_loss(
+            *(attention_probs(q[i : i + 1], k[i : i + 1], pattern[i : i + 1]) for q, k in (student, teacher)),
+            pattern[i : i + 1],
+        )
         for i in range(2)
-    ]  # fmt: skip
+    ]
     assert sum(alone).item() / 2 == pytest.approx(losses[0], rel=1e-6)
 
 
