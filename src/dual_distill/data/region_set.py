@@ -112,7 +112,8 @@ class RegionSet(NamedTuple):
             numbers = ", ".join(f"{value:g}" for value in boxes[first].tolist())
             raise ValueError(
                 f"{where}: box {first} is [{numbers}], which is not x0 <= x1, y0 <= y1 inside an image of "
-                f"{self.width} x {self.height} pixels; boxes are corners in pixels, not widths and not fractions."
+                f"{self.width} x {self.height} pixels; boxes are corners in pixels, not [x, y, width, height] "
+                "and not fractions."
             )
 
         # What detectors round beyond the image is cut off.
