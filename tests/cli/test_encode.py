@@ -78,7 +78,8 @@ def test_the_summary_is_for_reading(
     run([model, "--images", str(images), "--out", str(tmp_path / "store"), "--device", "cpu"])
     captured = capsys.readouterr()
     first, second, third = captured.out.splitlines()
-    assert first.startswith(f"{tmp_path / 'store'}: 3 images, 3 of them encoded now, ")
+    assert first.startswith(f"{tmp_path / 'store'}: 3 images, ")
+    assert " bytes each, 3 of them encoded now, " in first
     assert first.endswith(" images/s")
     assert second == "1 cannot be read and are left out:"
     assert third.startswith("  row broken.jpg (image '")

@@ -184,3 +184,15 @@ def test_ids_that_could_not_be_read_are_planned_again_once_they_can_be(tmp_path)
     table.write(7, pa.table({"id": again[0].ids}), pa.table({}))
     assert table.unreadable() == {}
     assert json.loads((tmp_path / "table" / "manifest.json").read_text())["made by"] == "hand"
+
+
+def test_a_row_may_have_a_list_of_vectors(tmp_path):
+    vectors = torch.arange(12, dtype=torch.int8).view(6, 2)
+    table = ShardedTable(tmp_path / "lists")
+    table.begin({})
+    for shard in table.plan(["a", "b", "c"], 3):
+        table.write(shard.number, pa.table({"id": shard.ids}), pa.table({"v": tensor_column(vectors, [1, 0, 5])}))
+    assert torch.equal(table.tensor(0, "v"), vectors)
+    assert torch.equal(table.tensor(0, "v", 0, 1), vectors[:1])
+    assert table.tensor(0, "v", 1, 2).shape == (0, 2)
+    assert torch.equal(table.tensor(0, "v", 2, 3), vectors[1:])

@@ -12,7 +12,7 @@ same command encodes them. Several processes or machines with one shared folder:
   torchrun --nproc-per-node 2 -m dual_distill encode ...                      (CPUs)
 
 Of a model with a retrieval head the store keeps vectors of length 1 in one space, which `ask` searches by their
-cosines.
+cosines. Of a model with interaction layers it keeps all tokens of an image, which --dtype int8 makes four times smaller.
 
 Examples:
   dual-distill encode runs/student --images photos --out photos.store
@@ -49,7 +49,9 @@ def run(words: Sequence[str]) -> None:
     inputs.add_argument("--texts", metavar="FILE", help="texts to encode instead, one a line, UTF-8")
     add_store_options(parser)
 
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of the stored vectors (default: float32)")
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), help="of what is stored (default: float32; int8: tokens alone)"
+    )
     parser.add_argument(
         "--projected",
         action="store_true",
@@ -58,7 +60,7 @@ def run(words: Sequence[str]) -> None:
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows a forward pass (default: 32)")
     parser.add_argument(
-        "--shard-size", type=int, metavar="N", help="rows a file, all that a kill costs (default: 1024)"
+        "--shard-size", type=int, metavar="N", help="rows a file, all that a kill costs (default: 1024; 128 for tokens)"
     )
     parser.add_argument("--verify", action="store_true", help="compare the content of images that are stored already")
     add_options(parser, "--revision", "--device", "--json", "--debug")
@@ -109,7 +111,8 @@ def encode(options: argparse.Namespace) -> EncodingReport:
 def table(report: EncodingReport) -> str:
     """Lay a report out for reading."""
     speed = f", {report.encoded / report.seconds:,.1f} {report.kind}s/s" if report.encoded else ""
-    lines = [f"{report.store}: {report.rows:,} {report.kind}s, {report.encoded:,} of them encoded now{speed}"]
+    size = f"{report.bytes_per_row:,} bytes each"
+    lines = [f"{report.store}: {report.rows:,} {report.kind}s, {size}, {report.encoded:,} of them encoded now{speed}"]
     if report.missing_shards:
         lines.append(f"{report.missing_shards} shards are not there yet: other processes make them, or were stopped")
     return "\n".join(lines + unreadable_lines(report.unreadable))

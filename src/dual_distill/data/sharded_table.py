@@ -227,12 +227,18 @@ class ShardedTable:
         return self._stream(self.shard_file(number), 1)
 
     def tensor(self, number: int, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Return rows `start` to `stop` of a column of vectors, `(rows, width)` in the stored dtype."""
+        """Return rows `start` to `stop` of a column of vectors, `(rows, width)` in the stored dtype.
+
+        Of a column of lists (`tensor_column` with lengths), the vectors of these rows one behind the other.
+        """
         column = self.vectors(number)[name]
-        pieces = column.slice(start, None if stop is None else stop - start).chunks
-        nothing = np.empty(0, column.type.value_type.to_pandas_dtype())
+        pieces, vector = column.slice(start, None if stop is None else stop - start).chunks, column.type
+        if pa.types.is_large_list(vector):
+            pieces, vector = [piece.flatten() for piece in pieces], vector.value_type
+
+        nothing = np.empty(0, vector.value_type.to_pandas_dtype())
         values = np.concatenate([nothing, *(piece.flatten().to_numpy() for piece in pieces)])
-        return torch.from_numpy(values).view(-1, column.type.list_size)
+        return torch.from_numpy(values).view(-1, vector.list_size)
 
     def unreadable(self) -> dict[str, str]:
         """Return id -> problem of everything that no finished shard could read."""
@@ -338,9 +344,12 @@ class ShardedTable:
         )
 
 
-def tensor_column(tensor: torch.Tensor) -> pa.Array:
-    """Return the rows of a `(rows, width)` tensor on the CPU as a column of `ShardedTable.vectors`."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(tensor.contiguous().view(-1).numpy()), tensor.shape[1])
+def tensor_column(tensor: torch.Tensor, lengths: Sequence[int] | None = None) -> pa.Array:
+    """Return the rows of a `(rows, width)` tensor on the CPU as a column of `ShardedTable.vectors`; lists of `lengths` of them."""
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(tensor.contiguous().view(-1).numpy()), tensor.shape[1])
+    if lengths is None:
+        return vectors
+    return pa.LargeListArray.from_arrays(pa.array([0, *accumulate(lengths)], pa.int64()), vectors)
 
 
 def _sealed(*tables: pa.Table) -> list[Any]:

@@ -1,10 +1,13 @@
 """Encode once: images or texts go through their tower and into a feature store, whatever interrupts the run."""
 
 import os
+import shutil
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -26,7 +29,7 @@ from dual_distill.data import (
 from dual_distill.modeling import ContrastiveDualEncoder, DualDistillProcessor, DualEncoderConfig
 
 from .encoding_sources import DatasetSource, FolderSource, MappingSource, TextSource, open_images
-from .feature_store import DTYPES, NORMALISED, POOLED, PROJECTED, FeatureManifest, FeatureTable
+from .feature_store import DTYPES, NORMALISED, POOLED, PROJECTED, TOKENS, FeatureManifest, FeatureTable, stored_tokens
 from .model_identity import (
     check_same_model,
     check_same_processor,
@@ -36,6 +39,7 @@ from .model_identity import (
 )
 
 SHARD_SIZE = 1024
+TOKEN_SHARD_SIZE = 128  # which is held in memory: 193 tokens of 768 numbers are 76 MB then
 BATCH_SIZE = 32
 _NAMED = 3
 
@@ -48,6 +52,7 @@ class EncodingReport:
         store: its folder.
         kind: "image" or "text".
         rows: rows in the finished shards.
+        bytes_per_row: size of the finished shards by rows, ids and hashes included.
         encoded: rows that this process added now.
         seconds: duration of encoding, without loading the model.
         missing_shards: planned shards that are not there; other processes make them, or were stopped.
@@ -57,6 +62,7 @@ class EncodingReport:
     store: str
     kind: str
     rows: int
+    bytes_per_row: int
     encoded: int
     seconds: float
     missing_shards: int
@@ -87,7 +93,8 @@ def encode_images(
     """Encode images into a store: those that it does not hold yet.
 
     Of a model with a retrieval head (`DualEncoderForImageTextRetrieval`) the store keeps projections of length 1, which
-    `FeatureStoreSearcher` compares by cosine; of others the pooled vectors, which `FeatureStoreVQA` asks.
+    `FeatureStoreSearcher` compares by cosine; of others the pooled vectors, which `FeatureStoreVQA` asks, or all
+    tokens of an image where the model has interaction layers, which read them.
 
     Settings that are None are those of the store, where there is one already. Under `torchrun`, and `accelerate launch`
     on GPUs, which set RANK and WORLD_SIZE, each process makes its share of the shards.
@@ -97,10 +104,10 @@ def encode_images(
         processor: its processor.
         images: what `open_images` takes, or what it returned.
         store: folder; made when it is not there.
-        dtype: of the stored vectors, "float32" (default) or "float16".
+        dtype: of what is stored, "float32" (default) or "float16"; of tokens also "int8", with one scale a token.
         projected: store the image's half of the interaction's first linear map too, `2C` wide; default no.
         batch_size: images a forward pass (default 32).
-        shard_size: images a file (default 1,024); a killed run loses what it had of one.
+        shard_size: images a file (default 1,024; 128 where tokens are stored); a killed run loses what it had of one.
         strict: an image that cannot be read ends the run; else it is listed.
         verify: read the images that the store holds already, and compare their content.
         num_workers: processes that fetch and decode; None: one a core, 16 at most, none for few images.
@@ -113,7 +120,7 @@ def encode_images(
 
     Raises:
         ValueError: the store was made with another model, processor or setting; the model is of another kind; an image
-            cannot be read and `strict` is set, or changed and `verify` is set.
+            cannot be read and `strict` is set, or changed and `verify` is set; the disk cannot hold the store.
 
     Example:
         >>> import tempfile
@@ -139,7 +146,9 @@ def encode_images(
     manifest = _manifest(table, "image", model, identity, image_processor_settings(processor), wanted)
 
     def features(rows: torch.Tensor) -> torch.Tensor:
-        return model.get_image_features(rows.to(model.device, model.dtype)).pooler_output
+        found = model.get_image_features(rows.to(model.device, model.dtype))
+        # No image is padded, so all tokens are real.
+        return found.image_token_embeds[:, 0] if manifest.vectors == TOKENS else found.pooler_output
 
     prepare = partial(_prepare_image, processor)
     return _encode(table, manifest, model, source, prepare, features, strict, verify, num_workers, show_progress)
@@ -178,7 +187,7 @@ def encode_texts(
         An `EncodingReport`.
 
     Raises:
-        ValueError: as `encode_images`; a text is empty.
+        ValueError: as `encode_images`; a text is empty; the model has interaction layers and answers.
 
     Example:
         >>> encode_texts(None, None, [], "no/such/store")
@@ -189,6 +198,11 @@ def encode_texts(
     max_tokens = longest_text(_checked_model(model), processor)
     wanted = {"dtype": dtype, "projected": projected, "batch_size": batch_size, "shard_size": shard_size}
     table = FeatureTable(store)
+    if _stores_tokens(model):
+        raise ValueError(
+            "The model has interaction layers, in which a question reads the image, so no text can be encoded ahead; "
+            "store images alone."
+        )
     identity = model_identity(model, model_name, revision)
     manifest = _manifest(table, "text", model, identity, tokenizer_settings(processor, max_tokens), wanted)
 
@@ -211,6 +225,11 @@ def longest_text(model: PreTrainedModel, processor: DualDistillProcessor) -> int
 def searches(model: PreTrainedModel) -> bool:
     """Return whether a model puts images and texts in one space, to be searched by cosine, instead of answering."""
     return isinstance(model, ContrastiveDualEncoder)
+
+
+def _stores_tokens(model: PreTrainedModel) -> bool:
+    """Whether the model's answers take all tokens of an image."""
+    return bool(model.config.interaction_layers) and not searches(model)
 
 
 def stored_vectors(model: PreTrainedModel, vectors: torch.Tensor) -> torch.Tensor:
@@ -236,6 +255,7 @@ def _encode(
     shards = table.plan(source.ids, manifest.shard_size, partial(is_readable, source, prepare))
     if verify:
         _verify(table, source, shards)
+    _check_disk(table, manifest, model, sum(len(shard.ids) for shard in shards if not table.is_done(shard.number)))
 
     def run(batch: list[Prepared]) -> list[tuple[torch.Tensor, str]]:
         encoded = stored_vectors(model, features(torch.stack([row.values for row in batch])))
@@ -257,15 +277,29 @@ def _encode(
             encoded += len(shard.results)
 
     done = [shard.number for shard in shards if table.is_done(shard.number)]
+    num_rows = sum(map(table.num_rows, done))
     return EncodingReport(
         store=str(table.path),
         kind=manifest.kind,
-        rows=sum(map(table.num_rows, done)),
+        rows=num_rows,
+        bytes_per_row=sum(table.shard_file(number).stat().st_size for number in done) // max(1, num_rows),
         encoded=encoded,
         seconds=time.perf_counter() - start,
         missing_shards=len(shards) - len(done),
         unreadable=table.unreadable(),
     )
+
+
+def _check_disk(table: FeatureTable, manifest: FeatureManifest, model: PreTrainedModel, num_rows: int) -> None:
+    """Refuse a disk that cannot hold the rows to come, by the numbers of one row of the model's own image size."""
+    rows, columns = model.config.vision_config.patch_grid
+    numbers = {TOKENS: 1 + rows * columns}.get(manifest.vectors, 3 if manifest.projected else 1) * manifest.width
+    needed, free = num_rows * numbers * DTYPES[manifest.dtype].itemsize, shutil.disk_usage(table.path).free
+    if needed > free:
+        raise ValueError(
+            f"{num_rows:,} {manifest.kind}s take at least {needed / 1e9:,.1f} GB ({needed // num_rows:,} bytes each), but "
+            f"the disk of {str(table.path)!r} has {free / 1e9:,.1f} GB free; make room, or take a smaller dtype."
+        )
 
 
 def _verify(table: FeatureTable, source: InputSource, shards: list[PlannedShard]) -> None:
@@ -294,19 +328,28 @@ def _write(
 ) -> None:
     """Write one shard; a GPU is waited for here alone."""
     width, ids, rows = manifest.width, list(results), list(results.values())
-    encoded = torch.stack([vector for vector, _ in rows]) if rows else torch.zeros(0, width)
-    features: dict[str, torch.Tensor] = {manifest.vectors: encoded}
-    if manifest.projected:
-        project = model.project_images if manifest.kind == "image" else model.project_text
-        features[PROJECTED] = project(encoded) if rows else torch.zeros(0, 2 * width)
+    # A vector a row, or the tokens of all rows one behind the other.
+    lengths = [len(tokens) for tokens, _ in rows] if manifest.vectors == TOKENS else None
+    join = torch.stack if lengths is None else torch.cat
+    encoded = join([vectors for vectors, _ in rows]) if rows else torch.zeros(0, width)
 
-    stored = {name: tensor.to(DTYPES[manifest.dtype]).cpu() for name, tensor in features.items()}
+    if lengths is not None:
+        features = stored_tokens(encoded, manifest.dtype)
+    else:
+        features = {manifest.vectors: encoded}
+        if manifest.projected:
+            project = model.project_images if manifest.kind == "image" else model.project_text
+            features[PROJECTED] = project(encoded) if rows else torch.zeros(0, 2 * width)
+        features = {name: tensor.to(DTYPES[manifest.dtype]) for name, tensor in features.items()}
+
+    stored = {name: tensor.cpu() for name, tensor in features.items()}
     for name, tensor in stored.items():
         if not tensor.isfinite().all():
-            first = ids[int((~tensor.isfinite().all(-1)).nonzero()[0])]
+            row = int((~tensor.isfinite().all(-1)).nonzero()[0])
+            first = ids[row if lengths is None else bisect_right(list(accumulate(lengths)), row)]
             beyond = f"NaN or a value beyond {manifest.dtype}"
             raise ValueError(f"The {name} vector of {first!r} holds {beyond}; is the model trained and whole?")
-    table.write_features(number, ids, [sha256 for _, sha256 in rows], stored, unreadable)
+    table.write_features(number, ids, [sha256 for _, sha256 in rows], stored, unreadable, lengths)
 
 
 def process_share() -> tuple[int, int]:
@@ -357,12 +400,21 @@ def _manifest(
             f"projected is set, but {type(model).__name__} compares vectors and has no interaction to store a half "
             "of; leave projected out."
         )
+    has_tokens = kind == "image" and _stores_tokens(model)
+    if has_tokens and wanted["projected"]:
+        raise ValueError("projected is set, but interaction layers read an image's tokens; leave projected out.")
+    if wanted["dtype"] == "int8" and not has_tokens:
+        raise ValueError("dtype is 'int8', which is for an image's tokens, but here vectors are stored; take float16.")
 
     width, vectors = model.config.hidden_size, POOLED
     if searches(model):
         width, vectors = model.config.projection_dim, NORMALISED
+    elif has_tokens:
+        vectors = TOKENS
     given = {key: value for key, value in wanted.items() if value is not None}
     defaults = {"dtype": "float32", "projected": False, "batch_size": BATCH_SIZE, "shard_size": SHARD_SIZE}
+    if has_tokens:
+        defaults["shard_size"] = TOKEN_SHARD_SIZE
     first = FeatureManifest(
         kind=kind, width=width, model=identity, processor=settings, vectors=vectors, **{**defaults, **given}
     )
@@ -374,6 +426,8 @@ def _manifest(
         raise ValueError(f"{name!r} is a store of {found.kind}s, not of {kind}s; give each kind its own folder.")
     check_same_model(name, found.model, identity)
     check_same_processor(name, found.processor, settings)
+    if found.vectors != vectors:
+        raise ValueError(f"The store {name!r} holds {found.vectors}, not {vectors}; encode into another folder.")
     for key, value in given.items():
         if value != getattr(found, key):
             raise ValueError(

@@ -7,7 +7,8 @@
 | vectors | `pooled` `(rows, C)`, and `projected` `(rows, 2C)` on request |
 
 Of a model that searches by cosine, the vectors are `normalised` `(rows, P)`, its projections of length 1, in place of
-both.
+both. Of a model with interaction layers, each image has a list of `tokens` `(L, C)` of its own length; all are real, so
+that length is the mask. As int8 they stand beside their `scales` `(L, 1)` in float32.
 """
 
 import os
@@ -20,11 +21,14 @@ import torch
 
 from dual_distill.data import ShardedTable, tensor_column
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 PROJECTED = "projected"
-Vectors = Literal["pooled", "normalised"]
+Vectors = Literal["pooled", "normalised", "tokens"]
 POOLED: Vectors = "pooled"
 NORMALISED: Vectors = "normalised"
+TOKENS: Vectors = "tokens"
+_SCALES = "scales"
+_INT8_MAX = 127
 _NAMED = 3
 
 
@@ -34,14 +38,15 @@ class FeatureManifest:
 
     Attributes:
         kind: what was encoded.
-        dtype: of the stored vectors, "float16" or "float32".
-        width: C of the pooled vectors, P of normalised ones.
+        dtype: of the stored vectors, "float32" or "float16"; of tokens also "int8".
+        width: C of pooled vectors and tokens, P of normalised ones.
         projected: whether the `2C`-wide halves of the interaction are stored too.
         shard_size: ids a shard.
         batch_size: rows a forward pass.
         model: name, revision, digests of weights and configuration, and the dtype that it computed in.
         processor: settings of the image processor, or the digest of the tokenizer and its limit.
-        vectors: what is stored of each row: "pooled" to be asked questions, "normalised" to be searched by cosine.
+        vectors: what is stored of each row: "pooled" to be asked questions ("tokens", where interaction layers read
+            them), "normalised" to be searched by cosine.
     """
 
     kind: Literal["image", "text"]
@@ -69,11 +74,15 @@ class FeatureTable(ShardedTable):
         hashes: Sequence[str],
         features: Mapping[str, torch.Tensor],
         unreadable: Mapping[str, str] | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> None:
-        """Write one shard: vectors by name, `(rows, width)` each on the CPU, with id and content hash of each row."""
+        """Write one shard: vectors by name, `(rows, width)` each on the CPU, with id and content hash of each row.
+
+        With `lengths`, each row has as many vectors, one behind the other.
+        """
         rows = pa.table({"id": pa.array(ids, pa.large_string()), "sha256": pa.array(hashes, pa.string())})
         # Vectors apart from ids, so that looking for an id reads no vector.
-        columns = {name: tensor_column(tensor) for name, tensor in features.items()}
+        columns = {name: tensor_column(tensor, lengths) for name, tensor in features.items()}
         self.write(number, rows, pa.table(columns), unreadable)
 
 
@@ -147,6 +156,33 @@ class FeatureStore:
             found[position] = self._table.tensor(number, name, inside, inside + 1)[0]
         return found
 
+    def read_tokens(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tokens of the images at some indices, padded to the longest, and which are real.
+
+        Args:
+            indices: in any order, also repeatedly.
+
+        Returns:
+            `(indices, L, C)` in the stored dtype (int8: float32), and a mask `(indices, L)`, True = real; what a dual
+            encoder takes as `image_token_embeds` and `image_token_mask`.
+
+        Raises:
+            IndexError: there is no such row.
+            ValueError: the store holds vectors.
+        """
+        if self.manifest.vectors != TOKENS:
+            raise ValueError(f"The store {self.path!r} holds {self.manifest.vectors} vectors, not tokens; use read.")
+        found = []
+        for number, inside in map(self._table.locate, indices):
+            tokens = self._table.tensor(number, TOKENS, inside, inside + 1)
+            if tokens.dtype == torch.int8:
+                tokens = tokens * self._table.tensor(number, _SCALES, inside, inside + 1)
+            found.append(tokens)
+
+        lengths = torch.tensor([len(tokens) for tokens in found])
+        padded = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+        return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+
     def ids(self, indices: Sequence[int] | None = None) -> list[str]:
         """Return the ids at some indices, or all of them.
 
@@ -202,7 +238,21 @@ class FeatureStore:
 
     def _checked_name(self, name: str | None) -> str:
         names = [self.manifest.vectors, *([PROJECTED] if self.has_projections else [])]
+        if TOKENS in names:
+            raise ValueError(
+                f"The store {self.path!r} holds tokens, not one vector an image; read them with read_tokens."
+            )
         if name is not None and name not in names:
             how = "encode with projected=True" if name == PROJECTED and POOLED in names else "encode with another head"
             raise ValueError(f"The store {self.path!r} holds {' and '.join(names)} vectors, not {name!r}; {how}.")
         return name or names[0]
+
+
+def stored_tokens(tokens: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
+    """Return the columns of `(tokens, C)` in the stored dtype; int8 is symmetric, with one scale a token."""
+    if dtype != "int8":
+        return {TOKENS: tokens.to(DTYPES[dtype])}
+    scales = tokens.float().abs().amax(-1, keepdim=True) / _INT8_MAX
+    # A token of zeros has scale 0.
+    rounded = (tokens / scales.clamp_min(torch.finfo(torch.float32).tiny)).round()
+    return {TOKENS: rounded.to(torch.int8), _SCALES: scales}

@@ -4,6 +4,8 @@ What is unusual: the first linear map of the shallow interaction acts on text an
 computed once for all images, the image's half once for all questions (or comes from the store), and a pair costs one
 addition and what lies behind. All images are run through piece by piece; only the best `top_k` are kept, so memory does
 not grow with the store.
+
+Of a model with interaction layers the store holds each image's tokens, and the layers read them with every question.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +16,13 @@ from transformers import PreTrainedModel
 
 from dual_distill.modeling import DualDistillProcessor
 
-from .encoding import searches
-from .feature_store import POOLED, PROJECTED, FeatureStore
+from .encoding import longest_text, searches
+from .feature_store import POOLED, PROJECTED, TOKENS, FeatureStore
 from .feature_store_queries import FeatureStoreQueries
-from .top_k import RunningTopK, answer_probs, best_answers, check_at_least_1
+from .top_k import RunningTopK, answer_probs, best_answers, check_at_least_1, check_text
 
 _ROWS = 1024
+_TOKEN_ROWS = 64
 
 
 class RankedImage(NamedTuple):
@@ -107,14 +110,19 @@ class FeatureStoreVQA(FeatureStoreQueries):
                 "the head question_answering, or images_and_text_classification for one image."
             )
 
-        if model.config.interaction_layers:
-            raise ValueError("the model has interaction layers, which read an image's tokens; the store holds vectors.")
         super().__init__(model, processor, {"image": images, "text": texts}, model_name, revision)
+        for store in (images, texts) if model.config.interaction_layers else ():
+            if store is not None and store.manifest.vectors != TOKENS:
+                raise ValueError(
+                    f"The model has interaction layers, which read an image's tokens, but the store {store.path!r} holds "
+                    f"{store.manifest.vectors} vectors of {store.manifest.kind}s; encode the images again, into another "
+                    "folder, and give no store of texts."
+                )
         self.images, self.texts = images, texts
         self._labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
 
     def rank(
-        self, question: str, answer: str | None = None, top_k: int = 10, threshold: float = 0.0, rows: int = _ROWS
+        self, question: str, answer: str | None = None, top_k: int = 10, threshold: float = 0.0, rows: int | None = None
     ) -> Ranking:
         """Ask one question of all stored images.
 
@@ -123,7 +131,8 @@ class FeatureStoreVQA(FeatureStoreQueries):
             answer: rank by the probability of this answer; None: of each image's most probable one.
             top_k: images that are kept.
             threshold: least probability, in [0, 1].
-            rows: images a step; memory grows with it, the result does not depend on it.
+            rows: images a step (default 1,024; 64 where tokens are stored); memory grows with it, the result does not
+                depend on it.
 
         Returns:
             A `Ranking`.
@@ -154,18 +163,24 @@ class FeatureStoreVQA(FeatureStoreQueries):
         return Ranking(list(map(RankedImage, ids, answers, best.scores.tolist())), best.matches)
 
     @torch.inference_mode()
-    def probabilities(self, question: str, rows: int = _ROWS) -> Iterator[tuple[int, torch.Tensor]]:
+    def probabilities(self, question: str, rows: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         """Ask one question of all stored images and keep nothing.
 
         Args:
             question: with words in it.
-            rows: images a step.
+            rows: images a step, as in `rank`.
 
         Yields:
             The index of the first image in the store, and `(images, labels)` probabilities, float32, on the CPU.
         """
+        if self._has_tokens:
+            rows = rows or _TOKEN_ROWS
+            for start in range(0, len(self.images), rows):
+                yield start, self._token_probs([question], range(start, min(start + rows, len(self.images))))
+            return
+
         text = self._text_vectors([question], self.texts)
-        for start, piece in self.images.pieces(_part(self.images), rows):
+        for start, piece in self.images.pieces(_part(self.images), rows or _ROWS):
             yield start, self._probs(text, self._image_halves(piece))
 
     def answer(self, image: str, questions: Sequence[str], top_k: int = 5) -> list[list[dict[str, str | float]]]:
@@ -188,14 +203,14 @@ class FeatureStoreVQA(FeatureStoreQueries):
 
     @torch.inference_mode()
     def answer_pairs(
-        self, pairs: Sequence[tuple[str, str]], top_k: int = 5, rows: int = _ROWS
+        self, pairs: Sequence[tuple[str, str]], top_k: int = 5, rows: int | None = None
     ) -> list[list[dict[str, str | float]]]:
         """Ask any questions of any stored images; a question that occurs again is encoded once.
 
         Args:
             pairs: id of an image, and a question.
             top_k: answers a pair.
-            rows: pairs a step.
+            rows: pairs a step, by default as many as `rank` takes images.
 
         Returns:
             For each pair what `answer` gives for one question.
@@ -208,12 +223,36 @@ class FeatureStoreVQA(FeatureStoreQueries):
         indices = self.images.indices([image for image, _ in pairs])
 
         answers = []
+        rows = rows or (_TOKEN_ROWS if self._has_tokens else _ROWS)
         for start in range(0, len(pairs), rows):
             step = slice(start, start + rows)
-            text = self._text_vectors([question for _, question in pairs[step]], self.texts)
-            images = self._image_halves(self.images.read(indices[step], _part(self.images)))
-            answers += best_answers(self.model.config, self._probs(text, images), top_k)
+            questions = [question for _, question in pairs[step]]
+            if self._has_tokens:
+                probs = self._token_probs(questions, indices[step])
+            else:
+                images = self._image_halves(self.images.read(indices[step], _part(self.images)))
+                probs = self._probs(self._text_vectors(questions, self.texts), images)
+            answers += best_answers(self.model.config, probs, top_k)
         return answers
+
+    @property
+    def _has_tokens(self) -> bool:
+        return self.images.manifest.vectors == TOKENS
+
+    def _token_probs(self, questions: Sequence[str], indices: Sequence[int]) -> torch.Tensor:
+        """Probabilities of pairs of question and image, or of one question and every image."""
+        for question in questions:
+            check_text("A text", question)
+        text = self.processor.encode_text(list(questions), max_length=longest_text(self.model, self.processor))
+
+        # One image is broadcast to all questions, not read for each.
+        tokens, mask = self.images.read_tokens(indices[:1] if len(set(indices)) == 1 else indices)
+        output = self.model(
+            **{name: tensor.to(self.model.device) for name, tensor in text.items()},
+            image_token_embeds=tokens.to(self.model.device, self.model.dtype),
+            image_token_mask=mask.to(self.model.device),
+        )
+        return answer_probs(self.model.config, output.logits.float()).cpu()
 
     # A vector's half of the interaction `(rows, 2C)`: stored, or computed from the pooled vector.
 
