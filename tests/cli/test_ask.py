@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import ViltImageProcessorPil
 
 from dual_distill.cli.ask import run
+from dual_distill.cli.encode import run as run_encode
 from dual_distill.cli.predict import run as run_predict
 from dual_distill.data import train_tokenizer
 from dual_distill.inference import encode_images, encode_texts
@@ -130,3 +131,18 @@ def test_pairs_that_are_none(folder: Path) -> None:
         pairs.write_text(text)
         with pytest.raises(ValueError, match=message):
             run([str(folder / "model"), str(folder / "store"), "--pairs", str(pairs)])
+
+
+def test_a_model_with_interaction_layers_is_asked_from_stored_tokens(folder: Path, asked: Callable) -> None:
+    config = DualEncoderConfig.from_pretrained(folder / "model")
+    config.interaction_layers = 1
+    DualEncoderForQuestionAnswering(config).save_pretrained(folder / "model")
+    store = str(folder / "tokens")
+    report = asked("--images", str(folder / "images"), "--out", store, "--dtype", "float32", call=run_encode)
+    assert report["bytes_per_row"] > 5 * 8 * 4  # tokens of a vector of 8 numbers
+    image = folder / "images" / "red.png"
+    [predicted, _] = asked(*QUESTIONS, "--image", str(image), call=run_predict)["predictions"]
+    [answered] = asked(store, QUESTIONS[0], "--image", "red.png")["answers"]
+    for found, expected in zip(answered["answers"], predicted["answers"], strict=True):
+        assert (found["answer"], found["score"]) == (expected["answer"], pytest.approx(expected["score"], abs=1e-5))
+    assert asked(store, *QUESTIONS)["stored_images"] == 3

@@ -345,7 +345,10 @@ class ShardedTable:
 
 
 def tensor_column(tensor: torch.Tensor, lengths: Sequence[int] | None = None) -> pa.Array:
-    """Return the rows of a `(rows, width)` tensor on the CPU as a column of `ShardedTable.vectors`; lists of `lengths` of them."""
+    """Return the rows of a `(rows, width)` tensor on the CPU as a column of `ShardedTable.vectors`.
+
+    With `lengths`, each entry of the column is a list of as many of these rows.
+    """
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(tensor.contiguous().view(-1).numpy()), tensor.shape[1])
     if lengths is None:
         return vectors

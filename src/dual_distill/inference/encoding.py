@@ -297,8 +297,8 @@ def _check_disk(table: FeatureTable, manifest: FeatureManifest, model: PreTraine
     needed, free = num_rows * numbers * DTYPES[manifest.dtype].itemsize, shutil.disk_usage(table.path).free
     if needed > free:
         raise ValueError(
-            f"{num_rows:,} {manifest.kind}s take at least {needed / 1e9:,.1f} GB ({needed // num_rows:,} bytes each), but "
-            f"the disk of {str(table.path)!r} has {free / 1e9:,.1f} GB free; make room, or take a smaller dtype."
+            f"{num_rows:,} {manifest.kind}s take at least {needed / 1e9:,.1f} GB ({needed // num_rows:,} bytes each), "
+            f"but the disk of {str(table.path)!r} has {free / 1e9:,.1f} GB free; make room, or take a smaller dtype."
         )
 
 

@@ -114,9 +114,9 @@ class FeatureStoreVQA(FeatureStoreQueries):
         for store in (images, texts) if model.config.interaction_layers else ():
             if store is not None and store.manifest.vectors != TOKENS:
                 raise ValueError(
-                    f"The model has interaction layers, which read an image's tokens, but the store {store.path!r} holds "
-                    f"{store.manifest.vectors} vectors of {store.manifest.kind}s; encode the images again, into another "
-                    "folder, and give no store of texts."
+                    f"The model has interaction layers, which read an image's tokens, but the store {store.path!r} "
+                    f"holds {store.manifest.vectors} vectors of {store.manifest.kind}s; encode the images again, into "
+                    "another folder, and give no store of texts."
                 )
         self.images, self.texts = images, texts
         self._labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
