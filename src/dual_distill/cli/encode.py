@@ -12,7 +12,7 @@ same command encodes them. Several processes or machines with one shared folder:
   torchrun --nproc-per-node 2 -m dual_distill encode ...                      (CPUs)
 
 Of a model with a retrieval head the store keeps vectors of length 1 in one space, which `ask` searches by their
-cosines. Of a model with interaction layers it keeps all tokens of an image, which --dtype int8 makes four times smaller.
+cosines. Of a model with interaction layers it keeps all tokens of an image, a quarter of the size by --dtype int8.
 
 Examples:
   dual-distill encode runs/student --images photos --out photos.store
