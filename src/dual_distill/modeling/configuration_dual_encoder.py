@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_fusion_encoder import TransformerConfig, patch_grid, take_former_names, validate_weights
+from .configuration_fusion_encoder import OwnConfig, TransformerConfig, patch_grid, take_former_names, validate_weights
 
 
 @strict
@@ -52,7 +52,7 @@ class DualEncoderVisionConfig(TransformerConfig):
 
 
 @strict
-class DualEncoderConfig(PreTrainedConfig):
+class DualEncoderConfig(OwnConfig):
     """Configuration of a `DualEncoderModel`: two towers of equal width and head count, of any depths.
 
     Args:

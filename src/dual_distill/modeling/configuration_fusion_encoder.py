@@ -8,7 +8,23 @@ from transformers import PreTrainedConfig
 
 
 @strict
-class TransformerConfig(PreTrainedConfig):
+class OwnConfig(PreTrainedConfig):
+    """A configuration that reads checkpoints of its own type only; transformers would warn and fill the rest in."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a configuration, or say which call reads a checkpoint of another type."""
+        given = config_dict.get("model_type", cls.model_type)
+        if given != cls.model_type:
+            raise ValueError(
+                f"the checkpoint is a {given}, not a {cls.model_type}; load it with `dual_distill.load_model(...)`; a "
+                "dual encoder of it is made by `from_fusion_encoder(load_teacher(...).model)`."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+
+@strict
+class TransformerConfig(OwnConfig):
     """Fields that every transformer of the package has; they mean what they mean in `FusionEncoderConfig`."""
 
     hidden_size: int = 768

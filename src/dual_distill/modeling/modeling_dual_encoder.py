@@ -311,7 +311,8 @@ def check_side(given: Mapping[str, torch.Tensor | None], hidden_size: int) -> No
     """Refuse a side that is missing or given twice, and pooled vectors where projected ones belong or vice versa."""
     names = [name for name, tensor in given.items() if tensor is not None]
     if len(names) != 1:
-        raise ValueError(f"give one of {', '.join(given)}; got {' and '.join(names) or 'none of them'}.")
+        alone = "" if names else "; get_image_features and get_text_features take one side alone"
+        raise ValueError(f"give one of {', '.join(given)}; got {' and '.join(names) or 'none of them'}{alone}.")
 
     name, tensor = names[0], given[names[0]]
     side, _, kind = name.partition("_")

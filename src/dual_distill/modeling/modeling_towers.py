@@ -12,6 +12,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
+from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_base import EncoderPreTrainedModel, TextInputs, TransformerBody
 from .modeling_embeddings import ImageEmbeddings, TextEmbeddings, embed_image_rows
 from .modeling_fusion_encoder import FusionEncoderPreTrainedModel
@@ -85,9 +86,16 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
             A model of this class, in the fusion encoder's dtype and on its device, in training mode.
 
         Raises:
-            ValueError: a named layer does not exist, the heads are of different kinds, or `interaction_from` names
-                another number of layers than there are.
+            ValueError: a path or another model is given, a named layer does not exist, the heads are of different
+                kinds, or `interaction_from` names another number of layers than there are.
         """
+        if getattr(getattr(fusion_encoder, "config", None), "model_type", None) != FusionEncoderConfig.model_type:
+            given = repr(fusion_encoder) if isinstance(fusion_encoder, str) else f"a {type(fusion_encoder).__name__}"
+            raise ValueError(
+                f"from_fusion_encoder starts from a FusionEncoder model, not from {given}; give "
+                "`dual_distill.load_teacher(path).model`, which converts a ViLT too, or "
+                "`dual_distill.teachers.convert_vilt(model)`."
+            )
         if interaction_from is not None and len(interaction_from) != interaction_layers:
             raise ValueError(
                 f"interaction_from names {len(interaction_from)} layers, interaction_layers is {interaction_layers}; "
