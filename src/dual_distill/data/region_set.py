@@ -42,8 +42,7 @@ class RegionSet(NamedTuple):
 
     def normalized_boxes(self) -> torch.Tensor:
         """Return the six numbers that a model reads, `(R, 6)`: x0/W, y0/H, x1/W, y1/H, width/W, height/H, in [0, 1]."""
-        size = self.boxes_px.new_tensor([self.width, self.height, self.width, self.height])
-        boxes = self.boxes_px / size
+        boxes = self.boxes_px / self._limits()
         return torch.cat([boxes, boxes[:, 2:] - boxes[:, :2]], dim=1)
 
     def first(self, number: int) -> "RegionSet":
@@ -72,54 +71,48 @@ class RegionSet(NamedTuple):
             ValueError: photos/a.png: there is no region at all; an image needs at least one, such as the whole image.
         """
         features, boxes, scores = (each.detach().cpu().float() for each in (self.features, self.boxes_px, self.scores))
-        number = len(boxes)
+        plain = self._replace(features=features, boxes_px=boxes, scores=scores, tags=[str(tag) for tag in self.tags])
+        if problem := plain._problem(feature_size):
+            raise ValueError(f"{where}: {problem}.")
 
+        # What detectors round beyond the image is cut off.
+        return plain._replace(boxes_px=torch.minimum(boxes.clamp(min=0), plain._limits()))
+
+    def _limits(self) -> torch.Tensor:
+        return self.boxes_px.new_tensor([self.width, self.height, self.width, self.height])
+
+    def _problem(self, feature_size: int | None) -> str | None:
+        """What is wrong with the regions, as the rest of a sentence."""
+        features, boxes, scores = self.features, self.boxes_px, self.scores
+        number, size = len(boxes), f"{self.width} x {self.height} pixels"
         if self.width < 1 or self.height < 1:
-            raise ValueError(f"{where}: the image is {self.width} x {self.height} pixels; give its width and height.")
+            return f"the image is {size}; give its width and height"
         if number == 0:
-            raise ValueError(
-                f"{where}: there is no region at all; an image needs at least one, such as the whole image."
-            )
+            return "there is no region at all; an image needs at least one, such as the whole image"
         if boxes.shape != (number, 4):
-            raise ValueError(f"{where}: boxes have shape {tuple(boxes.shape)}, expected are four numbers each, (R, 4).")
+            return f"boxes have shape {tuple(boxes.shape)}, expected are four numbers each, (R, 4)"
         if features.dim() != 2 or len(features) != number:
-            raise ValueError(
-                f"{where}: features have shape {tuple(features.shape)}, expected is one row for each of {number} boxes."
-            )
+            return f"features have shape {tuple(features.shape)}, expected is one row for each of {number} boxes"
         if feature_size is not None and features.shape[1] != feature_size:
-            raise ValueError(
-                f"{where}: a feature vector is {features.shape[1]} wide, expected is {feature_size}; use one detector."
-            )
+            return f"a feature vector is {features.shape[1]} wide, expected is {feature_size}; use one detector"
         if scores.shape != (number,) or len(self.tags) != number:
-            raise ValueError(
-                f"{where}: there are {number} boxes, but scores of shape {tuple(scores.shape)} and {len(self.tags)} "
-                "tags; give one of each a box."
-            )
+            found = f"scores of shape {tuple(scores.shape)} and {len(self.tags)} tags"
+            return f"there are {number} boxes, but {found}; give one of each a box"
 
         for name, values in (("feature", features), ("box", boxes), ("score", scores)):
             if not values.isfinite().all():
                 first = int((~values.isfinite().reshape(number, -1).all(-1)).nonzero()[0])
-                raise ValueError(
-                    f"{where}: the {name} of region {first} holds NaN or infinity; make the regions again."
-                )
+                return f"the {name} of region {first} holds NaN or infinity; make the regions again"
 
         # Detectors and the files of others round.
-        limits = torch.tensor([self.width, self.height, self.width, self.height], dtype=torch.float32)
-        outside = ((boxes < -ROUNDING_PX) | (boxes > limits + ROUNDING_PX)).any(1)
+        outside = ((boxes < -ROUNDING_PX) | (boxes > self._limits() + ROUNDING_PX)).any(1)
         outside |= (boxes[:, 2:] < boxes[:, :2]).any(1)
         if outside.any():
             first = int(outside.nonzero()[0])
             numbers = ", ".join(f"{value:g}" for value in boxes[first].tolist())
-            raise ValueError(
-                f"{where}: box {first} is [{numbers}], which is not x0 <= x1, y0 <= y1 inside an image of "
-                f"{self.width} x {self.height} pixels; boxes are corners in pixels, not [x, y, width, height] "
-                "and not fractions."
-            )
-
-        # What detectors round beyond the image is cut off.
-        inside = torch.minimum(boxes.clamp(min=0), limits).contiguous()
-        tags = [str(tag) for tag in self.tags]
-        return self._replace(features=features.contiguous(), boxes_px=inside, scores=scores.contiguous(), tags=tags)
+            found = f"box {first} is [{numbers}], which is not x0 <= x1, y0 <= y1 inside an image of {size}"
+            return f"{found}; boxes are corners in pixels, not [x, y, width, height] and not fractions"
+        return None
 
 
 class RegionLookup(Protocol):

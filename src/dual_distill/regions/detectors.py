@@ -73,11 +73,8 @@ class DetectorInput:
         # Without padding, boxes as fractions of the image and of the padded canvas are the same.
         mask = prepared.get("pixel_mask")
         if mask is not None and not mask.bool().all():
-            raise ValueError(
-                f"The image processor of {self.name!r} pads a single image to {tuple(mask.shape[-2:])}, and boxes of "
-                "padded images mean different things in different detectors; unset pad_size in its "
-                "preprocessor_config.json."
-            )
+            found = f"The image processor of {self.name!r} pads a single image to {tuple(mask.shape[-2:])}"
+            raise ValueError(f"{found}, where detectors disagree on boxes; unset pad_size in preprocessor_config.json.")
         pixels: torch.Tensor = prepared["pixel_values"][0]
         return pixels
 
@@ -109,10 +106,8 @@ class Detector:
         self.revision = revision
         self._backbone = self._find_backbone()
         if not hasattr(image_processor, "post_process_object_detection"):
-            raise ValueError(
-                f"{type(image_processor).__name__} has no post_process_object_detection, which turns outputs into "
-                "boxes; give the image processor of the detector."
-            )
+            found = f"{type(image_processor).__name__} has no post_process_object_detection, which makes boxes"
+            raise ValueError(f"{found}; give the image processor of the detector.")
 
     @property
     def device(self) -> torch.device:
@@ -153,10 +148,8 @@ class Detector:
         feature_maps, stride = self._feature_maps(caught[-1], pixel_values.shape[-2:])
 
         # Every query is kept here; which boxes are regions is chosen later.
-        heights_and_widths = torch.tensor([(height, width) for width, height in sizes], device=self.device)
-        found = self.image_processor.post_process_object_detection(
-            outputs, threshold=0.0, target_sizes=heights_and_widths
-        )
+        targets = torch.tensor([(height, width) for width, height in sizes], device=self.device)
+        found = self.image_processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=targets)
         return DetectorOutput(feature_maps, stride, [self._sorted(entry) for entry in found])
 
     def _sorted(self, entry: dict[str, torch.Tensor]) -> Detected:
@@ -173,10 +166,8 @@ class Detector:
         transformer = getattr(self.model, "vit", None)
         if isinstance(transformer, nn.Module):
             return transformer
-        raise ValueError(
-            f"{type(self.model).__name__} is no object detector with a backbone known here; give one of the DETR "
-            f"family (a module ...{_BACKBONE_CLASS}) or a YOLOS."
-        )
+        found = f"{type(self.model).__name__} is no object detector with a backbone known here"
+        raise ValueError(f"{found}; give one of the DETR family (a module ...{_BACKBONE_CLASS}) or a YOLOS.")
 
     def _feature_maps(self, found: Any, size: torch.Size) -> tuple[torch.Tensor, float]:
         """The coarsest map and its stride in pixels."""
@@ -222,13 +213,10 @@ def load_detector(folder: Path, name: str, revision: str | None = None) -> Detec
         image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     except (ImportError, OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{name!r} cannot be loaded as an object detector ({reason}); give one with safetensors weights whose "
-            "backbone is of transformers, such as the revision no_timm of facebook/detr-resnet-50."
-        ) from error
+        way_out = "give safetensors weights with a backbone of transformers (facebook/detr-resnet-50, revision no_timm)"
+        raise ValueError(f"{name!r} cannot be loaded as an object detector ({reason}); {way_out}.") from error
 
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"{name!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}; fetch it again."
-        )
+        found = f"lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
+        raise ValueError(f"{name!r} {found}; fetch it again.")
     return Detector(model, image_processor, name, revision)

@@ -187,9 +187,8 @@ def extract_regions(
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}, but a score lies in 0 to 1.")
     if not 0 <= min_regions <= max_regions or max_regions < 1:
-        raise ValueError(
-            f"min_regions is {min_regions} and max_regions {max_regions}; expected is 0 <= min <= max and max >= 1."
-        )
+        given = f"min_regions is {min_regions} and max_regions {max_regions}"
+        raise ValueError(f"{given}; expected is 0 <= min <= max and max >= 1.")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
 
@@ -218,22 +217,19 @@ def _described(
 ) -> list[StoredImage]:
     """The regions of one batch of images."""
     output = detector(torch.stack([image.values for image in batch]), [image.known[1] for image in batch])
-    found = [
-        _regions(detected, boxes, settings, *image.known)
-        for image, detected in zip(batch, output.detected, strict=True)
-    ]
+    images = zip(batch, output.detected, strict=True)
+    found = [_regions(detected, boxes, settings, *image.known) for image, detected in images]
 
     # Boxes are in pixels of the image, the stride in pixels of the resized one.
     height, width = batch[0].values.shape[-2:]
-    resized = [
-        regions.boxes_px * torch.tensor([width / regions.width, height / regions.height] * 2) for regions in found
-    ]
+    resized = [one.boxes_px * torch.tensor([width / one.width, height / one.height] * 2) for one in found]
     pooled = roi_align(output.feature_maps.float(), resized, 1, 1 / output.stride, _POINTS)[..., 0, 0].cpu()
     pieces = pooled.split([len(regions.boxes_px) for regions in found])
-    return [
-        StoredImage(image.known[0], image.known[2], image.known[3], regions._replace(features=features.clone()))
-        for image, regions, features in zip(batch, found, pieces, strict=True)
-    ]
+    stored = []
+    for image, regions, features in zip(batch, found, pieces, strict=True):
+        identifier, _, of_bytes, of_pixels = image.known
+        stored.append(StoredImage(identifier, of_bytes, of_pixels, regions._replace(features=features.clone())))
+    return stored
 
 
 def _regions(
@@ -255,10 +251,9 @@ def _regions(
     known = [key for key in (*fingerprints, identifier) if key is not None and key in boxes]
     regions = boxes.find(known[0] if known else identifier)
     if (regions.width, regions.height) != size:
-        raise ValueError(
-            f"image {identifier!r}: the image is {size[0]} x {size[1]} pixels, but the boxes in {boxes.path!r} are of "
-            f"one of {regions.width} x {regions.height}; give the same images."
-        )
+        found = f"the boxes in {boxes.path!r} are of one of {regions.width} x {regions.height}"
+        sizes = f"the image is {size[0]} x {size[1]} pixels, but {found}"
+        raise ValueError(f"image {identifier!r}: {sizes}; give the same images.")
     return regions
 
 
@@ -274,18 +269,14 @@ def _manifest(
     identity, words = detector.identity(), detector.described()
     counts = f"{settings['min_regions']} to {settings['max_regions']} boxes above {settings['threshold']:g}"
     found_by = described_fingerprint(f"detector {words}, {counts}", {"detector": identity, **settings})
-    described_by = described_fingerprint(
-        f"backbone of {words}, {_POOLING}", {"detector": identity, "pooling": _POOLING}
-    )
+    pooled = {"detector": identity, "pooling": _POOLING}
+    described_by = described_fingerprint(f"backbone of {words}, {_POOLING}", pooled)
+
     blank = detector.prepare(Image.new("RGB", (64, 64)), "blank")
-    return RegionManifest(
-        boxes_id=found_by if boxes is None else boxes.boxes_id,
-        features_id=described_by,
-        feature_size=detector(blank[None], [(64, 64)]).feature_maps.shape[1],
-        dtype=dtype,
-        shard_size=shard_size,
-        made_with={"batch_size": batch_size, **(settings if boxes is None else {})},
-    )
+    feature_size = detector(blank[None], [(64, 64)]).feature_maps.shape[1]
+    boxes_id, chosen = (found_by, settings) if boxes is None else (boxes.boxes_id, {})
+    made_with = {"batch_size": batch_size, **chosen}
+    return RegionManifest(boxes_id, described_by, feature_size, dtype, shard_size, made_with)
 
 
 def report_store(store: str | os.PathLike[str], added: int = 0, seconds: float = 0.0) -> RegionReport:
@@ -307,15 +298,6 @@ def report_store(store: str | os.PathLike[str], added: int = 0, seconds: float =
     """
     found = RegionStore(store)
     whole_images, regions = found.counts()
-    return RegionReport(
-        str(store),
-        len(found),
-        added,
-        whole_images,
-        regions,
-        found.feature_size,
-        found.boxes_id,
-        found.features_id,
-        seconds,
-        found.unreadable(),
-    )
+    made = {name: getattr(found, name) for name in ("feature_size", "boxes_id", "features_id")}
+    held: dict[str, Any] = {"images": len(found), "whole_images": whole_images, "regions": regions}
+    return RegionReport(str(store), added=added, seconds=seconds, unreadable=found.unreadable(), **held, **made)

@@ -52,25 +52,18 @@ def roi_align(
     rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
     x_scale, y_scale = spatial_scale if isinstance(spatial_scale, tuple) else (spatial_scale, spatial_scale)
     if feature_maps.dim() != 4 or len(feature_maps) != len(boxes):
-        raise ValueError(
-            f"feature_maps has shape {tuple(feature_maps.shape)} and there are boxes for {len(boxes)} images; expected "
-            "are (B, C, h, w) and one tensor of boxes for each of B."
-        )
+        found = f"feature_maps has shape {tuple(feature_maps.shape)} and there are boxes for {len(boxes)} images"
+        raise ValueError(f"{found}; expected are (B, C, h, w) and one tensor of boxes for each of B.")
     if min(rows, columns, sampling_ratio) < 1:
-        raise ValueError(
-            f"output_size is {(rows, columns)} and sampling_ratio {sampling_ratio}, but each must be at least 1."
-        )
-    for image_boxes in boxes:
-        if image_boxes.dim() != 2 or image_boxes.shape[1] != 4:
-            raise ValueError(
-                f"boxes of an image have shape {tuple(image_boxes.shape)}, expected is (R, 4): x0, y0, x1, y1."
-            )
+        sizes = f"output_size is {(rows, columns)} and sampling_ratio {sampling_ratio}"
+        raise ValueError(f"{sizes}, but each must be at least 1.")
+    if unfit := [tuple(one.shape) for one in boxes if one.dim() != 2 or one.shape[1] != 4]:
+        raise ValueError(f"boxes of an image have shape {unfit[0]}, expected is (R, 4): x0, y0, x1, y1.")
 
     pooled = [feature_maps.new_zeros(0, feature_maps.shape[1], rows, columns)]
     for feature_map, image_boxes in zip(feature_maps, boxes, strict=True):
         corners = image_boxes.detach().to(feature_map.device, torch.float32)
-        x0, x1 = corners[:, 0] * x_scale, corners[:, 2] * x_scale
-        y0, y1 = corners[:, 1] * y_scale, corners[:, 3] * y_scale
+        x0, y0, x1, y1 = (corners * corners.new_tensor([x_scale, y_scale] * 2)).unbind(1)
         # A box is two small matrices, rows and columns apart.
         by_row = _bin_weights(y0, y1, rows, sampling_ratio, feature_map.shape[1]).to(feature_map.dtype)
         by_column = _bin_weights(x0, x1, columns, sampling_ratio, feature_map.shape[2]).to(feature_map.dtype)

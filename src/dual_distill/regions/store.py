@@ -23,31 +23,18 @@ import pyarrow.compute as pc
 import torch
 from PIL import Image
 
-from dual_distill.data import (
-    PlannedShard,
-    RegionSet,
-    ShardedTable,
-    decode_image,
-    fingerprint,
-    image_source,
-    tensor_column,
-)
+from dual_distill import data
+from dual_distill.data import PlannedShard, RegionSet, ShardedTable, fingerprint
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 SHARD_SIZE = 256
 _NAMED = 3
 _ROWS = pa.schema(
-    {
-        "id": pa.large_string(),
-        "sha256": pa.string(),
-        "pixel_sha256": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "boxes": pa.list_(pa.float32()),
-        "scores": pa.list_(pa.float32()),
-        "tags": pa.list_(pa.string()),
-        "whole_image": pa.bool_(),
-    }
+    {"id": pa.large_string()}
+    | dict.fromkeys(("sha256", "pixel_sha256"), pa.string())
+    | dict.fromkeys(("width", "height"), pa.int32())
+    | dict.fromkeys(("boxes", "scores"), pa.list_(pa.float32()))
+    | {"tags": pa.list_(pa.string()), "whole_image": pa.bool_()}
 )
 
 
@@ -117,9 +104,8 @@ class RegionTable(ShardedTable):
     ) -> list[PlannedShard]:
         """Begin the store or continue it, and return the shards that are to be written."""
         if twice := [name for name, number in Counter(ids).items() if number > 1]:
-            raise ValueError(
-                f"The id {twice[0]!r} occurs more than once, but an image is found by its id; give each its own."
-            )
+            problem = f"The id {twice[0]!r} occurs more than once, but an image is found by its id"
+            raise ValueError(f"{problem}; give each its own.")
 
         self.check_settings(self.begin(asdict(manifest)), asdict(manifest))
         shards = self.plan(ids, manifest.shard_size, is_readable)
@@ -135,21 +121,16 @@ class RegionTable(ShardedTable):
         """Write one shard, after its regions were checked."""
         checked = [image.regions.checked(f"image {image.id!r}", manifest.feature_size) for image in images]
 
-        rows = [
-            {
-                **image._asdict(),
-                **regions._asdict(),
-                "boxes": regions.boxes_px.flatten().tolist(),
-                "scores": regions.scores.tolist(),
-            }
-            for image, regions in zip(images, checked, strict=True)
-        ]
+        rows = []
+        for image, regions in zip(images, checked, strict=True):
+            numbers = {"boxes": regions.boxes_px.flatten().tolist(), "scores": regions.scores.tolist()}
+            rows.append(image._asdict() | regions._asdict() | numbers)
 
         features = torch.cat([torch.zeros(0, manifest.feature_size), *(regions.features for regions in checked)])
         stored = features.to(DTYPES[manifest.dtype])
         if not stored.isfinite().all():
             raise ValueError(f"A feature is beyond {manifest.dtype}'s largest value; store the regions as float32.")
-        vectors = pa.table({"features": tensor_column(stored)})
+        vectors = pa.table({"features": data.tensor_column(stored)})
         self.write(number, pa.Table.from_pylist(rows, schema=_ROWS), vectors, unreadable)
 
 
@@ -231,9 +212,7 @@ class RegionStore:
         return f"RegionStore({self.path!r}, {known})"
 
     def __reduce__(self) -> tuple[type["RegionStore"], tuple[str]]:
-        return type(self), (
-            self.path,
-        )  # mapped files do not travel to other processes; the store is opened there again
+        return type(self), (self.path,)  # mapped files do not travel to other processes, which open the store again
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str | int) and self._table.find(str(key)) is not None
@@ -277,11 +256,11 @@ class RegionStore:
             ImageError: the image cannot be read.
             ValueError: the store lacks it.
         """
-        name, source = image_source(value, row)
+        name, source = data.image_source(value, row)
         index = None if isinstance(source, Image.Image) else self._table.find(fingerprint(source))
         if index is None:
             # The same pixels in another file.
-            index = self._table.find(fingerprint(decode_image(source, row)))
+            index = self._table.find(fingerprint(data.decode_image(source, row)))
         if index is None:
             raise ValueError(self._absence(f"row {row}" + (f" (image {name!r})" if name else "")))
         return self.read(index)
@@ -317,8 +296,6 @@ class RegionStore:
     def _absence(self, key: str) -> str:
         problem = self.unreadable().get(key)
         known = ", ".join(map(repr, self.ids()[:_NAMED]))
-        return (
-            f"The region store {self.path!r} ({len(self):,} images, boxes by {self.boxes_id}) lacks {key!r}: "
-            f"{problem or f'its ids are like {known}'}; make the regions of all images of the data with `dual-distill "
-            "regions`."
-        )
+        store = f"The region store {self.path!r} ({len(self):,} images, boxes by {self.boxes_id}) lacks {key!r}"
+        way_out = "make the regions of all images of the data with `dual-distill regions`"
+        return f"{store}: {problem or f'its ids are like {known}'}; {way_out}."

@@ -15,8 +15,9 @@ where its lines begin, then read line by line, and every error names file and li
 import base64
 import binascii
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,26 +79,19 @@ def read_region_tsv(
     """
     lines = _TsvLines(file)
     label_lines, size_lines = (None if other is None else _TsvLines(other) for other in (labels, sizes))
-    reader = _Reader(lines, label_lines, size_lines, cut_box_numbers)
+    reader = _Reader(lines, label_lines, size_lines, -_BOX_NUMBERS if cut_box_numbers else None)
     if feature_size is None:
         feature_size = reader.regions(lines.ids[0]).features.shape[1]
 
     if images is not None and (absent := sorted(set(lines.ids).difference(images.ids))):
-        raise ValueError(
-            f"{len(absent):,} images of {str(lines.path)!r} are not among the images given, such as {absent[0]!r}; "
-            f"their ids are like {images.ids[0]!r}: name the column of ids that belongs to the file, or give no images."
-        )
+        found = f"{len(absent):,} images of {str(lines.path)!r} are not among the images given, such as {absent[0]!r}"
+        raise ValueError(f"{found}; their ids are like {images.ids[0]!r}: name the file's column of ids, or no images.")
 
     digests = [other.digest for other in (label_lines, size_lines) if other is not None]
     features = {"features": [lines.digest, *digests], "cut_box_numbers": cut_box_numbers}
-    manifest = RegionManifest(
-        boxes_id=described_fingerprint(made_by, {"boxes": [lines.boxes_digest, *digests]}),
-        features_id=described_fingerprint(made_by, features),
-        feature_size=feature_size,
-        dtype=dtype,
-        shard_size=shard_size,
-        made_with={},
-    )
+    features_id = described_fingerprint(made_by, features)
+    boxes_id = described_fingerprint(made_by, {"boxes": [lines.boxes_digest, *digests]})
+    manifest = RegionManifest(boxes_id, features_id, feature_size, dtype, shard_size, made_with={})
 
     def describe(ids: list[str]) -> Iterator[StoredImage]:
         for identifier in ids:
@@ -105,12 +99,12 @@ def read_region_tsv(
             if images is None:
                 yield StoredImage(identifier, None, None, regions)
                 continue
+
             image, of_bytes, of_pixels = read_image(images.value(identifier), identifier)
             if image.size != (regions.width, regions.height):
-                raise ValueError(
-                    f"{lines.where(identifier)}: it says {regions.width} x {regions.height} pixels, but the image "
-                    f"{identifier!r} has {image.width} x {image.height}; give the images that the features are of."
-                )
+                said = f"{lines.where(identifier)}: it says {regions.width} x {regions.height} pixels"
+                found = f"the image {identifier!r} has {image.width} x {image.height}"
+                raise ValueError(f"{said}, but {found}; give the images that the features are of.")
             yield StoredImage(identifier, of_bytes, of_pixels, regions)
 
     fill_store(store, manifest, lines.ids, describe)
@@ -130,18 +124,16 @@ class _TsvLines:
         for number, line in enumerate(self._source, start=1):
             content.add(line)
             identifier, tab, rest = line.partition(b"\t")
-            name = identifier.decode("utf-8", "replace").strip()
+            name, where = identifier.decode("utf-8", "replace").strip(), f"{self.path}, line {number}"
             if tab and name in self._lines:
-                raise ValueError(
-                    f"{self.path}, line {number}: the image {name!r} was there before, in line {self._lines[name][1]}; "
-                    "leave one of the two out."
-                )
+                before = f"the image {name!r} was there before, in line {self._lines[name][1]}"
+                raise ValueError(f"{where}: {before}; leave one of the two out.")
             if tab:
                 self._lines[name] = offset, number
                 # Without the last column, which of the six holds the features.
                 boxes.add(identifier, rest.rpartition(b"\t")[0] if rest.count(b"\t") == 4 else b"")
             elif line.strip():
-                raise ValueError(f"{self.path}, line {number}: there is no tab in it, which should part its columns.")
+                raise ValueError(f"{where}: there is no tab in it, which should part its columns.")
             offset += len(line)
 
         if not self._lines:
@@ -151,150 +143,131 @@ class _TsvLines:
 
     def where(self, identifier: str) -> str:
         """File and line, for errors."""
-        return f"{self.path}, line {self._lines[identifier][1]}" if identifier in self._lines else str(self.path)
+        return f"{self.path}, line {self._lines[identifier][1]}"
 
-    def columns(self, identifier: str) -> list[str]:
-        """The columns of an image's line, behind its id."""
+    def read(self, identifier: str, parse: Callable[[list[str]], Any]) -> Any:
+        """What `parse` makes of the columns behind an image's id; errors get file and line, bad UTF-8 among them."""
         if identifier not in self._lines:
-            raise ValueError(
-                f"{str(self.path)!r} has no line for the image {identifier!r}; give the file that belongs to the "
-                "features."
-            )
+            problem = f"{str(self.path)!r} has no line for the image {identifier!r}"
+            raise ValueError(f"{problem}; give the file that belongs to the features.")
+
         self._source.seek(self._lines[identifier][0])
         try:
-            return self._source.readline().decode("utf-8").rstrip("\r\n").split("\t")[1:]
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{self.where(identifier)}: the line is not UTF-8 ({error}); download the file again."
-            ) from error
+            return parse(self._source.readline().decode().rstrip("\r\n").split("\t")[1:])
+        except ValueError as error:
+            raise ValueError(f"{self.where(identifier)}: {error}") from error
 
 
-class _Reader:
-    """Turns the lines of one image into its regions."""
+class _Reader(NamedTuple):
+    """Turns the lines of one image into its regions; of each vector the numbers up to `kept` are taken."""
 
-    def __init__(
-        self, lines: _TsvLines, labels: _TsvLines | None, sizes: _TsvLines | None, cut_box_numbers: bool
-    ) -> None:
-        self.lines, self.labels, self.sizes = lines, labels, sizes
-        self._kept = -_BOX_NUMBERS if cut_box_numbers else None
+    lines: _TsvLines
+    labels: _TsvLines | None
+    sizes: _TsvLines | None
+    kept: int | None
 
     def regions(self, identifier: str) -> RegionSet:
         """The regions of an image, unchecked but for their layout."""
-        columns, where = self.lines.columns(identifier), self.lines.where(identifier)
+        regions: RegionSet = self.lines.read(identifier, partial(self._regions, identifier))
+        return regions
+
+    def _regions(self, identifier: str, columns: list[str]) -> RegionSet:
         if len(columns) not in _COLUMNS:
-            raise ValueError(
-                f"{where}: it has {len(columns) + 1} columns, but expected are 6, 3 or 2; see the layouts that can be "
-                "read."
-            )
+            raise ValueError(f"it has {len(columns) + 1} columns, but expected are 6, 3 or 2, as read_region_tsv says.")
         names = _COLUMNS[len(columns)]
-        entry = dict(zip(names, columns, strict=True)) if names else _json(columns[0], dict, where)
+        entry = dict(zip(names, columns, strict=True)) if names else _json(columns[0], dict)
 
         if "boxes" in names:
-            number, width, height = (_value(entry, name, int, where) for name in ("num_boxes", "image_w", "image_h"))
-            boxes, features = (_numbers(entry[name], number, name, where) for name in ("boxes", "features"))
-            return RegionSet(features[:, : self._kept], boxes, torch.ones(number), [""] * number, width, height)
-        if "objects" not in entry:
-            number, text = _value(entry, "num_boxes", int, where), _value(entry, "features", str, where)
-            return self._with_labels(identifier, _numbers(text, number, "features", where))
+            number, width, height = (_value(entry, name, int) for name in ("num_boxes", "image_w", "image_h"))
+            boxes, features = (_numbers(entry[name], number, name) for name in ("boxes", "features"))
+            return RegionSet(features[:, : self.kept], boxes, torch.ones(number), [""] * number, width, height)
+        if "objects" in entry:
+            rows = [_numbers(_value(item, "feature", str), 1, "feature") for item in _objects(entry)]
+            if len(widths := {row.shape[1] for row in rows}) > 1:
+                raise ValueError(f"its features are {sorted(widths)} wide, but expected is one width.")
+            return self._sorted(identifier, torch.cat(rows) if rows else torch.zeros(0, 0), entry)
 
-        objects = _objects(entry, where)
-        rows = [_numbers(_value(item, "feature", str, where), 1, "feature", where) for item in objects]
-        if len(widths := {row.shape[1] for row in rows}) > 1:
-            raise ValueError(f"{where}: its features are {sorted(widths)} wide, but expected is one width.")
-        features = torch.cat(rows) if rows else torch.zeros(0, 0)
-        return self._sorted(features, objects, *self._size(identifier, entry, where), where)
-
-    def _with_labels(self, identifier: str, features: torch.Tensor) -> RegionSet:
-        """Features of one file, boxes and classes of another."""
+        # Features of one file, boxes and classes of another.
+        number, text = _value(entry, "num_boxes", int), _value(entry, "features", str)
+        features = _numbers(text, number, "features")
         if self.labels is None:
-            raise ValueError(
-                f"{self.lines.where(identifier)}: it holds features and no boxes; give the file of labels that belongs "
-                "to it (labels=, --labels)."
-            )
+            raise ValueError("it holds features and no boxes; give the file of labels beside it (labels=, --labels).")
+        labelled: RegionSet = self.labels.read(identifier, partial(self._labelled, identifier, features))
+        return labelled
 
-        where = self.labels.where(identifier)
-        found = _json(self.labels.columns(identifier)[-1], (dict, list), where)
-        entry = found if isinstance(found, dict) else {"objects": found}
-        objects = _objects(entry, where)
+    def _labelled(self, identifier: str, features: torch.Tensor, columns: list[str]) -> RegionSet:
+        found = _json(columns[-1], (dict, list))
+        return self._sorted(identifier, features, found if isinstance(found, dict) else {"objects": found})
+
+    def _sorted(self, identifier: str, features: torch.Tensor, entry: dict[str, Any]) -> RegionSet:
+        """The regions of the objects of an entry, the most certain first."""
+        objects = _objects(entry)
         if len(objects) != len(features):
-            raise ValueError(
-                f"{where}: it has {len(objects)} objects, but {self.lines.where(identifier)} features of "
-                f"{len(features)}; give files of one extraction."
-            )
-        return self._sorted(features, objects, *self._size(identifier, entry, where), where)
-
-    def _size(self, identifier: str, entry: dict[str, Any], where: str) -> tuple[int, int]:
-        """Width and height in pixels: of the entry, else of the file of sizes."""
-        if "image_w" in entry or "image_h" in entry:
-            return _value(entry, "image_w", int, where), _value(entry, "image_h", int, where)
-        if self.sizes is None:
-            raise ValueError(
-                f"{where}: it does not say how large the image is; give the file of sizes (sizes=, --sizes)."
-            )
-
-        where = self.sizes.where(identifier)
-        found = _json(self.sizes.columns(identifier)[-1], (dict, list), where)
-        size = found[0] if isinstance(found, list) and found else found
-        if not isinstance(size, dict):
-            raise ValueError(f'{where}: a size is [{{"height": ..., "width": ...}}], but it holds {found!r}.')
-        return _value(size, "width", int, where), _value(size, "height", int, where)
-
-    def _sorted(
-        self, features: torch.Tensor, objects: list[dict[str, Any]], width: int, height: int, where: str
-    ) -> RegionSet:
-        """Regions of objects, the most certain first."""
-        boxes = [_value(item, "rect", list, where) for item in objects]
+            others = f"{self.lines.where(identifier)} features of {len(features)}"
+            raise ValueError(f"it has {len(objects)} objects, but {others}; give files of one extraction.")
+        boxes = [_value(item, "rect", list) for item in objects]
         if any(len(box) != 4 or not all(isinstance(corner, int | float) for corner in box) for box in boxes):
-            raise ValueError(f"{where}: a rect is [x0, y0, x1, y1], but one holds something else.")
+            raise ValueError("a rect is [x0, y0, x1, y1], but one holds something else.")
 
-        scores = torch.tensor([float(_value(item, "conf", (int, float), where)) for item in objects])
+        if "image_w" in entry or "image_h" in entry:
+            width, height = _value(entry, "image_w", int), _value(entry, "image_h", int)
+        elif self.sizes is not None:
+            width, height = self.sizes.read(identifier, _listed_size)
+        else:
+            raise ValueError("it does not say how large the image is; give the file of sizes (sizes=, --sizes).")
+
+        scores = torch.tensor([float(_value(item, "conf", (int, float))) for item in objects])
         order = scores.argsort(descending=True, stable=True)
         corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)[order]
-        tags = [_value(objects[index], "class", str, where) for index in order.tolist()]
-        return RegionSet(features[order, : self._kept], corners, scores[order], tags, width, height)
+        tags = [_value(objects[index], "class", str) for index in order.tolist()]
+        return RegionSet(features[order, : self.kept], corners, scores[order], tags, width, height)
 
 
-def _numbers(text: str, rows: int, name: str, where: str) -> torch.Tensor:
+def _listed_size(columns: list[str]) -> tuple[int, int]:
+    """Width and height in pixels, of a line of a file of sizes."""
+    found = _json(columns[-1], (dict, list))
+    size = found[0] if isinstance(found, list) and found else found
+    if not isinstance(size, dict):
+        raise ValueError(f'a size is [{{"height": ..., "width": ...}}], but it holds {found!r}.')
+    return _value(size, "width", int), _value(size, "height", int)
+
+
+def _numbers(text: str, rows: int, name: str) -> torch.Tensor:
     """`(rows, any)` float32 numbers of a base64 text."""
     try:
         content = base64.b64decode(text.strip(), validate=True)
     except binascii.Error as error:
-        raise ValueError(
-            f"{where}: the base64 of its {name} is truncated or damaged ({error}); download the file again."
-        ) from error
+        problem = f"the base64 of its {name} is truncated or damaged ({error})"
+        raise ValueError(f"{problem}; download the file again.") from error
     if rows < 0 or len(content) % (4 * max(rows, 1)) or (rows == 0 and content):
-        raise ValueError(
-            f"{where}: its {name} are {len(content):,} bytes, which is not {rows} rows of float32 numbers; the line is "
-            "truncated or num_boxes is wrong."
-        )
+        problem = f"its {name} are {len(content):,} bytes, which is not {rows} rows of float32 numbers"
+        raise ValueError(f"{problem}; the line is truncated or num_boxes is wrong.")
     return torch.from_numpy(np.frombuffer(content, dtype="<f4").astype(np.float32).reshape(rows, -1 if rows else 0))
 
 
-def _json(text: str, kind: type | tuple[type, ...], where: str) -> Any:
+def _json(text: str, kind: type | tuple[type, ...]) -> Any:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise ValueError(
-            f"{where}: its last column is not JSON ({error}); the line is truncated or of another layout."
-        ) from error
+        raise ValueError(f"its last column is not JSON ({error}); it is truncated or of another layout.") from error
     if not isinstance(found, kind):
-        raise ValueError(f"{where}: its last column is a {type(found).__name__}, but expected is an object.")
+        raise ValueError(f"its last column is a {type(found).__name__}, but expected is an object.")
     return found
 
 
-def _objects(entry: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    objects: list[dict[str, Any]] = _value(entry, "objects", list, where)
+def _objects(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    objects: list[dict[str, Any]] = _value(entry, "objects", list)
     if not all(isinstance(item, dict) for item in objects):
-        raise ValueError(f"{where}: its objects should be {{...}} each.")
+        raise ValueError("its objects should be {...} each.")
     return objects
 
 
-def _value(entry: dict[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
+def _value(entry: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
     """A value of an entry; a whole number may be written as text, as columns have it."""
     value = entry.get(name)
     if kind is int and isinstance(value, str) and value.strip().lstrip("-").isdecimal():
         return int(value)
     if not isinstance(value, kind) or isinstance(value, bool):
         kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"{where}: {name} is {str(entry.get(name, 'missing'))[:40]}, but expected is {kinds}.")
+        raise ValueError(f"{name} is {str(entry.get(name, 'missing'))[:40]}, but expected is {kinds}.")
     return value
