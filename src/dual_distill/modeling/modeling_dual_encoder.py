@@ -18,7 +18,7 @@ from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_classification import SplitLinear, classification_head
 from .modeling_interaction import DualEncoderInteractionModel
 from .modeling_layers import layers_to_record
-from .modeling_outputs import DualEncoderOutput, ImageFeaturesOutput, TowerOutput
+from .modeling_outputs import DualEncoderOutput, ImageFeaturesOutput
 from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
 
 
@@ -258,11 +258,8 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             text_embeds = self.project_text(text_pooler_output)
         fused = self.fuse_projections(text_embeds if text_embeds.dim() == 3 else text_embeds[:, None], image_embeds)
 
-        recorded = {
-            name: join_recorded_states(text_output, vision_output, name, join_states, image_embeds.shape[1])
-            for name, wanted in (("query_states", output_query_states), ("key_states", output_key_states))
-            if wanted
-        }
+        wanted = {"query_states": output_query_states, "key_states": output_key_states}
+        recorded = join_recorded_states(text_output, vision_output, wanted, join_states, image_embeds.shape[1])
         return DualEncoderOutput(
             pooler_output=fused,
             text_pooler_output=text_pooler_output,
@@ -326,22 +323,25 @@ def check_side(given: Mapping[str, torch.Tensor | None], hidden_size: int) -> No
 
 
 def join_recorded_states(
-    text_output: TowerOutput, vision_output: TowerOutput, name: str, join_states: bool = True, num_images: int = 1
-) -> tuple[Any, ...]:
+    text_output: Any, vision_output: Any, wanted: Mapping[str, Any], join_states: bool, num_images: int = 1
+) -> dict[str, tuple[Any, ...]]:
     """Join the states that both towers recorded as the fusion encoder's sequence `[text; image]`, a pair a row.
 
     Args:
         text_output: of B texts.
         vision_output: of B * N images.
-        name: `query_states` or `key_states`.
+        wanted: `query_states` and `key_states`, and whether they are.
         join_states: False leaves each layer's pair (text, image) apart.
         num_images: N, images a text.
 
     Returns:
-        One `(B * N, H, T + 1 + I, D)`, or one pair, a recorded layer.
+        For what is wanted, one `(B * N, H, T + 1 + I, D)`, or one pair, a recorded layer.
     """
-    apart = tuple(
-        (text if num_images == 1 else text.repeat_interleave(num_images, dim=0), image)
-        for text, image in zip(text_output[name], vision_output[name], strict=True)
-    )
-    return tuple(torch.cat(pair, dim=2) for pair in apart) if join_states else apart
+    joined = {}
+    for name in (name for name, value in wanted.items() if value):
+        apart = [
+            (text if num_images == 1 else text.repeat_interleave(num_images, dim=0), image)
+            for text, image in zip(text_output[name], vision_output[name], strict=True)
+        ]
+        joined[name] = tuple(torch.cat(pair, dim=2) for pair in apart) if join_states else tuple(apart)
+    return joined

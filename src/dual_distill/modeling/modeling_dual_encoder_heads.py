@@ -1,29 +1,22 @@
 """The dual encoder with a classifier: question answering, and classification of a text with N images."""
 
-from collections.abc import Sequence
-
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_dual_encoder import DualEncoderConfig
-from .modeling_classification import classification_head, classification_loss
+from .modeling_classification import ClassifierHead, EncoderForTask
 from .modeling_dual_encoder import DualEncoderModel
-from .modeling_fusion_encoder import flatten_pairs
-from .modeling_outputs import EncoderForTaskOutput, ImageFeaturesOutput, shared_fields
+from .modeling_outputs import ImageFeaturesOutput
 from .modeling_towers import DualEncoderPreTrainedModel
 
 
-class _DualEncoderForTask(DualEncoderPreTrainedModel):
-    """A dual encoder and a head; subclasses say how many images the head reads."""
+class DualEncoderForTask(ClassifierHead, EncoderForTask, DualEncoderPreTrainedModel):
+    """A dual encoder and a classifier; subclasses say how many images it reads."""
 
     def __init__(self, config: DualEncoderConfig, num_images: int):
         super().__init__(config)
         self.dual_encoder = DualEncoderModel(config)
-        self.num_images = num_images
-        in_features = num_images * config.hidden_size
-        self.classifier = classification_head(in_features, max(2, num_images) * config.hidden_size, config.num_labels)
+        self._add_classifier(config, num_images)
         self.post_init()
 
     def get_text_features(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> BaseModelOutputWithPooling:
@@ -55,58 +48,10 @@ class _DualEncoderForTask(DualEncoderPreTrainedModel):
         if self.config.interaction_layers:
             raise ValueError("this model has interaction layers, which read an image's tokens; call it with those.")
         fused = self.dual_encoder.fuse_projections(text_embeds[:, None], image_embeds)
-        return self.classifier(flatten_pairs(fused, self.num_images))
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        output_query_states: bool | Sequence[int] | None = None,
-        output_key_states: bool | Sequence[int] | None = None,
-        join_states: bool = True,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> EncoderForTaskOutput:
-        """Give one logit a label for each row; the inputs are those of `DualEncoderModel.forward`.
-
-        Args:
-            input_ids: `(B, T)`.
-            attention_mask: `(B, T)`.
-            pixel_values: `(B, N, 3, H, W)` or `(B, 3, H, W)`.
-            pixel_mask: `(B, N, H, W)`.
-            token_type_ids: `(B, T)`.
-            labels: `(B,)` integer classes, or `(B, labels)` soft scores in [0, 1].
-            output_query_states: True or a list of layers.
-            output_key_states: True or a list of layers.
-            join_states: as in `DualEncoderModel.forward`.
-            **kwargs: as in `DualEncoderModel.forward`: `text_pooler_output` or `text_embeds` in place of the text
-                inputs, `image_pooler_output`, `image_embeds` or `image_token_embeds` in place of the image inputs.
-
-        Returns:
-            An `EncoderForTaskOutput`.
-        """
-        output = self.dual_encoder(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            pixel_mask,
-            token_type_ids,
-            output_query_states=output_query_states,
-            output_key_states=output_key_states,
-            join_states=join_states,
-            **kwargs,
-        )
-
-        logits = self.classifier(flatten_pairs(output.pooler_output, self.num_images))
-        loss = None if labels is None else classification_loss(logits, labels)
-        return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))
+        return self.classify(fused)
 
 
-class DualEncoderForQuestionAnswering(_DualEncoderForTask):
+class DualEncoderForQuestionAnswering(DualEncoderForTask):
     """Dual encoder with an answer classifier (VQA): one question, one image.
 
     Example:
@@ -123,7 +68,7 @@ class DualEncoderForQuestionAnswering(_DualEncoderForTask):
         super().__init__(config, num_images=1)
 
 
-class DualEncoderForImagesAndTextClassification(_DualEncoderForTask):
+class DualEncoderForImagesAndTextClassification(DualEncoderForTask):
     """Dual encoder that classifies a text with `config.num_images` images (visual entailment 1, NLVR2 2).
 
     Example:

@@ -166,11 +166,8 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
             ids = gather_pair_ids(image_ids, caption_ids)
             loss = itc_loss(*pair_similarities(texts, images, self.logit_scale), ids)
 
-        recorded = {
-            name: join_recorded_states(text_output, vision_output, name, join_states)
-            for name, wanted in (("query_states", output_query_states), ("key_states", output_key_states))
-            if wanted
-        }
+        wanted = {"query_states": output_query_states, "key_states": output_key_states}
+        recorded = join_recorded_states(text_output, vision_output, wanted, join_states)
         return DualEncoderForImageTextRetrievalOutput(
             loss=loss,
             logits_per_image=logits_per_text.T,

@@ -25,17 +25,17 @@ import torch
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_base import EncoderPreTrainedModel, TextInputs, TransformerBody
 from .modeling_caption_mask import attention_mask_of, caption_positions, seq2seq_mask
-from .modeling_classification import classification_head, classification_loss
+from .modeling_classification import ClassifierHead, EncoderForTask
 from .modeling_embeddings import ImageEmbeddings, TextEmbeddings, embed_image_rows
 from .modeling_layers import TransformerAttention, TransformerLayer, layers_to_record
-from .modeling_outputs import EncoderForTaskOutput, FusionEncoderOutput, shared_fields
+from .modeling_outputs import FusionEncoderOutput
 from .modeling_region_embeddings import RegionFusionEmbeddings
 
 
@@ -197,73 +197,15 @@ class FusionEncoderModel(TextInputs, FusionEncoderPreTrainedModel, TransformerBo
             raise ValueError("a fusion encoder reads text and image together; give pixel_values.")
 
 
-class _FusionEncoderForTask(FusionEncoderPreTrainedModel):
-    """A fusion encoder and a head; subclasses say how many images the head reads."""
+class FusionEncoderForTask(EncoderForTask, FusionEncoderPreTrainedModel):
+    """A fusion encoder, to which subclasses add their head."""
 
-    def __init__(self, config: FusionEncoderConfig, num_images: int):
+    def __init__(self, config: FusionEncoderConfig):
         super().__init__(config)
         self.fusion_encoder = FusionEncoderModel(config)
-        self.num_images = num_images
-        in_features = num_images * config.hidden_size
-        self.classifier = classification_head(in_features, max(2, num_images) * config.hidden_size, config.num_labels)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        output_query_states: bool | Sequence[int] | None = None,
-        output_key_states: bool | Sequence[int] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> EncoderForTaskOutput:
-        """Give one logit a label for each row; the inputs are those of `FusionEncoderModel.forward`.
-
-        Args:
-            input_ids: `(B, T)`.
-            attention_mask: `(B, T)`.
-            pixel_values: `(B, N, 3, H, W)` or `(B, 3, H, W)`.
-            pixel_mask: `(B, N, H, W)`.
-            token_type_ids: `(B, T)`.
-            labels: `(B,)` integer classes, or `(B, labels)` soft scores in [0, 1].
-            output_query_states: True or a list of layers.
-            output_key_states: True or a list of layers.
-            **kwargs: as in `FusionEncoderModel.forward`, regions in place of pixels among them.
-
-        Returns:
-            An `EncoderForTaskOutput`.
-        """
-        output = self.fusion_encoder(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            pixel_mask,
-            token_type_ids,
-            output_query_states,
-            output_key_states,
-            **kwargs,
-        )
-
-        logits = self.classifier(flatten_pairs(output.pooler_output, self.num_images))
-        loss = None if labels is None else classification_loss(logits, labels)
-        return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))
 
 
-def flatten_pairs(fused: torch.Tensor, num_images: int) -> torch.Tensor:
-    """Concatenate the N fused vectors of a row: `(B, N, C)` -> `(B, N * C)`; refuse another N than the head's."""
-    if fused.shape[1] != num_images:
-        raise ValueError(
-            f"the rows have {fused.shape[1]} images, the head was built for {num_images}; "
-            "set num_images in the config or give as many images a row."
-        )
-    return fused.flatten(1)
-
-
-class FusionEncoderForQuestionAnswering(_FusionEncoderForTask):
+class FusionEncoderForQuestionAnswering(ClassifierHead, FusionEncoderForTask):
     """Fusion encoder with an answer classifier (VQA): one question, one image.
 
     Example:
@@ -276,10 +218,12 @@ class FusionEncoderForQuestionAnswering(_FusionEncoderForTask):
     """
 
     def __init__(self, config: FusionEncoderConfig):
-        super().__init__(config, num_images=1)
+        super().__init__(config)
+        self._add_classifier(config, num_images=1)
+        self.post_init()
 
 
-class FusionEncoderForImagesAndTextClassification(_FusionEncoderForTask):
+class FusionEncoderForImagesAndTextClassification(ClassifierHead, FusionEncoderForTask):
     """Fusion encoder that classifies a text with `config.num_images` images (visual entailment 1, NLVR2 2).
 
     Example:
@@ -292,4 +236,6 @@ class FusionEncoderForImagesAndTextClassification(_FusionEncoderForTask):
     """
 
     def __init__(self, config: FusionEncoderConfig):
-        super().__init__(config, num_images=config.num_images)
+        super().__init__(config)
+        self._add_classifier(config, num_images=config.num_images)
+        self.post_init()

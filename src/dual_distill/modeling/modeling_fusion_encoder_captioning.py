@@ -6,28 +6,24 @@ of the [MASK] are not. Tags and image see no word, so they are read once for an 
 what later words need of them are keys and values, which travel through `generate` as one tensor.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from transformers import Cache, GenerationConfig, GenerationMixin
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_caption_mask import TAG_SEGMENT, WORD_SEGMENT, attention_mask_of, check_caption_length
 from .modeling_embeddings import check_one_image
-from .modeling_fusion_encoder import FusionEncoderModel
-from .modeling_fusion_encoder_heads import FusionEncoderWithWords, MaskedWordHead, mlm_loss
-from .modeling_outputs import EncoderForTaskOutput, shared_fields
+from .modeling_fusion_encoder_heads import FusionEncoderForWords
 
 MAX_NEW_TOKENS = 20
 """Longest caption that is written unless told otherwise, in tokens."""
-ONE_IMAGE = "a caption is written about one"
 
 
-class FusionEncoderForCaptioning(FusionEncoderWithWords, GenerationMixin):
+class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
     """Fusion encoder that writes captions, from patches as well as from object tags and regions.
 
     Words of the caption (segment 0) see earlier words, tags (segment 1) and the image; those never see a word
@@ -53,11 +49,10 @@ class FusionEncoderForCaptioning(FusionEncoderWithWords, GenerationMixin):
 
     main_input_name = "input_ids"  # what `generate` lengthens
     _supports_flash_attn = False  # it has no mask of this kind
+    one_image = "a caption is written about one"
 
     def __init__(self, config: FusionEncoderConfig):
         super().__init__(config)
-        self.fusion_encoder = FusionEncoderModel(config)
-        self.mlm_score = MaskedWordHead(config)
         self.generation_config = GenerationConfig(
             bos_token_id=config.bos_token_id,
             eos_token_id=config.eos_token_id,
@@ -84,74 +79,26 @@ class FusionEncoderForCaptioning(FusionEncoderWithWords, GenerationMixin):
             if name != "mask_token_id":
                 setattr(self.generation_config, name, value)
 
-    @can_return_tuple
-    def forward(
+    def encode_rows(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        output_query_states: bool | Sequence[int] | None = None,
-        output_key_states: bool | Sequence[int] | None = None,
-        region_features: torch.Tensor | None = None,
-        region_boxes: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
+        *,
         context_states: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> EncoderForTaskOutput:
-        """Give one logit a word piece for each text token under the mask of captions.
+        **inputs: Any,
+    ) -> ModelOutput:
+        """Encode captions under their mask; while one is written, its new words and the [MASK] behind them.
 
         Args:
-            input_ids: `(B, T)`, caption and tags, some words of the caption replaced by the tokenizer's mask.
-            attention_mask: `(B, T)`; padding may stand anywhere.
-            pixel_values: `(B, 1, 3, H, W)` or `(B, 3, H, W)`.
-            pixel_mask: `(B, 1, H, W)`.
-            token_type_ids: `(B, T)`, 0 for words, 1 for tags; None: all words.
-            labels: `(B, T)` word pieces, -100 where nothing was masked.
-            output_query_states: True or a list of layers.
-            output_key_states: True or a list of layers.
-            region_features: `(B, R, F)`, in place of pixels.
-            region_boxes: `(B, R, 6)`.
-            region_mask: `(B, R)`.
             context_states: while writing, what `read_context` gave, in place of tags and image; `input_ids` are then
-                the words since the last step and a [MASK].
+                the words since the last step and a [MASK], of which the logits are returned.
             context_mask: likewise.
             past_key_values: while writing, the words so far; it is lengthened by the new words, not by the [MASK].
-            **kwargs: as in `FusionEncoderModel.forward`.
-
-        Returns:
-            An `EncoderForTaskOutput` with `logits` `(B, T, vocabulary)`, `(B, 1, vocabulary)` while writing, and
-            `attention_pattern`, which query sees which key; the loss is in nats per labelled token.
-
-        Raises:
-            ValueError: a shape does not fit, the rows have more than one image, or a caption is too long.
+            **inputs: as in `FusionEncoderModel.forward`.
         """
         if context_states is not None:
-            return self._write(input_ids, context_states, context_mask, past_key_values)
-
-        check_one_image(pixel_values, region_features, ONE_IMAGE)
-        output = self.fusion_encoder(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            pixel_mask,
-            token_type_ids,
-            output_query_states,
-            output_key_states,
-            region_features,
-            region_boxes,
-            region_mask,
-            caption_mask=True,
-            **kwargs,
-        )
-
-        logits = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
-        loss = None if labels is None else mlm_loss(logits, labels)
-        return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))
+            return self._write(inputs["input_ids"], context_states, context_mask, past_key_values)
+        return super().encode_rows(**inputs, caption_mask=True)
 
     def read_context(
         self, tag_ids: torch.Tensor, tag_mask: torch.Tensor, **image: torch.Tensor | None
@@ -188,8 +135,8 @@ class FusionEncoderForCaptioning(FusionEncoderWithWords, GenerationMixin):
         context_states: torch.Tensor,
         context_mask: torch.Tensor | None,
         past_key_values: Cache | None,
-    ) -> EncoderForTaskOutput:
-        """Tell the word that the [MASK] at the end of `input_ids` stands for."""
+    ) -> ModelOutput:
+        """Encode the [MASK] at the end of `input_ids`, from which the next word is told."""
         num_new = input_ids.shape[1]
         num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
         check_caption_length(num_past + num_new, 0, self.config)
@@ -213,8 +160,8 @@ class FusionEncoderForCaptioning(FusionEncoderWithWords, GenerationMixin):
         hidden_states, _ = self.fusion_encoder.encoder(tokens, mask, extend_keys=extend_keys)
         if past_key_values is not None:
             past_key_values.crop(-1)  # the keys of the [MASK]
-        logits = self.mlm_score(self.fusion_encoder.layernorm(hidden_states[:, -1:]))
-        return EncoderForTaskOutput(logits=logits, past_key_values=past_key_values)
+        last = self.fusion_encoder.layernorm(hidden_states[:, -1:])
+        return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=past_key_values)
 
     @torch.no_grad()
     def generate(  # captions begin with [CLS]; the text that is given holds tags
@@ -254,7 +201,7 @@ class FusionEncoderForCaptioning(FusionEncoderWithWords, GenerationMixin):
         """
         wanted = generation_config or self.generation_config
         begin = kwargs.get("bos_token_id", self._begin_token(wanted))
-        check_one_image(pixel_values, region_features, ONE_IMAGE)
+        check_one_image(pixel_values, region_features, self.one_image)
         images = pixel_values if region_features is None else region_features
         if images is None:
             raise ValueError(
@@ -287,6 +234,9 @@ class FusionEncoderForCaptioning(FusionEncoderWithWords, GenerationMixin):
         context_mask: torch.Tensor | None = None,
         tag_ids: torch.Tensor | None = None,
         tag_mask: torch.Tensor | None = None,
+        region_features: torch.Tensor | None = None,
+        region_boxes: torch.Tensor | None = None,
+        region_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Lay out a step: the words since the last one and a [MASK]; without a cache the whole text, tags first."""
@@ -308,7 +258,10 @@ class FusionEncoderForCaptioning(FusionEncoderWithWords, GenerationMixin):
             "input_ids": torch.cat([tag_ids, words], dim=1),
             "attention_mask": torch.cat([tag_mask, torch.ones_like(words)], dim=1),
             "token_type_ids": torch.cat(segments, dim=1),
-            **{name: value for name, value in kwargs.items() if name.startswith(("pixel", "region"))},
+            "region_features": region_features,
+            "region_boxes": region_boxes,
+            "region_mask": region_mask,
+            **{name: value for name, value in kwargs.items() if name.startswith("pixel")},
         }
 
     def _begin_token(self, generation_config: GenerationConfig) -> int:

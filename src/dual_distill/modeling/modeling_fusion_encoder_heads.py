@@ -4,25 +4,25 @@ Their parameters keep ViLT's names (`rank_output`, `mlm_score`), so that its che
 The heads that answer and classify lie beside the encoder in `modeling_fusion_encoder`.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput
 
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_classification import classification_loss
 from .modeling_embeddings import check_one_image
-from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel
-from .modeling_outputs import EncoderForTaskOutput, shared_fields
+from .modeling_fusion_encoder import FusionEncoderForTask
 
+FUSION_TIED_WEIGHTS = {"mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"}
 IMAGE_DIMS = {"pixel_values": 4, "pixel_mask": 3, "region_features": 3, "region_boxes": 3, "region_mask": 2}
 """Axes of an input of one image a row; one more where a row has several."""
 
 
-class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
+class FusionEncoderForImageTextRetrieval(FusionEncoderForTask):
     """Fusion encoder that scores how well a text fits each of N images: one logit a pair.
 
     Every image is read as the first image of a pair of its own, so its score does not depend on its index in the row.
@@ -38,54 +38,26 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
 
     def __init__(self, config: FusionEncoderConfig):
         super().__init__(config)
-        self.fusion_encoder = FusionEncoderModel(config)
         self.rank_output = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        output_query_states: bool | Sequence[int] | None = None,
-        output_key_states: bool | Sequence[int] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> EncoderForTaskOutput:
-        """Score each text with each image of its row; the inputs are those of `FusionEncoderModel.forward`.
-
-        Args:
-            input_ids: `(B, T)`.
-            attention_mask: `(B, T)`.
-            pixel_values: `(B, N, 3, H, W)`, N candidates a text, or `(B, 3, H, W)`.
-            pixel_mask: `(B, N, H, W)`.
-            token_type_ids: `(B, T)`.
-            labels: `(B,)` index of the image that fits, in `[0, N)`, for cross-entropy over the row's N >= 2 images; or
-                `(B, N)` float, 1 = fits, 0 = does not, for binary cross-entropy summed over the row.
-            output_query_states: True or a list of layers.
-            output_key_states: True or a list of layers.
-            **kwargs: as in `FusionEncoderModel.forward`, regions (of N images a row) in place of pixels among them.
-
-        Returns:
-            An `EncoderForTaskOutput` with `logits` `(B, N)`; the loss is in nats per row.
-
-        Raises:
-            ValueError: a shape does not fit, or the labels name one image of one.
-        """
-        images = {"pixel_values": pixel_values, "pixel_mask": pixel_mask, **kwargs}
-        name = "pixel_values" if kwargs.get("region_features") is None else "region_features"
-        rows = images[name]
-        if rows is None:
-            raise ValueError("a fusion encoder reads text and image together; give pixel_values (or region_features).")
-        num_images = rows.shape[1] if rows.dim() > IMAGE_DIMS[name] else 1
-        if labels is not None and num_images == 1 and labels.dim() == 1:
+    @staticmethod
+    def task_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy over a row's images, or binary cross-entropy summed over them."""
+        if logits.shape[1] == 1 and labels.dim() == 1:
             raise ValueError(
                 f"labels have shape {tuple(labels.shape)} and name the fitting image of a row, but the rows have one "
                 "image each; give two or more images a row, or float scores (B, 1)."
             )
+        return classification_loss(logits, labels)
+
+    def encode_rows(self, **inputs: Any) -> ModelOutput:
+        """Encode each text with each image of its row, and put the row's vectors side by side again."""
+        name = "pixel_values" if inputs.get("region_features") is None else "region_features"
+        input_ids, rows = inputs["input_ids"], inputs[name]
+        if rows is None:
+            raise ValueError("a fusion encoder reads text and image together; give pixel_values (or region_features).")
+        num_images = rows.shape[1] if rows.dim() > IMAGE_DIMS[name] else 1
         if rows.dim() > IMAGE_DIMS[name] and len(input_ids) != len(rows):
             raise ValueError(
                 f"input_ids has {len(input_ids)} rows, {name} {len(rows)}; give one text for each row of images."
@@ -93,31 +65,27 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderPreTrainedModel):
 
         # Each candidate becomes a row of its own: images lose their second axis, texts are repeated.
         for name, dims in IMAGE_DIMS.items():
-            if images.get(name) is not None and images[name].dim() > dims:
-                images[name] = images[name].flatten(0, 1)
-        texts = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        output = self.fusion_encoder(
-            **{name: text.repeat_interleave(num_images, dim=0) for name, text in texts.items() if text is not None},
-            **images,
-            output_query_states=output_query_states,
-            output_key_states=output_key_states,
-        )
+            if inputs.get(name) is not None and inputs[name].dim() > dims:
+                inputs[name] = inputs[name].flatten(0, 1)
+        for name in ("input_ids", "attention_mask", "token_type_ids"):
+            if inputs[name] is not None:
+                inputs[name] = inputs[name].repeat_interleave(num_images, dim=0)
 
-        pooled = output.pooler_output[:, 0].unflatten(0, (-1, num_images))
-        logits = self.rank_output(pooled).squeeze(-1)
-        return EncoderForTaskOutput(
-            loss=None if labels is None else classification_loss(logits, labels),
-            logits=logits,
-            pooler_output=pooled,
-            image_mask=output.image_mask[:, 0].unflatten(0, (-1, num_images)),
-            **shared_fields(output, without=("pooler_output", "image_mask")),
-        )
+        output = super().encode_rows(**inputs)
+        for name in ("pooler_output", "image_mask"):
+            output[name] = output[name][:, 0].unflatten(0, (-1, num_images))
+        return output
+
+    def head_logits(self, output: Any, input_ids: torch.Tensor | None) -> torch.Tensor:
+        """One logit an image, `(B, N)`."""
+        logits: torch.Tensor = self.rank_output(output.pooler_output).squeeze(-1)
+        return logits
 
 
 class MaskedWordTransform(nn.Module):
     """Linear map, activation and layer norm before the decoder: `(B, T, C)` -> `(B, T, C)`."""
 
-    def __init__(self, config: FusionEncoderConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
@@ -153,14 +121,6 @@ class MaskedWordsMixin:
         self.mlm_score.decoder = new_embeddings
 
 
-class FusionEncoderWithWords(MaskedWordsMixin, FusionEncoderPreTrainedModel):
-    """A fusion encoder whose decoder of masked words is tied to the word embeddings."""
-
-    _tied_weights_keys = {
-        "mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"
-    }
-
-
 def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the masked words, in nats per labelled token.
 
@@ -194,7 +154,30 @@ def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return loss / (labels != -100).sum().clamp(min=1)
 
 
-class FusionEncoderForMaskedLM(FusionEncoderWithWords):
+class FusionEncoderForWords(MaskedWordsMixin, FusionEncoderForTask):
+    """A fusion encoder that tells masked words; the decoder is tied to the word embeddings."""
+
+    _tied_weights_keys = FUSION_TIED_WEIGHTS
+    task_loss = staticmethod(mlm_loss)
+    one_image = "masked words are completed with one"
+
+    def __init__(self, config: FusionEncoderConfig):
+        super().__init__(config)
+        self.mlm_score = MaskedWordHead(config)
+
+    def encode_rows(self, **inputs: Any) -> ModelOutput:
+        """Encode rows of one image."""
+        check_one_image(inputs.get("pixel_values"), inputs.get("region_features"), self.one_image)
+        return super().encode_rows(**inputs)
+
+    def head_logits(self, output: Any, input_ids: torch.Tensor | None) -> torch.Tensor:
+        """One logit a word piece for each text token, `(B, T, vocabulary)`."""
+        assert input_ids is not None
+        logits: torch.Tensor = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
+        return logits
+
+
+class FusionEncoderForMaskedLM(FusionEncoderForWords):
     """Fusion encoder that completes masked words of a text with one image; the decoder is tied to the word embeddings.
 
     Masked words do not pass through the pooler, which is there for `pooler_output` alone: under DistributedDataParallel
@@ -211,54 +194,4 @@ class FusionEncoderForMaskedLM(FusionEncoderWithWords):
 
     def __init__(self, config: FusionEncoderConfig):
         super().__init__(config)
-        self.fusion_encoder = FusionEncoderModel(config)
-        self.mlm_score = MaskedWordHead(config)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        output_query_states: bool | Sequence[int] | None = None,
-        output_key_states: bool | Sequence[int] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> EncoderForTaskOutput:
-        """Give one logit a word piece for each text token; the inputs are those of `FusionEncoderModel.forward`.
-
-        Args:
-            input_ids: `(B, T)`, some of them the tokenizer's mask.
-            attention_mask: `(B, T)`.
-            pixel_values: `(B, 1, 3, H, W)` or `(B, 3, H, W)`.
-            pixel_mask: `(B, 1, H, W)`.
-            token_type_ids: `(B, T)`.
-            labels: `(B, T)` word pieces, -100 where nothing was masked.
-            output_query_states: True or a list of layers.
-            output_key_states: True or a list of layers.
-            **kwargs: as in `FusionEncoderModel.forward`, regions in place of pixels among them.
-
-        Returns:
-            An `EncoderForTaskOutput` with `logits` `(B, T, vocabulary)`; the loss is in nats per labelled token.
-
-        Raises:
-            ValueError: a shape does not fit, or the rows have more than one image.
-        """
-        check_one_image(pixel_values, kwargs.get("region_features"), "masked words are completed with one")
-        output = self.fusion_encoder(
-            input_ids,
-            attention_mask,
-            pixel_values,
-            pixel_mask,
-            token_type_ids,
-            output_query_states,
-            output_key_states,
-            **kwargs,
-        )
-
-        logits = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
-        loss = None if labels is None else mlm_loss(logits, labels)
-        return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))

@@ -23,6 +23,7 @@ STATE_FIELDS = (
     "attentions",
     "attention_pattern",
     "interaction_model_output",
+    "past_key_values",
 )
 
 
@@ -30,34 +31,6 @@ def shared_fields(output: ModelOutput, without: tuple[str, ...] = ()) -> dict[st
     """What a model with a head hands on of its body's output."""
     names = [name for name in SHARED_FIELDS + STATE_FIELDS if name not in without]
     return {name: output[name] for name in names if output.get(name) is not None}
-
-
-@dataclass
-class FusionEncoderOutput(ModelOutput):
-    """Output of `FusionEncoderModel`; one sequence `[text; image CLS; patches]` per image-text pair.
-
-    Attributes:
-        last_hidden_state: `(B * N, T + 1 + I, C)`, after the final layer norm.
-        pooler_output: `(B, N, C)`, one fused vector a pair.
-        image_mask: `(B, N, 1 + I)` bool, True = real image token.
-        query_states: tuple, one `(B * N, H, T + 1 + I, D)` a recorded layer, in the order in which they were named.
-        key_states: likewise.
-        hidden_states: tuple of `(B * N, T + 1 + I, C)`, on request.
-        attentions: tuple of `(B * N, H, T + 1 + I, T + 1 + I)`, on request, eager attention only.
-        attention_pattern: `(B, T + 1 + I, T + 1 + I)` bool, which query sees which key, under the mask of captions
-            only.
-
-    With regions, R of them stand where `1 + I` does: regions have no CLS token.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    image_mask: torch.BoolTensor | None = None
-    query_states: tuple[torch.FloatTensor, ...] | None = None
-    key_states: tuple[torch.FloatTensor, ...] | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    attention_pattern: torch.BoolTensor | None = None
 
 
 @dataclass
@@ -81,6 +54,27 @@ class TowerOutput(ModelOutput):
     key_states: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FusionEncoderOutput(TowerOutput):
+    """Output of `FusionEncoderModel`; one sequence `[text; image CLS; patches]` per image-text pair.
+
+    Attributes:
+        last_hidden_state: `(B * N, T + 1 + I, C)`, after the final layer norm.
+        pooler_output: `(B, N, C)`, one fused vector a pair.
+        image_mask: `(B, N, 1 + I)` bool, True = real image token.
+        query_states: tuple, one `(B * N, H, T + 1 + I, D)` a recorded layer, in the order in which they were named.
+        key_states: likewise.
+        hidden_states: tuple of `(B * N, T + 1 + I, C)`, on request.
+        attentions: tuple of `(B * N, H, T + 1 + I, T + 1 + I)`, on request, eager attention only.
+        attention_pattern: `(B, T + 1 + I, T + 1 + I)` bool, which query sees which key, under the mask of captions
+            only.
+
+    With regions, R of them stand where `1 + I` does: regions have no CLS token.
+    """
+
+    attention_pattern: torch.BoolTensor | None = None
 
 
 @dataclass

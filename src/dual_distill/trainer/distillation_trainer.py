@@ -173,8 +173,8 @@ class DistillationTrainer(RecordingTrainer):
 
         # A model wrapped by peft passes on what the one inside takes.
         inside = getattr(student, "get_base_model", lambda: student)()
-        self._student_requests = objective.student_requests(inspect.signature(inside.forward).parameters)
-        self._teacher_requests = objective.teacher_requests(inspect.signature(teacher.forward).parameters)
+        self._student_requests = objective.student_requests(_parameters(inside))
+        self._teacher_requests = objective.teacher_requests(_parameters(teacher))
         self.distillation_objective = objective.to(self.args.device)
         return objective
 
@@ -367,3 +367,9 @@ class DistillationTrainer(RecordingTrainer):
         if missing:
             optimizer.add_param_group({"params": missing, "weight_decay": self.args.weight_decay})
         return optimizer
+
+
+def _parameters(model: nn.Module) -> set[str]:
+    """Names that a model's `forward` takes, those that it hands to its body among them."""
+    parts = (model, getattr(model, "base_model", model))
+    return {name for part in parts for name in inspect.signature(part.forward).parameters}
