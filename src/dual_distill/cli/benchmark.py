@@ -40,12 +40,8 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("--text-tokens", type=int, help="tokens a text, padding included (default: the model's most)")
     parser.add_argument("--real-tokens", type=int, help="tokens that are not padding (default: all)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument(
-        "--no-prepacking",
-        action="store_true",
-        help="time torch's own linear layers; else a float32 model on the CPU keeps its weights as oneDNN reads them "
-        "fastest, as encode, ask and predict do",
-    )
+    prepacking = "time torch's own linear layers; else float32 weights on the CPU are kept as oneDNN reads them fastest"
+    parser.add_argument("--no-prepacking", action="store_true", help=prepacking)
 
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's choice)")
     parser.add_argument("--warmup", type=int, default=3, help="rounds that do not count (default: %(default)s)")

@@ -27,9 +27,7 @@ def run(words: Sequence[str]) -> None:
 
     parser.add_argument("--evaluation", type=Path, help="JSON file that `dual-distill evaluate --output` wrote for it")
     parser.add_argument("--teacher-evaluation", type=Path, help="the same for its teacher, on the same rows")
-    parser.add_argument(
-        "--repo", metavar="REPO", help="owner/name on the Hub, for the quick start (default: the folder)"
-    )
+    parser.add_argument("--repo", metavar="REPO", help="owner/name on the Hub, for the quick start; else the folder")
 
     add_options(parser, "--with-code", "--license", "--json", "--debug")
     show(parser.parse_args(words), card, lambda result: f"written: {result['card']}")
@@ -38,9 +36,7 @@ def run(words: Sequence[str]) -> None:
 def card(options: argparse.Namespace) -> dict[str, str]:
     """Add the evaluations to run.json and write the card."""
     if options.teacher_evaluation and not options.evaluation:
-        raise ValueError(
-            "--teacher-evaluation was given without --evaluation; a teacher's numbers stand beside the model's."
-        )
+        raise ValueError("--teacher-evaluation was given without --evaluation, beside which it stands; give both.")
     if options.evaluation:
         add(options.folder, options.evaluation, options.teacher_evaluation)
     file = write_card(options.folder, repo_id=options.repo, with_code=options.with_code, license_name=options.license)
@@ -51,15 +47,11 @@ def add(folder: Path, evaluation: Path, teacher: Path | None) -> None:
     """Add an evaluation to the folder's run.json; the source is the command that gave it, without paths."""
     for file in (evaluation, teacher):
         if file is not None and not file.is_file():
-            raise ValueError(
-                f"there is no file {str(file)!r}; give the one that `dual-distill evaluate --output` wrote."
-            )
+            raise ValueError(f"there is no file {str(file)!r}; `dual-distill evaluate --output` writes it.")
     record = read_run(folder)
     if record is None:
-        raise ValueError(
-            f"{str(folder)!r} has no run.json, so it is not known what was trained on what; train again, or write the "
-            "record with dual_distill.hub_cards.write_run."
-        )
+        unknown = f"{str(folder)!r} has no run.json, so it is not known what was trained on what"
+        raise ValueError(f"{unknown}; train again, or write it with dual_distill.hub_cards.write_run.")
 
     found = read_json(evaluation)
     of_split = ["--task", str(found.get("task")), "--split", str(found.get("split"))]

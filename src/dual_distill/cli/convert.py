@@ -47,24 +47,14 @@ _CLASSES: dict[str, type[PreTrainedModel]] = {
 def run(words: Sequence[str]) -> None:
     """Convert and print."""
     parser = command_parser(__name__, __doc__)
-    parser.add_argument(
-        "source", metavar="SOURCE", help="folder or Hub repository of a ViLT, or with --regions of a BERT"
-    )
+    parser.add_argument("source", metavar="SOURCE", help="folder or Hub repository of a ViLT, with --regions of a BERT")
     add_options(parser, "out")
 
-    parser.add_argument(
-        "--head",
-        choices=list(_CLASSES),
-        help="head of the checkpoint, for one whose config does not say; bare leaves the head out (default: as it was "
-        "saved; with --regions bare)",
-    )
+    head = "for a checkpoint whose config does not say; bare: none (default: as it was saved; with --regions bare)"
+    parser.add_argument("--head", choices=list(_CLASSES), help=head)
     parser.add_argument("--regions", metavar="STORE", help="start a model that reads the features of this region store")
-    parser.add_argument(
-        "--max-positions",
-        type=int,
-        metavar="N",
-        help=f"with --regions: most text positions (default: {MAX_POSITIONS}, of which 40 for words and 30 for tags)",
-    )
+    positions = f"with --regions: most text positions (default: {MAX_POSITIONS}: 40 for words, 30 for tags)"
+    parser.add_argument("--max-positions", type=int, metavar="N", help=positions)
 
     add_options(parser, "--revision", "--json", "--debug")
     show(parser.parse_args(words), convert, table)

@@ -51,9 +51,7 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("--split", default="test", metavar="NAME", help="train, validation or test (%(default)s)")
     parser.add_argument("--max-rows", type=int, metavar="N", help="evaluate the first N rows (default: all)")
     parser.add_argument("--no-baselines", action="store_true", help="without the baselines, which read all of train")
-    parser.add_argument(
-        "--submission", type=Path, metavar="FILE", help="also write the file for EvalAI or COCO's server"
-    )
+    parser.add_argument("--submission", type=Path, metavar="FILE", help="also write EvalAI's or COCO's results file")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the results to this JSON file")
     retrieval.add_options(parser)
     captions.add_options(parser)
@@ -102,9 +100,7 @@ def load_rows(options: argparse.Namespace) -> tuple[Task, Any, Any]:
     if options.max_rows is not None:
         rows = rows.select(range(min(options.max_rows, len(rows))))
     if not len(rows):
-        raise ValueError(
-            f"split {options.split!r} has no rows to evaluate (--max-rows: {options.max_rows}); give more."
-        )
+        raise ValueError(f"split {options.split!r} has no rows to evaluate (--max-rows: {options.max_rows}).")
     return task, data, rows
 
 

@@ -37,10 +37,8 @@ def evaluate_ranking(options: argparse.Namespace, task: Task, data: Any, rows: A
         raise ValueError("--rerank-top and --all-pairs are about a fusion encoder; name it by --rerank CHECKPOINT.")
     model, processor = load_model(options.model, options.revision, head.classes)
     if isinstance(model, head.fusion_class):
-        raise ValueError(
-            f"{options.model!r} is a fusion encoder, which reads each pair; give the dual encoder that finds the "
-            "candidates, and this one by --rerank (with --all-pairs its own recall is given too)."
-        )
+        wrong = f"{options.model!r} is a fusion encoder, which reads each pair"
+        raise ValueError(f"{wrong}; give the dual encoder that finds the candidates, and this one by --rerank.")
 
     fusion, fusion_processor = None, None
     if options.rerank is not None:

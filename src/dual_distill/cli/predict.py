@@ -37,9 +37,8 @@ def run(words: Sequence[str]) -> None:
     """Answer or describe, and print."""
     parser = command_parser(__name__, __doc__)
     add_options(parser, "model", "questions")
-    parser.add_argument(
-        "--image", action="append", required=True, dest="images", metavar="FILE_OR_URL", help="may be repeated"
-    )
+    images = {"action": "append", "required": True, "dest": "images", "metavar": "FILE_OR_URL"}
+    parser.add_argument("--image", **images, help="may be repeated")
     add_options(parser, top_k=5, batch_size=16)
     captions.add_options(parser)
     add_options(parser, "--revision", "--device", "--json", "--debug")
@@ -70,10 +69,8 @@ def answer(
     answering = pipeline(ANSWERING_TASK, model=model, processor=processor, device=device, **of_regions)
     together = answering.model.num_images
     if len(options.images) % together:
-        raise ValueError(
-            f"there are {len(options.images)} images, but {options.model} reads {together} together; give --image "
-            f"{together} times for each group."
-        )
+        given = f"there are {len(options.images)} images, but {options.model} reads {together} together"
+        raise ValueError(f"{given}; give --image {together} times for each group.")
 
     groups = [options.images[start : start + together] for start in range(0, len(options.images), together)]
     requests = [{"image": group, "question": options.questions} for group in groups]

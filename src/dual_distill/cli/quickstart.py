@@ -17,18 +17,10 @@ from .options import add_options, command_parser, show
 def run(words: Sequence[str]) -> None:
     """Run all stages and print the table."""
     parser = command_parser(__name__, __doc__)
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default="default",
-        help="smoke: under a minute, learns nothing; default: minutes on two cores; thorough: hours (default: default)",
-    )
-    parser.add_argument(
-        "--student-start",
-        choices=("random", "teacher"),
-        default="random",
-        help="the students start from the same random weights, or from the teacher's (default: random)",
-    )
+    presets = "smoke: under a minute, learns nothing; default: minutes on two cores; thorough: hours (default: default)"
+    parser.add_argument("--preset", choices=PRESETS, default="default", help=presets)
+    start = "the students start from the same random weights, or from the teacher's (default: random)"
+    parser.add_argument("--student-start", choices=("random", "teacher"), default="random", help=start)
     parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and order (default: 0)")
     parser.add_argument("--output-dir", type=Path, help="of everything (default: quickstart-PRESET-seedSEED)")
     add_options(parser, "--json", "--debug")

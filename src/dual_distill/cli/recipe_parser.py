@@ -117,9 +117,7 @@ def read_recipe(path: Path, role: str | None = None) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(recipe, dict):
-        raise ValueError(
-            f"{path} holds {type(recipe).__name__}; a recipe is a mapping of fields, `name: value` a line."
-        )
+        raise ValueError(f"{path} holds {type(recipe).__name__}; a recipe is a mapping of fields, `name: value`.")
 
     roles = recipe.get("roles", {})
     if not roles and role is None:
@@ -137,9 +135,7 @@ def check_names(fields: Iterable[str]) -> None:
         if name not in known:
             # Both spellings are fields on the command line; a recipe has underscores only.
             [nearest] = difflib.get_close_matches(str(name).replace("-", "_"), known, n=1, cutoff=0.0)
-            raise ValueError(
-                f"there is no field {name!r}; did you mean {nearest!r}? `dual-distill train --help-all` lists all."
-            )
+            raise ValueError(f"no field {name!r}; did you mean {nearest!r}? `dual-distill train --help-all` lists all.")
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

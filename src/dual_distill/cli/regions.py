@@ -77,11 +77,8 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("--labels", metavar="FILE", help="TSV of boxes and classes, for features without")
     parser.add_argument("--sizes", metavar="FILE", help="TSV of the sizes of images, for features without")
     parser.add_argument("--made-by", help="which detector made the features of --tsv, in words")
-    parser.add_argument(
-        "--cut-box-numbers",
-        action="store_true",
-        help="leave out the last six numbers of each vector of --tsv (2054 = 2048 + 6)",
-    )
+    cut = "leave out the last six numbers of each vector of --tsv (2054 = 2048 + 6)"
+    parser.add_argument("--cut-box-numbers", action="store_true", help=cut)
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored features")
     add_options(parser, "--revision", "--device", "--json", "--debug")
     show(parser.parse_args(words), make_store, table)
@@ -93,9 +90,7 @@ def make_store(options: argparse.Namespace) -> RegionReport:
         return _from_tsv(options)
     refuse_options(options, _OF_TSV, "is about published features, but --tsv is not given")
     if options.model is None or options.images is None:
-        raise ValueError(
-            "A detector and --images are needed, or --tsv with published features; give the one or the other."
-        )
+        raise ValueError("Give a detector and --images, or --tsv with published features.")
 
     images = open_images(options.images, options.image_column, options.id_column, options.split)
     boxes = None if options.boxes is None else RegionStore(options.boxes)

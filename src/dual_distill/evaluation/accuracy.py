@@ -118,9 +118,7 @@ def _right_answers(predictions: Any, references: Any) -> list[bool]:
     is_right = []
     for row, (prediction, reference) in enumerate(zip(plain(predictions), plain(references), strict=True)):
         if not any(isinstance(prediction, kind) and isinstance(reference, kind) for kind in (str, int)):
-            raise ValueError(
-                f"Row {row} predicts {prediction!r} where the reference is {reference!r}, but both must be integers or "
-                "both strings; translate one of them with the model's id2label."
-            )
+            wrong = f"Row {row} predicts {prediction!r} where the reference is {reference!r}"
+            raise ValueError(f"{wrong}, but both must be integers or both strings; translate by the model's id2label.")
         is_right.append(prediction == reference)
     return is_right

@@ -56,9 +56,7 @@ class CaptionScores(StreamedMetric):
                 raise ValueError(f"Row {row} predicts {caption!r}, but a caption is a string.")
             if isinstance(given, str) or not len(given):
                 found = "a string" if isinstance(given, str) else "no"
-                raise ValueError(
-                    f"Row {row} has {found} references, but a caption is held against one or more; leave the image out."
-                )
+                raise ValueError(f"Row {row} has {found} references, but a caption needs some; leave the image out.")
         self._captions += predictions
         self._references += [list(given) for given in references]
 
@@ -67,9 +65,7 @@ class CaptionScores(StreamedMetric):
             from pycocoevalcap.bleu.bleu import Bleu
             from pycocoevalcap.cider.cider import Cider
         except ImportError as error:
-            raise ImportError(
-                'CIDEr and BLEU need pycocoevalcap, which is not installed; pip install "dual-distill[captions]".'
-            ) from error
+            raise ImportError('CIDEr and BLEU need pycocoevalcap, pip install "dual-distill[captions]".') from error
 
         # Indices stand for images; the official code takes words joined by spaces.
         found = {index: [" ".join(caption_words(caption))] for index, caption in enumerate(self._captions)}
@@ -195,10 +191,7 @@ def report_captions(captions: Mapping[int | str, str], references: Mapping[int |
     missing = [image_id for image_id in captions if not references.get(image_id)]
     if missing or not captions:
         first = f" (the first is {missing[0]!r})" if missing else ""
-        raise ValueError(
-            f"{len(missing)} of {len(captions)} described images have no references{first}; give one caption or more "
-            "for each described image."
-        )
+        raise ValueError(f"{len(missing)} of {len(captions)} described images have no references{first}.")
 
     given = [list(references[image_id]) for image_id in captions]
     return CaptionReport(

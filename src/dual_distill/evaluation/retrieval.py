@@ -50,10 +50,8 @@ class RetrievalRecall(StreamedMetric):
     def _update(self, predictions: Any, references: Any) -> None:
         scores = torch.as_tensor(predictions)
         if scores.dim() == 2 and self._gallery not in (None, scores.shape[1]):
-            raise ValueError(
-                f"This block scores a gallery of {scores.shape[1]}, an earlier one of {self._gallery}; each block of "
-                "queries is scored against the whole gallery."
-            )
+            given = f"This block scores a gallery of {scores.shape[1]}, an earlier one of {self._gallery}"
+            raise ValueError(f"{given}; each block is scored against the whole gallery.")
 
         self._ranks.update(retrieval_ranks(scores, references).tolist())
         self._gallery = scores.shape[1]
@@ -93,10 +91,8 @@ def retrieval_ranks(scores: torch.Tensor, right: Sequence[Sequence[int]]) -> tor
             raise ValueError(f"Query {row} of this block has no right entry; leave it out of the queries.")
         for index in indices:
             if not 0 <= index < scores.shape[1]:
-                raise ValueError(
-                    f"Query {row} of this block names entry {index} as right, but the gallery has entries 0 to "
-                    f"{scores.shape[1] - 1}."
-                )
+                known = f"the gallery has entries 0 to {scores.shape[1] - 1}"
+                raise ValueError(f"Query {row} of this block names entry {index} as right, but {known}.")
         is_right[row, indices] = True
 
     is_right = is_right.to(scores.device)
@@ -131,16 +127,13 @@ def retrieval_recall(
         (0.5, 0.3333333333333333)
     """
     if similarities.dim() != 2 or similarities.shape[1] != len(image_of_caption):
-        raise ValueError(
-            f"similarities has shape {tuple(similarities.shape)} and there are {len(image_of_caption)} captions; "
-            "expected (images, captions)."
-        )
+        found = f"similarities has shape {tuple(similarities.shape)} and there are {len(image_of_caption)} captions"
+        raise ValueError(f"{found}; expected (images, captions).")
     captions_of_image: list[list[int]] = [[] for _ in range(len(similarities))]
     for caption, image in enumerate(plain(image_of_caption)):
         if not 0 <= image < len(captions_of_image):
-            raise ValueError(
-                f"Caption {caption} belongs to image {image}, but there are images 0 to {len(captions_of_image) - 1}."
-            )
+            known = f"there are images 0 to {len(captions_of_image) - 1}"
+            raise ValueError(f"Caption {caption} belongs to image {image}, but {known}.")
         captions_of_image[image].append(caption)
 
     directions = {

@@ -44,10 +44,8 @@ class StreamedMetric(evaluate.Metric, ABC):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self.num_process > 1:
-            raise ValueError(
-                f"{type(self).__name__} was built for {self.num_process} processes, but its sums live in one; gather "
-                "the predictions and give them to the metric of one process."
-            )
+            wrong = f"was built for {self.num_process} processes, but its sums live in one"
+            raise ValueError(f"{type(self).__name__} {wrong}; gather the predictions and give them to one process.")
         self._clear()
 
     def __len__(self) -> int:
@@ -77,17 +75,13 @@ class StreamedMetric(evaluate.Metric, ABC):
         rows = len(given["predictions"])
         for column, values in given.items():
             if len(values) != rows:
-                words = column.replace("_", " ")
-                raise ValueError(
-                    f"There are {rows} predictions and {len(values)} {words}, but each prediction has one."
-                )
+                given_rows = f"{len(values)} {column.replace('_', ' ')}"
+                raise ValueError(f"There are {rows} predictions and {given_rows}, but each prediction has one.")
 
         options = given.keys() - set(required)
         if self._options is not None and options != self._options:
             column = min(options ^ self._options)
-            raise ValueError(
-                f"The column {column!r} is given in some batches only; give it in every batch, or in none."
-            )
+            raise ValueError(f"The column {column!r} is given in some batches only; give it in every batch or in none.")
 
         # The sums first: what `_update` refuses leaves no trace.
         self._update(**given)

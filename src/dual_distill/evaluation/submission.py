@@ -31,10 +31,8 @@ def write_submission(path: str | os.PathLike[str], question_ids: Sequence[int], 
     """
     for row, (question_id, answer) in enumerate(zip(question_ids, answers, strict=False)):
         if isinstance(question_id, bool) or not isinstance(question_id, int):
-            raise ValueError(
-                f"The question id in row {row} is {question_id!r} of type {type(question_id).__name__}, but the server "
-                "knows integers; take the ids as the questions file has them."
-            )
+            wrong = f"in row {row} is {question_id!r} of type {type(question_id).__name__}"
+            raise ValueError(f"The question id {wrong}, but the server knows integers; take the questions file's.")
         if not isinstance(answer, str):
             raise ValueError(f"The answer to question {question_id} is {answer!r}, but an answer is a string.")
     _write_results(path, "question", question_ids, "answer", answers)
@@ -66,18 +64,13 @@ def _write_results(
     path: str | os.PathLike[str], what: str, ids: Sequence[int | str], text_name: str, texts: Sequence[str]
 ) -> None:
     if len(ids) != len(texts) or not len(texts):
-        raise ValueError(
-            f"There are {len(ids)} {what} ids and {len(texts)} {text_name}s; give one {text_name} for each {what}, and "
-            "one or more."
-        )
+        raise ValueError(f"There are {len(ids)} {what} ids and {len(texts)} {text_name}s; give one {text_name} each.")
 
     for identifier, count in Counter(ids).items():
         if count > 1:
             first, second, *_ = (row for row, other in enumerate(ids) if other == identifier)
-            raise ValueError(
-                f"{what.capitalize()} {identifier} occurs in rows {first} and {second}, but the results format has one "
-                f"{text_name} for each {what}."
-            )
+            twice = f"{what.capitalize()} {identifier} occurs in rows {first} and {second}"
+            raise ValueError(f"{twice}, but the results format has one {text_name} for each {what}.")
 
     rows = [{f"{what}_id": identifier, text_name: text} for identifier, text in zip(ids, texts, strict=True)]
     path = Path(path)

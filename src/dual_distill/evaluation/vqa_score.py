@@ -90,10 +90,8 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
         0.0
     """
     if len(answers) < FEWEST_ANSWERS:
-        raise ValueError(
-            f"A question has {len(answers)} answers, but the VQA score needs {FEWEST_ANSWERS} or more, or an answer "
-            "that all people gave scores below 1; use GroupedAccuracy for data with one answer."
-        )
+        needed = f"but the VQA score needs {FEWEST_ANSWERS} or more"
+        raise ValueError(f"A question has {len(answers)} answers, {needed}; with one there is GroupedAccuracy.")
     for text in (prediction, *answers):
         if not isinstance(text, str):
             raise ValueError(f"An answer is {text!r} of type {type(text).__name__}, but answers are strings.")

@@ -106,32 +106,22 @@ def _checked_maps(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> dict[
     if isinstance(words, str) or len(words) == 0:
         raise ValueError(f"words must be a sequence of at least one word, got {words!r}.")
     if not maps:
-        raise ValueError(
-            "maps is empty: give at least one model's attention, name -> (words, grid height, grid width)."
-        )
+        raise ValueError("maps is empty; give one model's attention or more, name -> (words, grid height, grid width).")
 
     heat = {name: np.asarray(model_maps, dtype=np.float64) for name, model_maps in maps.items()}
     first_name, first = next(iter(heat.items()))
     for name, values in heat.items():
         what = f"maps[{name!r}]"
         if values.ndim != 3 or values.shape[0] != len(words) or values.size == 0:
-            raise ValueError(
-                f"{what} has shape {values.shape}, expected ({len(words)}, grid height, grid width): one map for each "
-                f"of the {len(words)} words."
-            )
+            raise ValueError(f"{what} has shape {values.shape}, expected ({len(words)}, grid height, grid width).")
         if values.shape != first.shape:
-            raise ValueError(
-                f"{what} has shape {values.shape}, but maps[{first_name!r}] has {first.shape}: shares of patches "
-                "compare only on one grid."
-            )
+            raise ValueError(f"{what} has shape {values.shape}, but maps[{first_name!r}] has {first.shape}.")
         if not np.isfinite(values).all() or values.min() < 0:
             raise ValueError(f"{what} holds a negative or non-finite number: give attention after softmax, not scores.")
         sums = values.sum(axis=(1, 2))
         if sums.max() > 1 + 1e-3:  # room for the rounding of half precision
-            raise ValueError(
-                f"{what} gives {words[int(sums.argmax())]!r} {sums.max():.3f} in sum over the patches, expected at "
-                "most 1: average over the heads, do not add them."
-            )
+            given = f"gives {words[int(sums.argmax())]!r} {sums.max():.3f} in sum over the patches"
+            raise ValueError(f"{what} {given}, expected at most 1: average over the heads, do not add them.")
     return heat
 
 

@@ -188,16 +188,11 @@ def random_pairs(config: PreTrainedConfig, shape: PairShape, seed: int = 0) -> d
     """
     text, image = getattr(config, "text_config", config), getattr(config, "vision_config", config)
     if not 1 <= shape.real_tokens <= shape.text_tokens <= text.max_position_embeddings:
-        raise ValueError(
-            f"{shape.real_tokens} real of {shape.text_tokens} text tokens were asked for; the model takes 1 to "
-            f"{text.max_position_embeddings}, and real ones are at most all."
-        )
+        asked, most = f"{shape.real_tokens} real of {shape.text_tokens} text tokens", text.max_position_embeddings
+        raise ValueError(f"{asked} were asked for; the model takes 1 to {most}, and real ones are at most all.")
     if any(side < image.patch_size or side % image.patch_size for side in shape.image_size):
         height, width = shape.image_size
-        raise ValueError(
-            f"images of {height} x {width} pixels do not divide into patches of {image.patch_size}; give multiples of "
-            "the patch."
-        )
+        raise ValueError(f"images of {height} x {width} pixels do not divide into patches of {image.patch_size}.")
 
     # From a generator of its own: no other random number is touched.
     draw = torch.Generator().manual_seed(seed)

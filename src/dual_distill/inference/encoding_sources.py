@@ -34,15 +34,13 @@ class FolderSource:
     Example:
         >>> FolderSource("no/such/folder")
         Traceback (most recent call last):
-        FileNotFoundError: There is no folder 'no/such/folder' of images; relative paths start at the current folder.
+        FileNotFoundError: There is no folder 'no/such/folder' of images; check the path.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise FileNotFoundError(
-                f"There is no folder {str(folder)!r} of images; relative paths start at the current folder."
-            )
+            raise FileNotFoundError(f"There is no folder {str(folder)!r} of images; check the path.")
         found = []
         for current, folders, names in os.walk(self.folder):
             folders[:] = [name for name in folders if not name.startswith(".")]
@@ -50,14 +48,10 @@ class FolderSource:
             found += [(Path(current) / name).relative_to(self.folder).as_posix() for name in images]
 
         if not found:
-            raise ValueError(
-                f"The folder {str(folder)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}); is it the right one?"
-            )
+            raise ValueError(f"The folder {str(folder)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
         if unreadable := [name for name in found if not name.isprintable()]:
             name = repr(unreadable[0])
-            raise ValueError(
-                f"The folder {str(folder)!r} holds a file whose name is no readable text ({name}); rename it."
-            )
+            raise ValueError(f"The folder {str(folder)!r} holds a file with an unreadable name ({name}); rename it.")
         self.ids = sorted(found)
 
     def value(self, identifier: str) -> str:
@@ -86,9 +80,7 @@ class DatasetSource:
     def __init__(self, rows: Dataset, image_column: str = "image", id_column: str | None = None) -> None:
         for column in (image_column, id_column):
             if column is not None and column not in rows.column_names:
-                raise ValueError(
-                    f"The dataset has no column {column!r}, only {', '.join(rows.column_names)}; name one of them."
-                )
+                raise ValueError(f"The dataset has no column {column!r}, only {', '.join(rows.column_names)}.")
 
         if isinstance(rows.features[image_column], datasets.Image):
             rows = rows.cast_column(image_column, datasets.Image(decode=False))
@@ -99,10 +91,8 @@ class DatasetSource:
         if id_column is not None:
             self.ids = [str(value) for value in rows[id_column]]
             if twice := [repr(identifier) for identifier, number in Counter(self.ids).items() if number > 1]:
-                raise ValueError(
-                    f"{len(twice)} ids occur more than once in the column {id_column!r}, such as "
-                    f"{', '.join(twice[:_NAMED])}; an image is found by its id, so give each its own."
-                )
+                found = f"{len(twice)} ids occur more than once in the column {id_column!r}"
+                raise ValueError(f"{found}, such as {', '.join(twice[:_NAMED])}; give each image an id of its own.")
         self._numbers = {identifier: number for number, identifier in enumerate(self.ids)}
 
     def value(self, identifier: str) -> Any:
@@ -130,9 +120,7 @@ class MappingSource:
         if not self.ids:
             raise ValueError("There are no images; give at least one.")
         if wrong := [identifier for identifier in self.ids if not isinstance(identifier, str)]:
-            raise ValueError(
-                f"The id {wrong[0]!r} is a {type(wrong[0]).__name__}, but an id is a string; write it as one."
-            )
+            raise ValueError(f"The id {wrong[0]!r} is a {type(wrong[0]).__name__}, but an id is a string.")
 
     def value(self, identifier: str) -> Any:
         """Return an image as the mapping holds it."""
@@ -206,10 +194,8 @@ def open_images(
         found = load_dataset(name, split=split)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{name!r} is not a folder or Parquet file here, nor a dataset that can be fetched from the Hub "
-            f"({reason}); check the spelling."
-        ) from error
+        wrong = f"{name!r} is not a folder or Parquet file here, nor a dataset that can be fetched from the Hub"
+        raise ValueError(f"{wrong} ({reason}); check the spelling.") from error
     return DatasetSource(_one_split(found, split, repr(name)), image_column, id_column)
 
 
@@ -239,7 +225,5 @@ def _one_split(found: Dataset | DatasetDict, split: str | None, name: str) -> Da
     if split is None and len(found) == 1:
         return next(iter(found.values()))
     if split not in found:
-        raise ValueError(
-            f"There are the splits {', '.join(found)} in {name}, but {split or 'none'} is named; name one of them."
-        )
+        raise ValueError(f"There are the splits {', '.join(found)} in {name}, but {split or 'none'} is named.")
     return found[split]

@@ -47,19 +47,13 @@ def _download(url: str, name: int | str, max_bytes: int) -> bytes:
                 # Counted as it comes: a header may say less than what is sent.
                 content += part
                 if len(content) > max_bytes:
-                    raise ImageError(
-                        f"{where}: the server sends more than the {max_bytes:,} bytes that are allowed; download the "
-                        "file yourself and give its path if you trust it."
-                    )
+                    most = f"the {max_bytes:,} bytes that are allowed"
+                    raise ImageError(f"{where}: the server sends more than {most}; download the file yourself.")
     except httpx.HTTPStatusError as error:
         status = f"{error.response.status_code} {error.response.reason_phrase}"
-        raise ImageError(
-            f"{where}: the server answers {status}; open the address in a browser, or give a path."
-        ) from error
+        raise ImageError(f"{where}: the server answers {status}; open the address in a browser.") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ImageError(
-            f"{where}: it cannot be downloaded ({str(error) or type(error).__name__}); check the address and the "
-            "network, or give a path."
-        ) from error
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{where}: it cannot be downloaded ({reason}); check the address and the network.") from error
 
     return bytes(content)

@@ -103,10 +103,8 @@ def tokenizer_settings(processor: DualDistillProcessor, max_tokens: int) -> dict
     """
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
-        raise ValueError(
-            f"The tokenizer is a {type(tokenizer).__name__} without a fast backend, which cannot be told from another; "
-            "save it as a fast one."
-        )
+        slow = f"a {type(tokenizer).__name__} without a fast backend"
+        raise ValueError(f"The tokenizer is {slow}, which cannot be told from another; save it as a fast one.")
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     # The last call's state, no settings.
     content.pop("padding", None)
@@ -128,11 +126,9 @@ def check_same_model(store: str, made_with: dict[str, Any], given: dict[str, Any
     """
     parts = [part for part in ("weights_sha256", "config_sha256", "dtype") if made_with[part] != given[part]]
     if parts:
-        raise ValueError(
-            f"The store {store!r} was made with the model {described(made_with)}, not with {described(given)}: they "
-            f"differ in {', '.join(part.removesuffix('_sha256') for part in parts)}. Take the model that made it, or "
-            "encode into another folder."
-        )
+        named, differ = described(made_with), ", ".join(part.removesuffix("_sha256") for part in parts)
+        unlike = f"not with {described(given)}: they differ in {differ}"
+        raise ValueError(f"The store {store!r} was made with the model {named}, {unlike}. Take the model that made it.")
 
 
 def check_same_processor(store: str, made_with: dict[str, Any], given: dict[str, Any]) -> None:
@@ -143,8 +139,5 @@ def check_same_processor(store: str, made_with: dict[str, Any], given: dict[str,
     """
     for name in sorted({*made_with, *given}):
         if made_with.get(name) != given.get(name):
-            raise ValueError(
-                f"The store {store!r} was made with the processor setting {name} = {made_with.get(name)!r}, but the "
-                f"processor given has {given.get(name)!r}; take the processor that made it, or encode into another "
-                "folder."
-            )
+            differ = f"{name} = {made_with.get(name)!r}, but the processor given has {given.get(name)!r}"
+            raise ValueError(f"The store {store!r} was made with the processor setting {differ}; take that processor.")

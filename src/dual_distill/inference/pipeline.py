@@ -126,16 +126,11 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         _answering_class(type(model).__name__)
         reads_regions = getattr(model.config, "visual_inputs", "patches") == "regions"
         if reads_regions and regions is None:
-            raise ValueError(
-                "The model reads regions; give regions=RegionStore(folder), which `dual-distill regions` makes."
-            )
+            raise ValueError("The model reads regions; give regions=RegionStore(folder), of `dual-distill regions`.")
         if regions is not None and not reads_regions:
             raise ValueError("The model reads pixels, but regions are given; leave them out.")
         if processor is None:
-            raise ValueError(
-                "The pipeline has a model but no processor; give processor=DualDistillProcessor.from_pretrained(...), "
-                "or the path of a checkpoint that holds both as model=."
-            )
+            raise ValueError("The pipeline has a model but no processor; give processor=, or a checkpoint as model=.")
 
         super().__init__(model=model.eval(), processor=processor, **kwargs)
         self._regions, self._num_tags, self._max_tag_length = regions, num_tags, max_tag_length
@@ -179,10 +174,8 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         requests = {"image": image, "question": question} if question is not None else image
         requests = [requests] if is_single else requests
         if isinstance(requests, str | bytes) or not isinstance(requests, Sized | Iterable):
-            raise ValueError(
-                f"There is an image ({type(image).__name__}) without a question; call it with image and question, or "
-                'with requests {"image": ..., "question": ...}.'
-            )
+            given, keys = f"an image ({type(image).__name__}) without a question", '{"image": ..., "question": ...}'
+            raise ValueError(f"There is {given}; call it with image and question, or with requests {keys}.")
 
         params = self._postprocess_params | self._sanitize_parameters(top_k=top_k)[2]
         batch_size = batch_size if batch_size is not None else self._batch_size or _BATCH_SIZE
@@ -215,9 +208,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         """Check a request, fetch its images and bring them to the model's size."""
         for key in ("image", "question"):
             if key not in request:
-                raise ValueError(
-                    f"A request has no {key!r} but only {', '.join(request) or 'nothing'}; it needs image and question."
-                )
+                raise ValueError(f"A request has no {key!r} but only {', '.join(request) or 'nothing'}; it needs both.")
 
         is_list = isinstance(request["question"], list | tuple)
         questions = list(request["question"]) if is_list else [request["question"]]
@@ -229,10 +220,8 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         name = questions[0] if len(questions[0]) <= _LONGEST_NAME else f"{questions[0][:_LONGEST_NAME]}..."
         images = request["image"] if isinstance(request["image"], list | tuple) else [request["image"]]
         if len(images) != self.model.num_images:
-            raise ValueError(
-                f"The request {name!r} has {len(images)} images, but the model reads {self.model.num_images} together; "
-                "for questions to several images give one request for each."
-            )
+            wrong = f"has {len(images)} images, but the model reads {self.model.num_images} together"
+            raise ValueError(f"The request {name!r} {wrong}; give one request for each group.")
         return PreparedRequest([self._prepare(image, repr(name)) for image in images], questions, is_list)
 
     def _prepare(self, value: Any, name: str) -> Any:
@@ -328,10 +317,8 @@ class AnsweringModel:
 
 def _answering_class(name: str) -> type[PreTrainedModel]:
     if name not in _ANSWERING_MODELS:
-        raise ValueError(
-            f"{name} gives no answers; the pipeline takes {', '.join(_ANSWERING_MODELS)} (`dual-distill convert` makes "
-            "one of a ViLT checkpoint)."
-        )
+        known = f"{', '.join(_ANSWERING_MODELS)} (`dual-distill convert` makes one of a ViLT checkpoint)"
+        raise ValueError(f"{name} gives no answers; the pipeline takes {known}.")
     return _ANSWERING_MODELS[name]
 
 

@@ -184,14 +184,11 @@ def _check_models(
     dual: PreTrainedModel, fusion: PreTrainedModel | None, fusion_processor: Any, all_pairs: bool
 ) -> None:
     if not isinstance(dual, DualEncoderForImageTextRetrieval):
-        raise ValueError(
-            f"{type(dual).__name__} does not encode images and texts apart for comparison; give a dual encoder with "
-            "the head image_text_retrieval, and a fusion encoder as the one that re-ranks."
-        )
+        wrong = f"{type(dual).__name__} does not encode images and texts apart for comparison"
+        raise ValueError(f"{wrong}; give a dual encoder with the head image_text_retrieval.")
     if fusion is not None and not isinstance(fusion, FusionEncoderForImageTextRetrieval):
-        raise ValueError(
-            f"{type(fusion).__name__} cannot re-rank; give a fusion encoder with the head image_text_retrieval."
-        )
+        needed = "a fusion encoder with the head image_text_retrieval"
+        raise ValueError(f"{type(fusion).__name__} cannot re-rank; give {needed}.")
     if (fusion is None) != (fusion_processor is None):
         raise ValueError("fusion and fusion_processor belong together; give both or neither.")
     if all_pairs and fusion is None:
@@ -223,9 +220,7 @@ class ImagesWithCaptions:
 
     def __init__(self, rows: Dataset, task: Task) -> None:
         if task.image_id_column is None:
-            raise ValueError(
-                f"task {task.name!r} has no images with captions to search; choose one such as coco_retrieval."
-            )
+            raise ValueError(f"task {task.name!r} has no images with captions to search; coco_retrieval has.")
         if not len(rows):
             raise ValueError("There are no rows, but retrieval needs one caption or more.")
         self.captions = [str(caption) for caption in rows[task.text_column]]

@@ -99,10 +99,8 @@ class FeatureStoreSearcher(FeatureStoreQueries):
         revision: str | None = None,
     ) -> None:
         if not searches(model):
-            raise ValueError(
-                f"{type(model).__name__} puts images and texts into no common space; give a dual encoder with the head "
-                "image_text_retrieval."
-            )
+            wrong = f"{type(model).__name__} puts images and texts into no common space"
+            raise ValueError(f"{wrong}; give a dual encoder with the head image_text_retrieval.")
         # Images are searched by texts and texts by images.
         kind = store.manifest.kind
         stores = {kind: store, "text" if kind == "image" else "image": queries}
@@ -219,16 +217,12 @@ def make_index(store: FeatureStore, index: str) -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ImportError(
-            "An index needs faiss, which is not installed: pip install 'dual-distill[retrieval]'; or search without an "
-            "index, which is exact."
-        ) from error
+        wrong = "An index needs faiss, which is not installed: pip install 'dual-distill[retrieval]'"
+        raise ImportError(f"{wrong}; or search without an index, which is exact.") from error
     try:
         found = faiss.index_factory(store.manifest.width, spec or "Flat", faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        raise ValueError(
-            f"faiss makes no index of {spec!r}; give a spec of faiss.index_factory, such as Flat or HNSW32."
-        ) from error
+        raise ValueError(f"faiss makes no index of {spec!r}; give a spec of faiss.index_factory.") from error
 
     if not found.is_trained:  # such as the centres of an inverted file
         found.train(torch.cat([piece for _, piece in store.pieces()]).float().numpy())
