@@ -9,7 +9,6 @@ from dual_distill.runs import HEADS
 from dual_distill.teachers import load_model
 
 OPTIONS = ("rerank", "rerank_top", "all_pairs", "fold_images")
-RERANK_TOP, FOLD_IMAGES = 16, 1000
 _WAYS = {"dual": "dual encoder alone", "reranked": "top {} re-ranked", "fusion": "fusion encoder alone"}
 _DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
 _TIMED = {"dual": "dual encoder, all pairs", "rerank": "re-ranking", "fusion": "fusion encoder, all pairs"}
@@ -18,10 +17,11 @@ _TIMED = {"dual": "dual encoder, all pairs", "rerank": "re-ranking", "fusion": "
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of retrieval to the parser of `evaluate`."""
     group = parser.add_argument_group("images with captions (coco_retrieval)")
-    folds = f"also the mean over parts of N images; 0: not (default: {FOLD_IMAGES}, as COCO's 1K)"
-    top = f"candidates of each query that it reads (default: {RERANK_TOP})"
+    folds = "also the mean over parts of N images; 0: not (default: 1000, as COCO's 1K)"
     group.add_argument("--rerank", metavar="CHECKPOINT", help="fusion encoder that orders the best candidates anew")
-    group.add_argument("--rerank-top", type=int, metavar="K", help=top)
+    group.add_argument(
+        "--rerank-top", type=int, metavar="K", help="candidates of each query that it reads (default: 16)"
+    )
     group.add_argument("--all-pairs", action="store_true", help="let it read every pair too, not an estimate: slow")
     group.add_argument("--fold-images", type=int, metavar="N", help=folds)
 
@@ -40,23 +40,16 @@ def evaluate_ranking(options: argparse.Namespace, task: Task, data: Any, rows: A
         wrong = f"{options.model!r} is a fusion encoder, which reads each pair"
         raise ValueError(f"{wrong}; give the dual encoder that finds the candidates, and this one by --rerank.")
 
-    fusion, fusion_processor = None, None
+    again: Any = (None, None)
     if options.rerank is not None:
-        fusion, fusion_processor = load_model(options.rerank, model_class=head.classes)
-        fusion.to(options.device)
-    report = evaluate_retrieval(
-        rows,
-        task,
-        model.to(options.device),
-        processor,
-        fusion,
-        fusion_processor,
-        rerank_top=RERANK_TOP if options.rerank_top is None else options.rerank_top,
-        all_pairs=options.all_pairs,
-        fold_images=(FOLD_IMAGES if options.fold_images is None else options.fold_images) or None,
-        batch_size=options.batch_size,
-        show_progress=True,
-    )
+        again = load_model(options.rerank, model_class=head.classes)
+        again.model.to(options.device)
+    settings = {name: getattr(options, name) for name in ("rerank_top", "fold_images", "all_pairs", "batch_size")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if options.fold_images == 0:
+        settings["fold_images"] = None
+    searched = (rows, task, model.to(options.device), processor)
+    report = evaluate_retrieval(*searched, *again, **settings, show_progress=True)
     return report, table(report)
 
 

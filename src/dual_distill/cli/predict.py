@@ -37,8 +37,7 @@ def run(words: Sequence[str]) -> None:
     """Answer or describe, and print."""
     parser = command_parser(__name__, __doc__)
     add_options(parser, "model", "questions")
-    images = {"action": "append", "required": True, "dest": "images", "metavar": "FILE_OR_URL"}
-    parser.add_argument("--image", **images, help="may be repeated")
+    parser.add_argument("--image", action="append", required=True, metavar="FILE_OR_URL", help="may be repeated")
     add_options(parser, top_k=5, batch_size=16)
     captions.add_options(parser)
     add_options(parser, "--revision", "--device", "--json", "--debug")
@@ -68,11 +67,11 @@ def answer(
     device = options.device or default_device()
     answering = pipeline(ANSWERING_TASK, model=model, processor=processor, device=device, **of_regions)
     together = answering.model.num_images
-    if len(options.images) % together:
-        given = f"there are {len(options.images)} images, but {options.model} reads {together} together"
+    if len(options.image) % together:
+        given = f"there are {len(options.image)} images, but {options.model} reads {together} together"
         raise ValueError(f"{given}; give --image {together} times for each group.")
 
-    groups = [options.images[start : start + together] for start in range(0, len(options.images), together)]
+    groups = [options.image[start : start + together] for start in range(0, len(options.image), together)]
     requests = [{"image": group, "question": options.questions} for group in groups]
     answers = answering(requests, top_k=options.top_k, batch_size=options.batch_size)
     return [
@@ -91,7 +90,7 @@ def describe(
 
     task = get_task("coco_captioning")
     [image_column], id_column = task.image_columns, str(task.image_id_column)
-    images = [load_image(image, repr(image)) for image in options.images]
+    images = [load_image(image, repr(image)) for image in options.image]
 
     # Pixels as they are, in PNG, so that a region store recognizes them.
     features = datasets.Features({image_column: datasets.Image(), id_column: datasets.Value("int64")})
@@ -100,7 +99,7 @@ def describe(
     collator = CaptioningCollator(processor, task, image_cache_mb=0, **of_regions)
     model.to(options.device or default_device())
     written = describe_images(model, rows, collator, options.batch_size, **captions.writing_options(options))
-    return [{"images": [image], "caption": text} for image, text in zip(options.images, written.values(), strict=True)]
+    return [{"images": [image], "caption": text} for image, text in zip(options.image, written.values(), strict=True)]
 
 
 def table(result: dict[str, Any]) -> str:

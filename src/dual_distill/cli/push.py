@@ -40,17 +40,10 @@ def run(words: Sequence[str]) -> None:
 
 def push(options: argparse.Namespace) -> PushReport:
     """Push as the options say."""
-    return push_folder(
-        options.folder,
-        options.repo_id,
-        private=options.private or None,
-        revision=options.revision,
-        create_pr=options.create_pr,
-        message=options.message,
-        dry_run=options.dry_run,
-        with_code=options.with_code,
-        license_name=options.license,
-    )
+    names = ("revision", "create_pr", "message", "dry_run", "with_code")
+    given = {name: getattr(options, name) for name in names}
+    private = options.private or None  # a public one that is there stays public
+    return push_folder(options.folder, options.repo_id, private=private, license_name=options.license, **given)
 
 
 def table(report: PushReport) -> str:

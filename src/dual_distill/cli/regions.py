@@ -90,7 +90,7 @@ def make_store(options: argparse.Namespace) -> RegionReport:
         return _from_tsv(options)
     refuse_options(options, _OF_TSV, "is about published features, but --tsv is not given")
     if options.model is None or options.images is None:
-        raise ValueError("Give a detector and --images, or --tsv with published features.")
+        raise ValueError("A detector and --images are needed, or --tsv with published features.")
 
     images = open_images(options.images, options.image_column, options.id_column, options.split)
     boxes = None if options.boxes is None else RegionStore(options.boxes)

@@ -9,7 +9,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch.nn.functional import embedding_bag
@@ -35,7 +34,7 @@ class QuestionOnlyBaseline:
     """
 
     accuracy: float
-    method: Literal["exact_text", "ngrams"]
+    method: str
     held_out_accuracy: dict[str, float]
     predictions: tuple[str, ...]
 
@@ -68,7 +67,7 @@ def majority_baseline(train_labels: Sequence[str], test_labels: Sequence[str]) -
         >>> majority_baseline(["yes", "yes", "no"], ["yes", "no", "no", "no"])
         0.25
     """
-    _check_rows(train_labels, train_labels, test_labels, test_labels)
+    _check_rows(train=(train_labels, train_labels), test=(test_labels, test_labels))
     return _share_right([majority_answer(train_labels)] * len(test_labels), test_labels)
 
 
@@ -105,7 +104,7 @@ def question_only_baseline(
         >>> question_only_baseline(texts, labels, ["is it red?", "how many?"], ["yes", "3"]).accuracy
         0.5
     """
-    _check_rows(train_texts, train_labels, test_texts, test_labels)
+    _check_rows(train=(train_texts, train_labels), test=(test_texts, test_labels))
     rows = list(zip(train_texts, train_labels, strict=True))
     held_out = _held_out_rows(range(len(rows)) if train_groups is None else list(train_groups), len(rows), seed)
     fit = [row for row, out in zip(rows, held_out, strict=True) if not out]
@@ -114,7 +113,6 @@ def question_only_baseline(
     exact = _share_right(_exact_text_answers(fit, check_texts), check_labels)
     ngrams = [_share_right(answers, check_labels) for answers in _ngram_answers(fit, check_texts, _PENALTIES)]
 
-    method: Literal["exact_text", "ngrams"]
     if exact >= max(ngrams):
         method, predictions = "exact_text", _exact_text_answers(rows, test_texts)
     else:
@@ -125,10 +123,8 @@ def question_only_baseline(
     return QuestionOnlyBaseline(_share_right(predictions, test_labels), method, held_out_accuracy, tuple(predictions))
 
 
-def _check_rows(
-    train_texts: Sequence[str], train_labels: Sequence[str], test_texts: Sequence[str], test_labels: Sequence[str]
-) -> None:
-    for split, texts, labels in (("train", train_texts, train_labels), ("test", test_texts, test_labels)):
+def _check_rows(**splits: tuple[Sequence[str], Sequence[str]]) -> None:
+    for split, (texts, labels) in splits.items():
         if len(texts) != len(labels):
             raise ValueError(f"{split} has {len(texts)} texts and {len(labels)} labels, but each text has one label.")
         if not len(labels):

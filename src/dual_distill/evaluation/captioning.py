@@ -16,8 +16,6 @@ _LONGEST = 4  # words of an n-gram
 _SIGMA = 6.0  # of the penalty on lengths
 _SCALE = 10.0
 
-_Ngrams = Counter[tuple[str, ...]]
-
 
 class CaptionScores(StreamedMetric):
     """CIDEr-D and BLEU-4 of captions against several references each, as an `evaluate.Metric`.
@@ -147,7 +145,7 @@ def _similarity(one: _Weighted, reference: _Weighted) -> float:
     return total / _LONGEST * math.exp(-((one.length - reference.length) ** 2) / (2 * _SIGMA**2))
 
 
-def _ngrams(caption: str) -> _Ngrams:
+def _ngrams(caption: str) -> Counter[tuple[str, ...]]:
     words = caption_words(caption)
     return Counter(
         tuple(words[start : start + size]) for size in range(1, _LONGEST + 1) for start in range(len(words) - size + 1)

@@ -5,15 +5,7 @@ Importing this package registers `pipeline("dual-visual-question-answering")` wi
 
 from .attention_maps import word_attention
 from .attention_picture import draw_attention_picture
-from .benchmark import (
-    PairLatency,
-    PairShape,
-    alternate,
-    measure_answering,
-    measure_pair_latency,
-    multiply_adds,
-    random_pairs,
-)
+from .benchmark import PairShape, alternate, measure_answering, multiply_adds, random_pairs
 from .encoding import EncodingReport, encode_images, encode_texts
 from .encoding_sources import open_images, read_texts
 from .export import ExportReport, export_onnx
@@ -38,7 +30,6 @@ __all__ = [
     "FeatureStoreSearcher",
     "FeatureStoreVQA",
     "FeatureTable",
-    "PairLatency",
     "PairShape",
     "RetrievalReport",
     "alternate",
@@ -51,7 +42,6 @@ __all__ = [
     "load_encoder",
     "load_image",
     "measure_answering",
-    "measure_pair_latency",
     "model_identity",
     "multiply_adds",
     "open_images",

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_Pen = ImageDraw.ImageDraw
 _Colour = tuple[int, int, int]
 _Line = tuple[str, _Colour, int]  # a text, its colour and its size
 
@@ -74,8 +75,7 @@ def draw_attention_picture(
         ('RGB', True)
     """
     heat = _checked_maps(words, maps)
-    answers = answers or {}
-    if unknown := [name for name in answers if name not in heat]:
+    if unknown := [name for name in answers or {} if name not in heat]:
         raise ValueError(f"answers name {unknown}, but the maps are of {list(heat)}: use the same names.")
 
     peaks = np.max([model_maps.max(axis=(1, 2)) for model_maps in heat.values()], axis=0)
@@ -85,7 +85,7 @@ def draw_attention_picture(
     bands = _split_into_bands(len(words), tile.width)
     width = max(2 * _MARGIN + _LABEL_WIDTH + len(bands[0]) * (tile.width + _GAP) - _GAP, _NARROWEST)
 
-    lines = _header_lines(" ".join(words) if question is None else question, answers, right_answer)
+    lines = _header_lines(" ".join(words) if question is None else question, answers or {}, right_answer)
     parts = [_draw_header(tile, lines, width)]
     for band in bands:
         chosen = slice(band.start, band.stop)
@@ -93,12 +93,7 @@ def draw_attention_picture(
         parts.append(_draw_band(tile, words[chosen], peaks[chosen], values, width))
     parts.append(_draw_legend(shared_scale, width))
 
-    sheet = Image.new("RGB", (width, sum(part.height for part in parts)), "white")
-    y = 0
-    for part in parts:
-        sheet.paste(part, (0, y))
-        y += part.height
-    return sheet
+    return Image.fromarray(np.concatenate([np.asarray(part) for part in parts]))
 
 
 def _checked_maps(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -127,14 +122,11 @@ def _checked_maps(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> dict[
 
 def _as_tile(image: Image.Image) -> Image.Image:
     """The image at about `_TILE_SIZE ** 2` pixels, its proportions kept: enlarged by a whole factor, or scaled down."""
-    image = image.convert("RGB")
-    side = (image.width * image.height) ** 0.5
-    factor = min(_TILE_SIZE / side, 2 * _TILE_SIZE / max(image.size))
-    if factor >= 1.5:
-        factor = round(factor)
-        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    factor = min(_TILE_SIZE / (image.width * image.height) ** 0.5, 2 * _TILE_SIZE / max(image.size))
+    is_enlarged = factor >= 1.5
+    factor = round(factor) if is_enlarged else factor
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return image.resize(size, Image.Resampling.LANCZOS)
+    return image.convert("RGB").resize(size, Image.Resampling.NEAREST if is_enlarged else Image.Resampling.LANCZOS)
 
 
 def _split_into_bands(word_count: int, tile_width: int) -> list[range]:
@@ -179,13 +171,12 @@ def _patches_along(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _header_lines(question: str, answers: Mapping[str, str], right_answer: str | None) -> list[_Line]:
     lines = [(_TITLE, _QUIET, _TEXT_SIZE), (question, _INK, _QUESTION_SIZE)]
+    if right_answer is None:
+        return lines + [(f"{name}: {answer}", _INK, _TEXT_SIZE) for name, answer in answers.items()]
     for name, answer in answers.items():
-        text, colour = f"{name}: {answer}", _INK
-        if right_answer is not None:
-            is_right = answer == right_answer
-            text, colour = f"{text}  ({'right' if is_right else 'wrong'})", _RIGHT if is_right else _WRONG
-        lines.append((text, colour, _TEXT_SIZE))
-    return lines if right_answer is None else [*lines, (f"right answer: {right_answer}", _INK, _TEXT_SIZE)]
+        mark, colour = ("right", _RIGHT) if answer == right_answer else ("wrong", _WRONG)
+        lines.append((f"{name}: {answer}  ({mark})", colour, _TEXT_SIZE))
+    return [*lines, (f"right answer: {right_answer}", _INK, _TEXT_SIZE)]
 
 
 def _draw_header(tile: Image.Image, lines: list[_Line], width: int) -> Image.Image:
@@ -230,12 +221,11 @@ def _draw_band(
     return band
 
 
-def _draw_row_label(pen: ImageDraw.ImageDraw, name: str, centre: int) -> None:
+def _draw_row_label(pen: _Pen, name: str, centre: int) -> None:
     """The model's name at the left of its row, in at most three lines; what stands in brackets begins a line."""
     parts = name.replace(" (", "\n(").split("\n")
     lines = [line for part in parts for line in _wrap(part, _font(_TEXT_SIZE), _LABEL_WIDTH - 16)]
-    if len(lines) > 3:
-        lines = [*lines[:2], " ".join(lines[2:])]
+    lines = [*lines[:2], *filter(None, [" ".join(lines[2:])])]
     top = centre - len(lines) * _line_height(_TEXT_SIZE) / 2
     for number, line in enumerate(lines):
         _write(pen, (_MARGIN, top + number * _line_height(_TEXT_SIZE)), line, _LABEL_WIDTH - 16, _TEXT_SIZE, _INK)
@@ -245,28 +235,26 @@ def _draw_legend(shared_scale: bool, width: int) -> Image.Image:
     """The colour scale and what it means."""
     bar_width, bar_height, top = 300, 24, 22
     left = _MARGIN + bar_width + 36
-    scale = "One scale for all words" if shared_scale else "One scale for each word"
-    compare = "so rows and columns compare." if shared_scale else "so rows compare and columns do not."
-    notes = (
-        "How much of the word's attention falls on each patch of the image.",
-        f"{scale}, up to the largest value of any model, {compare}",
-    )
-    font = _font(_NOTE_SIZE)
-    lines = [line for note in notes for line in _wrap(note, font, width - _MARGIN - left)]
+    scale, compare, end = "One scale for each word", "so rows compare and columns do not.", "the word's peak"
+    if shared_scale:
+        scale, compare, end = "One scale for all words", "so rows and columns compare.", "largest peak"
+    font, room = _font(_NOTE_SIZE), width - _MARGIN - left
+    lines = _wrap("How much of the word's attention falls on each patch of the image.", font, room)
+    lines += _wrap(f"{scale}, up to the largest value of any model, {compare}", font, room)
     legend, pen = _blank(width, 20 + max(len(lines), 2) * _line_height(_NOTE_SIZE) + _MARGIN)
 
     pen.line([(_MARGIN, 0), (width - _MARGIN, 0)], fill=_RULE, width=2)
     bar = np.rint(_scale_colour(np.linspace(0, 1, bar_width))).astype(np.uint8)
     legend.paste(Image.fromarray(np.tile(bar, (bar_height, 1, 1))), (_MARGIN, top))
-    below, right_end = top + bar_height + 4, "largest peak" if shared_scale else "the word's peak"
+    below = top + bar_height + 4
     pen.text((_MARGIN, below), "0", font=font, fill=_QUIET)
-    pen.text((_MARGIN + bar_width, below), right_end, font=font, fill=_QUIET, anchor="ra")
+    pen.text((_MARGIN + bar_width, below), end, font=font, fill=_QUIET, anchor="ra")
     for number, line in enumerate(lines):
         pen.text((left, 18 + number * _line_height(_NOTE_SIZE)), line, font=font, fill=_QUIET)
     return legend
 
 
-def _blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def _blank(width: int, height: int) -> tuple[Image.Image, _Pen]:
     sheet = Image.new("RGB", (width, height), "white")
     return sheet, ImageDraw.Draw(sheet)
 
@@ -292,13 +280,7 @@ def _wrap(text: str, font: _Font, width: float) -> list[str]:
 
 
 def _write(
-    pen: ImageDraw.ImageDraw,
-    xy: tuple[float, float],
-    text: str,
-    width: float,
-    size: int,
-    colour: _Colour,
-    anchor: str = "la",
+    pen: _Pen, xy: tuple[float, float], text: str, width: float, size: int, colour: _Colour, anchor: str = "la"
 ) -> None:
     """Write text in the largest font up to `size` in which it fits; cut short with dots where none does."""
     while _font(size).getlength(text) > width and size - 2 >= _SMALLEST_SIZE:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median, quantiles
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -48,20 +48,6 @@ class Timing:
     def to_dict(self) -> dict[str, float]:
         """Return the attributes as a dict, for JSON."""
         return asdict(self)
-
-
-class PairLatency(NamedTuple):
-    """Medians over alternating runs, in milliseconds per image-text pair.
-
-    Attributes:
-        teacher: fusion encoder, one pass a pair.
-        student: dual encoder, text and image encoded for each pair.
-        student_stored_images: dual encoder, images encoded beforehand; text and interaction remain.
-    """
-
-    teacher: float
-    student: float
-    student_stored_images: float
 
 
 @dataclass(frozen=True)
@@ -258,38 +244,6 @@ def measure_answering(
         }
         for (name, way), timing in timings.items()
     ]
-
-
-@torch.inference_mode()
-def measure_pair_latency(
-    fusion_encoder: PreTrainedModel,
-    dual_encoder: PreTrainedModel,
-    batch: Mapping[str, torch.Tensor],
-    warmup: int = 3,
-    repeats: int = 15,
-) -> PairLatency:
-    """Time three ways of answering one batch, in turn, in one process.
-
-    Args:
-        fusion_encoder: with a task head.
-        dual_encoder: with a task head.
-        batch: `input_ids, attention_mask, pixel_values, pixel_mask` of B rows, on the models' device.
-        warmup: rounds that do not count.
-        repeats: rounds that do; the median is returned.
-
-    Returns:
-        Milliseconds per pair.
-    """
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "pixel_mask")}
-    of_dual = _calls(dual_encoder.eval(), inputs)
-
-    ways = {
-        "teacher": _calls(fusion_encoder.eval(), inputs)["fusion_encoder"],
-        "student": of_dual["dual_encoder"],
-        "student_stored_images": of_dual["image_stored"],
-    }
-    timings = alternate(ways, dual_encoder.device, warmup, repeats)
-    return PairLatency(**{name: timing.median_ms / len(batch["input_ids"]) for name, timing in timings.items()})
 
 
 def _calls(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], object]]:

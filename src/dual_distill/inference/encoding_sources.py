@@ -179,24 +179,33 @@ def open_images(
     """
     if isinstance(images, Mapping) and not isinstance(images, DatasetDict):
         return MappingSource(images)
-    if isinstance(images, Dataset | DatasetDict):
-        return DatasetSource(_one_split(images, split, "the dataset"), image_column, id_column)
 
-    path, name = Path(images), str(images)
-    if path.suffix == ".parquet":
-        return DatasetSource(Dataset.from_parquet(str(existing_file(name))), image_column, id_column)
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        return DatasetSource(_one_split(load_from_disk(name), split, repr(name)), image_column, id_column)
-    # A dataset on the Hub is owner/name; of any other path, the folder's source says that it is not there.
-    if path.is_dir() or name.count("/") > 1 or name.startswith((".", "/", "~")):
+    path, name = Path(str(images)), str(images)
+    found: Dataset | DatasetDict
+    if isinstance(images, Dataset | DatasetDict):
+        found, name = images, "the dataset"
+    elif path.suffix == ".parquet":
+        found = Dataset.from_parquet(str(existing_file(name)))
+    elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        found = load_from_disk(name)
+    elif path.is_dir() or name.count("/") > 1 or name.startswith((".", "/", "~")):
+        # A dataset on the Hub is owner/name; of any other path, the folder's source says that it is not there.
         return FolderSource(name)
-    try:
-        found = load_dataset(name, split=split)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        wrong = f"{name!r} is not a folder or Parquet file here, nor a dataset that can be fetched from the Hub"
-        raise ValueError(f"{wrong} ({reason}); check the spelling.") from error
-    return DatasetSource(_one_split(found, split, repr(name)), image_column, id_column)
+    else:
+        try:
+            found = load_dataset(name, split=split)
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            wrong = f"{name!r} is not a folder or Parquet file here, nor a dataset that can be fetched from the Hub"
+            raise ValueError(f"{wrong} ({reason}); check the spelling.") from error
+
+    if isinstance(found, DatasetDict):
+        if split is None and len(found) == 1:
+            [split] = found
+        if split not in found:
+            raise ValueError(f"There are the splits {', '.join(found)} in {name}, but {split or 'none'} is named.")
+        found = found[split]
+    return DatasetSource(found, image_column, id_column)
 
 
 def read_texts(file: str | os.PathLike[str]) -> list[str]:
@@ -217,13 +226,3 @@ def read_texts(file: str | os.PathLike[str]) -> list[str]:
         ]
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(file)!r} is not UTF-8 ({error}); save it as UTF-8.") from error
-
-
-def _one_split(found: Dataset | DatasetDict, split: str | None, name: str) -> Dataset:
-    if not isinstance(found, DatasetDict):
-        return found
-    if split is None and len(found) == 1:
-        return next(iter(found.values()))
-    if split not in found:
-        raise ValueError(f"There are the splits {', '.join(found)} in {name}, but {split or 'none'} is named.")
-    return found[split]

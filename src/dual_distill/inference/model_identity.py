@@ -5,7 +5,7 @@ word.
 """
 
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -16,21 +16,7 @@ from dual_distill.teachers import fetch, load_model
 _SHOWN = 12
 
 
-class Encoder(NamedTuple):
-    """What `load_encoder` returns.
-
-    Attributes:
-        model: in eval mode.
-        processor: its processor.
-        revision: commit of a Hub repository, None of a folder.
-    """
-
-    model: PreTrainedModel
-    processor: DualDistillProcessor
-    revision: str | None
-
-
-def load_encoder(name: str, revision: str | None = None) -> Encoder:
+def load_encoder(name: str, revision: str | None = None) -> tuple[PreTrainedModel, DualDistillProcessor, str | None]:
     """Load a checkpoint, and say which commit of the Hub it is.
 
     Args:
@@ -38,7 +24,7 @@ def load_encoder(name: str, revision: str | None = None) -> Encoder:
         revision: branch, tag, commit or `refs/pr/N` of a Hub repository.
 
     Returns:
-        An `Encoder`.
+        The model in eval mode, its processor, and the commit of a Hub repository, None of a folder.
 
     Raises:
         ValueError: as `dual_distill.load_model`.
@@ -51,7 +37,7 @@ def load_encoder(name: str, revision: str | None = None) -> Encoder:
     folder = fetch(name, revision)
     # The Hub's cache keeps each commit in snapshots/COMMIT.
     commit = folder.name if folder.parent.name == "snapshots" else None
-    return Encoder(*load_model(folder), revision=commit)
+    return *load_model(folder), commit
 
 
 def model_identity(model: PreTrainedModel, name: str | None = None, revision: str | None = None) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from datasets import Image as ImageFeature
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -30,6 +29,7 @@ from dual_distill.modeling import (
 )
 
 from .encoding import stored_vectors
+from .encoding_sources import DatasetSource
 from .feature_store_queries import encode_text_vectors
 from .top_k import check_at_least_1
 
@@ -133,16 +133,16 @@ def evaluate_retrieval(
     num_images, num_pairs = data.num_images, data.num_images * len(data.captions)
 
     start = time.perf_counter()
-    vectors = _encode(data, dual.eval(), processor, batch_size, show_progress)
+    vectors = data.vectors(dual.eval(), processor, batch_size, show_progress)
     owners = torch.tensor(data.image_of_caption)
     parts = [_directions(*vectors, owners, range(num_images))]
     parts[0]["text_to_image"].candidates(1)  # compares every pair once
     times = [PairTime("dual", num_pairs, time.perf_counter() - start, True)]
 
-    folds = num_images // fold_images if fold_images else 0
-    if fold_images and folds > 1:
-        firsts = range(0, folds * fold_images, fold_images)
-        parts += [_directions(*vectors, owners, range(first, first + fold_images)) for first in firsts]
+    fold = fold_images or num_images
+    firsts = range(0, num_images - fold + 1, fold)
+    if len(firsts) > 1:
+        parts += [_directions(*vectors, owners, range(first, first + fold)) for first in firsts]
 
     recalls: list[Recalls] = [{"dual": {name: one.recall() for name, one in part.items()}} for part in parts]
 
@@ -154,7 +154,7 @@ def evaluate_retrieval(
         ]
         keys = torch.arange(num_pairs) if all_pairs else torch.cat(asked).unique()
         start = time.perf_counter()
-        pair_scores = _score_pairs(data, fusion.eval(), fusion_processor, keys, batch_size, show_progress)
+        pair_scores = data.pair_scores(fusion.eval(), fusion_processor, keys, batch_size, show_progress)
         seconds = time.perf_counter() - start
 
         def scores_of(wanted: torch.Tensor) -> torch.Tensor:
@@ -163,7 +163,7 @@ def evaluate_retrieval(
         for part, best, recall in zip(parts, candidates, recalls, strict=True):
             recall["reranked"] = {name: one.recall(scores_of, best[name]) for name, one in part.items()}
             if all_pairs:
-                recall["fusion"] = {name: one.recall(scores_of, one.everything()) for name, one in part.items()}
+                recall["fusion"] = {name: one.recall(scores_of) for name, one in part.items()}
         # Whoever needs the whole alone scores the pairs of the whole alone.
         for way, number in (("rerank", len(asked[0])), ("fusion", num_pairs)):
             times.append(PairTime(way, number, number * seconds / len(keys), number == len(keys)))
@@ -183,9 +183,9 @@ def evaluate_retrieval(
 def _check_models(
     dual: PreTrainedModel, fusion: PreTrainedModel | None, fusion_processor: Any, all_pairs: bool
 ) -> None:
+    apart = "does not encode images and texts apart for comparison; give a dual encoder"
     if not isinstance(dual, DualEncoderForImageTextRetrieval):
-        wrong = f"{type(dual).__name__} does not encode images and texts apart for comparison"
-        raise ValueError(f"{wrong}; give a dual encoder with the head image_text_retrieval.")
+        raise ValueError(f"{type(dual).__name__} {apart} with the head image_text_retrieval.")
     if fusion is not None and not isinstance(fusion, FusionEncoderForImageTextRetrieval):
         needed = "a fusion encoder with the head image_text_retrieval"
         raise ValueError(f"{type(fusion).__name__} cannot re-rank; give {needed}.")
@@ -224,25 +224,18 @@ class ImagesWithCaptions:
         if not len(rows):
             raise ValueError("There are no rows, but retrieval needs one caption or more.")
         self.captions = [str(caption) for caption in rows[task.text_column]]
-        for row, caption in enumerate(self.captions):
-            if not caption.strip():
-                raise ValueError(f"row {row}: its caption is empty; leave the row out or give it words.")
+        if empty := [row for row, caption in enumerate(self.captions) if not caption.strip()]:
+            raise ValueError(f"row {empty[0]}: its caption is empty; leave the row out or give it words.")
 
-        [self._column] = task.image_columns
-        if isinstance(rows.features[self._column], ImageFeature):
-            rows = rows.cast_column(self._column, ImageFeature(decode=False))
-        self._images = rows.select_columns([self._column])
+        [image_column], image_ids = task.image_columns, list(rows[task.image_id_column])
+        self._source = DatasetSource(rows, image_column)
         first_rows: dict[Any, int] = {}
-        for row, identifier in enumerate(rows[task.image_id_column]):
-            first_rows.setdefault(identifier, row)
-        indices = {identifier: index for index, identifier in enumerate(first_rows)}
-        self.image_of_caption = [indices[identifier] for identifier in rows[task.image_id_column]]
-        self.ids = [str(row) for row in first_rows.values()]
-        self.num_images = len(self.ids)
-
-    def value(self, identifier: str) -> Any:
-        """Return an image by the row that it is first in, undecoded."""
-        return self._images[int(identifier)][self._column]
+        for row, image_id in enumerate(image_ids):
+            first_rows.setdefault(image_id, row)
+        indices = {image_id: index for index, image_id in enumerate(first_rows)}
+        self.image_of_caption = [indices[image_id] for image_id in image_ids]
+        self._rows = list(first_rows.values())
+        self.num_images = len(self._rows)
 
     def prepared(self, processor: DualDistillProcessor, indices: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield indices and prepared images `(3, H, W)`, in the order given; a few are decoded ahead.
@@ -250,73 +243,67 @@ class ImagesWithCaptions:
         Raises:
             ImageError: an image cannot be read.
         """
-        decoded = decode_ahead(self, [self.ids[index] for index in indices], partial(_prepare, processor))
+        rows = [str(self._rows[index]) for index in indices]
+        decoded = decode_ahead(self._source, rows, partial(_prepare, processor))
         for index, image in zip(indices, decoded, strict=True):
             if isinstance(image, ImageError):
                 raise image
             yield index, image.values
 
+    @torch.inference_mode()
+    def vectors(
+        self, model: PreTrainedModel, processor: DualDistillProcessor, batch_size: int, show: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode all images and captions with a dual encoder: `(images, P)`, `(captions, P)` float32 of length 1."""
+
+        def encode(batch: list[Prepared]) -> torch.Tensor:
+            pixels = torch.stack([image.values for image in batch]).to(model.device, model.dtype)
+            return stored_vectors(model, model.get_image_features(pixels).pooler_output)
+
+        batches = ShapedBatches(encode, batch_size)
+        everything = range(self.num_images)
+        prepared = self.prepared(processor, everything)
+        for index, pixels in tqdm(prepared, "encode images", len(everything), unit=" images", disable=not show):
+            batches.add(index, Prepared(pixels))
+        found = batches.finish()
+
+        captions = tqdm(self.captions, "encode texts", unit=" texts", disable=not show)
+        texts = encode_text_vectors(model, processor, captions, batch_size)
+        return torch.stack([found[index] for index in everything]), texts
+
+    @torch.inference_mode()
+    def pair_scores(
+        self, model: PreTrainedModel, processor: DualDistillProcessor, keys: torch.Tensor, batch_size: int, show: bool
+    ) -> torch.Tensor:
+        """The fusion encoder's score of each pair; keys ascend, so that an image's pairs stand together."""
+        images, texts = keys // len(self.captions), keys % len(self.captions)
+        max_tokens = min(processor.tokenizer.model_max_length, model.config.max_position_embeddings)
+        prepared = self.prepared(processor, images.unique().tolist())
+        held: dict[int, torch.Tensor] = {}
+        scores = []
+        with tqdm(total=len(keys), desc="fusion encoder", unit=" pairs", disable=not show) as bar:
+            for start in range(0, len(keys), batch_size):
+                of_rows = images[start : start + batch_size].tolist()
+                while of_rows[-1] not in held:
+                    held.update([next(prepared)])
+                held = {image: held[image] for image in dict.fromkeys(of_rows)}
+
+                # Moved once an image, repeated on the device.
+                position = {image: row for row, image in enumerate(held)}
+                repeats = torch.tensor([position[image] for image in of_rows], device=model.device)
+                padded = processor.pad_images([[pixels] for pixels in held.values()])
+                inputs = {name: tensor.to(model.device)[repeats] for name, tensor in padded.items()}
+                inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+                captions = [self.captions[text] for text in texts[start : start + batch_size].tolist()]
+                words = processor.encode_text(captions, max_length=max_tokens)
+                inputs |= {name: tensor.to(model.device) for name, tensor in words.items()}
+                scores.append(model(**inputs).logits[:, 0].float().cpu())
+                bar.update(len(captions))
+        return torch.cat(scores)
+
 
 def _prepare(processor: DualDistillProcessor, identifier: str, value: Any) -> Prepared:
     return Prepared(resize_image(processor.prepare_image, decode_image(value, identifier), identifier))
-
-
-@torch.inference_mode()
-def _encode(
-    data: ImagesWithCaptions, model: PreTrainedModel, processor: DualDistillProcessor, batch_size: int, show: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode all images and captions with a dual encoder: `(images, P)` and `(captions, P)` float32 of length 1."""
-
-    def encode(batch: list[Prepared]) -> torch.Tensor:
-        pixels = torch.stack([image.values for image in batch]).to(model.device, model.dtype)
-        return stored_vectors(model, model.get_image_features(pixels).pooler_output)
-
-    batches = ShapedBatches(encode, batch_size)
-    everything = range(data.num_images)
-    prepared = data.prepared(processor, everything)
-    for index, pixels in tqdm(prepared, "encode images", len(everything), unit=" images", disable=not show):
-        batches.add(index, Prepared(pixels))
-    found = batches.finish()
-
-    captions = tqdm(data.captions, "encode texts", unit=" texts", disable=not show)
-    texts = encode_text_vectors(model, processor, captions, batch_size)
-    return torch.stack([found[index] for index in everything]), texts
-
-
-@torch.inference_mode()
-def _score_pairs(
-    data: ImagesWithCaptions,
-    model: PreTrainedModel,
-    processor: DualDistillProcessor,
-    keys: torch.Tensor,
-    batch_size: int,
-    show: bool,
-) -> torch.Tensor:
-    """The fusion encoder's score of each pair; keys ascend, so that an image's pairs stand together."""
-    images, texts = keys // len(data.captions), keys % len(data.captions)
-    max_tokens = min(processor.tokenizer.model_max_length, model.config.max_position_embeddings)
-    prepared = data.prepared(processor, images.unique().tolist())
-    held: dict[int, torch.Tensor] = {}
-    scores = []
-    with tqdm(total=len(keys), desc="fusion encoder", unit=" pairs", disable=not show) as bar:
-        for start in range(0, len(keys), batch_size):
-            of_rows = images[start : start + batch_size].tolist()
-            while of_rows[-1] not in held:
-                held.update([next(prepared)])
-            held = {image: held[image] for image in dict.fromkeys(of_rows)}
-
-            # Moved once an image, repeated on the device.
-            position = {image: row for row, image in enumerate(held)}
-            repeats = torch.tensor([position[image] for image in of_rows], device=model.device)
-            padded = processor.pad_images([[pixels] for pixels in held.values()])
-            inputs = {name: tensor.to(model.device)[repeats] for name, tensor in padded.items()}
-            inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-            captions = [data.captions[text] for text in texts[start : start + batch_size].tolist()]
-            words = processor.encode_text(captions, max_length=max_tokens)
-            inputs |= {name: tensor.to(model.device) for name, tensor in words.items()}
-            scores.append(model(**inputs).logits[:, 0].float().cpu())
-            bar.update(len(captions))
-    return torch.cat(scores)
 
 
 @dataclass(frozen=True)
@@ -339,10 +326,6 @@ class _Direction:
         number = min(number, len(self.gallery))
         return torch.cat([similarities.topk(number, dim=1).indices.cpu() for _, similarities in self._blocks()])
 
-    def everything(self) -> torch.Tensor:
-        """The whole gallery as candidates of each query."""
-        return torch.arange(len(self.gallery)).expand(len(self.queries), -1)
-
     def pair_keys(self, candidates: torch.Tensor, block: slice = slice(None)) -> torch.Tensor:
         """The keys of queries and their candidates."""
         return self.query_keys[block, None] + self.gallery_keys[candidates]
@@ -350,12 +333,13 @@ class _Direction:
     def recall(
         self, scores_of: Callable[[torch.Tensor], torch.Tensor] | None = None, candidates: torch.Tensor | None = None
     ) -> dict[str, float]:
-        """Recall by the dual encoder; with candidates and scores of pairs by their keys, re-ranked by those."""
+        """Recall by the dual encoder; with scores of pairs by their keys, re-ranked by those, candidates or all."""
         metric = RetrievalRecall()
         for block, similarities in self._blocks():
             scores = similarities.cpu()
-            if scores_of is not None and candidates is not None:
-                best = candidates[block]
+            if scores_of is not None:
+                everything = torch.arange(len(self.gallery)).expand(len(scores), -1)
+                best = everything if candidates is None else candidates[block]
                 scores = reranked(scores, best, scores_of(self.pair_keys(best, block)))
             metric.add_batch(predictions=scores, references=self.right[block])
         found: dict[str, float] = metric.compute()

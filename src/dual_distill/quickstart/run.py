@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from dual_distill.data import DistillationCollator, decode_image, get_task, load_task
 from dual_distill.hub_cards import Speed, add_evaluation, read_run, write_run
-from dual_distill.inference import PairLatency, draw_attention_picture, measure_pair_latency, word_attention
+from dual_distill.inference import PairShape, draw_attention_picture, measure_answering, word_attention
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.runs import DataArguments, ModelArguments, build_processor, make_run, train
 from dual_distill.teachers import load_model
@@ -118,8 +118,12 @@ def quickstart(preset: str, seed: int, student_start: Literal["random", "teacher
     _say("latency")
     timed = data["test"].select(range(min(_LATENCY_ROWS, len(data["test"]))))
     batch = collator(list(timed))
-    latency = measure_pair_latency(models["teacher"], models["distilled"], batch)
-    pooled = measure_pair_latency(models["teacher"], models["distilled_pooled"], batch)
+    tokens, [height, width] = batch["input_ids"].shape[1], batch["pixel_values"].shape[-2:]
+    shape = PairShape(len(timed), tokens, tokens, (height, width))
+    named = {"teacher": models["teacher"], "student": models["distilled"], "pooled": models["distilled_pooled"]}
+    names = {"fusion_encoder": "{}", "dual_encoder": "{}", "image_stored": "{}_stored_images"}
+    ways = [row for row in measure_answering(named, shape) if row["way"] in names]
+    latency = {names[row["way"]].format(row["model"]): row["latency_ms"] for row in ways}
 
     _say("attention image")
     _draw(models, processor, data["test"], answers, output_dir / "attention.png")
@@ -129,7 +133,7 @@ def quickstart(preset: str, seed: int, student_start: Literal["random", "teacher
     for stage in STAGES:
         _complete_record(output_dir, stage, reports, latency)
     training_seconds = {stage: done["seconds"] for stage, done in stages.items()}
-    return write_report(output_dir, settings, Found(reports, training_seconds, latency, pooled, seconds))
+    return write_report(output_dir, settings, Found(reports, training_seconds, latency, seconds))
 
 
 def _say(what: str) -> None:
@@ -224,7 +228,9 @@ def _train(
     return {**stage, "earlier": False}
 
 
-def _complete_record(output_dir: Path, stage: str, reports: dict[str, EvaluationReport], latency: PairLatency) -> None:
+def _complete_record(
+    output_dir: Path, stage: str, reports: dict[str, EvaluationReport], latency: dict[str, float]
+) -> None:
     """Add test accuracy, speed and attention image to a stage's folder: what its model card shows."""
     folder = output_dir / stage
     record = read_run(folder)
@@ -239,7 +245,7 @@ def _complete_record(output_dir: Path, stage: str, reports: dict[str, Evaluation
     if stage == "distilled":  # the student that was timed
         threads = torch.get_num_threads()
         device = f"{platform.machine()}, {threads} {'thread' if threads == 1 else 'threads'}"
-        speed = Speed(latency.student, latency.teacher, latency.student_stored_images, device, _SOURCE)
+        speed = Speed(*(latency[name] for name in ("student", "teacher", "student_stored_images")), device, _SOURCE)
         record = replace(record, speed=speed)
     write_run(folder, record)
     shutil.copyfile(output_dir / "attention.png", folder / "attention.png")
