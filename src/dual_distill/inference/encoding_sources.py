@@ -180,10 +180,10 @@ def open_images(
     if isinstance(images, Mapping) and not isinstance(images, DatasetDict):
         return MappingSource(images)
 
-    path, name = Path(str(images)), str(images)
+    path, name, shown = Path(str(images)), str(images), repr(str(images))
     found: Dataset | DatasetDict
     if isinstance(images, Dataset | DatasetDict):
-        found, name = images, "the dataset"
+        found, shown = images, "the dataset"
     elif path.suffix == ".parquet":
         found = Dataset.from_parquet(str(existing_file(name)))
     elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
@@ -203,7 +203,7 @@ def open_images(
         if split is None and len(found) == 1:
             [split] = found
         if split not in found:
-            raise ValueError(f"There are the splits {', '.join(found)} in {name}, but {split or 'none'} is named.")
+            raise ValueError(f"There are the splits {', '.join(found)} in {shown}, but {split or 'none'} is named.")
         found = found[split]
     return DatasetSource(found, image_column, id_column)
 

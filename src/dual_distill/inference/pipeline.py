@@ -136,10 +136,8 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         self._regions, self._num_tags, self._max_tag_length = regions, num_tags, max_tag_length
         # A tokenizer may let through more than the model's position table holds.
         positions = getattr(model.config, "text_config", model.config).max_position_embeddings
-        has_tags = regions is not None and num_tags > 0
-        self._max_tokens = (
-            positions - max_tag_length if has_tags else min(processor.tokenizer.model_max_length, positions)
-        )
+        tag_length = max_tag_length if regions is not None and num_tags > 0 else 0
+        self._max_tokens = min(processor.tokenizer.model_max_length, positions - tag_length)
 
     def __call__(
         self,
@@ -188,10 +186,9 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         return list(answers) if isinstance(requests, list | tuple) else answers
 
     def _sanitize_parameters(self, top_k: int | None = None) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if top_k is None:
-            return {}, {}, {}
-        check_at_least_1("top_k", top_k)
-        return {}, {}, {"top_k": top_k}
+        if top_k is not None:
+            check_at_least_1("top_k", top_k)
+        return {}, {}, {} if top_k is None else {"top_k": top_k}
 
     def _answers(self, requests: Any, batch_size: int, num_workers: int, params: dict[str, Any]) -> Iterator[Any]:
         """Answer requests in order, `batch_size` at a time."""

@@ -245,7 +245,8 @@ def _complete_record(
     if stage == "distilled":  # the student that was timed
         threads = torch.get_num_threads()
         device = f"{platform.machine()}, {threads} {'thread' if threads == 1 else 'threads'}"
-        speed = Speed(*(latency[name] for name in ("student", "teacher", "student_stored_images")), device, _SOURCE)
+        student, teacher_ms, stored = (latency[name] for name in ("student", "teacher", "student_stored_images"))
+        speed = Speed(student, teacher_ms, stored, device, _SOURCE)
         record = replace(record, speed=speed)
     write_run(folder, record)
     shutil.copyfile(output_dir / "attention.png", folder / "attention.png")
