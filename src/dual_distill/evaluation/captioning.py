@@ -39,7 +39,7 @@ class CaptionScores(StreamedMetric):
     Example:
         >>> CaptionScores().add_batch(predictions=["a dog"], references=[[]])
         Traceback (most recent call last):
-        ValueError: Row 0 has no references, but a caption is held against one or more; leave the image out.
+        ValueError: Row 0 has no references, but a caption needs some; leave the image out.
     """
 
     row_features = Features({"predictions": Value("string"), "references": ListOf(Value("string"))})
