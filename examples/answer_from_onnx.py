@@ -4,8 +4,8 @@
     pip install numpy onnxruntime pillow tokenizers
     python examples/answer_from_onnx.py runs/student-onnx --image photo.jpg "what is it?" "how many are there?"
 
-The image tower runs once; its vector could be stored and asked tomorrow. Each question costs the text tower and the
-head.
+The image tower runs once; what it gives could be stored and asked tomorrow. Each question costs the other graphs: text
+tower and head, or, of a model with interaction layers, one graph that reads the image's tokens.
 """
 
 # ruff: noqa: T201 - printing is what a script does
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 
 class Answerer:
-    """Three graphs, the tokenizer and the image settings of one exported folder."""
+    """The graphs, the tokenizer and the image settings of one exported folder."""
 
     def __init__(self, folder: Path):
         self.about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
@@ -33,8 +33,14 @@ class Answerer:
         self.tokenizer.enable_truncation(self.about["max_text_tokens"])
         self.tokenizer.enable_padding()  # with id 0; what stands there is masked
 
-    def encode_images(self, images: list[Image.Image]) -> np.ndarray:
-        """Encode the N images that the model reads together: `(1, N, C)`."""
+    def run(self, graph: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one graph on those of the arrays that it takes, and return what it gives by name."""
+        session = self.graphs[graph]
+        outputs = session.run(None, {one.name: arrays[one.name] for one in session.get_inputs()})
+        return dict(zip([one.name for one in session.get_outputs()], outputs, strict=True))
+
+    def encode_images(self, images: list[Image.Image]) -> dict[str, np.ndarray]:
+        """Encode the N images that the model reads together: a vector `(1, N, C)`, or tokens and their mask."""
         expected = self.about["num_images"]
         if len(images) != expected:
             raise SystemExit(f"there are {len(images)} images, the model reads {expected} together; repeat --image.")
@@ -45,8 +51,7 @@ class Answerer:
         for place, array in enumerate(arrays):
             values[0, place, :, : array.shape[1], : array.shape[2]] = array
             mask[0, place, : array.shape[1], : array.shape[2]] = 1
-        [embeds] = self.graphs["image_tower"].run(None, {"pixel_values": values, "pixel_mask": mask})
-        return embeds
+        return self.run("image_tower", {"pixel_values": values, "pixel_mask": mask})
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Resize, rescale and normalise an image as the processor does: `(3, H, W)` float32."""
@@ -65,18 +70,18 @@ class Answerer:
         values = (values - np.array(self.images["image_mean"])) / np.array(self.images["image_std"])
         return values.astype(np.float32).transpose(2, 0, 1)
 
-    def answer(self, questions: list[str], image_pooler_output: np.ndarray) -> np.ndarray:
+    def answer(self, questions: list[str], stored: dict[str, np.ndarray]) -> np.ndarray:
         """Ask all questions about images encoded before: probabilities `(questions, answers)`."""
         encoded = self.tokenizer.encode_batch(questions)
-        inputs = {
+        arrays = {
             "input_ids": np.array([one.ids for one in encoded], np.int64),
             "attention_mask": np.array([one.attention_mask for one in encoded], np.int64),
         }
-        [text_pooler_output] = self.graphs["text_tower"].run(None, inputs)
-        rows = np.repeat(image_pooler_output, len(questions), axis=0)
-        [logits] = self.graphs["head"].run(
-            None, {"text_pooler_output": text_pooler_output, "image_pooler_output": rows}
-        )
+        arrays |= {name: np.repeat(array, len(questions), axis=0) for name, array in stored.items()}
+        for graph in self.graphs:
+            if graph != "image_tower":
+                arrays |= self.run(graph, arrays)
+        logits = arrays["logits"]
         if self.about["probabilities"] == "sigmoid":
             return 1 / (1 + np.exp(-logits))
         powers = np.exp(logits - logits.max(-1, keepdims=True))
@@ -93,8 +98,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     options = parser.parse_intermixed_args()
     answerer = Answerer(options.folder)
-    image_pooler_output = answerer.encode_images([Image.open(file) for file in options.images])
-    probabilities = answerer.answer(options.questions, image_pooler_output)
+    stored = answerer.encode_images([Image.open(file) for file in options.images])
+    probabilities = answerer.answer(options.questions, stored)
     names = answerer.about["answers"]
     predictions = [
         {

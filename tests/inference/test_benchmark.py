@@ -31,13 +31,13 @@ TINY = {
 SHAPE = PairShape(batch_size=3, text_tokens=9, real_tokens=4, image_size=(24, 16))
 
 
-def encoders(images=1):
+def encoders(images=1, **settings):
     if images == 1:
         classes = FusionEncoderForQuestionAnswering, DualEncoderForQuestionAnswering
     else:
         classes = FusionEncoderForImagesAndTextClassification, DualEncoderForImagesAndTextClassification
     fusion = classes[0]._from_config(FusionEncoderConfig(**TINY, num_images=images), attn_implementation="eager").eval()
-    return fusion, classes[1].from_fusion_encoder(fusion).eval()
+    return fusion, classes[1].from_fusion_encoder(fusion, **settings).eval()
 
 
 def counted(call):
@@ -66,6 +66,34 @@ def test_multiply_adds_are_those_that_torch_counts(images):
     for way, call in ways.items():
         config = fusion.config if way == "fusion_encoder" else dual.config
         assert multiply_adds(config, way, shape) * 3 == counted(call), way
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_multiply_adds_of_interaction_layers(images):
+    fusion, dual = encoders(images, interaction_layers=2)
+    shape = PairShape(3, 9, 9, (16, 24))
+    batch = random_pairs(fusion.config, shape)
+    del batch["pixel_mask"]
+    with torch.no_grad():
+        found = dual.get_image_features(batch["pixel_values"], output_token_states=True)
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    states = {"image_pooler_output": found.pooler_output, "image_token_states": found.image_token_states}
+    ways = {
+        "dual_encoder": batch,
+        "image_stored": text | {"image_token_embeds": found.image_token_embeds},
+        "keys_values_stored": text | states,
+    }
+    for way, inputs in ways.items():
+        assert multiply_adds(dual.config, way, shape) * 3 == counted(lambda inputs=inputs: dual(**inputs)), way
+
+
+def test_ways_of_interaction_layers_are_timed():
+    fusion, dual = encoders(interaction_layers=1)
+    rows = measure_answering({"teacher": fusion, "student": dual}, SHAPE, warmup=1, repeats=3)
+    ways = ["fusion_encoder", "dual_encoder", "image_stored", "keys_values_stored"]
+    assert [row["way"] for row in rows] == ways
+    fewer = [row["times_fewer_multiply_adds"] for row in rows]
+    assert fewer[1:] == sorted(fewer[1:])
 
 
 def test_calls_run_in_turn_and_each_begins_a_round():

@@ -55,6 +55,15 @@ def model_of(cls, processor, **fields) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
+def exported_layers(tmp_path_factory):
+    """Likewise, with interaction layers."""
+    processor = processor_of()
+    model = model_of(DualEncoderForQuestionAnswering, processor, interaction_layers=2)
+    out = tmp_path_factory.mktemp("export") / "onnx"
+    return model, processor, out, export_onnx(model, processor, out)
+
+
+@pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """Model, processor and the folder that was exported of them."""
     processor = processor_of()
@@ -104,8 +113,37 @@ def test_any_batch_length_and_image_size(exported, rows, tokens, grid):
         np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
 
 
-def test_the_example_answers_as_the_pipeline_does_without_torch(exported, tmp_path):
-    model, processor, out, _ = exported
+@pytest.mark.parametrize("rows, tokens, grid", [(1, 1, (1, 1)), (5, 20, (5, 2)), (2, 9, (1, 6))], ids=str)
+def test_interaction_layers_are_in_the_questions_graph(exported_layers, rows, tokens, grid):
+    model, _, out, report = exported_layers
+    assert list(report.files) == ["image_tower", "question"]
+    assert {path.name for path in out.glob("*.onnx")} == {"image_tower.onnx", "question.onnx"}
+    text = {
+        "input_ids": torch.randint(1, 60, (rows, tokens)).clamp(max=model.config.vocab_size - 1),
+        "attention_mask": (torch.arange(tokens)[None] < torch.randint(1, tokens + 1, (rows, 1))).long(),
+    }
+    pixels = {
+        "pixel_values": torch.randn(rows, 1, 3, 8 * grid[0], 8 * grid[1]),
+        "pixel_mask": torch.ones(rows, 1, 8 * grid[0], 8 * grid[1], dtype=torch.long),
+    }
+    pixels["pixel_mask"][-1, :, 8:] = 0
+    image_tower, question = (
+        onnxruntime.InferenceSession(str(out / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        for name in ("image_tower", "question")
+    )
+    images = image_tower.run(None, {name: tensor.numpy() for name, tensor in pixels.items()})
+    stored = dict(zip(("image_token_embeds", "image_token_mask"), images, strict=True))
+    [logits] = question.run(None, {name: tensor.numpy() for name, tensor in text.items()} | stored)
+    with torch.no_grad():
+        expected = model.get_image_features(**pixels)
+        np.testing.assert_allclose(stored["image_token_embeds"], expected.image_token_embeds.numpy(), atol=1e-4)
+        np.testing.assert_array_equal(stored["image_token_mask"], expected.image_token_mask.numpy())
+        np.testing.assert_allclose(logits, model(**text, **pixels).logits.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["exported", "exported_layers"])
+def test_the_example_answers_as_the_pipeline_does_without_torch(which, request, tmp_path):
+    model, processor, out, _ = request.getfixturevalue(which)
     picture = tmp_path / "picture.png"
     noise = torch.randint(0, 256, (30, 47, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
     Image.fromarray(noise.numpy()).save(picture)

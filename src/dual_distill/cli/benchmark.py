@@ -1,9 +1,10 @@
 """Time how fast a checkpoint answers, with nothing stored and with encoded images and texts at hand.
 
 A dual encoder is timed four times: nothing stored, images stored, texts and images stored, and both stored by
-`encode --projected`. --against puts another model first (its fusion encoder), and the ratios say how many times faster
-than that. A fusion encoder without --against is compared with the dual encoder of the same shape that could be
-distilled from it; what is computed does not depend on weights.
+`encode --projected`; one with interaction layers three times: nothing, an image's tokens (as `encode` stores them), and
+the layers' keys and values of these stored. --against puts another model first (its fusion encoder), and the ratios say
+how many times faster than that. A fusion encoder without --against is compared with the dual encoder of the same shape
+that could be distilled from it; what is computed does not depend on weights.
 
 All run in turn in one process; only ratios are worth comparing between machines. "by arithmetic" is what the
 multiply-adds alone would give.
@@ -99,7 +100,7 @@ def table(result: dict[str, Any]) -> str:
     layers = "prepacked" if result["prepacked_layers"] else "of torch"
     lines = [
         f"{result['device']}, {result['threads']} threads, {result['dtype']}, {size} px, linear layers {layers}",
-        f"{'batch':>5} {'tokens':>7} {'way':<15} {'ms a pair':>10} {'quartiles':>19} {'GMAC':>8} {'faster':>8} "
+        f"{'batch':>5} {'tokens':>7} {'way':<18} {'ms a pair':>10} {'quartiles':>19} {'GMAC':>8} {'faster':>8} "
         f"{'by arithmetic':>13}  model",
     ]
     for row in result["rows"]:
@@ -107,5 +108,5 @@ def table(result: dict[str, Any]) -> str:
         quartiles = " - ".join(f"{value:.4g}" for value in row["latency_quartiles_ms"])
         measured = f"{row['latency_ms']:>10.4g} {quartiles:>19} {row['multiply_adds'] / 1e9:>8.3f}"
         ratios = f"{row['times_faster']:>8.4g} {row['times_fewer_multiply_adds']:>13.4g}"
-        lines.append(f"{row['batch_size']:>5} {tokens:>7} {row['way']:<15} {measured} {ratios}  {row['model']}")
+        lines.append(f"{row['batch_size']:>5} {tokens:>7} {row['way']:<18} {measured} {ratios}  {row['model']}")
     return "\n".join(lines)

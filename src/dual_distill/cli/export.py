@@ -1,9 +1,10 @@
-"""Export a dual encoder as three ONNX graphs: text tower, image tower, and the head that answers.
+"""Export a dual encoder as ONNX graphs: text tower, image tower, and the head that answers.
 
 OUT gets text_tower.onnx, image_tower.onnx and head.onnx (any batch, text length and image size), the processor, and
-export.json: the answers in the order of the logits, and whether probabilities are their softmax or sigmoid.
+export.json: the answers in the order of the logits, and whether probabilities are their softmax or sigmoid. Of a model
+with interaction layers it gets image_tower.onnx, which gives an image's tokens, and question.onnx, which reads them.
 
-Encode each image once with the image tower and keep the vectors; a question costs the text tower and the head.
+Encode each image once with the image tower and keep what it gives; a question costs the other graphs.
 examples/answer_from_onnx.py answers from such a folder without torch.
 
 Examples:

@@ -19,8 +19,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from dual_distill.modeling import DualEncoderConfig
 
 # "stored" sides are encoded before the clock starts, "projected" ones also went through their half of the interaction's
-# first linear map (`encode --projected`).
-WAYS = ("fusion_encoder", "dual_encoder", "image_stored", "both_stored", "both_projected")
+# first linear map (`encode --projected`). Of interaction layers, an image is stored as its tokens, or as the keys and
+# values that the layers make of them.
+WAYS = ("fusion_encoder", "dual_encoder", "image_stored", "keys_values_stored", "both_stored", "both_projected")
 
 _MIN_ROUND_MS = 50.0  # what a way of answering is called in a row for, at least
 
@@ -150,19 +151,30 @@ def multiply_adds(config: PreTrainedConfig, way: str, shape: PairShape) -> int:
         return images * (embedding + _layers(config, shape.text_tokens + 1 + patches) + width**2) + head
 
     # The interaction: two linear maps, 2C to 2C (half of it a text and half an image, unless stored) and 2C to C.
-    first_map = 0 if way == "both_projected" else (1 + images) * width * 2 * width
+    texts = images if config.interaction_layers else 1
+    first_map = 0 if way == "both_projected" else (texts + images) * width * 2 * width
     total = first_map + images * 2 * width * width + head
-    if way in ("dual_encoder", "image_stored"):
+    if way in ("dual_encoder", "image_stored", "keys_values_stored"):
         total += _layers(config.text_config, shape.text_tokens) + width**2
     if way == "dual_encoder":
         total += images * (embedding + _layers(config.vision_config, 1 + patches) + width**2)
+
+    if config.interaction_layers:
+        # Each image has its own texts in there, and their pooled token; stored tokens are pooled here too.
+        each = _layer(config.text_config, shape.text_tokens, 1 + patches)
+        each += 0 if way == "keys_values_stored" else 2 * width**2 * (1 + patches)
+        total += images * (config.interaction_layers * each + width**2 + (width**2 if way == "image_stored" else 0))
     return total
 
 
 def _layers(config: PreTrainedConfig, tokens: int) -> int:
+    total: int = config.num_hidden_layers * _layer(config, tokens)
+    return total
+
+
+def _layer(config: PreTrainedConfig, tokens: int, other_keys: int = 0) -> int:
     width, inner = config.hidden_size, config.intermediate_size
-    layer = 4 * width**2 * tokens + 2 * width * inner * tokens + 2 * width * tokens**2
-    total: int = config.num_hidden_layers * layer
+    total: int = 4 * width**2 * tokens + 2 * width * inner * tokens + 2 * width * tokens * (tokens + other_keys)
     return total
 
 
@@ -201,7 +213,7 @@ def measure_answering(
     Args:
         models: by name, on one device; the first is what the others are compared with. A dual encoder is timed with
             nothing stored, with images stored, with both sides stored, and with both sides stored after their half of
-            the interaction.
+            the interaction; one with interaction layers with nothing, an image's tokens, and their keys and values.
         shape: of the batch.
         warmup: rounds that do not count.
         repeats: rounds that do.
@@ -252,12 +264,18 @@ def _calls(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[st
         return {"fusion_encoder": partial(model, **batch)}
 
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    images = model.get_image_features(batch["pixel_values"], batch["pixel_mask"])
+    pixels = batch["pixel_values"], batch["pixel_mask"]
     if model.config.interaction_layers:  # which read the image's tokens: neither side can be stored as one vector
-        stored = {name: images[name] for name in ("image_token_embeds", "image_token_mask")}
-        return {"dual_encoder": partial(model, **batch), "image_stored": partial(model, **text, **stored)}
+        images = model.get_image_features(*pixels, output_token_states=True)
+        stored = text | {"image_token_mask": images.image_token_mask}
+        states = {"image_pooler_output": images.pooler_output, "image_token_states": images.image_token_states}
+        return {
+            "dual_encoder": partial(model, **batch),
+            "image_stored": partial(model, **stored, image_token_embeds=images.image_token_embeds),
+            "keys_values_stored": partial(model, **stored, **states),
+        }
 
-    image_pooler_output = images.pooler_output
+    image_pooler_output = model.get_image_features(*pixels).pooler_output
     text_pooler_output = model.get_text_features(**text).pooler_output
     projections = model.project_text(text_pooler_output), model.project_images(image_pooler_output)
     return {

@@ -3,6 +3,9 @@
 Three instead of one, because a dual encoder is worth having where images are encoded once and asked many times: a
 service keeps the image vectors and runs text tower and head alone. Each graph takes any batch, text length and image
 size, and is held against torch in onnxruntime on two batches before the folder appears.
+
+A model with interaction layers is two graphs: the image tower, and the question's, which holds text tower, layers and
+head and reads the image's tokens.
 """
 
 import json
@@ -31,7 +34,6 @@ from .benchmark import PairShape, random_pairs
 
 # What a reader without this package needs to know: answers, how logits become probabilities, inputs and outputs.
 EXPORT_FILE = "export.json"
-GRAPHS = {"text_tower": "text_tower.onnx", "image_tower": "image_tower.onnx", "head": "head.onnx"}
 
 _MODELS = (DualEncoderForQuestionAnswering, DualEncoderForImagesAndTextClassification)
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -48,8 +50,8 @@ class ExportReport:
         out: the folder that was written.
         architecture: class of the model.
         files: bytes by name of each graph's file, weights included.
-        largest_difference: of text vectors, image vectors and logits to torch on two batches, absolute.
-        largest_value: of those vectors and logits, absolute.
+        largest_difference: of all outputs of the graphs to torch on two batches, absolute.
+        largest_value: of those outputs, absolute.
     """
 
     out: str
@@ -100,8 +102,36 @@ class Head(nn.Module):
         return self.classifier(self.interaction(torch.cat([text, image_pooler_output], dim=-1)).flatten(1))
 
 
+class ImageTokens(ImageTower):
+    """Graph `image_tower` of interaction layers: -> `image_token_embeds` `(B, N, L, C)`, `image_token_mask`."""
+
+    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> Any:
+        """Encode images; a mask that is True at real tokens."""
+        output, rows = self.tower(pixel_values, pixel_mask), pixel_values.shape[:2]
+        return output.last_hidden_state.unflatten(0, rows), output.image_mask.unflatten(0, rows)
+
+
+class Question(nn.Module):
+    """Graph `question`: `input_ids`, `attention_mask` `(B, T)`, the outputs of `ImageTokens` -> `logits`."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        image_token_embeds: torch.Tensor,
+        image_token_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """Answer."""
+        images = {"image_token_embeds": image_token_embeds, "image_token_mask": image_token_mask}
+        return self.model(input_ids, attention_mask, **images).logits
+
+
 def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: str | Path) -> ExportReport:
-    """Write three ONNX graphs, the processor and `export.json` to a folder, after a comparison with torch.
+    """Write the ONNX graphs, the processor and `export.json` to a folder, after a comparison with torch.
 
     Args:
         model: a dual encoder with an answer or class head; put into eval mode.
@@ -123,8 +153,17 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
         processor.save_pretrained(folder)
         about = _describe(model, processor) | {"checked": {**difference, "tolerance": TOLERANCE}}
         Path(folder, EXPORT_FILE).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        sizes = {name: sum(part.stat().st_size for part in folder.glob(f"{file}*")) for name, file in GRAPHS.items()}
+        sizes = {
+            name: sum(part.stat().st_size for part in folder.glob(f"{file}*"))
+            for name, file in graph_files(model).items()
+        }
     return ExportReport(out=str(out), architecture=type(model).__name__, files=sizes, **difference)
+
+
+def graph_files(model: PreTrainedModel) -> dict[str, str]:
+    """Return the file of each graph by name, in the order in which they run."""
+    names = ("image_tower", "question") if model.config.interaction_layers else ("text_tower", "image_tower", "head")
+    return {name: f"{name}.onnx" for name in names}
 
 
 def _check(model: PreTrainedModel, out: Path) -> None:
@@ -133,8 +172,6 @@ def _check(model: PreTrainedModel, out: Path) -> None:
             f"{type(model).__name__} cannot be exported as text tower, image tower and head; give one of "
             f"{', '.join(kind.__name__ for kind in _MODELS)}."
         )
-    if model.config.interaction_layers:
-        raise ValueError("the model has interaction layers, which the exported graphs do not hold; use it in torch.")
     if model.dtype != torch.float32:
         raise ValueError(f"the model is {model.dtype}; load it with dtype=torch.float32, as which graphs are compared.")
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
@@ -150,7 +187,7 @@ def _describe(model: PreTrainedModel, processor: DualDistillProcessor) -> dict[s
     return {
         "format": "onnx",
         "architecture": type(model).__name__,
-        "graphs": GRAPHS,
+        "graphs": graph_files(model),
         "answers": [config.id2label[index] for index in range(config.num_labels)],
         "probabilities": "sigmoid" if config.problem_type == "multi_label_classification" else "softmax",
         "num_images": model.num_images,
@@ -174,20 +211,27 @@ def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
     example = _batch(model, num_rows=3, grid=(3, 4)) | {
         "text_pooler_output": torch.zeros(3, config.hidden_size),
         "image_pooler_output": torch.zeros(3, model.num_images, config.hidden_size),
+        "image_token_embeds": torch.zeros(3, model.num_images, 13, config.hidden_size),
+        "image_token_mask": torch.ones(3, model.num_images, 13, dtype=torch.bool),
     }
     pixels = {"pixel_values": {0: rows, 3: height, 4: width}, "pixel_mask": {0: rows, 2: height, 3: width}}
-    embeds = {"text_pooler_output": {0: rows}, "image_pooler_output": {0: rows}}
-    graphs: dict[str, tuple[nn.Module, dict[str, Any], str]] = {
-        "text_tower": (TextTower(model), {"input_ids": text, "attention_mask": text}, "text_pooler_output"),
-        "image_tower": (ImageTower(model), pixels, "image_pooler_output"),
-        "head": (Head(model), embeds, "logits"),
-    }
-    for name, (graph, shapes, output) in graphs.items():
-        _write_graph(graph.eval(), {key: example[key] for key in shapes}, shapes, output, folder / GRAPHS[name])
+    texts, embeds = dict.fromkeys(("input_ids", "attention_mask"), text), ("text_pooler_output", "image_pooler_output")
+    graphs: list[tuple[nn.Module, dict[str, Any], list[str]]] = [
+        (TextTower(model), texts, ["text_pooler_output"]),
+        (ImageTower(model), pixels, ["image_pooler_output"]),
+        (Head(model), {key: {0: rows} for key in embeds}, ["logits"]),
+    ]
+    if config.interaction_layers:
+        names, length = ["image_token_embeds", "image_token_mask"], Dim("image_tokens", min=1, max=_MOST_PATCHES**2)
+        tokens = {key: {0: rows, 2: length} for key in names}
+        graphs = [(ImageTokens(model), pixels, names), (Question(model), texts | tokens, ["logits"])]
+
+    for file, (graph, shapes, outputs) in zip(graph_files(model).values(), graphs, strict=True):
+        _write_graph(graph.eval(), {key: example[key] for key in shapes}, shapes, outputs, folder / file)
 
 
 def _write_graph(
-    graph: nn.Module, inputs: Mapping[str, torch.Tensor], shapes: dict[str, Any], output: str, file: Path
+    graph: nn.Module, inputs: Mapping[str, torch.Tensor], shapes: dict[str, Any], outputs: list[str], file: Path
 ) -> None:
     # Not `transformers.exporters`: it calls itself experimental, patches torch, and names outputs its own way.
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
@@ -204,7 +248,7 @@ def _write_graph(
                 dynamo=True,
                 dynamic_shapes=shapes,
                 input_names=list(inputs),
-                output_names=[output],
+                output_names=outputs,
                 verbose=False,
             )
         finally:
@@ -225,29 +269,35 @@ def compare_with_torch(model: PreTrainedModel, folder: Path) -> dict[str, float]
         folder: holds the graphs.
 
     Returns:
-        `largest_difference` and `largest_value` over text vectors, image vectors and logits.
+        `largest_difference` and `largest_value` over all outputs.
     """
     import onnxruntime
 
-    def run(name: str, **inputs: Any) -> Any:
-        return sessions[name].run(None, inputs)[0]
-
-    sessions = {
-        name: onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
-        for name, file in GRAPHS.items()
-    }
+    sessions = [
+        onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
+        for file in graph_files(model).values()
+    ]
     differences, values = [], []
     for batch in (_batch(model, num_rows=3, grid=None), _batch(model, num_rows=1, grid=(2, 5))):
         arrays = {name: tensor.numpy() for name, tensor in batch.items()}
-        text = run("text_tower", input_ids=arrays["input_ids"], attention_mask=arrays["attention_mask"])
-        image = run("image_tower", pixel_values=arrays["pixel_values"], pixel_mask=arrays["pixel_mask"])
-        logits = run("head", text_pooler_output=text, image_pooler_output=image)
+        images = model.get_image_features(batch["pixel_values"], batch["pixel_mask"])
+        wanted = {
+            "text_pooler_output": model.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output,
+            "image_pooler_output": images.pooler_output,
+            "image_token_embeds": images.image_token_embeds,
+            "image_token_mask": images.image_token_mask,
+            "logits": model(**batch).logits,
+        }
 
-        expected = model(**batch)
-        wanted = (expected.text_pooler_output, expected.image_pooler_output, expected.logits)
-        for found, value in zip((text, image, logits), wanted, strict=True):
-            differences.append((torch.from_numpy(found) - value).abs().max())
-            values.append(value.abs().max())
+        # What one graph gives, the next ones take.
+        for session in sessions:
+            names = [output.name for output in session.get_outputs()]
+            found = session.run(None, {put.name: arrays[put.name] for put in session.get_inputs()})
+            arrays |= zip(names, found, strict=True)
+            for name in names:
+                value = wanted[name].float()
+                differences.append((torch.from_numpy(arrays[name]).float() - value).abs().max())
+                values.append(value.abs().max())
     # torch's maximum keeps a NaN, Python's may lose it.
     return {
         "largest_difference": torch.stack(differences).max().item(),

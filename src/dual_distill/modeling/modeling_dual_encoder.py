@@ -235,8 +235,8 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             image_pooler_output = image_pooler_output[:, None]
         image_embeds = self.project_images(image_pooler_output) if image_embeds is None else image_embeds
         image_embeds = image_embeds[:, None] if image_embeds.dim() == 2 else image_embeds
-        num_texts = next(len(tensor) for tensor in texts.values() if tensor is not None)
-        if num_texts != len(image_embeds) and 1 not in (num_texts, len(image_embeds)):
+        num_texts = next(tensor.shape[0] for tensor in texts.values() if tensor is not None)
+        if num_texts != image_embeds.shape[0] and 1 not in (num_texts, image_embeds.shape[0]):
             raise ValueError(
                 f"there are {num_texts} texts and {len(image_embeds)} rows of images; give one text for each row of "
                 "images, or one of either for all."

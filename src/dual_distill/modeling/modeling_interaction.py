@@ -50,7 +50,7 @@ class InteractionLayer(TransformerLayer):
         """Let `(P, T, C)` text tokens read the image of their pair, or `(N, H, L, D)` keys that all texts share."""
         assert image_keys is not None
         assert image_values is not None
-        if len(image_keys) != len(hidden_states):
+        if image_keys.shape[0] != hidden_states.shape[0]:
             kwargs["shared_states"] = (image_keys, image_values)
         else:
             kwargs["extend_keys"] = lambda keys, values: (
@@ -108,18 +108,19 @@ class DualEncoderInteractionModel(DualEncoderPreTrainedModel):
             A `TowerOutput` whose `last_hidden_state` is `(B * N, T, C)`, text b as it reads image n.
         """
         images = image_token_embeds if image_token_states is None else image_token_states
-        rows, num_images = max(len(text_token_embeds), len(images)), images.shape[1]
+        # shape[0], not len: export keeps it symbolic.
+        rows, num_images = max(text_token_embeds.shape[0], images.shape[0]), images.shape[1]
         length = images.shape[-2]
 
         # A pair of text and image a row. Where one row of images serves many texts, only masks are repeated for it.
         texts = _pairs(text_token_embeds, rows, num_images)
         if text_mask is None:
-            text_mask = texts.new_ones(len(text_token_embeds), texts.shape[1])
+            text_mask = texts.new_ones(text_token_embeds.shape[0], texts.shape[1])
         if image_token_mask is None:
-            image_token_mask = texts.new_ones(len(images), num_images, length)
+            image_token_mask = texts.new_ones(images.shape[0], num_images, length)
         image_mask = image_token_mask.bool().expand(rows, -1, -1).flatten(0, 1)
         mask = torch.cat([image_mask, _pairs(text_mask.bool(), rows, num_images)], dim=1)
-        if len(images) == rows:
+        if images.shape[0] == rows:
             keys = texts.new_empty(*mask.shape, 0)
             mask = create_bidirectional_mask(self.config, texts, mask, encoder_hidden_states=keys)
 
