@@ -26,8 +26,6 @@ COMMANDS = {
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
-__all__ = ["COMMANDS", "main"]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.

@@ -6,24 +6,3 @@ from .captioning import CaptionReport, CaptionScores, CiderReward, report_captio
 from .retrieval import RetrievalRecall, recall_of_vectors, retrieval_recall
 from .submission import write_captions, write_submission
 from .vqa_score import FEWEST_ANSWERS, VQAScore, vqa_score
-
-__all__ = [
-    "FEWEST_ANSWERS",
-    "CaptionReport",
-    "CaptionScores",
-    "CiderReward",
-    "Consistency",
-    "GroupedAccuracy",
-    "RetrievalRecall",
-    "VQAScore",
-    "accuracy_of_logits",
-    "majority_answer",
-    "majority_baseline",
-    "question_only_baseline",
-    "recall_of_vectors",
-    "report_captions",
-    "retrieval_recall",
-    "vqa_score",
-    "write_captions",
-    "write_submission",
-]

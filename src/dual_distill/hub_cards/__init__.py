@@ -21,24 +21,3 @@ from .run_record import (
     split_revision,
     write_run,
 )
-
-__all__ = [
-    "PUBLISHED",
-    "DataOrigin",
-    "Measurement",
-    "ObjectiveRecord",
-    "Origin",
-    "PushError",
-    "PushReport",
-    "RunRecord",
-    "Speed",
-    "add_evaluation",
-    "origin_of",
-    "push_folder",
-    "push_pretrained",
-    "read_json",
-    "read_run",
-    "split_revision",
-    "write_card",
-    "write_run",
-]

@@ -17,36 +17,3 @@ from .pipeline import ANSWERING_TASK, DualVisualQuestionAnsweringPipeline
 from .prepacking import prepack_linear_layers
 from .retrieval import RetrievalReport, evaluate_retrieval
 from .search import FeatureStoreSearcher
-
-__all__ = [
-    "ANSWERING_TASK",
-    "DTYPES",
-    "NORMALISED",
-    "DualVisualQuestionAnsweringPipeline",
-    "EncodingReport",
-    "ExportReport",
-    "FeatureManifest",
-    "FeatureStore",
-    "FeatureStoreSearcher",
-    "FeatureStoreVQA",
-    "FeatureTable",
-    "PairShape",
-    "RetrievalReport",
-    "alternate",
-    "draw_attention_picture",
-    "encode_images",
-    "encode_texts",
-    "evaluate_retrieval",
-    "export_onnx",
-    "image_processor_settings",
-    "load_encoder",
-    "load_image",
-    "measure_answering",
-    "model_identity",
-    "multiply_adds",
-    "open_images",
-    "prepack_linear_layers",
-    "random_pairs",
-    "read_texts",
-    "word_attention",
-]

@@ -59,37 +59,3 @@ AutoModelForImageTextToText.register(FusionEncoderConfig, FusionEncoderForCaptio
 AutoModelForPreTraining.register(FusionEncoderConfig, FusionEncoderForPreTraining)
 AutoModelForPreTraining.register(DualEncoderConfig, DualEncoderForPreTraining)
 AutoModelForZeroShotImageClassification.register(DualEncoderConfig, DualEncoderForImageTextRetrieval)
-
-
-__all__ = [
-    "ContrastiveDualEncoder",
-    "DualDistillProcessor",
-    "DualEncoderConfig",
-    "DualEncoderForImageTextRetrieval",
-    "DualEncoderForImagesAndTextClassification",
-    "DualEncoderForPreTraining",
-    "DualEncoderForQuestionAnswering",
-    "DualEncoderModel",
-    "DualEncoderPreTrainedModel",
-    "DualEncoderTextConfig",
-    "DualEncoderTextModel",
-    "DualEncoderVisionConfig",
-    "DualEncoderVisionModel",
-    "FusionEncoderConfig",
-    "FusionEncoderForCaptioning",
-    "FusionEncoderForImageTextRetrieval",
-    "FusionEncoderForImagesAndTextClassification",
-    "FusionEncoderForMaskedLM",
-    "FusionEncoderForPreTraining",
-    "FusionEncoderForQuestionAnswering",
-    "FusionEncoderModel",
-    "FusionEncoderPreTrainedModel",
-    "PairIds",
-    "SplitLinear",
-    "allowed_negatives",
-    "dual_config_from_fusion",
-    "gather_pair_ids",
-    "gather_rows",
-    "own_fields",
-    "pair_similarities",
-]

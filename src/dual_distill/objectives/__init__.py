@@ -18,31 +18,3 @@ from .losses.pretraining import itm_distillation_loss, mlm_distillation_loss
 from .losses.token_queue import TokenQueue
 from .pretraining import PreTrainingObjective, hard_terms
 from .ranking import RankingObjective
-
-__all__ = [
-    "DiDEObjective",
-    "DistillVLMObjective",
-    "Objective",
-    "Paper",
-    "PreTrainingObjective",
-    "RankingObjective",
-    "TokenQueue",
-    "attention_distillation_loss",
-    "attention_matrix_loss",
-    "attention_probs",
-    "attention_probs_to_scores",
-    "chunked_attention_loss",
-    "cross_modal_scores",
-    "hard_terms",
-    "hardest_negatives",
-    "hidden_state_mse_loss",
-    "itm_distillation_loss",
-    "joint_pattern",
-    "listwise_cross_entropy",
-    "listwise_distillation_loss",
-    "mlm_distillation_loss",
-    "noise_contrastive_loss",
-    "relation_scores",
-    "soft_answer_loss",
-    "soft_label_loss",
-]

@@ -2,5 +2,3 @@
 
 from .report import report_table
 from .run import PRESETS, quickstart
-
-__all__ = ["PRESETS", "quickstart", "report_table"]

@@ -5,22 +5,3 @@ from .extraction import BATCH_SIZE, MAX_REGIONS, MIN_REGIONS, THRESHOLD, RegionR
 from .roi_align import roi_align
 from .store import SHARD_SIZE, RegionManifest, RegionStore, StoredImage, fill_store
 from .tsv import read_region_tsv
-
-__all__ = [
-    "BATCH_SIZE",
-    "MAX_REGIONS",
-    "MIN_REGIONS",
-    "SHARD_SIZE",
-    "THRESHOLD",
-    "Detector",
-    "RegionManifest",
-    "RegionReport",
-    "RegionStore",
-    "StoredImage",
-    "extract_regions",
-    "fill_store",
-    "load_detector",
-    "read_region_tsv",
-    "report_store",
-    "roi_align",
-]

@@ -5,18 +5,3 @@ from .build import build_processor, make_run, train
 from .data import load_data
 from .heads import HEADS, HeadSpec, head_of
 from .plan import RunPlan, plan_run
-
-__all__ = [
-    "HEADS",
-    "DataArguments",
-    "HeadSpec",
-    "ModelArguments",
-    "ReadingArguments",
-    "RunPlan",
-    "build_processor",
-    "head_of",
-    "load_data",
-    "make_run",
-    "plan_run",
-    "train",
-]

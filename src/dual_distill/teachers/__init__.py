@@ -11,24 +11,3 @@ from .conversion import MAX_POSITIONS, ConversionReport, convert_folder, start_f
 from .loading import LoadedModel, load_config, load_model, load_processor, load_teacher
 from .parity import TOLERANCE, check_parity, largest_difference, random_batch, refuse_full_folder, written_aside
 from .vilt import convert_vilt
-
-__all__ = [
-    "MAX_POSITIONS",
-    "TOLERANCE",
-    "ConversionReport",
-    "LoadedModel",
-    "check_parity",
-    "convert_folder",
-    "convert_vilt",
-    "fetch",
-    "largest_difference",
-    "load_config",
-    "load_model",
-    "load_processor",
-    "load_teacher",
-    "random_batch",
-    "refuse_full_folder",
-    "start_folder",
-    "start_from_bert",
-    "written_aside",
-]

@@ -8,19 +8,3 @@ from .evaluation import EvaluationReport, captions_by_image, describe_images, pr
 from .pretraining_trainer import PreTrainingTrainer
 from .recording import differing_fields
 from .retrieval_trainer import RetrievalTrainer
-
-__all__ = [
-    "CaptioningTrainer",
-    "DistillationTrainer",
-    "DistillationTrainingArguments",
-    "EvaluationReport",
-    "PreTrainingTrainer",
-    "RetrievalTrainer",
-    "SelfCriticalTrainer",
-    "captions_by_image",
-    "check_compatibility",
-    "describe_images",
-    "differing_fields",
-    "predict_answers",
-    "report_answers",
-]
