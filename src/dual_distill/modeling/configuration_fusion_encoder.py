@@ -43,7 +43,21 @@ class TransformerConfig(OwnConfig):
     def validate_architecture(self) -> None:
         """Refuse widths and grids that do not divide."""
         super().validate_architecture()
-        validate_tower(self)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}; "
+                "choose a width that the heads divide evenly."
+            )
+        image_size = getattr(self, "image_size", None)
+        if image_size is None:
+            return
+
+        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(sides) != 2 or any(side <= 0 or side % self.patch_size for side in sides):
+            raise ValueError(
+                f"image_size {image_size} does not divide into patches of {self.patch_size} pixels; "
+                "give one side or [height, width], each a multiple of patch_size."
+            )
 
 
 @strict
@@ -225,25 +239,6 @@ def patch_grid(image_size: int | list[int] | tuple[int, int], patch_size: int) -
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return height // patch_size, width // patch_size
-
-
-def validate_tower(config: PreTrainedConfig) -> None:
-    """Raise a `ValueError` for widths and grids that do not divide; shared by every transformer of the package."""
-    if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
-            f"hidden_size {config.hidden_size} is no multiple of num_attention_heads {config.num_attention_heads}; "
-            "choose a width that the heads divide evenly."
-        )
-    image_size = getattr(config, "image_size", None)
-    if image_size is None:
-        return
-
-    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(sides) != 2 or any(side <= 0 or side % config.patch_size for side in sides):
-        raise ValueError(
-            f"image_size {image_size} does not divide into patches of {config.patch_size} pixels; "
-            "give one side or [height, width], each a multiple of patch_size."
-        )
 
 
 def validate_weights(config: PreTrainedConfig, names: tuple[str, ...]) -> None:

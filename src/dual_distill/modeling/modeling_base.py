@@ -1,6 +1,6 @@
 """What the models of both encoders are mixed from: abilities, the transformer behind embeddings, word embeddings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from .modeling_embeddings import initialize_embeddings
 from .modeling_layers import Pooler, TransformerEncoder
@@ -32,11 +34,18 @@ class EncoderPreTrainedModel(PreTrainedModel):
         initialize_embeddings(module, self.config)
 
 
-class TransformerBody:
-    """Encoder, final layer norm and pooler, under ViLT's names; mixed into the models whose embeddings differ."""
+def records_layers(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a forward hand out `hidden_states` and `attentions` as `_can_record_outputs` names them."""
+    recording: Callable[..., Any] = merge_with_config_defaults(capture_outputs(tie_last_hidden_states=False)(forward))
+    return recording
 
-    def _add_body(self, config: PreTrainedConfig) -> None:
-        """Build the modules."""
+
+class TransformerBody(EncoderPreTrainedModel):
+    """Embeddings, which differ from model to model, encoder, final layer norm and pooler, under ViLT's names."""
+
+    def __init__(self, config: PreTrainedConfig, embeddings: type[nn.Module]):
+        super().__init__(config)
+        self.embeddings: Any = embeddings(config)
         self.encoder = TransformerEncoder(config)
         # Post-norm layers end in a norm of their own.
         norm_first = getattr(config, "norm_first", True)
@@ -44,6 +53,7 @@ class TransformerBody:
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if norm_first else nn.Identity()
         )
         self.pooler = Pooler(config)
+        self.post_init()
 
     def encode_tokens(
         self,

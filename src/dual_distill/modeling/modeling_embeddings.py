@@ -90,6 +90,30 @@ class ImageEmbeddings(nn.Module):
         self.patch_embeddings = PatchEmbeddings(config)
         self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + 1, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
+
+    def embed_image_rows(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, first_slot: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embed `(B, N, 3, H, W)` or `(B, 3, H, W)` pixels as `(B, N, 1 + I, C)`, with the mask `(B, N, 1 + I)`.
+
+        To each image the modality embedding of its index in the row is added, from row `first_slot` of the table on.
+        """
+        pixel_values = pixel_values[:, None] if pixel_values.dim() == 4 else pixel_values
+        if pixel_values.dim() != 5:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, N, 3, H, W), or (B, 3, H, W) for "
+                "one image a row."
+            )
+        rows = pixel_values.shape[:2]
+        if pixel_mask is not None:
+            pixel_mask = pixel_mask.flatten(0, 1) if pixel_mask.dim() == 4 else pixel_mask
+        tokens, mask = self.embed_images(pixel_values.flatten(0, 1), pixel_mask)
+
+        # Images beyond the table share its last row.
+        slots = torch.arange(first_slot, first_slot + rows[1], device=tokens.device)
+        modality = self.token_type_embeddings(slots.clamp(max=self.token_type_embeddings.num_embeddings - 1))
+        return tokens.unflatten(0, rows) + modality[:, None], None if mask is None else mask.unflatten(0, rows)
 
     def embed_images(
         self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
@@ -147,27 +171,6 @@ def _bilinear_weights(lengths: torch.Tensor, num_targets: int, num_sources: int)
     positions = targets * (num_sources - 1) / (lengths - 1).clamp(min=1)
     sources = torch.arange(num_sources, device=lengths.device)
     return (1 - (positions.unsqueeze(-1) - sources).abs()).clamp(min=0)
-
-
-def embed_image_rows(
-    embeddings: ImageEmbeddings, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Embed `(B, N, 3, H, W)` or `(B, 3, H, W)` pixels as `(B, N, 1 + I, C)`, with the mask `(B, N, 1 + I)`."""
-    if pixel_values.dim() == 4:
-        pixel_values = pixel_values[:, None]
-        pixel_mask = None if pixel_mask is None else pixel_mask[:, None]
-    if pixel_values.dim() != 5:
-        raise ValueError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, N, 3, H, W), or (B, 3, H, W) for one "
-            "image a row."
-        )
-    if pixel_mask is not None and pixel_mask.dim() == 3:
-        pixel_mask = pixel_mask[:, None]
-
-    rows = pixel_values.shape[:2]
-    flat_mask = None if pixel_mask is None else pixel_mask.flatten(0, 1)
-    tokens, mask = embeddings.embed_images(pixel_values.flatten(0, 1), flat_mask)
-    return tokens.unflatten(0, rows), None if mask is None else mask.unflatten(0, rows)
 
 
 def check_one_image(pixel_values: torch.Tensor | None, region_features: torch.Tensor | None, task: str) -> None:

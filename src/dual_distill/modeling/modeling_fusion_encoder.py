@@ -22,18 +22,15 @@ Only `embeddings.region_embeddings` (`projection`, `LayerNorm`) is then new.
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_fusion_encoder import FusionEncoderConfig
-from .modeling_base import EncoderPreTrainedModel, TextInputs, TransformerBody
+from .modeling_base import EncoderPreTrainedModel, TextInputs, TransformerBody, records_layers
 from .modeling_caption_mask import attention_mask_of, caption_positions, seq2seq_mask
 from .modeling_classification import ClassifierHead, EncoderForTask
-from .modeling_embeddings import ImageEmbeddings, TextEmbeddings, embed_image_rows
+from .modeling_embeddings import ImageEmbeddings, TextEmbeddings
 from .modeling_layers import TransformerAttention, TransformerLayer, layers_to_record
 from .modeling_outputs import FusionEncoderOutput
 from .modeling_region_embeddings import RegionFusionEmbeddings
@@ -46,7 +43,6 @@ class FusionEmbeddings(ImageEmbeddings):
         super().__init__()
         self.text_embeddings = TextEmbeddings(config)
         self._add_image_parameters(config)
-        self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
 
     def forward(
         self,
@@ -58,11 +54,7 @@ class FusionEmbeddings(ImageEmbeddings):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return text `(B, T, C)`, images `(B, N, 1 + I, C)` and the image mask `(B, N, 1 + I)` (None: all real)."""
         text = self.embed_text(input_ids, token_type_ids, position_ids)
-        images, mask = embed_image_rows(self, pixel_values, pixel_mask)
-
-        last = self.token_type_embeddings.num_embeddings - 1
-        slots = torch.arange(1, images.shape[1] + 1, device=images.device).clamp(max=last)
-        return text, images + self.token_type_embeddings(slots)[:, None], mask
+        return text, *self.embed_image_rows(pixel_values, pixel_mask, first_slot=1)
 
     def embed_text(
         self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, position_ids: torch.Tensor | None
@@ -81,7 +73,7 @@ class FusionEncoderPreTrainedModel(EncoderPreTrainedModel):
     _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": TransformerAttention}
 
 
-class FusionEncoderModel(TextInputs, FusionEncoderPreTrainedModel, TransformerBody):
+class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedModel):
     """The bare fusion encoder: pairs of text and image in, one fused vector a pair out.
 
     Example:
@@ -96,14 +88,10 @@ class FusionEncoderModel(TextInputs, FusionEncoderPreTrainedModel, TransformerBo
     """
 
     def __init__(self, config: FusionEncoderConfig):
-        super().__init__(config)
         self.reads_regions = config.visual_inputs == "regions"
-        self.embeddings = RegionFusionEmbeddings(config) if self.reads_regions else FusionEmbeddings(config)
-        self._add_body(config)
-        self.post_init()
+        super().__init__(config, RegionFusionEmbeddings if self.reads_regions else FusionEmbeddings)
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @records_layers
     def forward(
         self,
         input_ids: torch.Tensor,

@@ -16,10 +16,9 @@ from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_dual_encoder import DualEncoderTextConfig
+from .modeling_base import records_layers
 from .modeling_layers import TransformerAttention, TransformerLayer
 from .modeling_outputs import TowerOutput
 from .modeling_towers import DualEncoderPreTrainedModel
@@ -80,8 +79,7 @@ class DualEncoderInteractionModel(DualEncoderPreTrainedModel):
         states = [torch.stack(layer.project_image(tokens), dim=1) for layer in self.layer]
         return torch.stack(states, dim=1).unflatten(0, image_token_embeds.shape[:2])
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @records_layers
     def forward(
         self,
         text_token_embeds: torch.Tensor,

@@ -144,13 +144,6 @@ class RegionFusionEmbeddings(nn.Module):
             mask = torch.ones(features.shape[:-1], dtype=torch.bool, device=features.device)
         else:
             mask = as_region_rows(region_mask, "region_mask", 2).bool()
-        if features.shape[:-1] != boxes.shape[:-1] or features.shape[:-1] != mask.shape:
-            raise ValueError(
-                f"region_features have shape {tuple(region_features.shape)}, region_boxes {tuple(region_boxes.shape)} "
-                f"and region_mask {tuple(mask.shape)}; give one box of {BOX_NUMBERS} numbers and one mask entry a "
-                "region."
-            )
-
         rows = features.shape[:2]
         regions = self.region_embeddings(features.flatten(0, 1), boxes.flatten(0, 1), mask.flatten(0, 1))
         return self.embed_text(input_ids, token_type_ids, position_ids), regions.unflatten(0, rows), mask

@@ -8,13 +8,11 @@ from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
 from .configuration_fusion_encoder import FusionEncoderConfig
-from .modeling_base import EncoderPreTrainedModel, TextInputs, TransformerBody
-from .modeling_embeddings import ImageEmbeddings, TextEmbeddings, embed_image_rows
+from .modeling_base import EncoderPreTrainedModel, TextInputs, TransformerBody, records_layers
+from .modeling_embeddings import ImageEmbeddings, TextEmbeddings
 from .modeling_fusion_encoder import FusionEncoderPreTrainedModel
 from .modeling_layers import TransformerAttention, TransformerLayer
 from .modeling_outputs import TowerOutput
@@ -40,16 +38,11 @@ class TowerImageEmbeddings(ImageEmbeddings):
     def __init__(self, config: DualEncoderVisionConfig):
         super().__init__()
         self._add_image_parameters(config)
-        self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
 
     def forward(
         self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        images, mask = embed_image_rows(self, pixel_values, pixel_mask)
-
-        last = self.token_type_embeddings.num_embeddings - 1
-        slots = torch.arange(images.shape[1], device=images.device).clamp(max=last)
-        return images + self.token_type_embeddings(slots)[:, None], mask
+        return self.embed_image_rows(pixel_values, pixel_mask)
 
 
 class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
@@ -110,7 +103,7 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
         return model.to(device=fusion_encoder.device, dtype=fusion_encoder.dtype).train()
 
 
-class DualEncoderTextModel(TextInputs, DualEncoderPreTrainedModel, TransformerBody):
+class DualEncoderTextModel(TextInputs, TransformerBody, DualEncoderPreTrainedModel):
     """The text tower."""
 
     config: DualEncoderTextConfig
@@ -120,13 +113,9 @@ class DualEncoderTextModel(TextInputs, DualEncoderPreTrainedModel, TransformerBo
     _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": TransformerAttention}
 
     def __init__(self, config: DualEncoderTextConfig):
-        super().__init__(config)
-        self.embeddings = TowerTextEmbeddings(config)
-        self._add_body(config)
-        self.post_init()
+        super().__init__(config, TowerTextEmbeddings)
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @records_layers
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -142,7 +131,7 @@ class DualEncoderTextModel(TextInputs, DualEncoderPreTrainedModel, TransformerBo
         return TowerOutput(**self.encode_tokens(tokens, layer_mask, recorded_layers, **kwargs))
 
 
-class DualEncoderVisionModel(DualEncoderPreTrainedModel, TransformerBody):
+class DualEncoderVisionModel(TransformerBody, DualEncoderPreTrainedModel):
     """The image tower."""
 
     config: DualEncoderVisionConfig
@@ -151,17 +140,13 @@ class DualEncoderVisionModel(DualEncoderPreTrainedModel, TransformerBody):
     _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": TransformerAttention}
 
     def __init__(self, config: DualEncoderVisionConfig):
-        super().__init__(config)
-        self.embeddings = TowerImageEmbeddings(config)
-        self._add_body(config)
-        self.post_init()
+        super().__init__(config, TowerImageEmbeddings)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the patch embeddings."""
         return self.embeddings.patch_embeddings
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @records_layers
     def forward(
         self,
         pixel_values: torch.Tensor,

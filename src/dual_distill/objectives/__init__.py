@@ -1,6 +1,6 @@
 """What is compared: pure loss functions of tensors, and the objectives made of them."""
 
-from .base import Objective, Paper
+from .base import Objective, Paper, Settings
 from .dide import DiDEObjective
 from .distillvlm import DistillVLMObjective
 from .losses.attention import (

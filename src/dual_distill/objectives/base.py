@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +29,14 @@ class Paper(NamedTuple):
     url: str
     bibtex: str
     reference: str
+
+
+class Settings(TypedDict, total=False):
+    """Arguments that all objectives of the package take, as they stand in `Objective`."""
+
+    temperature: float
+    layer_map: Mapping[int, int] | None
+    relation_heads: int | None
 
 
 class Objective(nn.Module):

@@ -1,11 +1,11 @@
 """The DiDE objective: soft labels and cross-modal attention of the last layer, both weight 1 in the paper's recipe."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
-from .base import Paper, student_loss
+from .base import Paper, Settings, student_loss
 from .cross_modal import CrossModalObjective
 from .losses.labels import soft_answer_loss, soft_label_loss
 
@@ -64,17 +64,15 @@ class DiDEObjective(CrossModalObjective):
         attention_weight: float = 1.0,
         soft_label_weight: float = 1.0,
         label_weight: float = 0.0,
-        temperature: float = 1.0,
-        layer_map: Mapping[int, int] | None = None,
-        relation_heads: int | None = None,
         multi_label: bool = False,
+        **settings: Unpack[Settings],
     ):
         weights = {
             "attention_weight": attention_weight,
             "soft_label_weight": soft_label_weight,
             "label_weight": label_weight,
         }
-        super().__init__(weights, temperature=temperature, layer_map=layer_map, relation_heads=relation_heads)
+        super().__init__(weights, **settings)
         self.multi_label = multi_label
 
     def forward(

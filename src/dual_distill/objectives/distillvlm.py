@@ -1,12 +1,21 @@
 """The DistillVLM objective: a small fusion encoder imitates a large one that reads the same words, tags and regions."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 from torch import nn
 
-from .base import Objective, Paper, check_num_tokens, given_attention, mapped_layers, recorded_layer, student_loss
+from .base import (
+    Objective,
+    Paper,
+    Settings,
+    check_num_tokens,
+    given_attention,
+    mapped_layers,
+    recorded_layer,
+    student_loss,
+)
 from .losses.attention_matrices import attention_matrix_loss, attention_probs, joint_pattern
 from .losses.hidden_states import hidden_state_mse_loss, noise_contrastive_loss, pool_tokens
 from .losses.labels import soft_answer_loss, soft_label_loss
@@ -94,15 +103,13 @@ class DistillVLMObjective(Objective):
         hidden_weight: float = 1.0,
         soft_label_weight: float = 1.0,
         label_weight: float = 0.0,
-        temperature: float = 1.0,
-        layer_map: Mapping[int, int] | None = None,
-        relation_heads: int | None = None,
         hidden_loss: HiddenLoss = "nce",
         hidden_layers: Mapping[int, int] | None = None,
         pooled: bool = False,
         queue_size: int = 4096,
         nce_temperature: float = 0.07,
         multi_label: bool = False,
+        **settings: Unpack[Settings],
     ):
         if hidden_loss not in get_args(HiddenLoss):
             raise ValueError(f"hidden_loss is {hidden_loss!r}; give one of {', '.join(get_args(HiddenLoss))}.")
@@ -115,7 +122,7 @@ class DistillVLMObjective(Objective):
             "soft_label_weight": soft_label_weight,
             "label_weight": label_weight,
         }
-        super().__init__(weights, temperature=temperature, layer_map=layer_map, relation_heads=relation_heads)
+        super().__init__(weights, **settings)
 
         self.hidden_loss = hidden_loss
         self.hidden_layers = mapped_layers("hidden_layers", hidden_layers, weights["hidden_weight"])

@@ -7,10 +7,11 @@ every masked word.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
+from .base import Settings
 from .cross_modal import CrossModalObjective
 from .dide import DIDE_PAPER
 from .losses.pretraining import itm_distillation_loss, mlm_distillation_loss
@@ -63,18 +64,14 @@ class PreTrainingObjective(CrossModalObjective):
         attention_weight: float = 1.0,
         itm_distillation_weight: float = 1.0,
         mlm_distillation_weight: float = 1.0,
-        temperature: float = 1.0,
-        layer_map: Mapping[int, int] | None = None,
-        relation_heads: int | None = None,
+        **settings: Unpack[Settings],
     ):
         weights = {
             "attention_weight": attention_weight,
             "itm_distillation_weight": itm_distillation_weight,
             "mlm_distillation_weight": mlm_distillation_weight,
         }
-        super().__init__(
-            weights, temperature=temperature, layer_map=layer_map, relation_heads=relation_heads, may_be_idle=True
-        )
+        super().__init__(weights, may_be_idle=True, **settings)
 
     def forward(
         self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, torch.Tensor]

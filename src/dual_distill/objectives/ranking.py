@@ -6,10 +6,11 @@ image such texts), and the teacher is asked about these alone.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
+from .base import Settings
 from .cross_modal import CrossModalObjective
 from .dide import DIDE_PAPER
 from .losses.listwise import listwise_distillation_loss
@@ -54,12 +55,10 @@ class RankingObjective(CrossModalObjective):
         itc_weight: float = 1.0,
         ranking_weight: float = 1.0,
         attention_weight: float = 1.0,
-        temperature: float = 1.0,
-        layer_map: Mapping[int, int] | None = None,
-        relation_heads: int | None = None,
+        **settings: Unpack[Settings],
     ):
         weights = {"itc_weight": itc_weight, "ranking_weight": ranking_weight, "attention_weight": attention_weight}
-        super().__init__(weights, temperature=temperature, layer_map=layer_map, relation_heads=relation_heads)
+        super().__init__(weights, **settings)
 
     def forward(
         self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, torch.Tensor]

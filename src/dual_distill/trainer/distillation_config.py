@@ -3,12 +3,12 @@
 import inspect
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 from transformers import PreTrainedConfig, TrainingArguments
 
-from dual_distill.objectives import DiDEObjective, DistillVLMObjective, Objective, PreTrainingObjective
+from dual_distill.objectives import DiDEObjective, DistillVLMObjective, Objective, PreTrainingObjective, Settings
 
 from .teacher_cache import KINDS
 
@@ -158,7 +158,9 @@ class DistillationTrainingArguments(TrainingArguments):
             2.0
         """
         given = {**vars(self), "pooled": self.hidden_pooled, **known}
-        taken = {name: given[name] for name in inspect.signature(objective).parameters if given.get(name) is not None}
+        named = inspect.signature(objective).parameters
+        names = [*named, *(get_type_hints(Settings) if "settings" in named else ())]
+        taken = {name: given[name] for name in names if given.get(name) is not None}
         return objective(**taken)
 
     def write_weights(self, config: PreTrainedConfig) -> None:
