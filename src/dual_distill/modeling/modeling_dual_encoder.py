@@ -16,10 +16,14 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_classification import SplitLinear, classification_head
-from .modeling_interaction import DualEncoderInteractionModel
 from .modeling_layers import layers_to_record
 from .modeling_outputs import DualEncoderOutput, ImageFeaturesOutput
-from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
+from .modeling_towers import (
+    DualEncoderInteractionModel,
+    DualEncoderPreTrainedModel,
+    DualEncoderTextModel,
+    DualEncoderVisionModel,
+)
 
 
 class DualEncoderModel(DualEncoderPreTrainedModel):

@@ -56,10 +56,9 @@ class DualEncoderForQuestionAnswering(DualEncoderForTask):
 
     Example:
         >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-        >>> config = DualEncoderConfig(
-        ...     text_config={"vocab_size": 50, **tower}, vision_config={"image_size": 8, "patch_size": 4, **tower},
-        ...     num_labels=7)
-        >>> model = DualEncoderForQuestionAnswering(config)
+        >>> vision = dict(image_size=8, patch_size=4, **tower)
+        >>> model = DualEncoderForQuestionAnswering(
+        ...     DualEncoderConfig(text_config=tower, vision_config=vision, num_labels=7))
         >>> model(input_ids=torch.ones(3, 5, dtype=torch.long), pixel_values=torch.zeros(3, 3, 8, 8)).logits.shape
         torch.Size([3, 7])
     """
@@ -73,10 +72,9 @@ class DualEncoderForImagesAndTextClassification(DualEncoderForTask):
 
     Example:
         >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-        >>> config = DualEncoderConfig(
-        ...     text_config={"vocab_size": 50, **tower}, vision_config={"image_size": 8, "patch_size": 4, **tower},
-        ...     num_images=2)
-        >>> model = DualEncoderForImagesAndTextClassification(config)
+        >>> vision = dict(image_size=8, patch_size=4, **tower)
+        >>> model = DualEncoderForImagesAndTextClassification(
+        ...     DualEncoderConfig(text_config=tower, vision_config=vision, num_images=2))
         >>> model(input_ids=torch.ones(3, 5, dtype=torch.long), pixel_values=torch.zeros(3, 2, 3, 8, 8)).logits.shape
         torch.Size([3, 2])
     """

@@ -30,9 +30,8 @@ class DualEncoderForPreTraining(EncoderForPreTraining, ContrastiveDualEncoder):
 
     Example:
         >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-        >>> config = DualEncoderConfig(
-        ...     text_config={"vocab_size": 50, **tower}, vision_config={"image_size": 8, "patch_size": 4, **tower})
-        >>> model = DualEncoderForPreTraining(config)
+        >>> text_tower, image_tower = dict(vocab_size=50, **tower), dict(image_size=8, patch_size=4, **tower)
+        >>> model = DualEncoderForPreTraining(DualEncoderConfig(text_config=text_tower, vision_config=image_tower))
         >>> text, labels = torch.ones(3, 5, dtype=torch.long), torch.full((3, 5), -100)
         >>> labels[:, 2] = 7
         >>> output = model(input_ids=text, pixel_values=torch.zeros(3, 3, 8, 8), masked_input_ids=text,

@@ -1,7 +1,7 @@
-"""The two towers of the dual encoder, each a transformer of its own, and what all dual encoder classes share."""
+"""The two towers of the dual encoder, the interaction layers behind them, and what all dual encoder classes share."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -163,3 +163,131 @@ class DualEncoderVisionModel(TransformerBody, DualEncoderPreTrainedModel):
         return TowerOutput(
             **encoded, image_mask=tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
         )
+
+
+class InteractionLayer(TransformerLayer):
+    """Transformer layer whose keys and values are those of the image's tokens and of the text's own."""
+
+    def __init__(self, config: DualEncoderTextConfig):
+        super().__init__(config)
+        self.layernorm_image = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def project_image(self, image_tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of image tokens: `(P, L, C)` -> `(P, H, L, D)` each."""
+        attention, normed = self.attention.attention, self.layernorm_image(image_tokens)
+        shape = (*normed.shape[:-1], -1, attention.head_dim)
+        return tuple(project(normed).view(shape).transpose(1, 2) for project in (attention.key, attention.value))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        record: bool = False,
+        image_keys: torch.Tensor | None = None,
+        image_values: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Let `(P, T, C)` text tokens read the image of their pair, or `(N, H, L, D)` keys that all texts share."""
+        assert image_keys is not None
+        assert image_values is not None
+        if image_keys.shape[0] != hidden_states.shape[0]:
+            kwargs["shared_states"] = (image_keys, image_values)
+        else:
+            kwargs["extend_keys"] = lambda keys, values: (
+                torch.cat([image_keys, keys], dim=2),
+                torch.cat([image_values, values], dim=2),
+            )
+        hidden_states, queries, keys = super().forward(hidden_states, attention_mask, record, **kwargs)
+        return hidden_states, queries, None if keys is None else keys[:, :, -hidden_states.shape[1] :]
+
+
+class DualEncoderInteractionModel(DualEncoderPreTrainedModel):
+    """The interaction layers and the layer norm behind them.
+
+    Unusual here:
+
+    * The image's tokens are read and never changed, so an image is still encoded once, whatever is asked about it; its
+      tokens, or the keys and values that the layers make of them, can be stored.
+    * One image for many texts is read by broadcasting: its keys and values are not copied for each text.
+    * A layer is the towers' own, with a layer norm of the image's tokens beside that of the text's, so a fusion
+      encoder's layers fit. Keys are laid out `[image; text]`.
+    """
+
+    config: DualEncoderTextConfig
+    base_model_prefix = "interaction_model"
+    _can_record_outputs = {"hidden_states": InteractionLayer, "attentions": TransformerAttention}
+
+    def __init__(self, config: DualEncoderTextConfig, num_layers: int):
+        super().__init__(config)
+        self.layer: Any = nn.ModuleList([InteractionLayer(config) for _ in range(num_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def project_images(self, image_token_embeds: torch.Tensor) -> torch.Tensor:
+        """Keys and values of every layer, to be stored: `(B, N, L, C)` -> `(B, N, layers, 2, H, L, D)`."""
+        tokens = image_token_embeds.flatten(0, 1)
+        states = [torch.stack(layer.project_image(tokens), dim=1) for layer in self.layer]
+        return torch.stack(states, dim=1).unflatten(0, image_token_embeds.shape[:2])
+
+    @records_layers
+    def forward(
+        self,
+        text_token_embeds: torch.Tensor,
+        text_mask: torch.Tensor | None = None,
+        image_token_embeds: torch.Tensor | None = None,
+        image_token_states: torch.Tensor | None = None,
+        image_token_mask: torch.Tensor | None = None,
+        output_states: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TowerOutput:
+        """Let texts read images.
+
+        Args:
+            text_token_embeds: `(B, T, C)`, a text's last hidden state; one row serves all images.
+            text_mask: `(B, T)`, 1 = real token; None: all real.
+            image_token_embeds: `(B, N, L, C)`, an image's last hidden state; one row serves all texts.
+            image_token_states: `(B, N, layers, 2, H, L, D)` from `project_images`, in place of the tokens.
+            image_token_mask: `(B, N, L)` bool, True = real token; None: all real.
+            output_states: whether each layer's queries `(B * N, H, T, D)` and keys, the pair text `(B * N, H, T, D)`
+                and image `(B * N, H, L, D)` (`(N, H, L, D)` for one row that serves all), are handed out.
+            **kwargs: `output_hidden_states`, `output_attentions` (eager attention), and what attention functions take.
+
+        Returns:
+            A `TowerOutput` whose `last_hidden_state` is `(B * N, T, C)`, text b as it reads image n.
+        """
+        images = image_token_embeds if image_token_states is None else image_token_states
+        # shape[0], not len: export keeps it symbolic.
+        rows, num_images = max(text_token_embeds.shape[0], images.shape[0]), images.shape[1]
+        length = images.shape[-2]
+
+        # A pair of text and image a row. Where one row of images serves many texts, only masks are repeated for it.
+        texts = _pairs(text_token_embeds, rows, num_images)
+        if text_mask is None:
+            text_mask = texts.new_ones(text_token_embeds.shape[0], texts.shape[1])
+        if image_token_mask is None:
+            image_token_mask = texts.new_ones(images.shape[0], num_images, length)
+        image_mask = image_token_mask.bool().expand(rows, -1, -1).flatten(0, 1)
+        mask = torch.cat([image_mask, _pairs(text_mask.bool(), rows, num_images)], dim=1)
+        if images.shape[0] == rows:
+            keys = texts.new_empty(*mask.shape, 0)
+            mask = create_bidirectional_mask(self.config, texts, mask, encoder_hidden_states=keys)
+
+        recorded: list[Any] = []
+        for index, layer in enumerate(self.layer):
+            if image_token_states is None:
+                image_states = layer.project_image(images.flatten(0, 1))
+            else:
+                image_states = images[:, :, index].flatten(0, 1).unbind(1)
+            texts, queries, text_keys = layer(texts, mask, output_states, *image_states, **kwargs)
+            recorded.append((queries, (text_keys, image_states[0])))
+        return TowerOutput(
+            last_hidden_state=self.layernorm(texts),
+            query_states=tuple(queries for queries, _ in recorded) if output_states else None,
+            key_states=tuple(keys for _, keys in recorded) if output_states else None,
+        )
+
+
+def _pairs(texts: torch.Tensor, rows: int, num_images: int) -> torch.Tensor:
+    """Repeat `(B or 1, ...)` texts for every image of every row: `(rows * num_images, ...)`."""
+    texts = texts.expand(rows, *texts.shape[1:])
+    return texts if num_images == 1 else texts.repeat_interleave(num_images, dim=0)
