@@ -14,7 +14,7 @@ from dual_distill.modeling import (
     FusionEncoderForQuestionAnswering,
     FusionEncoderModel,
 )
-from dual_distill.modeling.modeling_classification import SplitLinear
+from dual_distill.modeling.modeling_heads import SplitLinear
 
 QUESTION = [FusionEncoderForQuestionAnswering, DualEncoderForQuestionAnswering]
 IMAGES = [FusionEncoderForImagesAndTextClassification, DualEncoderForImagesAndTextClassification]

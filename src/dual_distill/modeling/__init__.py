@@ -14,7 +14,6 @@ from transformers import (
 
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
 from .configuration_fusion_encoder import FusionEncoderConfig, own_fields
-from .modeling_classification import SplitLinear
 from .modeling_dual_encoder import DualEncoderModel
 from .modeling_dual_encoder_heads import DualEncoderForImagesAndTextClassification, DualEncoderForQuestionAnswering
 from .modeling_dual_encoder_pretraining import DualEncoderForPreTraining
@@ -28,6 +27,7 @@ from .modeling_fusion_encoder import (
 from .modeling_fusion_encoder_captioning import FusionEncoderForCaptioning
 from .modeling_fusion_encoder_heads import FusionEncoderForImageTextRetrieval, FusionEncoderForMaskedLM
 from .modeling_fusion_encoder_pretraining import FusionEncoderForPreTraining
+from .modeling_heads import SplitLinear
 from .modeling_pretraining_losses import PairIds, allowed_negatives, gather_pair_ids, gather_rows, pair_similarities
 from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
 from .processing_dual_distill import DualDistillProcessor

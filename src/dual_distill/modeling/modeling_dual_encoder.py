@@ -15,7 +15,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_dual_encoder import DualEncoderConfig
-from .modeling_classification import SplitLinear, classification_head
+from .modeling_heads import SplitLinear, classification_head
 from .modeling_layers import layers_to_record
 from .modeling_outputs import DualEncoderOutput, ImageFeaturesOutput
 from .modeling_towers import (

@@ -4,8 +4,8 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_dual_encoder import DualEncoderConfig
-from .modeling_classification import ClassifierHead, EncoderForTask
 from .modeling_dual_encoder import DualEncoderModel
+from .modeling_heads import ClassifierHead, EncoderForTask
 from .modeling_outputs import ImageFeaturesOutput
 from .modeling_towers import DualEncoderPreTrainedModel
 
@@ -72,9 +72,9 @@ class DualEncoderForImagesAndTextClassification(DualEncoderForTask):
 
     Example:
         >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-        >>> vision = dict(image_size=8, patch_size=4, **tower)
-        >>> model = DualEncoderForImagesAndTextClassification(
-        ...     DualEncoderConfig(text_config=tower, vision_config=vision, num_images=2))
+        >>> config = DualEncoderConfig(
+        ...     num_images=2, text_config=tower, vision_config=dict(image_size=8, patch_size=4, **tower))
+        >>> model = DualEncoderForImagesAndTextClassification(config)
         >>> model(input_ids=torch.ones(3, 5, dtype=torch.long), pixel_values=torch.zeros(3, 2, 3, 8, 8)).logits.shape
         torch.Size([3, 2])
     """

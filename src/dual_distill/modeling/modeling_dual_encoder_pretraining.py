@@ -13,8 +13,7 @@ import torch
 
 from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_dual_encoder_retrieval import ContrastiveDualEncoder
-from .modeling_fusion_encoder_heads import MaskedWordHead
-from .modeling_pretraining import EncoderForPreTraining, MatchingHead, Negatives, Similarities
+from .modeling_heads import EncoderForPreTraining, MaskedWordHead, MatchingHead, Negatives, Similarities
 from .modeling_pretraining_losses import PairIds, gather_rows, hard_negatives, itc_loss, pair_similarities
 
 

@@ -29,8 +29,8 @@ from transformers.utils import TransformersKwargs
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_base import EncoderPreTrainedModel, TextInputs, TransformerBody, records_layers
 from .modeling_caption_mask import attention_mask_of, caption_positions, seq2seq_mask
-from .modeling_classification import ClassifierHead, EncoderForTask
 from .modeling_embeddings import ImageEmbeddings, TextEmbeddings
+from .modeling_heads import ClassifierHead, EncoderForTask
 from .modeling_layers import TransformerAttention, TransformerLayer, layers_to_record
 from .modeling_outputs import FusionEncoderOutput
 from .modeling_region_embeddings import RegionFusionEmbeddings

@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
 
 from .configuration_fusion_encoder import FusionEncoderConfig
-from .modeling_classification import classification_loss
 from .modeling_embeddings import check_one_image
 from .modeling_fusion_encoder import FusionEncoderForTask
+from .modeling_heads import MaskedWordHead, MaskedWordsMixin, classification_loss, mlm_loss
 
 FUSION_TIED_WEIGHTS = {"mlm_score.decoder.weight": "fusion_encoder.embeddings.text_embeddings.word_embeddings.weight"}
 IMAGE_DIMS = {"pixel_values": 4, "pixel_mask": 3, "region_features": 3, "region_boxes": 3, "region_mask": 2}
@@ -80,78 +78,6 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderForTask):
         """One logit an image, `(B, N)`."""
         logits: torch.Tensor = self.rank_output(output.pooler_output).squeeze(-1)
         return logits
-
-
-class MaskedWordTransform(nn.Module):
-    """Linear map, activation and layer norm before the decoder: `(B, T, C)` -> `(B, T, C)`."""
-
-    def __init__(self, config: PreTrainedConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.activation(self.dense(hidden_states)))
-
-
-class MaskedWordHead(nn.Module):
-    """One logit a word piece for every text token: `(B, T, C)` -> `(B, T, vocabulary)`."""
-
-    def __init__(self, config: FusionEncoderConfig):
-        super().__init__()
-        self.transform = MaskedWordTransform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.transform(hidden_states))
-
-
-class MaskedWordsMixin:
-    """The decoder of masked words where resizing and tying look for it; mixed into the models that complete words."""
-
-    mlm_score: MaskedWordHead
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the decoder."""
-        return self.mlm_score.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the decoder."""
-        self.mlm_score.decoder = new_embeddings
-
-
-def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the masked words, in nats per labelled token.
-
-    Args:
-        logits: `(B, T, vocabulary)`.
-        labels: `(B, T)` word pieces, -100 where nothing was masked.
-
-    Returns:
-        Scalar float32, the mean over the labelled tokens of the batch; 0 when it has none.
-
-    Raises:
-        ValueError: the labels have another shape.
-
-    Note:
-        Rows with more masked words weigh more, as in BERT and ViLT; two half batches therefore add up to a whole one
-        only when they hold equally many.
-
-    Example:
-        >>> labels = torch.tensor([[-100, 3, -100]])
-        >>> round(mlm_loss(torch.zeros(1, 3, 8), labels).item(), 4)  # ln 8
-        2.0794
-    """
-    if labels.shape != logits.shape[:2]:
-        raise ValueError(
-            f"labels have shape {tuple(labels.shape)}, the text {tuple(logits.shape[:2])}; give one word piece a "
-            "token, -100 where none was masked."
-        )
-    loss = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
-    )
-    return loss / (labels != -100).sum().clamp(min=1)
 
 
 class FusionEncoderForWords(MaskedWordsMixin, FusionEncoderForTask):

@@ -11,8 +11,8 @@ import torch
 
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel
-from .modeling_fusion_encoder_heads import FUSION_TIED_WEIGHTS, MaskedWordHead
-from .modeling_pretraining import EncoderForPreTraining, MatchingHead, Negatives
+from .modeling_fusion_encoder_heads import FUSION_TIED_WEIGHTS
+from .modeling_heads import EncoderForPreTraining, MaskedWordHead, MatchingHead, Negatives
 from .modeling_pretraining_losses import PairIds, gather_rows, hard_negatives
 
 

@@ -1,0 +1,367 @@
+"""What models with a head share: a forward for tasks, one for pre-training, the heads of both encoders, their losses."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from .modeling_base import EncoderPreTrainedModel
+from .modeling_embeddings import check_one_image
+from .modeling_outputs import EncoderForPreTrainingOutput, EncoderForTaskOutput, shared_fields
+from .modeling_pretraining_losses import PairIds, check_pair_ids, gather_pair_ids, itm_loss, share_of_all
+
+Similarities = tuple[torch.Tensor, torch.Tensor]
+"""Of texts with all images, of images with all texts."""
+Negatives = tuple[tuple[torch.Tensor, ...], torch.Tensor]
+"""Rows of the drawn images, then those of the drawn texts where there are some; the fused vectors of these pairs."""
+
+
+class SplitLinear(nn.Linear):
+    """A linear map of two concatenated vectors, whole or in halves: `W [a; b] + c = (W_a a + c) + W_b b`."""
+
+    def forward(self, features: torch.Tensor, half: Literal["first", "second"] | None = None) -> torch.Tensor:
+        """Map both vectors `(..., in_features)`, or one half: the first with the bias, the second without."""
+        middle = self.in_features // 2
+        if half == "first":
+            return nn.functional.linear(features, self.weight[:, :middle], self.bias)
+        if half == "second":
+            return nn.functional.linear(features, self.weight[:, middle:])
+        return super().forward(features)
+
+
+def classification_head(
+    in_features: int, hidden_features: int, num_labels: int, first_layer: type[nn.Linear] = nn.Linear
+) -> nn.Sequential:
+    """Build `Linear -> LayerNorm -> GELU -> Linear`, the head of every task and of the shallow interaction."""
+    return nn.Sequential(
+        first_layer(in_features, hidden_features),
+        nn.LayerNorm(hidden_features),
+        nn.GELU(),
+        nn.Linear(hidden_features, num_labels),
+    )
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Hard-label loss in nats per row.
+
+    Args:
+        logits: `(B, labels)`.
+        labels: `(B,)` integer classes (-100: row without a label) for cross-entropy, or `(B, labels)` soft scores in
+            [0, 1] for binary cross-entropy summed over answers, as VQA v2 is trained.
+
+    Raises:
+        ValueError: the labels have neither shape.
+
+    Example:
+        >>> round(classification_loss(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)  # ln 4
+        1.3863
+        >>> round(classification_loss(torch.zeros(1, 4), torch.zeros(1, 4)).item(), 4)  # 4 ln 2
+        2.7726
+    """
+    logits = logits.float()
+
+    if labels.is_floating_point() and labels.shape == logits.shape:
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum") / len(logits)
+    if not labels.is_floating_point() and labels.shape == logits.shape[:1]:
+        # Divided by the rows, not by the labelled ones: unlabelled rows must not change the weight of the others, and
+        # two half batches must add up to a whole one.
+        return nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100) / len(logits)
+    raise ValueError(
+        f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}, logits {tuple(logits.shape)}; give integer "
+        "classes (B,) or soft scores (B, labels)."
+    )
+
+
+def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the masked words, in nats per labelled token.
+
+    Args:
+        logits: `(B, T, vocabulary)`.
+        labels: `(B, T)` word pieces, -100 where nothing was masked.
+
+    Returns:
+        Scalar float32, the mean over the labelled tokens of the batch; 0 when it has none.
+
+    Raises:
+        ValueError: the labels have another shape.
+
+    Note:
+        Rows with more masked words weigh more, as in BERT and ViLT; two half batches therefore add up to a whole one
+        only when they hold equally many.
+
+    Example:
+        >>> labels = torch.tensor([[-100, 3, -100]])
+        >>> round(mlm_loss(torch.zeros(1, 3, 8), labels).item(), 4)  # ln 8
+        2.0794
+    """
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, the text {tuple(logits.shape[:2])}; give one word piece a "
+            "token, -100 where none was masked."
+        )
+    loss = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
+    return loss / (labels != -100).sum().clamp(min=1)
+
+
+class MaskedWordTransform(nn.Module):
+    """Linear map, activation and layer norm before the decoder: `(B, T, C)` -> `(B, T, C)`."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.activation(self.dense(hidden_states)))
+
+
+class MaskedWordHead(nn.Module):
+    """One logit a word piece for every text token: `(B, T, C)` -> `(B, T, vocabulary)`."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.transform = MaskedWordTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.transform(hidden_states))
+
+
+class MaskedWordsMixin:
+    """The decoder of masked words where resizing and tying look for it; mixed into the models that complete words."""
+
+    mlm_score: MaskedWordHead
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the decoder."""
+        return self.mlm_score.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the decoder."""
+        self.mlm_score.decoder = new_embeddings
+
+
+class EncoderForTask(EncoderPreTrainedModel):
+    """A body of either kind and a head: subclasses say how rows are encoded, what the logits are, and their loss."""
+
+    task_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = staticmethod(classification_loss)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_query_states: bool | Sequence[int] | None = None,
+        output_key_states: bool | Sequence[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EncoderForTaskOutput:
+        """Give the logits of B rows of one text and N images, and their loss; the inputs are those of the body.
+
+        Args:
+            input_ids: `(B, T)`.
+            attention_mask: `(B, T)`.
+            pixel_values: `(B, N, 3, H, W)` or `(B, 3, H, W)`; masked words and captions have one image.
+            pixel_mask: `(B, N, H, W)`.
+            token_type_ids: `(B, T)`.
+            labels: `(B,)` integer classes, or `(B, labels)` soft scores in [0, 1]. For retrieval the index in `[0, N)`
+                of the image that fits, or `(B, N)` float, 1 = fits, 0 = does not. For masked words and captions
+                `(B, T)` word pieces, -100 where nothing was masked.
+            output_query_states: True or a list of layers.
+            output_key_states: True or a list of layers.
+            **kwargs: as in the body's `forward`: regions in place of pixels for a fusion encoder; for a dual encoder
+                stored vectors in place of a side (`text_pooler_output`, `image_embeds`, ...), and `join_states`.
+
+        Returns:
+            An `EncoderForTaskOutput`; the loss is in nats per row, per labelled token for masked words and captions.
+
+        Raises:
+            ValueError: a shape does not fit, or there are more images a row than the head reads.
+        """
+        output = self.encode_rows(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            token_type_ids=token_type_ids,
+            output_query_states=output_query_states,
+            output_key_states=output_key_states,
+            **kwargs,
+        )
+
+        logits = self.head_logits(output, input_ids)
+        loss = None if labels is None else self.task_loss(logits, labels)
+        return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))
+
+    def encode_rows(self, **inputs: Any) -> ModelOutput:
+        """Run the body."""
+        output: ModelOutput = self.base_model(**inputs)
+        return output
+
+    def head_logits(self, output: Any, input_ids: torch.Tensor | None) -> torch.Tensor:
+        """Run the head on the body's output."""
+        raise NotImplementedError
+
+
+class ClassifierHead:
+    """The classifier of a row's N fused vectors, side by side; mixed into the models that answer and classify."""
+
+    def _add_classifier(self, config: PreTrainedConfig, num_images: int) -> None:
+        """Build the head."""
+        self.num_images = num_images
+        in_features = num_images * config.hidden_size
+        self.classifier = classification_head(in_features, max(2, num_images) * config.hidden_size, config.num_labels)
+
+    def head_logits(self, output: Any, input_ids: torch.Tensor | None) -> torch.Tensor:
+        """One logit a label, `(B, labels)`."""
+        return self.classify(output.pooler_output)
+
+    def classify(self, fused: torch.Tensor) -> torch.Tensor:
+        """Logits of fused vectors `(B, N, C)`; refuse another N than the head's."""
+        if fused.shape[1] != self.num_images:
+            raise ValueError(
+                f"the rows have {fused.shape[1]} images, the head was built for {self.num_images}; "
+                "set num_images in the config or give as many images a row."
+            )
+        logits: torch.Tensor = self.classifier(fused.flatten(1))
+        return logits
+
+
+class MatchingHead(nn.Module):
+    """Two logits a fused vector, column 1 = text and image match: `(..., C)` -> `(..., 2)`."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.fc = nn.Linear(hidden_size, 2)
+
+    def forward(self, fused: torch.Tensor) -> torch.Tensor:
+        return self.fc(fused)
+
+
+class EncoderForPreTraining(MaskedWordsMixin, EncoderPreTrainedModel):
+    """A body of either kind with matching, masked words and what else its subclass compares."""
+
+    itm_score: MatchingHead
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        masked_input_ids: torch.Tensor | None = None,
+        masked_labels: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        caption_ids: torch.Tensor | None = None,
+        output_query_states: bool | Sequence[int] | None = None,
+        output_key_states: bool | Sequence[int] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EncoderForPreTrainingOutput:
+        """Compare B matched pairs with others, and complete their masked words.
+
+        Args:
+            input_ids: `(B, T)`, the text as it is.
+            attention_mask: `(B, T)`.
+            pixel_values: `(B, 1, 3, H, W)` or `(B, 3, H, W)`, the image that belongs to each text.
+            pixel_mask: `(B, 1, H, W)`.
+            token_type_ids: `(B, T)`.
+            masked_input_ids: `(B, T)`, the same text with words masked; gives `mlm_logits`.
+            masked_labels: `(B, T)` int64, the word piece where one was masked, -100 elsewhere; gives `mlm_loss`.
+            image_ids: `(B,)` int64, equal for equal images. With `caption_ids`, the pairs are also held against others
+                of all processes that are not known to fit, which gives `itm_loss`, and `itc_loss` of a dual encoder. A
+                fusion encoder gathers the pixels of all processes for that, and draws images uniformly.
+            caption_ids: `(B,)` int64, equal for equal captions.
+            output_query_states: True or a list of layers, of the matched pairs with their unmasked text.
+            output_key_states: likewise.
+            **kwargs: as in the body's `forward`, of that pass only.
+
+        Returns:
+            An `EncoderForPreTrainingOutput`; without ids `itm_logits` are `(B, 2)`, of the pairs as they are given.
+
+        Raises:
+            ValueError: a shape does not fit, rows have more than one image, or one of two inputs that belong together
+                is missing.
+
+        Note:
+            With `itc_weight` 0 nothing trains a dual encoder's similarities, and negatives are drawn uniformly.
+        """
+        check_pair_ids(image_ids, caption_ids)
+        if masked_labels is not None and masked_input_ids is None:
+            raise ValueError("masked_labels was given without masked_input_ids; give the masked text too.")
+        check_one_image(pixel_values, None, "a caption has one")
+
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "pixel_values": pixel_values,
+            "pixel_mask": pixel_mask,
+            "token_type_ids": token_type_ids,
+        }
+        recorded = {"output_query_states": output_query_states, "output_key_states": output_key_states}
+        output = self.base_model(**inputs, **recorded, **kwargs)
+        ids = None if image_ids is None or caption_ids is None else gather_pair_ids(image_ids, caption_ids)
+
+        # What a switched-off term alone needs is left out: an output without a gradient would mislead
+        # `find_unused_parameters`.
+        of_a_term = ("pooler_output", "text_embeds", "image_embeds", "interaction_model_output")
+        results = shared_fields(output, without=of_a_term)
+        similarities = self.contrast(output, ids, results)
+
+        if self.config.itm_weight:
+            results["pooler_output"] = output.pooler_output
+            fused = output.pooler_output[:, 0]
+            if ids is not None:
+                rows, drawn = self.fuse_negatives(output, ids, similarities, inputs)
+                results |= dict(zip(("negative_image_rows", "negative_text_rows"), rows, strict=False))
+                results["itm_labels"] = matching_labels(*rows)
+                fused = torch.cat([fused, drawn])
+            results["itm_logits"] = self.itm_score(fused)
+
+        if self.config.mlm_weight and masked_input_ids is not None:
+            states = self.masked_word_states(output, {**inputs, "input_ids": masked_input_ids})
+            results["mlm_logits"] = self.mlm_score(states)
+        return self._with_losses(results, masked_labels)
+
+    def contrast(self, output: Any, ids: PairIds | None, results: dict[str, Any]) -> Similarities | None:
+        """Add the contrastive term to the results, and return the similarities that negatives are drawn by."""
+        return None
+
+    def fuse_negatives(self, output: Any, ids: PairIds, similarities: Any, inputs: dict[str, Any]) -> Negatives:
+        """Draw unmatched pairs from the batch of all processes, by their similarities (None: all alike)."""
+        raise NotImplementedError
+
+    def masked_word_states(self, output: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """States `(B, T, C)` of a masked text's tokens that have seen the image."""
+        raise NotImplementedError
+
+    def _with_losses(self, results: dict[str, Any], masked_labels: torch.Tensor | None) -> EncoderForPreTrainingOutput:
+        """Add the losses of logits that have labels, and their sum by the configuration's weights (None: no term)."""
+        if "itm_labels" in results:
+            results["itm_loss"] = itm_loss(results["itm_logits"], results["itm_labels"])
+        if "mlm_logits" in results and masked_labels is not None:
+            # This process' part of the mean over the masked tokens of all processes.
+            share = share_of_all((masked_labels != -100).sum())
+            results["mlm_loss"] = mlm_loss(results["mlm_logits"], masked_labels) * share
+
+        terms = [name for name in ("itc_loss", "itm_loss", "mlm_loss") if name in results]
+        weighted = [getattr(self.config, name.removesuffix("loss") + "weight") * results[name] for name in terms]
+        return EncoderForPreTrainingOutput(loss=sum(weighted) if weighted else None, **results)
+
+
+def matching_labels(rows: torch.Tensor, *more_rows: torch.Tensor) -> torch.Tensor:
+    """Label matched pairs 1 and drawn ones 0, -100 where none could be drawn (row -1)."""
+    drawn = torch.cat([rows, *more_rows])
+    return torch.cat([torch.ones_like(rows), torch.where(drawn < 0, -100, 0)])
