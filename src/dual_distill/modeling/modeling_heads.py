@@ -1,4 +1,4 @@
-"""What models with a head share: a forward for tasks, one for pre-training, the heads of both encoders, their losses."""
+"""What models with a head share: a forward for tasks, one for pre-training, heads of both encoders and their losses."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
