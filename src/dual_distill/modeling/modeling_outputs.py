@@ -1,36 +1,12 @@
 """What the models return; B rows, N images a row, T text tokens, I patches, H heads of width D, C model width."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
-
-SHARED_FIELDS = (
-    "pooler_output",
-    "text_pooler_output",
-    "image_pooler_output",
-    "text_embeds",
-    "image_embeds",
-    "image_mask",
-)
-STATE_FIELDS = (
-    "query_states",
-    "key_states",
-    "hidden_states",
-    "attentions",
-    "attention_pattern",
-    "interaction_model_output",
-    "past_key_values",
-)
-
-
-def shared_fields(output: ModelOutput, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What a model with a head hands on of its body's output."""
-    names = [name for name in SHARED_FIELDS + STATE_FIELDS if name not in without]
-    return {name: output[name] for name in names if output.get(name) is not None}
 
 
 @dataclass
@@ -167,6 +143,16 @@ class EncoderForTaskOutput(ModelOutput):
     attention_pattern: torch.BoolTensor | None = None
     interaction_model_output: TowerOutput | None = None
     past_key_values: Cache | None = None
+
+
+BODY_FIELDS = tuple(field.name for field in fields(EncoderForTaskOutput) if field.name not in ("loss", "logits"))
+"""What a model with a head hands on of its body's output."""
+
+
+def shared_fields(output: ModelOutput, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a model with a head hands on of this output of its body."""
+    names = [name for name in BODY_FIELDS if name not in without]
+    return {name: output[name] for name in names if output.get(name) is not None}
 
 
 @dataclass

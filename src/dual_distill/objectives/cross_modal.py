@@ -1,6 +1,6 @@
 """The attention term of models that read `[text; image CLS; patches]`: cross-modal blocks of mapped layers."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -8,14 +8,14 @@ from .base import Objective, check_num_tokens, given_attention, recorded_layer
 from .losses.attention import attention_distillation_loss, attention_probs_to_scores, relation_scores
 from .losses.chunked_attention import chunked_attention_loss
 
-ScorePair = tuple[torch.Tensor, torch.Tensor]
-"""Text-to-image `(B * N, H, T, 1 + I)` and image-to-text `(B * N, H, 1 + I, T)`."""
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Scores: text-to-image `(B * N, H, T, 1 + I)`, image-to-text `(B * N, H, 1 + I, T)`. States: of text and of image."""
 
 
 class CrossModalObjective(Objective):
     """An objective with the attention term of DiDE, the base of those that distil a dual encoder."""
 
-    def teacher_scores(self, teacher_view: Any, attention_mask: torch.Tensor, num_tokens: int) -> list[ScorePair]:
+    def teacher_scores(self, teacher_view: Any, attention_mask: torch.Tensor, num_tokens: int) -> list[Pair]:
         """Cross-modal scores of the teacher, before softmax: what a cache keeps of its attention.
 
         Args:
@@ -37,9 +37,10 @@ class CrossModalObjective(Objective):
             if not getattr(teacher_view, "query_states", None):
                 scores.append(self._given_scores(teacher_view, index, num_text_tokens, num_tokens))
                 continue
-            queries, keys = _recorded(teacher_view, "teacher", index, num_text_tokens, num_tokens)
-            text_to_image = relation_scores(queries.text.detach(), keys.image.detach(), self.relation_heads)
-            image_to_text = relation_scores(queries.image.detach(), keys.text.detach(), self.relation_heads)
+            text_to_image, image_to_text = (
+                relation_scores(queries.detach(), keys.detach(), self.relation_heads)
+                for queries, keys in _recorded(teacher_view, "teacher", index, num_text_tokens, num_tokens)
+            )
             scores.append((text_to_image, image_to_text))
         return scores
 
@@ -65,34 +66,28 @@ class CrossModalObjective(Objective):
         num_text_tokens = text_mask.shape[1]
         num_tokens = num_text_tokens + image_mask.shape[1]
 
+        masks = ((image_mask, text_mask), (text_mask, image_mask))  # of keys and queries
+
         total = torch.zeros((), device=image_mask.device)
         for index in range(len(self.layer_map)):
-            queries, keys = _recorded(student_outputs, "student", index, num_text_tokens, num_tokens)
-            text_to_image, image_to_text = (queries.text, keys.image), (queries.image, keys.text)
+            students = _recorded(student_outputs, "student", index, num_text_tokens, num_tokens)
             if getattr(teacher_view, "query_states", None):
-                theirs, their_keys = _recorded(teacher_view, "teacher", index, num_text_tokens, num_tokens)
-                for student, teacher, key_mask, query_mask in (
-                    (text_to_image, (theirs.text, their_keys.image), image_mask, text_mask),
-                    (image_to_text, (theirs.image, their_keys.text), text_mask, image_mask),
-                ):
-                    loss = chunked_attention_loss(*student, *teacher, key_mask, query_mask, self.relation_heads)
-                    total = total + loss
+                teachers = _recorded(teacher_view, "teacher", index, num_text_tokens, num_tokens)
+                for student, teacher, mask in zip(students, teachers, masks, strict=True):
+                    total = total + chunked_attention_loss(*student, *teacher, *mask, self.relation_heads)
                 continue
 
             # A teacher that gives matrices has them in memory already: chunks would save nothing.
             given = self._given_scores(teacher_view, index, num_text_tokens, num_tokens)
-            for student, scores, key_mask, query_mask in (
-                (text_to_image, given[0], image_mask, text_mask),
-                (image_to_text, given[1], text_mask, image_mask),
-            ):
+            for student, scores, mask in zip(students, given, masks, strict=True):
                 student_scores = relation_scores(*student, self.relation_heads)
-                total = total + attention_distillation_loss(student_scores, scores, key_mask, query_mask)
+                total = total + attention_distillation_loss(student_scores, scores, *mask)
         return total * num_images / len(self.layer_map)
 
-    def _given_scores(self, view: Any, index: int, num_text_tokens: int, num_tokens: int) -> ScorePair:
+    def _given_scores(self, view: Any, index: int, num_text_tokens: int, num_tokens: int) -> Pair:
         """Return the scores that a cache gave back, or those of a foreign teacher's probabilities."""
         if getattr(view, "cross_modal_scores", None):
-            scores: ScorePair = view.cross_modal_scores[index]
+            scores: Pair = view.cross_modal_scores[index]
             return scores
         probs = given_attention(view, self.teacher_layers[index], self.relation_heads, num_tokens)
 
@@ -102,26 +97,20 @@ class CrossModalObjective(Objective):
         return attention_probs_to_scores(text_to_image), attention_probs_to_scores(image_to_text)
 
 
-class _States(NamedTuple):
-    """Queries or keys of one layer: text `(B * N, H, T, D)`, image `(B * N, H, 1 + I, D)`."""
-
-    text: torch.Tensor
-    image: torch.Tensor
-
-
-def _recorded(outputs: Any, role: str, index: int, num_text_tokens: int, num_tokens: int) -> tuple[_States, _States]:
-    """Queries and keys of a mapped layer, each taken apart into text and image."""
-    queries, keys = recorded_layer(outputs, role, index)
-    return _split(queries, role, num_text_tokens, num_tokens), _split(keys, role, num_text_tokens, num_tokens)
+def _recorded(outputs: Any, role: str, index: int, num_text_tokens: int, num_tokens: int) -> tuple[Pair, Pair]:
+    """Queries and keys of a mapped layer: text queries with image keys, image queries with text keys."""
+    queries, keys = (
+        _split(states, role, num_text_tokens, num_tokens) for states in recorded_layer(outputs, role, index)
+    )
+    return (queries[0], keys[1]), (queries[1], keys[0])
 
 
-def _split(states: torch.Tensor | ScorePair, role: str, num_text_tokens: int, num_tokens: int) -> _States:
+def _split(states: torch.Tensor | Pair, role: str, num_text_tokens: int, num_tokens: int) -> Pair:
     """One sequence `[text; image]` taken apart, or what two towers recorded as it is, without a copy either way."""
     if isinstance(states, torch.Tensor):
-        split = _States(states[:, :, :num_text_tokens], states[:, :, num_text_tokens:])
-    else:
-        split = _States(*states)
+        states = (states[:, :, :num_text_tokens], states[:, :, num_text_tokens:])
 
-    check_num_tokens(role, "recorded states", split.text.shape[2] + split.image.shape[2], num_tokens)
-    check_num_tokens(role, "recorded states of text", split.text.shape[2], num_text_tokens)
-    return split
+    text, image = states
+    check_num_tokens(role, "recorded states", text.shape[2] + image.shape[2], num_tokens)
+    check_num_tokens(role, "recorded states of text", text.shape[2], num_text_tokens)
+    return text, image

@@ -134,11 +134,11 @@ class DistillVLMObjective(Objective):
 
         self.projections = nn.ModuleList([nn.Linear(student_size, teacher_size) for _ in self.hidden_layers])
         queued = self.hidden_layers if hidden_loss == "nce" else ()
-        self.queues = nn.ModuleList([TokenQueue(queue_size, teacher_size) for _ in queued])
+        self.queues: Any = nn.ModuleList([TokenQueue(queue_size, teacher_size) for _ in queued])
 
     def finish_step(self) -> None:
         """Let the tokens of this step become negatives of the next."""
-        for queue in self._queues():
+        for queue in self.queues:
             queue.write()
 
     def forward(
@@ -216,7 +216,7 @@ class DistillVLMObjective(Objective):
                 total = total + hidden_state_mse_loss(projected, teacher, real)
                 continue
 
-            queue = self._queues()[index]
+            queue = self.queues[index]
             total = total + noise_contrastive_loss(projected, teacher, queue.negatives(), real, self.nce_temperature)
             if self.training:
                 queue.collect(nn.functional.normalize(teacher[real].float(), dim=-1))
@@ -236,10 +236,6 @@ class DistillVLMObjective(Objective):
             return mlm_distillation_loss(student, teacher, batch["labels"], self.temperature)
         compare = soft_answer_loss if self.multi_label else soft_label_loss
         return compare(student, teacher, self.temperature)
-
-    def _queues(self) -> list[TokenQueue]:
-        """The queues, as what they are."""
-        return [queue for queue in self.queues if isinstance(queue, TokenQueue)]
 
 
 def _hidden_states(outputs: Any, role: str, layer: int, num_tokens: int) -> torch.Tensor:
