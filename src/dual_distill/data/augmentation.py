@@ -116,9 +116,7 @@ class RandAugment:
             ValueError: the image is not RGB, or the key holds something else than integers and strings.
         """
         if image.mode != "RGB":
-            raise ValueError(
-                f"The image has mode {image.mode!r}, but augmentation needs 'RGB'; use decode_image first."
-            )
+            raise ValueError(f"The image has mode {image.mode!r}, but augmentation needs 'RGB'; take decode_image.")
         for name, strength in self.draw(key):
             image = OPERATIONS[name].apply(image, strength)
         return image

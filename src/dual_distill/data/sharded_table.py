@@ -88,9 +88,8 @@ class ShardedTable:
             content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             found, sha256 = content.pop("format", None), content.pop("sha256", None)
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"{str(file)!r} is not the manifest of a {self.kind} ({error}); give a folder of {self.made_by}."
-            ) from error
+            problem = f"{str(file)!r} is not the manifest of a {self.kind} ({error})"
+            raise ValueError(f"{problem}; give a folder of {self.made_by}.") from error
 
         if found != FORMAT:
             raise ValueError(

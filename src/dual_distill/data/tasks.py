@@ -34,6 +34,7 @@ class Task:
         image_id_column: column that is equal for all rows of one image, by which its captions are found, or None.
         reader: "module:function" in `data.datasets`, imported when `load_task` needs it; None: read elsewhere. A reader
             of files takes `path`, and its module says in `LAYOUT` what that folder holds; a generator takes no `path`.
+        fixed_labels: a label that is none of `label_names` is an error; False: it is an answer that counts as wrong.
 
     Example:
         >>> TASKS["scenes"].text_column, TASKS["nlvr"].label_names
@@ -53,44 +54,28 @@ class Task:
     min_answer_count: int = 1
     image_id_column: str | None = None
     reader: str | None = None
+    fixed_labels: bool = False
 
 
 _ONE: dict[str, Any] = {"image_columns": ("image",)}
 _QUESTIONS = _ONE | {"head": "question_answering", "text_column": "question", "label_column": "answer"}
-_SENTENCES = _ONE | {"head": "images_and_text_classification", "text_column": "sentence", "label_column": "label"}
+_SENTENCES = _ONE | {"text_column": "sentence", "label_column": "label"}
+_SENTENCES |= {"head": "images_and_text_classification", "fixed_labels": True}
+_TRUTH = _SENTENCES | {"consistency_column": "sentence_id"}
+_TRUTH_OF_TWO = _TRUTH | {"image_columns": ("image_0", "image_1")}
 _CAPTIONS = _ONE | {"text_column": "caption"}
 _COCO = _CAPTIONS | {"image_id_column": "image_id", "reader": "captions:load_captions"}
 _SCENE_ANSWERS = (*"0123456", "blue", "circle", "green", "no", "red", "square", "triangle", "yellow", "yes")
+_SCENES: dict[str, Any] = {"label_names": _SCENE_ANSWERS, "group_column": "question_type"}
+_TEN_ANSWERS: dict[str, Any] = {"answers_column": "answers", "given_answers_column": "answers_as_given"}
 _SNLI_VE_LABELS = ("contradiction", "entailment", "neutral")
 
 _TABLE = (
-    Task(
-        "scenes",
-        **_QUESTIONS,
-        label_names=_SCENE_ANSWERS,
-        group_column="question_type",
-        reader="scenes:generate_scenes",
-    ),
+    Task("scenes", **_QUESTIONS, **_SCENES, reader="scenes:generate_scenes"),
     Task("easy_vqa", **_QUESTIONS, reader="easy_vqa:load_easy_vqa"),
-    Task(
-        "vqa",
-        **_QUESTIONS,
-        group_column="answer_type",
-        answers_column="answers",
-        given_answers_column="answers_as_given",
-        min_answer_count=9,
-        reader="vqa_v2:load_vqa",
-    ),
-    Task(
-        "nlvr", **_SENTENCES, label_names=("false", "true"), consistency_column="sentence_id", reader="nlvr:load_nlvr"
-    ),
-    Task(
-        "nlvr2",
-        **_SENTENCES | {"image_columns": ("image_0", "image_1")},
-        label_names=("False", "True"),
-        consistency_column="sentence_id",
-        reader="nlvr2:load_nlvr2",
-    ),
+    Task("vqa", **_QUESTIONS, **_TEN_ANSWERS, group_column="answer_type", min_answer_count=9, reader="vqa_v2:load_vqa"),
+    Task("nlvr", **_TRUTH, label_names=("false", "true"), reader="nlvr:load_nlvr"),
+    Task("nlvr2", **_TRUTH_OF_TWO, label_names=("False", "True"), reader="nlvr2:load_nlvr2"),
     Task("snli_ve", **_SENTENCES, label_names=_SNLI_VE_LABELS, group_column="label", reader="snli_ve:load_snli_ve"),
     Task("coco_retrieval", head="image_text_retrieval", **_COCO),
     Task("image_text", head="image_text_retrieval", **_CAPTIONS, reader="image_text:load_image_text"),

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from dual_distill.data.decode_ahead import resize_image
 from dual_distill.data.fingerprint import fingerprint
-from dual_distill.data.images import MAX_PIXELS, ImageError, decode_image, image_source
+from dual_distill.data.images import MAX_PIXELS, decode_image, image_source
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
 from dual_distill.data.region_set import RegionLookup
 from dual_distill.data.tasks import Task
@@ -144,10 +145,9 @@ class ImageTextCollator:
             name = _row_name(row, position)
             for column in (*self.task.image_columns, *columns):
                 if column not in row:
-                    raise ValueError(
-                        f"Row {name} has no column {column!r}, which task {self.task.name!r} needs; it has: "
-                        f"{', '.join(row)}. (In a Trainer, set remove_unused_columns=False.)"
-                    )
+                    found = f"which task {self.task.name!r} needs; it has: {', '.join(row)}"
+                    way_out = "In a Trainer, set remove_unused_columns=False."
+                    raise ValueError(f"Row {name} has no column {column!r}, {found}. ({way_out})")
 
             # A file is read once: for the key of its content, for its pixels, and for what a subclass hashes.
             read.append({**row, ROW_NAME: name})
@@ -160,9 +160,8 @@ class ImageTextCollator:
         column = self.task.text_column
         text = row[column]
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f"Row {row[ROW_NAME]}: the text in column {column!r} is {text!r}, but a text has words; drop the row."
-            )
+            found = f"the text in column {column!r} is {text!r}"
+            raise ValueError(f"Row {row[ROW_NAME]}: {found}, but a text has words; drop the row.")
         return text
 
     def _tagged(self, regions: RegionInputs, rows: Sequence[Row], texts: list[str], max_length: int | None) -> Batch:
@@ -186,14 +185,7 @@ class ImageTextCollator:
         image = decode_image(value, name, self.max_pixels)
         if self.augmentation is not None and is_augmented:
             image = self.augmentation(image, (row[EPOCH_COLUMN], row[INDEX_COLUMN], index))
-        try:
-            prepared: torch.Tensor = self.processor.prepare_image(image)
-        except (ValueError, ZeroDivisionError) as error:
-            raise ImageError(
-                f"row {name}: the image of {image.width} x {image.height} pixels cannot be resized ({error}); "
-                "crop it to a less extreme shape, or drop the row."
-            ) from error
-
+        prepared: torch.Tensor = resize_image(self.processor.prepare_image, image, name)
         if not is_augmented:
             self._cache.keep(key, prepared)
         return prepared

@@ -73,10 +73,8 @@ class DistillationCollator(ImageTextCollator):
         """Soft scores `(answers,)` of what people answered; all zero for a row without answers."""
         answers = [] if answers is None else answers
         if not isinstance(answers, list | tuple) or not all(isinstance(answer, str) for answer in answers):
-            column = self.task.answers_column
-            raise ValueError(
-                f"Row {name}: the answers in column {column!r} are {answers!r}, but expected is a list of strings."
-            )
+            found = f"the answers in column {self.task.answers_column!r} are {answers!r}"
+            raise ValueError(f"Row {name}: {found}, but expected is a list of strings.")
 
         scores = torch.zeros(len(self.label_names))
         for answer, score in soft_scores(answers).items():
@@ -89,7 +87,5 @@ class DistillationCollator(ImageTextCollator):
             return self._label_ids.get(label, _UNKNOWN_LABEL)
         if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.label_names):
             return label
-        raise ValueError(
-            f"Row {name}: the label in column {self.task.label_column!r} is {label!r}, but it is a name, or an index "
-            f"from 0 to {len(self.label_names) - 1} into label_names."
-        )
+        found = f"the label in column {self.task.label_column!r} is {label!r}"
+        raise ValueError(f"Row {name}: {found}, but it is a name, or an index from 0 to {len(self.label_names) - 1}.")

@@ -99,10 +99,8 @@ class WholeWordMasker(_Masker):
 
     def __init__(self, tokenizer: Any, probability: float = 0.15, seed: int = 0) -> None:
         if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(
-                f"{type(tokenizer).__name__} is not a fast tokenizer, and does not say which word pieces make a word; "
-                "load the fast one of the same model."
-            )
+            found = f"{type(tokenizer).__name__} is not a fast tokenizer, and does not say where words begin"
+            raise ValueError(f"{found}; load the fast one of the same model.")
         if not 0 < probability <= 1:
             raise ValueError(f"probability is {probability}, but must be above 0 and at most 1 (BERT: 0.15).")
         super().__init__(tokenizer, seed)

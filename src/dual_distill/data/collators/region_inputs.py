@@ -34,12 +34,10 @@ class RegionInputs:
         self, regions: RegionLookup, teacher_regions: RegionLookup | None, num_tags: int, max_regions: int
     ) -> None:
         if teacher_regions is not None and teacher_regions.boxes_id != regions.boxes_id:
-            raise ValueError(
-                f"the regions have boxes by {regions.boxes_id!r}, those of the teacher by "
-                f"{teacher_regions.boxes_id!r}, but region i must be the same box on both sides; make the teacher's "
-                "features at the student's boxes (dual-distill regions ... --boxes STUDENT_STORE), and train the "
-                "teacher again on them."
-            )
+            made_by = f"boxes by {regions.boxes_id!r}, those of the teacher by {teacher_regions.boxes_id!r}"
+            way_out = "make the teacher's features at the student's boxes (dual-distill regions ... --boxes STORE)"
+            problem = f"the regions have {made_by}, but region i must be the same box on both sides"
+            raise ValueError(f"{problem}; {way_out}, and train the teacher again on them.")
         self.regions = regions
         self.teacher_regions = teacher_regions
         self.num_tags = num_tags
@@ -56,10 +54,8 @@ class RegionInputs:
         for (_, name), row, found in zip(rows, ours, theirs, strict=True):
             counts = [[len(one.boxes_px) for one in of_row] for of_row in (row, found)]
             if counts[0] != counts[1]:
-                raise ValueError(
-                    f"Row {name}: {self.regions!r} has {counts[0]} regions, {self.teacher_regions!r} {counts[1]}; make "
-                    "the teacher's anew at the student's boxes (--boxes)."
-                )
+                found = f"{self.regions!r} has {counts[0]} regions, {self.teacher_regions!r} {counts[1]}"
+                raise ValueError(f"Row {name}: {found}; make the teacher's at the student's boxes (--boxes).")
         return {**batch, "teacher_region_features": pad_regions(theirs)["region_features"]}, tags
 
     def _find(self, store: RegionLookup, rows: Sequence[NamedImages]) -> list[list[RegionSet]]:

@@ -20,7 +20,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from dual_distill.data.answers import build_answer_vocabulary
 from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, hold_out, undecoded
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, existing_file, read_lines
-from dual_distill.data.tasks import Task, nearest_name
+from dual_distill.data.tasks import TASKS, Task, nearest_name
 
 LAYOUT = (
     "a file .csv, .tsv, .jsonl or .parquet; a folder with train.csv, validation.csv, test.csv (or the other formats), "
@@ -29,10 +29,11 @@ LAYOUT = (
 )
 """What a custom dataset may be."""
 
+_SPLITS = ("train", "validation", "test")
 _SPLIT_WORDS = {"train": "train", **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"), "test": "test"}
 _FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _METADATA = ("metadata.csv", "metadata.jsonl")
-_HAS_CLASSES = {"question_answering": False, "images_and_text_classification": True}  # labels of a fixed set
+_FIXED_LABELS = {task.head: task.fixed_labels for task in TASKS.values() if task.label_column}
 _TEXT_TYPES = (Value("string"), Value("large_string"))
 _IMAGE, _LABEL = "the path of an image", "a word, a whole number, or true or false"
 
@@ -109,7 +110,10 @@ def load_custom_dataset(
         (('0', '1'), ['1', '0'])
     """
     images = (image_column,) if isinstance(image_column, str) else tuple(image_column)
-    task = Task("custom", head, images, text_column, label_column, answers_column=answers_column)
+    if head not in _FIXED_LABELS:
+        raise ValueError(f"head is {head!r}, but it is {' or '.join(map(repr, _FIXED_LABELS))}.")
+    fixed = _FIXED_LABELS[head]
+    task = Task("custom", head, images, text_column, label_column, answers_column=answers_column, fixed_labels=fixed)
     tables = _TableReader(task, id_column, skip_bad, report)
     if not 0 < validation_share < 1:
         raise ValueError(f"validation_share is {validation_share}, but it is above 0 and below 1.")
@@ -118,15 +122,15 @@ def load_custom_dataset(
 
     classes = list(label_names) if label_names is not None else None
     for split, table in _find_tables(data, config, revision).items():  # train comes first
-        rows = tables.read(split, table, classes if _HAS_CLASSES[head] else None)
-        if _HAS_CLASSES[head] and classes is None:
+        rows = tables.read(split, table, classes if fixed else None)
+        if fixed and classes is None:
             kind = table.rows.features[label_column] if table.rows is not None else None
             classes = list(kind.names) if isinstance(kind, ClassLabel) else _in_order(rows.unique(label_column))
 
-    splits, reader = tables.reader.splits, tables.reader
+    reader, splits = tables.reader, tables.reader.splits
     if "validation" not in splits:
         splits["train"], splits["validation"] = _hold_out_images(splits["train"], images, validation_share, seed)
-    reader.splits = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
+    reader.splits = {split: splits[split] for split in _SPLITS if split in splits}
 
     classes = classes or build_answer_vocabulary(splits["train"], label_column, min_answer_count)
     known = set(classes)
@@ -167,13 +171,12 @@ def _find_tables(data: Any, config: str | None, revision: str | None) -> dict[st
         split = _SPLIT_WORDS.get(word)
         if split is None or split in tables:
             problem = f"the split {word!r}" if split is None else f"two splits for {split!r}"
-            expected = "train, validation (val, valid, dev) and test"
-            raise ValueError(f"There are {problem} in {name}; expected are {expected}.")
+            raise ValueError(f"There are {problem} in {name}; expected are train, validation (val, valid, dev), test.")
         is_loaded = isinstance(found, Dataset)
         tables[split] = _Table(f"{prefix}split {word!r}", Path.cwd(), found) if is_loaded else _file_table(found)
     if "train" not in tables:
         raise ValueError(f"There is no split 'train' in {name}, only {', '.join(data)}; name one train.")
-    return {split: tables[split] for split in ("train", "validation", "test") if split in tables}
+    return {split: tables[split] for split in _SPLITS if split in tables}
 
 
 def _folder_files(folder: Path) -> dict[str, Any]:
@@ -216,10 +219,8 @@ class _TableReader:
             raise ValueError(f"The columns are {', '.join(names)}, but each is another one; name each once.")
         if not images:
             raise ValueError("image_column names no column, but a row has one image or more.")
-        if task.head not in _HAS_CLASSES:
-            raise ValueError(f"head is {task.head!r}, but it is {' or '.join(map(repr, _HAS_CLASSES))}.")
-        if answers and _HAS_CLASSES[task.head]:
-            raise ValueError(f"answers_column is {answers!r}, but several answers go with question_answering.")
+        if answers and task.fixed_labels:
+            raise ValueError(f"answers_column is {answers!r}, but several answers go with a head for questions.")
 
         features = dict.fromkeys(images, Image(decode=False)) | dict.fromkeys([text, label], Value("string"))
         features |= {answers: List(Value("string"))} if answers else {}

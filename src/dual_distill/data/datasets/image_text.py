@@ -48,10 +48,9 @@ def load_image_text(
     """
     for name, given in (("sources", sources), ("validation", validation)):
         if not given:
-            raise ValueError(
-                f"task 'image_text' needs data_options with sources (to train on) and validation (to be evaluated on), "
-                f"but {name} is missing; give a list such as [{{'path': 'cc3m/*.tar', 'kind': 'webdataset'}}]."
-            )
+            needed = "needs data_options with sources (to train on) and validation (to be evaluated on)"
+            example = [{"path": "cc3m/*.tar", "kind": "webdataset"}]
+            raise ValueError(f"task 'image_text' {needed}, but {name} is missing; give a list such as {example}.")
 
     shared: dict[str, Any] = {"skip_bad": skip_bad, "max_pixels": max_pixels}
     order: dict[str, Any] = {"seed": seed, "shuffle_buffer": shuffle_buffer, "stopping_strategy": stopping_strategy}

@@ -51,10 +51,8 @@ class ImageTextLoader(DataLoader):
         if stream.world_size > 1 and stream.num_shards % stream.world_size == 0:
             per_process //= stream.world_size
         if num_workers > per_process:
-            raise ValueError(
-                f"{num_workers} workers share the shards of a process, but the source with the fewest has "
-                f"{per_process}; take fewer workers, or cut that source into more files."
-            )
+            found = f"{num_workers} workers share the shards of a process, but the source with the fewest has"
+            raise ValueError(f"{found} {per_process}; take fewer workers, or cut that source into more files.")
 
         self.stream = stream
         self._state = self._start(num_workers)
@@ -150,10 +148,8 @@ def load_position(loader: ImageTextLoader, folder: str | os.PathLike[str]) -> No
     """
     file = _position_file(folder, loader)
     if not file.is_file():
-        raise FileNotFoundError(
-            f"The checkpoint {os.fspath(folder)!r} has no {file.name}, the position in its stream: it was cut off "
-            "when it was written (continue from the one before), or is of an earlier version (start anew)."
-        )
+        found = f"The checkpoint {os.fspath(folder)!r} has no {file.name}, the position in its stream"
+        raise FileNotFoundError(f"{found}: it is incomplete (take the one before), or of an old version (start anew).")
     loader.load_state_dict(json.loads(file.read_text()))
 
 

@@ -88,7 +88,6 @@ class Shard(NamedTuple):
     Attributes:
         source: where it belongs.
         path: the file, or the folder.
-        name: its name in the names of rows.
         start: parquet: number of the row group; folder, karpathy, coco: first row.
         stop: folder, karpathy, coco: the row after the last.
         problem: why it cannot be read, where that is known already.
@@ -96,10 +95,15 @@ class Shard(NamedTuple):
 
     source: ImageTextSource
     path: str
-    name: str
     start: int = 0
     stop: int = 0
     problem: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in the names of rows."""
+        is_range = self.stop > 0
+        return str(self.source.name) if is_range else f"{self.source.name}/{self.path.rsplit('/', 1)[-1]}"
 
 
 class FoundShards(NamedTuple):
@@ -186,18 +190,14 @@ def find_shards(source: ImageTextSource, skip_bad: bool = False) -> FoundShards:
     # Ranges of rows, so many that a few workers share them evenly.
     count, pieces = len(records), min(_RANGES, len(records))
     bounds = [count * piece // pieces for piece in range(pieces + 1)] if pieces else []
-    name = str(source.name)
-    shards = [Shard(source, source.path, name, start, stop) for start, stop in itertools.pairwise(bounds)]
+    shards = [Shard(source, source.path, start, stop) for start, stop in itertools.pairwise(bounds)]
     return FoundShards(source, shards, count, skipped)
 
 
 def _tar_shards(source: ImageTextSource) -> FoundShards:
-    files = _files(source)
-    counts = [_counted_by_img2dataset(file) for file in files]
-
-    known = [count for count in counts if count is not None]
-    shards = [Shard(source, file, _shard_name(source, file)) for file in files]
-    return FoundShards(source, shards, sum(known) if len(known) == len(files) else None)
+    shards = [Shard(source, file) for file in _files(source)]
+    known = [count for shard in shards if (count := _counted_by_img2dataset(shard.path)) is not None]
+    return FoundShards(source, shards, sum(known) if len(known) == len(shards) else None)
 
 
 def _counted_by_img2dataset(file: str) -> int | None:
@@ -211,38 +211,29 @@ def _parquet_shards(source: ImageTextSource) -> FoundShards:
     shards: list[Shard] = []
     num_rows = 0
     for file in _files(source):
-        name = _shard_name(source, file)
         try:
             with xopen(file, "rb") as stream:
                 described = pq.ParquetFile(stream)
                 columns, metadata = described.schema_arrow.names, described.metadata
         except (pa.ArrowException, OSError) as error:
-            shards.append(Shard(source, file, name, problem=f"the file is no Parquet, or damaged ({error})"))
+            shards.append(Shard(source, file, problem=f"the file is no Parquet, or damaged ({error})"))
             continue
 
         for column in (source.image_column, source.caption_column):
             if column not in columns:
-                found = ", ".join(columns)
-                raise ValueError(
-                    f"{file!r} has no column {column!r}, but {found}; name image_column and caption_column."
-                )
-        shards += [Shard(source, file, name, start=group) for group in range(metadata.num_row_groups)]
+                found = f"{file!r} has no column {column!r}, but {', '.join(columns)}"
+                raise ValueError(f"{found}; name image_column and caption_column.")
+        shards += [Shard(source, file, start=group) for group in range(metadata.num_row_groups)]
         num_rows += metadata.num_rows
     return FoundShards(source, shards, num_rows)
-
-
-def _shard_name(source: ImageTextSource, file: str) -> str:
-    return f"{source.name}/{file.rsplit('/', 1)[-1]}"
 
 
 def _files(source: ImageTextSource) -> list[str]:
     try:
         return sorted(resolve_pattern(source.path, base_path="."))
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"There is no file {source.path!r} for a source of kind {source.kind!r}; relative paths start at the "
-            "current folder."
-        ) from error
+        missing = f"There is no file {source.path!r} for a source of kind {source.kind!r}"
+        raise FileNotFoundError(f"{missing}; relative paths start at the current folder.") from error
 
 
 @functools.lru_cache(maxsize=32)
@@ -272,9 +263,8 @@ def listed_records(source: ImageTextSource, skip_bad: bool) -> tuple[Any, Counte
 def _folder_records(source: ImageTextSource) -> list[tuple[str | None, Any, str]]:
     folder = Path(source.path).absolute()
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"There is no folder {source.path!r} of images with texts; relative paths start at the current folder."
-        )
+        way_out = "relative paths start at the current folder"
+        raise FileNotFoundError(f"There is no folder {source.path!r} of images with texts; {way_out}.")
     if (folder / METADATA).is_file():
         return [_metadata_record(source, folder, *record) for record in read_json_lines(folder / METADATA)]
 

@@ -174,10 +174,8 @@ class ImageTextStream(torch.utils.data.IterableDataset):
             if not self.repeat or not self._position["blocks"]:  # without a block, this worker has no shards
                 self._position["finished"] = True
             elif not self._position["usable"]:
-                raise ValueError(
-                    f"No row of epoch {self._position['epoch']} could be used by this reader; passed over were "
-                    f"{dict(self.skipped)}."
-                )
+                found = f"No row of epoch {self._position['epoch']} could be used by this reader"
+                raise ValueError(f"{found}; passed over were {dict(self.skipped)}.")
             else:
                 self._position = _start(self._position["epoch"] + 1) | {"skipped": self._position["skipped"]}
 
@@ -217,12 +215,8 @@ class ImageTextStream(torch.utils.data.IterableDataset):
         if len(parts) > 1:
             weights = [one.source.weight for one in self.found]
             mixture = hashlib.blake2b(f"mixture/{self.seed}/{epoch}".encode(), digest_size=4).digest()
-            dataset = datasets.interleave_datasets(
-                parts,
-                probabilities=[weight / sum(weights) for weight in weights],
-                seed=int.from_bytes(mixture, "big"),
-                stopping_strategy=self.stopping_strategy,
-            )
+            shares, seed = [weight / sum(weights) for weight in weights], int.from_bytes(mixture, "big")
+            dataset = datasets.interleave_datasets(parts, shares, seed, stopping_strategy=self.stopping_strategy)
         if self.world_size > 1:
             dataset = split_dataset_by_node(dataset, rank=self.rank, world_size=self.world_size)
         return dataset
@@ -239,9 +233,8 @@ class ImageTextStream(torch.utils.data.IterableDataset):
             return True
 
         if not self.skip_bad:
-            raise ValueError(
-                f"{row['name']}: {why}; mend it, or leave such rows out with skip_bad=True, which counts them."
-            )
+            way_out = "mend it, or leave such rows out with skip_bad=True, which counts them"
+            raise ValueError(f"{row['name']}: {why}; {way_out}.")
 
         skipped = self._position["skipped"]
         skipped[kind] = skipped.get(kind, 0) + 1
@@ -254,10 +247,9 @@ def refuse_other_stream(saved: Mapping[str, Any], here: Mapping[str, Any]) -> No
     """Refuse a position that was saved with other settings than the present ones."""
     for name, value in saved.items():
         if value != here[name]:
-            raise ValueError(
-                f"The position that was saved is of a stream with {name} {value}, but here {name} is {here[name]}; "
-                "continue with the same data and the same numbers of processes and workers, or start anew."
-            )
+            found = f"The position that was saved is of a stream with {name} {value}, but here {name} is {here[name]}"
+            way_out = "continue with the same data and the same numbers of processes and workers, or start anew"
+            raise ValueError(f"{found}; {way_out}.")
 
 
 def _start(epoch: int) -> dict[str, Any]:
