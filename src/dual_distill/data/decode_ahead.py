@@ -221,7 +221,5 @@ def resize_image(resize: Callable[[Image.Image], Any], image: Image.Image, ident
     try:
         return resize(image)
     except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise ImageError(
-            f"row {identifier}: the image of {image.width} x {image.height} pixels cannot be resized ({error}); crop "
-            "it to a less extreme shape."
-        ) from error
+        problem = f"the image of {image.width} x {image.height} pixels cannot be resized ({error})"
+        raise ImageError(f"row {identifier}: {problem}; crop it to a less extreme shape.") from error

@@ -136,9 +136,8 @@ def _decode(image: Image.Image, where: str, max_pixels: int) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > 65535:
-            problem = (
-                f"mode {image.mode!r} is read as 16-bit grey (0 to 65535), but its values run from {low} to {high}"
-            )
+            found = f"its values run from {low} to {high}"
+            problem = f"mode {image.mode!r} is read as 16-bit grey (0 to 65535), but {found}"
             raise ImageError(f"{where}: {problem}; rescale and save it with 16 bits.")
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     elif image.mode == "F":

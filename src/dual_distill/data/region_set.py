@@ -47,12 +47,8 @@ class RegionSet(NamedTuple):
 
     def first(self, number: int) -> "RegionSet":
         """Return the first regions, all where there are fewer."""
-        return self._replace(
-            features=self.features[:number],
-            boxes_px=self.boxes_px[:number],
-            scores=self.scores[:number],
-            tags=list(self.tags)[:number],
-        )
+        cut = {name: getattr(self, name)[:number] for name in ("features", "boxes_px", "scores", "tags")}
+        return self._replace(**cut)
 
     def checked(self, where: str, feature_size: int | None = None) -> "RegionSet":
         """Return the same in float32 on the CPU, boxes cut to the image, or say what is wrong with it.

@@ -92,15 +92,13 @@ class ShardedTable:
             raise ValueError(f"{problem}; give a folder of {self.made_by}.") from error
 
         if found != FORMAT:
+            problem = f"{str(file)!r} has format {found!r}, but this version reads {FORMAT}"
             raise ValueError(
-                f"{str(file)!r} has format {found!r}, but this version reads {FORMAT}; repeat {self.made_by} into "
-                "another folder, or take the version of dual_distill that wrote it."
+                f"{problem}; repeat {self.made_by} into another folder, or take the version that wrote it."
             )
         if sha256 != fingerprint(content):
-            raise ValueError(
-                f"{str(file)!r} is damaged: its content does not fit its sha256; copy it again, or repeat "
-                f"{self.made_by} into another folder."
-            )
+            problem = f"{str(file)!r} is damaged: its content does not fit its sha256"
+            raise ValueError(f"{problem}; copy it again, or repeat {self.made_by} into another folder.")
         return content
 
     def begin(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,10 +114,8 @@ class ShardedTable:
             names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else [self.path.name]
             others = sorted(name for name in names if not name.startswith((".", self.manifest_name, "plan-", "shard-")))
             if others:
-                raise ValueError(
-                    f"{str(self.path)!r} is no {self.kind} and is not empty ({', '.join(others[:_NAMED])}); give a new "
-                    "or empty folder."
-                )
+                problem = f"{str(self.path)!r} is no {self.kind} and is not empty ({', '.join(others[:_NAMED])})"
+                raise ValueError(f"{problem}; give a new or empty folder.")
 
         self.path.mkdir(parents=True, exist_ok=True)
         sealed = {**manifest, "format": FORMAT, "sha256": fingerprint(manifest)}
@@ -136,10 +132,8 @@ class ShardedTable:
         """
         as_read = json.loads(json.dumps(given))  # tuples are lists there, keys are strings
         if differences := _differences(manifest, as_read):
-            raise ValueError(
-                f"The {self.kind} {str(self.path)!r} was begun with other settings ({'; '.join(differences)}); repeat "
-                "those that began it, or give another folder."
-            )
+            begun = f"The {self.kind} {str(self.path)!r} was begun with other settings ({'; '.join(differences)})"
+            raise ValueError(f"{begun}; repeat those that began it, or give another folder.")
 
     def planned_shards(self) -> list[PlannedShard]:
         """Return all shards with their ids."""
@@ -264,11 +258,9 @@ class ShardedTable:
         numbers = range(sum(-(-len(plan) // size) for plan, size in self._plans()))
         missing = [number for number in numbers if not self.is_done(number)]
         if missing or not numbers:
-            raise ValueError(
-                f"The {self.kind} {str(self.path)!r} lacks {len(missing)} of {len(numbers)} shards (the first is "
-                f"number {(missing or [0])[0]}): its making was not finished. The same command "
-                "continues it; shards of other machines belong beside these."
-            )
+            found = f"The {self.kind} {str(self.path)!r} lacks {len(missing)} of {len(numbers)} shards"
+            way_out = "The same command continues it; shards of other machines belong beside these"
+            raise ValueError(f"{found} (the first is number {(missing or [0])[0]}): it is not finished. {way_out}.")
 
         # The index of the first row of each shard, and behind the last one the number of all rows.
         self.starts = [0, *accumulate(map(self.num_rows, numbers))]
@@ -281,10 +273,8 @@ class ShardedTable:
             IndexError: there is no such row.
         """
         if not 0 <= index < self.starts[-1]:
-            raise IndexError(
-                f"Index {index} was asked for, but the {self.kind} {str(self.path)!r} has indices 0 to "
-                f"{self.starts[-1] - 1}."
-            )
+            found = f"the {self.kind} {str(self.path)!r} has indices 0 to {self.starts[-1] - 1}"
+            raise IndexError(f"Index {index} was asked for, but {found}.")
 
         number = bisect_right(self.starts, index) - 1
         return number, index - self.starts[number]
@@ -337,10 +327,8 @@ class ShardedTable:
         return self._read[file, which]
 
     def _damaged(self, file: Path, error: Exception) -> str:
-        return (
-            f"{str(file)!r} is missing or damaged ({error}); copy it again, or remove it and repeat {self.made_by}, "
-            "which makes it anew."
-        )
+        problem = f"{str(file)!r} is missing or damaged ({error})"
+        return f"{problem}; copy it again, or remove it and repeat {self.made_by}, which makes it anew."
 
 
 def tensor_column(tensor: torch.Tensor, lengths: Sequence[int] | None = None) -> pa.Array:

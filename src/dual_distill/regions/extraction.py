@@ -9,23 +9,14 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from dual_distill.data import (
-    InputSource,
-    Prepared,
-    RegionSet,
-    decode_image,
-    described_fingerprint,
-    fill_shards,
-    fingerprint,
-    image_bytes,
-    is_readable,
-)
+from dual_distill import data
+from dual_distill.data import InputSource, Prepared, RegionSet
 
 from .detectors import Detected, Detector, DetectorInput
 from .roi_align import roi_align
@@ -80,9 +71,9 @@ def read_image(value: Any, identifier: str) -> tuple[Image.Image, str | None, st
     Raises:
         ImageError: it cannot be read.
     """
-    content, sha256 = image_bytes(value, identifier)
-    image = decode_image(content, identifier)
-    return image, None if isinstance(content, Image.Image) else sha256, fingerprint(image)
+    content, sha256 = data.image_bytes(value, identifier)
+    image = data.decode_image(content, identifier)
+    return image, None if isinstance(content, Image.Image) else sha256, data.fingerprint(image)
 
 
 def choose_regions(
@@ -195,13 +186,14 @@ def extract_regions(
     began = time.perf_counter()
 
     settings = {"threshold": threshold, "min_regions": min_regions, "max_regions": max_regions}
+    extraction = _Extraction(detector, boxes, settings)
     table, prepare = RegionTable(store), partial(_prepare, detector.prepare)
-    manifest = _manifest(detector, boxes, settings, dtype, shard_size, batch_size)
-    shards = table.start(manifest, images.ids, partial(is_readable, images, prepare))
+    manifest = extraction.manifest(dtype, shard_size, batch_size)
+    shards = table.start(manifest, images.ids, partial(data.is_readable, images, prepare))
     added, total = 0, sum(len(shard.ids) for shard in shards)
     with tqdm(total=total, unit=" images", desc="regions", disable=not show_progress) as bar, torch.inference_mode():
-        run = partial(_described, detector, boxes, settings)
-        for shard in fill_shards(shards, images, prepare, run, batch_size, strict, num_workers, bar):
+        run = extraction.describe
+        for shard in data.fill_shards(shards, images, prepare, run, batch_size, strict, num_workers, bar):
             table.write_images(shard.number, list(shard.results.values()), manifest, shard.unreadable)
             added += len(shard.results)
     return report_store(store, added, time.perf_counter() - began)
@@ -212,71 +204,63 @@ def _prepare(resize: DetectorInput, identifier: str, value: Any) -> Prepared:
     return Prepared(resize(image, identifier), (identifier, image.size, of_bytes, of_pixels))
 
 
-def _described(
-    detector: Detector, boxes: RegionStore | None, settings: dict[str, Any], batch: list[Prepared]
-) -> list[StoredImage]:
-    """The regions of one batch of images."""
-    output = detector(torch.stack([image.values for image in batch]), [image.known[1] for image in batch])
-    images = zip(batch, output.detected, strict=True)
-    found = [_regions(detected, boxes, settings, *image.known) for image, detected in images]
+class _Extraction(NamedTuple):
+    """The boxes of a detector, or those of another store, described by the detector's backbone."""
 
-    # Boxes are in pixels of the image, the stride in pixels of the resized one.
-    height, width = batch[0].values.shape[-2:]
-    resized = [one.boxes_px * torch.tensor([width / one.width, height / one.height] * 2) for one in found]
-    pooled = roi_align(output.feature_maps.float(), resized, 1, 1 / output.stride, _POINTS)[..., 0, 0].cpu()
-    pieces = pooled.split([len(regions.boxes_px) for regions in found])
-    stored = []
-    for image, regions, features in zip(batch, found, pieces, strict=True):
-        identifier, _, of_bytes, of_pixels = image.known
-        stored.append(StoredImage(identifier, of_bytes, of_pixels, regions._replace(features=features.clone())))
-    return stored
+    detector: Detector
+    boxes: RegionStore | None
+    settings: dict[str, Any]
 
+    def manifest(self, dtype: str, shard_size: int, batch_size: int) -> RegionManifest:
+        """What the store says of itself; the width of features is that of a blank image's map."""
+        detector, words = {"detector": self.detector.identity()}, self.detector.described()
+        features_id = data.described_fingerprint(f"backbone of {words}, {_POOLING}", detector | {"pooling": _POOLING})
+        made_with: dict[str, Any] = {"batch_size": batch_size}
+        if self.boxes is not None:
+            boxes_id = self.boxes.boxes_id
+        else:
+            made_with |= self.settings
+            counts = "{min_regions} to {max_regions} boxes above {threshold:g}".format_map(self.settings)
+            boxes_id = data.described_fingerprint(f"detector {words}, {counts}", detector | self.settings)
 
-def _regions(
-    detected: Detected,
-    boxes: RegionStore | None,
-    settings: dict[str, Any],
-    identifier: str,
-    size: tuple[int, int],
-    *fingerprints: str | None,
-) -> RegionSet:
-    """The regions of one image without their features: those that its detector found, or those of another store."""
-    if boxes is None:
-        try:
-            return choose_regions(detected, *size, **settings)
-        except ValueError as error:
-            raise ValueError(f"image {identifier!r}: {error}") from error
+        blank = self.detector.prepare(Image.new("RGB", (64, 64)), "blank")
+        feature_size = self.detector(blank[None], [(64, 64)]).feature_maps.shape[1]
+        return RegionManifest(boxes_id, features_id, feature_size, dtype, shard_size, made_with)
 
-    # By content; by id where the store of boxes knows no content.
-    known = [key for key in (*fingerprints, identifier) if key is not None and key in boxes]
-    regions = boxes.find(known[0] if known else identifier)
-    if (regions.width, regions.height) != size:
-        found = f"the boxes in {boxes.path!r} are of one of {regions.width} x {regions.height}"
-        sizes = f"the image is {size[0]} x {size[1]} pixels, but {found}"
-        raise ValueError(f"image {identifier!r}: {sizes}; give the same images.")
-    return regions
+    def describe(self, batch: list[Prepared]) -> list[StoredImage]:
+        """The regions of one batch of images."""
+        output = self.detector(torch.stack([image.values for image in batch]), [image.known[1] for image in batch])
+        images = zip(batch, output.detected, strict=True)
+        found = [self._regions(detected, *image.known) for image, detected in images]
 
+        # Boxes are in pixels of the image, the stride in pixels of the resized one.
+        height, width = batch[0].values.shape[-2:]
+        resized = [one.boxes_px * torch.tensor([width / one.width, height / one.height] * 2) for one in found]
+        pooled = roi_align(output.feature_maps.float(), resized, 1, 1 / output.stride, _POINTS)[..., 0, 0].cpu()
+        pieces = pooled.split([len(regions.boxes_px) for regions in found])
 
-def _manifest(
-    detector: Detector,
-    boxes: RegionStore | None,
-    settings: dict[str, Any],
-    dtype: str,
-    shard_size: int,
-    batch_size: int,
-) -> RegionManifest:
-    """What the store says of itself; the width of features is that of a blank image's map."""
-    identity, words = detector.identity(), detector.described()
-    counts = f"{settings['min_regions']} to {settings['max_regions']} boxes above {settings['threshold']:g}"
-    found_by = described_fingerprint(f"detector {words}, {counts}", {"detector": identity, **settings})
-    pooled = {"detector": identity, "pooling": _POOLING}
-    described_by = described_fingerprint(f"backbone of {words}, {_POOLING}", pooled)
+        stored = []
+        for image, regions, features in zip(batch, found, pieces, strict=True):
+            identifier, _, of_bytes, of_pixels = image.known
+            stored.append(StoredImage(identifier, of_bytes, of_pixels, regions._replace(features=features.clone())))
+        return stored
 
-    blank = detector.prepare(Image.new("RGB", (64, 64)), "blank")
-    feature_size = detector(blank[None], [(64, 64)]).feature_maps.shape[1]
-    boxes_id, chosen = (found_by, settings) if boxes is None else (boxes.boxes_id, {})
-    made_with = {"batch_size": batch_size, **chosen}
-    return RegionManifest(boxes_id, described_by, feature_size, dtype, shard_size, made_with)
+    def _regions(self, detected: Detected, name: str, size: tuple[int, int], *fingerprints: str | None) -> RegionSet:
+        """The regions of one image without their features."""
+        if self.boxes is None:
+            try:
+                return choose_regions(detected, *size, **self.settings)
+            except ValueError as error:
+                raise ValueError(f"image {name!r}: {error}") from error
+
+        # By content; by id where the store of boxes knows no content.
+        known = [key for key in (*fingerprints, name) if key is not None and key in self.boxes]
+        regions = self.boxes.find(known[0] if known else name)
+        if (regions.width, regions.height) != size:
+            found = f"the boxes in {self.boxes.path!r} are of one of {regions.width} x {regions.height}"
+            sizes = f"the image is {size[0]} x {size[1]} pixels, but {found}"
+            raise ValueError(f"image {name!r}: {sizes}; give the same images.")
+        return regions
 
 
 def report_store(store: str | os.PathLike[str], added: int = 0, seconds: float = 0.0) -> RegionReport:

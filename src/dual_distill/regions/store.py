@@ -173,6 +173,11 @@ class RegionStore:
     Args:
         path: the folder.
 
+    Attributes:
+        boxes_id: what made the boxes: stores with the same one have the same boxes in the same order.
+        features_id: what made the features.
+        feature_size: F, the width of a region's features.
+
     Raises:
         FileNotFoundError: there is no store.
         ValueError: shards are missing, since its making was not finished, or a file is damaged.
@@ -187,22 +192,9 @@ class RegionStore:
         self.path = str(path)
         self._table = RegionTable(path)
         self.manifest = RegionManifest(**self._table.open())
+        self.boxes_id, self.features_id = self.manifest.boxes_id, self.manifest.features_id
+        self.feature_size = self.manifest.feature_size
         self._bounds: dict[int, npt.NDArray[np.int64]] = {}
-
-    @property
-    def boxes_id(self) -> str:
-        """What made the boxes: stores with the same one have the same boxes in the same order."""
-        return self.manifest.boxes_id
-
-    @property
-    def features_id(self) -> str:
-        """What made the features."""
-        return self.manifest.features_id
-
-    @property
-    def feature_size(self) -> int:
-        """F, the width of a region's features."""
-        return self.manifest.feature_size
 
     def __len__(self) -> int:
         return self._table.starts[-1]

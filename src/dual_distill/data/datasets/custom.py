@@ -114,7 +114,7 @@ def load_custom_dataset(
         raise ValueError(f"head is {head!r}, but it is {' or '.join(map(repr, _FIXED_LABELS))}.")
     fixed = _FIXED_LABELS[head]
     task = Task("custom", head, images, text_column, label_column, answers_column=answers_column, fixed_labels=fixed)
-    tables = _TableReader(task, id_column, skip_bad, report)
+    reader = _TableReader(task, id_column, skip_bad, report)
     if not 0 < validation_share < 1:
         raise ValueError(f"validation_share is {validation_share}, but it is above 0 and below 1.")
     if label_names is not None and (not label_names or len(set(label_names)) < len(label_names)):
@@ -122,12 +122,12 @@ def load_custom_dataset(
 
     classes = list(label_names) if label_names is not None else None
     for split, table in _find_tables(data, config, revision).items():  # train comes first
-        rows = tables.read(split, table, classes if fixed else None)
+        rows = reader.read_table(split, table, classes if fixed else None)
         if fixed and classes is None:
             kind = table.rows.features[label_column] if table.rows is not None else None
             classes = list(kind.names) if isinstance(kind, ClassLabel) else _in_order(rows.unique(label_column))
 
-    reader, splits = tables.reader, tables.reader.splits
+    splits = reader.splits
     if "validation" not in splits:
         splits["train"], splits["validation"] = _hold_out_images(splits["train"], images, validation_share, seed)
     reader.splits = {split: splits[split] for split in _SPLITS if split in splits}
@@ -207,7 +207,7 @@ def _file_table(found: FilePath | list[Path]) -> _Table:
     return _Table(name, files[0].parent, rows)
 
 
-class _TableReader:
+class _TableReader(RecordReader):
     """Reads tables by the names of their columns, which are those of the task."""
 
     def __init__(self, task: Task, id_column: str | None, skip_bad: bool, report: ReadingReport | None) -> None:
@@ -225,9 +225,9 @@ class _TableReader:
         features = dict.fromkeys(images, Image(decode=False)) | dict.fromkeys([text, label], Value("string"))
         features |= {answers: List(Value("string"))} if answers else {}
         features |= {id_column: Value("string")} if id_column else {}
-        self.reader = RecordReader("custom dataset", Features(features), skip_bad, report)
+        super().__init__("custom dataset", Features(features), skip_bad, report)
 
-    def read(self, split: str, table: _Table, classes: list[str] | None) -> Dataset:
+    def read_table(self, split: str, table: _Table, classes: list[str] | None) -> Dataset:
         """Add a split, with the columns of the task and no others; labels outside `classes` are bad."""
         task, label_column, rows = self.task, str(self.task.label_column), table.rows
         folder, ids = ImageFolder(table.folder), UniqueIds(self.id_column or "id")
@@ -254,11 +254,11 @@ class _TableReader:
             return row
 
         if rows is None:
-            self.reader.read(split, self._file_records(Path(table.name)), make_row)
+            self.read(split, self._file_records(Path(table.name)), make_row)
         else:
             images = [column for column in task.image_columns if column not in paths]
-            self.reader.splits[split] = self._read_rows(split, table.name, rows.with_format(None), images, make_row)
-        return self.reader.splits[split]
+            self.splits[split] = self._read_rows(split, table.name, rows.with_format(None), images, make_row)
+        return self.splits[split]
 
     def _file_records(self, file: Path) -> Iterator[tuple[str, Any]]:
         """The lines of a file; in an image folder's, `file_name` is the column image, `a_file_name` the column a."""
@@ -279,7 +279,7 @@ class _TableReader:
     ) -> Dataset:
         """Rows of a data set: images `inside` it stay where they are, its other columns are written anew."""
         if not rows.num_rows:
-            return self.reader.table(split, [])  # which says that it is empty
+            return self.table(split, [])  # which says that it is empty
         images = rows.select_columns(inside)
         for column in inside:
             images = undecoded(images, column, name)
@@ -289,17 +289,17 @@ class _TableReader:
         good: dict[int, dict[str, Any]] = {}
         for index, values in enumerate(rows.select_columns([name for name in self.columns if name not in inside])):
             record = InvalidRecordError("missing image", problem) if index in missing else Record(values)
-            if (row := self.reader.row(f"{name}, row {index}", record, make_row)) is not None:
+            if (row := self.row(f"{name}, row {index}", record, make_row)) is not None:
                 good[index] = row
 
         if not inside or not good:
-            return self.reader.table(split, good.values())
+            return self.table(split, good.values())
 
         # Written for every row, blank where it is bad, so that the images beside them need not be copied.
-        features = Features({name: kind for name, kind in self.reader.features.items() if name not in inside})
+        features = Features({name: kind for name, kind in self.features.items() if name not in inside})
         blank: dict[str, Any] = dict.fromkeys(features)
-        written = self.reader.table(split, (good.get(index, blank) for index in range(rows.num_rows)), features)
-        joined = concatenate_datasets([images, written], axis=1, split=split).select_columns(list(self.reader.features))
+        written = self.table(split, (good.get(index, blank) for index in range(rows.num_rows)), features)
+        joined = concatenate_datasets([images, written], axis=1, split=split).select_columns(list(self.features))
         return joined if len(good) == joined.num_rows else joined.select(sorted(good))
 
 

@@ -90,10 +90,6 @@ def _make_row(record: Any, images: ImageFolder, ids: UniqueIds) -> dict[str, Any
     if "directory" in record:
         folders += [f"{split}/{record['directory']}/", f"{record['directory']}/"]
     names = [f"{split}-{image_set}-{pair}-img{number}.png" for number in (0, 1)]
-    return {
-        **{column: images.find(*(f + name for f in folders)) for column, name in zip(_IMAGES, names, strict=True)},
-        "sentence": text,
-        "label": label,
-        "identifier": ids.add(identifier),
-        "sentence_id": f"{split}-{image_set}-{sentence}",
-    }
+    found = [images.find(*(folder + name for folder in folders)) for name in names]
+    texts = (text, label, ids.add(identifier), f"{split}-{image_set}-{sentence}")
+    return dict(zip(_FEATURES, (*found, *texts), strict=True))

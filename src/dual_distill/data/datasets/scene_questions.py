@@ -14,6 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import permutations, product
 from typing import NamedTuple
 
 COLOURS = ("red", "green", "blue", "yellow")
@@ -78,8 +79,8 @@ class SceneQuestionWriter:
     """
 
     def __init__(self, rng: random.Random, cells: int) -> None:
-        self._rng = rng
-        self._cells = cells
+        self.rng = rng
+        self.cells = cells
         self._answers: Counter[tuple[Finder, str, str]] = Counter()
         self._written: Counter[_Candidate] = Counter()
 
@@ -96,23 +97,22 @@ class SceneQuestionWriter:
         """
         finders = list(_FINDERS[question_type])
         # A form is drawn before the answer, so that the form does not betray the answer.
-        first = self._rng.choices(range(len(finders)), weights=[weight for _, weight in finders])[0]
+        first = self.rng.choices(range(len(finders)), weights=[weight for _, weight in finders])[0]
         finders.insert(0, finders.pop(first))
 
         for find, _ in finders:
-            candidates = [c for c in find(scene, self._cells) if (c.form, *c.words) not in asked]
+            candidates = [c for c in find(scene, self.cells) if (c.form, *c.words) not in asked]
             if candidates:
                 break
         else:
             return None
 
-        chosen = min(
-            candidates, key=lambda c: (self._answers[find, c.form, c.answer], self._written[c], self._rng.random())
-        )
+        times = [(self._answers[find, c.form, c.answer], self._written[c], self.rng.random()) for c in candidates]
+        chosen = candidates[times.index(min(times))]
         self._answers[find, chosen.form, chosen.answer] += 1
         self._written[chosen] += 1
         asked.add((chosen.form, *chosen.words))
-        sentence = self._rng.choice(_SENTENCES[chosen.form])
+        sentence = self.rng.choice(_SENTENCES[chosen.form])
         return Question(sentence.format(*chosen.words), chosen.answer, question_type)
 
 
@@ -137,11 +137,10 @@ def _yes_no(truth: bool) -> str:
 def _exist_pair(scene: Scene, cells: int) -> Iterator[_Candidate]:
     present = {(item.colour, item.shape) for item in scene}
     colours, shapes = {colour for colour, _ in present}, {shape for _, shape in present}
-    for colour in COLOURS:
-        for shape in SHAPES:
-            # A "no" is only asked where colour and shape are both there, on different things.
-            if colour in colours and shape in shapes:
-                yield _Candidate("exist", (f"{colour} {shape}",), _yes_no((colour, shape) in present))
+    for colour, shape in product(COLOURS, SHAPES):
+        # A "no" is only asked where colour and shape are both there, on different things.
+        if colour in colours and shape in shapes:
+            yield _Candidate("exist", (f"{colour} {shape}",), _yes_no((colour, shape) in present))
 
 
 # Below, `by` and `asked` are "colour" or "shape": by what things are told apart, and what is asked of one.
@@ -198,12 +197,11 @@ def _next_to(scene: Scene, cells: int, asked: str) -> Iterator[_Candidate]:
 
 
 def _compare(scene: Scene, cells: int, by: str) -> Iterator[_Candidate]:
-    for first, first_count in _counts(scene, by):
-        for second, second_count in _counts(scene, by):
-            if first != second and first_count + second_count > 0:
-                yield _Candidate("more", (first, second), _yes_no(first_count > second_count))
-                yield _Candidate("fewer", (first, second), _yes_no(first_count < second_count))
-                yield _Candidate("same", (first, second), _yes_no(first_count == second_count))
+    for (first, first_count), (second, second_count) in permutations(_counts(scene, by), 2):
+        if first_count + second_count > 0:
+            yield _Candidate("more", (first, second), _yes_no(first_count > second_count))
+            yield _Candidate("fewer", (first, second), _yes_no(first_count < second_count))
+            yield _Candidate("same", (first, second), _yes_no(first_count == second_count))
 
 
 def _counts(scene: Scene, by: str) -> list[tuple[str, int]]:

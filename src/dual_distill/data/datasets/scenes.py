@@ -66,7 +66,7 @@ def generate_scenes(
         (12, (36, 36))
     """
     num_scenes = NUM_SCENES if num_scenes is None else num_scenes
-    drawn = draw_scenes(num_scenes, questions_per_scene, seed, cells, cell_px)
+    drawn = list(draw_scenes(num_scenes, questions_per_scene, seed, cells, cell_px))
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in num_scenes}
     for split, scene in drawn:
         image, objects = {"bytes": scene.png, "path": None}, [item._asdict() for item in scene.objects]
@@ -129,18 +129,13 @@ def draw_scenes(
         raise ValueError(f"cells is {cells}, but the grid has 2 to 8 rows and columns: a relation needs a neighbour.")
     if cell_px < 8:
         raise ValueError(f"cell_px is {cell_px}, but a cell needs 8 pixels or more to show which shape it holds.")
-    return _draw_splits(num_scenes, questions_per_scene, seed, cells, cell_px)
 
-
-def _draw_splits(
-    num_scenes: Mapping[str, int], questions_per_scene: int, seed: int, cells: int, cell_px: int
-) -> Iterator[tuple[str, DrawnScene]]:
     seen: set[frozenset[SceneObject]] = set()
     for split in sorted(num_scenes, key=lambda name: (name == "train", name)):
         rng = random.Random(f"{seed} {split}")  # a string seed goes through SHA-512: no PYTHONHASHSEED in it
         writer = SceneQuestionWriter(rng, cells)
         for index in range(num_scenes[split]):
-            scene, questions = _draw_scene(index, questions_per_scene, rng, cells, seen, writer)
+            scene, questions = _draw_scene(index, questions_per_scene, seen, writer)
             png, boxes = _paint(scene, rng, cells, cell_px)
             yield split, DrawnScene(f"{split}-{index}", scene, questions, png, boxes)
 
@@ -158,16 +153,11 @@ def rows_to_splits(rows: Mapping[str, list[dict[str, Any]]], features: Features)
 
 
 def _draw_scene(
-    index: int,
-    questions_per_scene: int,
-    rng: random.Random,
-    cells: int,
-    seen: set[frozenset[SceneObject]],
-    writer: SceneQuestionWriter,
+    index: int, questions_per_scene: int, seen: set[frozenset[SceneObject]], writer: SceneQuestionWriter
 ) -> tuple[tuple[SceneObject, ...], list[Question]]:
     """A scene that no split has yet and that allows the questions whose turn it is."""
     for _ in range(_MAX_ATTEMPTS):
-        scene = _draw_objects(rng, cells)
+        scene = _draw_objects(writer.rng, writer.cells)
         if frozenset(scene) in seen:
             continue
 
@@ -182,9 +172,8 @@ def _draw_scene(
             seen.add(frozenset(scene))
             return scene, questions
 
-    found = (
-        f"No new scene in {_MAX_ATTEMPTS:,} attempts after {len(seen):,} scenes on a grid of {cells} x {cells} cells"
-    )
+    grid = f"a grid of {writer.cells} x {writer.cells} cells"
+    found = f"No new scene in {_MAX_ATTEMPTS:,} attempts after {len(seen):,} scenes on {grid}"
     raise ValueError(f"{found}: ask for fewer scenes or questions, or for more cells.")
 
 
@@ -212,9 +201,8 @@ def _paint(
     boxes = []
 
     for item in scene:
-        mask, (left, top, right, bottom) = _shape_mask(
-            item.shape, rng.randrange(3), rng.randint(-1, 1), rng.randint(-1, 1), cell_px
-        )
+        size_and_shift = rng.randrange(3), rng.randint(-1, 1), rng.randint(-1, 1)
+        mask, (left, top, right, bottom) = _shape_mask(item.shape, *size_and_shift, cell_px)
         tint = np.array([channel + rng.randint(-14, 14) for channel in _RGB[item.colour]], dtype=np.float32)
         x, y = item.column * cell_px, item.row * cell_px
         canvas[y : y + cell_px, x : x + cell_px] += mask * (tint - paper)

@@ -180,9 +180,6 @@ def _answer_columns(annotation: Record) -> dict[str, Any]:
     if not given:
         raise InvalidRecordError("no answers", "its annotation holds no answer")
 
-    return {
-        "answer": _normalise(annotation.value("multiple_choice_answer", str)),
-        "answers": [_normalise(answer) for answer in given],
-        "answers_as_given": given,
-        **{name: annotation.value(name, str) for name in ("question_type", "answer_type")},
-    }
+    answers = {"answers": [_normalise(answer) for answer in given], "answers_as_given": given}
+    kinds = {name: annotation.value(name, str) for name in ("question_type", "answer_type")}
+    return {"answer": _normalise(annotation.value("multiple_choice_answer", str))} | answers | kinds

@@ -25,15 +25,8 @@ from dual_distill.data.records import InvalidRecordError
 
 from .sources import CAPTION_COLUMN, IMAGE_SUFFIXES, Shard, listed_records
 
-IMAGE_TEXT_FEATURES = Features(
-    {
-        "image": {"bytes": Value("binary"), "path": Value("string")},
-        "caption": Value("string"),
-        "name": Value("string"),
-        "bad": Value("string"),
-        "why": Value("string"),
-    }
-)
+_TEXTS = dict.fromkeys(("caption", "name", "bad", "why"), Value("string"))
+IMAGE_TEXT_FEATURES = Features({"image": {"bytes": Value("binary"), "path": Value("string")}, **_TEXTS})
 """What `read_image_texts` yields: an image (undecoded), its caption, where it is; `bad` is None, or what is wrong."""
 
 Rows = Iterator[dict[str, Any]]
