@@ -31,6 +31,5 @@ from .sharded_table import PlannedShard, ShardedTable, tensor_column
 from .streaming.loader import ImageTextLoader, ImageTextStreamCallback, load_position, save_position
 from .streaming.sources import ImageTextSource
 from .streaming.stream import ImageTextStream, load_image_text_stream
-from .task_loading import load_task
-from .tasks import TASKS, Task, get_task
+from .tasks import TASKS, Task, get_task, load_task
 from .tokenizer import train_tokenizer

@@ -46,8 +46,7 @@ class IndexedDataset(Dataset):
     @property
     def column_names(self) -> list[str]:
         """Names of the data's own columns."""
-        names: list[str] = self.dataset.column_names
-        return names
+        return list(self.dataset.column_names)
 
     @property
     def epoch(self) -> int:

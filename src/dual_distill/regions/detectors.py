@@ -6,7 +6,6 @@ image or of the padded canvas; where nothing is padded, the two are the same.
 
 import json
 import math
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,34 +50,6 @@ class DetectorOutput(NamedTuple):
     detected: list[Detected]
 
 
-@dataclass(frozen=True)
-class DetectorInput:
-    """Resizes and normalises one RGB image to `(3, h, w)` on the CPU, without the model that reads it.
-
-    Attributes:
-        image_processor: the detector's own.
-        name: of the detector, for people.
-
-    Raises:
-        ImageError: an image cannot be resized.
-        ValueError: the processor pads.
-    """
-
-    image_processor: Any
-    name: str
-
-    def __call__(self, image: Image.Image, identifier: str) -> torch.Tensor:
-        """Prepare an image; `identifier` names it in errors."""
-        prepared = resize_image(partial(self.image_processor, return_tensors="pt"), image, identifier)
-        # Without padding, boxes as fractions of the image and of the padded canvas are the same.
-        mask = prepared.get("pixel_mask")
-        if mask is not None and not mask.bool().all():
-            found = f"The image processor of {self.name!r} pads a single image to {tuple(mask.shape[-2:])}"
-            raise ValueError(f"{found}, where detectors disagree on boxes; unset pad_size in preprocessor_config.json.")
-        pixels: torch.Tensor = prepared["pixel_values"][0]
-        return pixels
-
-
 class Detector:
     """An object detector with its image processor and its name.
 
@@ -102,7 +73,7 @@ class Detector:
         self.model = model.eval()
         self.image_processor = image_processor
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
-        self.prepare = DetectorInput(image_processor, self.name)
+        self.prepare = partial(_prepare, image_processor, self.name)  # of an RGB image and what errors call it
         self.revision = revision
         self._backbone = self._find_backbone()
         if not hasattr(image_processor, "post_process_object_detection"):
@@ -182,6 +153,18 @@ class Detector:
         rows, columns = size[0] // patch, size[1] // patch
         patches = tokens[:, 1 : 1 + rows * columns]  # CLS first, tokens of detections behind
         return patches.transpose(1, 2).unflatten(2, (rows, columns)), float(patch)
+
+
+def _prepare(image_processor: Any, name: str, image: Image.Image, identifier: str) -> torch.Tensor:
+    """An RGB image, resized and normalised to `(3, h, w)` on the CPU, without the model that reads it."""
+    prepared = resize_image(partial(image_processor, return_tensors="pt"), image, identifier)
+    # Without padding, boxes as fractions of the image and of the padded canvas are the same.
+    mask = prepared.get("pixel_mask")
+    if mask is not None and not mask.bool().all():
+        found = f"The image processor of {name!r} pads a single image to {tuple(mask.shape[-2:])}"
+        raise ValueError(f"{found}, where detectors disagree on boxes; unset pad_size in preprocessor_config.json.")
+    pixels: torch.Tensor = prepared["pixel_values"][0]
+    return pixels
 
 
 def _stride(size: torch.Size, cells: torch.Size) -> float:

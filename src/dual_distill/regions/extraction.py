@@ -7,6 +7,7 @@ i of its teacher.
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from dual_distill import data
 from dual_distill.data import InputSource, Prepared, RegionSet
 
-from .detectors import Detected, Detector, DetectorInput
+from .detectors import Detected, Detector
 from .roi_align import roi_align
 from .store import SHARD_SIZE, RegionManifest, RegionStore, RegionTable, StoredImage
 
@@ -199,7 +200,7 @@ def extract_regions(
     return report_store(store, added, time.perf_counter() - began)
 
 
-def _prepare(resize: DetectorInput, identifier: str, value: Any) -> Prepared:
+def _prepare(resize: Callable[[Image.Image, str], torch.Tensor], identifier: str, value: Any) -> Prepared:
     image, of_bytes, of_pixels = read_image(value, identifier)
     return Prepared(resize(image, identifier), (identifier, image.size, of_bytes, of_pixels))
 

@@ -85,6 +85,11 @@ class ImageTextCollator:
             raise ValueError(f"image_cache_mb is {image_cache_mb}, but must be at least 0 (no cache).")
         if regions is None and teacher_regions is not None:
             raise ValueError("teacher_regions are given without regions; give the student's store as well.")
+        if regions is not None and teacher_regions is not None and teacher_regions.boxes_id != regions.boxes_id:
+            made_by = f"boxes by {regions.boxes_id!r}, those of the teacher by {teacher_regions.boxes_id!r}"
+            way_out = "make the teacher's features at the student's boxes (dual-distill regions ... --boxes STORE)"
+            problem = f"the regions have {made_by}, but region i must be the same box on both sides"
+            raise ValueError(f"{problem}; {way_out}, and train the teacher again on them.")
         if regions is not None and augmentation is not None:
             raise ValueError("an augmentation is given beside regions, which it cannot change; leave one of them out.")
 

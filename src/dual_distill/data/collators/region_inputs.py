@@ -1,7 +1,7 @@
 """Regions of a batch as tensors, and the text that names them: `[CLS] text [SEP] tags [SEP]`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,31 +17,20 @@ NUM_TAGS = 20
 NamedImages = tuple[Sequence[Any], str]  # the images of a row, and what errors call the row
 
 
-class RegionInputs:
+class RegionInputs(NamedTuple):
     """Finds the regions of a batch's images, for a student and, where it reads features of its own, for its teacher.
 
-    Args:
+    Attributes:
         regions: the student's store.
         teacher_regions: the teacher's features of the same boxes, or None.
         num_tags: most object tags beside a text.
         max_regions: most regions an image, the first of the store.
-
-    Raises:
-        ValueError: the two stores have other boxes.
     """
 
-    def __init__(
-        self, regions: RegionLookup, teacher_regions: RegionLookup | None, num_tags: int, max_regions: int
-    ) -> None:
-        if teacher_regions is not None and teacher_regions.boxes_id != regions.boxes_id:
-            made_by = f"boxes by {regions.boxes_id!r}, those of the teacher by {teacher_regions.boxes_id!r}"
-            way_out = "make the teacher's features at the student's boxes (dual-distill regions ... --boxes STORE)"
-            problem = f"the regions have {made_by}, but region i must be the same box on both sides"
-            raise ValueError(f"{problem}; {way_out}, and train the teacher again on them.")
-        self.regions = regions
-        self.teacher_regions = teacher_regions
-        self.num_tags = num_tags
-        self.max_regions = max_regions
+    regions: RegionLookup
+    teacher_regions: RegionLookup | None
+    num_tags: int
+    max_regions: int
 
     def __call__(self, rows: Sequence[NamedImages]) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
         """The padded regions of B rows of images, and the object tags of each row."""
