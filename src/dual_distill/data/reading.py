@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image
 
-from .records import FilePath, InvalidRecordError, Record, Records, UniqueIds
+from .records import FilePath, InvalidRecordError, Record, Records, UniqueIds, read_json_lines
 
 _ROWS_A_BATCH = 10_000
 _MOST_PRINTED = 100
@@ -164,29 +164,73 @@ def official_folder(path: FilePath, layout: str, **given: Any) -> Path:
     return folder
 
 
-def official_splits(
-    path: FilePath | None,
-    files: Mapping[str, FilePath | None],
-    images: FilePath | None,
-    names: Mapping[str, str],
-    image_folders: Sequence[str],
-    layout: str,
-) -> tuple[dict[str, FilePath], ImageFolder]:
-    """The file of each split and the folder of their images, from a folder with official names, or as given."""
-    if path is None:
-        given = {split: file for split, file in files.items() if file is not None}
-        if not given or images is None:
-            wanted = ", ".join(f"{split}=" for split in files)
-            raise ValueError(f"Give images= and one or more of {wanted}, or path=, a folder that holds {layout}")
-        return given, ImageFolder(images)
+class OfficialSplits(NamedTuple):
+    """A data set whose splits are one file of JSON lines each, about images in a folder.
 
-    folder = official_folder(path, layout, **files, images=images)
-    found: dict[str, FilePath] = {split: folder / name for split, name in names.items() if (folder / name).exists()}
-    for split in ("train", "validation"):
-        if split not in found:
-            raise FileNotFoundError(f"The folder {str(folder)!r} holds no {names[split]}; it should hold {layout}")
-    places = [folder / name for name in image_folders]
-    return found, ImageFolder(next((place for place in places if place.is_dir()), places[0]))
+    Attributes:
+        source: its name, for report and errors.
+        features: columns of the rows and their types.
+        names: split -> official name of its file.
+        image_folders: official names of the folder of images; the first that is there is taken.
+        layout: what a folder with these names holds, for errors.
+        row_maker: `(images, report)` -> what makes a row of a record; called for each split.
+    """
+
+    source: str
+    features: Features
+    names: Mapping[str, str]
+    image_folders: Sequence[str]
+    layout: str
+    row_maker: Callable[[ImageFolder, ReadingReport], Callable[[Any], Any]]
+
+    def load(
+        self,
+        path: FilePath | None = None,
+        train: FilePath | None = None,
+        validation: FilePath | None = None,
+        test: FilePath | None = None,
+        images: FilePath | None = None,
+        skip_bad: bool = False,
+        report: ReadingReport | None = None,
+    ) -> DatasetDict:
+        """The data as train, validation (its dev) and test, as far as they are given.
+
+        Args:
+            path: folder with the files of `LAYOUT`; None where files are given.
+            train: file of the training split.
+            validation: file of dev.
+            test: file of test.
+            images: folder of the images of all of them.
+            skip_bad: pass over bad records and list them, instead of an error at the first.
+            report: takes what was read, skipped and left out; it is printed on stderr either way.
+
+        Returns:
+            The columns that the data set's module names; images are undecoded.
+
+        Raises:
+            FileNotFoundError: a file or folder is missing.
+            ValueError: a record is bad (a missing image, an empty text, an unknown label, a line that is no JSON), or
+                the arguments do not fit one another.
+        """
+        reader = RecordReader(self.source, self.features, skip_bad, report)
+        given = {"train": train, "validation": validation, "test": test}
+        files: dict[str, FilePath] = {split: file for split, file in given.items() if file is not None}
+        if path is not None:
+            folder = official_folder(path, self.layout, **given, images=images)
+            files = {split: folder / name for split, name in self.names.items() if (folder / name).exists()}
+            if missing := [self.names[split] for split in ("train", "validation") if split not in files]:
+                problem = f"The folder {str(folder)!r} holds no {missing[0]}"
+                raise FileNotFoundError(f"{problem}; it should hold {self.layout}")
+            places = [folder / name for name in self.image_folders]
+            images = next((place for place in places if place.is_dir()), places[0])
+        if not files or images is None:
+            wanted = ", ".join(f"{split}=" for split in given)
+            raise ValueError(f"Give images= and one or more of {wanted}, or path=, a folder that holds {self.layout}")
+
+        image_folder = ImageFolder(images)
+        for split, file in files.items():
+            reader.read(split, read_json_lines(file), self.row_maker(image_folder, reader.report))
+        return reader.finish()
 
 
 def read_parquet(folder: Path, pattern: str, columns: Sequence[str]) -> Records:

@@ -5,13 +5,14 @@ the pair name the sentence, which is judged for several pairs. Consistency count
 """
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from datasets import DatasetDict, Features, Image, Value
+from datasets import Features, Image, Value
 
-from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, official_splits
-from dual_distill.data.records import FilePath, InvalidRecordError, UniqueIds, read_json_lines
+from dual_distill.data.reading import ImageFolder, OfficialSplits, ReadingReport
+from dual_distill.data.records import InvalidRecordError, UniqueIds
 
 LAYOUT = (
     "train.json, dev.json and (if test-P is wanted) test1.json, JSON lines all, and the images, such as "
@@ -23,53 +24,6 @@ _NAMES = {"train": "train.json", "validation": "dev.json", "test": "test1.json"}
 _IDENTIFIER = re.compile(r"([a-z]+[0-9]?)-([0-9]+)-([0-9]+)-([0-9]+)")
 _IMAGES, _TEXTS = ("image_0", "image_1"), ("sentence", "label", "identifier", "sentence_id")
 _FEATURES = Features(dict.fromkeys(_IMAGES, Image(decode=False)) | dict.fromkeys(_TEXTS, Value("string")))
-
-
-def load_nlvr2(
-    path: FilePath | None = None,
-    train: FilePath | None = None,
-    validation: FilePath | None = None,
-    test: FilePath | None = None,
-    images: FilePath | None = None,
-    skip_bad: bool = False,
-    report: ReadingReport | None = None,
-) -> DatasetDict:
-    """NLVR2 as train, validation (its dev) and test (test-P), as far as they are given.
-
-    Args:
-        path: folder with the files of `LAYOUT`; None where files are given.
-        train: train.json.
-        validation: dev.json.
-        test: test1.json.
-        images: folder of the images of all of them; images in train/, dev/, test1/ and, for train, in the record's
-            `directory` below it (or below train/) are found too.
-        skip_bad: pass over bad records and list them, instead of an error at the first.
-        report: takes what was read and skipped; it is printed on stderr either way.
-
-    Returns:
-        Columns image_0 (left) and image_1 (right), undecoded, sentence, label ("True" or "False"), identifier,
-        sentence_id (the identifier without its pair: rows about one sentence share it).
-
-    Raises:
-        FileNotFoundError: a file or folder is missing.
-        ValueError: a record is bad (a missing image, an identifier of another shape or twice, an empty sentence, a
-            label of another name, a line that is no JSON), or the arguments do not fit one another.
-
-    References:
-        Suhr et al., ACL 2019, arXiv 1811.00491; github.com/lil-lab/nlvr
-
-    Example:
-        >>> load_nlvr2("no/such/folder")
-        Traceback (most recent call last):
-        FileNotFoundError: There is no folder 'no/such/folder'; it should hold train.json, ...
-    """
-    reader = RecordReader("nlvr2", _FEATURES, skip_bad, report)
-    given = {"train": train, "validation": validation, "test": test}
-    files, folder = official_splits(path, given, images, _NAMES, ("images", "."), LAYOUT)
-    for split, file in files.items():
-        make_row = partial(_make_row, images=folder, ids=UniqueIds("identifier"))
-        reader.read(split, read_json_lines(file), make_row)
-    return reader.finish()
 
 
 def _make_row(record: Any, images: ImageFolder, ids: UniqueIds) -> dict[str, Any]:
@@ -93,3 +47,17 @@ def _make_row(record: Any, images: ImageFolder, ids: UniqueIds) -> dict[str, Any
     found = [images.find(*(folder + name for folder in folders)) for name in names]
     texts = (text, label, ids.add(identifier), f"{split}-{image_set}-{sentence}")
     return dict(zip(_FEATURES, (*found, *texts), strict=True))
+
+
+def _row_maker(images: ImageFolder, report: ReadingReport) -> Callable[[Any], dict[str, Any]]:
+    return partial(_make_row, images=images, ids=UniqueIds("identifier"))
+
+
+load_nlvr2 = OfficialSplits("nlvr2", _FEATURES, _NAMES, ("images", "."), LAYOUT, _row_maker).load
+"""Read NLVR2 as `OfficialSplits.load` says: columns image_0 (left) and image_1 (right), undecoded, sentence, label
+("True" or "False"), identifier, sentence_id (the identifier without its pair: rows about one sentence share it). Images
+in train/, dev/, test1/ and, for train, in the record's `directory` below the folder (or below its train/) are found.
+
+References:
+    Suhr et al., ACL 2019, arXiv 1811.00491; github.com/lil-lab/nlvr
+"""

@@ -4,13 +4,14 @@ About one pair in a hundred has no majority among its annotators and carries the
 class and is left out, and counted, as every published number leaves it out.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from datasets import DatasetDict, Features, Image, Value
+from datasets import Features, Image, Value
 
-from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, official_splits
-from dual_distill.data.records import FilePath, InvalidRecordError, read_json_lines
+from dual_distill.data.reading import ImageFolder, OfficialSplits, ReadingReport
+from dual_distill.data.records import InvalidRecordError
 from dual_distill.data.tasks import TASKS
 
 LAYOUT = (
@@ -23,53 +24,6 @@ _NAMES = {"train": "snli_ve_train.jsonl", "validation": "snli_ve_dev.jsonl", "te
 _NO_MAJORITY = "-"
 _TEXTS = ("sentence", "label", "pair_id", "image_id")
 _FEATURES = Features({"image": Image(decode=False), **dict.fromkeys(_TEXTS, Value("string"))})
-
-
-def load_snli_ve(
-    path: FilePath | None = None,
-    train: FilePath | None = None,
-    validation: FilePath | None = None,
-    test: FilePath | None = None,
-    images: FilePath | None = None,
-    skip_bad: bool = False,
-    report: ReadingReport | None = None,
-) -> DatasetDict:
-    """SNLI-VE as train, validation (its dev) and test, as far as they are given.
-
-    Args:
-        path: folder with the files of `LAYOUT`; None where files are given.
-        train: snli_ve_train.jsonl.
-        validation: snli_ve_dev.jsonl.
-        test: snli_ve_test.jsonl.
-        images: folder of Flickr30k, with ID.jpg for each image.
-        skip_bad: pass over bad records and list them, instead of an error at the first.
-        report: takes what was read, skipped, left out for its gold_label "-", and how many a pairID that was there
-            before has (they are taken); it is printed on stderr either way.
-
-    Returns:
-        Columns image (undecoded), sentence (the hypothesis, sentence2), label (contradiction, entailment or neutral),
-        pair_id, image_id.
-
-    Raises:
-        FileNotFoundError: a file or folder is missing.
-        ValueError: a record is bad (a missing image, an empty sentence, a label of another name, a line that is no
-            JSON), or the arguments do not fit one another.
-
-    References:
-        Xie et al., 2019, arXiv 1901.06706; github.com/necla-ml/SNLI-VE
-
-    Example:
-        >>> load_snli_ve("no/such/folder")
-        Traceback (most recent call last):
-        FileNotFoundError: There is no folder 'no/such/folder'; it should hold snli_ve_train.jsonl, ...
-    """
-    reader = RecordReader("snli_ve", _FEATURES, skip_bad, report)
-    given = {"train": train, "validation": validation, "test": test}
-    files, folder = official_splits(path, given, images, _NAMES, ("flickr30k-images",), LAYOUT)
-    for split, file in files.items():
-        make_row = partial(_make_row, images=folder, pair_ids=set(), report=reader.report)
-        reader.read(split, read_json_lines(file), make_row)
-    return reader.finish()
 
 
 def _make_row(record: Any, images: ImageFolder, pair_ids: set[str], report: ReadingReport) -> dict[str, Any] | None:
@@ -90,3 +44,17 @@ def _make_row(record: Any, images: ImageFolder, pair_ids: set[str], report: Read
     elif pair_id is not None:
         pair_ids.add(pair_id)
     return {"image": image, "sentence": text, "label": label, "pair_id": pair_id, "image_id": image_id}
+
+
+def _row_maker(images: ImageFolder, report: ReadingReport) -> Callable[[Any], dict[str, Any] | None]:
+    return partial(_make_row, images=images, pair_ids=set(), report=report)
+
+
+load_snli_ve = OfficialSplits("snli_ve", _FEATURES, _NAMES, ("flickr30k-images",), LAYOUT, _row_maker).load
+"""Read SNLI-VE as `OfficialSplits.load` says: columns image, undecoded, sentence (the hypothesis, sentence2), label
+(contradiction, entailment or neutral), pair_id, image_id. The report counts what was left out for its gold_label "-",
+and how many a pairID that was there before has (they are taken).
+
+References:
+    Xie et al., 2019, arXiv 1901.06706; github.com/necla-ml/SNLI-VE
+"""
