@@ -94,7 +94,7 @@ def test_a_distilled_dual_encoder_loads_with_the_package_and_without_and_its_qui
         speed=Speed(2.0, 1.5, 0.1, "a processor", "dual-distill benchmark"),
     )
     write_run(folder, run)
-    push_folder(folder, "me/student", license_name="apache-2.0")
+    push_folder(folder, "me/student", metadata={"license": "apache-2.0"})
     card = hub.repos["me/student"].files()["README.md"].decode()
     checked = ModelCard(card).data
     assert checked.base_model == "me/teacher"

@@ -15,7 +15,7 @@ COMMIT = "b" * 40
 
 def test_an_adapter_s_card_names_its_base_and_how_both_are_loaded(make_adapter: Callable[..., Path]) -> None:
     folder = make_adapter()
-    card = write_card(folder, repo_id="me/adapter", license_name="mit").read_text()
+    card = write_card(folder, repo_id="me/adapter", metadata={"license": "mit"}).read_text()
     commit = "a" * 40
     for words in (
         "A LORA adapter of [me/student](https://huggingface.co/me/student), commit",

@@ -33,15 +33,10 @@ def test_a_pickle_is_refused_by_name(make_folder: Callable[..., Path], name: str
 def test_a_truncated_or_foreign_safetensors_file_is_refused(make_folder: Callable[..., Path]) -> None:
     file = make_folder() / "model.safetensors"
     whole = file.read_bytes()
-    for content, message in (
-        (whole[:-4], rf"has {len(whole) - 4} bytes, its header says {len(whole)}: it is truncated"),
-        (whole + b"more", f"has {len(whole) + 4} bytes, its header says"),
-        (whole[:20], "is no safetensors file, or is cut off in its header"),
-        (b"\x80\x04 a pickle under another name", "is no safetensors file"),
-        (b"", "is no safetensors file"),
-    ):
+    other = b"\x80\x04 a pickle under another name"
+    for content in (whole[:-4], whole + b"more", whole[:20], other, b""):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=r"model\.safetensors is no safetensors file, or truncated or damaged"):
             collect(file.parent)
 
 

@@ -49,7 +49,7 @@ RUN = RunRecord(
 def test_a_distilled_dual_encoder_says_what_happened(make_folder: Callable[..., Path]) -> None:
     folder = make_folder()
     write_run(folder, RUN)
-    card = write_card(folder, repo_id="me/student", license_name="mit").read_text()
+    card = write_card(folder, repo_id="me/student", metadata={"license": "mit"}).read_text()
     for words in (
         "A distilled dual encoder that answers questions about images",
         "8 parameters, 3 text layers and 3 image layers of width 4 with 1 attention head.",

@@ -39,7 +39,9 @@ def card(options: argparse.Namespace) -> dict[str, str]:
         raise ValueError("--teacher-evaluation was given without --evaluation, beside which it stands; give both.")
     if options.evaluation:
         add(options.folder, options.evaluation, options.teacher_evaluation)
-    file = write_card(options.folder, repo_id=options.repo, with_code=options.with_code, license_name=options.license)
+    file = write_card(
+        options.folder, repo_id=options.repo, with_code=options.with_code, metadata={"license": options.license}
+    )
     return {"card": str(file)}
 
 

@@ -43,7 +43,8 @@ def push(options: argparse.Namespace) -> PushReport:
     names = ("revision", "create_pr", "message", "dry_run", "with_code")
     given = {name: getattr(options, name) for name in names}
     private = options.private or None  # a public one that is there stays public
-    return push_folder(options.folder, options.repo_id, private=private, license_name=options.license, **given)
+    license_data = {"license": options.license}
+    return push_folder(options.folder, options.repo_id, private=private, metadata=license_data, **given)
 
 
 def table(report: PushReport) -> str:

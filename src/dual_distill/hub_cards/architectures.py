@@ -19,32 +19,25 @@ _CONFIG_CLASS = {"FusionEncoder": "FusionEncoderConfig", "DualEncoder": "DualEnc
 _PROCESSOR = "DualDistillProcessor"
 
 
-class _Head(NamedTuple):
-    """Auto class of transformers and task of the Hub, None where there is none, and what such a model does."""
-
-    auto_class: str | None
-    pipeline_tag: str | None
-    task: str
-
-
-# By the end of the class's name, or by all of it where one family alone has an Auto class.
-_HEADS = {
-    "ForQuestionAnswering": _Head(
-        "AutoModelForVisualQuestionAnswering",
-        "visual-question-answering",
-        "answers questions about images, from a fixed list of answers",
+_VQA, _MATCH = (
+    "answers questions about images, from a fixed list of answers",
+    "scores how well a text and an image match",
+)
+# Auto class of transformers and task of the Hub, None where there is none, and what such a model does: by the end of
+# the class's name, or by all of it where one family alone has an Auto class.
+_HEADS: dict[str, tuple[str | None, str | None, str]] = {
+    "ForQuestionAnswering": ("AutoModelForVisualQuestionAnswering", "visual-question-answering", _VQA),
+    "ForImagesAndTextClassification": (
+        "AutoModelForSequenceClassification",
+        None,
+        "classifies a sentence about images",
     ),
-    "ForImagesAndTextClassification": _Head(
-        "AutoModelForSequenceClassification", None, "classifies a sentence about images"
-    ),
-    "ForImageTextRetrieval": _Head(None, None, "scores how well a text and an image match"),
-    "DualEncoderForImageTextRetrieval": _Head(
-        "AutoModelForZeroShotImageClassification", None, "scores how well a text and an image match"
-    ),
-    "ForMaskedLM": _Head("AutoModelForMaskedLM", "fill-mask", "fills in masked words of a text about an image"),
-    "ForCaptioning": _Head("AutoModelForImageTextToText", "image-to-text", "writes captions of images"),
-    "ForPreTraining": _Head("AutoModelForPreTraining", None, "was pre-trained on images and texts"),
-    "Model": _Head("AutoModel", None, "gives vectors of texts and images, without a head for a task"),
+    "ForImageTextRetrieval": (None, None, _MATCH),
+    "DualEncoderForImageTextRetrieval": ("AutoModelForZeroShotImageClassification", None, _MATCH),
+    "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask", "fills in masked words of a text about an image"),
+    "ForCaptioning": ("AutoModelForImageTextToText", "image-to-text", "writes captions of images"),
+    "ForPreTraining": ("AutoModelForPreTraining", None, "was pre-trained on images and texts"),
+    "Model": ("AutoModel", None, "gives vectors of texts and images, without a head for a task"),
 }
 
 
@@ -80,12 +73,10 @@ def read_architecture(name: str) -> Architecture:
     """
     family = next((family for family in _CONFIG_CLASS if name.startswith(family)), None)
     if family is None or name not in _classes():
-        raise ValueError(
-            f"{CONFIG} names the architecture {name!r}, which this version of dual_distill does not have; update the "
-            "package if a newer one wrote the checkpoint, or give one of its own checkpoints."
-        )
+        lacks = "which this version of dual_distill does not have; update the package, or give one of its checkpoints"
+        raise ValueError(f"{CONFIG} names the architecture {name!r}, {lacks}.")
     head = name.removeprefix(family)
-    known = _HEADS.get(name) or _HEADS.get(head) or _Head(None, None, f"has the head {head}")
+    known = _HEADS.get(name) or _HEADS.get(head) or (None, None, f"has the head {head}")
     return Architecture(name, family, head, *known)
 
 
@@ -97,14 +88,9 @@ def add_code(files: dict[str, bytes | Path], architecture: Architecture) -> dict
     """
     config, processor = files[CONFIG], files.get(PROCESSOR_CONFIG)
     if not isinstance(processor, bytes):
-        raise ValueError(
-            f"there is no {PROCESSOR_CONFIG} beside the model, and code without a processor loads nothing; save it too."
-        )
+        raise ValueError(f"there is no {PROCESSOR_CONFIG} beside the model, which code needs; save the processor too.")
     if architecture.auto_class is None:
-        raise ValueError(
-            f"no Auto class of transformers loads {architecture.name}, so code beside it would be of no use; push "
-            "without it."
-        )
+        raise ValueError(f"no Auto class of transformers loads {architecture.name}; push without code.")
     assert isinstance(config, bytes)
 
     model_map = {

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
+from safetensors import SafetensorError, safe_open
 
 from .architectures import CONFIG, PROCESSOR_CONFIG, Architecture, as_json, read_architecture
 from .run_record import CACHED, RUN_FILE, RunRecord, origin_of, read_json, read_run, weights_digest
@@ -51,7 +52,6 @@ _STATE = (
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
 _TRAINING_ARGUMENTS = "training_args.bin"  # may hold tokens: never sent
 _PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
-_LARGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 
 _TOKENS = re.compile(
     r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}"  # Hugging Face
@@ -115,18 +115,14 @@ def collect(folder: str | Path) -> Checkpoint:
     if not is_adapter and not is_model:
         raise ValueError(f"{str(folder)!r} has no {CONFIG}, so it holds no checkpoint; give the one that a run wrote.")
     if is_adapter and is_model:
-        raise ValueError(
-            f"{str(folder)!r} has {CONFIG} and {ADAPTER_CONFIG}, a model and an adapter, and whoever loads it gets "
-            "either; keep them in folders of their own."
-        )
+        way_out = "a model and an adapter, and whoever loads it gets either; keep them apart"
+        raise ValueError(f"{str(folder)!r} has {CONFIG} and {ADAPTER_CONFIG}, {way_out}.")
 
     # Names first, then what the files hold.
     published, left_out, state = _sort_out(folder)
     _check_weights(folder, published, is_adapter)
-    parameters = sum(_count_parameters(path) for path in published if path.suffix == ".safetensors")
-    files: dict[str, bytes | Path] = {
-        path.name: path if path.suffix == ".safetensors" else _checked(path) for path in published
-    }
+    parameters = sum(_read_header(path)[0] for path in published if path.suffix == ".safetensors")
+    files = {path.name: path if path.suffix == ".safetensors" else _checked(path) for path in published}
 
     config, adapter = read_json(folder / (ADAPTER_CONFIG if is_adapter else CONFIG)), None
     if is_adapter:
@@ -141,18 +137,9 @@ def collect(folder: str | Path) -> Checkpoint:
     # A record is of no use where the weights have changed since: none of its numbers is about these.
     run = read_run(folder)
     is_stale = run is not None and run.weights is not None and run.weights != weights_digest(folder)
-    return Checkpoint(
-        files=files,
-        left_out=left_out,
-        state=state,
-        config=config,
-        architecture=read_architecture(name),
-        parameters=parameters,
-        adapter=adapter,
-        run=None if is_stale else run,
-        is_stale=is_stale,
-        readme=(folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None,
-    )
+    known, card = (read_architecture(name), parameters, adapter, None if is_stale else run, is_stale), folder / CARD
+    readme = card.read_text(encoding="utf-8") if card.is_file() else None
+    return Checkpoint(files, left_out, state, config, *known, readme)
 
 
 def is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
@@ -187,10 +174,8 @@ def _sort_out(folder: Path) -> tuple[list[Path], tuple[str, ...], tuple[Path, ..
         elif path.is_file() and is_one_of(name, _STATE):
             state.append(path)
         elif path.is_file() and is_one_of(name, _PICKLES) and name != _TRAINING_ARGUMENTS:
-            raise ValueError(
-                f"{name} in {str(folder)!r} is a pickle, which runs code on whoever loads it and is never sent; save "
-                "the model with `save_pretrained`, which writes safetensors, and delete or move the file."
-            )
+            way_out = "which runs code on whoever loads it; save the model as safetensors and delete the file"
+            raise ValueError(f"{name} in {str(folder)!r} is a pickle, {way_out}.")
 
         if path not in published and name != CARD:
             left_out.append(f"{name}/" if path.is_dir() else name)
@@ -209,55 +194,34 @@ def _check_weights(folder: Path, published: Sequence[Path], is_adapter: bool) ->
         if absent := sorted(named - names):
             raise ValueError(f"{str(folder)!r} lacks {absent[0]}, which {WEIGHTS[2]} names; save the checkpoint again.")
     elif WEIGHTS[0] not in names:
-        raise ValueError(
-            f"{str(folder)!r} has no {WEIGHTS[0]}, so it holds no weights; save the model with `save_pretrained`, or "
-            "give the folder of a finished run."
-        )
+        way_out = "save the model with `save_pretrained`, or give the folder of a finished run"
+        raise ValueError(f"{str(folder)!r} has no {WEIGHTS[0]}, so it holds no weights; {way_out}.")
 
 
-def _count_parameters(path: Path) -> int:
-    """How many numbers the tensors of a safetensors file hold."""
-    return sum(math.prod(tensor["shape"]) for name, tensor in _read_header(path).items() if name != "__metadata__")
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    """Read the header of a safetensors file, tensor name -> `dtype`, `shape`, `data_offsets`; refuse a cut-off file."""
-    # Eight bytes say how long the header is, which says where the last tensor ends.
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= min(_LARGEST_HEADER, size) else b""
+def _read_header(path: Path) -> tuple[int, dict[str, str]]:
+    """Return how many numbers the tensors of a safetensors file hold, and its metadata; refuse a damaged file."""
     try:
-        tensors: dict[str, Any] = json.loads(header)
-        ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        reason = "is no safetensors file, or is cut off in its header"
-        raise ValueError(f"{path.name} {reason}; save the model again.") from error
-
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        reason = "it is truncated or damaged; save or fetch it again"
-        raise ValueError(f"{path.name} has {size:,} bytes, its header says {expected:,}: {reason}.")
-    return tensors
+        with safe_open(path, framework="np") as file:
+            slices = map(file.get_slice, file.keys())
+            return sum(math.prod(one.get_shape()) for one in slices), file.metadata() or {}
+    except SafetensorError as error:
+        reason = f"is no safetensors file, or truncated or damaged ({error}); save or fetch it again"
+        raise ValueError(f"{path.name} {reason}.") from error
 
 
 def _pinned_adapter(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the class of an adapter's base, and its configuration with name and commit of the base in it."""
     base_class = (config.get("auto_mapping") or {}).get("base_model_class")
     if not isinstance(base_class, str):
-        raise ValueError(
-            f"{ADAPTER_CONFIG} does not say which class its base is (auto_mapping); save the adapter with peft, from a "
-            "model of this package and without a task_type."
-        )
+        way_out = "save it with peft, from a model of this package and without a task_type"
+        raise ValueError(f"{ADAPTER_CONFIG} does not say which class its base is (auto_mapping); {way_out}.")
 
     # A folder of the Hub's cache stands for the repository that it came from; any other folder is here alone.
     given = config.get("base_model_name_or_path") or ""
     if not given or (Path(given).is_dir() and not CACHED.fullmatch(given)):
         what = "has a base model that is no repository of the Hub" if given else "names no base model"
-        raise ValueError(
-            f"{ADAPTER_CONFIG} {what}, and nobody else could load the adapter; push the base first and load it from "
-            "there to train, or `merge_and_unload` the adapter and push the whole model."
-        )
+        way_out = "push the base first and train from there, or `merge_and_unload` and push the whole"
+        raise ValueError(f"{ADAPTER_CONFIG} {what}, and nobody else could load the adapter; {way_out}.")
 
     origin, targets = origin_of(given, config.get("revision")), config.get("target_modules") or []
     base = {"base_model_name_or_path": origin.name, "revision": origin.revision}
@@ -285,7 +249,7 @@ def refuse_leaks(files: Mapping[str, bytes | Path], public_names: tuple[str, ...
         elif isinstance(content, bytes):
             texts = [(content.decode("utf-8", errors="ignore"), strict)]
         elif content.suffix == ".safetensors":
-            texts = [(json.dumps(_read_header(content).get("__metadata__", {})), strict)]
+            texts = [(json.dumps(_read_header(content)[1]), strict)]
 
         for text, is_strict in texts:
             if leak := find_leak(text, strict=is_strict, public_names=public_names):

@@ -6,16 +6,15 @@ from contextlib import contextmanager
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 _WHAT_TO_DO = {
-    400: "the Hub refused what was sent ({server})",
     401: "the Hub does not know you, or the repository is not yours; log in with `hf auth login`, or set HF_TOKEN",
     403: "your token may not write there; make one with write access to it on https://huggingface.co/settings/tokens",
     404: "it is not there, or your token may not see it; check the spelling and the token",
     409: "somebody else is changing it at this moment; try again",
     412: "somebody else pushed to it while this push was on its way, and theirs stands; look at it, then push again",
     413: "the Hub says that it is too large ({server})",
-    422: "the Hub refused what was sent ({server})",
     429: "the Hub asks for a pause, too many requests were made; wait some minutes, then try again",
 }
+_REFUSED = "the Hub refused what was sent ({server})"
 _SERVER_FAILED = "the Hub itself failed; try again in some minutes, and see https://status.huggingface.co"
 
 
@@ -74,13 +73,11 @@ def _explain(error: BaseException | None) -> tuple[str, int | None] | None:
         if isinstance(error, HfHubHTTPError) and error.response is not None:
             status = error.response.status_code
             server = " ".join((error.server_message or "no reason given").split())
-            words = _WHAT_TO_DO.get(status, _SERVER_FAILED if status >= 500 else _WHAT_TO_DO[400])
+            words = _WHAT_TO_DO.get(status, _SERVER_FAILED if status >= 500 else _REFUSED)
             return f"status {status}, {words.format(server=server)}", status
         # huggingface_hub hands on the errors of its HTTP client, httpx or a successor of it, by release.
         if type(error).__module__.split(".")[0].startswith(("httpx", "httpcore")):
-            return (
-                f"the Hub could not be reached ({type(error).__name__}: {error}); check the network and try again",
-                None,
-            )
+            reason = f"{type(error).__name__}: {error}"
+            return f"the Hub could not be reached ({reason}); check the network and try again", None
         error = error.__cause__ or error.__context__
     return None

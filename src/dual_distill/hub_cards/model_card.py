@@ -9,6 +9,7 @@ weights, the one on the Hub, or both.
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .checkpoint_folder import CARD, Checkpoint, collect
 from .run_record import Measurement, RunRecord
 
-_TEMPLATE = "model_card.md.jinja"
+_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 _BEGIN = re.compile(r"<!-- dual_distill card begins(?:, hand-written text: ([0-9a-f]{16}|none))? -->\n?")
 _END = "<!-- dual_distill card ends -->"
 _VERSION_OF_PEFT = re.compile(r"\s*### Framework versions\s*- PEFT \S+\s*\Z")
@@ -104,7 +105,7 @@ def make_card(
     library = "peft" if checkpoint.adapter else "transformers" if with_code else "dual_distill"
 
     # Everything else is told by the files and the record.
-    config, run, architecture = checkpoint.config, checkpoint.run, checkpoint.architecture
+    run, architecture = checkpoint.run, checkpoint.architecture
     title = (run and run.model_name) or (repo_id.split("/")[-1] if repo_id else architecture.name)
     measured = _shown_measurements(run)
     weights = run.objective.weights if run and run.objective else {}
@@ -114,12 +115,9 @@ def make_card(
         **{name: value for name, value in old.items() if name not in _OURS},
     )
     facts = {
+        **{field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)},
         "title": title,
         "checkpoint": checkpoint,
-        "config": config,
-        "architecture": architecture,
-        "adapter": checkpoint.adapter,
-        "run": run,
         "source": repo_id or ".",
         "revision": revision,
         "with_code": with_code,
@@ -128,22 +126,16 @@ def make_card(
         "metrics": [_metric_row(one) for one in measured],
         "settings": _settings(run),
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,
-    )
-    return render_card(data, environment.get_template(_TEMPLATE).render(facts), kept)
+    layout: Any = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    template = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), **layout, autoescape=False)
+    return render_card(data, template.render(facts), kept)
 
 
-def write_card(folder: str | Path, *, license_name: str | None = None, **options: Any) -> Path:
+def write_card(folder: str | Path, **options: Any) -> Path:
     """Write README.md into the folder of a checkpoint; the hand-written part of one that is there stays.
 
     Args:
         folder: of the checkpoint, see `collect`.
-        license_name: the Hub's identifier of the licence of the weights; None: that of the README's metadata, if any.
         **options: `repo_id`, `revision`, `with_code` and `metadata` of `make_card`.
 
     Returns:
@@ -153,8 +145,7 @@ def write_card(folder: str | Path, *, license_name: str | None = None, **options
         ValueError: the folder holds no checkpoint that may be published.
     """
     file = Path(folder, CARD)
-    metadata = {**options.pop("metadata", {}), **({"license": license_name} if license_name else {})}
-    file.write_text(make_card(collect(folder), metadata=metadata, **options), encoding="utf-8")
+    file.write_text(make_card(collect(folder), **options), encoding="utf-8")
     return file
 
 
@@ -178,10 +169,9 @@ def parse_card(readme: str, name: str = CARD) -> Card:
         try:
             card = ModelCard(text, ignore_metadata_errors=True)
         except (yaml.YAMLError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            way_out = "write `key: value` lines, or delete it"
+            reason = f"is no mapping in YAML ({' '.join(str(error).split())})"
             raise ValueError(
-                f"the metadata at the top of {name} is no mapping in YAML ({reason}); {way_out}."
+                f"the metadata at the top of {name} {reason}; write `key: value` lines, or delete it."
             ) from error
         text, metadata = card.text, card.data.to_dict()
 
@@ -190,11 +180,8 @@ def parse_card(readme: str, name: str = CARD) -> Card:
     if begin is None and not ends:
         return Card(metadata, "", text.strip(), None)
     if begin is None or ends != 1 or len(_BEGIN.findall(text)) != 1 or text.index(_END) < begin.end():
-        raise ValueError(
-            f"{name} does not have our two markers once each and in order, so its hand-written part cannot be told "
-            f"from ours; put back '<!-- dual_distill card begins -->' and '{_END}', or delete everything between them, "
-            "markers too."
-        )
+        way_out = f"put back '<!-- dual_distill card begins -->' and '{_END}', or delete all between them, and them too"
+        raise ValueError(f"{name} does not have our two markers once each and in order; {way_out}.")
     after = text[text.index(_END) + len(_END) :]
     return Card(metadata, text[: begin.start()].strip(), after.strip(), begin.group(1) or "none")
 
@@ -224,10 +211,8 @@ def choose(local: Card | None, remote: Card | None) -> Card | None:
         return local  # nobody touched the Hub's since we wrote it
     if _digest_of(local.hand_written) == local.digest:
         return remote
-    raise ValueError(
-        "the README beside the weights and the one on the Hub both have hand-written text, and it differs; copy into "
-        "the local one what should stay, make the Hub's hand-written part equal or empty, and push again."
-    )
+    way_out = "copy what should stay into the local one, make the Hub's part equal or empty, and push again"
+    raise ValueError(f"the README here and the one on the Hub both have hand-written text, and it differs; {way_out}.")
 
 
 def render_card(data: ModelCardData, generated: str, kept: Card | None) -> str:

@@ -64,7 +64,6 @@ def push_folder(
     dry_run: bool = False,
     token: str | bool | None = None,
     with_code: bool = False,
-    license_name: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     state_folder: str | None = None,
 ) -> PushReport:
@@ -80,8 +79,7 @@ def push_folder(
         dry_run: only say what would be sent; the network is not touched.
         token: of the Hub; None: the one of this machine.
         with_code: send the modules of `modeling/` too.
-        license_name: the Hub's identifier of the licence of the weights.
-        metadata: further metadata of the card.
+        metadata: further metadata of the card, such as `license`, the Hub's identifier of that of the weights.
         state_folder: folder of the repository that the checkpoint goes to once more, whole, with the state that a run
             is resumed from; None: nowhere.
 
@@ -94,12 +92,10 @@ def push_folder(
 
     # What would be sent: the checkpoint, code for those without the package, and the state that a run resumes from.
     checkpoint = collect(folder)
-    metadata = {**(metadata or {}), **({"license": license_name} if license_name else {})}
     adapter, run, sent = checkpoint.adapter, checkpoint.run, checkpoint.files
     if with_code:
         if adapter:
-            reason = "an adapter brings no code, which belongs beside its base"
-            raise ValueError(f"{reason}; push the base with code, the adapter without.")
+            raise ValueError("an adapter brings no code; push its base with code, and the adapter without.")
         sent = add_code(sent, checkpoint.architecture)
     if state_folder:
         state = {path.name: as_json(_portable(path)) if path.suffix == ".json" else path for path in checkpoint.state}
@@ -136,12 +132,10 @@ def push_folder(
             info, is_new_branch = api.model_info(full_id), True
         names = {sibling.rfilename for sibling in info.siblings or ()}
         if private and not info.private:
-            way_out = "make it private first, or push elsewhere"
-            raise PushError(f"{full_id!r} is public, but private was asked for; {way_out}.")
+            raise PushError(f"{full_id!r} is public, but private was asked for; make it private, or push elsewhere.")
         if (CONFIG if adapter else ADAPTER_CONFIG) in names:  # both in one repository load as either
             there, given = ("a whole model", "an adapter") if adapter else ("an adapter", "a whole model")
-            way_out = "push to a repository of its own"
-            raise PushError(f"{full_id!r} holds {there}, and {given} cannot stand beside it; {way_out}.")
+            raise PushError(f"{full_id!r} holds {there}, and {given} cannot stand beside it; push it elsewhere.")
         on_hub = _read_remote(api, full_id, info.sha) if CARD in names else None
 
     files, sizes = with_card(full_id, on_hub)
@@ -176,16 +170,8 @@ def push_folder(
         if made_branch is not None:
             _take_back(api, full_id, made_branch, info.sha, error)
         raise
-    return PushReport(
-        full_id,
-        revision,
-        sizes,
-        checkpoint.left_out,
-        deleted,
-        commit.oid,
-        commit.pr_url or commit.commit_url,
-        changed=commit.oid != info.sha,
-    )
+    address, changed = commit.pr_url or commit.commit_url, commit.oid != info.sha
+    return PushReport(full_id, revision, sizes, checkpoint.left_out, deleted, commit.oid, address, changed)
 
 
 def push_pretrained(

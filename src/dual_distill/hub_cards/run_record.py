@@ -103,8 +103,7 @@ class Measurement:
     Example:
         >>> Measurement("accuracy", 0.9, "test", source="")
         Traceback (most recent call last):
-        ValueError: accuracy on test is 0.9 without a source; say which command or file gave it (source=), or leave it
-        out.
+        ValueError: accuracy on test is 0.9 without a source; say which command or file gave it.
     """
 
     metric: str
@@ -121,12 +120,9 @@ class Measurement:
         """Refuse what a card could not answer for."""
         name = f"{self.metric} on {self.split}"
         if not self.split:
-            raise ValueError(
-                f"{self.metric} is {self.value} without a split; say which rows it was measured on (split=)."
-            )
+            raise ValueError(f"{self.metric} is {self.value} without a split; say which rows it was measured on.")
         if not self.source:
-            way_out = "say which command or file gave it (source=), or leave it out"
-            raise ValueError(f"{name} is {self.value} without a source; {way_out}.")
+            raise ValueError(f"{name} is {self.value} without a source; say which command or file gave it.")
         for number in (self.value, self.teacher, self.text_only, self.majority, *self.groups.values()):
             if number is not None and not (isinstance(number, int | float) and math.isfinite(number)):
                 raise ValueError(f"{name} holds {number!r}; give finite numbers, or leave the measurement out.")
@@ -156,8 +152,7 @@ class Speed:
     def __post_init__(self) -> None:
         """Refuse what a card could not answer for."""
         if not (self.source and self.device):
-            way_out = "say which command gave it and on what, or leave it out"
-            raise ValueError(f"the speed has no source or no device; {way_out}.")
+            raise ValueError("the speed has no source or no device; say which command gave it and on what.")
 
 
 @dataclass(frozen=True)
@@ -217,10 +212,8 @@ def write_run(folder: str | Path, record: RunRecord) -> Path:
     """
     weights = weights_digest(folder)
     if record.weights not in (None, weights):
-        raise ValueError(
-            f"the record is about weights {record.weights}, but those in {str(folder)!r} have changed since; train "
-            "again, or delete run.json and write a record of what the new weights are."
-        )
+        changed = f"those in {str(folder)!r} have changed since; train again, or delete run.json and write a new one"
+        raise ValueError(f"the record is about weights {record.weights}, but {changed}.")
 
     values = asdict(replace(record, weights=weights))
     values["measurements"] = [_noted(one) for one in values["measurements"]]
@@ -243,14 +236,10 @@ def read_run(folder: str | Path) -> RunRecord | None:
 
     values = read_json(file)
     found = values.pop("format", None)
-    if found not in (1, FORMAT):
-        raise ValueError(
-            f"{RUN_FILE} has format {found!r}, this version of dual_distill reads 1 and {FORMAT}; update the package, "
-            "or delete the file and let the run write it again."
-        )
+    if found != FORMAT:
+        way_out = "take the version that wrote it, or delete the file and let the run write it again"
+        raise ValueError(f"{RUN_FILE} has format {found!r}, this version of dual_distill reads {FORMAT}; {way_out}.")
     try:
-        if found == 1:
-            values = _from_format_1(values)
         nested = {name: kind(**values[name]) for name, kind in _NESTED.items() if values.get(name) is not None}
         measurements = tuple(Measurement(**one) for one in values.pop("measurements", ()))
         return RunRecord(**{**values, **nested}, measurements=measurements)
@@ -272,30 +261,6 @@ def read_json(file: Path) -> dict[str, Any]:
 def _noted(values: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what was not noted."""
     return {name: value for name, value in values.items() if value not in (None, {}, (), [])}
-
-
-# Format 1 knew two methods by name, and weights that differ from these among the settings.
-_METHODS = {
-    "dide": ("DiDEObjective", "Wang et al., EMNLP 2022", "https://arxiv.org/abs/2112.08723"),
-    "distillvlm": ("DistillVLMObjective", "Fang et al., ICCV 2021", "https://arxiv.org/abs/2104.02096"),
-}
-_WEIGHTS = {"soft_label_weight": 1.0, "attention_weight": 1.0, "hidden_weight": 1.0, "label_weight": 0.0}
-
-
-def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of format 2."""
-    data = dict(values["data"])
-    hub_id = data.pop("hub_id", None)
-    method, settings = values.pop("method"), values.get("settings", {})
-    values |= {"data": {**data, "hub_ids": [hub_id] if hub_id else []}}
-    if method == "labels":
-        return values
-
-    name, reference, url = _METHODS[method]
-    weights = {weight: settings.get(weight, default) for weight, default in _WEIGHTS.items()}
-    if method == "dide" or settings.get("hidden_loss") == "none":
-        weights["hidden_weight"] = 0.0
-    return {**values, "objective": {"name": name, "weights": weights, "paper": {"reference": reference, "url": url}}}
 
 
 def add_evaluation(
@@ -322,10 +287,8 @@ def add_evaluation(
         if name not in evaluation:
             raise ValueError(f"{source} has no {name!r}; give the file that `dual-distill evaluate --output` wrote.")
         if teacher is not None and teacher.get(name) != evaluation[name]:
-            raise ValueError(
-                f"the teacher was evaluated with {name} {teacher.get(name)!r}, the model with {evaluation[name]!r}; "
-                "evaluate both on the same rows."
-            )
+            both = f"with {name} {teacher.get(name)!r}, the model with {evaluation[name]!r}"
+            raise ValueError(f"the teacher was evaluated {both}; evaluate both on the same rows.")
 
     main = next((name for name in ("vqa_score", "cider") if evaluation.get(name) is not None), "accuracy")
 
@@ -335,17 +298,9 @@ def add_evaluation(
             continue
         # The baselines are measured by the main metric only.
         baselines = {name: evaluation.get(name) for name in ("text_only", "majority") if metric == main}
-        one = Measurement(
-            metric,
-            evaluation[metric],
-            evaluation["split"],
-            source,
-            evaluation["rows"],
-            teacher=None if teacher is None else teacher.get(metric),
-            groups=dict(evaluation.get(f"{metric}_by_group") or {}),
-            **baselines,
-        )
-        added.append(one)
+        beside = {"teacher": (teacher or {}).get(metric), "groups": evaluation.get(f"{metric}_by_group") or {}}
+        value, split, rows = (evaluation[name] for name in (metric, "split", "rows"))
+        added.append(Measurement(metric, value, split, source, rows, **beside, **baselines))
 
     replaced = {(one.metric, one.split) for one in added}
     kept = [one for one in record.measurements if (one.metric, one.split) not in replaced]
@@ -389,10 +344,7 @@ def origin_of(name_or_path: str | Path, revision: str | None = None) -> Origin:
         # One file, which everyone loads: a snapshot without its README, say, counts as incomplete.
         snapshot = snapshot_download(name, revision=revision, local_files_only=True, allow_patterns="config.json")
     except (OSError, ValueError) as error:
-        way_out = "so its commit is not known; load it first"
-        raise ValueError(
-            f"{name!r} is no folder and was not loaded from the Hub on this machine, {way_out}."
-        ) from error
+        raise ValueError(f"{name!r} is no folder and was not loaded from the Hub on this machine; load it.") from error
     return Origin(name, Path(snapshot).name, on_hub=True)  # the cache names snapshots by commit
 
 
@@ -424,8 +376,7 @@ def split_revision(name_or_path: str | Path, revision: str | None = None) -> tup
     if not named:
         raise ValueError(f"{name!r} names no revision after the @; give a branch, tag or commit, or leave the @ out.")
     if revision is not None and revision != named:
-        way_out = "give one of the two"
-        raise ValueError(f"{name!r} names the revision {named!r}, but {revision!r} is given as well; {way_out}.")
+        raise ValueError(f"{name!r} names a revision, but {revision!r} is given as well; give one of the two.")
     if Path(repo).is_dir():
         raise ValueError(f"{repo!r} is a folder, which has no revision {named!r}; leave {'@' + named!r} out.")
     return repo, named
