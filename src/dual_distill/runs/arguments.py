@@ -39,27 +39,21 @@ class ModelArguments:
 
     _argument_group_name = "model"  # the heading in `dual-distill train --help`
     architecture: Architecture = _option("dual_encoder", "A teacher, or a student.")
-    init_from: str | None = _option(
-        None, "Start: the same architecture, or a fusion encoder (or ViLT) for both towers. Default: random weights."
-    )
+    init_from: str | None = _option(None, "Start: such a model, or a fusion encoder for both towers. Default: random.")
     init_revision: str | None = _option(None, "Branch, tag or commit of init_from on the Hub.")
     new_head: bool = _option(False, "Newly initialize the head; init_from gives the body: pre-training, another task.")
     teacher: str | None = _option(None, "Checkpoint of the frozen teacher: ours, or a ViLT. Default: hard labels only.")
     teacher_revision: str | None = _option(None, "Branch, tag or commit of teacher on the Hub.")
-    text_layers: list[int] | None = _option(
-        None, "Fusion layers that the text tower takes from init_from. Default: all."
-    )
-    vision_layers: list[int] | None = _option(None, "Fusion layers that the image tower takes. Default: all.")
+    text_layers: list[int] | None = _option(None, "Layers that the text tower takes from init_from. Default: all.")
+    vision_layers: list[int] | None = _option(None, "The same of the image tower. Default: all.")
     interaction_layers: int | None = _option(
-        None, "Dual encoder: layers in which text tokens read the image's stored tokens. Default: init_from's, or 0."
+        None, "Dual encoder: layers in which text reads the image. Default: init_from's."
     )
     hidden_size: int = _option(768, "Model width.")
     num_hidden_layers: int = _option(12, "Transformer layers (of each tower).")
     num_attention_heads: int = _option(12, "Attention heads; must divide the width.")
     intermediate_size: int | None = _option(None, "Width inside the MLP. Default: 4 x hidden_size.")
-    hidden_dropout_prob: float | None = _option(
-        None, "Dropout (recipe: 0.1). Default: the checkpoint's; 0 without one."
-    )
+    hidden_dropout_prob: float | None = _option(None, "Dropout (recipe: 0.1). Default: the checkpoint's, or 0.")
     initializer_range: float = _option(0.02, "Standard deviation of newly initialized weights.")
     embedding_initializer_range: float | None = _option(None, "The same of embeddings. Default: initializer_range.")
     image_height: int = _option(384, "Height in pixels that the position table stands for.")
@@ -140,7 +134,7 @@ class DataArguments(ReadingArguments):
 
     head: str | None = _option(None, _HEADS)
     min_answer_count: int | None = _option(
-        None, "Fewest training rows with an answer to be a class. Default: the task's."
+        None, "Fewest training rows that make an answer a class. Default: the task's."
     )
     tokenizer_texts: list[str] = _option([], "Text files, a text a line, that a new tokenizer learns from as well.")
     regions: str | None = _option(None, "Region store that the model reads in place of pixels. Default: pixels.")

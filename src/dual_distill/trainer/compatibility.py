@@ -1,5 +1,6 @@
 """Whether student, teacher and objective go together: found out before the first step, said in one sentence."""
 
+import itertools
 from typing import Any
 
 from torch import nn
@@ -15,15 +16,17 @@ _VILT = (
 _EQUAL = {
     "vocab_size": (
         "a vocabulary of {} word pieces",
-        "both must read the same word pieces: build the student with the teacher's tokenizer, or with "
-        "`from_fusion_encoder`",
+        "both must read the same ones: build the student with the teacher's tokenizer, or with `from_fusion_encoder`",
     ),
     "visual_inputs": ("{} as visual_inputs", "image tokens are compared one by one: give both the same visual_inputs"),
+    "patch_grid": (
+        "a patch grid of {}",
+        "attention is compared patch by patch: give the student the teacher's image_size and patch_size",
+    ),
     "num_images": ("{} images a row", "set num_images of both to the task's number of images"),
     "region_boxes_id": (
         "regions in the boxes of {!r}",
-        "region i must be the same box on both sides: adapt the teacher, that is, train it on its own features at the "
-        "student's boxes (dual-distill regions TEACHER_DETECTOR --boxes STUDENT_STORE)",
+        "adapt the teacher: train it on its own features at the student's boxes (dual-distill regions ... --boxes)",
     ),
 }
 
@@ -46,12 +49,9 @@ def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objec
 
     # What must be the same on both sides.
     for name, (words, way_out) in _EQUAL.items():
-        default = "patches" if name == "visual_inputs" else None
-        mine, its = _field(ours, name) or default, _field(theirs, name) or default
+        mine, its = _field(ours, name), _field(theirs, name)
         if mine is not None and its not in (None, -1, mine):  # ViLT says -1 for "not set"
             _refuse(f"the teacher has {words.format(its)}, the student {words.format(mine)}; {way_out}")
-    if _field(ours, "visual_inputs") in (None, "patches"):
-        _check_patches(ours, theirs)
     if objective.soft_label_weight:
         _check_labels(ours, theirs)
 
@@ -62,16 +62,19 @@ def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objec
     )
     for index, (role, config, layers, hidden_layers) in enumerate(sides):
         if objective.one_sequence and getattr(config, "text_config", None) is not None:
-            _refuse(
-                f"the {role} has two towers, but a {type(objective).__name__} compares states of one sequence of words "
-                "and regions; take a fusion encoder, or method dide"
-            )
+            compares = f"a {type(objective).__name__} compares states of one sequence"
+            _refuse(f"the {role} has two towers, but {compares}; take a fusion encoder, or method dide")
         sizes, width = objective.hidden_sizes, _field(config, "hidden_size")
         if sizes is not None and width not in (None, sizes[index]):
-            way_out = f"give it {role}_size={width}"
-            _refuse(f"the {role} has width {width}, the objective was built for {sizes[index]}; {way_out}")
-        _check_layers(config, hidden_layers, role, "hidden_layers")
-        _check_layers(config, layers, role, "layer_map")
+            built = f"the objective was built for {sizes[index]}"
+            _refuse(f"the {role} has width {width}, {built}; give it {role}_size={width}")
+
+        depths = [tower.num_hidden_layers for tower in _towers(config) if hasattr(tower, "num_hidden_layers")]
+        for name, named in (("hidden_layers", hidden_layers), ("layer_map", layers)):
+            for layer, depth in itertools.product(named, depths):
+                if not -depth <= layer < depth:
+                    has = f"the {role}, which has {depth} layers"
+                    _refuse(f"{name} names layer {layer} of {has}; choose from {-depth} to {depth - 1}")
 
     if objective.attention_weight:
         if getattr(theirs, "model_type", None) == "vilt":
@@ -92,10 +95,8 @@ def _check_image_text(student: Any, teacher: Any, objective: Objective) -> None:
         teachers = (FusionEncoderForImageTextRetrieval, FusionEncoderForPreTraining)
         way_out = "which scores no pairs; give a fusion encoder with head image_text_retrieval or pretraining"
         if student.config.model_type == FusionEncoderConfig.model_type:
-            raise ValueError(
-                "a teacher was given for a fusion encoder, which learns retrieval from the data itself; leave the "
-                "teacher out, or train a dual encoder."
-            )
+            learns = "a fusion encoder, which learns retrieval from the data itself"
+            raise ValueError(f"a teacher was given for {learns}; leave it out, or train a dual encoder.")
 
     if not isinstance(teacher, teachers):
         raise ValueError(f"the teacher is a {type(teacher).__name__}, {way_out}.")
@@ -107,10 +108,10 @@ def _check_image_text(student: Any, teacher: Any, objective: Objective) -> None:
     for term in ("itm", "mlm"):
         for role, config in (("student", student.config), ("teacher", getattr(teacher, "config", None))):
             if objective.weights.get(f"{term}_distillation_weight") and not getattr(config, f"{term}_weight"):
-                raise ValueError(
-                    f"{term}_distillation_weight is above 0, but the {role}'s configuration has {term}_weight 0 and "
-                    f"computes no logits to compare; give it a {term}_weight, or set {term}_distillation_weight to 0."
+                lacks = (
+                    f"the {role} has {term}_weight 0 and computes no logits; give it one, or set this to 0"
                 )
+                raise ValueError(f"{term}_distillation_weight is above 0, but {lacks}.")
 
 
 def _towers(config: Any) -> list[Any]:
@@ -121,24 +122,15 @@ def _towers(config: Any) -> list[Any]:
 
 def _field(config: Any, name: str) -> Any:
     """What a configuration says, or one of its towers' does; None: nothing."""
+    if name == "patch_grid":
+        patch, size = _field(config, "patch_size"), _field(config, "image_size")
+        if not isinstance(patch, int) or size is None or _field(config, "visual_inputs") == "regions":
+            return None
+        height, width = (size, size) if isinstance(size, int) else size
+        return f"{height // patch} x {width // patch} patches of {patch} pixels"
+    default = "patches" if name == "visual_inputs" else None
     values = (getattr(part, name, None) for part in (config, *_towers(config)))
-    return next((value for value in values if value is not None), None)
-
-
-def _patches(config: Any) -> str | None:
-    """The patch grid in words; None where the configuration does not say."""
-    patch, size = _field(config, "patch_size"), _field(config, "image_size")
-    if not isinstance(patch, int) or size is None:
-        return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return f"a patch grid of {height // patch} x {width // patch} patches of {patch} pixels"
-
-
-def _check_patches(ours: Any, theirs: Any) -> None:
-    student, teacher = _patches(ours), _patches(theirs)
-    if student and teacher and student != teacher:
-        way_out = "attention is compared patch by patch: give the student the teacher's image_size and patch_size"
-        _refuse(f"the teacher has {teacher}, the student {student}; {way_out}")
+    return next((value for value in values if value is not None), default)
 
 
 def _check_labels(ours: Any, theirs: Any) -> None:
@@ -164,12 +156,3 @@ def _check_heads(ours: Any, theirs: Any, relation_heads: int | None) -> None:
         if relation_heads is not None and width is not None and width % relation_heads:
             does = f"does not divide the {role}'s width {width}"
             _refuse(f"relation_heads is {relation_heads}, which {does}; choose a number that divides both widths")
-
-
-def _check_layers(config: Any, layers: list[int], role: str, name: str) -> None:
-    for tower in _towers(config):
-        depth = getattr(tower, "num_hidden_layers", None)
-        for layer in layers:
-            if depth is not None and not -depth <= layer < depth:
-                has = f"the {role}, which has {depth} layers"
-                _refuse(f"{name} names layer {layer} of {has}; choose from {-depth} to {depth - 1}")

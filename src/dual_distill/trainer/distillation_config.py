@@ -39,64 +39,41 @@ class DistillationTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training and distillation"  # the heading in `dual-distill train --help`
     method: Literal["dide", "distillvlm"] = _option(
-        "dide",
-        "What is distilled: dide (cross-modal attention, for a dual encoder) or distillvlm (whole attention matrices "
-        "and hidden states, for a small fusion encoder).",
+        "dide", "Distill cross-modal attention (dide) or whole attention matrices and hidden states (distillvlm)."
     )
     attention_weight: float = _option(1.0, "Weight of attention distillation (recipe: 1). 0 leaves it out.")
     soft_label_weight: float = _option(1.0, "Weight of the teacher's soft labels (recipe: 1). 0 leaves them out.")
     label_weight: float = _option(
-        0.0, "Weight of hard labels beside the teacher (recipe: 0). Without a teacher they are all."
+        0.0, "Weight of hard labels beside the teacher; without one they are all (recipe: 0)."
     )
     temperature: float = _option(1.0, "Temperature of the soft labels (recipe: 1).")
     layer_map: dict | str | None = field(
         default=None,
-        metadata={
-            "help": "Student layer to teacher layer as JSON, for instance '{\"5\": 11}'; negative from the last. "
-            "Default: last to last (recipe)."
-        },
+        metadata={"help": "JSON, student to teacher layer, '{\"5\": 11}'. Default: last to last (recipe)."},
     )
-    relation_heads: int | None = _option(
-        None, "Heads over which attention is compared when teacher and student differ in heads or width."
-    )
+    relation_heads: int | None = _option(None, "Heads over which attention is compared where heads or widths differ.")
     hidden_weight: float = _option(1.0, "distillvlm: weight of the hidden states' loss (the paper's is not published).")
     hidden_loss: Literal["nce", "mse", "none"] = _option("nce", "distillvlm: noise-contrastive (paper), MSE, or none.")
     hidden_layers: dict | str | None = field(
         default=None, metadata={"help": "distillvlm: layer_map of the hidden states. Default: last to last."}
     )
     hidden_pooled: bool = _option(
-        False, "distillvlm: compare the mean of a row's tokens in place of each token (paper: each)."
+        False, "distillvlm: compare the mean of a row's tokens, not each token (paper: each)."
     )
     queue_size: int = _option(4096, "distillvlm: teacher token states kept as negatives (paper: 4,096).")
-    nce_temperature: float = _option(
-        0.07, "distillvlm: temperature of the noise-contrastive loss (the paper's is not published)."
-    )
-    itc_weight: float | None = _option(
-        None, "Pre-training, retrieval: weight of the image-text contrastive loss. Default: the model's, 1."
-    )
+    nce_temperature: float = _option(0.07, "distillvlm: temperature of the noise-contrastive loss (not published).")
+    itc_weight: float | None = _option(None, "Weight of the image-text contrastive loss. Default: the model's, 1.")
     itm_weight: float | None = _option(None, "Pre-training: weight of image-text matching. Default: the model's, 1.")
     mlm_weight: float | None = _option(None, "Pre-training: weight of masked words. Default: the model's, 1.")
     masking_share: float = _option(0.15, "Pre-training: share of words that are masked (BERT: 0.15).")
-    itm_distillation_weight: float = _option(
-        1.0, "Pre-training: weight of the teacher's logits on matched and hard pairs. 0: none."
-    )
-    mlm_distillation_weight: float = _option(
-        1.0, "Pre-training: weight of the teacher's distribution over masked words. 0: none."
-    )
+    itm_distillation_weight: float = _option(1.0, "Pre-training: weight of the teacher's matching logits. 0: none.")
+    mlm_distillation_weight: float = _option(1.0, "Pre-training: weight of the teacher's masked words. 0: none.")
     ranking_weight: float = _option(1.0, "Retrieval: weight of the teacher's ranking of hard negatives. 0: none.")
-    ranking_negatives: int = _option(
-        4,
-        "Retrieval: negatives that each text and each image is ranked against; the hardest for a student with a "
-        "teacher, random ones for a fusion encoder.",
-    )
+    ranking_negatives: int = _option(4, "Retrieval: negatives of each text and image; a teacher ranks the hardest.")
     cache_teacher: str | None = _option(
-        None,
-        "Keep the teacher's results on disk and do not ask again: 'logits', or 'attention' (logits and cross-modal "
-        "scores). Default: ask in every step.",
+        None, "Keep the teacher's results on disk: 'logits', or 'attention' (both). Default: ask in every step."
     )
-    teacher_cache_dir: str | None = _option(
-        None, "Folder of the teacher cache; runs of one teacher may share it. Default: OUTPUT_DIR/teacher_cache."
-    )
+    teacher_cache_dir: str | None = _option(None, "Folder of the teacher cache. Default: OUTPUT_DIR/teacher_cache.")
     head_learning_rate_factor: float = _option(
         1.0, "Learning rate of the head and the shallow interaction over the base learning rate (recipe: 10 for VQA)."
     )
@@ -104,12 +81,8 @@ class DistillationTrainingArguments(TrainingArguments):
     learning_rate: float = _option(1e-4, "Peak learning rate of AdamW (recipe: 1e-4).")
     weight_decay: float = _option(0.01, "Weight decay of AdamW (recipe: 0.01).")
     adam_beta2: float = _option(0.98, "Beta2 of AdamW (recipe: 0.98).")
-    warmup_steps: float = _option(
-        0.1, "Warm-up as steps, or below 1 as a share of all steps (recipe: 0.1), then linear decay."
-    )
-    remove_unused_columns: bool = _option(
-        False, "The collator reads raw columns (text, images, label), so they are kept."
-    )
+    warmup_steps: float = _option(0.1, "Warm-up in steps, below 1 as a share of them (recipe: 0.1); then linear decay.")
+    remove_unused_columns: bool = _option(False, "The collator reads raw columns (text, images, label): all are kept.")
 
     def __post_init__(self) -> None:
         """Check the ranges before anything is built."""
@@ -120,14 +93,10 @@ class DistillationTrainingArguments(TrainingArguments):
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; give {' or '.join(METHODS)}.")
         if self.cache_teacher not in (None, *KINDS):
-            raise ValueError(
-                f"cache_teacher is {self.cache_teacher!r}; give one of {', '.join(KINDS)}, or leave it out."
-            )
+            raise ValueError(f"cache_teacher is {self.cache_teacher!r}; give {' or '.join(KINDS)}, or leave it out.")
         if self.cache_teacher == "logits" and self.attention_weight:
-            raise ValueError(
-                f"cache_teacher is 'logits' but attention_weight {self.attention_weight}; cache attention, or set the "
-                "weight to 0."
-            )
+            weight = f"attention_weight {self.attention_weight}"
+            raise ValueError(f"cache_teacher is 'logits' but {weight}; cache attention, or set the weight to 0.")
         if not self.head_learning_rate_factor > 0:
             raise ValueError(f"head_learning_rate_factor is {self.head_learning_rate_factor}; give a number above 0.")
         if not 0 < self.masking_share <= 1:
@@ -171,8 +140,7 @@ class DistillationTrainingArguments(TrainingArguments):
         """
         for name, value in self._hard_weights().items():
             if not hasattr(config, name):
-                reason = f"a {config.model_type} has no such term"
-                raise ValueError(f"{name} is {value}, but {reason}; leave it out, or pre-train another model.")
+                raise ValueError(f"{name} is {value}, but a {config.model_type} has no such term; leave it out.")
             setattr(config, name, value)
 
     def _hard_weights(self) -> dict[str, float]:
@@ -187,10 +155,7 @@ def _layer_map(name: str, given: dict | str | None) -> dict | None:
         try:
             given = json.loads(given)
         except json.JSONDecodeError as error:
-            way_out = "write it as '{\"-1\": -1}'"
-            raise ValueError(f"{name} is {given!r}, which is no JSON ({error}); {way_out}.") from error
-    if given is None:
-        return None
-    if not isinstance(given, dict):
+            raise ValueError(f"{name} is {given!r}, which is no JSON ({error}); write '{{\"-1\": -1}}'.") from error
+    if not isinstance(given, dict | None):
         raise ValueError(f"{name} is {given!r}; give an object of student layer to teacher layer.")
-    return {int(student): int(teacher) for student, teacher in given.items()}
+    return given and {int(student): int(teacher) for student, teacher in given.items()}
