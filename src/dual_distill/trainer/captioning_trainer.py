@@ -43,16 +43,12 @@ class CaptioningTrainer(DistillationTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.train_dataset is not None and not isinstance(self.train_dataset, IndexedDataset):
-            raise ValueError(
-                f"train_dataset is a {type(self.train_dataset).__name__}, whose captions would be masked alike in "
-                "every epoch; give IndexedDataset(train_dataset)."
-            )
+            alike = "whose captions would be masked alike in every epoch; give IndexedDataset(train_dataset)"
+            raise ValueError(f"train_dataset is a {type(self.train_dataset).__name__}, {alike}.")
 
-    def prediction_step(
-        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> Any:
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute nothing but the loss: the logits of every word of the vocabulary would fill the memory."""
-        return super().prediction_step(model, inputs, True, ignore_keys)
+        return super().prediction_step(model, inputs, True)
 
 
 class SelfCriticalTrainer(DistillationTrainer):
@@ -91,24 +87,19 @@ class SelfCriticalTrainer(DistillationTrainer):
         for name in ("teacher", "eval_dataset"):
             if kwargs.get(name) is not None:
                 raise ValueError(
-                    f"{name} is given, but self-critical training learns from a reward alone; leave it out "
-                    "(CaptionScores scores what a model writes)."
+                    f"{name} is given, but self-critical training learns from a reward alone; leave it out."
                 )
 
         # An image is seen once an epoch, with all of its captions as references.
         task = data_collator.task
         references = captions_by_image(train_dataset, task)
+        indices = {image: index for index, image in enumerate(references)}
         self._references = list(references.values())
         self._reward = CiderReward(self._references)
         self._max_new_tokens = max_new_tokens
         self._tokenizer = data_collator.processor.tokenizer
-        super().__init__(
-            model,
-            args,
-            data_collator=_ReferenceCollator(data_collator, {one: index for index, one in enumerate(references)}),
-            train_dataset=train_dataset.select(first_rows_of_images(train_dataset, task)),
-            **kwargs,
-        )
+        collator, rows = _ReferenceCollator(data_collator, indices), first_rows_of_images(train_dataset, task)
+        super().__init__(model, args, data_collator=collator, train_dataset=train_dataset.select(rows), **kwargs)
 
     def _losses(
         self, model: nn.Module, inputs: Mapping[str, torch.Tensor]

@@ -83,8 +83,7 @@ class DistillationTrainer(RecordingTrainer):
         **kwargs: Any,
     ):
         if teacher is None and objective is not None:
-            way_out = "give teacher= as well, or leave objective= out"
-            raise ValueError(f"an objective was given without a teacher; {way_out}.")
+            raise ValueError("an objective was given without a teacher; give teacher= as well, or leave it out.")
         args = DistillationTrainingArguments(output_dir="tmp_trainer") if args is None else args
         if self.leaves_parameters_unused and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True
@@ -100,10 +99,8 @@ class DistillationTrainer(RecordingTrainer):
             and not isinstance(self.train_dataset, ImageTextStream)  # its rows say their index and epoch themselves
             and getattr(self.data_collator, "augmentation", None) is not None
         ):
-            raise ValueError(
-                "the collator has an augmentation, which is drawn from a row's number and epoch, but train_dataset is "
-                f"a {type(self.train_dataset).__name__} without them; give IndexedDataset(train_dataset)."
-            )
+            lacks = f"a {type(self.train_dataset).__name__} without them; give IndexedDataset(train_dataset)"
+            raise ValueError(f"an augmentation is drawn from a row's number and epoch, but train_dataset is {lacks}.")
 
         self.teacher: nn.Module | None = taught_by
         self.distillation_objective: Objective | None = None
@@ -122,10 +119,8 @@ class DistillationTrainer(RecordingTrainer):
 
         if args.cache_teacher is not None:
             if not isinstance(objective, DiDEObjective):
-                raise ValueError(
-                    f"cache_teacher is {args.cache_teacher!r}, but a cache keeps what a DiDEObjective compares of rows "
-                    f"that come again, and the objective is a {type(objective).__name__}; leave cache_teacher out."
-                )
+                keeps = f"what a DiDEObjective compares, and the objective is a {type(objective).__name__}"
+                raise ValueError(f"cache_teacher is given, but a cache keeps {keeps}; leave cache_teacher out.")
             self.teacher_cache = self._open_teacher_cache(args.cache_teacher, taught_by, objective)
             self.data_collator = KeyedCollator(self.data_collator)
             self.add_callback(TeacherCacheCallback(self.teacher_cache))
@@ -166,10 +161,8 @@ class DistillationTrainer(RecordingTrainer):
             objective = self.make_objective(self.args, student.config, getattr(teacher, "config", None))
         check_compatibility(student, teacher, objective)
         if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and any(True for _ in objective.parameters()):
-            raise ValueError(
-                f"a {type(objective).__name__} has parameters of its own, which are not sharded with the student; "
-                "train it with DistributedDataParallel (torchrun, or accelerate launch without FSDP and DeepSpeed)."
-            )
+            way_out = "train it with DistributedDataParallel, without FSDP and DeepSpeed"
+            raise ValueError(f"a {type(objective).__name__} has parameters, which are not sharded; {way_out}.")
 
         # A model wrapped by peft passes on what the one inside takes.
         inside = getattr(student, "get_base_model", lambda: student)()
@@ -198,38 +191,30 @@ class DistillationTrainer(RecordingTrainer):
         image_processor = getattr(self.processing_class, "image_processor", None)
         config: Any = teacher.config
         patch_size = getattr(config, "vision_config", config).patch_size
+        layers = objective.teacher_layers if kind == "attention" else []
 
         # Everything that a stored result depends on, beside the row itself: of an augmentation its seed too.
-        settings = None
+        drawn = None
         if augmentation is not None:
             options = {name: repr(value) for name, value in vars(augmentation).items() if not name.startswith("_")}
-            settings = {"class": type(augmentation).__name__, **options}
-        cache = TeacherCache(
-            self.args.teacher_cache_dir or Path(self.args.output_dir, "teacher_cache"),
-            kind,
-            {
-                "teacher": fingerprint(teacher),
-                "layers": objective.teacher_layers if kind == "attention" else [],
-                "relation_heads": objective.relation_heads,
-                "image_processor": None if image_processor is None else image_processor.to_dict(),
-                "augmentation": settings,
-            },
-            patch_size=patch_size,
-        )
+            drawn = {"class": type(augmentation).__name__, **options}
+        settings = {
+            "teacher": fingerprint(teacher),
+            "layers": layers,
+            "relation_heads": objective.relation_heads,
+            "image_processor": None if image_processor is None else image_processor.to_dict(),
+            "augmentation": drawn,
+        }
+        folder = self.args.teacher_cache_dir or Path(self.args.output_dir, "teacher_cache")
+        cache = TeacherCache(folder, kind, settings, patch_size)
 
         # Said before the first step, not when the disk is full; an augmented row is another in each epoch.
         if self.train_dataset is not None:
             rows = len(self.train_dataset)
             sample = self.data_collator([self.train_dataset[index] for index in range(min(rows, 32))])
             passes = 1 if augmentation is None else math.ceil(self.args.num_train_epochs)
-            estimated = estimate_bytes(
-                sample,
-                rows * passes,
-                config.num_labels,
-                len(objective.teacher_layers) if kind == "attention" else 0,
-                objective.relation_heads or config.num_attention_heads,
-                patch_size,
-            )
+            heads = objective.relation_heads or config.num_attention_heads
+            estimated = estimate_bytes(sample, rows * passes, config.num_labels, len(layers), heads, patch_size)
             logger.info("the teacher cache will take about %.2f GB", estimated / 1e9)
             cache.check_space(estimated)
         return cache
@@ -268,9 +253,7 @@ class DistillationTrainer(RecordingTrainer):
             teacher_view = self._ask_teacher(inputs, student_outputs)
         else:
             assert isinstance(objective, DiDEObjective)
-            teacher_view = self.teacher_cache.outputs(
-                inputs, lambda part: self._ask_teacher(part, student_outputs), objective
-            )
+            teacher_view = self.teacher_cache.outputs(inputs, self._ask_teacher, objective)
         objective.train(model.training)
         return objective(student_outputs, teacher_view, inputs), {"logits": student_outputs.logits}
 
@@ -281,16 +264,16 @@ class DistillationTrainer(RecordingTrainer):
         seen = {name: it for name, it in inputs.items() if name not in hidden and not name.startswith(TEACHER_PREFIX)}
         return model(**seen, **self._student_requests)
 
-    def _ask_teacher(self, inputs: Mapping[str, torch.Tensor], student_outputs: Any) -> Any:
+    def _ask_teacher(self, inputs: Mapping[str, torch.Tensor], student_outputs: Any = None) -> Any:
         """Return the teacher's outputs on a batch.
 
         Args:
             inputs: the batch; a teacher with a cache is asked for those rows only that the cache lacks.
             student_outputs: of the whole batch, for teachers that are asked about what the student found.
         """
-        shared = {name: it for name, it in inputs.items() if name not in ("labels", ROW_KEYS)}
         own = {name.removeprefix(TEACHER_PREFIX): inputs[name] for name in inputs if name.startswith(TEACHER_PREFIX)}
-        shared = {name: it for name, it in shared.items() if not name.startswith(TEACHER_PREFIX)}
+        hidden = ("labels", ROW_KEYS)
+        shared = {name: it for name, it in inputs.items() if name not in hidden and not name.startswith(TEACHER_PREFIX)}
         return self._pass_to_teacher(shared | own, self._teacher_requests)
 
     def _pass_to_teacher(self, batch: Mapping[str, torch.Tensor], requests: Mapping[str, Any] | None = None) -> Any:
@@ -350,8 +333,8 @@ class DistillationTrainer(RecordingTrainer):
         missing = [parameter for parameter in own if id(parameter) not in held]
         if built_before:
             if missing:
-                lacks = f"the optimizer lacks {len(missing)} parameters of the {type(objective).__name__}"
-                raise ValueError(f"{lacks}; give it objective.parameters() beside the student's.")
+                lacks = f"{len(missing)} parameters of the {type(objective).__name__}"
+                raise ValueError(f"the optimizer lacks {lacks}; give it objective.parameters() too.")
             return optimizer
 
         factor = self.args.head_learning_rate_factor

@@ -1,7 +1,7 @@
 """A model's answers and captions for every row of a split, and the answers held against it and against baselines."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def predict_answers(
     dataset: Dataset,
     collator: DistillationCollator,
     batch_size: int = 64,
-    description: str = "evaluate",
+    title: str = "evaluate",
 ) -> list[str]:
     """Answer every row of a dataset, in order.
 
@@ -97,9 +97,7 @@ def report_answers(
         ValueError: the task has no labels.
     """
     if task.label_column is None:
-        raise ValueError(
-            f"task {task.name!r} has image-text rows without labels to hold answers against; choose one with answers."
-        )
+        raise ValueError(f"task {task.name!r} has no labels to hold answers against; choose one with answers.")
 
     def column(rows: Dataset, name: str | None) -> list[Any] | None:
         return None if name is None else list(rows[name])
@@ -112,15 +110,10 @@ def report_answers(
     # The official score needs four people or more.
     people = column(dataset, task.answers_column and (task.given_answers_column or task.answers_column))
     if people and min(map(len, people)) >= FEWEST_ANSWERS:
-        found |= VQAScore().compute(predictions=answers, references=people, answer_types=groups)
-    report = EvaluationReport(
-        rows=len(labels),
-        accuracy=found["accuracy"],
-        accuracy_by_group=found.get("accuracy_by_group", {}),
-        consistency=found.get("consistency"),
-        vqa_score=found.get("vqa_score"),
-        vqa_score_by_group=found.get("vqa_score_by_answer_type", {}),
-    )
+        score = VQAScore().compute(predictions=answers, references=people, answer_types=groups)
+        found |= {**score, "vqa_score_by_group": score.get("vqa_score_by_answer_type", {})}
+    known = {one.name for one in fields(EvaluationReport)}
+    report = EvaluationReport(rows=len(labels), **{name: it for name, it in found.items() if name in known})
     if train is None:
         return report
 
@@ -129,21 +122,11 @@ def report_answers(
     texts = [list(rows[task.text_column]) for rows in (train, dataset)]
     train_groups = column(train, task.consistency_column)
     baseline = question_only_baseline(texts[0], train_labels, texts[1], labels, seed, train_groups)
-    report = replace(
-        report,
-        text_only=baseline.accuracy,
-        text_only_method=baseline.method,
-        majority=majority_baseline(train_labels, labels),
-    )
-    if report.vqa_score is None:
-        return report
-
-    def official(predictions: Sequence[str]) -> float:
-        score: float = VQAScore().compute(predictions=predictions, references=people)["vqa_score"]
-        return score
-
-    majority = [majority_answer(train_labels)] * len(labels)
-    return replace(report, text_only=official(baseline.predictions), majority=official(majority))
+    text_only, majority = baseline.accuracy, majority_baseline(train_labels, labels)
+    if report.vqa_score is not None:
+        said = baseline.predictions, [majority_answer(train_labels)] * len(labels)
+        text_only, majority = (VQAScore().compute(predictions=it, references=people)["vqa_score"] for it in said)
+    return replace(report, text_only=text_only, text_only_method=baseline.method, majority=majority)
 
 
 def captions_by_image(dataset: Dataset, task: Task) -> dict[int | str, list[str]]:
@@ -220,8 +203,6 @@ def caption_texts(tokenizer: Any, written: torch.Tensor) -> list[str]:
 
 def _image_ids(dataset: Dataset, task: Task) -> Sequence[int | str]:
     if task.image_id_column is None:
-        raise ValueError(
-            f"task {task.name!r} has no image_id_column, by which the captions of an image are known; set it."
-        )
+        raise ValueError(f"task {task.name!r} has no image_id_column, which tells an image's captions; set it.")
     ids: Sequence[int | str] = dataset[task.image_id_column]
     return ids

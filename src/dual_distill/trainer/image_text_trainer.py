@@ -41,9 +41,9 @@ class ImageTextTrainer(DistillationTrainer):
         **kwargs: Any,
     ):
         if isinstance(kwargs.get("train_dataset"), ImageTextStream):
-            if args is None or args.max_steps < 1:
-                given = -1 if args is None else args.max_steps
-                raise ValueError(f"max_steps is {given}, but a stream of pairs has no end; say how many to train.")
+            steps = -1 if args is None else args.max_steps
+            if args is None or steps < 1:
+                raise ValueError(f"max_steps is {steps}, but a stream of pairs has no end; say how many to train.")
             args.ignore_data_skip = True
         super().__init__(model, args, **kwargs)
         self._position = ImageTextStreamCallback()

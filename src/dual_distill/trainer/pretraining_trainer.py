@@ -117,15 +117,11 @@ class PreTrainingTrainer(ImageTextTrainer):
         with torch.no_grad():
             gallery = {name: gather_rows(tensor) for name, tensor in pairs.items()}
         # An index of -1, without a drawn pair, is filled with the first row: its label says that it does not count.
-        images, texts = (
-            student_outputs.negative_image_rows.clamp(min=0),
-            student_outputs.negative_text_rows.clamp(min=0),
-        )
-        own_text = {name: pairs[name] for name in TEXT_INPUTS if name in pairs}
-        own_images = {name: pairs[name] for name in IMAGE_INPUTS if name in pairs}
+        images = student_outputs.negative_image_rows.clamp(min=0)
+        texts = student_outputs.negative_text_rows.clamp(min=0)
         return (
-            {**own_text, **{name: gallery[name][images] for name in own_images}},
-            {**{name: gallery[name][texts] for name in own_text}, **own_images},
+            {name: gallery[name][images] if name in IMAGE_INPUTS else own for name, own in pairs.items()},
+            {name: gallery[name][texts] if name in TEXT_INPUTS else own for name, own in pairs.items()},
         )
 
 

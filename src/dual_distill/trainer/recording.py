@@ -16,10 +16,10 @@ import math
 import platform
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import MISSING, fields, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,7 @@ class RecordingTrainer(Trainer):
     data_collator: Any
 
     def __init__(self, *, args: TrainingArguments, **kwargs: Any):
-        self._told: dict[str, Any] = {}
-        self._told_settings: dict[str, Any] = {}
+        self._told: dict[str, Any] = {"settings": {}}
         self._measurements: dict[int, dict[tuple[str, str], Measurement]] = {}
         self._loaded_step: int | None = None
         self._saved_step: int | None = None
@@ -84,31 +83,30 @@ class RecordingTrainer(Trainer):
             settings: of a recipe, see `differing_fields`; those of the arguments are known.
             **known: fields of `RunRecord`, such as `data`, `start`, `teacher` and `command`; the rows are known.
         """
-        self._told_settings |= settings or {}
-        self._told |= known
+        self._told |= {**known, "settings": self._told["settings"] | (settings or {})}
 
     def run_record(self) -> RunRecord:
         """Return what is known of the run, and of the weights as they are now."""
         collator = getattr(self.data_collator, "collator", self.data_collator)
         name = getattr(getattr(collator, "task", None), "name", None)
-        datasets = {"train": self.train_dataset, **_by_split(self.eval_dataset)}
+        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"validation": self.eval_dataset}
+        datasets = {"train": self.train_dataset, **evaluated}
         rows = {split: count for split, dataset in datasets.items() if (count := _num_rows(dataset)) is not None}
         step = self._step()
         record = RunRecord(
-            data=DataOrigin(name),
             start=self._start,
-            settings={**self._told_settings, **differing_fields(self.args)},
             seed=self.args.seed,
             steps=step,
             train_seconds=round(self._train_seconds(), 3),
             device=torch.cuda.get_device_name(self.args.device) if self.args.device.type == "cuda" else None,
             measurements=tuple(self._measurements.get(step, {}).values()),
-            versions=versions_now(),
+            versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         )
 
         # What the caller knows better stands; rows are those that the trainer was given.
-        record = replace(record, **self._told)
-        return replace(record, data=replace(record.data, rows=rows))
+        data = replace(self._told.get("data", DataOrigin(name)), rows=rows)
+        settings = {**self._told["settings"], **differing_fields(self.args)}
+        return replace(record, **{**self._told, "data": data, "settings": settings})
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does, and note how long."""
@@ -123,7 +121,7 @@ class RecordingTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Evaluate as `Trainer` does, and note what was measured, by the prefix or the name of the dataset."""
-        metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):  # each was evaluated by a call of its own
             return metrics
@@ -171,15 +169,11 @@ class RecordingTrainer(Trainer):
         if self._saved_step != self._step():
             self.save_model(_internal_call=True)
         if self.is_world_process_zero():
+            # All of it is told, so that a later push says it again.
             told = {"model_name": model_name, "finetuned_from": finetuned_from, "tasks": _listed(tasks)}
             self._told |= {name: value for name, value in told.items() if value}
-
-            # Named data is told too, so that a later push says it again.
-            data: dict[str, Any] = {
-                "name": " and ".join(_listed(dataset)),
-                "hub_ids": _listed(dataset_tags),
-                "arguments": _listed(dataset_args),
-            }
+            name, arguments = " and ".join(_listed(dataset)), _listed(dataset_args)
+            data: dict[str, Any] = {"name": name, "hub_ids": _listed(dataset_tags), "arguments": arguments}
             self._told["data"] = replace(self.run_record().data, **{name: it for name, it in data.items() if it})
             write_run(self.args.output_dir, self.run_record())
 
@@ -224,14 +218,8 @@ class RecordingTrainer(Trainer):
             return None
 
         self._finish_current_push()
-        push = functools.partial(
-            self._push,
-            self.args.output_dir,
-            message=commit_message,
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-            private=self.args.hub_private_repo if private is None else private,
-        )
+        private = self.args.hub_private_repo if private is None else private
+        push = self._push(self.args.output_dir, commit_message, token=token, revision=revision, private=private)
         return push() if blocking else HfApi().run_as_future(push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -253,22 +241,19 @@ class RecordingTrainer(Trainer):
             HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
         }
 
-        job = HfApi().run_as_future(
-            self._push,
-            checkpoint_folder,
-            message=f"Training in progress, {progress}",
-            token=self.args.hub_token,
-            revision=self.args.hub_revision,
-            private=self.args.hub_private_repo,
-            state_folder=state_folders.get(strategy),
-        )
+        options = {"private": self.args.hub_private_repo, "state_folder": state_folders.get(strategy)}
+        job = HfApi().run_as_future(self._push(checkpoint_folder, f"Training in progress, {progress}", **options))
         job.add_done_callback(_warn_of_failure)
         self.push_in_progress = PushInProgress([job])
         if self.args.save_total_limit is not None:
             self._finish_current_push()  # or the folder could be deleted under it
 
-    def _push(self, folder: str, **options: Any) -> PushReport:
-        return push_folder(folder, str(self.hub_model_id), **options)
+    def _push(
+        self, folder: str, message: str | None, token: str | None = None, revision: str | None = None, **options: Any
+    ) -> Callable[[], PushReport]:
+        """Return what pushes a folder, as the arguments say where the caller does not."""
+        options |= {"token": token or self.args.hub_token, "revision": revision or self.args.hub_revision}
+        return functools.partial(push_folder, folder, str(self.hub_model_id), message=message, **options)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save model or adapter, processor and record, and no pickle of the arguments."""
@@ -325,8 +310,7 @@ def known_origin(name: str | Path | None) -> Origin | None:
 def loaded_from(model: Any) -> str | None:
     """Where a model was loaded from, as transformers notes it."""
     inside = getattr(model, "get_base_model", lambda: model)()
-    name: str | None = getattr(getattr(inside, "config", None), "_name_or_path", None)
-    return name
+    return getattr(getattr(inside, "config", None), "_name_or_path", None)
 
 
 def differing_fields(*arguments: Any) -> dict[str, Any]:
@@ -349,17 +333,6 @@ def differing_fields(*arguments: Any) -> dict[str, Any]:
     return plain
 
 
-def versions_now() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a result depends on, where installed."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _without_paths(value: Any) -> Any:
     """Where files lie on one machine is no part of what was done, and a push would refuse it."""
     if isinstance(value, dict):
@@ -368,11 +341,6 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [item for item in map(_without_paths, value) if item != ""]
     return "" if isinstance(value, str) and ("/" in value or "\\" in value) else value
-
-
-def _by_split(dataset: Any) -> dict[str, Any]:
-    """Split -> rows of what a trainer evaluates on."""
-    return dict(dataset) if isinstance(dataset, dict) else {"validation": dataset}
 
 
 def _num_rows(dataset: Any) -> int | None:

@@ -92,10 +92,8 @@ class RetrievalTrainer(ImageTextTrainer):
         lists = None
         if objective.ranking_weight:
             ids = gather_pair_ids(inputs["image_ids"], inputs["caption_ids"])
-            student: Any = self.accelerator.unwrap_model(model)
-            scale = student.logit_scale
-            if hasattr(scale, "full_tensor"):  # sharded
-                scale = scale.full_tensor()
+            scale: Any = self.accelerator.unwrap_model(model).logit_scale
+            scale = scale.full_tensor() if hasattr(scale, "full_tensor") else scale  # sharded
             similarities = pair_similarities(outputs.text_embeds, outputs.image_embeds, scale)
             lists = choose_lists(*similarities, ids, self.args.ranking_negatives)
             batch["is_listed"] = lists.is_listed
@@ -111,16 +109,15 @@ class RetrievalTrainer(ImageTextTrainer):
             return answers
         with torch.no_grad():
             gallery = {name: gather_rows(tensor) for name, tensor in pairs.items()}
-        first = pair_scores(matched)
-        of_texts, of_images = [first], [first]
         # One negative a row at a time: no pass is larger than that of the matched pairs.
-        for rows in lists.image_rows.unbind(1):
-            chosen = {name: gallery[name][rows] if name in IMAGE_INPUTS else tensor for name, tensor in pairs.items()}
-            of_texts.append(pair_scores(self._pass_to_teacher(chosen)))
-        for rows in lists.text_rows.unbind(1):
-            chosen = {name: gallery[name][rows] if name in TEXT_INPUTS else tensor for name, tensor in pairs.items()}
-            of_images.append(pair_scores(self._pass_to_teacher(chosen)))
-        answers.list_scores = torch.cat([torch.stack(of_texts, dim=1), torch.stack(of_images, dim=1)])
+        both = []
+        for drawn, rows in ((IMAGE_INPUTS, lists.image_rows), (TEXT_INPUTS, lists.text_rows)):
+            scores = [pair_scores(matched)]
+            for row in rows.unbind(1):
+                chosen = {name: gallery[name][row] if name in drawn else tensor for name, tensor in pairs.items()}
+                scores.append(pair_scores(self._pass_to_teacher(chosen)))
+            both.append(torch.stack(scores, dim=1))
+        answers.list_scores = torch.cat(both)
         return answers
 
     def _rank_by_fusion(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -132,10 +129,8 @@ class RetrievalTrainer(ImageTextTrainer):
             gallery = {name: gather_rows(tensor) for name, tensor in image_text_inputs(inputs).items()}
         num_negatives, own = lists.image_rows.shape[1], ids.own_rows
         again = own.repeat_interleave(num_negatives)
-        texts, images = (
-            torch.cat([own, again, lists.text_rows.flatten()]),
-            torch.cat([own, lists.image_rows.flatten(), again]),
-        )
+        texts = torch.cat([own, again, lists.text_rows.flatten()])
+        images = torch.cat([own, lists.image_rows.flatten(), again])
         pairs = {name: gallery[name][texts if name in TEXT_INPUTS else images] for name in gallery}
         scores = pair_scores(model(**pairs))
         matched, of_texts, of_images = scores.split([len(own), len(again), len(again)])
@@ -155,9 +150,7 @@ def pair_scores(outputs: Any) -> torch.Tensor:
         outputs: with `itm_logits` `(B, 2)` of a model for pre-training, or `logits` `(B, 1)` of one for retrieval.
     """
     matching = getattr(outputs, "itm_logits", None)
-    if matching is not None:
-        return torch.as_tensor(matching[:, 1] - matching[:, 0])
-    return torch.as_tensor(outputs.logits[:, 0])
+    return torch.as_tensor(outputs.logits[:, 0] if matching is None else matching[:, 1] - matching[:, 0])
 
 
 def choose_lists(text_to_image: torch.Tensor, image_to_text: torch.Tensor, ids: PairIds, count: int) -> Lists:

@@ -159,8 +159,6 @@ class TeacherCache:
         patch_size: int,
         shard_bytes: int = _SHARD_BYTES,
     ):
-        if kind not in KINDS:
-            raise ValueError(f"a teacher cache of kind {kind!r} was asked for; give one of {', '.join(KINDS)}.")
         self.kind, self.patch_size, self.shard_bytes = kind, patch_size, shard_bytes
         self.computed_rows = self._waiting_bytes = 0
         self._where: dict[str, tuple[int, int]] = {}
@@ -183,11 +181,9 @@ class TeacherCache:
         held = sum(file.stat().st_size for file in self._table.path.glob("shard-*"))
         free = shutil.disk_usage(self._table.path).free
         if estimated_bytes - held > free:
-            raise ValueError(
-                f"the teacher cache will take about {estimated_bytes / 1e9:.1f} GB, of which {held / 1e9:.1f} GB are "
-                f"there, but {str(self._table.path)!r} has {free / 1e9:.1f} GB left; cache logits alone, fewer layers, "
-                "or give another disk."
-            )
+            takes = f"about {estimated_bytes / 1e9:.1f} GB, of which {held / 1e9:.1f} GB are there"
+            left = f"{str(self._table.path)!r} has {free / 1e9:.1f} GB left; cache logits, or fewer layers"
+            raise ValueError(f"the teacher cache will take {takes}, but {left}, or give another disk.")
 
     def outputs(self, batch: Batch, teacher: Callable[[Batch], Any], objective: DiDEObjective) -> CachedTeacherOutputs:
         """Return the teacher's outputs, from the disk where they are there; the rest is computed and kept.
@@ -202,10 +198,8 @@ class TeacherCache:
                 batch.
         """
         if objective.attention_weight and self.kind != "attention":
-            raise ValueError(
-                "the objective compares attention, but the teacher cache keeps logits alone; cache attention, or set "
-                "attention_weight to 0."
-            )
+            keeps = "the teacher cache keeps logits alone; cache attention, or set attention_weight to 0"
+            raise ValueError(f"the objective compares attention, but {keeps}.")
         rows = {name: value for name, value in batch.items() if name not in (ROW_KEYS, "labels")}
         keys = batch[ROW_KEYS] if ROW_KEYS in batch else row_keys(rows)
         names = [bytes(key.tolist()).hex() for key in keys.cpu()]
@@ -227,13 +221,12 @@ class TeacherCache:
         """Write the rows that wait, as one shard that appears whole; call it at the end and with each checkpoint."""
         if self._waiting:
             rows = list(self._waiting.values())
-            columns = {
-                "logits": tensor_column(torch.stack([row.logits for row in rows])),
-                "heads": pa.array([row.heads for row in rows], pa.list_(pa.int32())),
-                "scores": pa.array([row.scores.numpy() for row in rows], pa.large_list(pa.float16())),
-            }
+            logits = tensor_column(torch.stack([row.logits for row in rows]))
+            heads = pa.array([row.heads for row in rows], pa.list_(pa.int32()))
+            scores = pa.array([row.scores.numpy() for row in rows], pa.large_list(pa.float16()))
             # Under the next free number: other processes write too.
-            self._table.write(None, pa.table({"id": list(self._waiting)}), pa.table(columns))
+            columns = pa.table({"logits": logits, "heads": heads, "scores": scores})
+            self._table.write(None, pa.table({"id": list(self._waiting)}), columns)
             self._waiting.clear()
             self._waiting_bytes = 0
         self.refresh()
@@ -275,9 +268,8 @@ class TeacherCache:
         number, inside = self._where[name]
         vectors = self._table.vectors(number)
         scores = torch.tensor(vectors["scores"][inside].values.to_numpy())
-        return _Row(
-            self._table.tensor(number, "logits", inside, inside + 1)[0], vectors["heads"][inside].as_py(), scores
-        )
+        logits = self._table.tensor(number, "logits", inside, inside + 1)[0]
+        return _Row(logits, vectors["heads"][inside].as_py(), scores)
 
     def _assemble(self, names: list[str], batch: Batch, num_layers: int) -> CachedTeacherOutputs:
         """Lay the rows out with the batch's own padding."""
@@ -295,15 +287,13 @@ class TeacherCache:
         ]
 
         for index, (row, blocks) in enumerate(zip(rows, self._blocks([row.heads for row in rows], batch), strict=True)):
-            sizes = [
-                row.heads[layer] * len(text) * len(patches) for layer, _, text, patches in blocks for _ in range(2)
-            ]
+            sizes = [row.heads[layer] * len(text) * len(real) for layer, _, text, real in blocks for _ in range(2)]
             if len(row.heads) != num_layers or sum(sizes) != len(row.scores):
-                raise ValueError(
-                    f"row {names[index]} of the teacher cache {str(self._table.path)!r} holds {len(row.scores):,} "
-                    f"scores of {len(row.heads)} layers, the batch asks for {sum(sizes):,} of {num_layers}; "
-                    "give the cache of this objective, or another folder."
+                holds = f"holds {len(row.scores):,} scores of {len(row.heads)} layers"
+                asked = (
+                    f"the batch asks for {sum(sizes):,} of {num_layers}; give the cache of this objective, or another"
                 )
+                raise ValueError(f"row {names[index]} of the teacher cache {str(self._table.path)!r} {holds}, {asked}.")
 
             pieces = iter(row.scores.float().split(sizes))
             for layer, image, text, patches in blocks:
