@@ -143,7 +143,7 @@ def test_a_model_pushes_itself_in_one_commit(hub, make_model) -> None:
     assert set(repo.files()) == {"README.md", "config.json", "model.safetensors"}
     push_pretrained(model, "me/itself", tags=["mine"])
     assert {"mine", "dual_distill"} <= set(ModelCard(repo.files()["README.md"].decode()).data.tags)
-    with pytest.raises(ValueError, match="commit_description is not taken"):
+    with pytest.raises(TypeError, match="commit_description"):
         push_pretrained(model, "me/itself", commit_description="mine")
 
 

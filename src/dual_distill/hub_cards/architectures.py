@@ -19,10 +19,8 @@ _CONFIG_CLASS = {"FusionEncoder": "FusionEncoderConfig", "DualEncoder": "DualEnc
 _PROCESSOR = "DualDistillProcessor"
 
 
-_VQA, _MATCH = (
-    "answers questions about images, from a fixed list of answers",
-    "scores how well a text and an image match",
-)
+_VQA = "answers questions about images, from a fixed list of answers"
+_MATCH = "scores how well a text and an image match"
 # Auto class of transformers and task of the Hub, None where there is none, and what such a model does: by the end of
 # the class's name, or by all of it where one family alone has an Auto class.
 _HEADS: dict[str, tuple[str | None, str | None, str]] = {

@@ -179,50 +179,26 @@ def push_pretrained(
     repo_id: str,
     *,
     commit_message: str | None = None,
-    commit_description: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
     max_shard_size: int | str | None = "50GB",
     tags: list[str] | None = None,
+    **options: Any,
 ) -> str:
-    """`PreTrainedModel.push_to_hub` of this package's models: one commit with a card.
-
-    `save_pretrained`, then `push_folder`.
+    """`PreTrainedModel.push_to_hub` of this package's models: `save_pretrained`, then one commit with a card.
 
     Args:
         self: the model.
         repo_id: as for `push_folder`.
         commit_message: of the commit.
-        commit_description: refused, the card says more; there for transformers' signature.
-        private: as for `push_folder`.
-        token: as for `push_folder`.
-        revision: as for `push_folder`.
-        create_pr: as for `push_folder`.
         max_shard_size: as for `save_pretrained`.
         tags: of the card, beside its own.
+        **options: `private`, `token`, `revision` and `create_pr` of `push_folder`.
 
     Returns:
         Address of the commit or pull request.
-
-    Raises:
-        ValueError: a description was given.
     """
-    if commit_description:
-        raise ValueError("commit_description is not taken: the card says more; put it into commit_message.")
     with tempfile.TemporaryDirectory() as folder:
         self.save_pretrained(folder, max_shard_size=max_shard_size)
-        report = push_folder(
-            folder,
-            repo_id,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            message=commit_message,
-            metadata={"tags": tags},
-        )
+        report = push_folder(folder, repo_id, message=commit_message, metadata={"tags": tags}, **options)
     return str(report.url)
 
 

@@ -291,16 +291,14 @@ def add_evaluation(
             raise ValueError(f"the teacher was evaluated {both}; evaluate both on the same rows.")
 
     main = next((name for name in ("vqa_score", "cider") if evaluation.get(name) is not None), "accuracy")
-
-    added = []
+    split, rows, added = evaluation["split"], evaluation["rows"], []
     for metric in (main, "consistency", "bleu_4"):
         if evaluation.get(metric) is None:
             continue
         # The baselines are measured by the main metric only.
-        baselines = {name: evaluation.get(name) for name in ("text_only", "majority") if metric == main}
-        beside = {"teacher": (teacher or {}).get(metric), "groups": evaluation.get(f"{metric}_by_group") or {}}
-        value, split, rows = (evaluation[name] for name in (metric, "split", "rows"))
-        added.append(Measurement(metric, value, split, source, rows, **beside, **baselines))
+        beside: dict[str, Any] = {name: evaluation.get(name) for name in ("text_only", "majority") if metric == main}
+        beside |= {"teacher": (teacher or {}).get(metric), "groups": evaluation.get(f"{metric}_by_group") or {}}
+        added.append(Measurement(metric, evaluation[metric], split, source, rows, **beside))
 
     replaced = {(one.metric, one.split) for one in added}
     kept = [one for one in record.measurements if (one.metric, one.split) not in replaced]

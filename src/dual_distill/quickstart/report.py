@@ -5,7 +5,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -22,39 +22,30 @@ STAGES = {
 _PAGE = Path(__file__).with_name("report_page.md")
 
 
-class Found(NamedTuple):
-    """What is reported.
-
-    Attributes:
-        evaluations: stage -> its test report; the teacher's holds the baselines.
-        training_seconds: stage -> seconds of training.
-        latency: milliseconds per row: of the teacher, and of both students as they are and with images stored.
-        seconds: of the whole quickstart.
-    """
-
-    evaluations: Mapping[str, EvaluationReport]
-    training_seconds: Mapping[str, float]
-    latency: Mapping[str, float]
-    seconds: float
-
-
-def write_report(output_dir: Path, settings: Mapping[str, Any], found: Found) -> dict[str, Any]:
-    """Write `report.md` and `report.json`; return the latter."""
-    teacher = found.evaluations["teacher"]
+def write_report(
+    output_dir: Path,
+    settings: Mapping[str, Any],
+    evaluations: Mapping[str, EvaluationReport],
+    training_seconds: Mapping[str, float],
+    ms_per_pair: Mapping[str, float],
+    seconds: float,
+) -> dict[str, Any]:
+    """Write `report.md` and `report.json`; return the latter. The teacher's evaluation holds the baselines."""
+    teacher = evaluations["teacher"]
     report: dict[str, Any] = {
         stage: {
             "accuracy": evaluation.accuracy,
             "accuracy_by_type": evaluation.accuracy_by_group,
-            "train_seconds": found.training_seconds[stage],
+            "train_seconds": training_seconds[stage],
         }
-        for stage, evaluation in found.evaluations.items()
+        for stage, evaluation in evaluations.items()
     }
     report |= {
         "text_only": {"accuracy": teacher.text_only, "method": teacher.text_only_method},
         "majority": {"accuracy": teacher.majority},
-        "ms_per_pair": dict(found.latency),
+        "ms_per_pair": dict(ms_per_pair),
         "test_rows": teacher.rows,
-        "seconds": round(found.seconds, 1),
+        "seconds": round(seconds, 1),
         "seed": settings["seed"],
         "settings": dict(settings),
         "output_dir": str(output_dir),
@@ -101,9 +92,8 @@ def _gap(report: Mapping[str, Any]) -> str:
     # Of a difference of two shares of the same rows, taken as if they were of different ones.
     error = ((teacher * (1 - teacher) + plain * (1 - plain)) / report["test_rows"]) ** 0.5
     if teacher - plain <= 3 * error:
-        return (
-            f"The teacher is {100 * (teacher - plain):.1f} points above the dual encoder on hard labels, within three "
-            f"standard errors ({300 * error:.1f}): so few steps or rows show nothing about distillation."
-        )
+        above = f"The teacher is {100 * (teacher - plain):.1f} points above the dual encoder on hard labels"
+        within = f"within three standard errors ({300 * error:.1f})"
+        return f"{above}, {within}: so few steps or rows show nothing about distillation."
     closed = (distilled - plain) / (teacher - plain)
     return f"Distillation closed {100 * closed:.0f} % of the gap between the hard-label dual encoder and its teacher."

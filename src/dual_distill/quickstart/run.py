@@ -11,14 +11,13 @@ import platform
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedModel
 
 from dual_distill.data import DistillationCollator, decode_image, get_task, load_task
 from dual_distill.hub_cards import Speed, add_evaluation, read_run, write_run
@@ -28,7 +27,7 @@ from dual_distill.runs import DataArguments, ModelArguments, build_processor, ma
 from dual_distill.teachers import load_model
 from dual_distill.trainer import DistillationTrainingArguments, EvaluationReport, predict_answers, report_answers
 
-from .report import STAGES, Found, write_report
+from .report import STAGES, write_report
 
 # What the teacher is asked first: about one thing each. It learns to see before it learns to count, relate and compare.
 _FIRST_TYPES = ("exist", "colour", "shape")
@@ -36,6 +35,8 @@ _LATENCY_ROWS = 64
 _WORDS_IN_IMAGE = 10  # two bands of the attention image
 _SOURCE = "dual-distill quickstart"
 _DATA = DataArguments(task="scenes")
+# Fields of a preset that are fields of a model too.
+_SHAPE = {one.name for one in fields(ModelArguments)}
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def quickstart(preset: str, seed: int, student_start: Literal["random", "teacher
     for stage in STAGES:
         _complete_record(output_dir, stage, reports, latency)
     training_seconds = {stage: done["seconds"] for stage, done in stages.items()}
-    return write_report(output_dir, settings, Found(reports, training_seconds, latency, seconds))
+    return write_report(output_dir, settings, reports, training_seconds, latency, seconds)
 
 
 def _say(what: str) -> None:
@@ -146,10 +147,8 @@ def _claim(output_dir: Path, settings: dict[str, Any]) -> None:
     if file.is_file():
         found = json.loads(file.read_text())
         if differing := sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key)):
-            raise ValueError(
-                f"{str(output_dir)!r} holds a quickstart with other settings ({', '.join(differing)} differ); choose "
-                "another --output-dir, or delete the folder."
-            )
+            holds = f"holds a quickstart with other settings ({', '.join(differing)} differ)"
+            raise ValueError(f"{str(output_dir)!r} {holds}; choose another --output-dir, or delete the folder.")
         return
 
     if output_dir.exists() and any(output_dir.iterdir()):
@@ -159,20 +158,9 @@ def _claim(output_dir: Path, settings: dict[str, Any]) -> None:
 
 
 def _model(size: Preset, **fields: Any) -> ModelArguments:
-    return ModelArguments(
-        hidden_size=size.hidden_size,
-        num_hidden_layers=size.num_hidden_layers,
-        num_attention_heads=size.num_attention_heads,
-        intermediate_size=2 * size.hidden_size,
-        initializer_range=size.initializer_range,
-        embedding_initializer_range=size.embedding_initializer_range,
-        image_height=36,
-        image_width=36,
-        patch_size=12,
-        resize="fixed",
-        max_text_length=24,
-        **fields,
-    )
+    shape = {name: value for name, value in asdict(size).items() if name in _SHAPE}
+    images: dict[str, Any] = {"image_height": 36, "image_width": 36, "patch_size": 12, "resize": "fixed"}
+    return ModelArguments(**shape, **images, intermediate_size=2 * size.hidden_size, max_text_length=24, **fields)
 
 
 def _in_teaching_order(data: DatasetDict, size: Preset, seed: int) -> DatasetDict:
@@ -238,8 +226,7 @@ def _complete_record(
         raise ValueError(f"{str(folder)!r} has no run.json; delete the folder, so that the stage is trained again.")
 
     teacher = {"task": "scenes", "split": "test", **reports["teacher"].to_dict()}
-    baselines = {name: teacher[name] for name in ("text_only", "majority")}
-    found = {**teacher, **reports[stage].to_dict(), **baselines}
+    found = {**teacher, **reports[stage].to_dict(), **{name: teacher[name] for name in ("text_only", "majority")}}
     record = add_evaluation(record, found, _SOURCE, None if stage == "teacher" else teacher)
 
     if stage == "distilled":  # the student that was timed
@@ -252,13 +239,7 @@ def _complete_record(
     shutil.copyfile(output_dir / "attention.png", folder / "attention.png")
 
 
-def _draw(
-    models: dict[str, PreTrainedModel],
-    processor: DualDistillProcessor,
-    test: Dataset,
-    answers: dict[str, list[str]],
-    file: Path,
-) -> None:
+def _draw(models: dict[str, Any], processor: Any, test: Dataset, answers: dict[str, list[str]], file: Path) -> None:
     """Draw the first short relation question that teacher and distilled student get right; else the first test row."""
     columns = (test["question"], test["answer"], test["question_type"], answers["teacher"], answers["distilled"])
     fitting = (
@@ -273,12 +254,7 @@ def _draw(
     maps = {}
     for stage, model in models.items():
         words, maps[STAGES[stage]] = word_attention(model, processor, image, row["question"])
-    draw_attention_picture(
-        image,
-        words,
-        maps,
-        question=row["question"],
-        answers={STAGES[stage]: said[chosen] for stage, said in answers.items()},
-        right_answer=row["answer"],
-        shared_scale=True,  # a word that looks everywhere alike stays dark
-    ).save(file)
+    said = {STAGES[stage]: one[chosen] for stage, one in answers.items()}
+    texts = {"question": row["question"], "answers": said, "right_answer": row["answer"]}
+    # One scale, so that a word that looks everywhere alike stays dark.
+    draw_attention_picture(image, words, maps, **texts, shared_scale=True).save(file)

@@ -46,9 +46,7 @@ class ModelArguments:
     teacher_revision: str | None = _option(None, "Branch, tag or commit of teacher on the Hub.")
     text_layers: list[int] | None = _option(None, "Layers that the text tower takes from init_from. Default: all.")
     vision_layers: list[int] | None = _option(None, "The same of the image tower. Default: all.")
-    interaction_layers: int | None = _option(
-        None, "Dual encoder: layers in which text reads the image. Default: init_from's."
-    )
+    interaction_layers: int | None = _option(None, "Layers in which text reads the image. Default: init_from's.")
     hidden_size: int = _option(768, "Model width.")
     num_hidden_layers: int = _option(12, "Transformer layers (of each tower).")
     num_attention_heads: int = _option(12, "Attention heads; must divide the width.")
@@ -76,6 +74,11 @@ class ModelArguments:
     def start(self) -> tuple[str, str | None] | None:
         """Checkpoint and revision that is started from."""
         return None if self.init_from is None else (self.init_from, self.init_revision)
+
+    @property
+    def towers(self) -> tuple[list[int] | None, list[int] | None, int]:
+        """Layers that a dual encoder takes from a fusion encoder, text and image, and how many of interaction."""
+        return self.text_layers, self.vision_layers, self.interaction_layers or 0
 
     @property
     def taught_by(self) -> tuple[str, str | None] | None:
@@ -133,20 +136,14 @@ class DataArguments(ReadingArguments):
     _argument_group_name = "data"
 
     head: str | None = _option(None, _HEADS)
-    min_answer_count: int | None = _option(
-        None, "Fewest training rows that make an answer a class. Default: the task's."
-    )
+    min_answer_count: int | None = _option(None, "Fewest rows that make an answer a class. Default: the task's.")
     tokenizer_texts: list[str] = _option([], "Text files, a text a line, that a new tokenizer learns from as well.")
     regions: str | None = _option(None, "Region store that the model reads in place of pixels. Default: pixels.")
     teacher_regions: str | None = _option(None, "Region store of the teacher, of the same boxes. Default: regions.")
     num_tags: int = _option(20, "Regions: most object tags beside a text; 0: none.")
     max_tag_length: int = _option(30, "Regions: most tokens of the tags, beside those of the text.")
-    caption_training: CaptionTraining = _option(
-        "masked_words", "Or the CIDEr of what the model writes: a second stage."
-    )
-    augmentation: Augmentation = _option(
-        "none", "randaugment: two operations at magnitude 9 (recipe), for both models."
-    )
+    caption_training: CaptionTraining = _option("masked_words", "Or the CIDEr of what it writes: a second stage.")
+    augmentation: Augmentation = _option("none", "randaugment: 2 operations at magnitude 9 (recipe), for both models.")
     max_train_rows: int | None = _option(None, "Train on at most so many rows, drawn by the seed.")
     max_eval_rows: int | None = _option(None, "Evaluate on at most so many validation rows.")
     image_cache_mb: float = _option(512.0, "Memory for prepared images in MB; 0: none.")

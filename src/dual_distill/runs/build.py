@@ -30,8 +30,10 @@ _CHECKED_ROWS = 16
 _PIECE = 10_000
 _TOKENIZER_ROWS = 20_000
 # What a model from nothing takes over as it is.
-_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")
-_SCALES = ("initializer_range", "embedding_initializer_range")
+_SHAPE = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"),
+    *("initializer_range", "embedding_initializer_range"),
+)
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,17 @@ def resolve(
     if head.has_own_losses:
         training_arguments.write_weights(config)
 
+    # Texts share the positions of the model with the tags.
+    positions = getattr(config, "text_config", config).max_position_embeddings
+    longest = min(positions - data.tag_tokens, model_arguments.max_text_length)
+    if longest < _SHORTEST_TEXT:
+        left = f"{longest} of {positions} positions for the text"
+        raise ValueError(f"max_tag_length {data.tag_tokens} leaves {left}; give a smaller max_tag_length.")
     collator = head.collator(
         processor,
         data.task,
         head.collator_input(processor.tokenizer, label_names, training_arguments),
-        max_text_length=_longest_text(config, data, model_arguments.max_text_length),
+        max_text_length=longest,
         image_cache_mb=data_arguments.image_cache_mb,
         augmentation=RandAugment(seed=training_arguments.seed) if data_arguments.augmentation != "none" else None,
         **data.regions,
@@ -186,16 +194,11 @@ def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedMode
         config._attn_implementation = arguments.attn_implementation
         model: Any = model_class(config)
     else:
-        told = {
-            "attn_implementation": arguments.attn_implementation,
-            **_new_head(arguments, data, resolved.label_names),
-        }
+        told = _new_head(arguments, data, resolved.label_names)
         model = load_model(*arguments.start, data.head.classes, **told).model
         if not isinstance(model, model_class):
-            model = model_class.from_fusion_encoder(
-                model, arguments.text_layers, arguments.vision_layers, arguments.interaction_layers or 0
-            )
-            model.set_attn_implementation(arguments.attn_implementation)
+            model = model_class.from_fusion_encoder(model, *arguments.towers)
+        model.set_attn_implementation(arguments.attn_implementation)
         _configure(model.config, arguments, data)
         for module in model.modules():
             if isinstance(module, nn.Dropout) and arguments.hidden_dropout_prob is not None:
@@ -235,29 +238,20 @@ def _student_config(
     if wants_fusion and not is_fusion:
         raise ValueError(f"init_from {arguments.init_from!r} is a dual_encoder, which cannot start a fusion_encoder.")
     if is_fusion and not wants_fusion:
-        config = dual_config_from_fusion(
-            config, arguments.text_layers, arguments.vision_layers, arguments.interaction_layers or 0
-        )
+        config = dual_config_from_fusion(config, *arguments.towers)
     if arguments.start is None and not wants_fusion and arguments.projection_dim is not None:
         config.projection_dim = arguments.projection_dim
 
     layers = getattr(config, "interaction_layers", 0)  # a fusion encoder has none
     if arguments.interaction_layers not in (None, layers):
-        raise ValueError(
-            f"interaction_layers is {arguments.interaction_layers}, but init_from has {layers}; they come with "
-            "a dual encoder that starts from random weights or from a fusion encoder."
-        )
+        has = f"init_from has {layers}; they come with a dual encoder from random weights or a fusion encoder"
+        raise ValueError(f"interaction_layers is {arguments.interaction_layers}, but {has}.")
 
     _configure(config, arguments, data)
     columns = data.task.image_columns
     if config.num_images != len(columns):
-        given, reads = (
-            f"{len(columns)} images ({', '.join(columns)})",
-            f"{config.num_images} with a {data.head.name} head",
-        )
-        raise ValueError(
-            f"a row of the data has {given}, but the model reads {reads}; name other columns, or set new_head."
-        )
+        given, way_out = f"{len(columns)} images ({', '.join(columns)})", "name other columns, or set new_head"
+        raise ValueError(f"a row of the data has {given}, but the model reads {config.num_images}; {way_out}.")
     return config
 
 
@@ -265,12 +259,11 @@ def _config_of_sizes(
     arguments: ModelArguments, data: RunData, label_names: list[str], vocab_size: int
 ) -> FusionEncoderConfig:
     """Return the configuration of a new fusion encoder, of whose shape a new dual encoder's towers are, too."""
-    fields = {name: getattr(arguments, name) for name in _SIZES + _SCALES}
+    fields: dict[str, Any] = {name: getattr(arguments, name) for name in _SHAPE}
     if arguments.architecture == "fusion_encoder":
         fields["norm_first"] = arguments.norm_first
     if label_names:
-        fields["id2label"] = dict(enumerate(label_names))
-        fields["label2id"] = {name: index for index, name in enumerate(label_names)}
+        fields |= {"id2label": dict(enumerate(label_names)), "label2id": {it: at for at, it in enumerate(label_names)}}
     if data.store is not None:
         fields |= {"visual_inputs": "regions", "region_feature_size": data.store.feature_size}
 
@@ -305,9 +298,7 @@ def _configure(config: PreTrainedConfig, arguments: ModelArguments, data: RunDat
     if reads_regions != (store is not None):
         way_out = "give regions, a folder of `dual-distill regions`" if reads_regions else "leave regions out"
         reads = "regions" if reads_regions else "pixels"
-        raise ValueError(
-            f"the model reads {reads}, but the region store is {store!r}; {way_out}, or take another model."
-        )
+        raise ValueError(f"the model reads {reads}, but the region store is {store!r}; {way_out}.")
     if store is None:
         return
 
@@ -315,15 +306,6 @@ def _configure(config: PreTrainedConfig, arguments: ModelArguments, data: RunDat
         wide = f"{config.region_feature_size} wide, but those of {store!r} are {store.feature_size}"
         raise ValueError(f"the model reads region features {wide}; give the store of the model's own backbone.")
     config.region_boxes_id, config.region_features_id = store.boxes_id, store.features_id
-
-
-def _longest_text(config: PreTrainedConfig, data: RunData, wanted: int) -> int:
-    positions = getattr(config, "text_config", config).max_position_embeddings
-    longest: int = min(positions - data.tag_tokens, wanted)
-    if longest < _SHORTEST_TEXT:
-        left = f"of which max_tag_length {data.tag_tokens} leaves {longest} for the text"
-        raise ValueError(f"the model has {positions} positions for words, {left}; give a smaller max_tag_length.")
-    return longest
 
 
 def _first_rows(split: Any, count: int) -> list[dict[str, Any]]:
@@ -356,7 +338,7 @@ def _check_rows(data: RunData, label_names: Sequence[str], collator: Callable[[S
         pieces = (rows.select(range(at, min(at + _PIECE, len(rows)))) for at in range(0, len(rows), _PIECE))
         if not any(answer_coverage(piece, column, label_names) for piece in pieces):
             given = f"the {len(label_names):,} that the head gives ({str(list(label_names)[:3])[1:-1]}, ...)"
-            mend = "give an init_from and a teacher for this data, or set new_head and leave the teacher out"
-            raise ValueError(f"none of the labels in column {column!r} is among {given}; {mend}.")
+            way_out = "start from a model for this data, or set new_head and leave the teacher out"
+            raise ValueError(f"none of the labels in column {column!r} is among {given}; {way_out}.")
     for split in ("train", "validation"):
         collator(_first_rows(data.splits[split], _CHECKED_ROWS))

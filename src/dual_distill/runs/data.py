@@ -20,6 +20,8 @@ from dual_distill.regions import RegionStore
 from .arguments import DataArguments
 from .heads import HEADS, HeadSpec, choose_head
 
+_COLUMNS = ("image_column", "text_column", "label_column", "answers_column")
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -30,7 +32,6 @@ class RunData:
         splits: as they were read; `train` may be an `ImageTextStream`.
         train_rows: what is trained on, at most as many rows as were asked for.
         eval_rows: what is evaluated on.
-        store: regions that the model reads in place of pixels, or None.
         regions: keyword arguments of a collator about regions.
     """
 
@@ -38,13 +39,17 @@ class RunData:
     splits: Mapping[str, Any]
     train_rows: Any
     eval_rows: Any
-    store: RegionStore | None
     regions: dict[str, Any]
 
     @property
     def head(self) -> HeadSpec:
         """What the task is learned with."""
         return HEADS[self.task.head]
+
+    @property
+    def store(self) -> RegionStore | None:
+        """Regions that the model reads in place of pixels."""
+        return self.regions.get("regions")
 
     @property
     def tag_tokens(self) -> int:
@@ -66,9 +71,7 @@ def prepare_data(arguments: DataArguments, seed: int, splits: Mapping[str, Any] 
     for split in ("train", "validation"):
         if split not in splits or num_rows(splits[split]) == 0:
             found = f"{'has no rows' if split in splits else 'is missing'} (there are {', '.join(splits)})"
-            raise ValueError(
-                f"the split {split!r} {found}, but a run needs rows to train on and to evaluate; give some."
-            )
+            raise ValueError(f"the split {split!r} {found}; a run needs rows to train on and to evaluate.")
 
     # Masks, negatives and augmentation are drawn in each epoch by a row's index; what a model writes itself is not.
     train_rows = _used_rows(splits["train"], task, arguments.max_train_rows, seed)
@@ -77,13 +80,11 @@ def prepare_data(arguments: DataArguments, seed: int, splits: Mapping[str, Any] 
         train_rows = IndexedDataset(train_rows)
     eval_rows = _used_rows(splits["validation"], task, arguments.max_eval_rows, seed)
 
-    paths = (arguments.regions, arguments.teacher_regions)
-    store, teacher_store = (None if path is None else RegionStore(path) for path in paths)
-    regions: dict[str, Any] = {}
-    if store is not None or teacher_store is not None:
-        tags = {"num_tags": arguments.num_tags, "max_tag_length": arguments.max_tag_length}
-        regions = {"regions": store, "teacher_regions": teacher_store, **tags}
-    return RunData(task, splits, train_rows, eval_rows, store, regions)
+    paths = {"regions": arguments.regions, "teacher_regions": arguments.teacher_regions}
+    regions: dict[str, Any] = {name: RegionStore(path) for name, path in paths.items() if path is not None}
+    if regions:
+        regions |= {"num_tags": arguments.num_tags, "max_tag_length": arguments.max_tag_length}
+    return RunData(task, splits, train_rows, eval_rows, regions)
 
 
 def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None) -> tuple[Task, Mapping[str, Any]]:
@@ -105,22 +106,12 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
 
     head = arguments.head or "question_answering"
     if head in HEADS and not HEADS[head].has_labels:
-        raise ValueError(
-            f"head is {head!r}, but task custom has labels; for images with captions take task image_text."
-        )
+        raise ValueError(f"head is {head!r}, but task custom has labels; for captions take task image_text.")
     if arguments.data is None:
         raise ValueError("task custom needs data=, a file, a folder, or the name of a data set on the Hub.")
-    custom = load_custom_dataset(
-        arguments.data,
-        image_column=arguments.image_column,
-        text_column=arguments.text_column,
-        label_column=arguments.label_column,
-        answers_column=arguments.answers_column,
-        head=head,
-        label_names=label_names,
-        min_answer_count=arguments.min_answer_count or 1,
-        **options,
-    )
+    options |= {name: getattr(arguments, name) for name in _COLUMNS}
+    fewest = arguments.min_answer_count or 1
+    custom = load_custom_dataset(arguments.data, head=head, label_names=label_names, min_answer_count=fewest, **options)
     return custom.task, custom.data
 
 

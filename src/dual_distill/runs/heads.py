@@ -27,10 +27,6 @@ def _retrieval_metrics(model: PreTrainedModel) -> dict[str, Any]:
     return {"compute_metrics": recall_of_vectors} if has_vectors else {}
 
 
-def _no_metrics(model: PreTrainedModel) -> dict[str, Any]:
-    return {}
-
-
 def _with_ids(batch: Batch) -> dict[str, torch.Tensor]:
     ids = torch.arange(len(batch["input_ids"]))
     return {**batch, "image_ids": ids, "caption_ids": ids.clone()}
@@ -77,7 +73,7 @@ class HeadSpec:
     collator_input: Callable[[Any, Any, Any], Any] = lambda tokenizer, label_names, args: label_names
     trainer: type[Trainer] = Trainer
     reward_trainer: type[Trainer] | None = None
-    metrics: Callable[[PreTrainedModel], dict[str, Any]] = _label_metrics
+    metrics: Callable[[PreTrainedModel], dict[str, Any]] = lambda model: {}
     has_own_losses: bool = False
     prepare: Callable[[Any, Any], None] | None = None
     example: Callable[[Batch, Any, Any], Batch] = lambda batch, config, args: batch
@@ -110,12 +106,14 @@ _SPECS = (
         modeling.FusionEncoderForQuestionAnswering,
         modeling.DualEncoderForQuestionAnswering,
         reads="answers",
+        metrics=_label_metrics,
     ),
     HeadSpec(
         "images_and_text_classification",
         modeling.FusionEncoderForImagesAndTextClassification,
         modeling.DualEncoderForImagesAndTextClassification,
         reads="classes",
+        metrics=_label_metrics,
     ),
     HeadSpec(
         "image_text_retrieval",
@@ -136,11 +134,8 @@ _SPECS = (
         reads="image_text",
         writes=None,
         collator=data.PreTrainingCollator,
-        collator_input=lambda tokenizer, label_names, args: data.WholeWordMasker(
-            tokenizer, args.masking_share, args.seed
-        ),
+        collator_input=lambda tokenizer, _, args: data.WholeWordMasker(tokenizer, args.masking_share, args.seed),
         trainer=trainer.PreTrainingTrainer,
-        metrics=_no_metrics,
         has_own_losses=True,
         example=_pretraining_example,
     ),
@@ -154,7 +149,6 @@ _SPECS = (
         collator_input=lambda tokenizer, label_names, args: data.CaptionMasker(tokenizer, seed=args.seed),
         trainer=trainer.CaptioningTrainer,
         reward_trainer=trainer.SelfCriticalTrainer,
-        metrics=_no_metrics,
         prepare=modeling.FusionEncoderForCaptioning.use_tokens_of,
     ),
 )
@@ -178,10 +172,8 @@ def choose_head(task: data.Task, name: str | None) -> data.Task:
     if name not in HEADS:
         raise ValueError(f"there is no head {name!r}; choose one of {', '.join(HEADS)}, or leave head out.")
     if not HEADS[name].reads == HEADS[task.head].reads == "image_text":
-        reads, own = HEADS[name].reads, f"task {task.name!r} has the head {task.head!r}"
-        raise ValueError(
-            f"head is {name!r}, which learns from {reads}, but {own}; leave head out, or take another task."
-        )
+        own = f"task {task.name!r} has the head {task.head!r}; leave head out, or take another task"
+        raise ValueError(f"head is {name!r}, which learns from {HEADS[name].reads}, but {own}.")
     return replace(task, head=name)
 
 

@@ -99,8 +99,7 @@ def plan_run(
     """
     resolved = resolve(model_arguments, data_arguments, training_arguments)
     data, task, head, config = resolved.data, resolved.data.task, resolved.data.head, resolved.student_config
-    student_class, teacher_name, layers = head.model_class(config), None, []
-    teacher_parameters = 0
+    student_class, teacher_name, teacher_parameters, layers = head.model_class(config), None, 0, []
     if resolved.teacher_config is not None:
         with FakeTensorMode():
             teacher = head.model_class(resolved.teacher_config)(resolved.teacher_config)
@@ -111,10 +110,8 @@ def plan_run(
 
     # The two forms of which a CPU knows the cost; flex and flash attention keep what sdpa keeps.
     config._attn_implementation = "eager" if model_arguments.attn_implementation == "eager" else "sdpa"
-    images = resolved.processor.image_processor
-    memory = estimate_memory(
-        student_class, config, teacher_parameters, layers, images, training_arguments, head.example
-    )
+    sizes = teacher_parameters, layers, resolved.processor.image_processor
+    memory = estimate_memory(student_class, config, *sizes, training_arguments, head.example)
 
     column, validation = task.answers_column or task.label_column, data.splits["validation"]
     is_covered = column is not None and len(validation) > 0

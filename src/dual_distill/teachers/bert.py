@@ -7,7 +7,6 @@ the BERT are left out.
 
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from dual_distill.modeling import (
     FusionEncoderModel,
 )
 
-from .checkpoint import body_prefix, build, fetch, first_line, read_config, read_tokenizer, read_weights
+from .checkpoint import Weights, body_prefix, build, fetch, first_line, read_config, read_tokenizer, read_weights
 from .loading import LABELLED, take_over
 
 logger = logging.getLogger(__name__)
@@ -100,10 +99,8 @@ def start_from_bert(
     """
     source = str(checkpoint)
     if model_class in LABELLED and "id2label" not in fields:
-        raise ValueError(
-            f"a BERT has no labels for {model_class.__name__}; start without that head, and set new_head in training, "
-            "which initializes it for the labels of the data."
-        )
+        way_out = "start without that head, and set new_head in training"
+        raise ValueError(f"a BERT has no labels for {model_class.__name__}; {way_out}.")
     folder = fetch(source, revision)
     config = convert_bert_config(read_bert_config(folder, source), **fields)
     found, left_out = convert_bert_state_dict(read_weights(folder, source))
@@ -123,9 +120,8 @@ def start_from_bert(
     try:
         tokenizer = read_tokenizer(folder, config.max_position_embeddings)
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{source!r} has no tokenizer that can be read ({first_line(error)}); save it beside the weights."
-        ) from error
+        way_out = "save it beside the weights"
+        raise ValueError(f"{source!r} has no tokenizer that can be read ({first_line(error)}); {way_out}.") from error
     processor = DualDistillProcessor(ViltImageProcessorPil(), tokenizer)
     return BertStart(model, processor, tuple(new), tuple(left_out))
 
@@ -162,7 +158,7 @@ def convert_bert_config(config: BertConfig, **fields: Any) -> FusionEncoderConfi
     return FusionEncoderConfig.base_regions(**{**shared, **fields})
 
 
-def convert_bert_state_dict(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+def convert_bert_state_dict(weights: Weights) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Rename a BERT's weights to those of a fusion encoder's body (no prefix) and its masked-word head.
 
     Args:

@@ -21,6 +21,8 @@ from dual_distill.modeling import DualEncoderModel, FusionEncoderModel
 
 logger = logging.getLogger(__name__)
 
+Weights = Mapping[str, torch.Tensor]
+
 BARE_MODELS = (FusionEncoderModel, DualEncoderModel)
 # An adapter's config too, so that it is recognized and refused as one.
 CONFIG_FILES = ("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
@@ -54,22 +56,17 @@ def fetch(name_or_path: str, revision: str | None = None, weights: bool = True) 
     try:
         return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
-        at = "" if revision is None else f" at revision {revision!r}"
-        raise ValueError(
-            f"{name_or_path!r} is not a folder here and could not be fetched from the Hub{at} ({first_line(error)}); "
-            "check the spelling, the network and your access to the repository."
-        ) from error
+        reason = f"{'' if revision is None else f' at revision {revision!r}'} ({first_line(error)})"
+        failed = f"could not be fetched from the Hub{reason}; check spelling, network and your access to it"
+        raise ValueError(f"{name_or_path!r} is not a folder here and {failed}.") from error
 
 
 def read_config(folder: Path, source: str, model_types: Sequence[str], expected: str) -> PreTrainedConfig:
     """Read `config.json`; refuse a model of another type than `model_types`, saying what is expected instead."""
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            raise ValueError(
-                f"{source!r} holds an adapter of peft, not a model; load it onto its base with peft, "
-                "`merge_and_unload` it, `save_pretrained` the result with the processor beside it, and give that "
-                "folder."
-            )
+            way_out = "load it onto its base with peft, `merge_and_unload`, save it with its processor, and give that"
+            raise ValueError(f"{source!r} holds an adapter of peft, not a model; {way_out}.")
         raise ValueError(f"{source!r} has no config.json; give the folder or repository of a saved model.")
 
     try:
@@ -96,17 +93,14 @@ def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
         index = json.loads((folder / SHARD_INDEX).read_text(encoding="utf-8"))
         files = [folder / name for name in sorted(set(index["weight_map"].values()))]
         if absent := [file.name for file in files if not file.is_file()]:
-            raise ValueError(
-                f"{source!r} lacks {_first_names(absent)}, which {SHARD_INDEX} names; fetch the checkpoint again."
-            )
+            raise ValueError(f"{source!r} lacks {_first_names(absent)}, which {SHARD_INDEX} names; fetch it again.")
     else:
         names = {file.name for pattern in PICKLES for file in folder.glob(pattern)} - {"training_args.bin"}
         found = f" but {_first_names(sorted(names))}" if names else ""
         raise ValueError(
-            f"{source!r} has no {WHOLE_WEIGHTS}{found}, and pickles are never read here because unpickling runs code: "
-            "give the revision of the repository that has safetensors (most often a pull request, revision "
-            "'refs/pr/N' from its Community tab), or load it with transformers where you trust it, `from_pretrained` "
-            "then `save_pretrained`, and give the folder that this writes."
+            f"{source!r} has no {WHOLE_WEIGHTS}{found}, and pickles are never read, for unpickling runs code: give the "
+            "revision that has safetensors (often 'refs/pr/N', a pull request), or load it with transformers where you "
+            "trust it, `save_pretrained`, and give that folder."
         )
 
     weights: dict[str, torch.Tensor] = {}
@@ -118,9 +112,7 @@ def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
     return weights
 
 
-def split_head(
-    weights: Mapping[str, torch.Tensor], prefix: str
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def split_head(weights: Weights, prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Split the weights of a model into body, without its prefix, and head; a bare model is all body.
 
     Example:
@@ -143,8 +135,8 @@ def body_prefix(model_class: type[PreTrainedModel]) -> str:
 def build(
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
-    body: Mapping[str, torch.Tensor],
-    head: Mapping[str, torch.Tensor],
+    body: Weights,
+    head: Weights,
     source: str,
     *,
     required: tuple[str, ...] | None = None,
@@ -190,9 +182,7 @@ def build(
     return model.eval()
 
 
-def _check_fit(
-    expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], model_class: type, source: str
-) -> None:
+def _check_fit(expected: Weights, found: Weights, model_class: type, source: str) -> None:
     """Refuse weights that are missing, unexpected or wrongly shaped, in one sentence that names them."""
     problems = {
         "missing": [name for name in expected if name not in found],
@@ -205,10 +195,8 @@ def _check_fit(
     }
     parts = [f"{len(names)} {problem} ({_first_names(names)})" for problem, names in problems.items() if names]
     if parts:
-        raise ValueError(
-            f"{source} does not fit {model_class.__name__}, weights by name: {', '.join(parts)}; the checkpoint is "
-            "damaged or holds another model than its config.json says, so fetch it again or correct the config."
-        )
+        way_out = "it is damaged or another model than its config.json says: fetch it again or correct the config"
+        raise ValueError(f"{source} does not fit {model_class.__name__}, weights: {', '.join(parts)}; {way_out}.")
 
 
 def first_line(error: Exception) -> str:

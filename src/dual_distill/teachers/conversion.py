@@ -76,11 +76,8 @@ def convert_folder(
 
     model, processor = load_model(source, revision, model_class)
     original = load_original_vilt(folder, source, config, type(model))
-
-    def compare(ours: PreTrainedModel) -> dict[str, Any]:
-        return largest_difference(original, ours, random_batch(ours.config))
-
-    return _write(model, processor, out, source, compare)
+    batch = random_batch(model.config)
+    return _write(model, processor, out, source, lambda ours: largest_difference(original, ours, batch))
 
 
 def start_folder(

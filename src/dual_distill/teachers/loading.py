@@ -91,7 +91,8 @@ def load_model(
     source = str(checkpoint)
     folder = fetch(source, revision)
     found = read_known_config(folder, source)
-    config, wanted, saved = _resolve(found, source, model_class, new_head, label_names, num_images)
+    told = {"label_names": label_names, "num_images": num_images}
+    config, wanted, saved = _resolve(found, source, model_class, new_head=new_head, **told)
 
     weights = read_weights(folder, source)
     if isinstance(found, ViltConfig):
@@ -114,38 +115,33 @@ def load_model(
 
 
 def load_teacher(
-    checkpoint: str | Path,
-    revision: str | None = None,
-    model_class: ModelClass | None = None,
-    *,
-    attn_implementation: str = "sdpa",
-    dtype: torch.dtype = torch.float32,
+    checkpoint: str | Path, revision: str | None = None, model_class: ModelClass | None = None, **options: Any
 ) -> LoadedModel:
     """Load a model that teaches: as `load_model` does, and frozen; arguments and errors are those of `load_model`."""
-    loaded = load_model(checkpoint, revision, model_class, attn_implementation=attn_implementation, dtype=dtype)
+    loaded = load_model(checkpoint, revision, model_class, **options)
     loaded.model.requires_grad_(False)
     return loaded
 
 
 def load_config(
-    checkpoint: str | Path,
-    revision: str | None = None,
-    model_class: ModelClass | None = None,
-    *,
-    new_head: bool = False,
-    label_names: Sequence[str] | None = None,
-    num_images: int | None = None,
+    checkpoint: str | Path, revision: str | None = None, model_class: ModelClass | None = None, **head: Any
 ) -> PreTrainedConfig:
     """Return the configuration of the model that `load_model` would return, without its weights; same arguments.
 
     Its `architectures` names the class of that model.
+
+    Args:
+        checkpoint: as for `load_model`.
+        revision: as for `load_model`.
+        model_class: as for `load_model`.
+        **head: `new_head`, `label_names` and `num_images` of `load_model`.
 
     Raises:
         ValueError: as `load_model`, as far as the configuration alone can tell.
     """
     source = str(checkpoint)
     found = read_known_config(fetch(source, revision, weights=False), source)
-    return _resolve(found, source, model_class, new_head, label_names, num_images)[0]
+    return _resolve(found, source, model_class, **head)[0]
 
 
 def load_processor(checkpoint: str | Path, revision: str | None = None) -> DualDistillProcessor:
@@ -195,11 +191,8 @@ def extend_modalities(body: dict[str, torch.Tensor], num_modalities: int) -> dic
 def read_known_config(folder: Path, source: str) -> PreTrainedConfig:
     """Read the configuration of a checkpoint that can be loaded: ours or a ViLT."""
     ours = [config.model_type for config in (FusionEncoderConfig, DualEncoderConfig)]
-    expected = (
-        f"one of type {', '.join(ours)}, as `dual-distill train` writes them, or vilt, which is converted (a bert "
-        "starts one over regions: `dual-distill convert`)"
-    )
-    return read_config(folder, source, [*ours, ViltConfig.model_type], expected)
+    known = f"one of type {', '.join(ours)}, or vilt, which is converted (for a bert: `dual-distill convert`)"
+    return read_config(folder, source, [*ours, ViltConfig.model_type], known)
 
 
 def _saved_class(found: PreTrainedConfig) -> type[PreTrainedModel] | None:
@@ -210,12 +203,7 @@ def _saved_class(found: PreTrainedConfig) -> type[PreTrainedModel] | None:
 
 
 def _resolve(
-    found: PreTrainedConfig,
-    source: str,
-    model_class: ModelClass | None,
-    new_head: bool,
-    label_names: Sequence[str] | None,
-    num_images: int | None,
+    found: PreTrainedConfig, source: str, model_class: ModelClass | None, *, new_head: bool = False, **told: Any
 ) -> tuple[PreTrainedConfig, type[PreTrainedModel], type[PreTrainedModel] | None]:
     """Return our configuration, its class and the class that was saved, or refuse a head that the checkpoint lacks."""
     saved = _saved_class(found)
@@ -223,15 +211,13 @@ def _resolve(
     if new_head and model_class is None:
         raise ValueError("new_head is set but no class is named; give model_class, the class to load as.")
     wanted = _wanted_class(source, config_class, model_class or saved, found.architectures)
-    if not new_head and (label_names is not None or num_images is not None):
+    if not new_head and any(value is not None for value in told.values()):
         raise ValueError("label_names and num_images describe a new head; set new_head, or leave them out.")
     follows = (saved, wanted) in TAKEN_OVER and wanted not in PRETRAINING
     has_head = saved in (None, wanted) or wanted in BARE_MODELS or follows
     if not new_head and not has_head:
-        raise ValueError(
-            f"{source!r} was saved as {found.architectures[0]}, not as {wanted.__name__}; load it as it is, or set "
-            "new_head to keep its body under a newly initialized head, which must then be trained."
-        )
+        way_out = "load it as it is, or set new_head for a newly initialized head, which must then be trained"
+        raise ValueError(f"{source!r} was saved as {found.architectures[0]}, not as {wanted.__name__}; {way_out}.")
 
     config = found
     if isinstance(found, ViltConfig):
@@ -240,7 +226,7 @@ def _resolve(
         except ValueError as error:
             raise ValueError(f"{source!r} cannot be converted: {error}") from error
     if new_head:
-        config = new_head_config(config, wanted, label_names, num_images)
+        config = new_head_config(config, wanted, **told)
     config.architectures = [wanted.__name__]
     return config, wanted, saved
 
@@ -250,10 +236,8 @@ def _wanted_class(
 ) -> type[PreTrainedModel]:
     """Return the one class, of those to load as, that is of the type of the checkpoint."""
     if classes is None:
-        raise ValueError(
-            f"the config of {source!r} names the architecture {architectures or 'of no class'}, which is not known "
-            "here; give model_class, such as FusionEncoderForMaskedLM."
-        )
+        names = f"the architecture {architectures or 'of no class'}, which is not known here; give model_class"
+        raise ValueError(f"the config of {source!r} names {names}.")
     classes = (classes,) if isinstance(classes, type) else classes
     for each in classes:
         if each.config_class is config_class:
@@ -283,20 +267,17 @@ def new_head_config(
         problem = "needs label_names, in the order of its logits" if label_names is None else "takes no label_names"
         raise ValueError(f"a new head of {name} {problem}.")
     if label_names is not None and (not label_names or len(set(label_names)) != len(label_names)):
-        raise ValueError(
-            f"label_names has {len(label_names)} names, {len(set(label_names))} different; give each once."
-        )
-    is_fitting = num_images in (None, 1) or (model_class in SEVERAL_IMAGES and num_images > 1)
-    if not is_fitting:
-        raise ValueError(
-            f"num_images is {num_images}, but {name} reads {'1 or more' if model_class in SEVERAL_IMAGES else 1} a row."
-        )
+        different = f"{len(label_names)} names, {len(set(label_names))} different"
+        raise ValueError(f"label_names has {different}; give each once.")
+    count, reads = num_images or 1, "1 or more" if model_class in SEVERAL_IMAGES else "1"
+    if num_images == 0 or count < 1 or (count > 1 and reads == "1"):
+        raise ValueError(f"num_images is {num_images}, but {name} reads {reads} a row.")
 
     fields = config.to_dict()
     if label_names is not None:
-        fields["id2label"] = dict(enumerate(label_names))
-        fields["label2id"] = {label: index for index, label in enumerate(label_names)}
-    fields["num_images"] = num_images or 1
+        ids = {label: index for index, label in enumerate(label_names)}
+        fields |= {"id2label": dict(enumerate(label_names)), "label2id": ids}
+    fields["num_images"] = count
     if "modality_type_vocab_size" in fields:
         fields["modality_type_vocab_size"] = max(fields["modality_type_vocab_size"], 1 + fields["num_images"])
     return type(config)(**fields)
@@ -311,7 +292,5 @@ def _read_processor(folder: Path, source: str, config: PreTrainedConfig) -> Dual
         image_processor = ViltImageProcessorPil.from_pretrained(folder)
         return DualDistillProcessor(image_processor, read_tokenizer(folder, config.max_position_embeddings))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{source!r} has no processor that can be read ({first_line(error)}); save the image processor and the "
-            "tokenizer beside its weights with `save_pretrained`."
-        ) from error
+        way_out = "save image processor and tokenizer beside its weights"
+        raise ValueError(f"{source!r} has no processor that can be read ({first_line(error)}); {way_out}.") from error

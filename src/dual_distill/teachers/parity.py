@@ -119,11 +119,9 @@ def check_parity(difference: Mapping[str, Any], compared: str, step: str) -> Non
     """Refuse to write what does not compute what the original computes; a value that is not a number is refused too."""
     allowed = TOLERANCE * max(1.0, difference["largest_value"])
     if not difference["largest_difference"] <= allowed:
-        raise ValueError(
-            f"{compared} differ by {difference['largest_difference']:.3g}, at most {allowed:.3g} is expected; nothing "
-            f"was written, and this is a defect of the checkpoint (values that are not finite) or of the {step}: "
-            "please report it."
-        )
+        found = f"differ by {difference['largest_difference']:.3g}, at most {allowed:.3g} is expected"
+        defect = f"this is a defect of the checkpoint (values that are not finite) or of the {step}: please report it"
+        raise ValueError(f"{compared} {found}; nothing was written, and {defect}.")
 
 
 def refuse_full_folder(out: Path) -> None:

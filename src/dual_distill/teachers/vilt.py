@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, ViltConfig
 from dual_distill import modeling
 from dual_distill.modeling import FusionEncoderConfig, FusionEncoderForImagesAndTextClassification, FusionEncoderModel
 
-from .checkpoint import build, read_weights, split_head
+from .checkpoint import Weights, build, read_weights, split_head
 
 VILT_CLASSES: Mapping[str, type[PreTrainedModel]] = {
     "ViltModel": FusionEncoderModel,
@@ -72,10 +72,8 @@ def convert_vilt_config(
         raise ValueError(f"patch_size is {config.patch_size}, but a fusion encoder has square patches.")
     num_images = config.num_images if model_class is FusionEncoderForImagesAndTextClassification else 1
     if num_images < 1:
-        raise ValueError(
-            f"num_images is {num_images}, but this head reads a fixed number of images a row; set num_images in the "
-            "config (2 for NLVR2, 1 for visual entailment)."
-        )
+        way_out = "set num_images in the config (2 for NLVR2, 1 for visual entailment)"
+        raise ValueError(f"num_images is {num_images}, but this head reads a fixed number of images; {way_out}.")
     # ViLT's answers are trained with a sigmoid each, which its config need not say.
     answers = model_class is modeling.FusionEncoderForQuestionAnswering
     converted = FusionEncoderConfig(
@@ -94,9 +92,8 @@ def convert_vilt_config(
     most = max(converted.patch_grid[0] * converted.patch_grid[1], shorter * longest)
     if 0 <= limit < most:
         raise ValueError(
-            f"max_image_length is {limit}, so this ViLT draws at most {limit} patches of an image at random where an "
-            f"image can have {most}, and a fusion encoder reads all of them; set max_image_length to -1 in its "
-            "config.json if that is what you want (ViLT then reads all of them too)."
+            f"max_image_length is {limit}, so this ViLT draws {limit} patches at random where an image can have {most}, "
+            "and a fusion encoder reads them all; set it to -1 in its config.json if that is what you want."
         )
     return converted
 
@@ -131,17 +128,15 @@ def convert_vilt(model: PreTrainedModel, attn_implementation: str = "sdpa") -> P
     return build(VILT_CLASSES[name], config, body, head, name, **options).to(model.device)
 
 
-def split_vilt_head(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def split_vilt_head(weights: Weights) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Split ViLT's weights into body and head, both under our names."""
     body, head = split_head(weights, "vilt")
     for name in BUFFERS:
         body.pop(name, None)
     old_bias = head.pop(OLD_DECODER_BIAS, None)
     if old_bias is not None and not torch.equal(head.setdefault(DECODER_BIAS, old_bias), old_bias):
-        raise ValueError(
-            f"the checkpoint has {OLD_DECODER_BIAS} and {DECODER_BIAS} with different values, although they are one "
-            "parameter; save it again with the transformers that it was trained with."
-        )
+        differ = f"{OLD_DECODER_BIAS} and {DECODER_BIAS} with different values for one parameter"
+        raise ValueError(f"the checkpoint has {differ}; save it again with the transformers that trained it.")
     return body, head
 
 

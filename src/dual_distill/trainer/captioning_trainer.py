@@ -16,7 +16,7 @@ from dual_distill.data import CaptioningCollator, IndexedDataset
 from dual_distill.evaluation import CiderReward
 
 from .distillation_config import DistillationTrainingArguments
-from .distillation_trainer import DistillationTrainer
+from .distillation_trainer import Batch, DistillationTrainer, Losses
 from .evaluation import caption_texts, captions_by_image, first_rows_of_images
 
 REFERENCE_ROWS = "reference_rows"
@@ -84,11 +84,11 @@ class SelfCriticalTrainer(DistillationTrainer):
         max_new_tokens: int = 20,
         **kwargs: Any,
     ):
-        for name in ("teacher", "eval_dataset"):
-            if kwargs.get(name) is not None:
-                raise ValueError(
-                    f"{name} is given, but self-critical training learns from a reward alone; leave it out."
-                )
+        given = [name for name in ("teacher", "eval_dataset") if kwargs.get(name) is not None]
+        if given:
+            raise ValueError(
+                f"{given[0]} is given, but self-critical training learns from a reward alone; leave it out."
+            )
 
         # An image is seen once an epoch, with all of its captions as references.
         task = data_collator.task
@@ -101,9 +101,7 @@ class SelfCriticalTrainer(DistillationTrainer):
         collator, rows = _ReferenceCollator(data_collator, indices), first_rows_of_images(train_dataset, task)
         super().__init__(model, args, data_collator=collator, train_dataset=train_dataset.select(rows), **kwargs)
 
-    def _losses(
-        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> tuple[Mapping[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         """Return the loss of a batch of images, and beside it `reward` and `greedy_reward` (CIDEr)."""
         context = {name: value for name, value in inputs.items() if name != REFERENCE_ROWS}
         references = [self._references[index] for index in inputs[REFERENCE_ROWS].tolist()]
@@ -115,7 +113,7 @@ class SelfCriticalTrainer(DistillationTrainer):
         loss = -((rewards[0] - rewards[1]) * log_probs).mean()
         return {"loss": loss, "reward": rewards[0].mean(), "greedy_reward": rewards[1].mean()}, {}
 
-    def _write(self, writer: Any, context: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _write(self, writer: Any, context: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         # Both are written as the model writes when it is used.
         was_training = writer.training
         writer.eval()
@@ -144,9 +142,7 @@ class _ReferenceCollator:
         return {**self.collator(rows), REFERENCE_ROWS: indices}
 
 
-def caption_log_probs(
-    model: nn.Module, written: torch.Tensor, context: Mapping[str, torch.Tensor], config: Any
-) -> torch.Tensor:
+def caption_log_probs(model: nn.Module, written: torch.Tensor, context: Batch, config: Any) -> torch.Tensor:
     """Natural logarithm of the probability of captions, their end among them, as `generate` would sample them.
 
     Args:

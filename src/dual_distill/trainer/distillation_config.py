@@ -43,9 +43,7 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     attention_weight: float = _option(1.0, "Weight of attention distillation (recipe: 1). 0 leaves it out.")
     soft_label_weight: float = _option(1.0, "Weight of the teacher's soft labels (recipe: 1). 0 leaves them out.")
-    label_weight: float = _option(
-        0.0, "Weight of hard labels beside the teacher; without one they are all (recipe: 0)."
-    )
+    label_weight: float = _option(0.0, "Weight of hard labels beside the teacher (recipe: 0); without one all.")
     temperature: float = _option(1.0, "Temperature of the soft labels (recipe: 1).")
     layer_map: dict | str | None = field(
         default=None,
@@ -54,12 +52,8 @@ class DistillationTrainingArguments(TrainingArguments):
     relation_heads: int | None = _option(None, "Heads over which attention is compared where heads or widths differ.")
     hidden_weight: float = _option(1.0, "distillvlm: weight of the hidden states' loss (the paper's is not published).")
     hidden_loss: Literal["nce", "mse", "none"] = _option("nce", "distillvlm: noise-contrastive (paper), MSE, or none.")
-    hidden_layers: dict | str | None = field(
-        default=None, metadata={"help": "distillvlm: layer_map of the hidden states. Default: last to last."}
-    )
-    hidden_pooled: bool = _option(
-        False, "distillvlm: compare the mean of a row's tokens, not each token (paper: each)."
-    )
+    hidden_layers: dict | str | None = field(default=None, metadata={"help": "distillvlm: the same of hidden states."})
+    hidden_pooled: bool = _option(False, "distillvlm: compare the mean of a row's tokens (paper: each token).")
     queue_size: int = _option(4096, "distillvlm: teacher token states kept as negatives (paper: 4,096).")
     nce_temperature: float = _option(0.07, "distillvlm: temperature of the noise-contrastive loss (not published).")
     itc_weight: float | None = _option(None, "Weight of the image-text contrastive loss. Default: the model's, 1.")
@@ -71,11 +65,11 @@ class DistillationTrainingArguments(TrainingArguments):
     ranking_weight: float = _option(1.0, "Retrieval: weight of the teacher's ranking of hard negatives. 0: none.")
     ranking_negatives: int = _option(4, "Retrieval: negatives of each text and image; a teacher ranks the hardest.")
     cache_teacher: str | None = _option(
-        None, "Keep the teacher's results on disk: 'logits', or 'attention' (both). Default: ask in every step."
+        None, "Keep the teacher's results on disk: logits, or attention too. Default: no."
     )
     teacher_cache_dir: str | None = _option(None, "Folder of the teacher cache. Default: OUTPUT_DIR/teacher_cache.")
     head_learning_rate_factor: float = _option(
-        1.0, "Learning rate of the head and the shallow interaction over the base learning rate (recipe: 10 for VQA)."
+        1.0, "Learning rate of head and interaction over the base one (VQA: 10)."
     )
 
     learning_rate: float = _option(1e-4, "Peak learning rate of AdamW (recipe: 1e-4).")

@@ -33,10 +33,12 @@ from .compatibility import check_compatibility
 from .distillation_config import METHODS, DistillationTrainingArguments
 from .objective_callback import ObjectiveCallback
 from .recording import RecordingTrainer, known_origin, loaded_from
-from .teacher_cache import ROW_KEYS, KeyedCollator, TeacherCache, TeacherCacheCallback, estimate_bytes
+from .teacher_cache import ROW_KEYS, Batch, KeyedCollator, TeacherCache, TeacherCacheCallback, estimate_bytes
 
 logger = logging.getLogger(__name__)
 
+Losses = tuple[Batch, dict[str, torch.Tensor]]
+"""The loss and its terms, and what an evaluation gathers."""
 TEACHER_PREFIX = "teacher_"
 """Inputs whose name begins so are the teacher's."""
 
@@ -119,8 +121,8 @@ class DistillationTrainer(RecordingTrainer):
 
         if args.cache_teacher is not None:
             if not isinstance(objective, DiDEObjective):
-                keeps = f"what a DiDEObjective compares, and the objective is a {type(objective).__name__}"
-                raise ValueError(f"cache_teacher is given, but a cache keeps {keeps}; leave cache_teacher out.")
+                compares = f"a DiDEObjective compares, and the objective is a {type(objective).__name__}"
+                raise ValueError(f"a cache keeps what {compares}; leave cache_teacher out.")
             self.teacher_cache = self._open_teacher_cache(args.cache_teacher, taught_by, objective)
             self.data_collator = KeyedCollator(self.data_collator)
             self.add_callback(TeacherCacheCallback(self.teacher_cache))
@@ -222,7 +224,7 @@ class DistillationTrainer(RecordingTrainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Mapping[str, torch.Tensor],
+        inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -237,9 +239,7 @@ class DistillationTrainer(RecordingTrainer):
         self._term_rows += rows
         return (losses["loss"], outputs) if return_outputs else losses["loss"]
 
-    def _losses(
-        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> tuple[Mapping[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         """Return the loss and its terms, in nats per row, and the logits: of more, every query would be gathered."""
         objective = self.distillation_objective
         if objective is None:
@@ -257,14 +257,14 @@ class DistillationTrainer(RecordingTrainer):
         objective.train(model.training)
         return objective(student_outputs, teacher_view, inputs), {"logits": student_outputs.logits}
 
-    def _ask_student(self, model: nn.Module, inputs: Mapping[str, torch.Tensor], objective: Objective) -> Any:
+    def _ask_student(self, model: nn.Module, inputs: Batch, objective: Objective) -> Any:
         """Return the student's outputs on a batch, with what the objective compares."""
         # Hard labels are kept from a student that does not learn from them: the objective names every term.
         hidden = {ROW_KEYS} if objective.label_weight else {ROW_KEYS, "labels"}
         seen = {name: it for name, it in inputs.items() if name not in hidden and not name.startswith(TEACHER_PREFIX)}
         return model(**seen, **self._student_requests)
 
-    def _ask_teacher(self, inputs: Mapping[str, torch.Tensor], student_outputs: Any = None) -> Any:
+    def _ask_teacher(self, inputs: Batch, student_outputs: Any = None) -> Any:
         """Return the teacher's outputs on a batch.
 
         Args:
@@ -276,7 +276,7 @@ class DistillationTrainer(RecordingTrainer):
         shared = {name: it for name, it in inputs.items() if name not in hidden and not name.startswith(TEACHER_PREFIX)}
         return self._pass_to_teacher(shared | own, self._teacher_requests)
 
-    def _pass_to_teacher(self, batch: Mapping[str, torch.Tensor], requests: Mapping[str, Any] | None = None) -> Any:
+    def _pass_to_teacher(self, batch: Batch, requests: Mapping[str, Any] | None = None) -> Any:
         assert self.teacher is not None
         with torch.no_grad(), self.accelerator.autocast():
             return self.teacher(**batch, **(requests or {}))

@@ -1,6 +1,6 @@
 """A model's answers and captions for every row of a split, and the answers held against it and against baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -61,7 +61,7 @@ def predict_answers(
     dataset: Dataset,
     collator: DistillationCollator,
     batch_size: int = 64,
-    title: str = "evaluate",
+    description: str = "evaluate",
 ) -> list[str]:
     """Answer every row of a dataset, in order.
 
@@ -72,13 +72,20 @@ def predict_answers(
         batch_size: rows a batch.
         description: text of the progress bar.
     """
-    model.eval()
     answers: list[str] = []
-    for batch in tqdm(DataLoader(dataset, batch_size, collate_fn=collator), desc=description, unit="batch"):
+    for batch in _batches(model, dataset, collator, batch_size, description):
         batch.pop("labels", None)
-        logits = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).logits
-        answers += [collator.label_names[index] for index in logits.argmax(-1).tolist()]
+        answers += [collator.label_names[index] for index in model(**batch).logits.argmax(-1).tolist()]
     return answers
+
+
+def _batches(
+    model: Any, rows: Dataset, collator: Any, batch_size: int, title: str
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches on the device of the model, which is put into eval mode."""
+    model.eval()
+    for batch in tqdm(DataLoader(rows, batch_size, collate_fn=collator), desc=title, unit="batch"):
+        yield {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
 def report_answers(
@@ -97,7 +104,7 @@ def report_answers(
         ValueError: the task has no labels.
     """
     if task.label_column is None:
-        raise ValueError(f"task {task.name!r} has no labels to hold answers against; choose one with answers.")
+        raise ValueError(f"task {task.name!r} has image-text rows without labels; choose one with answers.")
 
     def column(rows: Dataset, name: str | None) -> list[Any] | None:
         return None if name is None else list(rows[name])
@@ -181,13 +188,10 @@ def describe_images(
     Returns:
         Image id -> caption, in the order of the images.
     """
-    model.eval()
     rows = dataset.select(first_rows_of_images(dataset, collator.task))
-    loader = DataLoader(rows, batch_size, collate_fn=collator.without_captions())
     captions: list[str] = []
-    for batch in tqdm(loader, desc=description, unit="batch"):
-        written = model.generate(**{name: tensor.to(model.device) for name, tensor in batch.items()}, **generation)
-        captions += caption_texts(collator.processor.tokenizer, written)
+    for batch in _batches(model, rows, collator.without_captions(), batch_size, description):
+        captions += caption_texts(collator.processor.tokenizer, model.generate(**batch, **generation))
     return dict(zip(_image_ids(rows, collator.task), captions, strict=True))
 
 

@@ -5,7 +5,6 @@ process and send the rows around. Its position lies in every checkpoint, so a re
 running through all rows.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 from dual_distill.data import ImageTextLoader, ImageTextStream, ImageTextStreamCallback
 
 from .distillation_config import DistillationTrainingArguments
-from .distillation_trainer import DistillationTrainer
+from .distillation_trainer import Batch, DistillationTrainer
 
 TEXT_INPUTS, IMAGE_INPUTS = ("input_ids", "attention_mask"), ("pixel_values", "pixel_mask")
 
@@ -73,7 +72,7 @@ class ImageTextTrainer(DistillationTrainer):
         return [name for name in super().get_decay_parameter_names(model) if not name.endswith("logit_scale")]
 
 
-def image_text_inputs(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def image_text_inputs(inputs: Batch) -> dict[str, torch.Tensor]:
     """Return what of a batch a fusion encoder reads of its pairs.
 
     Args:

@@ -8,7 +8,6 @@ Unusual here:
   pass that no weight asks for does not happen.
 """
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +23,7 @@ from dual_distill.modeling import (
 )
 from dual_distill.objectives import PreTrainingObjective, hard_terms
 
+from .distillation_trainer import Batch, Losses
 from .image_text_trainer import IMAGE_INPUTS, TEXT_INPUTS, ImageTextTrainer, image_text_inputs
 
 
@@ -57,9 +57,7 @@ class PreTrainingTrainer(ImageTextTrainer):
     def _prepare_model(self, model: Any) -> None:
         self.args.write_weights(model.config)
 
-    def _losses(
-        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> tuple[Mapping[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         """Return the loss and its terms, in nats; of the outputs nothing, for the terms say what there is to say."""
         objective = self.distillation_objective
         if objective is None:
@@ -76,7 +74,7 @@ class PreTrainingTrainer(ImageTextTrainer):
             losses = {**losses, "in_batch_recall": recall}
         return losses, {}
 
-    def _ask_teacher(self, inputs: Mapping[str, torch.Tensor], student_outputs: Any) -> SimpleNamespace:
+    def _ask_teacher(self, inputs: Batch, student_outputs: Any = None) -> SimpleNamespace:
         """Ask the teacher about matched pairs, the pairs that the student drew, and the masked texts.
 
         Args:
@@ -100,7 +98,7 @@ class PreTrainingTrainer(ImageTextTrainer):
             answers.mlm_logits = self._masked_words(inputs)
         return answers
 
-    def _masked_words(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _masked_words(self, inputs: Batch) -> torch.Tensor:
         """The teacher's logits for every token of the masked texts, by its own head, so that nothing runs twice."""
         teacher: Any = self.teacher
         text = inputs["masked_input_ids"]
@@ -110,9 +108,7 @@ class PreTrainingTrainer(ImageTextTrainer):
             logits: torch.Tensor = teacher.mlm_score(encoded[:, : text.shape[1]])
         return logits
 
-    def _drawn_pairs(
-        self, student_outputs: Any, pairs: Mapping[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def _drawn_pairs(self, student_outputs: Any, pairs: Batch) -> tuple[Batch, Batch]:
         """Each own text with its drawn image, and each own image with its drawn text, out of all processes."""
         with torch.no_grad():
             gallery = {name: gather_rows(tensor) for name, tensor in pairs.items()}
@@ -126,9 +122,7 @@ class PreTrainingTrainer(ImageTextTrainer):
 
 
 @torch.no_grad()
-def in_batch_recall(
-    text_embeds: torch.Tensor, image_embeds: torch.Tensor, inputs: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
+def in_batch_recall(text_embeds: torch.Tensor, image_embeds: torch.Tensor, inputs: Batch) -> torch.Tensor:
     """Share of texts and images that are nearest to their own partner in the batch of all processes, in [0, 1].
 
     What equals the partner is not held against it; a tie with another counts as not found. It depends on the size of

@@ -8,7 +8,6 @@ Unusual here:
   first among random ones, and each image's own text; all pairs go through it in one forward pass.
 """
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from dual_distill.modeling import (
 )
 from dual_distill.objectives import RankingObjective, hardest_negatives, listwise_cross_entropy
 
+from .distillation_trainer import Batch, Losses
 from .image_text_trainer import IMAGE_INPUTS, TEXT_INPUTS, ImageTextTrainer, image_text_inputs
 
 
@@ -73,15 +73,11 @@ class RetrievalTrainer(ImageTextTrainer):
     def _prepare_model(self, model: Any) -> None:
         self.is_fusion = model.config.model_type == FusionEncoderConfig.model_type
 
-    def _losses(
-        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> tuple[Mapping[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         """Return the loss and its terms, in nats per row, and the vectors of a dual encoder, for recall."""
         return (self._rank_by_fusion(model, inputs), {}) if self.is_fusion else self._rank_by_vectors(model, inputs)
 
-    def _rank_by_vectors(
-        self, model: nn.Module, inputs: Mapping[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def _rank_by_vectors(self, model: nn.Module, inputs: Batch) -> Losses:
         objective: Any = self.distillation_objective
         outputs = model(**inputs, **(self._student_requests if objective is not None else {}))
         vectors = {"text_vectors": outputs.text_embeds, "image_vectors": outputs.image_embeds}
@@ -100,7 +96,7 @@ class RetrievalTrainer(ImageTextTrainer):
             outputs["list_scores"] = listed_scores(*similarities, ids, lists)
         return objective(outputs, self._ask_about_lists(inputs, lists), batch), vectors
 
-    def _ask_about_lists(self, inputs: Mapping[str, torch.Tensor], lists: Lists | None) -> SimpleNamespace:
+    def _ask_about_lists(self, inputs: Batch, lists: Lists | None) -> SimpleNamespace:
         """Ask the teacher for attention of matched pairs, and scores of lists if there are any."""
         pairs = image_text_inputs(inputs)
         matched = self._pass_to_teacher(pairs, self._teacher_requests)
@@ -120,7 +116,7 @@ class RetrievalTrainer(ImageTextTrainer):
         answers.list_scores = torch.cat(both)
         return answers
 
-    def _rank_by_fusion(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _rank_by_fusion(self, model: nn.Module, inputs: Batch) -> dict[str, torch.Tensor]:
         """Rank each text's image and each image's text first among drawn ones; `2 * K + 1` pairs a row in one pass."""
         ids = gather_pair_ids(inputs["image_ids"], inputs["caption_ids"])
         noise = drawn_scores(ids)

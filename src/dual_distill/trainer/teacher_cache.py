@@ -290,9 +290,7 @@ class TeacherCache:
             sizes = [row.heads[layer] * len(text) * len(real) for layer, _, text, real in blocks for _ in range(2)]
             if len(row.heads) != num_layers or sum(sizes) != len(row.scores):
                 holds = f"holds {len(row.scores):,} scores of {len(row.heads)} layers"
-                asked = (
-                    f"the batch asks for {sum(sizes):,} of {num_layers}; give the cache of this objective, or another"
-                )
+                asked = f"the batch asks for {sum(sizes):,} of {num_layers}; give the cache of this objective"
                 raise ValueError(f"row {names[index]} of the teacher cache {str(self._table.path)!r} {holds}, {asked}.")
 
             pieces = iter(row.scores.float().split(sizes))
