@@ -108,7 +108,7 @@ def _check_image_text(student: Any, teacher: Any, objective: Objective) -> None:
     for term in ("itm", "mlm"):
         for role, config in (("student", student.config), ("teacher", getattr(teacher, "config", None))):
             if objective.weights.get(f"{term}_distillation_weight") and not getattr(config, f"{term}_weight"):
-                lacks = f"the {role}'s configuration has {term}_weight 0 and computes no logits; give it one, or set this to 0"
+                lacks = f"the {role}'s configuration has {term}_weight 0 and computes no logits; set both or none"
                 raise ValueError(f"{term}_distillation_weight is above 0, but {lacks}.")
 
 
