@@ -92,7 +92,7 @@ def convert_vilt_config(
     most = max(converted.patch_grid[0] * converted.patch_grid[1], shorter * longest)
     if 0 <= limit < most:
         raise ValueError(
-            f"max_image_length is {limit}, so this ViLT draws {limit} patches at random where an image can have {most}: "
+            f"max_image_length is {limit}, so ViLT draws {limit} patches at random where an image can have {most}: "
             "a fusion encoder reads them all; set it to -1 in its config.json if that is what you want."
         )
     return converted
