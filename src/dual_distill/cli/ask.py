@@ -49,9 +49,7 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument("--threshold", type=float, help="least probability, or least cosine of a search (default: all)")
     parser.add_argument("--top-k", type=int, help="images a question (default: 10), or answers an image (default: 5)")
     parser.add_argument("--text-store", metavar="STORE", help="store of texts; those it holds are not encoded again")
-    parser.add_argument(
-        "--index", metavar="faiss[:SPEC]", help="of a search, such as faiss:HNSW32 (default: none, exact)"
-    )
+    parser.add_argument("--index", metavar="faiss[:SPEC]", help="of a search, such as faiss:HNSW32; none: exact")
     add_options(parser, "--revision", "--device", "--json", "--debug")
 
     # Intermixed, so that questions may stand before, between and after the options.

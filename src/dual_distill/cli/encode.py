@@ -49,19 +49,12 @@ def run(words: Sequence[str]) -> None:
     inputs.add_argument("--texts", metavar="FILE", help="texts to encode instead, one a line, UTF-8")
     add_store_options(parser)
 
-    parser.add_argument(
-        "--dtype", choices=list(DTYPES), help="of what is stored (default: float32; int8: tokens alone)"
-    )
-    parser.add_argument(
-        "--projected",
-        action="store_true",
-        default=None,
-        help="store their half of the interaction too: three times the size, and one product less a pair",
-    )
+    parser.add_argument("--dtype", choices=list(DTYPES), help="of what is stored (default: float32; int8: tokens only)")
+    projected = "store their half of the interaction too: three times the size, and one product less a pair"
+    parser.add_argument("--projected", action="store_true", default=None, help=projected)
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows a forward pass (default: 32)")
-    parser.add_argument(
-        "--shard-size", type=int, metavar="N", help="rows a file, all that a kill costs (default: 1024; 128 for tokens)"
-    )
+    shard_size = "rows a file, all that a kill costs (default: 1024; 128 for tokens)"
+    parser.add_argument("--shard-size", type=int, metavar="N", help=shard_size)
     parser.add_argument("--verify", action="store_true", help="compare the content of images that are stored already")
     add_options(parser, "--revision", "--device", "--json", "--debug")
     show(parser.parse_args(words), encode, table)
@@ -69,18 +62,12 @@ def run(words: Sequence[str]) -> None:
 
 def add_store_options(parser: argparse.ArgumentParser) -> None:
     """Add what commands share that read images and fill a store."""
-    parser.add_argument(
-        "--out", required=True, metavar="STORE", help="folder of the store; made, continued or added to"
-    )
+    parser.add_argument("--out", required=True, metavar="STORE", help="folder of the store, made or continued")
     parser.add_argument("--image-column", default="image", help="of Parquet and data sets (default: %(default)s)")
     parser.add_argument("--id-column", help="column of ids, each once (default: the number of the row)")
     parser.add_argument("--split", help="split of a dataset that has several")
-    parser.add_argument(
-        *("--num-workers", "--threads"),
-        type=int,
-        metavar="N",
-        help="processes that read and decode images (default: one a core, 16 at most; 0: none beside this one)",
-    )
+    workers = "processes that read and decode images (default: one a core, 16 at most; 0: none beside this one)"
+    parser.add_argument("--num-workers", "--threads", type=int, metavar="N", help=workers)
     parser.add_argument("--strict", action="store_true", help="end at the first image that cannot be read")
 
 

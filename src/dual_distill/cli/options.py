@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def show(
     with redirect_stdout(sys.stderr):
         result = compute(options)
     if options.json:
-        print(json.dumps(result if isinstance(result, dict) else result.to_dict(), ensure_ascii=False))
+        print(json.dumps(result if isinstance(result, dict) else asdict(result), ensure_ascii=False))
     else:
         print(lay_out(result))
 

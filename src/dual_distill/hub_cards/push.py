@@ -7,7 +7,7 @@ belong to no revision.
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,6 @@ class PushReport:
     url: str | None = None
     changed: bool = True
     dry_run: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the attributes as a dict, for JSON."""
-        return asdict(self)
 
 
 def push_folder(

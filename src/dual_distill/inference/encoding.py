@@ -68,10 +68,6 @@ class EncodingReport:
     missing_shards: int
     unreadable: dict[str, str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON holds them."""
-        return asdict(self)
-
 
 def encode_images(
     model: PreTrainedModel,
@@ -199,10 +195,8 @@ def encode_texts(
     wanted = {"dtype": dtype, "projected": projected, "batch_size": batch_size, "shard_size": shard_size}
     table = FeatureTable(store)
     if _stores_tokens(model):
-        raise ValueError(
-            "The model has interaction layers, in which a question reads the image, so no text can be encoded ahead; "
-            "store images alone."
-        )
+        ahead = "in which a question reads the image, so no text can be encoded ahead"
+        raise ValueError(f"The model has interaction layers, {ahead}; store images alone.")
     identity = model_identity(model, model_name, revision)
     manifest = _manifest(table, "text", model, identity, tokenizer_settings(processor, max_tokens), wanted)
 
@@ -296,10 +290,9 @@ def _check_disk(table: FeatureTable, manifest: FeatureManifest, model: PreTraine
     numbers = {TOKENS: 1 + rows * columns}.get(manifest.vectors, 3 if manifest.projected else 1) * manifest.width
     needed, free = num_rows * numbers * DTYPES[manifest.dtype].itemsize, shutil.disk_usage(table.path).free
     if needed > free:
-        raise ValueError(
-            f"{num_rows:,} {manifest.kind}s take at least {needed / 1e9:,.1f} GB ({needed // num_rows:,} bytes each), "
-            f"but the disk of {str(table.path)!r} has {free / 1e9:,.1f} GB free; make room, or take a smaller dtype."
-        )
+        least = f"at least {needed / 1e9:,.1f} GB ({needed // num_rows:,} bytes each)"
+        disk = f"the disk of {str(table.path)!r} has {free / 1e9:,.1f} GB free"
+        raise ValueError(f"{num_rows:,} {manifest.kind}s take {least}, but {disk}; make room, or take a smaller dtype.")
 
 
 def _verify(table: FeatureTable, source: InputSource, shards: list[PlannedShard]) -> None:
@@ -312,10 +305,9 @@ def _verify(table: FeatureTable, source: InputSource, shards: list[PlannedShard]
                 if identifier in given and image_bytes(source.value(identifier), identifier)[1] != sha256:
                     changed.append(identifier)
     if changed:
-        raise ValueError(
-            f"{len(changed)} images are not those that the store {str(table.path)!r} holds under the same ids, such as "
-            f"{', '.join(map(repr, changed[:_NAMED]))}; give changed images new names, or encode into another folder."
-        )
+        held, named = f"that the store {str(table.path)!r} holds", ", ".join(map(repr, changed[:_NAMED]))
+        unlike = f"{len(changed)} images are not those {held} under the same ids, such as {named}"
+        raise ValueError(f"{unlike}; give changed images new names, or encode into another folder.")
 
 
 def _write(
@@ -356,9 +348,7 @@ def process_share() -> tuple[int, int]:
     """Rank and number of processes, as `accelerate launch` and `torchrun` say them."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if not 0 <= rank < world_size:
-        raise ValueError(
-            f"RANK is {rank} and WORLD_SIZE {world_size}, but ranks run from 0 to WORLD_SIZE - 1; set both."
-        )
+        raise ValueError(f"RANK is {rank} and WORLD_SIZE {world_size}, but ranks run from 0 to WORLD_SIZE - 1.")
     return rank, world_size
 
 
@@ -369,15 +359,9 @@ def _prepare_image(processor: DualDistillProcessor, identifier: str, value: Any)
 
 def _checked_model(model: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(model.config, DualEncoderConfig):
-        raise ValueError(
-            f"{type(model).__name__} reads text and image together, so that neither can be encoded ahead of the other; "
-            "give a dual encoder."
-        )
+        raise ValueError(f"{type(model).__name__} reads text and image together; give a dual encoder.")
     if getattr(model, "num_images", 1) != 1:
-        raise ValueError(
-            f"The model reads {model.num_images} images together, but a store answers about one image at a time; give "
-            "a model that reads one."
-        )
+        raise ValueError(f"The model reads {model.num_images} images together; give a model that reads one.")
     return model
 
 
@@ -396,10 +380,8 @@ def _manifest(
     if wanted["dtype"] not in {None, *DTYPES}:
         raise ValueError(f"dtype is {wanted['dtype']!r}, but vectors are stored as {' or '.join(DTYPES)}.")
     if searches(model) and wanted["projected"]:
-        raise ValueError(
-            f"projected is set, but {type(model).__name__} compares vectors and has no interaction to store a half "
-            "of; leave projected out."
-        )
+        compares = f"{type(model).__name__} compares vectors and has no interaction to store a half of"
+        raise ValueError(f"projected is set, but {compares}; leave projected out.")
     has_tokens = kind == "image" and _stores_tokens(model)
     if has_tokens and wanted["projected"]:
         raise ValueError("projected is set, but interaction layers read an image's tokens; leave projected out.")
@@ -430,8 +412,6 @@ def _manifest(
         raise ValueError(f"The store {name!r} holds {found.vectors}, not {vectors}; encode into another folder.")
     for key, value in given.items():
         if value != getattr(found, key):
-            raise ValueError(
-                f"The store {name!r} was made with {key} {getattr(found, key)}, not {value}; leave the setting out, or "
-                "encode into another folder."
-            )
+            made = f"was made with {key} {getattr(found, key)}, not {value}"
+            raise ValueError(f"The store {name!r} {made}; leave the setting out, or encode into another folder.")
     return found

@@ -206,10 +206,8 @@ class FeatureStore:
             problems = self.unreadable()
             known = ", ".join(map(repr, self.ids(range(min(_NAMED, len(self))))))
             named = "; ".join(problems.get(identifier, repr(identifier)) for identifier in absent[:_NAMED])
-            raise ValueError(
-                f"The store {self.path!r} lacks {len(absent)} of the {self.manifest.kind}s asked for: {named}. Its ids "
-                f"are like {known}; encode what is missing first."
-            )
+            lacks = f"lacks {len(absent)} of the {self.manifest.kind}s asked for: {named}"
+            raise ValueError(f"The store {self.path!r} {lacks}. Its ids are like {known}; encode the missing first.")
         return [index for identifier in ids if (index := found[identifier]) is not None]
 
     def holds(self, ids: Sequence[str]) -> list[bool]:
@@ -239,9 +237,8 @@ class FeatureStore:
     def _checked_name(self, name: str | None) -> str:
         names = [self.manifest.vectors, *([PROJECTED] if self.has_projections else [])]
         if TOKENS in names:
-            raise ValueError(
-                f"The store {self.path!r} holds tokens, not one vector an image; read them with read_tokens."
-            )
+            held = "tokens, not one vector an image"
+            raise ValueError(f"The store {self.path!r} holds {held}; read them with read_tokens.")
         if name is not None and name not in names:
             how = "encode with projected=True" if name == PROJECTED and POOLED in names else "encode with another head"
             raise ValueError(f"The store {self.path!r} holds {' and '.join(names)} vectors, not {name!r}; {how}.")

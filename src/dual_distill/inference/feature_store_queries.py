@@ -44,9 +44,7 @@ class FeatureStoreQueries:
             if store is None:
                 continue
             if store.manifest.kind != kind:
-                raise ValueError(
-                    f"{store.path!r} is a store of {store.manifest.kind}s, but one of {kind}s is needed here."
-                )
+                raise ValueError(f"{store.path!r} is a store of {store.manifest.kind}s, but one of {kind}s is needed.")
             check_same_model(store.path, store.manifest.model, identity)
             check_same_processor(store.path, store.manifest.processor, settings[kind]())
 

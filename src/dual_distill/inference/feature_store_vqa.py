@@ -105,19 +105,15 @@ class FeatureStoreVQA(FeatureStoreQueries):
     ) -> None:
         if getattr(model, "num_images", None) != 1 or not hasattr(model, "logits_of_projections"):
             way_out = " (to search by cosine, FeatureStoreSearcher is the one)" if searches(model) else ""
-            raise ValueError(
-                f"{type(model).__name__} does not answer about one image at a time{way_out}; give a dual encoder with "
-                "the head question_answering, or images_and_text_classification for one image."
-            )
+            wrong = f"{type(model).__name__} does not answer about one image at a time{way_out}"
+            raise ValueError(f"{wrong}; give a dual encoder that answers about one image.")
 
         super().__init__(model, processor, {"image": images, "text": texts}, model_name, revision)
         for store in (images, texts) if model.config.interaction_layers else ():
             if store is not None and store.manifest.vectors != TOKENS:
-                raise ValueError(
-                    f"The model has interaction layers, which read an image's tokens, but the store {store.path!r} "
-                    f"holds {store.manifest.vectors} vectors of {store.manifest.kind}s; encode the images again, into "
-                    "another folder, and give no store of texts."
-                )
+                held = f"the store {store.path!r} holds {store.manifest.vectors} vectors of {store.manifest.kind}s"
+                reads = "The model has interaction layers, which read an image's tokens"
+                raise ValueError(f"{reads}, but {held}; encode the images again, and give no store of texts.")
         self.images, self.texts = images, texts
         self._labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
 
@@ -146,9 +142,7 @@ class FeatureStoreVQA(FeatureStoreQueries):
             raise ValueError(f"threshold is {threshold}, but a probability lies between 0 and 1.")
         if answer is not None and answer not in self._labels:
             shown = ", ".join(self._labels[:10]) + (", ..." if len(self._labels) > 10 else "")
-            raise ValueError(
-                f"The answer {answer!r} is none of the model's {len(self._labels)} ({shown}); give one of them."
-            )
+            raise ValueError(f"The answer {answer!r} is none of the model's {len(self._labels)} ({shown}).")
 
         best = RunningTopK(top_k, threshold)
         for start, probs in self.probabilities(question, rows):

@@ -8,7 +8,7 @@ i of its teacher.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,10 +60,6 @@ class RegionReport:
     features_id: str
     seconds: float
     unreadable: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON holds them."""
-        return asdict(self)
 
 
 def read_image(value: Any, identifier: str) -> tuple[Image.Image, str | None, str]:

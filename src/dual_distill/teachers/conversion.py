@@ -1,7 +1,7 @@
 """A checkpoint in, a folder of ours out: written aside, loaded again, compared with the original, then moved."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,6 @@ class ConversionReport:
     largest_value: float
     new: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the attributes as a dict, for JSON."""
-        return asdict(self)
 
 
 def convert_folder(
