@@ -27,11 +27,12 @@ from transformers.trainer_utils import EvalLoopOutput
 from dual_distill.data import ImageTextStream, IndexedDataset, RowEpochCallback, fingerprint
 from dual_distill.hub_cards import ObjectiveRecord, Origin, RunRecord
 from dual_distill.objectives import DiDEObjective, Objective
-from dual_distill.teachers import load_teacher
+from dual_distill.teachers import load_model, load_processor, load_teacher
 
 from .compatibility import check_compatibility
 from .distillation_config import METHODS, DistillationTrainingArguments
 from .objective_callback import ObjectiveCallback
+from .raw_dataset import raw_collator, raw_task
 from .recording import RecordingTrainer, known_origin, loaded_from
 from .teacher_cache import ROW_KEYS, Batch, KeyedCollator, TeacherCache, TeacherCacheCallback, estimate_bytes
 
@@ -47,15 +48,18 @@ class DistillationTrainer(RecordingTrainer):
     """Trains a student on what a frozen teacher shows, or any of the package's models on hard labels only.
 
     Args:
-        model: the student, also wrapped by peft; without a teacher, any model with a task head. None: `model_init`
-            makes it.
+        model: the student, also wrapped by peft, or the name of its checkpoint; without a teacher, any model with a
+            task head. None: `model_init` makes it.
         args: its weights describe the objective unless one is given; None: the recipe, into `tmp_trainer`.
         teacher: a model, or the name of a checkpoint (ours, or a ViLT, which is converted on the way in); frozen in
             place (`requires_grad_(False)`, `eval()`) and moved to the training device. A foreign teacher must return
             `logits` and `attentions` of the joint sequence `[text; image CLS; patches]` in raster order.
         objective: what is compared; None: `make_objective` builds it when there is a teacher. It is called
             `distillation_objective` afterwards, since transformers' hyperparameter search writes its own `objective`.
-        **kwargs: as for `transformers.Trainer`; `processing_class` is saved with every checkpoint.
+        **kwargs: as for `transformers.Trainer`; `processing_class` is saved with every checkpoint. Without a
+            `data_collator`, rows of a `datasets.Dataset` with the columns image (image_0, image_1), question, text or
+            sentence, and answer, label or answers get the collator of a model with labels, and the processor of the
+            teacher's or the student's checkpoint.
 
     Raises:
         ValueError: an objective without a teacher, or a pair that cannot be compared (vocabulary, patch grid, answers,
@@ -77,20 +81,42 @@ class DistillationTrainer(RecordingTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module | None = None,
+        model: PreTrainedModel | nn.Module | str | Path | None = None,
         args: DistillationTrainingArguments | None = None,
         *,
         teacher: PreTrainedModel | nn.Module | str | Path | None = None,
         objective: Objective | None = None,
         **kwargs: Any,
     ):
+        if "teacher_model" in kwargs:
+            raise ValueError("teacher_model= is called teacher= here: a model, or the name of its checkpoint.")
+        if args is not None and not isinstance(args, DistillationTrainingArguments):
+            way_out = "give a DistillationTrainingArguments, which has the same fields and those of the objective"
+            raise ValueError(f"args is a {type(args).__name__}; {way_out}.")
         if teacher is None and objective is not None:
             raise ValueError("an objective was given without a teacher; give teacher= as well, or leave it out.")
         args = DistillationTrainingArguments(output_dir="tmp_trainer") if args is None else args
         if self.leaves_parameters_unused and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True
         name = teacher if isinstance(teacher, str | Path) else None
-        taught_by: Any = load_teacher(name, model_class=self.teacher_class).model if name is not None else teacher
+        taught_by: Any = teacher
+        processor = kwargs.get("processing_class")
+        if name is not None:
+            taught_by, own_processor = load_teacher(name, model_class=self.teacher_class)
+            processor = processor or own_processor
+        if isinstance(model, str | Path):
+            model, own_processor = load_model(model)
+            processor = processor or own_processor
+
+        # Rows as they are and a model with labels: nothing else needs to be said.
+        labelled: Any = taught_by if model is None else model
+        if kwargs.get("data_collator") is None and hasattr(labelled, "classifier"):
+            task = raw_task(kwargs.get("train_dataset"), labelled.config)
+            if task is not None:
+                saved = loaded_from(taught_by) or loaded_from(labelled)
+                processor = processor or (load_processor(saved) if saved else None)
+                collator = raw_collator(task, processor, labelled.config)
+                kwargs |= {"data_collator": collator, "processing_class": processor}
         super().__init__(model=model, args=args, **kwargs)
         self._prepare_model(self.model)
 
