@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from .inference import *
     from .modeling import *
     from .objectives import *
+    from .runs import *
     from .teachers import *
     from .trainer import *
 
 _PUBLIC = {
     "data": ["DistillationCollator", "get_task", "load_custom_dataset", "load_task"],
     "hub_cards": ["push_folder", "write_card"],
-    "inference": ["DualVisualQuestionAnsweringPipeline"],
+    "inference": ["DualVisualQuestionAnsweringPipeline", "answer_questions"],
     "modeling": [
         *("DualDistillProcessor", "DualEncoderConfig", "DualEncoderModel", "FusionEncoderConfig", "FusionEncoderModel"),
         *("DualEncoderForQuestionAnswering", "FusionEncoderForQuestionAnswering"),
@@ -33,6 +34,7 @@ _PUBLIC = {
         *("FusionEncoderForCaptioning", "FusionEncoderForMaskedLM"),
     ],
     "objectives": ["DiDEObjective", "DistillVLMObjective"],
+    "runs": ["distill"],
     "teachers": ["load_model", "load_teacher"],
     "trainer": [
         *("DistillationTrainer", "DistillationTrainingArguments"),

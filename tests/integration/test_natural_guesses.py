@@ -1,13 +1,16 @@
 """What someone types who knows transformers and nothing of us: each guess works, or one sentence names the call."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import datasets
 import pytest
+import torch
 from PIL import Image
-from transformers import PreTrainedModel, TrainingArguments, ViltForQuestionAnswering
+from transformers import PreTrainedModel, TrainingArguments, ViltForQuestionAnswering, pipeline
 
 from dual_distill import (
     DistillationTrainer,
@@ -15,10 +18,14 @@ from dual_distill import (
     DualDistillProcessor,
     DualEncoderForQuestionAnswering,
     FusionEncoderForQuestionAnswering,
+    answer_questions,
+    distill,
+    get_task,
     load_model,
     load_teacher,
 )
-from dual_distill.teachers import convert_vilt
+from dual_distill.hub_cards import read_run
+from dual_distill.teachers import convert_vilt, load_processor
 
 
 class Folders(NamedTuple):
@@ -141,6 +148,26 @@ REFUSED: list[tuple[str, Callable[[Folders], object], str]] = [
         ),
         r"^the rows are raw images and texts, and no checkpoint says how .*; give processing_class=",
     ),
+    (
+        "transformers' pipeline for the features of images",
+        lambda folders: pipeline("image-feature-extraction", model=folders.dual)(Image.new("RGB", (40, 32))),
+        r"got none of them; get_image_features and get_text_features take one side alone\.$",
+    ),
+    (
+        "as many questions as there are not images",
+        lambda folders: answer_questions(folders.dual, [Image.new("RGB", (40, 32))] * 2, ["what color is it?"] * 3),
+        r"^there are 2 images and 3 questions; give as many, or one of either\.$",
+    ),
+    (
+        "one call with a split of another name",
+        lambda folders: distill(folders.vilt, {"training": rows()}, "out"),
+        r"^the dataset has the splits training, but a student learns from one named train",
+    ),
+    (
+        "one call with a teacher without labels",
+        lambda folders: distill(str(Path(folders.vilt).parent / "mlm"), rows(), "out"),
+        r"is a FusionEncoderForMaskedLM, which gives no answers or classes; use its trainer",
+    ),
 ]
 
 
@@ -192,3 +219,86 @@ def test_several_evaluation_sets_by_name(folders: Folders) -> None:
     trainer.train()
     assert {"eval_easy_loss", "eval_hard_loss"} <= set(trainer.evaluate())
     assert {"easy", "hard"} <= {each.split for each in trainer.run_record().measurements}
+
+
+QUESTIONS = ["what color is the shape?", "is it red?", "is the shape blue?"]
+
+
+@torch.inference_mode()
+def test_one_stored_image_and_many_questions(student: PreTrainedModel, processor: DualDistillProcessor) -> None:
+    texts, pixels = processor(text=QUESTIONS), processor(images=Image.new("RGB", (40, 32), "red"))
+    pooled = student.eval().get_image_features(**pixels).pooler_output
+    expected = torch.cat([student(**processor(text=text), **pixels).logits for text in QUESTIONS])
+    for stored in ({"image_pooler_output": pooled}, {"image_embeds": student.project_images(pooled)}, pixels):
+        torch.testing.assert_close(student(**texts, **stored).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_one_question_and_many_images(student: PreTrainedModel, processor: DualDistillProcessor) -> None:
+    images = [Image.new("RGB", (40, 32), colour) for colour in ("red", "blue", "white")]
+    text, pixels = processor(text=QUESTIONS[0]), processor(images=images)
+    expected = torch.cat([student.eval()(**text, **processor(images=image)).logits for image in images])
+    torch.testing.assert_close(student(**text, **pixels).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_answers_in_words(folders: Folders, student: PreTrainedModel) -> None:
+    red, blue = (Image.new("RGB", (40, 32), colour) for colour in ("red", "blue"))
+    answers = answer_questions(folders.dual, red, QUESTIONS)
+    assert set(answers) <= set(student.config.label2id)
+    assert answers == [answer_questions(student, [red], question)[0] for question in QUESTIONS]
+
+    pairs = answer_questions(student, [red, blue, red], QUESTIONS, batch_size=2)
+    assert [pairs[0], pairs[2]] == [answers[0], answers[2]]
+    assert answer_questions(student, [red, blue, red], QUESTIONS[1]) == [answers[1], pairs[1], answers[1]]
+    assert len(answer_questions(folders.vilt, blue, QUESTIONS[0])) == 1
+
+
+BARE = """
+import sys
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+print(type(AutoProcessor.from_pretrained(sys.argv[1])).__name__)
+for auto_class in (AutoConfig, AutoModel):
+    try:
+        auto_class.from_pretrained(sys.argv[1])
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_what_transformers_says_without_the_package(folders: Folders) -> None:
+    """Nothing of ours runs there and no key of a config is shown: the model type alone says what is missing."""
+    done = subprocess.run([sys.executable, "-c", BARE, folders.dual], capture_output=True, text=True, check=True)
+    tokenizer, *said = done.stdout.splitlines()
+    assert tokenizer == "BertTokenizer"
+    sentence = "has model type `dual_distill_dual_encoder` but Transformers does not recognize this architecture"
+    assert sum(sentence in line for line in said) == 2
+
+
+@pytest.mark.parametrize("is_split", [True, False], ids=["splits", "rows"])
+def test_one_call_distills(folders: Folders, is_split: bool) -> None:
+    data = datasets.DatasetDict(train=rows(), validation=rows(count=4)) if is_split else rows()
+    told = {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none"}
+    student, processor, metrics = distill(folders.vilt, data, output_dir="student", disable_tqdm=True, **told)
+    assert type(student) is DualEncoderForQuestionAnswering
+    assert {"train_loss"} | ({"eval_loss", "eval_accuracy"} if is_split else set()) <= set(metrics)
+
+    image = Image.new("RGB", (40, 32), "red")
+    words = answer_questions("student", image, QUESTIONS)
+    assert words == answer_questions(student, image, QUESTIONS, processor)
+    assert read_run("student").teacher.revision.startswith("sha256:")
+
+
+def test_the_one_call_of_the_page_runs(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "distillation.md"
+    [block] = [part.split("```")[0] for part in page.read_text().split("```python\n") if "distill(" in part[:400]]
+    answers = get_task("scenes").label_names
+    head = load_model(
+        folders.vilt, model_class=FusionEncoderForQuestionAnswering, new_head=True, label_names=list(answers)
+    ).model
+    for saved in (head, load_processor(folders.vilt)):
+        saved.save_pretrained("quickstart-default-seed0/teacher")
+    for long, short in (('"train": 1000', '"train": 20'), ("max_steps=100", "max_steps=1, use_cpu=True")):
+        assert long in block
+        block = block.replace(long, short)
+    exec(compile(block, str(page), "exec"), {})

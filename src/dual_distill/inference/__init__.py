@@ -3,6 +3,7 @@
 Importing this package registers `pipeline("dual-visual-question-answering")` with transformers.
 """
 
+from .answering import answer_questions
 from .attention_maps import word_attention
 from .attention_picture import draw_attention_picture
 from .benchmark import PairShape, alternate, measure_answering, multiply_adds, random_pairs

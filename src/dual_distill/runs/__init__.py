@@ -3,5 +3,6 @@
 from .arguments import DataArguments, ModelArguments, ReadingArguments
 from .build import build_processor, make_run, train
 from .data import load_data
+from .distillation import DistilledStudent, distill
 from .heads import HEADS, HeadSpec, head_of
 from .plan import RunPlan, plan_run
