@@ -12,7 +12,9 @@ ARGS ?=
 
 BIN := .venv/bin
 # Written last: an install that was cut short leaves no stamp and is taken up again by the next target.
-STAMP := .venv/installed
+# The package with what it needs to run; then what lint, types, tests and the extras need on top.
+INSTALLED := .venv/installed
+TESTABLE := .venv/installed-test
 # Exact, so that a plain `torch` never resolves to another build; installed first, for the same reason.
 TORCH := $(shell sed -n 's/^\(torch==.*\)$$/\1/p' constraints.txt)
 
@@ -20,18 +22,18 @@ help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|' 2>/dev/null \
 	|| sed -nE 's/^([a-z]+):.*## (.*)/  make \1 - \2/p' $(firstword $(MAKEFILE_LIST))
 
-quickstart: $(STAMP) ## teacher, student, distillation and a picture, on generated scenes (options: ARGS="--help")
+quickstart: $(INSTALLED) ## teacher, student, distillation and an attention image, on generated scenes (options: ARGS="--help")
 	$(BIN)/dual-distill quickstart $(ARGS)
 
 test: check ## check, then every test and every example in a docstring (options: ARGS="-k name", JOBS=4)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-check: $(STAMP) ## lint, format and types; runs nothing
+check: $(TESTABLE) ## lint, format and types; runs nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## every script in benchmarks/, results to benchmarks/results (one alone: SCRIPTS=benchmarks/name.py)
+bench: $(INSTALLED) ## every script in benchmarks/, results to benchmarks/results (one alone: SCRIPTS=benchmarks/name.py)
 	@test -n "$(SCRIPTS)" || { echo "make bench: there is no script in benchmarks/ yet" >&2; exit 1; }
 	@set -e; for script in $(SCRIPTS); do echo "$$script $(ARGS)"; $(BIN)/python "$$script" $(ARGS); done
 
@@ -42,7 +44,7 @@ SCRIPTS ?= $(sort $(wildcard benchmarks/[a-z]*.py))
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 /usr/bin/python3)
 
-$(STAMP): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	@set -e; rm -f $@; found=; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		for candidate in $(CANDIDATES); do \
@@ -57,5 +59,9 @@ $(STAMP): pyproject.toml constraints.txt
 		"$$found" -m venv --clear .venv; \
 	fi
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(TESTABLE): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@

@@ -1,6 +1,7 @@
 """The quickstart end to end, in its smallest size: what it writes, what it prints, and a second start."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -86,6 +87,26 @@ def test_a_second_start_keeps_what_is_finished_and_gives_the_same_figures(finish
     assert {name: again[name]["accuracy"] for name in ("teacher", "hard_labels", "distilled_pooled", "distilled")} == {
         name: report[name]["accuracy"] for name in ("teacher", "hard_labels", "distilled_pooled", "distilled")
     }
+
+
+def test_it_ends_with_what_to_make_of_it_and_commands_that_run(finished: tuple[Path, dict, float]) -> None:
+    folder, report, _ = finished
+    done = quickstart(folder)
+    assert done.returncode == 0, done.stderr
+    sentence = "Preset smoke: 30 steps of a teacher and 20 of a student teach nothing"
+    assert sentence in done.stdout
+    assert sentence in (folder / "report.md").read_text()
+    predict, evaluate, push = (
+        subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=300, check=False, cwd="/")
+        for line in done.stdout.splitlines()[-3:]
+    )
+    assert predict.returncode == 0, predict.stderr
+    assert predict.stdout.splitlines()[0] == f"{folder / 'example.png'}: {report['example']['question']}"
+    assert evaluate.returncode == 0, evaluate.stderr
+    assert f"{100 * report['distilled']['accuracy']:.1f} %" in evaluate.stdout.splitlines()[1]
+    assert push.returncode == 0, push.stderr
+    assert "model.safetensors" in push.stdout
+    assert "nothing was sent to me/distilled-scenes" in push.stdout
 
 
 def test_other_settings_or_a_foreign_folder_are_refused(finished: tuple[Path, dict, float], tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ are accuracy, speed, and where each of them looks. A second start of the same co
 stage.
 """
 
-from collections.abc import Sequence
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from dual_distill.quickstart import PRESETS, quickstart, report_table
+from dual_distill.quickstart import PRESETS, finding, quickstart, report_table
 
 from .options import add_options, command_parser, show
 
@@ -27,8 +31,25 @@ def run(words: Sequence[str]) -> None:
 
     options = parser.parse_args(words)
     folder = options.output_dir or Path(f"quickstart-{options.preset}-seed{options.seed}")
-    show(
-        options,
-        lambda _: quickstart(options.preset, options.seed, options.student_start, folder),
-        lambda report: f"\n{report_table(report)}\n\nwritten to {folder}: report.md, attention.png, checkpoints",
-    )
+    show(options, lambda _: quickstart(options.preset, options.seed, options.student_start, folder), table)
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Lay out table and finding, and the commands that take up what was written."""
+    folder, example, settings = Path(report["output_dir"]).absolute(), report["example"], report["settings"]
+    scenes = {split: settings[f"{split}_scenes"] for split in ("train", "validation", "test")}
+    options = json.dumps({"seed": settings["seed"], "num_scenes": scenes})
+
+    student = folder / "distilled"
+    commands = [
+        ["predict", student, "--image", folder / example["image"], example["question"]],
+        ["evaluate", student, "--task", "scenes", "--data-options", options],
+        ["push", student, "me/distilled-scenes", "--dry-run"],
+    ]
+    # The program of this very environment, so that nothing has to be activated.
+    program = Path(sys.executable).with_name("dual-distill")
+    start = [program] if program.is_file() else [sys.executable, "-m", "dual_distill"]
+    lines = [shlex.join(str(word) for word in (*start, *command)) for command in commands]
+
+    written = f"written to {folder}: report.md, attention.png, checkpoints; next, for example:"
+    return "\n".join(["", report_table(report), "", finding(report), "", written, *lines])

@@ -29,8 +29,12 @@ def write_report(
     training_seconds: Mapping[str, float],
     ms_per_pair: Mapping[str, float],
     seconds: float,
+    example: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Write `report.md` and `report.json`; return the latter. The teacher's evaluation holds the baselines."""
+    """Write `report.md` and `report.json`; return the latter. The teacher's evaluation holds the baselines.
+
+    `example` is a test image's file in the folder, a question about it and the right answer.
+    """
     teacher = evaluations["teacher"]
     report: dict[str, Any] = {
         stage: {
@@ -48,6 +52,7 @@ def write_report(
         "seconds": round(seconds, 1),
         "seed": settings["seed"],
         "settings": dict(settings),
+        "example": dict(example),
         "output_dir": str(output_dir),
         "versions": {name: version(name) for name in ("dual-distill", "torch", "transformers")},
         "device": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
@@ -57,7 +62,7 @@ def write_report(
     start = "the teacher's weights" if settings["student_start"] == "teacher" else "the same random weights"
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     words = {**settings, **report, "versions": versions, "start": start}
-    page = _PAGE.read_text().format(**words, table=report_table(report), gap=_gap(report))
+    page = _PAGE.read_text().format(**words, table=report_table(report), finding=finding(report))
     (output_dir / "report.md").write_text(page)
     return report
 
@@ -87,7 +92,13 @@ def report_table(report: Mapping[str, Any]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _gap(report: Mapping[str, Any]) -> str:
+def finding(report: Mapping[str, Any]) -> str:
+    """Say in one sentence what the table shows about distillation, if anything."""
+    settings = report["settings"]
+    if settings["preset"] == "smoke":
+        steps = f"{settings['teacher_steps']} steps of a teacher and {settings['student_steps']} of a student"
+        return f"Preset smoke: {steps} teach nothing; the table shows that every stage runs, and nothing else."
+
     teacher, plain, distilled = (report[stage]["accuracy"] for stage in ("teacher", "hard_labels", "distilled"))
     # Of a difference of two shares of the same rows, taken as if they were of different ones.
     error = ((teacher * (1 - teacher) + plain * (1 - plain)) / report["test_rows"]) ** 0.5

@@ -127,14 +127,14 @@ def quickstart(preset: str, seed: int, student_start: Literal["random", "teacher
     latency = {names[row["way"]].format(row["model"]): row["latency_ms"] for row in ways}
 
     _say("attention image")
-    _draw(models, processor, data["test"], answers, output_dir / "attention.png")
+    example = _draw(models, processor, data["test"], answers, output_dir)
 
     # A stage that an earlier start finished took its seconds then.
     seconds = time.perf_counter() - start + sum(stage["seconds"] for stage in stages.values() if stage["earlier"])
     for stage in STAGES:
         _complete_record(output_dir, stage, reports, latency)
     training_seconds = {stage: done["seconds"] for stage, done in stages.items()}
-    return write_report(output_dir, settings, reports, training_seconds, latency, seconds)
+    return write_report(output_dir, settings, reports, training_seconds, latency, seconds, example)
 
 
 def _say(what: str) -> None:
@@ -239,8 +239,13 @@ def _complete_record(
     shutil.copyfile(output_dir / "attention.png", folder / "attention.png")
 
 
-def _draw(models: dict[str, Any], processor: Any, test: Dataset, answers: dict[str, list[str]], file: Path) -> None:
-    """Draw the first short relation question that teacher and distilled student get right; else the first test row."""
+def _draw(
+    models: dict[str, Any], processor: Any, test: Dataset, answers: dict[str, list[str]], output_dir: Path
+) -> dict[str, str]:
+    """Draw the first short relation question that teacher and distilled student get right; else the first test row.
+
+    Its image is written by itself too, to be asked about; returned are its file, the question and the right answer.
+    """
     columns = (test["question"], test["answer"], test["question_type"], answers["teacher"], answers["distilled"])
     fitting = (
         index
@@ -257,4 +262,7 @@ def _draw(models: dict[str, Any], processor: Any, test: Dataset, answers: dict[s
     said = {STAGES[stage]: one[chosen] for stage, one in answers.items()}
     texts = {"question": row["question"], "answers": said, "right_answer": row["answer"]}
     # One scale, so that a word that looks everywhere alike stays dark.
-    draw_attention_picture(image, words, maps, **texts, shared_scale=True).save(file)
+    draw_attention_picture(image, words, maps, **texts, shared_scale=True).save(output_dir / "attention.png")
+
+    image.save(output_dir / "example.png")
+    return {"image": "example.png", "question": row["question"], "answer": row["answer"]}
