@@ -134,7 +134,7 @@ def test_refusals_of_starts(vilt: Path, bert: Path, store: Path) -> None:
     out, regions = str(bert.parent / "new"), ["--regions", str(store)]
     for words, message in (
         ([str(vilt), out, *regions], "holds a model of type 'vilt'; give one of type 'bert'"),
-        ([str(bert), out], "type 'bert'.*a bert starts one over regions: `dual-distill convert`"),
+        ([str(bert), out], "type 'bert'.*for a bert: `dual-distill convert`"),
         (
             [str(bert), out, *regions, "--head", "question_answering"],
             "a BERT has no labels for FusionEncoderForQuestionAnswering",

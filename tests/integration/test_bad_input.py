@@ -183,7 +183,9 @@ def test_a_run_is_refused_in_one_sentence_and_writes_nothing(kind: str, train: C
 def test_a_run_without_rows_to_be_evaluated_on_is_refused(train: Callable) -> None:
     printed, out = train("vqa", lambda folder: None, "--data_options", '{"validation_rows": 0}')
     assert_refused(
-        printed, "the split 'validation' is missing (there are train), but a run needs rows to train on", out
+        printed,
+        "the split 'validation' is missing (there are train); a run needs rows to train on and to evaluate",
+        out,
     )
 
 
@@ -322,7 +324,7 @@ def test_odd_requests_to_a_model(shop_model: Path, dual_distill: Callable, tmp_p
 
 def pickle_only(folder: Path) -> str:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    return "has no model.safetensors but pytorch_model.bin, and pickles are never read here"
+    return "has no model.safetensors but pytorch_model.bin, and pickles are never read"
 
 
 def cut_short(folder: Path) -> str:

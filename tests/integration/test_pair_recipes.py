@@ -231,7 +231,7 @@ def test_dry_runs_say_what_the_run_does(
         ),
         (
             ["--task", "custom", "--head", "pretraining", "--data", "x.csv"],
-            "task custom has labels; for images with captions",
+            "task custom has labels; for captions take task image_text",
         ),
     ],
 )
