@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from PIL import Image
 from transformers import AutoModelForVisualQuestionAnswering
 
 from dual_distill import DualDistillProcessor, DualEncoderForQuestionAnswering, FusionEncoderForQuestionAnswering
+from dual_distill.quickstart.run import choose_example
 
 
 def quickstart(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -72,6 +74,25 @@ def test_it_writes_three_checkpoints_a_report_and_a_picture(finished: tuple[Path
     page = (folder / "report.md").read_text()
     assert f"{100 * report['distilled']['accuracy']:.1f}" in page
     assert "attention.png" in page
+    assert f"The question is {report['example']['rule']}." in page
+
+
+def test_the_example_is_one_that_distillation_made_right_and_its_rule_is_said() -> None:
+    long = " ".join(["is"] * 11)
+    test = Dataset.from_dict({"question": ["is it?", "is it so?", long, "what?"], "answer": ["yes", "no", "no", "red"]})
+    answers = {
+        "teacher": ["no", "no", "no", "red"],
+        "distilled_pooled": ["yes"] * 4,
+        "distilled": ["yes", "no", "no", "red"],
+        "hard_labels": ["no", "no", "yes", "blue"],
+    }
+    index, rule = choose_example(test, answers)
+    assert index == 3
+    assert rule.startswith(
+        "the first test question of at most 10 words that teacher and distilled student answer right"
+    )
+    assert choose_example(test, {**answers, "hard_labels": answers["teacher"]})[0] == 0
+    assert choose_example(test, {**answers, "hard_labels": answers["teacher"]})[1].startswith("the first of all, for")
 
 
 def test_a_second_start_keeps_what_is_finished_and_gives_the_same_figures(finished: tuple[Path, dict, float]) -> None:

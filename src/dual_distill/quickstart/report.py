@@ -26,39 +26,35 @@ def write_report(
     output_dir: Path,
     settings: Mapping[str, Any],
     evaluations: Mapping[str, EvaluationReport],
-    training_seconds: Mapping[str, float],
-    ms_per_pair: Mapping[str, float],
+    stages: Mapping[str, Mapping[str, Any]],
+    shown: Mapping[str, Any],
     seconds: float,
-    example: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write `report.md` and `report.json`; return the latter. The teacher's evaluation holds the baselines.
 
-    `example` is a test image's file in the folder, a question about it and the right answer.
+    `stages` has the seconds of each; `shown` has `ms_per_pair`, and as `example` a test image's file in the folder, a
+    question about it, the right answer and the rule by which it was chosen.
     """
     teacher = evaluations["teacher"]
-    report: dict[str, Any] = {
-        stage: {
-            "accuracy": evaluation.accuracy,
-            "accuracy_by_type": evaluation.accuracy_by_group,
-            "train_seconds": training_seconds[stage],
-        }
-        for stage, evaluation in evaluations.items()
-    }
+    report: dict[str, Any] = {}
+    for stage, found in evaluations.items():
+        shares = {"accuracy": found.accuracy, "accuracy_by_type": found.accuracy_by_group}
+        report[stage] = {**shares, "train_seconds": stages[stage]["seconds"]}
     report |= {
         "text_only": {"accuracy": teacher.text_only, "method": teacher.text_only_method},
         "majority": {"accuracy": teacher.majority},
-        "ms_per_pair": dict(ms_per_pair),
+        **shown,
         "test_rows": teacher.rows,
         "seconds": round(seconds, 1),
         "seed": settings["seed"],
         "settings": dict(settings),
-        "example": dict(example),
         "output_dir": str(output_dir),
         "versions": {name: version(name) for name in ("dual-distill", "torch", "transformers")},
         "device": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
     }
     (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
 
+    # The page takes its words from the same report.
     start = "the teacher's weights" if settings["student_start"] == "teacher" else "the same random weights"
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     words = {**settings, **report, "versions": versions, "start": start}

@@ -33,6 +33,10 @@ from .report import STAGES, write_report
 _FIRST_TYPES = ("exist", "colour", "shape")
 _LATENCY_ROWS = 64
 _WORDS_IN_IMAGE = 10  # two bands of the attention image
+_RULE = (
+    f"the first test question of at most {_WORDS_IN_IMAGE} words that teacher and distilled student answer right and "
+    "the student on hard labels wrong"
+)
 _SOURCE = "dual-distill quickstart"
 _DATA = DataArguments(task="scenes")
 # Fields of a preset that are fields of a model too.
@@ -117,10 +121,9 @@ def quickstart(preset: str, seed: int, student_start: Literal["random", "teacher
     }
 
     _say("latency")
-    timed = data["test"].select(range(min(_LATENCY_ROWS, len(data["test"]))))
-    batch = collator(list(timed))
-    tokens, [height, width] = batch["input_ids"].shape[1], batch["pixel_values"].shape[-2:]
-    shape = PairShape(len(timed), tokens, tokens, (height, width))
+    batch = collator(list(data["test"].select(range(min(_LATENCY_ROWS, len(data["test"]))))))
+    [timed, tokens], [height, width] = batch["input_ids"].shape, batch["pixel_values"].shape[-2:]
+    shape = PairShape(timed, tokens, tokens, (height, width))
     named = {"teacher": models["teacher"], "student": models["distilled"], "pooled": models["distilled_pooled"]}
     names = {"fusion_encoder": "{}", "dual_encoder": "{}", "image_stored": "{}_stored_images"}
     ways = [row for row in measure_answering(named, shape) if row["way"] in names]
@@ -132,9 +135,8 @@ def quickstart(preset: str, seed: int, student_start: Literal["random", "teacher
     # A stage that an earlier start finished took its seconds then.
     seconds = time.perf_counter() - start + sum(stage["seconds"] for stage in stages.values() if stage["earlier"])
     for stage in STAGES:
-        _complete_record(output_dir, stage, reports, latency)
-    training_seconds = {stage: done["seconds"] for stage, done in stages.items()}
-    return write_report(output_dir, settings, reports, training_seconds, latency, seconds, example)
+        _complete_record(output_dir / stage, reports, latency)
+    return write_report(output_dir, settings, reports, stages, {"ms_per_pair": latency, "example": example}, seconds)
 
 
 def _say(what: str) -> None:
@@ -216,12 +218,9 @@ def _train(
     return {**stage, "earlier": False}
 
 
-def _complete_record(
-    output_dir: Path, stage: str, reports: dict[str, EvaluationReport], latency: dict[str, float]
-) -> None:
+def _complete_record(folder: Path, reports: dict[str, EvaluationReport], latency: dict[str, float]) -> None:
     """Add test accuracy, speed and attention image to a stage's folder: what its model card shows."""
-    folder = output_dir / stage
-    record = read_run(folder)
+    stage, record = folder.name, read_run(folder)
     if record is None:
         raise ValueError(f"{str(folder)!r} has no run.json; delete the folder, so that the stage is trained again.")
 
@@ -232,27 +231,30 @@ def _complete_record(
     if stage == "distilled":  # the student that was timed
         threads = torch.get_num_threads()
         device = f"{platform.machine()}, {threads} {'thread' if threads == 1 else 'threads'}"
-        student, teacher_ms, stored = (latency[name] for name in ("student", "teacher", "student_stored_images"))
-        speed = Speed(student, teacher_ms, stored, device, _SOURCE)
-        record = replace(record, speed=speed)
+        student, taught, stored = (latency[name] for name in ("student", "teacher", "student_stored_images"))
+        record = replace(record, speed=Speed(student, taught, stored, device, _SOURCE))
     write_run(folder, record)
-    shutil.copyfile(output_dir / "attention.png", folder / "attention.png")
+    shutil.copyfile(folder.with_name("attention.png"), folder / "attention.png")
+
+
+def choose_example(test: Dataset, answers: dict[str, list[str]]) -> tuple[int, str]:
+    """Return the first short question that shows what distillation is for, else the first of all, and the rule."""
+    said = (answers[stage] for stage in ("teacher", "distilled", "hard_labels"))
+    rows = zip(test["question"], test["answer"], *said, strict=True)
+    for index, (question, label, taught, distilled, plain) in enumerate(rows):
+        if taught == distilled == label != plain and len(question.split()) <= _WORDS_IN_IMAGE:
+            return index, _RULE
+    return 0, f"the first of all, for none is {_RULE}"
 
 
 def _draw(
     models: dict[str, Any], processor: Any, test: Dataset, answers: dict[str, list[str]], output_dir: Path
 ) -> dict[str, str]:
-    """Draw the first short relation question that teacher and distilled student get right; else the first test row.
+    """Draw what each model answers to one question and where it looks; write its image by itself too, to be asked.
 
-    Its image is written by itself too, to be asked about; returned are its file, the question and the right answer.
+    Returned are that image's file, the question, the right answer, and the rule by which the question was chosen.
     """
-    columns = (test["question"], test["answer"], test["question_type"], answers["teacher"], answers["distilled"])
-    fitting = (
-        index
-        for index, (question, label, kind, *said) in enumerate(zip(*columns, strict=True))
-        if kind == "relation" and said == [label, label] and len(question.split()) <= _WORDS_IN_IMAGE
-    )
-    chosen = next(fitting, 0)
+    chosen, rule = choose_example(test, answers)
     row = test[chosen]
     image = decode_image(row["image"], f"test {chosen}")
 
@@ -265,4 +267,4 @@ def _draw(
     draw_attention_picture(image, words, maps, **texts, shared_scale=True).save(output_dir / "attention.png")
 
     image.save(output_dir / "example.png")
-    return {"image": "example.png", "question": row["question"], "answer": row["answer"]}
+    return {"image": "example.png", "question": row["question"], "answer": row["answer"], "rule": rule}
