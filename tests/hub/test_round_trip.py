@@ -91,7 +91,7 @@ def test_a_distilled_dual_encoder_loads_with_the_package_and_without_and_its_qui
         measurements=(
             Measurement("accuracy", 0.5, "test", "dual-distill evaluate", rows=10, teacher=0.6, text_only=0.4),
         ),
-        speed=Speed(2.0, 1.5, 0.1, "a processor", "dual-distill benchmark"),
+        speed=Speed(2.0, 1.5, "a processor", "dual-distill benchmark", 0.1),
     )
     write_run(folder, run)
     push_folder(folder, "me/student", metadata={"license": "apache-2.0"})

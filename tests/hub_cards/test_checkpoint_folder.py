@@ -64,7 +64,7 @@ def test_a_folder_without_config_or_weights(make_folder: Callable[..., Path], tm
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
     )
-    with pytest.raises(ValueError, match=r"lacks model-00001-of-00002\.safetensors"):
+    with pytest.raises(ValueError, match=r"has no model-00001-of-00002\.safetensors"):
         collect(folder)
     (folder / "model.safetensors.index.json").unlink()
     (folder / "model.safetensors").unlink()

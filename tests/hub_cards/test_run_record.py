@@ -31,7 +31,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
         settings={"max_steps": 3},
         seed=0,
         measurements=(Measurement("accuracy", 0.5, "test", "dual-distill evaluate", groups={"count": 0.25}),),
-        speed=Speed(1.0, 2.0, None, "a processor", "dual-distill benchmark"),
+        speed=Speed(1.0, 2.0, "a processor", "dual-distill benchmark"),
     )
     write_run(tmp_path, run)
     assert read_run(tmp_path) == run
@@ -47,7 +47,7 @@ def test_numbers_without_source_split_or_value_are_refused() -> None:
         with pytest.raises(ValueError, match=message):
             Measurement(*fields)
     with pytest.raises(ValueError, match="the speed has no source or no device"):
-        Speed(1.0, 2.0, None, "a processor", "")
+        Speed(1.0, 2.0, "a processor", "")
     with pytest.raises(ValueError, match="the checkpoint 'me/teacher' has no revision"):
         Origin("me/teacher", "", on_hub=True)
 

@@ -4,9 +4,8 @@
 """
 
 from .checkpoint_folder import PUBLISHED
-from .hub_errors import PushError
 from .model_card import write_card
-from .push import PushReport, push_folder, push_pretrained
+from .push import PushError, PushReport, push_folder, push_pretrained
 from .run_record import (
     DataOrigin,
     Measurement,

@@ -15,21 +15,16 @@ from typing import Any, NamedTuple
 CONFIG = "config.json"
 PROCESSOR_CONFIG = "processor_config.json"
 _MODELING = Path(__file__).parents[1] / "modeling"
-_CONFIG_CLASS = {"FusionEncoder": "FusionEncoderConfig", "DualEncoder": "DualEncoderConfig"}
-_PROCESSOR = "DualDistillProcessor"
-
+_FAMILIES = ("FusionEncoder", "DualEncoder")
 
 _VQA = "answers questions about images, from a fixed list of answers"
 _MATCH = "scores how well a text and an image match"
+_CLASSES = "classifies a sentence about images"
 # Auto class of transformers and task of the Hub, None where there is none, and what such a model does: by the end of
 # the class's name, or by all of it where one family alone has an Auto class.
 _HEADS: dict[str, tuple[str | None, str | None, str]] = {
     "ForQuestionAnswering": ("AutoModelForVisualQuestionAnswering", "visual-question-answering", _VQA),
-    "ForImagesAndTextClassification": (
-        "AutoModelForSequenceClassification",
-        None,
-        "classifies a sentence about images",
-    ),
+    "ForImagesAndTextClassification": ("AutoModelForSequenceClassification", None, _CLASSES),
     "ForImageTextRetrieval": (None, None, _MATCH),
     "DualEncoderForImageTextRetrieval": ("AutoModelForZeroShotImageClassification", None, _MATCH),
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask", "fills in masked words of a text about an image"),
@@ -69,10 +64,12 @@ def read_architecture(name: str) -> Architecture:
         >>> read_architecture("DualEncoderForQuestionAnswering")[1:4]
         ('DualEncoder', 'ForQuestionAnswering', 'AutoModelForVisualQuestionAnswering')
     """
-    family = next((family for family in _CONFIG_CLASS if name.startswith(family)), None)
+    family = next((family for family in _FAMILIES if name.startswith(family)), None)
     if family is None or name not in _classes():
         lacks = "which this version of dual_distill does not have; update the package, or give one of its checkpoints"
         raise ValueError(f"{CONFIG} names the architecture {name!r}, {lacks}.")
+
+    # A head that is new, and has no line in the table, is called by its name.
     head = name.removeprefix(family)
     known = _HEADS.get(name) or _HEADS.get(head) or (None, None, f"has the head {head}")
     return Architecture(name, family, head, *known)
@@ -84,25 +81,25 @@ def add_code(files: dict[str, bytes | Path], architecture: Architecture) -> dict
     Raises:
         ValueError: there is no processor beside the model, or no Auto class loads it.
     """
-    config, processor = files[CONFIG], files.get(PROCESSOR_CONFIG)
-    if not isinstance(processor, bytes):
+    if PROCESSOR_CONFIG not in files:
         raise ValueError(f"there is no {PROCESSOR_CONFIG} beside the model, which code needs; save the processor too.")
     if architecture.auto_class is None:
         raise ValueError(f"no Auto class of transformers loads {architecture.name}; push without code.")
-    assert isinstance(config, bytes)
 
-    model_map = {
-        "AutoConfig": _reference(_CONFIG_CLASS[architecture.family]),
-        "AutoModel": _reference(f"{architecture.family}Model"),
-        architecture.auto_class: _reference(architecture.name),
+    family = architecture.family
+    classes = {
+        "AutoConfig": f"{family}Config",
+        "AutoModel": f"{family}Model",
+        architecture.auto_class: architecture.name,
     }
-    processor_map = {"AutoProcessor": _reference(_PROCESSOR)}
-    return {
-        **files,
-        **_modules({reference.split(".")[0] for reference in (model_map | processor_map).values()}),
-        CONFIG: as_json({**json.loads(config), "auto_map": model_map}),
-        PROCESSOR_CONFIG: as_json({**json.loads(processor), "auto_map": processor_map}),
-    }
+    pointers = {CONFIG: classes, PROCESSOR_CONFIG: {"AutoProcessor": "DualDistillProcessor"}}
+    result = dict(files)
+    for file, loaded in pointers.items():
+        content: Any = files[file]
+        auto_map = {auto: f"{_classes()[name]}.{name}" for auto, name in loaded.items()}
+        result[file] = as_json({**json.loads(content), "auto_map": auto_map})
+        result |= _modules({_classes()[name] for name in loaded.values()})
+    return result
 
 
 def as_json(content: dict[str, Any]) -> bytes:
@@ -110,21 +107,16 @@ def as_json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _modules(wanted: set[str]) -> dict[str, bytes]:
+def _modules(wanted: set[str]) -> dict[str, bytes | Path]:
     """File -> source of these modules and of all that they import."""
-    sources: dict[str, bytes] = {}
+    sources: dict[str, bytes | Path] = {}
     while wanted:
-        module = wanted.pop()
-        sources[f"{module}.py"] = (_MODELING / f"{module}.py").read_bytes()
-        nodes = [node for node in ast.walk(ast.parse(sources[f"{module}.py"])) if isinstance(node, ast.ImportFrom)]
+        file = _MODELING / f"{wanted.pop()}.py"
+        sources[file.name] = source = file.read_bytes()
+        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
         siblings = {node.module for node in nodes if node.level == 1 and node.module}
         wanted |= {name for name in siblings if f"{name}.py" not in sources}
-    return dict(sorted(sources.items()))
-
-
-def _reference(name: str) -> str:
-    """`module.Class`, as an `auto_map` has it."""
-    return f"{_classes()[name]}.{name}"
+    return sources
 
 
 @functools.cache

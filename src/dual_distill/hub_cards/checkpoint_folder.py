@@ -14,7 +14,7 @@ import getpass
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,19 +41,14 @@ PUBLISHED = (CONFIG, *WEIGHTS, *_JSON, *_VOCABULARIES, "recipe.yaml", PICTURE, A
 
 # What a run is resumed from; sent only where that is asked for (`hub_strategy`).
 _STATE = (
-    "optimizer.*",
-    "scheduler.*",
-    "scaler.*",
-    "rng_state*",
-    "trainer_state.json",
-    "objective.*",
-    "*_stream_*.json",
+    *("optimizer.*", "scheduler.*", "scaler.*", "rng_state*"),
+    *("trainer_state.json", "objective.*", "*_stream_*.json"),
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
 _TRAINING_ARGUMENTS = "training_args.bin"  # may hold tokens: never sent
 _PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
 
-_TOKENS = re.compile(
+_TOKENS = (
     r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}"  # Hugging Face
     r"|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{20,}"
     r"|\bsk-[A-Za-z0-9_-]{20,}"
@@ -119,8 +114,18 @@ def collect(folder: str | Path) -> Checkpoint:
         raise ValueError(f"{str(folder)!r} has {CONFIG} and {ADAPTER_CONFIG}, {way_out}.")
 
     # Names first, then what the files hold.
-    published, left_out, state = _sort_out(folder)
-    _check_weights(folder, published, is_adapter)
+    paths = sorted(folder.iterdir())
+    published, state, pickles = (
+        [path for path in paths if path.is_file() and is_one_of(path.name, patterns)]
+        for patterns in (PUBLISHED, _STATE, _PICKLES)
+    )
+    if refused := [path.name for path in pickles if path not in state and path.name != _TRAINING_ARGUMENTS]:
+        way_out = "which runs code on whoever loads it; save the model as safetensors and delete the file"
+        raise ValueError(f"{refused[0]} in {str(folder)!r} is a pickle, {way_out}.")
+    staying = [path for path in paths if path not in published and path.name != CARD]
+    left_out = [f"{path.name}/" if path.is_dir() else path.name for path in staying]
+
+    _check_weights(folder, {path.name for path in published}, is_adapter)
     parameters = sum(_read_header(path)[0] for path in published if path.suffix == ".safetensors")
     files = {path.name: path if path.suffix == ".safetensors" else _checked(path) for path in published}
 
@@ -135,11 +140,11 @@ def collect(folder: str | Path) -> Checkpoint:
         files[CONFIG], config = (files[CONFIG] if kept == config else as_json(kept)), kept
 
     # A record is of no use where the weights have changed since: none of its numbers is about these.
-    run = read_run(folder)
-    is_stale = run is not None and run.weights is not None and run.weights != weights_digest(folder)
-    known, card = (read_architecture(name), parameters, adapter, None if is_stale else run, is_stale), folder / CARD
+    run, card = read_run(folder), folder / CARD
+    is_stale = run is not None and run.weights not in (None, weights_digest(folder))
+    known = (config, read_architecture(name), parameters, adapter, None if is_stale else run, is_stale)
     readme = card.read_text(encoding="utf-8") if card.is_file() else None
-    return Checkpoint(files, left_out, state, config, *known, readme)
+    return Checkpoint(files, tuple(left_out), tuple(state), *known, readme)
 
 
 def is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
@@ -150,13 +155,11 @@ def is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
 def _checked(path: Path) -> bytes:
     """Return the content of a small file that is what its name says."""
     content = path.read_bytes()
-
     if path.suffix == ".json":
         read_json(path)
-    elif path.suffix == ".png":
-        if not content.startswith(_PNG_BEGINS):
-            raise ValueError(f"{path.name} is no PNG image; write it again or delete it.")
-    else:
+    elif path.suffix == ".png" and not content.startswith(_PNG_BEGINS):
+        raise ValueError(f"{path.name} is no PNG image; write it again or delete it.")
+    elif path.suffix != ".png":
         try:
             content.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -164,38 +167,17 @@ def _checked(path: Path) -> bytes:
     return content
 
 
-def _sort_out(folder: Path) -> tuple[list[Path], tuple[str, ...], tuple[Path, ...]]:
-    """Return what goes to the Hub, the names of what stays, and of these the files that a run is resumed from."""
-    published, left_out, state = [], [], []
-    for path in sorted(folder.iterdir()):
-        name = path.name
-        if path.is_file() and is_one_of(name, PUBLISHED):
-            published.append(path)
-        elif path.is_file() and is_one_of(name, _STATE):
-            state.append(path)
-        elif path.is_file() and is_one_of(name, _PICKLES) and name != _TRAINING_ARGUMENTS:
-            way_out = "which runs code on whoever loads it; save the model as safetensors and delete the file"
-            raise ValueError(f"{name} in {str(folder)!r} is a pickle, {way_out}.")
-
-        if path not in published and name != CARD:
-            left_out.append(f"{name}/" if path.is_dir() else name)
-    return published, tuple(left_out), tuple(state)
-
-
-def _check_weights(folder: Path, published: Sequence[Path], is_adapter: bool) -> None:
+def _check_weights(folder: Path, names: set[str], is_adapter: bool) -> None:
     """Refuse a folder without weights, or without a shard that its index names."""
-    names, index = {path.name for path in published}, folder / WEIGHTS[2]
+    wanted, way_out = {WEIGHTS[0]}, "so it holds no weights; give the folder of a finished run"
     if is_adapter:
-        if ADAPTER_WEIGHTS not in names:
-            raise ValueError(f"{str(folder)!r} has no {ADAPTER_WEIGHTS}; save the adapter with `save_pretrained`.")
-    elif index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        named = set(weight_map.values()) if isinstance(weight_map, dict) else {"shards"}
-        if absent := sorted(named - names):
-            raise ValueError(f"{str(folder)!r} lacks {absent[0]}, which {WEIGHTS[2]} names; save the checkpoint again.")
-    elif WEIGHTS[0] not in names:
-        way_out = "save the model with `save_pretrained`, or give the folder of a finished run"
-        raise ValueError(f"{str(folder)!r} has no {WEIGHTS[0]}, so it holds no weights; {way_out}.")
+        wanted, way_out = {ADAPTER_WEIGHTS}, "the adapter's weights; save it with `save_pretrained`"
+    elif (folder / WEIGHTS[2]).is_file():
+        weight_map = read_json(folder / WEIGHTS[2]).get("weight_map")
+        wanted = set(weight_map.values()) if isinstance(weight_map, dict) else {"shards"}
+        way_out = f"which {WEIGHTS[2]} names; save the checkpoint again"
+    if absent := sorted(wanted - names):
+        raise ValueError(f"{str(folder)!r} has no {absent[0]}, {way_out}.")
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, str]]:
@@ -238,22 +220,21 @@ def refuse_leaks(files: Mapping[str, bytes | Path], public_names: tuple[str, ...
     Raises:
         ValueError: a file gives something away; it is named, what it gives away is not repeated.
     """
-    for name, content in files.items():
-        strict = name.endswith((".json", ".yaml", ".safetensors")) and name not in _VOCABULARIES
-        texts: list[tuple[str, bool]] = []  # with whether a program wrote it
-        if isinstance(content, bytes) and name == CONFIG:
-            config = json.loads(content)
-            answers = {key: config.pop(key, None) for key in ("id2label", "label2id")}
-            texts = [(json.dumps(answers, ensure_ascii=False), False)]
-            texts.append((json.dumps(config, ensure_ascii=False, indent=2), strict))
-        elif isinstance(content, bytes):
-            texts = [(content.decode("utf-8", errors="ignore"), strict)]
-        elif content.suffix == ".safetensors":
-            texts = [(json.dumps(_read_header(content)[1]), strict)]
+    for path, content in files.items():
+        name = Path(path).name  # what a run is resumed from lies in a folder there
+        is_strict, answers = name.endswith((".json", ".yaml", ".safetensors")) and name not in _VOCABULARIES, ""
+        if isinstance(content, bytes):
+            text = content.decode("utf-8", errors="ignore")
+        else:
+            text = json.dumps(_read_header(content)[1]) if name.endswith(".safetensors") else ""
+        if name == CONFIG:
+            config = json.loads(text)
+            answers = json.dumps([config.pop(key, None) for key in ("id2label", "label2id")], ensure_ascii=False)
+            text = json.dumps(config, ensure_ascii=False, indent=2)
 
-        for text, is_strict in texts:
-            if leak := find_leak(text, strict=is_strict, public_names=public_names):
-                raise ValueError(f"{name} holds {leak}, and nothing was sent; take it out, or write the file without.")
+        leak = find_leak(text, strict=is_strict, public_names=public_names) or find_leak(answers, strict=False)
+        if leak:
+            raise ValueError(f"{path} holds {leak}, and nothing was sent; take it out, or write the file without.")
 
 
 def find_leak(text: str, *, strict: bool, public_names: tuple[str, ...] = ()) -> str | None:
@@ -272,11 +253,10 @@ def find_leak(text: str, *, strict: bool, public_names: tuple[str, ...] = ()) ->
         text = text.replace(public, "")
     token, home = get_token(), str(Path.home())
 
-    checks: list[tuple[str, str | re.Pattern[str]]] = [("a token or private key", _TOKENS)]
-    if token:
-        checks.insert(0, ("the Hub token of this machine", re.escape(token)))
-    checks.append(("a path into a user's home", _HOME_PATH))
-    if len(home) > 1:  # a home of one part, as root's is, could be a word: it counts where a path goes on
+    checks = [("the Hub token of this machine", re.escape(token))] if token else []
+    checks += [("a token or private key", _TOKENS), ("a path into a user's home", _HOME_PATH)]
+    # A home of one part, as root's is, could be a word: it counts where a path goes on.
+    if len(home) > 1:
         checks.append(("a path into a user's home", rf"(?<![\w.:/]){re.escape(home)}/\w"))
     if strict:
         checks.append(("an absolute path of a machine", _ABSOLUTE_PATH))

@@ -9,7 +9,6 @@ weights, the one on the Hub, or both.
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,17 +104,16 @@ def make_card(
     library = "peft" if checkpoint.adapter else "transformers" if with_code else "dual_distill"
 
     # Everything else is told by the files and the record.
-    run, architecture = checkpoint.run, checkpoint.architecture
-    title = (run and run.model_name) or (repo_id.split("/")[-1] if repo_id else architecture.name)
-    measured = _shown_measurements(run)
-    weights = run.objective.weights if run and run.objective else {}
-    data = ModelCardData(
-        **_own_metadata(checkpoint, title, measured, tags),
-        library_name=library,
-        **{name: value for name, value in old.items() if name not in _OURS},
-    )
+    run = checkpoint.run or RunRecord()
+    title = run.model_name or (repo_id.split("/")[-1] if repo_id else checkpoint.architecture.name)
+    # Losses are shown where nothing else was measured on the same rows.
+    better = {one.split for one in run.measurements if not one.metric.endswith("loss")}
+    measured = [one for one in run.measurements if one.split not in better or not one.metric.endswith("loss")]
+    weights = run.objective.weights if run.objective else {}
+    further = {name: value for name, value in old.items() if name not in _OURS}
+    data = ModelCardData(**_own_metadata(checkpoint, run, title, measured, tags), library_name=library, **further)
     facts = {
-        **{field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)},
+        **vars(checkpoint),
         "title": title,
         "checkpoint": checkpoint,
         "source": repo_id or ".",
@@ -127,7 +125,7 @@ def make_card(
         "settings": _settings(run),
     }
     layout: Any = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    template = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), **layout, autoescape=False)
+    template = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), **layout)
     return render_card(data, template.render(facts), kept)
 
 
@@ -169,10 +167,8 @@ def parse_card(readme: str, name: str = CARD) -> Card:
         try:
             card = ModelCard(text, ignore_metadata_errors=True)
         except (yaml.YAMLError, ValueError, TypeError) as error:
-            reason = f"is no mapping in YAML ({' '.join(str(error).split())})"
-            raise ValueError(
-                f"the metadata at the top of {name} {reason}; write `key: value` lines, or delete it."
-            ) from error
+            reason = f"is no mapping in YAML ({' '.join(str(error).split())}); write `key: value` lines, or delete it"
+            raise ValueError(f"the metadata at the top of {name} {reason}.") from error
         text, metadata = card.text, card.data.to_dict()
 
     # What stands outside our markers; without markers everything does.
@@ -235,53 +231,47 @@ def _is_empty_form(card: Card) -> bool:
 
 
 def _own_metadata(
-    checkpoint: Checkpoint, title: str, measured: Sequence[Measurement], tags: Sequence[str]
+    checkpoint: Checkpoint, run: RunRecord, title: str, measured: Sequence[Measurement], tags: Sequence[str]
 ) -> dict[str, Any]:
-    """The fields of the metadata that the card decides, as `ModelCardData` takes them."""
-    run, architecture, adapter = checkpoint.run, checkpoint.architecture, checkpoint.adapter
-    own_tags: list[str] = [*_TAGS[:2], "dual-encoder" if architecture.family == "DualEncoder" else "fusion-encoder"]
-    own_tags += ["distillation"] if run and run.objective else []
+    """The fields of the metadata that the card decides, as `ModelCardData` takes them; None: left out."""
+    architecture, adapter, data = checkpoint.architecture, checkpoint.adapter, run.data
+    own_tags = [*_TAGS[:2], "dual-encoder" if architecture.family == "DualEncoder" else "fusion-encoder"]
+    own_tags += ["distillation"] if run.objective else []
     own_tags += [adapter["peft_type"].lower()] if adapter else []
-    found: dict[str, Any] = {"tags": [*own_tags, *(tag for tag in tags if tag not in _TAGS)]}
     # Told by the caller, or what follows from the head.
-    tasks: list[str | None] = [*run.tasks] if run and run.tasks else [architecture.pipeline_tag]
-    found["pipeline_tag"] = tasks[0]
+    tasks: Sequence[str | None] = run.tasks or [architecture.pipeline_tag]
 
     # The base is what the weights started from; a teacher that only showed its answers is named in the text.
-    start = run.start.name if run and run.start and run.start.on_hub else None
-    base = adapter["base_model_name_or_path"] if adapter else (run and run.finetuned_from) or start
-    if base:
-        found |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
-    if run is None:
+    start = run.start.name if run.start and run.start.on_hub else None
+    base = adapter["base_model_name_or_path"] if adapter else run.finetuned_from or start
+    found = {
+        "tags": [*own_tags, *(tag for tag in tags if tag not in _TAGS)],
+        "pipeline_tag": tasks[0],
+        "base_model": base,
+        "base_model_relation": ("adapter" if adapter else "finetune") if base else None,
+        "datasets": data.hub_ids or None,
+    }
+
+    # The Hub takes no result without its data.
+    data_name = data.name or "".join(data.hub_ids[:1])
+    if not measured or not data_name:
         return found
-
-    found["datasets"] = run.data.hub_ids or None
-    data_name = run.data.name or "".join(run.data.hub_ids[:1])
-    if measured and data_name:  # the Hub takes no result without its data
-        found["model_name"] = title
-        found["eval_results"] = [
-            EvalResult(
-                task_type=task or "image-text-classification",
-                dataset_type=run.data.hub_ids[0] if run.data.hub_ids else data_name,
-                dataset_name=data_name,
-                dataset_config=run.data.arguments[0] if run.data.arguments else None,
-                dataset_split=one.split,
-                dataset_revision=run.data.revision,
-                metric_type=one.metric,
-                metric_name=one.metric.replace("_", " "),
-                metric_value=round(one.value, _DIGITS),
-            )
-            for task in tasks
-            for one in measured
-        ]
-    return found
-
-
-def _shown_measurements(run: RunRecord | None) -> list[Measurement]:
-    """Losses are shown where nothing else was measured on the same rows."""
-    measurements = run.measurements if run else ()
-    better = {one.split for one in measurements if not one.metric.endswith("loss")}
-    return [one for one in measurements if one.split not in better or not one.metric.endswith("loss")]
+    results = [
+        EvalResult(
+            task_type=task or "image-text-classification",
+            dataset_type=data.hub_ids[0] if data.hub_ids else data_name,
+            dataset_name=data_name,
+            dataset_config=data.arguments[0] if data.arguments else None,
+            dataset_split=one.split,
+            dataset_revision=data.revision,
+            metric_type=one.metric,
+            metric_name=one.metric.replace("_", " "),
+            metric_value=round(one.value, _DIGITS),
+        )
+        for task in tasks
+        for one in measured
+    ]
+    return {**found, "model_name": title, "eval_results": results}
 
 
 def _metric_row(one: Measurement) -> dict[str, Any]:
@@ -303,13 +293,11 @@ def _metric_row(one: Measurement) -> dict[str, Any]:
     }
 
 
-def _settings(run: RunRecord | None) -> dict[str, str]:
+def _settings(run: RunRecord) -> dict[str, str]:
     """Settings that are worth naming, for a line of a table."""
-    if run is None:
-        return {}
     stated = _NOT_WORTH_NAMING | ({"max_steps"} if run.steps is not None else set())
-    kept = {name: value for name, value in sorted(run.settings.items()) if name not in stated}
-    return {name: str(value).replace("|", "\\|").replace("\n", " ") for name, value in kept.items()}
+    kept = {name: str(value) for name, value in sorted(run.settings.items()) if name not in stated}
+    return {name: value.replace("|", "\\|").replace("\n", " ") for name, value in kept.items()}
 
 
 def _listed(value: Any) -> list[Any]:

@@ -6,20 +6,44 @@ belong to no revision.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from .architectures import CONFIG, add_code, as_json
 from .checkpoint_folder import ADAPTER_CONFIG, CARD, WEIGHTS, collect, is_one_of, refuse_leaks
-from .hub_errors import PushError, translate_hub_error
 from .model_card import make_card
 from .run_record import read_json
+
+_WHAT_TO_DO = {
+    401: "the Hub does not know you, or the repository is not yours; log in with `hf auth login`, or set HF_TOKEN",
+    403: "your token may not write there; make one with write access to it on https://huggingface.co/settings/tokens",
+    404: "it is not there, or your token may not see it; check the spelling and the token",
+    409: "somebody else is changing it at this moment; try again",
+    412: "somebody else pushed to it while this push was on its way, and theirs stands; look at it, then push again",
+    413: "the Hub says that it is too large ({server})",
+    429: "the Hub asks for a pause, too many requests were made; wait some minutes, then try again",
+}
+_REFUSED = "the Hub refused what was sent ({server})"
+_SERVER_FAILED = "the Hub itself failed; try again in some minutes, and see https://status.huggingface.co"
+
+
+class PushError(OSError):
+    """A push that did not happen; the message says why, and what to do.
+
+    Attributes:
+        status: HTTP status of the answer; None: none came.
+    """
+
+    def __init__(self, message: str, status: int | None = None):
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -103,10 +127,8 @@ def push_folder(
     named += [*run.data.hub_ids, run.finetuned_from or ""] if run else []
 
     def with_card(full_id: str, on_hub: str | None = None) -> tuple[dict[str, bytes | Path], dict[str, int]]:
-        card = make_card(
-            checkpoint, repo_id=full_id, revision=revision, with_code=with_code, metadata=metadata, on_hub=on_hub
-        )
-        files = {**sent, CARD: card.encode()}
+        card: dict[str, Any] = {"revision": revision, "with_code": with_code, "metadata": metadata, "on_hub": on_hub}
+        files = {**sent, CARD: make_card(checkpoint, repo_id=full_id, **card).encode()}
         refuse_leaks(files, tuple(name for name in (full_id, *named) if "/" in name))
         return files, {name: it.stat().st_size if isinstance(it, Path) else len(it) for name, it in files.items()}
 
@@ -143,29 +165,18 @@ def push_folder(
     operations += [CommitOperationAdd(name, str(it) if isinstance(it, Path) else it) for name, it in files.items()]
 
     # One commit, on the head that was read before, or none; a branch that was made for it goes again.
-    made_branch = revision if is_new_branch and not create_pr else None
-    if made_branch is not None:
-        with translate_hub_error(f"making the branch {made_branch!r}", full_id):
-            api.create_branch(full_id, branch=made_branch, revision=info.sha)
-    try:
-        with translate_hub_error(
-            "sending files and the commit",
+    after = "the files there are as they were, and a second try is safe"
+    without_answer = "the commit is there whole or not at all, and a second try is safe"
+    made = _branch(api, full_id, revision, info.sha) if revision and is_new_branch and not create_pr else nullcontext()
+    with made, translate_hub_error("sending files and the commit", full_id, after, without_answer):
+        commit = api.create_commit(
             full_id,
-            "the files there are as they were, and a second try is safe",
-            "the commit is there whole or not at all, and a second try is safe",
-        ):
-            commit = api.create_commit(
-                full_id,
-                operations,
-                commit_message=message or f"Upload {checkpoint.architecture.name} with dual_distill",
-                revision=revision,
-                create_pr=create_pr,
-                parent_commit=info.sha,
-            )
-    except Exception as error:
-        if made_branch is not None:
-            _take_back(api, full_id, made_branch, info.sha, error)
-        raise
+            operations,
+            commit_message=message or f"Upload {checkpoint.architecture.name} with dual_distill",
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=info.sha,
+        )
     address, changed = commit.pr_url or commit.commit_url, commit.oid != info.sha
     return PushReport(full_id, revision, sizes, checkpoint.left_out, deleted, commit.oid, address, changed)
 
@@ -198,13 +209,20 @@ def push_pretrained(
     return str(report.url)
 
 
-def _take_back(api: HfApi, repo_id: str, branch: str, sha: str | None, error: Exception) -> None:
-    """Delete the branch that a failed push made, unless something was committed to it; a failure here is a note."""
+@contextmanager
+def _branch(api: HfApi, repo_id: str, branch: str, sha: str | None) -> Iterator[None]:
+    """Make a branch for a push; it goes again where the push fails, unless something was committed to it."""
+    with translate_hub_error(f"making the branch {branch!r}", repo_id):
+        api.create_branch(repo_id, branch=branch, revision=sha)
     try:
-        if api.model_info(repo_id, revision=branch).sha == sha:
-            api.delete_branch(repo_id, branch=branch)
-    except Exception as second:
-        error.add_note(f"The branch {branch!r} was made and could not be taken back ({type(second).__name__}).")
+        yield
+    except Exception as error:
+        try:
+            if api.model_info(repo_id, revision=branch).sha == sha:
+                api.delete_branch(repo_id, branch=branch)
+        except Exception as second:
+            error.add_note(f"The branch {branch!r} was made and could not be taken back ({type(second).__name__}).")
+        raise
 
 
 def _read_remote(api: HfApi, repo_id: str, revision: str | None) -> str:
@@ -218,3 +236,56 @@ def _portable(file: Path) -> dict[str, Any]:
     content = read_json(file)
     best = content.get("best_model_checkpoint")
     return {**content, "best_model_checkpoint": Path(best).name} if best else content
+
+
+@contextmanager
+def translate_hub_error(
+    step: str, repo_id: str, afterwards: str = "nothing was changed there", without_answer: str | None = None
+) -> Iterator[None]:
+    """Turn errors of the wire into a `PushError`; others pass.
+
+    Args:
+        step: what was being done, as in "creating the repository".
+        repo_id: the repository.
+        afterwards: what holds after a failure in this step.
+        without_answer: the same when no answer came; None: `afterwards`.
+
+    Raises:
+        PushError: the Hub refused, or could not be reached.
+
+    Example:
+        >>> with translate_hub_error("reading it", "me/model"):
+        ...     raise OfflineModeIsEnabled("offline")
+        Traceback (most recent call last):
+        dual_distill.hub_cards.push.PushError: push to 'me/model', reading it: HF_HUB_OFFLINE is set, ...
+    """
+    try:
+        yield
+    except Exception as error:
+        found = _explain(error)
+        if found is None:
+            raise
+        reason, status = found
+        if status is None and without_answer is not None:
+            afterwards = without_answer
+        raise PushError(f"push to {repo_id!r}, {step}: {reason}; {afterwards}.", status) from error
+
+
+def _explain(error: BaseException | None) -> tuple[str, int | None] | None:
+    """Return the sentence and status for the first cause that is one of the wire; None: it is something else."""
+    while error is not None:
+        if isinstance(error, HFValidationError):
+            return f"{str(error).rstrip('.')}; give it as owner/name", None
+        if isinstance(error, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set, so the Hub was not asked; unset it to push", None
+        if isinstance(error, HfHubHTTPError) and error.response is not None:
+            status = error.response.status_code
+            server = " ".join((error.server_message or "no reason given").split())
+            words = _WHAT_TO_DO.get(status, _SERVER_FAILED if status >= 500 else _REFUSED)
+            return f"status {status}, {words.format(server=server)}", status
+        # huggingface_hub hands on the errors of its HTTP client, httpx or a successor of it, by release.
+        if type(error).__module__.split(".")[0].startswith(("httpx", "httpcore")):
+            reason = f"{type(error).__name__}: {error}"
+            return f"the Hub could not be reached ({reason}); check the network and try again", None
+        error = error.__cause__ or error.__context__
+    return None

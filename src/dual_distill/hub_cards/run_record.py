@@ -135,9 +135,9 @@ class Speed:
     Attributes:
         model_ms: of this model, nothing stored.
         teacher_ms: of the teacher on the same pairs.
-        stored_images_ms: of this model when the images were encoded before.
         device: what it ran on, by name.
         source: command or file that gave it.
+        stored_images_ms: of this model when the images were encoded before; None: not measured.
 
     Raises:
         ValueError: source or device is empty.
@@ -145,9 +145,9 @@ class Speed:
 
     model_ms: float
     teacher_ms: float
-    stored_images_ms: float | None
     device: str
     source: str
+    stored_images_ms: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what a card could not answer for."""
@@ -215,11 +215,12 @@ def write_run(folder: str | Path, record: RunRecord) -> Path:
         changed = f"those in {str(folder)!r} have changed since; train again, or delete run.json and write a new one"
         raise ValueError(f"the record is about weights {record.weights}, but {changed}.")
 
-    values = asdict(replace(record, weights=weights))
-    values["measurements"] = [_noted(one) for one in values["measurements"]]
-    values |= {name: _noted(values[name]) for name in ("objective", "data") if values[name]}
+    # What was not noted is left out.
+    def noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in pairs if value not in (None, {}, (), [])}
+
     file = Path(folder, RUN_FILE)
-    content = {"format": FORMAT, **_noted(values)}
+    content = {"format": FORMAT, **asdict(replace(record, weights=weights), dict_factory=noted)}
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
 
@@ -258,11 +259,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _noted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what was not noted."""
-    return {name: value for name, value in values.items() if value not in (None, {}, (), [])}
-
-
 def add_evaluation(
     record: RunRecord, evaluation: Mapping[str, Any], source: str, teacher: Mapping[str, Any] | None = None
 ) -> RunRecord:
@@ -290,15 +286,16 @@ def add_evaluation(
             both = f"with {name} {teacher.get(name)!r}, the model with {evaluation[name]!r}"
             raise ValueError(f"the teacher was evaluated {both}; evaluate both on the same rows.")
 
+    # The baselines are measured by the main metric only.
     main = next((name for name in ("vqa_score", "cider") if evaluation.get(name) is not None), "accuracy")
-    split, rows, added = evaluation["split"], evaluation["rows"], []
+    baselines = {name: evaluation.get(name) for name in ("text_only", "majority")}
+    found = (evaluation["split"], source, evaluation["rows"])
+    added = []
     for metric in (main, "consistency", "bleu_4"):
-        if evaluation.get(metric) is None:
-            continue
-        # The baselines are measured by the main metric only.
-        beside: dict[str, Any] = {name: evaluation.get(name) for name in ("text_only", "majority") if metric == main}
-        beside |= {"teacher": (teacher or {}).get(metric), "groups": evaluation.get(f"{metric}_by_group") or {}}
-        added.append(Measurement(metric, evaluation[metric], split, source, rows, **beside))
+        if evaluation.get(metric) is not None:
+            beside: dict[str, Any] = {**(baselines if metric == main else {}), "teacher": (teacher or {}).get(metric)}
+            groups = evaluation.get(f"{metric}_by_group") or {}
+            added.append(Measurement(metric, evaluation[metric], *found, **beside, groups=groups))
 
     replaced = {(one.metric, one.split) for one in added}
     kept = [one for one in record.measurements if (one.metric, one.split) not in replaced]

@@ -232,7 +232,7 @@ def _complete_record(folder: Path, reports: dict[str, EvaluationReport], latency
         threads = torch.get_num_threads()
         device = f"{platform.machine()}, {threads} {'thread' if threads == 1 else 'threads'}"
         student, taught, stored = (latency[name] for name in ("student", "teacher", "student_stored_images"))
-        record = replace(record, speed=Speed(student, taught, stored, device, _SOURCE))
+        record = replace(record, speed=Speed(student, taught, device, _SOURCE, stored))
     write_run(folder, record)
     shutil.copyfile(folder.with_name("attention.png"), folder / "attention.png")
 
