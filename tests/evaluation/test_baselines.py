@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from dual_distill.data import load_task
-from dual_distill.evaluation import majority_baseline, question_only_baseline
+from dual_distill.evaluation import majority_answer, question_only_baseline
 
 
-def test_majority_is_counted_on_train_and_scored_on_test():
-    assert majority_baseline(["a", "b", "b"], ["b", "a", "a", "a"]) == 0.25
-    assert majority_baseline(["b", "a"], ["a", "a", "b"]) == pytest.approx(2 / 3)  # a tie: the alphabetically first
+def test_the_majority_is_the_most_frequent_answer_and_of_equals_the_alphabetically_first():
+    assert majority_answer(["a", "b", "b"]) == "b"
+    assert majority_answer(["b", "a"]) == "a"
 
 
 def test_exact_text_wins_where_words_do_not_add_up():
@@ -91,11 +91,6 @@ def test_each_error_by_its_message(arguments, message):
         question_only_baseline(*arguments)
 
 
-def test_majority_needs_rows():
-    with pytest.raises(ValueError, match="test has no rows"):
-        majority_baseline(["a"], [])
-
-
 def test_generated_scenes_need_the_image():
     data = load_task("scenes", num_scenes={"train": 1_500, "test": 300})
     columns = [list(data[split][column]) for split in ("train", "test") for column in ("question", "answer")]
@@ -115,4 +110,4 @@ def test_real_data_gives_the_known_numbers(name, folder, column, label, low, hig
     columns = [list(data[split][key]) for split in ("train", "test") for key in (column, label)]
     result = question_only_baseline(*columns, train_groups=groups)
     assert low < result.accuracy < high
-    assert result.accuracy > majority_baseline(columns[1], columns[3])
+    assert result.accuracy > columns[3].count(majority_answer(columns[1])) / len(columns[3])

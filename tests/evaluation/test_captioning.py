@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dual_distill.evaluation import CaptionScores, CiderReward, write_captions
-from dual_distill.evaluation.caption_words import caption_words
+from dual_distill.evaluation.captioning import caption_words
 
 DATA = Path(os.environ.get("DUAL_DISTILL_DATA") or Path(__file__).parents[3] / "shared" / "data")
 

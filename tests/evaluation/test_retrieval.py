@@ -59,11 +59,12 @@ def test_recall_at_each_k():
     }
 
 
-def test_five_captions_an_image_in_blocks_equal_a_slow_reference():
+def test_five_captions_an_image_in_blocks_equal_a_slow_reference(monkeypatch):
+    monkeypatch.setattr("dual_distill.evaluation.retrieval._BLOCK", 4)
     random = np.random.default_rng(0)
     similarities = random.normal(size=(23, 115)).round(1)  # ties are many
     owner = np.repeat(np.arange(23), 5)
-    result = retrieval_recall(torch.tensor(similarities), owner.tolist(), block_size=4)
+    result = retrieval_recall(torch.tensor(similarities), owner.tolist())
     for name, scores, right in (
         ("image_to_text", similarities, [set(np.flatnonzero(owner == image)) for image in range(23)]),
         ("text_to_image", similarities.T, [{image} for image in owner]),
@@ -105,5 +106,5 @@ def test_each_error_by_its_message():
         metric.add_batch(predictions=[[0.1, 0.2]], references=[[0]])
     with pytest.raises(ValueError, match=r"similarities has shape \(3, 5\) and there are 4 captions"):
         retrieval_recall(SIMILARITIES, [0, 0, 1, 2])
-    with pytest.raises(ValueError, match="Caption 4 belongs to image 3, but there are images 0 to 2"):
+    with pytest.raises(ValueError, match="names entry 3 as right, but the gallery has entries 0 to 2"):
         retrieval_recall(SIMILARITIES, [0, 0, 1, 2, 3])

@@ -229,7 +229,7 @@ def test_a_sample_that_is_better_becomes_more_likely_and_a_worse_one_less(proces
     batch = trainer.data_collator([data[0], data[4], data[8]])
     good, bad = (torch.tensor([[CLS, *words, SEP]] * 3) for words in ([5, 6, 9, 10, 11], [9, 9, 9, 9, 9]))
     for sampled, greedy, sign in ((good, bad, 1), (bad, good, -1), (good, good, 0)):
-        monkeypatch.setattr(trainer, "_write", lambda writer, context, pair=(greedy, sampled): pair)
+        monkeypatch.setattr(model, "generate", lambda do_sample, pair=(greedy, sampled), **_: pair[do_sample])
         before = caption_log_probs(model, sampled, batch | {}, model.config).detach()
         loss = trainer.compute_loss(model, batch)
         gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)

@@ -3,6 +3,7 @@
 import pytest
 from transformers import HfArgumentParser
 
+from dual_distill.modeling import FusionEncoderConfig
 from dual_distill.objectives import DiDEObjective
 from dual_distill.trainer import DistillationTrainingArguments
 
@@ -26,7 +27,8 @@ def test_the_objective_is_what_the_arguments_say(arguments):
         "layer_map": {0: 1, -1: -1},
         "relation_heads": 8,
     }
-    objective = arguments(**fields).make_objective(DiDEObjective, multi_label=True)
+    config = FusionEncoderConfig(problem_type="multi_label_classification")
+    objective = arguments(**fields).make_objective(DiDEObjective, config)
     assert {name: getattr(objective, name) for name in fields} == fields
     assert objective.multi_label
 

@@ -11,14 +11,7 @@ from dual_distill.modeling import (
     FusionEncoderForImagesAndTextClassification,
 )
 from dual_distill.objectives import DiDEObjective
-from dual_distill.trainer.teacher_cache import (
-    ROW_KEYS,
-    KeyedCollator,
-    TeacherCache,
-    TeacherCacheCallback,
-    estimate_bytes,
-    row_keys,
-)
+from dual_distill.trainer.teacher_cache import ROW_KEYS, KeyedCollator, TeacherCache, TeacherCacheCallback, row_keys
 
 TINY = {
     "vocab_size": 60,
@@ -233,21 +226,3 @@ def test_a_cache_of_the_format_before_is_refused(tmp_path):
         ValueError, match=r"has format 1, but this version reads 2; repeat training with cache_teacher into another"
     ):
         TeacherCache(tmp_path, "attention", SETTINGS, patch_size=4)
-
-
-def test_the_estimate_is_what_a_cache_takes(tmp_path, pair, batch):
-    cache = TeacherCache(tmp_path, "attention", SETTINGS, patch_size=4)
-    for seed in range(20):
-        other = batch | {"pixel_values": batch["pixel_values"] + seed}
-        cache.outputs(other, asking(pair[0])[0], OBJECTIVE)
-    cache.flush()
-    [file] = tmp_path.glob("shard-*")
-    estimated = estimate_bytes(batch, num_rows=60, num_labels=5, num_layers=2, num_heads=4, patch_size=4)
-    assert file.stat().st_size == pytest.approx(estimated, rel=0.05)
-    # By hand: 7 x 7 + 7 x 7, 3 x 10 + 3 x 4, 5 x 10 + 5 x 10 scores, twice, in 2 layers of 4 heads of float16; 15
-    # logits.
-    payload = (98 + 42 + 100) * 2 * 2 * 4 * 2 + 15 * 4
-    assert estimated == 20 * (payload + 3 * 64)
-    cache.check_space(estimated)
-    with pytest.raises(ValueError, match=r"will take about 1000000000.0 GB, of which 0.0 GB are there, but .* left"):
-        cache.check_space(10**18)

@@ -48,13 +48,13 @@ class GroupedAccuracy(StreamedMetric):
         return {"accuracy": self._num_right / len(self)} | ({"accuracy_by_group": by_group} if by_group else {})
 
 
-class Consistency(StreamedMetric):
+class Consistency(GroupedAccuracy):
     """Accuracy, and the share of sentences all of whose images are right, as an `evaluate.Metric`.
 
     `compute(predictions=, references=, sentence_ids=)` takes labels as strings or as integers and returns
     `{"accuracy": share, "consistency": share, "num_sentences": count}`, shares in [0, 1]. A model that ignores the
     image answers a sentence alike everywhere, so its consistency falls far below its accuracy. Memory grows with the
-    sentences (one truth value each), not with the rows.
+    sentences, not with the rows.
 
     Raises:
         ValueError: nothing to average, the lengths differ, or a prediction and its reference are of two kinds.
@@ -75,21 +75,17 @@ class Consistency(StreamedMetric):
     """
 
     row_features = [Features({**labels, "sentence_ids": Value("string")}) for labels in LABELS]
+    optional_columns = ()
 
-    def _start(self) -> None:
-        self._num_right = 0
-        self._by_sentence: dict[Any, bool] = {}
-
-    def _update(self, predictions: Any, references: Any, sentence_ids: Any) -> None:
-        is_right = _right_answers(predictions, references)
-        self._num_right += sum(is_right)
-        # One wrong image spoils its sentence.
-        for right, sentence in zip(is_right, plain(sentence_ids), strict=True):
-            self._by_sentence[sentence] = self._by_sentence.get(sentence, True) and right
+    def _update(self, predictions: Any, references: Any, sentence_ids: Any = ()) -> None:
+        super()._update(predictions, references, sentence_ids)
 
     def _result(self) -> dict[str, Any]:
-        share = sum(self._by_sentence.values()) / len(self._by_sentence)
-        return {"accuracy": self._num_right / len(self), "consistency": share, "num_sentences": len(self._by_sentence)}
+        found = super()._result()
+        # One wrong image spoils its sentence.
+        whole = [share == 1 for share in found["accuracy_by_group"].values()]
+        consistency = sum(whole) / len(whole)
+        return {"accuracy": found["accuracy"], "consistency": consistency, "num_sentences": len(whole)}
 
 
 def accuracy_of_logits(prediction: EvalPrediction) -> dict[str, float]:

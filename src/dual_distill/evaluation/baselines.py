@@ -15,7 +15,6 @@ from torch.nn.functional import embedding_bag
 
 _HELD_OUT_SHARE = 0.1
 _PENALTIES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
-_MAX_ITERATIONS = 40
 
 
 @dataclass(frozen=True)
@@ -48,27 +47,6 @@ def majority_answer(train_labels: Iterable[str]) -> str:
     """
     counts = Counter(train_labels)
     return min(counts, key=lambda answer: (-counts[answer], answer))
-
-
-def majority_baseline(train_labels: Sequence[str], test_labels: Sequence[str]) -> float:
-    """Accuracy on test of the most frequent training answer; among equals the alphabetically first.
-
-    Args:
-        train_labels: at least one answer.
-        test_labels: at least one answer.
-
-    Returns:
-        Share in [0, 1].
-
-    Raises:
-        ValueError: one of the two is empty.
-
-    Example:
-        >>> majority_baseline(["yes", "yes", "no"], ["yes", "no", "no", "no"])
-        0.25
-    """
-    _check_rows(train=(train_labels, train_labels), test=(test_labels, test_labels))
-    return _share_right([majority_answer(train_labels)] * len(test_labels), test_labels)
 
 
 def question_only_baseline(
@@ -104,12 +82,16 @@ def question_only_baseline(
         >>> question_only_baseline(texts, labels, ["is it red?", "how many?"], ["yes", "3"]).accuracy
         0.5
     """
-    _check_rows(train=(train_texts, train_labels), test=(test_texts, test_labels))
+    for split, texts, labels in (("train", train_texts, train_labels), ("test", test_texts, test_labels)):
+        if len(texts) != len(labels):
+            raise ValueError(f"{split} has {len(texts)} texts and {len(labels)} labels, but each text has one label.")
+        if not len(labels):
+            raise ValueError(f"{split} has no rows; a baseline needs one or more.")
+
     rows = list(zip(train_texts, train_labels, strict=True))
     held_out = _held_out_rows(range(len(rows)) if train_groups is None else list(train_groups), len(rows), seed)
     fit = [row for row, out in zip(rows, held_out, strict=True) if not out]
     check_texts, check_labels = zip(*(row for row, out in zip(rows, held_out, strict=True) if out), strict=True)
-
     exact = _share_right(_exact_text_answers(fit, check_texts), check_labels)
     ngrams = [_share_right(answers, check_labels) for answers in _ngram_answers(fit, check_texts, _PENALTIES)]
 
@@ -123,27 +105,21 @@ def question_only_baseline(
     return QuestionOnlyBaseline(_share_right(predictions, test_labels), method, held_out_accuracy, tuple(predictions))
 
 
-def _check_rows(**splits: tuple[Sequence[str], Sequence[str]]) -> None:
-    for split, (texts, labels) in splits.items():
-        if len(texts) != len(labels):
-            raise ValueError(f"{split} has {len(texts)} texts and {len(labels)} labels, but each text has one label.")
-        if not len(labels):
-            raise ValueError(f"{split} has no rows; a baseline needs one or more.")
-
-
 def _held_out_rows(groups: Sequence[Hashable], num_rows: int, seed: int) -> list[bool]:
     """One truth value a row: whole groups, in an order drawn by the seed, until they hold a tenth of the rows."""
     if len(groups) != num_rows:
         raise ValueError(f"train has {num_rows} rows and {len(groups)} groups, but each row has one group.")
-    sizes = Counter(groups)  # keeps the order of first appearance, so the draw below is reproducible
+    # In the order of first appearance, so that the draw is reproducible.
+    sizes = Counter(groups)
     if len(sizes) < 2:
         raise ValueError("train has a single group; two or more are needed, since whole groups are held out.")
 
     order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed))
     filled = torch.tensor(list(sizes.values()))[order].cumsum(0)
     number = int((filled < _HELD_OUT_SHARE * num_rows).sum()) + 1
+    # One group always stays.
     unique = list(sizes)
-    chosen = {unique[index] for index in order[: min(number, len(sizes) - 1)].tolist()}  # one group always stays
+    chosen = {unique[index] for index in order[: min(number, len(sizes) - 1)].tolist()}
     return [group in chosen for group in groups]
 
 
@@ -179,22 +155,25 @@ def _ngram_answers(
     train_grams, grams = _bags(row_of, columns), _bags(unique, columns)
     weight = torch.zeros(len(columns), len(names), requires_grad=True)
     bias = torch.zeros(len(names), requires_grad=True)
+
+    def logits(bags: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return embedding_bag(bags[0], weight, bags[1], mode="sum") + bias
+
+    def loss(penalty: float) -> torch.Tensor:
+        return -(counts * logits(train_grams).log_softmax(dim=1)).sum() + penalty / 2 * weight.square().sum()
+
     answers = []
-    for penalty in penalties:  # each starts where the stronger one ended
-        optimizer = torch.optim.LBFGS(
-            [weight, bias], max_iter=_MAX_ITERATIONS, history_size=10, line_search_fn="strong_wolfe"
-        )
+    for penalty in penalties:
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=40, history_size=10, line_search_fn="strong_wolfe")
 
-        def loss_and_gradient(penalty: float = penalty, optimizer: torch.optim.Optimizer = optimizer) -> torch.Tensor:
+        def closure(penalty: float = penalty, optimizer: torch.optim.Optimizer = optimizer) -> torch.Tensor:
             optimizer.zero_grad()
-            logits = embedding_bag(train_grams[0], weight, train_grams[1], mode="sum") + bias
-            loss: torch.Tensor = -(counts * logits.log_softmax(dim=1)).sum() + penalty / 2 * weight.square().sum()
-            loss.backward()
-            return loss
+            (value := loss(penalty)).backward()
+            return value
 
-        optimizer.step(loss_and_gradient)
-        with torch.no_grad():
-            choices = (embedding_bag(grams[0], weight, grams[1], mode="sum") + bias).argmax(dim=1).tolist()
+        # Each starts where the stronger one ended.
+        optimizer.step(closure)
+        choices = logits(grams).argmax(dim=1).tolist()
         answers.append([names[choices[unique[text]]] for text in texts])
     return answers
 

@@ -1,6 +1,6 @@
 """Recall@k and median rank of image-text retrieval, both ways, with any number of captions an image."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -14,6 +14,7 @@ from transformers import EvalPrediction
 from .streaming import StreamedMetric, plain
 
 RECALL_AT = (1, 5, 10)
+_BLOCK = 1024  # queries ranked at once
 
 
 class RetrievalRecall(StreamedMetric):
@@ -100,18 +101,15 @@ def retrieval_ranks(scores: torch.Tensor, right: Sequence[Sequence[int]]) -> tor
     return 1 + ((scores >= best) & ~is_right).sum(dim=1)
 
 
-def retrieval_recall(
-    similarities: torch.Tensor, image_of_caption: Sequence[int], block_size: int = 1024
-) -> dict[str, dict[str, Any]]:
+def retrieval_recall(similarities: torch.Tensor, image_of_caption: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Both directions from a matrix of images against captions.
 
     Args:
         similarities: `(images, captions)`, higher is nearer.
         image_of_caption: for each caption the row of its image; each image needs a caption.
-        block_size: queries ranked at once; the result does not depend on it, the memory does.
 
     Returns:
-        `"image_to_text"` and `"text_to_image"`, each the result of `RetrievalRecall`. An image is found when any of its
+        `"text_to_image"` and `"image_to_text"`, each the result of `RetrievalRecall`. An image is found when any of its
         captions is.
 
     Raises:
@@ -129,24 +127,22 @@ def retrieval_recall(
     if similarities.dim() != 2 or similarities.shape[1] != len(image_of_caption):
         found = f"similarities has shape {tuple(similarities.shape)} and there are {len(image_of_caption)} captions"
         raise ValueError(f"{found}; expected (images, captions).")
-    captions_of_image: list[list[int]] = [[] for _ in range(len(similarities))]
-    for caption, image in enumerate(plain(image_of_caption)):
-        if not 0 <= image < len(captions_of_image):
-            known = f"there are images 0 to {len(captions_of_image) - 1}"
-            raise ValueError(f"Caption {caption} belongs to image {image}, but {known}.")
-        captions_of_image[image].append(caption)
+    images = plain(image_of_caption)
+    captions: defaultdict[int, list[int]] = defaultdict(list)
+    for caption, image in enumerate(images):
+        captions[image].append(caption)
 
+    # Texts first: theirs is the refusal of an image that is not there.
     directions = {
-        "image_to_text": (similarities, captions_of_image),
-        "text_to_image": (similarities.T, [[image] for image in plain(image_of_caption)]),
+        "text_to_image": (similarities.T, [[image] for image in images]),
+        "image_to_text": (similarities, [captions[image] for image in range(len(similarities))]),
     }
     results = {}
     for name, (scores, right) in directions.items():
         # In blocks, since ranking makes matrices of the block's size.
         metric = RetrievalRecall()
-        for start in range(0, len(scores), block_size):
-            block = slice(start, start + block_size)
-            metric.add_batch(predictions=scores[block], references=right[block])
+        for start in range(0, len(scores), _BLOCK):
+            metric.add_batch(predictions=scores[start : start + _BLOCK], references=right[start : start + _BLOCK])
         results[name] = metric.compute()
     return results
 
@@ -172,7 +168,5 @@ def recall_of_vectors(prediction: EvalPrediction) -> dict[str, float]:
     # Each image once in the gallery, however many captions it has.
     _, first, image_of_caption = np.unique(np.asarray(prediction.label_ids), return_index=True, return_inverse=True)
     both = retrieval_recall(images[first] @ texts.T, image_of_caption.reshape(-1).tolist())
-    found = {
-        f"{way}_recall@{k}": float(both[way][f"recall@{k}"]) for way in sorted(both, reverse=True) for k in RECALL_AT
-    }
+    found = {f"{way}_recall@{k}": float(both[way][f"recall@{k}"]) for way in both for k in RECALL_AT}
     return {**found, "mean_recall": sum(found.values()) / len(found)}

@@ -28,7 +28,7 @@ from dual_distill.modeling import (
     DualEncoderForImagesAndTextClassification,
     DualEncoderForQuestionAnswering,
 )
-from dual_distill.teachers import TOLERANCE, check_parity, refuse_full_folder, written_aside
+from dual_distill.teachers import TOLERANCE, check_parity, written_aside
 
 from .benchmark import PairShape, random_pairs
 
@@ -143,7 +143,7 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
         ValueError: the model is of another kind, is not float32, `out` is not empty, or the outputs differ.
     """
     out = Path(out)
-    _check(model, out)
+    _check(model)
     model = model.cpu().eval()
     with written_aside(out) as folder:
         _write_graphs(model, folder)
@@ -166,7 +166,7 @@ def graph_files(model: PreTrainedModel) -> dict[str, str]:
     return {name: f"{name}.onnx" for name in names}
 
 
-def _check(model: PreTrainedModel, out: Path) -> None:
+def _check(model: PreTrainedModel) -> None:
     if not isinstance(model, _MODELS):
         raise ValueError(
             f"{type(model).__name__} cannot be exported as text tower, image tower and head; give one of "
@@ -178,7 +178,6 @@ def _check(model: PreTrainedModel, out: Path) -> None:
         raise ImportError(
             f"{', '.join(missing)} is not installed, which export needs; pip install 'dual-distill[onnx]'."
         )
-    refuse_full_folder(out)
 
 
 def _describe(model: PreTrainedModel, processor: DualDistillProcessor) -> dict[str, Any]:

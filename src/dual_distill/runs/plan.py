@@ -103,7 +103,7 @@ def plan_run(
     if resolved.teacher_config is not None:
         with FakeTensorMode():
             teacher = head.model_class(resolved.teacher_config)(resolved.teacher_config)
-            objective = head.trainer.make_objective(training_arguments, config, resolved.teacher_config)
+            objective = training_arguments.make_objective(head.trainer.objective_class, config, resolved.teacher_config)
             check_compatibility(student_class(config), teacher, objective)
         teacher_name, teacher_parameters = type(teacher).__name__, teacher.num_parameters()
         layers = objective.student_layers

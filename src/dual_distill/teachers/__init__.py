@@ -7,7 +7,16 @@ original is checked, `start_folder` one that begins with a BERT.
 
 from .bert import start_from_bert
 from .checkpoint import fetch
-from .conversion import MAX_POSITIONS, ConversionReport, convert_folder, start_folder
+from .conversion import (
+    MAX_POSITIONS,
+    TOLERANCE,
+    ConversionReport,
+    check_parity,
+    convert_folder,
+    largest_difference,
+    random_batch,
+    start_folder,
+    written_aside,
+)
 from .loading import LoadedModel, load_config, load_model, load_processor, load_teacher
-from .parity import TOLERANCE, check_parity, largest_difference, random_batch, refuse_full_folder, written_aside
 from .vilt import convert_vilt

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import BertConfig, BertModel, PreTrainedModel, ViltImageProcessorPil
+from transformers import BertConfig, BertModel, PreTrainedModel
 
 from dual_distill.modeling import (
     DualDistillProcessor,
@@ -20,29 +20,21 @@ from dual_distill.modeling import (
     FusionEncoderModel,
 )
 
-from .checkpoint import Weights, body_prefix, build, fetch, first_line, read_config, read_tokenizer, read_weights
-from .loading import LABELLED, take_over
+from .checkpoint import Weights, body_prefix, build, fetch, read_config, read_weights
+from .loading import LABELLED, read_processor, take_over
 
 logger = logging.getLogger(__name__)
 
-# Names of a BERT's modules -> ours; "#" stands for the number of a layer.
-_MODULES = {
-    "embeddings.word_embeddings": "embeddings.text_embeddings.word_embeddings",
-    "embeddings.position_embeddings": "embeddings.text_embeddings.position_embeddings",
-    "embeddings.token_type_embeddings": "embeddings.text_embeddings.token_type_embeddings",
-    "embeddings.LayerNorm": "embeddings.text_embeddings.LayerNorm",
-    "encoder.layer.#.attention.self.query": "encoder.layer.#.attention.attention.query",
-    "encoder.layer.#.attention.self.key": "encoder.layer.#.attention.attention.key",
-    "encoder.layer.#.attention.self.value": "encoder.layer.#.attention.attention.value",
-    "encoder.layer.#.attention.output.dense": "encoder.layer.#.attention.output.dense",
-    "encoder.layer.#.attention.output.LayerNorm": "encoder.layer.#.layernorm_attention",
-    "encoder.layer.#.intermediate.dense": "encoder.layer.#.intermediate.dense",
-    "encoder.layer.#.output.dense": "encoder.layer.#.output.dense",
-    "encoder.layer.#.output.LayerNorm": "encoder.layer.#.layernorm_output",
-    "pooler.dense": "pooler.dense",
-    "cls.predictions.transform.dense": "mlm_score.transform.dense",
-    "cls.predictions.transform.LayerNorm": "mlm_score.transform.LayerNorm",
+# What the names of a BERT's weights become, one after the other; layers and pooler are called as ours.
+_RENAMED = {
+    r"^embeddings\.": "embeddings.text_embeddings.",
+    r"\.attention\.self\.": ".attention.attention.",
+    r"\.attention\.output\.LayerNorm\.": ".layernorm_attention.",
+    r"\.output\.LayerNorm\.": ".layernorm_output.",
+    r"^cls\.predictions\.transform\.": "mlm_score.transform.",
+    r"^cls\.predictions\.bias$": "mlm_score.decoder.bias",
 }
+_OURS = ("embeddings.", "encoder.", "pooler.", "mlm_score.")
 # Weights that stand for others: the decoder's, which a BERT ties, and what is constant.
 _REPEATED = {
     "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
@@ -102,7 +94,8 @@ def start_from_bert(
         way_out = "start without that head, and set new_head in training"
         raise ValueError(f"a BERT has no labels for {model_class.__name__}; {way_out}.")
     folder = fetch(source, revision)
-    config = convert_bert_config(read_bert_config(folder, source), **fields)
+    bert_config = read_bert_config(folder, source)
+    config = convert_bert_config(bert_config, **fields)
     found, left_out = convert_bert_state_dict(read_weights(folder, source))
     if _POSITIONS in found:
         found[_POSITIONS] = found[_POSITIONS][: config.max_position_embeddings]
@@ -117,13 +110,8 @@ def start_from_bert(
     new = [name for name in model.state_dict() if name not in given]
     if left_out:
         logger.warning("%s: left out, since the model does not have them: %s.", source, ", ".join(left_out))
-    try:
-        tokenizer = read_tokenizer(folder, config.max_position_embeddings)
-    except (OSError, ValueError, TypeError) as error:
-        way_out = "save it beside the weights"
-        raise ValueError(f"{source!r} has no tokenizer that can be read ({first_line(error)}); {way_out}.") from error
-    processor = DualDistillProcessor(ViltImageProcessorPil(), tokenizer)
-    return BertStart(model, processor, tuple(new), tuple(left_out))
+    bert_config.max_position_embeddings = config.max_position_embeddings
+    return BertStart(model, read_processor(folder, source, bert_config), tuple(new), tuple(left_out))
 
 
 def read_bert_config(folder: Path, source: str) -> Any:
@@ -176,22 +164,18 @@ def convert_bert_state_dict(weights: Weights) -> tuple[dict[str, torch.Tensor], 
     ours: dict[str, torch.Tensor] = {}
     left_out = []
     plain = {_plain_name(name): weight for name, weight in weights.items()}
-    for name, weight in weights.items():
-        theirs = _plain_name(name)
-        module, _, kind = theirs.rpartition(".")
+    for theirs, (given, weight) in zip(plain, weights.items(), strict=True):
+        name = theirs
+        for pattern, replacement in _RENAMED.items():
+            name = re.sub(pattern, replacement, name)
 
-        # One entry of the table stands for all layers.
-        layer = re.search(r"^encoder\.layer\.(\d+)\.", module)
-        target = _MODULES.get(re.sub(r"^encoder\.layer\.\d+\.", "encoder.layer.#.", module))
-        if theirs == "cls.predictions.bias":
-            ours["mlm_score.decoder.bias"] = weight
-        elif target is not None:
-            ours[f"{target.replace('#', layer[1]) if layer else target}.{kind}"] = weight
-        elif theirs not in _CONSTANT:
-            # Nothing is lost with a copy of a weight that is taken.
-            twin = plain.get(_REPEATED.get(theirs, ""))
-            if twin is None or not torch.equal(weight, twin):
-                left_out.append(name)
+        # Nothing is lost with a copy of a weight that is taken.
+        twin = plain.get(_REPEATED.get(theirs, ""))
+        is_repeated = theirs in _CONSTANT or (twin is not None and torch.equal(weight, twin))
+        if name.startswith(_OURS) and not is_repeated:
+            ours[name] = weight
+        elif not is_repeated:
+            left_out.append(given)
     return ours, left_out
 
 

@@ -9,12 +9,13 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from dual_distill.hub_cards import split_revision
 from dual_distill.modeling import DualEncoderModel, FusionEncoderModel
@@ -30,7 +31,6 @@ WHOLE_WEIGHTS = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = (WHOLE_WEIGHTS, SHARD_INDEX, "model-*-of-*.safetensors")
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
-MOST_NAMED = 3
 
 
 def fetch(name_or_path: str, revision: str | None = None, weights: bool = True) -> Path:
@@ -78,37 +78,28 @@ def read_config(folder: Path, source: str, model_types: Sequence[str], expected:
     return config
 
 
-def read_tokenizer(folder: Path, max_positions: int) -> PreTrainedTokenizerBase:
-    """Read a tokenizer that truncates where the text positions end: texts that are too long are cut, not refused."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, max_positions)
-    return tokenizer
-
-
 def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
     """Read every tensor of a folder, from one safetensors file or from the shards that an index names."""
-    if (folder / WHOLE_WEIGHTS).is_file():
-        files = [folder / WHOLE_WEIGHTS]
-    elif (folder / SHARD_INDEX).is_file():
-        index = json.loads((folder / SHARD_INDEX).read_text(encoding="utf-8"))
-        files = [folder / name for name in sorted(set(index["weight_map"].values()))]
-        if absent := [file.name for file in files if not file.is_file()]:
-            raise ValueError(f"{source!r} lacks {_first_names(absent)}, which {SHARD_INDEX} names; fetch it again.")
-    else:
+    files = [WHOLE_WEIGHTS]
+    if not (folder / WHOLE_WEIGHTS).is_file() and (folder / SHARD_INDEX).is_file():
+        files = sorted(set(json.loads((folder / SHARD_INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    elif not (folder / WHOLE_WEIGHTS).is_file():
         names = {file.name for pattern in PICKLES for file in folder.glob(pattern)} - {"training_args.bin"}
-        found = f" but {_first_names(sorted(names))}" if names else ""
+        found = f"no {WHOLE_WEIGHTS}{' but ' if names else ''}{', '.join(sorted(names))}"
         raise ValueError(
-            f"{source!r} has no {WHOLE_WEIGHTS}{found}, and pickles are never read, for unpickling runs code: give the "
-            "revision that has safetensors (often 'refs/pr/N', a pull request), or load it with transformers where you "
-            "trust it, `save_pretrained`, and give that folder."
+            f"{source!r} has {found}, and pickles are never read, for unpickling runs code: give the revision that has "
+            "safetensors (often 'refs/pr/N', a pull request), or load it with transformers where you trust it, "
+            "`save_pretrained`, and give that folder."
         )
 
     weights: dict[str, torch.Tensor] = {}
-    for file in files:
+    for name in files:
         try:
-            weights |= load_file(file)
+            weights |= load_file(folder / name)
+        except FileNotFoundError as error:
+            raise ValueError(f"{source!r} lacks {name}, which {SHARD_INDEX} names; fetch it again.") from error
         except SafetensorError as error:
-            raise ValueError(f"{file.name} of {source!r} is damaged ({error}); fetch the checkpoint again.") from error
+            raise ValueError(f"{name} of {source!r} is damaged ({error}); fetch the checkpoint again.") from error
     return weights
 
 
@@ -157,7 +148,7 @@ def build(
         dtype: of the model.
 
     Raises:
-        ValueError: weights are missing, left over, or of another shape; the first few are named.
+        ValueError: weights are missing, left over, or of another shape; torch names them.
     """
     model = model_class._from_config(config, attn_implementation=attn_implementation, dtype=dtype)
     expected, tied = model.state_dict(), model.all_tied_weights_keys
@@ -175,41 +166,19 @@ def build(
     if required is not None:
         held = tuple(prefix + beginning for beginning in required)
         new = [name for name in expected if name not in weights and name not in tied and not name.startswith(held)]
-    _check_fit({name: weight for name, weight in expected.items() if name not in new}, weights, model_class, source)
     if new:
         logger.warning("%s: newly initialized, must be trained: %s.", source, ", ".join(new))
-    model.load_state_dict(weights, strict=not new)
-    return model.eval()
 
-
-def _check_fit(expected: Weights, found: Weights, model_class: type, source: str) -> None:
-    """Refuse weights that are missing, unexpected or wrongly shaped, in one sentence that names them."""
-    problems = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "of another shape": [
-            f"{name} {tuple(found[name].shape)} instead of {tuple(weight.shape)}"
-            for name, weight in expected.items()
-            if name in found and found[name].shape != weight.shape
-        ],
-    }
-    parts = [f"{len(names)} {problem} ({_first_names(names)})" for problem, names in problems.items() if names]
-    if parts:
+    try:
+        model.load_state_dict({**weights, **{name: expected[name] for name in new}})
+    except RuntimeError as error:
+        # A line a kind of problem: what is missing, what is unexpected, what has another shape.
+        problems = "; ".join(shorten(line, 200) for line in str(error).splitlines()[1:5])
         way_out = "it is damaged or another model than its config.json says: fetch it again or correct the config"
-        raise ValueError(f"{source} does not fit {model_class.__name__}, weights: {', '.join(parts)}; {way_out}.")
+        raise ValueError(f"{source} does not fit {model_class.__name__} ({problems}); {way_out}.") from error
+    return model.eval()
 
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error of another library, or its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _first_names(names: Sequence[str]) -> str:
-    """Return the first few names, and how many more there are.
-
-    Example:
-        >>> _first_names(["a", "b", "c", "d", "e"])
-        'a, b, c and 2 more'
-    """
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more

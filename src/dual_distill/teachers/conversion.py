@@ -1,23 +1,30 @@
-"""A checkpoint in, a folder of ours out: written aside, loaded again, compared with the original, then moved."""
+"""A checkpoint in, a folder of ours out: written aside, loaded again, compared with the original, then moved.
 
-from collections.abc import Callable
+Parity is that of outputs: the same random batch through both, and nothing is written without it.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ViltConfig
+from transformers import BertModel, PreTrainedModel, ViltConfig
 
-from dual_distill.modeling import DualDistillProcessor, FusionEncoderModel
+from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, FusionEncoderModel
 
 from .bert import load_original_bert, read_bert_config, start_from_bert
 from .checkpoint import fetch
 from .loading import load_model, read_known_config
-from .parity import check_parity, largest_difference, random_batch, refuse_full_folder, text_difference, written_aside
 from .vilt import load_original_vilt
 
 MAX_POSITIONS = 70
 """Text positions of a start over regions: 40 of a text and 30 of its tags, as recipes have them."""
+# Of the largest value, or of 1 where that is smaller: above rounding in float32, below what an error would do.
+TOLERANCE = 1e-4
+_PARITY_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -64,16 +71,17 @@ def convert_folder(
         ValueError: `out` is not empty, the source cannot be converted, or the outputs differ.
     """
     source = str(source)
-    refuse_full_folder(out)
-    folder = fetch(source, revision)
-    config = read_known_config(folder, source)
-    if not isinstance(config, ViltConfig):
-        raise ValueError(f"{source!r} holds a {config.model_type}, which needs no conversion; use it as it is.")
+    with written_aside(out) as aside:
+        folder = fetch(source, revision)
+        config = read_known_config(folder, source)
+        if not isinstance(config, ViltConfig):
+            raise ValueError(f"{source!r} holds a {config.model_type}, which needs no conversion; use it as it is.")
 
-    model, processor = load_model(source, revision, model_class)
-    original = load_original_vilt(folder, source, config, type(model))
-    batch = random_batch(model.config)
-    return _write(model, processor, out, source, lambda ours: largest_difference(original, ours, batch))
+        model, processor = load_model(source, revision, model_class)
+        original = load_original_vilt(folder, source, config, type(model))
+        batch = random_batch(model.config)
+        difference = _write(model, processor, aside, source, lambda ours: largest_difference(original, ours, batch))
+    return _report(source, out, model, difference)
 
 
 def start_folder(
@@ -98,34 +106,160 @@ def start_folder(
         ValueError: `out` is not empty, the source is not a BERT, or the outputs differ.
     """
     source = str(source)
-    refuse_full_folder(out)
-    folder = fetch(source, revision)
-    positions = min(max_positions, read_bert_config(folder, source).max_position_embeddings)
-    fields = {"region_feature_size": region_feature_size, "max_position_embeddings": positions}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # what is newly initialized is the same in every conversion
-        start = start_from_bert(source, model_class, revision=revision, **fields)
+    with written_aside(out) as aside:
+        folder = fetch(source, revision)
+        positions = min(max_positions, read_bert_config(folder, source).max_position_embeddings)
+        fields = {"region_feature_size": region_feature_size, "max_position_embeddings": positions}
+        # What is newly initialized is the same in every conversion.
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model, processor, new, left_out = start_from_bert(source, model_class, revision=revision, **fields)
 
-    original = load_original_bert(folder, source)
-    report = _write(start.model, start.processor, out, source, lambda ours: text_difference(original, ours))
-    return replace(report, new=start.new, left_out=start.left_out)
+        original = load_original_bert(folder, source)
+        difference = _write(model, processor, aside, source, lambda ours: text_difference(original, ours))
+    return replace(_report(source, out, model, difference), new=new, left_out=left_out)
 
 
-def _write(
-    model: PreTrainedModel,
-    processor: DualDistillProcessor,
-    out: Path,
-    source: str,
-    compare: Callable[[PreTrainedModel], dict[str, Any]],
-) -> ConversionReport:
-    """Write a folder aside and load it again; it is moved to `out` only if it still computes what the original does."""
-    with written_aside(out) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+Compare = Callable[[PreTrainedModel], dict[str, Any]]
 
-        again = type(model).from_pretrained(folder, dtype=torch.float32).eval()
-        DualDistillProcessor.from_pretrained(folder, trust_remote_code=False)
-        difference = compare(again)
-        check_parity(difference, f"the {difference['output']} of {source!r} and of its conversion", "conversion")
+
+def _write(model: PreTrainedModel, processor: Any, folder: Path, source: str, compare: Compare) -> dict[str, Any]:
+    """Write a folder and load it again; refuse it unless it still computes what the original does."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    again = type(model).from_pretrained(folder, dtype=torch.float32).eval()
+    DualDistillProcessor.from_pretrained(folder, trust_remote_code=False)
+
+    difference = compare(again)
+    check_parity(difference, f"the {difference['output']} of {source!r} and of its conversion", "conversion")
+    return difference
+
+
+def _report(source: str, out: Path, model: PreTrainedModel, difference: dict[str, Any]) -> ConversionReport:
     labels = model.config.num_labels if hasattr(model, "classifier") else 0
-    return ConversionReport(source, str(out), type(model).__name__, again.num_parameters(), labels, **difference)
+    return ConversionReport(source, str(out), type(model).__name__, model.num_parameters(), labels, **difference)
+
+
+def random_batch(
+    config: FusionEncoderConfig,
+    num_rows: int = 3,
+    num_tokens: int = 12,
+    grid: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> dict[str, torch.Tensor]:
+    """Draw rows of unequal texts and images, padded with noise, so that a mask that leaks shows.
+
+    Args:
+        config: of the model that is to read them.
+        num_rows: B rows; the first is the largest, each further one is shorter and smaller.
+        num_tokens: longest text in tokens, at most the model's.
+        grid: rows and columns of patches of the largest image; None: the model's own position table.
+        seed: of the draw; the same seed gives the same batch, and no other random number is touched.
+
+    Returns:
+        `input_ids`, `attention_mask` `(B, T)`, `pixel_values` `(B, N, 3, H, W)` and `pixel_mask` `(B, N, H, W)`.
+
+    Example:
+        >>> batch = random_batch(FusionEncoderConfig(image_size=8, patch_size=4, num_images=2), num_rows=2)
+        >>> batch["pixel_values"].shape, batch["attention_mask"].sum(1)
+        (torch.Size([2, 2, 3, 8, 8]), tensor([12,  6]))
+    """
+    draw = torch.Generator().manual_seed(seed)
+    num_tokens = min(num_tokens, config.max_position_embeddings)
+    rows, columns = grid or config.patch_grid
+    size = (num_rows, config.num_images)
+    height, width = rows * config.patch_size, columns * config.patch_size
+    batch = {
+        "input_ids": torch.randint(config.vocab_size, (num_rows, num_tokens), generator=draw),
+        "attention_mask": torch.zeros(num_rows, num_tokens, dtype=torch.long),
+        "pixel_values": torch.randn(*size, config.num_channels, height, width, generator=draw),
+        "pixel_mask": torch.zeros(*size, height, width, dtype=torch.long),
+    }
+
+    for row in range(num_rows):
+        batch["attention_mask"][row, : max(1, num_tokens // (row + 1))] = 1
+        for image in range(config.num_images):
+            # Images of one row differ too: the row's index shortens the height, both shorten the width.
+            real_rows, real_columns = max(1, rows - row), max(1, columns - (row + image) // 2)
+            batch["pixel_mask"][row, image, : real_rows * config.patch_size, : real_columns * config.patch_size] = 1
+    return batch
+
+
+@torch.inference_mode()
+def largest_difference(
+    original: PreTrainedModel, converted: PreTrainedModel, batch: dict[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Run one batch through a ViLT of transformers and through its conversion.
+
+    Args:
+        original: ViLT, bare or with a head.
+        converted: the fusion encoder made of it; the head is compared when both have one, else the pooled vectors.
+        batch: as `random_batch` draws it, on the models' device.
+
+    Returns:
+        `output` ("logits" or "pooler_output"), `largest_difference` between the two in absolute terms, and
+        `largest_value` of the original, its scale.
+    """
+    found = converted.eval()(**batch)
+    output = "logits" if found.get("logits") is not None else "pooler_output"
+    values = found.logits if output == "logits" else found.pooler_output[:, 0]
+
+    # transformers' ViLT has an axis of images in one of its classes only.
+    if type(original).__name__ != "ViltForImagesAndTextClassification":
+        batch = {**batch, **{name: batch[name][:, 0] for name in ("pixel_values", "pixel_mask")}}
+    return _difference(output, values, original.eval()(**batch)[output])
+
+
+@torch.inference_mode()
+def text_difference(original: BertModel, started: PreTrainedModel) -> dict[str, Any]:
+    """Run random tokens, without regions, through a BERT and the fusion encoder over regions that it started.
+
+    Args:
+        original: in eval mode.
+        started: with a head or without, in eval mode.
+
+    Returns:
+        As `largest_difference`, of "last_hidden_state".
+    """
+    body: Any = getattr(started, FusionEncoderModel.base_model_prefix, started)
+    length = min(_PARITY_TOKENS, started.config.max_position_embeddings)
+    tokens = torch.randint(started.config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+    segments = (torch.arange(length) >= length // 2).long().expand(2, -1) % started.config.type_vocab_size
+
+    expected = original(input_ids=tokens, token_type_ids=segments).last_hidden_state
+    found, _ = body.encoder(body.embeddings.text_embeddings(tokens, segments), None)
+    return _difference("last_hidden_state", found, expected)
+
+
+def _difference(output: str, found: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:
+    return {
+        "output": output,
+        "largest_difference": (found.float() - expected.float()).abs().max().item(),
+        "largest_value": expected.float().abs().max().item(),
+    }
+
+
+def check_parity(difference: Mapping[str, Any], compared: str, step: str) -> None:
+    """Refuse to write what does not compute what the original computes; a value that is not a number is refused too."""
+    allowed = TOLERANCE * max(1.0, difference["largest_value"])
+    if not difference["largest_difference"] <= allowed:
+        found = f"differ by {difference['largest_difference']:.3g}, at most {allowed:.3g} is expected"
+        defect = f"this is a defect of the checkpoint (values that are not finite) or of the {step}: please report it"
+        raise ValueError(f"{compared} {found}; nothing was written, and {defect}.")
+
+
+@contextmanager
+def written_aside(out: Path) -> Iterator[Path]:
+    """Give an empty folder beside `out`, which becomes `out` at the end; on an error nothing is left of it.
+
+    Raises:
+        ValueError: there is something at `out` that would be written over.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{str(out)!r} is there already and not an empty folder; name a new one.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
+        folder = Path(aside, "written")
+        folder.mkdir()
+        yield folder
+        folder.rename(out)

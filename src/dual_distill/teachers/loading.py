@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, ViltConfig, ViltImageProcessorPil
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, ViltConfig, ViltImageProcessorPil
 
 from dual_distill import modeling
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, FusionEncoderConfig
 
-from .checkpoint import BARE_MODELS, build, fetch, first_line, read_config, read_tokenizer, read_weights, split_head
+from .checkpoint import BARE_MODELS, build, fetch, first_line, read_config, read_weights, split_head
 from .vilt import VILT_CLASSES, convert_vilt_config, split_vilt_head
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def load_model(
     else:
         taken = head
     fill = partial(build, attn_implementation=attn_implementation, dtype=dtype, required=("",) if new_head else None)
-    return LoadedModel(fill(wanted, config, body, taken, source), _read_processor(folder, source, found))
+    return LoadedModel(fill(wanted, config, body, taken, source), read_processor(folder, source, found))
 
 
 def load_teacher(
@@ -152,7 +152,7 @@ def load_processor(checkpoint: str | Path, revision: str | None = None) -> DualD
     """
     source = str(checkpoint)
     folder = fetch(source, revision, weights=False)
-    return _read_processor(folder, source, read_known_config(folder, source))
+    return read_processor(folder, source, read_known_config(folder, source))
 
 
 def take_over(
@@ -283,14 +283,19 @@ def new_head_config(
     return type(config)(**fields)
 
 
-def _read_processor(folder: Path, source: str, config: PreTrainedConfig) -> DualDistillProcessor:
-    """Read the processor of a checkpoint of ours, or make ours of ViLT's image processor and tokenizer."""
+def read_processor(folder: Path, source: str, config: PreTrainedConfig) -> DualDistillProcessor:
+    """Read the processor of a checkpoint of ours, or make ours of the tokenizer (and ViLT's image processor)."""
     try:
-        if not isinstance(config, ViltConfig):
+        if isinstance(config, FusionEncoderConfig | DualEncoderConfig):
             return DualDistillProcessor.from_pretrained(folder, trust_remote_code=False)
         # The PIL back end by name: the automatic choice asks for torchvision.
-        image_processor = ViltImageProcessorPil.from_pretrained(folder)
-        return DualDistillProcessor(image_processor, read_tokenizer(folder, config.max_position_embeddings))
+        is_vilt = isinstance(config, ViltConfig)
+        image_processor = ViltImageProcessorPil.from_pretrained(folder) if is_vilt else ViltImageProcessorPil()
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
         way_out = "save image processor and tokenizer beside its weights"
         raise ValueError(f"{source!r} has no processor that can be read ({first_line(error)}); {way_out}.") from error
+
+    # It truncates where the text positions end: texts that are too long are cut, not refused.
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    return DualDistillProcessor(image_processor, tokenizer)

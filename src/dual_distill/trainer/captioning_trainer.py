@@ -17,7 +17,7 @@ from dual_distill.evaluation import CiderReward
 
 from .distillation_config import DistillationTrainingArguments
 from .distillation_trainer import Batch, DistillationTrainer, Losses
-from .evaluation import caption_texts, captions_by_image, first_rows_of_images
+from .evaluation import caption_texts, captions_by_image, rows_by_image
 
 REFERENCE_ROWS = "reference_rows"
 """Name of the index of each image's references, `(B,)` int64."""
@@ -84,49 +84,43 @@ class SelfCriticalTrainer(DistillationTrainer):
         max_new_tokens: int = 20,
         **kwargs: Any,
     ):
-        given = [name for name in ("teacher", "eval_dataset") if kwargs.get(name) is not None]
-        if given:
-            raise ValueError(
-                f"{given[0]} is given, but self-critical training learns from a reward alone; leave it out."
-            )
+        for name in ("teacher", "eval_dataset"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} is given, but self-critical training learns from a reward alone; omit it.")
 
         # An image is seen once an epoch, with all of its captions as references.
-        task = data_collator.task
-        references = captions_by_image(train_dataset, task)
-        indices = {image: index for index, image in enumerate(references)}
+        references = captions_by_image(train_dataset, data_collator.task)
         self._references = list(references.values())
         self._reward = CiderReward(self._references)
         self._max_new_tokens = max_new_tokens
         self._tokenizer = data_collator.processor.tokenizer
-        collator, rows = _ReferenceCollator(data_collator, indices), first_rows_of_images(train_dataset, task)
-        super().__init__(model, args, data_collator=collator, train_dataset=train_dataset.select(rows), **kwargs)
+        rows = train_dataset.select([rows[0] for rows in rows_by_image(train_dataset, data_collator.task).values()])
+        collator = _ReferenceCollator(data_collator, {image: index for index, image in enumerate(references)})
+        super().__init__(model, args, data_collator=collator, train_dataset=rows, **kwargs)
 
     def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         """Return the loss of a batch of images, and beside it `reward` and `greedy_reward` (CIDEr)."""
         context = {name: value for name, value in inputs.items() if name != REFERENCE_ROWS}
         references = [self._references[index] for index in inputs[REFERENCE_ROWS].tolist()]
-        writer = self.accelerator.unwrap_model(model)
-        greedy, sampled = self._write(writer, context)
 
-        rewards = torch.tensor([self._rewards(one, references) for one in (sampled, greedy)], device=sampled.device)
-        log_probs = caption_log_probs(model, sampled, context, writer.config)
-        loss = -((rewards[0] - rewards[1]) * log_probs).mean()
-        return {"loss": loss, "reward": rewards[0].mean(), "greedy_reward": rewards[1].mean()}, {}
-
-    def _write(self, writer: Any, context: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         # Both are written as the model writes when it is used.
+        writer: Any = self.accelerator.unwrap_model(model)
         was_training = writer.training
         writer.eval()
-        shared = {"max_new_tokens": self._max_new_tokens, "num_beams": 1}
+        shared = {**context, "max_new_tokens": self._max_new_tokens, "num_beams": 1}
         with self.accelerator.autocast():
-            greedy = writer.generate(**context, **shared, do_sample=False)
-            sampled = writer.generate(**context, **shared, do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
+            greedy = writer.generate(**shared, do_sample=False)
+            sampled = writer.generate(**shared, do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
         writer.train(was_training)
-        return greedy, sampled
 
-    def _rewards(self, written: torch.Tensor, references: Sequence[Sequence[str]]) -> list[float]:
-        captions = caption_texts(self._tokenizer, written)
-        return [self._reward(caption, given) for caption, given in zip(captions, references, strict=True)]
+        paid = []
+        for written in (sampled, greedy):
+            captions = zip(caption_texts(self._tokenizer, written), references, strict=True)
+            paid.append([self._reward(caption, given) for caption, given in captions])
+        reward, greedy_reward = torch.tensor(paid, device=sampled.device)
+        log_probs = caption_log_probs(model, sampled, context, writer.config)
+        loss = -((reward - greedy_reward) * log_probs).mean()
+        return {"loss": loss, "reward": reward.mean(), "greedy_reward": greedy_reward.mean()}, {}
 
 
 class _ReferenceCollator:

@@ -83,47 +83,56 @@ class DistillationTrainingArguments(TrainingArguments):
         self.layer_map = _layer_map("layer_map", self.layer_map)
         self.hidden_layers = _layer_map("hidden_layers", self.hidden_layers)
 
-        # Words and ranges that no objective checks.
-        if self.method not in METHODS:
-            raise ValueError(f"method is {self.method!r}; give {' or '.join(METHODS)}.")
-        if self.cache_teacher not in (None, *KINDS):
-            raise ValueError(f"cache_teacher is {self.cache_teacher!r}; give {' or '.join(KINDS)}, or leave it out.")
+        # Words and ranges that no objective checks; an objective checks those of its weights itself.
+        allowed = {
+            "method": (self.method in METHODS, f"give {' or '.join(METHODS)}"),
+            "cache_teacher": (self.cache_teacher in (None, *KINDS), f"give {' or '.join(KINDS)}, or leave it out"),
+            "head_learning_rate_factor": (self.head_learning_rate_factor > 0, "give a number above 0"),
+            "masking_share": (0 < self.masking_share <= 1, "give a share of words above 0 and at most 1"),
+            "ranking_negatives": (self.ranking_negatives >= 1, "it must be at least 1"),
+        }
+        # NaN, too, is no number below infinity.
+        weight = "give a number >= 0, 0 to leave that loss out"
+        allowed |= {name: (0 <= value < float("inf"), weight) for name, value in self._hard_weights().items()}
+        for name, (is_allowed, way_out) in allowed.items():
+            if not is_allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; {way_out}.")
         if self.cache_teacher == "logits" and self.attention_weight:
             weight = f"attention_weight {self.attention_weight}"
             raise ValueError(f"cache_teacher is 'logits' but {weight}; cache attention, or set the weight to 0.")
-        if not self.head_learning_rate_factor > 0:
-            raise ValueError(f"head_learning_rate_factor is {self.head_learning_rate_factor}; give a number above 0.")
-        if not 0 < self.masking_share <= 1:
-            raise ValueError(f"masking_share is {self.masking_share}; give a share of words above 0 and at most 1.")
-        if self.ranking_negatives < 1:
-            raise ValueError(f"ranking_negatives is {self.ranking_negatives}; it must be at least 1.")
-        for name, value in self._hard_weights().items():
-            if not 0 <= value < float("inf"):  # not: NaN is refused too
-                raise ValueError(f"{name} is {value}; give a number >= 0, 0 to leave that loss out.")
 
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False  # nothing to pin for; torch would warn at every epoch
         super().__post_init__()
-        # An objective checks the ranges of its weights itself.
-        self.make_objective(METHODS[self.method], student_size=1, teacher_size=1)
-        self.make_objective(PreTrainingObjective)
+        for objective in (METHODS[self.method], PreTrainingObjective):
+            self.make_objective(objective)
 
-    def make_objective(self, objective: type[Objective], **known: Any) -> Any:
-        """Build an objective from the fields that its constructor names.
+    def make_objective(
+        self, objective: type[Objective] | None = None, student: Any = None, teacher: Any = None
+    ) -> Objective:
+        """Build an objective from the fields that its constructor names, and what it must know of both models.
 
         Args:
-            objective: its class.
-            **known: further arguments, of which it takes those that it names.
+            objective: its class; None: that of `method`.
+            student: its configuration.
+            teacher: its configuration; None: a foreign teacher has none.
 
         Example:
             >>> args = DistillationTrainingArguments(output_dir="out", temperature=2.0, use_cpu=True)
-            >>> args.make_objective(DiDEObjective, student_size=1).temperature
+            >>> args.make_objective(DiDEObjective).temperature
             2.0
         """
-        given = {**vars(self), "pooled": self.hidden_pooled, **known}
+        objective = objective or METHODS[self.method]
+        given = vars(self) | {
+            "pooled": self.hidden_pooled,
+            "multi_label": getattr(student, "problem_type", None) == "multi_label_classification",
+            "student_size": getattr(student, "hidden_size", 1),
+            "teacher_size": getattr(teacher, "hidden_size", 1),
+        }
+
         named = inspect.signature(objective).parameters
         names = [*named, *(get_type_hints(Settings) if "settings" in named else ())]
-        taken = {name: given[name] for name in names if given.get(name) is not None}
+        taken: dict[str, Any] = {name: given[name] for name in names if given.get(name) is not None}
         return objective(**taken)
 
     def write_weights(self, config: PreTrainedConfig) -> None:

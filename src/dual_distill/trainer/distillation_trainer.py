@@ -12,8 +12,6 @@ Unusual here:
 """
 
 import inspect
-import logging
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,22 +19,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from dual_distill.data import ImageTextStream, IndexedDataset, RowEpochCallback, fingerprint
 from dual_distill.hub_cards import ObjectiveRecord, Origin, RunRecord
 from dual_distill.objectives import DiDEObjective, Objective
-from dual_distill.teachers import load_model, load_processor, load_teacher
+from dual_distill.teachers import load_model, load_teacher
 
 from .compatibility import check_compatibility
-from .distillation_config import METHODS, DistillationTrainingArguments
-from .objective_callback import ObjectiveCallback
-from .raw_dataset import raw_collator, raw_task
+from .distillation_config import DistillationTrainingArguments
+from .raw_dataset import raw_collator
 from .recording import RecordingTrainer, known_origin, loaded_from
-from .teacher_cache import ROW_KEYS, Batch, KeyedCollator, TeacherCache, TeacherCacheCallback, estimate_bytes
-
-logger = logging.getLogger(__name__)
+from .teacher_cache import ROW_KEYS, Batch, KeyedCollator, TeacherCache, TeacherCacheCallback
 
 Losses = tuple[Batch, dict[str, torch.Tensor]]
 """The loss and its terms, and what an evaluation gathers."""
@@ -54,7 +49,7 @@ class DistillationTrainer(RecordingTrainer):
         teacher: a model, or the name of a checkpoint (ours, or a ViLT, which is converted on the way in); frozen in
             place (`requires_grad_(False)`, `eval()`) and moved to the training device. A foreign teacher must return
             `logits` and `attentions` of the joint sequence `[text; image CLS; patches]` in raster order.
-        objective: what is compared; None: `make_objective` builds it when there is a teacher. It is called
+        objective: what is compared; None: with a teacher that of `args.make_objective`. It is called
             `distillation_objective` afterwards, since transformers' hyperparameter search writes its own `objective`.
         **kwargs: as for `transformers.Trainer`; `processing_class` is saved with every checkpoint. Without a
             `data_collator`, rows of a `datasets.Dataset` with the columns image (image_0, image_1), question, text or
@@ -98,6 +93,8 @@ class DistillationTrainer(RecordingTrainer):
         args = DistillationTrainingArguments(output_dir="tmp_trainer") if args is None else args
         if self.leaves_parameters_unused and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True
+
+        # Whoever is given by name is loaded, and brings a processor.
         name = teacher if isinstance(teacher, str | Path) else None
         taught_by: Any = teacher
         processor = kwargs.get("processing_class")
@@ -111,21 +108,17 @@ class DistillationTrainer(RecordingTrainer):
         # Rows as they are and a model with labels: nothing else needs to be said.
         labelled: Any = taught_by if model is None else model
         if kwargs.get("data_collator") is None and hasattr(labelled, "classifier"):
-            task = raw_task(kwargs.get("train_dataset"), labelled.config)
-            if task is not None:
-                saved = loaded_from(taught_by) or loaded_from(labelled)
-                processor = processor or (load_processor(saved) if saved else None)
-                collator = raw_collator(task, processor, labelled.config)
-                kwargs |= {"data_collator": collator, "processing_class": processor}
+            checkpoint = loaded_from(taught_by) or loaded_from(labelled)
+            collator = raw_collator(kwargs.get("train_dataset"), labelled.config, processor, checkpoint)
+            kwargs |= {"data_collator": collator, "processing_class": collator.processor} if collator else {}
         super().__init__(model=model, args=args, **kwargs)
         self._prepare_model(self.model)
 
+        # A stream's rows say their index and epoch themselves.
         if isinstance(self.train_dataset, IndexedDataset):
             self.add_callback(RowEpochCallback())
-        elif (
-            self.train_dataset is not None
-            and not isinstance(self.train_dataset, ImageTextStream)  # its rows say their index and epoch themselves
-            and getattr(self.data_collator, "augmentation", None) is not None
+        elif getattr(self.data_collator, "augmentation", None) and not isinstance(
+            self.train_dataset, ImageTextStream | None
         ):
             lacks = f"a {type(self.train_dataset).__name__} without them; give IndexedDataset(train_dataset)"
             raise ValueError(f"an augmentation is drawn from a row's number and epoch, but train_dataset is {lacks}.")
@@ -138,8 +131,10 @@ class DistillationTrainer(RecordingTrainer):
         if taught_by is None:
             return
 
-        # The teacher is known by its weights as they are now, whatever happens to their folder later.
-        self._teacher_origin = self._find_teacher_origin(taught_by, name) if args.should_save else None
+        # The teacher is known by its weights as they are now, one that was never saved by a digest of its parameters.
+        self._teacher_origin = known_origin(name or loaded_from(taught_by)) or Origin(
+            type(taught_by).__name__, f"parameters:{fingerprint(taught_by)}", on_hub=False
+        )
         self.teacher = taught_by.requires_grad_(False).eval().to(args.device)
         self._given_objective = objective
         objective = self._set_objective(self.accelerator.unwrap_model(self.model))
@@ -152,23 +147,6 @@ class DistillationTrainer(RecordingTrainer):
             self.teacher_cache = self._open_teacher_cache(args.cache_teacher, taught_by, objective)
             self.data_collator = KeyedCollator(self.data_collator)
             self.add_callback(TeacherCacheCallback(self.teacher_cache))
-
-    @classmethod
-    def make_objective(cls, args: DistillationTrainingArguments, student: Any, teacher: Any) -> Objective:
-        """Build the objective that the arguments describe.
-
-        Args:
-            args: of the run.
-            student: its configuration.
-            teacher: its configuration; None: a foreign teacher has none.
-        """
-        objective: Objective = args.make_objective(
-            cls.objective_class or METHODS[args.method],
-            multi_label=getattr(student, "problem_type", None) == "multi_label_classification",
-            student_size=getattr(student, "hidden_size", 1),
-            teacher_size=getattr(teacher, "hidden_size", 1),
-        )
-        return objective
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Make a model as `Trainer` does, and in each run of a search the objective of its arguments."""
@@ -186,7 +164,8 @@ class DistillationTrainer(RecordingTrainer):
         teacher: Any = self.teacher
         objective = self._given_objective
         if objective is None:
-            objective = self.make_objective(self.args, student.config, getattr(teacher, "config", None))
+            own = self.objective_class
+            objective = self.args.make_objective(own, student.config, getattr(teacher, "config", None))
         check_compatibility(student, teacher, objective)
         if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and any(True for _ in objective.parameters()):
             way_out = "train it with DistributedDataParallel, without FSDP and DeepSpeed"
@@ -199,11 +178,6 @@ class DistillationTrainer(RecordingTrainer):
         self.distillation_objective = objective.to(self.args.device)
         return objective
 
-    def _find_teacher_origin(self, teacher: nn.Module, name: str | Path | None) -> Origin:
-        """Say which teacher this is, one that was never saved by a digest of its parameters."""
-        found = known_origin(name or loaded_from(teacher))
-        return found or Origin(type(teacher).__name__, f"parameters:{fingerprint(teacher)}", on_hub=False)
-
     def run_record(self) -> RunRecord:
         """Return what is known of the run, teacher and objective among it."""
         record, objective = super().run_record(), self.distillation_objective
@@ -214,38 +188,25 @@ class DistillationTrainer(RecordingTrainer):
         return replace(record, objective=noted, teacher=record.teacher or self._teacher_origin)
 
     def _open_teacher_cache(self, kind: str, teacher: nn.Module, objective: DiDEObjective) -> TeacherCache:
-        """Open the cache that the arguments name, and see that it will fit on the disk."""
+        """Open the cache that the arguments name, with everything that a result depends on, beside the row itself."""
         augmentation = getattr(self.data_collator, "augmentation", None)
         image_processor = getattr(self.processing_class, "image_processor", None)
         config: Any = teacher.config
-        patch_size = getattr(config, "vision_config", config).patch_size
-        layers = objective.teacher_layers if kind == "attention" else []
 
-        # Everything that a stored result depends on, beside the row itself: of an augmentation its seed too.
+        # Of an augmentation its seed too.
         drawn = None
         if augmentation is not None:
             options = {name: repr(value) for name, value in vars(augmentation).items() if not name.startswith("_")}
             drawn = {"class": type(augmentation).__name__, **options}
         settings = {
             "teacher": fingerprint(teacher),
-            "layers": layers,
+            "layers": objective.teacher_layers if kind == "attention" else [],
             "relation_heads": objective.relation_heads,
             "image_processor": None if image_processor is None else image_processor.to_dict(),
             "augmentation": drawn,
         }
         folder = self.args.teacher_cache_dir or Path(self.args.output_dir, "teacher_cache")
-        cache = TeacherCache(folder, kind, settings, patch_size)
-
-        # Said before the first step, not when the disk is full; an augmented row is another in each epoch.
-        if self.train_dataset is not None:
-            rows = len(self.train_dataset)
-            sample = self.data_collator([self.train_dataset[index] for index in range(min(rows, 32))])
-            passes = 1 if augmentation is None else math.ceil(self.args.num_train_epochs)
-            heads = objective.relation_heads or config.num_attention_heads
-            estimated = estimate_bytes(sample, rows * passes, config.num_labels, len(layers), heads, patch_size)
-            logger.info("the teacher cache will take about %.2f GB", estimated / 1e9)
-            cache.check_space(estimated)
-        return cache
+        return TeacherCache(folder, kind, settings, getattr(config, "vision_config", config).patch_size)
 
     def compute_loss(
         self,
@@ -376,6 +337,38 @@ class DistillationTrainer(RecordingTrainer):
         if missing:
             optimizer.add_param_group({"params": missing, "weight_decay": self.args.weight_decay})
         return optimizer
+
+
+class ObjectiveCallback(TrainerCallback):
+    """Averages, clips and clears the gradients of an objective's own parameters, and tells it the end of each step.
+
+    The objective is no part of the student, so neither DistributedDataParallel nor `model.zero_grad()` reaches it.
+    Gradients are clipped by themselves, so that the student is clipped as it would be without them.
+
+    Args:
+        trainer: whose objective it is; in each run of a search another.
+    """
+
+    def __init__(self, trainer: DistillationTrainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Give every process the mean gradient."""
+        accelerator, largest = self.trainer.accelerator, self.trainer.args.max_grad_norm
+        objective: Any = self.trainer.distillation_objective
+        parameters = [one for one in objective.parameters() if one.requires_grad]
+        if accelerator.num_processes > 1:
+            for parameter in parameters:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = accelerator.reduce(gradient, reduction="mean")
+        if largest > 0 and parameters:
+            nn.utils.clip_grad_norm_(parameters, largest)
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Clear the gradients, and let the objective take in what the step collected."""
+        objective: Any = self.trainer.distillation_objective
+        objective.zero_grad()
+        objective.finish_step()
 
 
 def _parameters(model: nn.Module) -> set[str]:

@@ -17,7 +17,6 @@ from dual_distill.evaluation import (
     GroupedAccuracy,
     VQAScore,
     majority_answer,
-    majority_baseline,
     question_only_baseline,
 )
 
@@ -61,7 +60,7 @@ def predict_answers(
     dataset: Dataset,
     collator: DistillationCollator,
     batch_size: int = 64,
-    description: str = "evaluate",
+    title: str = "evaluate",
 ) -> list[str]:
     """Answer every row of a dataset, in order.
 
@@ -70,10 +69,10 @@ def predict_answers(
         dataset: rows with the task's columns.
         collator: makes batches and knows the names of the answers.
         batch_size: rows a batch.
-        description: text of the progress bar.
+        title: of the progress bar.
     """
     answers: list[str] = []
-    for batch in _batches(model, dataset, collator, batch_size, description):
+    for batch in _batches(model, dataset, collator, batch_size, title):
         batch.pop("labels", None)
         answers += [collator.label_names[index] for index in model(**batch).logits.argmax(-1).tolist()]
     return answers
@@ -109,14 +108,15 @@ def report_answers(
     def column(rows: Dataset, name: str | None) -> list[Any] | None:
         return None if name is None else list(rows[name])
 
-    labels = [str(label) for label in dataset[task.label_column]]
-    groups = column(dataset, task.group_column)
+    labels, groups = [str(label) for label in dataset[task.label_column]], column(dataset, task.group_column)
     found = GroupedAccuracy().compute(predictions=answers, references=labels, groups=groups)
     if sentences := column(dataset, task.consistency_column):
         found |= Consistency().compute(predictions=answers, references=labels, sentence_ids=sentences)
+
     # The official score needs four people or more.
     people = column(dataset, task.answers_column and (task.given_answers_column or task.answers_column))
-    if people and min(map(len, people)) >= FEWEST_ANSWERS:
+    is_official = people and min(map(len, people)) >= FEWEST_ANSWERS
+    if is_official:
         score = VQAScore().compute(predictions=answers, references=people, answer_types=groups)
         found |= {**score, "vqa_score_by_group": score.get("vqa_score_by_answer_type", {})}
     known = {one.name for one in fields(EvaluationReport)}
@@ -124,20 +124,24 @@ def report_answers(
     if train is None:
         return report
 
+    def main_score(answers: Sequence[str]) -> float:
+        if is_official:
+            return float(VQAScore().compute(predictions=answers, references=people)["vqa_score"])
+        return float(GroupedAccuracy().compute(predictions=answers, references=labels)["accuracy"])
+
     # All rows of one sentence on one side of the held-out part, or memory would look like skill.
-    train_labels = [str(label) for label in train[task.label_column]]
+    train_labels, train_groups = (
+        [str(label) for label in train[task.label_column]],
+        column(train, task.consistency_column),
+    )
     texts = [list(rows[task.text_column]) for rows in (train, dataset)]
-    train_groups = column(train, task.consistency_column)
     baseline = question_only_baseline(texts[0], train_labels, texts[1], labels, seed, train_groups)
-    text_only, majority = baseline.accuracy, majority_baseline(train_labels, labels)
-    if report.vqa_score is not None:
-        said = baseline.predictions, [majority_answer(train_labels)] * len(labels)
-        text_only, majority = (VQAScore().compute(predictions=it, references=people)["vqa_score"] for it in said)
+    text_only, majority = main_score(baseline.predictions), main_score([majority_answer(train_labels)] * len(labels))
     return replace(report, text_only=text_only, text_only_method=baseline.method, majority=majority)
 
 
-def captions_by_image(dataset: Dataset, task: Task) -> dict[int | str, list[str]]:
-    """Return the captions of each image, in the order of the rows.
+def rows_by_image(dataset: Dataset, task: Task) -> dict[int | str, list[int]]:
+    """Return the rows of each image, in their order.
 
     Args:
         dataset: one row a caption.
@@ -149,31 +153,26 @@ def captions_by_image(dataset: Dataset, task: Task) -> dict[int | str, list[str]
     Example:
         >>> from dual_distill.data import get_task
         >>> rows = Dataset.from_dict({"caption": ["a dog", "a cat", "the dog"], "image_id": [7, 9, 7]})
-        >>> captions_by_image(rows, get_task("coco_captioning"))
-        {7: ['a dog', 'the dog'], 9: ['a cat']}
+        >>> rows_by_image(rows, get_task("coco_captioning"))
+        {7: [0, 2], 9: [1]}
     """
-    found: dict[int | str, list[str]] = {}
-    for image_id, caption in zip(_image_ids(dataset, task), dataset[task.text_column], strict=True):
-        found.setdefault(image_id, []).append(caption)
+    if task.image_id_column is None:
+        raise ValueError(f"task {task.name!r} has no image_id_column, which tells an image's captions; set it.")
+    found: dict[int | str, list[int]] = {}
+    for row, image_id in enumerate(dataset[task.image_id_column]):
+        found.setdefault(image_id, []).append(row)
     return found
 
 
-def first_rows_of_images(dataset: Dataset, task: Task) -> list[int]:
-    """Return the index of the first row of each image, in the order of the rows."""
-    first: dict[int | str, int] = {}
-    for row, image_id in enumerate(_image_ids(dataset, task)):
-        first.setdefault(image_id, row)
-    return list(first.values())
+def captions_by_image(dataset: Dataset, task: Task) -> dict[int | str, list[str]]:
+    """Return the captions of each image, in the order of the rows; what `rows_by_image` takes and raises."""
+    captions = list(dataset[task.text_column])
+    return {image_id: [captions[row] for row in rows] for image_id, rows in rows_by_image(dataset, task).items()}
 
 
 @torch.inference_mode()
 def describe_images(
-    model: PreTrainedModel,
-    dataset: Dataset,
-    collator: CaptioningCollator,
-    batch_size: int = 64,
-    description: str = "describe",
-    **generation: Any,
+    model: PreTrainedModel, dataset: Dataset, collator: CaptioningCollator, batch_size: int = 64, **generation: Any
 ) -> dict[int | str, str]:
     """Write a caption for each image of a dataset.
 
@@ -182,17 +181,17 @@ def describe_images(
         dataset: one row a caption, or one an image.
         collator: makes batches; its masking is left out.
         batch_size: images a batch.
-        description: text of the progress bar.
         **generation: of `generate`: `num_beams=5`, `max_new_tokens=20`, and so on; none: greedy, 20 tokens.
 
     Returns:
         Image id -> caption, in the order of the images.
     """
-    rows = dataset.select(first_rows_of_images(dataset, collator.task))
+    by_image = rows_by_image(dataset, collator.task)
+    first_rows = dataset.select([rows[0] for rows in by_image.values()])
     captions: list[str] = []
-    for batch in _batches(model, rows, collator.without_captions(), batch_size, description):
+    for batch in _batches(model, first_rows, collator.without_captions(), batch_size, "describe"):
         captions += caption_texts(collator.processor.tokenizer, model.generate(**batch, **generation))
-    return dict(zip(_image_ids(rows, collator.task), captions, strict=True))
+    return dict(zip(by_image, captions, strict=True))
 
 
 def caption_texts(tokenizer: Any, written: torch.Tensor) -> list[str]:
@@ -203,10 +202,3 @@ def caption_texts(tokenizer: Any, written: torch.Tensor) -> list[str]:
         end = words.index(tokenizer.sep_token_id) if tokenizer.sep_token_id in words else len(words)
         texts.append(tokenizer.decode(words[:end], skip_special_tokens=True).strip())
     return texts
-
-
-def _image_ids(dataset: Dataset, task: Task) -> Sequence[int | str]:
-    if task.image_id_column is None:
-        raise ValueError(f"task {task.name!r} has no image_id_column, which tells an image's captions; set it.")
-    ids: Sequence[int | str] = dataset[task.image_id_column]
-    return ids

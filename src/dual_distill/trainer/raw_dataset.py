@@ -7,20 +7,26 @@ from datasets import ClassLabel
 from transformers import PreTrainedConfig
 
 from dual_distill.data import DistillationCollator, Task
+from dual_distill.teachers import load_processor
 
 _TEXT_COLUMNS = ("question", "text", "sentence")
 _LABEL_COLUMNS = ("answer", "label")
 
 
-def raw_task(dataset: Any, config: PreTrainedConfig) -> Task | None:
-    """Return the task that the columns of raw rows name; None where there is no column for each image.
+def raw_collator(
+    dataset: Any, config: PreTrainedConfig, processor: Any, checkpoint: str | None
+) -> DistillationCollator | None:
+    """Return the collator of the task that the columns of raw rows name; None where there is no column for each image.
 
     Args:
         dataset: what is trained on.
         config: of a model with labels.
+        processor: of the model; None: that of `checkpoint`.
+        checkpoint: where the teacher or the model came from; None: nowhere.
 
     Raises:
-        ValueError: there are several splits, no text, or numbered classes in another order than the model's.
+        ValueError: there are several splits, no text, numbered classes in another order than the model's, or there is
+            no processor.
     """
     if isinstance(dataset, Mapping):
         way_out = "give train_dataset=data['train'], eval_dataset=data['validation']"
@@ -30,7 +36,6 @@ def raw_task(dataset: Any, config: PreTrainedConfig) -> Task | None:
     images = ("image",) if num_images == 1 else tuple(f"image_{index}" for index in range(num_images))
     if not set(images) <= set(columns):
         return None
-
     text = next((column for column in _TEXT_COLUMNS if column in columns), None)
     if text is None:
         has = f"the columns are {', '.join(columns)}, none of them {', '.join(_TEXT_COLUMNS)}"
@@ -38,29 +43,19 @@ def raw_task(dataset: Any, config: PreTrainedConfig) -> Task | None:
 
     # A number is taken for the index of a logit, which a data set of its own order would mean otherwise.
     label = next((column for column in _LABEL_COLUMNS if column in columns), None)
-    kind, names = getattr(dataset, "features", {}).get(label), _label_names(config)
+    kind, names = dataset.features.get(label), [config.id2label[index] for index in range(len(config.id2label))]
     if isinstance(kind, ClassLabel) and kind.names != names:
         way_out = "store their names in place of numbers"
         raise ValueError(f"column {label!r} numbers the classes {kind.names}, the model {names}; {way_out}.")
 
-    head = "question_answering" if num_images == 1 else "images_and_text_classification"
-    answers = "answers" if "answers" in columns else None
-    return Task("custom", head, images, text, label, answers_column=answers)
-
-
-def raw_collator(task: Task, processor: Any, config: PreTrainedConfig) -> DistillationCollator:
-    """Return the collator of raw rows for a model with labels.
-
-    Raises:
-        ValueError: there is no processor.
-    """
+    processor = processor or (load_processor(checkpoint) if checkpoint else None)
     if processor is None:
         way_out = "give processing_class=DualDistillProcessor.from_pretrained(...), or data_collator="
         raise ValueError(f"the rows are raw images and texts, and no checkpoint says how to process them; {way_out}.")
+
+    head = "question_answering" if num_images == 1 else "images_and_text_classification"
+    answers = "answers" if "answers" in columns else None
+    task = Task("custom", head, images, text, label, answers_column=answers)
     positions: int = getattr(config, "text_config", config).max_position_embeddings
     longest = min(positions, processor.tokenizer.model_max_length)
-    return DistillationCollator(processor, task, _label_names(config), max_text_length=longest)
-
-
-def _label_names(config: PreTrainedConfig) -> list[str]:
-    return [config.id2label[index] for index in range(len(config.id2label))]
+    return DistillationCollator(processor, task, names, max_text_length=longest)

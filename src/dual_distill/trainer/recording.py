@@ -10,6 +10,7 @@ Unusual here:
 """
 
 import functools
+import inspect
 import json
 import logging
 import math
@@ -67,12 +68,13 @@ class RecordingTrainer(Trainer):
 
     def __init__(self, *, args: TrainingArguments, **kwargs: Any):
         self._told: dict[str, Any] = {"settings": {}}
-        self._measurements: dict[int, dict[tuple[str, str], Measurement]] = {}
+        self._measurements: dict[tuple[int, str, str], Measurement] = {}
         self._loaded_step: int | None = None
         self._saved_step: int | None = None
-        self._seconds = 0.0
-        self._began: float | None = None
+        self._seconds = self._began = 0.0
         super().__init__(args=args, **kwargs)
+
+        # Known by its weights as they are now, whatever happens to their folder later.
         model = self.accelerator.unwrap_model(self.model)
         self._start = known_origin(loaded_from(model)) if self.args.should_save else None
 
@@ -88,34 +90,35 @@ class RecordingTrainer(Trainer):
     def run_record(self) -> RunRecord:
         """Return what is known of the run, and of the weights as they are now."""
         collator = getattr(self.data_collator, "collator", self.data_collator)
-        name = getattr(getattr(collator, "task", None), "name", None)
+        task_name = getattr(getattr(collator, "task", None), "name", None)
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"validation": self.eval_dataset}
-        datasets = {"train": self.train_dataset, **evaluated}
-        rows = {split: count for split, dataset in datasets.items() if (count := _num_rows(dataset)) is not None}
-        step = self._step()
-        record = RunRecord(
-            start=self._start,
-            seed=self.args.seed,
-            steps=step,
-            train_seconds=round(self._train_seconds(), 3),
-            device=torch.cuda.get_device_name(self.args.device) if self.args.device.type == "cuda" else None,
-            measurements=tuple(self._measurements.get(step, {}).values()),
-            versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-        )
+        rows = {split: _num_rows(dataset) for split, dataset in {"train": self.train_dataset, **evaluated}.items()}
+        now = self._step()
 
         # What the caller knows better stands; rows are those that the trainer was given.
-        data = replace(self._told.get("data", DataOrigin(name)), rows=rows)
-        settings = {**self._told["settings"], **differing_fields(self.args)}
-        return replace(record, **{**self._told, "data": data, "settings": settings})
+        known: dict[str, Any] = {
+            "start": self._start,
+            "seed": self.args.seed,
+            "steps": now,
+            "train_seconds": round(time.perf_counter() - self._began if self.is_in_train else self._seconds, 3),
+            "device": torch.cuda.get_device_name(self.args.device) if self.args.device.type == "cuda" else None,
+            "measurements": tuple(one for (step, *_), one in self._measurements.items() if step == now),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+            **self._told,
+        }
+        data = self._told.get("data", DataOrigin(task_name))
+        known["data"] = replace(data, rows={split: count for split, count in rows.items() if count is not None})
+        known["settings"] = {**self._told["settings"], **differing_fields(self.args)}
+        return RunRecord(**known)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does, and note how long."""
         self._measurements, self._loaded_step, self._saved_step = {}, None, None
-        self._seconds, self._began = 0.0, time.perf_counter()
+        self._began = time.perf_counter()
         try:
             return super().train(*args, **kwargs)
         finally:
-            self._seconds, self._began = self._train_seconds(), None
+            self._seconds = time.perf_counter() - self._began
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -131,55 +134,47 @@ class RecordingTrainer(Trainer):
         source = self._told.get("command") or f"{type(self).__name__}.evaluate"
         for name, value in metrics.items():
             metric = name.removeprefix(f"{metric_key_prefix}_")
-            is_number = isinstance(value, int | float) and math.isfinite(value)  # NaN: the run failed
+            # What is not finite has no place on a card: the run failed.
+            is_number = isinstance(value, int | float) and math.isfinite(value)
             if metric != name and is_number and not _NOT_METRICS.fullmatch(metric):
-                one = Measurement(metric, value, split, source, rows)
-                self._measurements.setdefault(self._step(), {})[split, metric] = one
+                self._measurements[self._step(), split, metric] = Measurement(metric, value, split, source, rows)
 
         # In training the next save writes it; afterwards the weights lie there already.
         if not self.is_in_train and self._saved_step == self._step() and self.args.should_save:
             write_run(self.args.output_dir, self.run_record())
         return metrics
 
-    def create_model_card(
-        self,
-        language: str | list[str] | None = None,
-        license: str | None = None,  # noqa: A002  (transformers' name)
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
+    def create_model_card(self, *given: Any, **named: Any) -> None:
         """Save the model where that was not done, and write the card beside it from the record of the run.
 
         Args:
-            language: of the texts, by its code.
-            license: of the weights, as the Hub calls it.
-            tags: beside those that every card has.
-            model_name: what the model is called; None: as its repository, or its class.
-            finetuned_from: repository that it was fine-tuned from; None: where its weights came from.
-            tasks: the Hub's identifiers of what it is for; None: what follows from its head.
-            dataset_tags: `owner/name` of the data sets on the Hub that it learned from.
-            dataset: what the data is called; None: the task of the collator.
-            dataset_args: configuration of each data set.
+            *given: as transformers' `Trainer.create_model_card` takes them, in its order.
+            **named: the same by name: `language` and `license` of texts and weights, `tags` beside those that every
+                card has, `model_name`, `finetuned_from` in place of where the weights came from, `tasks` in place of
+                what follows from the head, `dataset` in place of the collator's task, `dataset_tags` (`owner/name` of
+                data sets on the Hub) and `dataset_args` (the configuration of each).
+
+        Raises:
+            TypeError: an argument that transformers' method does not have.
         """
+        card = inspect.signature(Trainer.create_model_card).bind(self, *given, **named).arguments
         if self._saved_step != self._step():
             self.save_model(_internal_call=True)
-        if self.is_world_process_zero():
-            # All of it is told, so that a later push says it again.
-            told = {"model_name": model_name, "finetuned_from": finetuned_from, "tasks": _listed(tasks)}
-            self._told |= {name: value for name, value in told.items() if value}
-            name, arguments = " and ".join(_listed(dataset)), _listed(dataset_args)
-            data: dict[str, Any] = {"name": name, "hub_ids": _listed(dataset_tags), "arguments": arguments}
-            self._told["data"] = replace(self.run_record().data, **{name: it for name, it in data.items() if it})
-            write_run(self.args.output_dir, self.run_record())
+        if not self.is_world_process_zero():
+            return
 
-            # These stay in the README's own metadata.
-            metadata = {"language": language, "license": license, "tags": _listed(tags)}
-            write_card(self.args.output_dir, repo_id=self.args.hub_model_id, metadata=metadata)
+        # All of it is told, so that a later push says it again.
+        told = {name: card.get(name) for name in ("model_name", "finetuned_from")}
+        told["tasks"] = _listed(card.get("tasks"))
+        dataset, hub_ids, arguments = (_listed(card.get(name)) for name in ("dataset", "dataset_tags", "dataset_args"))
+        data: dict[str, Any] = {"name": " and ".join(dataset), "hub_ids": hub_ids, "arguments": arguments}
+        self._told |= {name: value for name, value in told.items() if value}
+        self._told["data"] = replace(self.run_record().data, **{name: value for name, value in data.items() if value})
+        write_run(self.args.output_dir, self.run_record())
+
+        # These stay in the README's own metadata.
+        metadata = {"language": card.get("language"), "license": card.get("license"), "tags": _listed(card.get("tags"))}
+        write_card(self.args.output_dir, repo_id=self.args.hub_model_id, metadata=metadata)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Note the name of the repository; the first push creates it."""
@@ -187,73 +182,63 @@ class RecordingTrainer(Trainer):
         self.push_in_progress = None
 
     def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **card: Any,
+        self, commit_message: str | None = "End of training", blocking: bool = True, **options: Any
     ) -> "PushReport | Future[PushReport] | None":
         """Save, and push model, processor, record and card in one commit, and nothing else.
 
         Args:
             commit_message: of the commit.
             blocking: whether to wait for it.
-            token: of the Hub; None: `args.hub_token`, else the one that is logged in.
-            revision: branch; None: `args.hub_revision`, else main.
-            private: whether a repository that is created is private; None: `args.hub_private_repo`.
-            **card: of `create_model_card`.
+            **options: `token`, `revision` (a branch) and `private` (of a repository that is created), in place of
+                `hub_token`, `hub_revision` and `hub_private_repo` of the arguments; others as for `create_model_card`.
 
         Returns:
             What was pushed, or without `blocking` a future of it; None on other processes than the first.
         """
+        where = {name: options.pop(name, None) for name in ("token", "revision", "private")}
+        tags = [*_listed(options.pop("tags", None)), *_listed(getattr(self.model, "model_tags", None))]
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo()
+
         self.save_model(_internal_call=True)
-        tags = [*_listed(card.pop("tags", None)), *_listed(getattr(self.model, "model_tags", None))]
-        self.create_model_card(tags=tags, **card)
+        self.create_model_card(tags=tags, **options)
         if not self.is_world_process_zero():
             return None
 
         self._finish_current_push()
-        private = self.args.hub_private_repo if private is None else private
-        push = self._push(self.args.output_dir, commit_message, token=token, revision=revision, private=private)
+        push = self._push(self.args.output_dir, commit_message, where)
         return push() if blocking else HfApi().run_as_future(push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a checkpoint beside the training that goes on, as `hub_strategy` says; what fails is a warning."""
-        strategy = self.args.hub_strategy
-        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+        strategy, pushing = self.args.hub_strategy, self.push_in_progress
+        is_skipped = pushing is not None and not pushing.is_done() and not self.args.hub_always_push
+        if is_skipped or strategy == HubStrategy.END or not self.is_world_process_zero():
             return
-        is_pushing = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if is_pushing and not self.args.hub_always_push:
-            return
-        self._finish_current_push()  # of two pushes at once one would be refused
+        # Of two pushes at once one would be refused.
+        self._finish_current_push()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
 
-        # What is said of it, and where the state of the run goes.
         by_steps = self.args.save_strategy == SaveStrategy.STEPS
         progress = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch or 0)}"
-        state_folders = {
-            HubStrategy.CHECKPOINT: "last-checkpoint",
-            HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name,
-        }
+        own_name = Path(checkpoint_folder).name
+        state_folders = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: own_name}
+        options = {"state_folder": state_folders.get(strategy)}
+        job = HfApi().run_as_future(self._push(checkpoint_folder, f"Training in progress, {progress}", options))
 
-        options = {"private": self.args.hub_private_repo, "state_folder": state_folders.get(strategy)}
-        job = HfApi().run_as_future(self._push(checkpoint_folder, f"Training in progress, {progress}", **options))
         job.add_done_callback(_warn_of_failure)
         self.push_in_progress = PushInProgress([job])
+        # Or the folder could be deleted under it.
         if self.args.save_total_limit is not None:
-            self._finish_current_push()  # or the folder could be deleted under it
+            self._finish_current_push()
 
-    def _push(
-        self, folder: str, message: str | None, token: str | None = None, revision: str | None = None, **options: Any
-    ) -> Callable[[], PushReport]:
+    def _push(self, folder: str, message: str | None, options: Mapping[str, Any]) -> Callable[[], PushReport]:
         """Return what pushes a folder, as the arguments say where the caller does not."""
-        options |= {"token": token or self.args.hub_token, "revision": revision or self.args.hub_revision}
-        return functools.partial(push_folder, folder, str(self.hub_model_id), message=message, **options)
+        args = self.args
+        own = {"token": args.hub_token, "revision": args.hub_revision, "private": args.hub_private_repo}
+        own |= {name: value for name, value in options.items() if value is not None}
+        return functools.partial(push_folder, folder, str(self.hub_model_id), message=message, **own)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save model or adapter, processor and record, and no pickle of the arguments."""
@@ -266,10 +251,10 @@ class RecordingTrainer(Trainer):
 
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         # peft leaves an empty form for a card, or adds to the one that is there.
-        if written is not None:
-            card.write_bytes(written)
-        else:
+        if written is None:
             card.unlink(missing_ok=True)
+        else:
+            card.write_bytes(written)
         write_run(folder, self.run_record())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -286,14 +271,11 @@ class RecordingTrainer(Trainer):
         """Take up what was saved, the seconds that were trained before among it."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (earlier := read_run(checkpoint)) is not None:
-            self._seconds = earlier.train_seconds or 0.0
+            self._began -= earlier.train_seconds or 0.0
 
     def _step(self) -> int:
         """The step whose weights the model has."""
         return self.state.global_step if self._loaded_step is None else self._loaded_step
-
-    def _train_seconds(self) -> float:
-        return self._seconds + (0.0 if self._began is None else time.perf_counter() - self._began)
 
 
 def known_origin(name: str | Path | None) -> Origin | None:
@@ -326,7 +308,8 @@ def differing_fields(*arguments: Any) -> dict[str, Any]:
         for field in fields(one):
             default = field.default_factory() if field.default_factory is not MISSING else field.default
             value = getattr(one, field.name)
-            is_default = value == default or not (value or default)  # None becomes False or [] on the way
+            # None becomes False or [] on the way.
+            is_default = value == default or not (value or default)
             if not is_default and field.name not in _NOT_SETTINGS and not field.name.startswith(_HUB_PREFIXES):
                 found[field.name] = value
     plain: dict[str, Any] = _without_paths(json.loads(json.dumps(found, default=str)))

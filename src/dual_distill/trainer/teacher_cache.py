@@ -10,7 +10,6 @@ finest: for short texts a fraction of queries and keys. What was just computed i
 so that the loss of a row does not depend on whether it was cached.
 """
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,6 @@ ROW_KEYS = "row_keys"
 
 _SHARD_BYTES = 64_000_000
 _KEY_BYTES = 16
-_ROW_BYTES = 64  # of a row's key, lengths and offsets in a shard, about
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -92,34 +90,6 @@ class KeyedCollator:
         return {**batch, ROW_KEYS: row_keys(batch)}
 
 
-def estimate_bytes(
-    batch: Batch, num_rows: int, num_labels: int, num_layers: int = 0, num_heads: int = 0, patch_size: int = 1
-) -> int:
-    """How much a cache will take on disk, from a batch of typical rows.
-
-    Args:
-        batch: as for `row_keys`.
-        num_rows: rows that will be kept; with augmentation each epoch's are rows of their own.
-        num_labels: logits a row.
-        num_layers: layers of attention; 0 for a cache of logits.
-        num_heads: heads (or relation heads) of a layer.
-        patch_size: pixels along a side of a patch.
-
-    Returns:
-        Bytes.
-
-    Example:
-        >>> batch = {"attention_mask": torch.ones(2, 10), "pixel_mask": torch.ones(2, 1, 64, 64)}
-        >>> estimate_bytes(batch, num_rows=1000, num_labels=30) / 1000   # bytes a row: 30 float32 and its key
-        184.0
-    """
-    tokens = batch["attention_mask"].bool().sum(1)
-    patches = _image_mask(batch, patch_size).sum(2)
-    # Two directions of each layer, of real tokens alone.
-    scores = 2 * num_layers * num_heads * (tokens[:, None] * patches).sum(1).double().mean().item()
-    return int(num_rows * (4 * num_labels + 2 * scores + _ROW_BYTES))
-
-
 class _CacheTable(ShardedTable):
     """The files of a teacher cache: shards without a plan, of the rows that came in a process's way."""
 
@@ -171,19 +141,6 @@ class TeacherCache:
 
     def __len__(self) -> int:
         return len(self._where) + len(self._waiting)
-
-    def check_space(self, estimated_bytes: int) -> None:
-        """Refuse to begin what will not fit on the disk.
-
-        Raises:
-            ValueError: less is free than estimated, beyond what the cache holds already.
-        """
-        held = sum(file.stat().st_size for file in self._table.path.glob("shard-*"))
-        free = shutil.disk_usage(self._table.path).free
-        if estimated_bytes - held > free:
-            takes = f"about {estimated_bytes / 1e9:.1f} GB, of which {held / 1e9:.1f} GB are there"
-            left = f"{str(self._table.path)!r} has {free / 1e9:.1f} GB left; cache logits, or fewer layers"
-            raise ValueError(f"the teacher cache will take {takes}, but {left}, or give another disk.")
 
     def outputs(self, batch: Batch, teacher: Callable[[Batch], Any], objective: DiDEObjective) -> CachedTeacherOutputs:
         """Return the teacher's outputs, from the disk where they are there; the rest is computed and kept.
