@@ -31,7 +31,7 @@ class GroupedAccuracy(StreamedMetric):
     """
 
     row_features = LABELS
-    optional_columns = ("groups",)
+    optional_columns: tuple[str, ...] = ("groups",)
 
     def _start(self) -> None:
         self._num_right = 0
