@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ def run(words: Sequence[str]) -> None:
     if flags.dry_run:
         with redirect_stdout(sys.stderr):
             plan = plan_run(*arguments)
-        print(json.dumps(plan.to_dict()) if flags.json else plan)
+        print(json.dumps(asdict(plan)) if flags.json else plan)
         return
 
     with redirect_stdout(sys.stderr):

@@ -2,16 +2,16 @@
 
 A recipe is three dataclasses side by side (`ModelArguments`, `DataArguments`, `DistillationTrainingArguments`), so a
 YAML file, the command line and Python share their words. `resolve` finds out everything that needs no weights;
-`make_run` adds them.
+`make_run` adds them. `distill` is the main job in one call: a teacher and a dataset in; a student out.
 """
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViltImageProcessorPil, ViTImageProcessorPil, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -23,17 +23,18 @@ from dual_distill.teachers import load_config, load_model, load_processor, load_
 from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments, differing_fields
 
 from .arguments import DataArguments, ModelArguments
-from .data import RunData, prepare_data
+from .data import RunData, prepare_data, splits_of
+from .heads import head_of
 
 _SHORTEST_TEXT = 4
 _CHECKED_ROWS = 16
 _PIECE = 10_000
 _TOKENIZER_ROWS = 20_000
 # What a model from nothing takes over as it is.
-_SHAPE = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"),
-    *("initializer_range", "embedding_initializer_range"),
-)
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+_SHAPE = (*_SIZES, "initializer_range", "embedding_initializer_range")
+
+RunArguments = tuple[ModelArguments, DataArguments, DistillationTrainingArguments]
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,11 @@ def make_run(
         ValueError: the arguments do not fit each other, the task, or the checkpoints; the message says how to mend it.
     """
     set_seed(training_arguments.seed)
-    resolved = resolve(model_arguments, data_arguments, training_arguments, data, processor)
-    head, rows = resolved.data.head, resolved.data
-
-    teacher, attention = None, model_arguments.attn_implementation
+    resolved = resolve((model_arguments, data_arguments, training_arguments), data, processor)
+    head, rows, teacher = resolved.data.head, resolved.data, None
     if model_arguments.taught_by is not None:
-        teacher = load_teacher(*model_arguments.taught_by, head.classes, attn_implementation=attention).model
+        attention = {"attn_implementation": model_arguments.attn_implementation}
+        teacher = load_teacher(*model_arguments.taught_by, head.classes, **attention).model
 
     # Again, so that a student starts from the same random weights with a teacher and without one.
     set_seed(training_arguments.seed)
@@ -92,22 +92,13 @@ def make_run(
     trainer_class = head.reward_trainer if is_rewarded else head.trainer
     if trainer_class is None:
         raise ValueError(f"caption_training is 'self_critical', but a {head.name} head writes nothing; leave it out.")
-    trainer = trainer_class(
-        model,
-        training_arguments,
-        teacher=teacher,
-        train_dataset=rows.train_rows,
-        eval_dataset=None if is_rewarded else rows.eval_rows,
-        data_collator=resolved.collator,
-        processing_class=resolved.processor,
-        **head.metrics(model),
-    )
+    told = {"train_dataset": rows.train_rows, "eval_dataset": None if is_rewarded else rows.eval_rows}
+    told |= {"data_collator": resolved.collator, "processing_class": resolved.processor, **head.metrics(model)}
+    trainer = trainer_class(model, training_arguments, teacher=teacher, **told)
+
     used = {"start": model_arguments.start, "teacher": model_arguments.taught_by}
-    trainer.describe_run(
-        differing_fields(model_arguments, data_arguments),
-        data=DataOrigin(rows.task.name),
-        **{role: origin_of(*checkpoint) for role, checkpoint in used.items() if checkpoint},
-    )
+    origins = {role: origin_of(*checkpoint) for role, checkpoint in used.items() if checkpoint}
+    trainer.describe_run(differing_fields(model_arguments, data_arguments), data=DataOrigin(rows.task.name), **origins)
     return trainer
 
 
@@ -127,28 +118,96 @@ def train(trainer: DistillationTrainer) -> dict[str, float]:
     return metrics
 
 
+class DistilledStudent(NamedTuple):
+    """What `distill` returns.
+
+    Attributes:
+        student: the dual encoder.
+        processor: turns texts and images into its batches.
+        metrics: of training and, where there is a validation split, of evaluation.
+    """
+
+    student: PreTrainedModel
+    processor: DualDistillProcessor
+    metrics: dict[str, float]
+
+
+def distill(
+    teacher: str | Path,
+    dataset: Dataset | Mapping[str, Dataset] | str | Path,
+    output_dir: str | Path,
+    student: PreTrainedModel | str | Path | None = None,
+    **training_arguments: Any,
+) -> DistilledStudent:
+    """Teach a dual encoder what a fusion encoder knows, and save it with its processor and the record of the run.
+
+    It is a `DistillationTrainer` whose teacher, student, processor and collator follow from the name of the teacher. A
+    run that was stopped goes on from the last checkpoint in `output_dir`.
+
+    Args:
+        teacher: name of a checkpoint with answers or classes: ours, or a ViLT, which is converted on the way in.
+        dataset: rows with the columns image (image_0, image_1), question, text or sentence, and answer, label or
+            answers; splits of such rows, of which `train` is learned from and `validation` evaluated; or the name of a
+            custom dataset, as `load_custom_dataset` takes it.
+        output_dir: folder of the student.
+        student: a model, or the name of its checkpoint; None: a dual encoder that starts from the teacher's weights.
+        **training_arguments: of `DistillationTrainingArguments`: `num_train_epochs`, `learning_rate`, `label_weight`.
+
+    Returns:
+        Student, processor and metrics; the student stays on the device of the run.
+
+    Raises:
+        ValueError: the teacher has no labels, there are no training rows, or what `DistillationTrainer` raises.
+
+    References:
+        Wang et al., EMNLP 2022, arXiv 2112.08723.
+
+    Example:
+        >>> distill("no/teacher", {"test": None}, "student")
+        Traceback (most recent call last):
+        ValueError: the dataset has the splits test, but a student learns from one named train; name it so.
+    """
+    splits = splits_of(dataset)
+    args = DistillationTrainingArguments(output_dir=str(output_dir), **training_arguments)
+    taught_by, processor = load_teacher(teacher)
+    head = head_of(taught_by.config)
+    if head is None or not head.has_labels:
+        way_out = "which gives no answers or classes; use its trainer, or `dual-distill train`"
+        raise ValueError(f"the teacher {str(teacher)!r} is a {type(taught_by).__name__}, {way_out}.")
+
+    # Layers that have no counterpart in the teacher are drawn from the seed of the run.
+    set_seed(args.seed)
+    dual_class: Any = head.dual_class
+    learner: Any = dual_class.from_fusion_encoder(taught_by) if student is None else student
+    told = {"train_dataset": splits["train"], "eval_dataset": splits.get("validation"), **head.metrics(learner)}
+    trainer = head.trainer(learner, args, teacher=taught_by, processing_class=processor, **told)
+    trainer.describe_run(teacher=origin_of(teacher))
+
+    metrics = train(trainer)
+    if trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    trained: Any = trainer.model
+    return DistilledStudent(trained.eval(), processor, metrics)
+
+
 def resolve(
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
-    training_arguments: DistillationTrainingArguments,
-    splits: Mapping[str, Any] | None = None,
-    processor: DualDistillProcessor | None = None,
+    arguments: RunArguments, splits: Mapping[str, Any] | None = None, processor: DualDistillProcessor | None = None
 ) -> Resolved:
     """Find out all of a run that needs no weights; arguments and errors are those of `make_run`."""
+    model_arguments, data_arguments, training_arguments = arguments
     data = prepare_data(data_arguments, training_arguments.seed, splits)
-    head, start = data.head, model_arguments.start or model_arguments.taught_by
-    taught_by = model_arguments.taught_by
+    head, start, taught_by = data.head, model_arguments.start, model_arguments.taught_by
     teacher_config = load_config(*taught_by, head.classes) if taught_by else None
 
     # Labels of the checkpoint whose head is used, else the teacher's, else the task's, else those of the data.
-    labelled = teacher_config
-    if model_arguments.start and not model_arguments.new_head:
-        labelled = load_config(*model_arguments.start, head.classes)
+    keeps_head = start is not None and not model_arguments.new_head
+    labelled = load_config(*start, head.classes) if start and keeps_head else teacher_config
     label_names = _label_names(labelled, data, data_arguments.min_answer_count) if head.has_labels else []
 
+    saved = start or taught_by
     if processor is None:
-        texts = _tokenizer_texts(data, data_arguments.tokenizer_texts) if start is None else ()
-        processor = build_processor(model_arguments, texts) if start is None else load_processor(*start)
+        texts = () if saved else _tokenizer_texts(data, data_arguments.tokenizer_texts)
+        processor = load_processor(*saved) if saved else build_processor(model_arguments, texts)
 
     config = _student_config(model_arguments, data, label_names, len(processor.tokenizer))
     if head.has_own_losses:
@@ -160,29 +219,24 @@ def resolve(
     if longest < _SHORTEST_TEXT:
         left = f"{longest} of {positions} positions for the text"
         raise ValueError(f"max_tag_length {data.tag_tokens} leaves {left}; give a smaller max_tag_length.")
-    collator = head.collator(
-        processor,
-        data.task,
-        head.collator_input(processor.tokenizer, label_names, training_arguments),
-        max_text_length=longest,
-        image_cache_mb=data_arguments.image_cache_mb,
-        augmentation=RandAugment(seed=training_arguments.seed) if data_arguments.augmentation != "none" else None,
-        **data.regions,
-    )
+    told = head.collator_input(processor.tokenizer, label_names, training_arguments)
+    augmentation = RandAugment(seed=training_arguments.seed) if data_arguments.augmentation != "none" else None
+    images = {"image_cache_mb": data_arguments.image_cache_mb, "augmentation": augmentation, **data.regions}
+    collator = head.collator(processor, data.task, told, max_text_length=longest, **images)
     _check_rows(data, label_names, collator)
     return Resolved(data, label_names, processor, collator, config, teacher_config)
 
 
 def build_processor(arguments: ModelArguments, texts: Any) -> DualDistillProcessor:
     """Build a processor for a model that starts from nothing: a tokenizer trained on `texts`, an image processor."""
-    tokenizer = train_tokenizer(texts, arguments.vocab_size, arguments.max_text_length)
-    normalisation = {"image_mean": [arguments.image_mean] * 3, "image_std": [arguments.image_std] * 3}
+    told: dict[str, Any] = {"image_mean": [arguments.image_mean] * 3, "image_std": [arguments.image_std] * 3}
     if arguments.resize == "fixed":
         size = {"height": arguments.image_height, "width": arguments.image_width}
-        return DualDistillProcessor(ViTImageProcessorPil(size=size, **normalisation), tokenizer)
-    size = {"shortest_edge": arguments.image_height}
-    image_processor = ViltImageProcessorPil(size=size, size_divisor=arguments.patch_size, **normalisation)
-    return DualDistillProcessor(image_processor, tokenizer)
+        images: Any = ViTImageProcessorPil(size=size, **told)
+    else:
+        size = {"shortest_edge": arguments.image_height}
+        images = ViltImageProcessorPil(size=size, size_divisor=arguments.patch_size, **told)
+    return DualDistillProcessor(images, train_tokenizer(texts, arguments.vocab_size, arguments.max_text_length))
 
 
 def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedModel:
@@ -267,17 +321,11 @@ def _config_of_sizes(
     if data.store is not None:
         fields |= {"visual_inputs": "regions", "region_feature_size": data.store.feature_size}
 
-    num_images = len(data.task.image_columns)
-    return FusionEncoderConfig(
-        **fields,
-        intermediate_size=arguments.intermediate_size or 4 * arguments.hidden_size,
-        vocab_size=vocab_size,
-        max_position_embeddings=arguments.max_text_length + data.tag_tokens,
-        max_caption_tokens=arguments.max_text_length,
-        image_size=[arguments.image_height, arguments.image_width],
-        num_images=num_images,
-        modality_type_vocab_size=1 + num_images,
-    )
+    longest, num_images = arguments.max_text_length, len(data.task.image_columns)
+    fields |= {"max_position_embeddings": longest + data.tag_tokens, "max_caption_tokens": longest}
+    fields |= {"num_images": num_images, "modality_type_vocab_size": 1 + num_images, "vocab_size": vocab_size}
+    fields |= {"image_size": [arguments.image_height, arguments.image_width]}
+    return FusionEncoderConfig(**fields, intermediate_size=arguments.intermediate_size or 4 * arguments.hidden_size)
 
 
 def _configure(config: PreTrainedConfig, arguments: ModelArguments, data: RunData) -> None:

@@ -2,19 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from dual_distill.data import (
-    ID_COLUMNS,
-    ImageTextStream,
-    IndexedDataset,
-    Task,
-    get_task,
-    load_custom_dataset,
-    load_task,
-)
+from dual_distill import data
 from dual_distill.regions import RegionStore
 
 from .arguments import DataArguments
@@ -35,7 +28,7 @@ class RunData:
         regions: keyword arguments of a collator about regions.
     """
 
-    task: Task
+    task: data.Task
     splits: Mapping[str, Any]
     train_rows: Any
     eval_rows: Any
@@ -67,7 +60,7 @@ def prepare_data(arguments: DataArguments, seed: int, splits: Mapping[str, Any] 
     if splits is None:
         task, splits = load_data(arguments)
     else:
-        task = choose_head(get_task(arguments.task), arguments.head)
+        task = choose_head(data.get_task(arguments.task), arguments.head)
     for split in ("train", "validation"):
         if split not in splits or num_rows(splits[split]) == 0:
             found = f"{'has no rows' if split in splits else 'is missing'} (there are {', '.join(splits)})"
@@ -77,7 +70,7 @@ def prepare_data(arguments: DataArguments, seed: int, splits: Mapping[str, Any] 
     train_rows = _used_rows(splits["train"], task, arguments.max_train_rows, seed)
     is_drawn = arguments.augmentation != "none" or not HEADS[task.head].has_labels
     if isinstance(train_rows, Dataset) and is_drawn and arguments.caption_training == "masked_words":
-        train_rows = IndexedDataset(train_rows)
+        train_rows = data.IndexedDataset(train_rows)
     eval_rows = _used_rows(splits["validation"], task, arguments.max_eval_rows, seed)
 
     paths = {"regions": arguments.regions, "teacher_regions": arguments.teacher_regions}
@@ -87,7 +80,7 @@ def prepare_data(arguments: DataArguments, seed: int, splits: Mapping[str, Any] 
     return RunData(task, splits, train_rows, eval_rows, regions)
 
 
-def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None) -> tuple[Task, Mapping[str, Any]]:
+def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None) -> tuple[data.Task, Any]:
     """Read the data of a run, and the task that it is.
 
     Args:
@@ -99,10 +92,10 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
         ValueError: the task is unknown or has another head than asked for, or the data cannot be read.
     """
     assert not isinstance(arguments.data_options, str)  # JSON has been read by now
-    options = {**(arguments.data_options or {}), **({"skip_bad": True} if arguments.skip_bad else {})}
+    options = (arguments.data_options or {}) | ({"skip_bad": True} if arguments.skip_bad else {})
     if arguments.task != "custom":
-        task = choose_head(get_task(arguments.task), arguments.head)
-        return task, load_task(arguments.task, arguments.data, **options)
+        task = choose_head(data.get_task(arguments.task), arguments.head)
+        return task, data.load_task(arguments.task, arguments.data, **options)
 
     head = arguments.head or "question_answering"
     if head in HEADS and not HEADS[head].has_labels:
@@ -110,22 +103,33 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
     if arguments.data is None:
         raise ValueError("task custom needs data=, a file, a folder, or the name of a data set on the Hub.")
     options |= {name: getattr(arguments, name) for name in _COLUMNS}
-    fewest = arguments.min_answer_count or 1
-    custom = load_custom_dataset(arguments.data, head=head, label_names=label_names, min_answer_count=fewest, **options)
+    options |= {"head": head, "label_names": label_names, "min_answer_count": arguments.min_answer_count or 1}
+    custom = data.load_custom_dataset(arguments.data, **options)
     return custom.task, custom.data
 
 
-def _used_rows(rows: Any, task: Task, limit: int | None, seed: int) -> Any:
+def splits_of(dataset: Any) -> Mapping[str, Any]:
+    """Return the splits of a dataset: of rows, of splits of rows, or of a custom dataset by its name."""
+    splits = data.load_custom_dataset(dataset).data if isinstance(dataset, str | Path) else dataset
+    if not isinstance(splits, Mapping):
+        splits = {"train": splits}
+    if "train" not in splits:
+        way_out = "but a student learns from one named train; name it so"
+        raise ValueError(f"the dataset has the splits {', '.join(splits)}, {way_out}.")
+    return splits
+
+
+def _used_rows(rows: Any, task: data.Task, limit: int | None, seed: int) -> Any:
     """At most `limit` rows, without the columns (boxes, objects) that training only would decode and throw away."""
     if not isinstance(rows, Dataset):
         if limit is not None:
             raise ValueError(f"max_train_rows is {limit}, but a stream is trained on for max_steps; leave it out.")
         return rows
-    wanted = {*task.image_columns, task.text_column, task.label_column, task.answers_column, *ID_COLUMNS}
+    wanted = {*task.image_columns, task.text_column, task.label_column, task.answers_column, *data.ID_COLUMNS}
     rows = rows.select_columns([column for column in rows.column_names if column in wanted])
     return rows if limit is None or limit >= len(rows) else rows.shuffle(seed=seed).select(range(limit))
 
 
 def num_rows(split: Any) -> int | None:
     """Return how many rows a split has; None for a stream that does not say."""
-    return split.num_rows if isinstance(split, ImageTextStream) else len(split)
+    return split.num_rows if isinstance(split, data.ImageTextStream) else len(split)

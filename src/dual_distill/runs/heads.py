@@ -10,9 +10,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from dual_distill import data, modeling, trainer
 from dual_distill.evaluation import accuracy_of_logits, recall_of_vectors
+from dual_distill.trainer import DistillationTrainer
 
 Batch = Mapping[str, torch.Tensor]
-Trainer = trainer.DistillationTrainer
 
 
 def _label_metrics(model: PreTrainedModel) -> dict[str, Any]:
@@ -71,8 +71,8 @@ class HeadSpec:
     writes: Literal["answers", "ranking", "captions"] | None = "answers"
     collator: Callable[..., Any] = data.DistillationCollator
     collator_input: Callable[[Any, Any, Any], Any] = lambda tokenizer, label_names, args: label_names
-    trainer: type[Trainer] = Trainer
-    reward_trainer: type[Trainer] | None = None
+    trainer: type[DistillationTrainer] = DistillationTrainer
+    reward_trainer: type[DistillationTrainer] | None = None
     metrics: Callable[[PreTrainedModel], dict[str, Any]] = lambda model: {}
     has_own_losses: bool = False
     prepare: Callable[[Any, Any], None] | None = None
@@ -100,25 +100,18 @@ class HeadSpec:
         return found
 
 
+def _spec(name: str, classes: str, **fields: Any) -> HeadSpec:
+    """Make a head of the classes of `modeling` that end alike."""
+    dual_class = getattr(modeling, f"DualEncoder{classes}", None)
+    return HeadSpec(name, getattr(modeling, f"FusionEncoder{classes}"), dual_class, **fields)
+
+
 _SPECS = (
-    HeadSpec(
-        "question_answering",
-        modeling.FusionEncoderForQuestionAnswering,
-        modeling.DualEncoderForQuestionAnswering,
-        reads="answers",
-        metrics=_label_metrics,
-    ),
-    HeadSpec(
-        "images_and_text_classification",
-        modeling.FusionEncoderForImagesAndTextClassification,
-        modeling.DualEncoderForImagesAndTextClassification,
-        reads="classes",
-        metrics=_label_metrics,
-    ),
-    HeadSpec(
+    _spec("question_answering", "ForQuestionAnswering", reads="answers", metrics=_label_metrics),
+    _spec("images_and_text_classification", "ForImagesAndTextClassification", reads="classes", metrics=_label_metrics),
+    _spec(
         "image_text_retrieval",
-        modeling.FusionEncoderForImageTextRetrieval,
-        modeling.DualEncoderForImageTextRetrieval,
+        "ForImageTextRetrieval",
         reads="image_text",
         writes="ranking",
         collator=data.PreTrainingCollator,
@@ -127,10 +120,9 @@ _SPECS = (
         metrics=_retrieval_metrics,
         example=_retrieval_example,
     ),
-    HeadSpec(
+    _spec(
         "pretraining",
-        modeling.FusionEncoderForPreTraining,
-        modeling.DualEncoderForPreTraining,
+        "ForPreTraining",
         reads="image_text",
         writes=None,
         collator=data.PreTrainingCollator,
@@ -139,10 +131,9 @@ _SPECS = (
         has_own_losses=True,
         example=_pretraining_example,
     ),
-    HeadSpec(
+    _spec(
         "captioning",
-        modeling.FusionEncoderForCaptioning,
-        None,
+        "ForCaptioning",
         reads="captions",
         writes="captions",
         collator=data.CaptioningCollator,

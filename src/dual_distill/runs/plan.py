@@ -10,7 +10,7 @@ does.)
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,10 +64,6 @@ class RunPlan:
     epochs: float | None
     memory_bytes: dict[str, int]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dict that JSON takes."""
-        return asdict(self)
-
     def __str__(self) -> str:
         """Lay the plan out for reading."""
         rows = [f"{split} {'not known' if rows is None else f'{rows:,}'}" for split, rows in self.rows.items()]
@@ -97,7 +93,7 @@ def plan_run(
     Raises:
         ValueError: what would stop the run, in one sentence.
     """
-    resolved = resolve(model_arguments, data_arguments, training_arguments)
+    resolved = resolve((model_arguments, data_arguments, training_arguments))
     data, task, head, config = resolved.data, resolved.data.task, resolved.data.head, resolved.student_config
     student_class, teacher_name, teacher_parameters, layers = head.model_class(config), None, 0, []
     if resolved.teacher_config is not None:
@@ -110,8 +106,8 @@ def plan_run(
 
     # The two forms of which a CPU knows the cost; flex and flash attention keep what sdpa keeps.
     config._attn_implementation = "eager" if model_arguments.attn_implementation == "eager" else "sdpa"
-    sizes = teacher_parameters, layers, resolved.processor.image_processor
-    memory = estimate_memory(student_class, config, *sizes, training_arguments, head.example)
+    images = resolved.processor.image_processor
+    memory = estimate_memory(student_class, config, layers, images, training_arguments, head.example)
 
     column, validation = task.answers_column or task.label_column, data.splits["validation"]
     is_covered = column is not None and len(validation) > 0
@@ -124,7 +120,7 @@ def plan_run(
         student_parameters=memory["weights"] // _FLOAT32,
         teacher=teacher_name,
         teacher_parameters=teacher_parameters,
-        memory_bytes=memory,
+        memory_bytes={**memory, "teacher": _FLOAT32 * teacher_parameters},
         **_count_steps(data.train_rows, training_arguments),
     )
 
@@ -148,18 +144,16 @@ def _count_steps(train_rows: Any, arguments: DistillationTrainingArguments) -> d
 def estimate_memory(
     student_class: type[PreTrainedModel],
     config: PreTrainedConfig,
-    teacher_parameters: int,
     layers: list[int],
     image_processor: Any,
     arguments: DistillationTrainingArguments,
     example: Callable[[Batch, Any, Any], Batch] = lambda batch, config, arguments: batch,
 ) -> dict[str, int]:
-    """Bytes that one training process needs, by what they are for.
+    """Bytes that one training process needs, by what they are for, a teacher left out.
 
     Args:
         student_class: of the model that is trained.
         config: its configuration.
-        teacher_parameters: number of the teacher's parameters, 0 without one.
         layers: layers whose queries and keys are recorded.
         image_processor: knows the size of the largest image.
         arguments: batch size, precision, optimizer, checkpointing.
@@ -177,18 +171,14 @@ def estimate_memory(
         model = student_class(config)
         if arguments.gradient_checkpointing or arguments.activation_checkpointing:
             model.activation_checkpointing_enable()
-        batch = {
-            "input_ids": torch.zeros(text, dtype=torch.long),
-            "attention_mask": torch.ones(text, dtype=torch.long),
-            **_largest_inputs(config, arguments.train_batch_size, height, width),
-        }
+        words = {name: torch.ones(text, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+        batch = {**words, **_largest_inputs(config, arguments.train_batch_size, height, width)}
         is_half = arguments.bf16 or arguments.fp16
         kept = _kept_bytes(model, example(batch, config, arguments), layers, is_half)
 
     weights = _FLOAT32 * model.num_parameters()
     optimizer = _ADAM_STATES * weights if "adam" in arguments.optim else 0
-    shared = {"weights": weights, "gradients": weights, "optimizer": optimizer}
-    return {**shared, "teacher": _FLOAT32 * teacher_parameters, "activations": kept}
+    return {"weights": weights, "gradients": weights, "optimizer": optimizer, "activations": kept}
 
 
 def _largest_inputs(config: Any, batch_size: int, height: int, width: int) -> dict[str, torch.Tensor]:
