@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -57,8 +57,8 @@ class TransformerBody(EncoderPreTrainedModel):
 
     def encode_tokens(
         self,
-        tokens: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        tokens: Tensor,
+        attention_mask: Tensor | None,
         recorded_layers: Sequence[int],
         **kwargs: Unpack[TransformersKwargs],
     ) -> dict[str, Any]:

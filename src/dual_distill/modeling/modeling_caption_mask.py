@@ -6,6 +6,7 @@ behind the longest caption, so that they too do not move as the caption grows.
 """
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
@@ -15,8 +16,8 @@ WORD_SEGMENT, TAG_SEGMENT = 0, 1
 
 
 def seq2seq_mask(
-    token_type_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, image_mask: torch.Tensor | None = None
-) -> torch.Tensor:
+    token_type_ids: Tensor, attention_mask: Tensor | None = None, image_mask: Tensor | None = None
+) -> Tensor:
     """Return which token of `[words and tags; image]` sees which, while a caption is learnt or written.
 
     Args:
@@ -54,9 +55,7 @@ def seq2seq_mask(
     return sees & real[:, None, :] & real[:, :, None]
 
 
-def caption_positions(
-    token_type_ids: torch.Tensor, attention_mask: torch.Tensor | None, config: PreTrainedConfig
-) -> torch.Tensor:
+def caption_positions(token_type_ids: Tensor, attention_mask: Tensor | None, config: PreTrainedConfig) -> Tensor:
     """Return the position of each word in its caption, and of each tag behind the longest caption.
 
     Args:
@@ -103,9 +102,7 @@ def check_caption_length(num_words: int, num_tags: int, config: PreTrainedConfig
         )
 
 
-def attention_mask_of(
-    pattern: torch.Tensor, config: PreTrainedConfig, queries: torch.Tensor, keys: torch.Tensor
-) -> torch.Tensor:
+def attention_mask_of(pattern: Tensor, config: PreTrainedConfig, queries: Tensor, keys: Tensor) -> Tensor:
     """Return a pattern in the form that the configured attention takes.
 
     Args:

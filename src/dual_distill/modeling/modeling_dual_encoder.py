@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -62,9 +62,9 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
 
     def get_text_features(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Encode texts alone: `pooler_output` is `(B, C)`, what `forward` takes as `text_pooler_output`."""
@@ -78,8 +78,8 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
 
     def get_image_features(
         self,
-        pixel_values: torch.Tensor,
-        pixel_mask: torch.Tensor | None = None,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
         output_token_states: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageFeaturesOutput:
@@ -118,18 +118,18 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             image_token_states=self.interaction_model.project_images(tokens) if output_token_states else None,
         )
 
-    def project_text(self, text_pooler_output: torch.Tensor) -> torch.Tensor:
+    def project_text(self, text_pooler_output: Tensor) -> Tensor:
         """Give the text's half of the interaction's first linear map: `(..., C)` -> `(..., 2C)`, bias included.
 
         That map is linear in text and image apart, so each half is computed once, however many pairs it is part of.
         """
         return self.interaction[0](text_pooler_output, half="first")
 
-    def project_images(self, image_pooler_output: torch.Tensor) -> torch.Tensor:
+    def project_images(self, image_pooler_output: Tensor) -> Tensor:
         """Give the image's half of the interaction's first linear map: `(..., C)` -> `(..., 2C)`, without the bias."""
         return self.interaction[0](image_pooler_output, half="second")
 
-    def fuse_projections(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+    def fuse_projections(self, text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
         """Finish the interaction from its two halves.
 
         Args:
@@ -154,18 +154,18 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        text_pooler_output: torch.Tensor | None = None,
-        image_pooler_output: torch.Tensor | None = None,
-        text_embeds: torch.Tensor | None = None,
-        image_embeds: torch.Tensor | None = None,
-        image_token_embeds: torch.Tensor | None = None,
-        image_token_states: torch.Tensor | None = None,
-        image_token_mask: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        text_pooler_output: Tensor | None = None,
+        image_pooler_output: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        image_token_embeds: Tensor | None = None,
+        image_token_states: Tensor | None = None,
+        image_token_mask: Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
         join_states: bool = True,
@@ -279,10 +279,10 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
 
     def _check_interaction(
         self,
-        input_ids: torch.Tensor | None,
-        image_pooler_output: torch.Tensor | None,
-        image_embeds: torch.Tensor | None,
-        image_token_states: torch.Tensor | None,
+        input_ids: Tensor | None,
+        image_pooler_output: Tensor | None,
+        image_embeds: Tensor | None,
+        image_token_states: Tensor | None,
     ) -> None:
         """Refuse vectors where interaction layers read tokens, and tokens' states where there are no such layers."""
         only_a_vector = image_pooler_output is not None or image_embeds is not None
@@ -303,12 +303,12 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             )
 
 
-def _image_rows(pixel_values: torch.Tensor) -> tuple[int, int]:
+def _image_rows(pixel_values: Tensor) -> tuple[int, int]:
     """Rows B and images N a row of `(B, N, 3, H, W)` or `(B, 3, H, W)` pixels."""
     return pixel_values.shape[0], 1 if pixel_values.dim() == 4 else pixel_values.shape[1]
 
 
-def check_side(given: Mapping[str, torch.Tensor | None], hidden_size: int) -> None:
+def check_side(given: Mapping[str, Tensor | None], hidden_size: int) -> None:
     """Refuse a side that is missing or given twice, and pooled vectors where projected ones belong or vice versa."""
     names = [name for name, tensor in given.items() if tensor is not None]
     if len(names) != 1:

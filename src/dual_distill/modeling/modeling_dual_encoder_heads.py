@@ -1,6 +1,6 @@
 """The dual encoder with a classifier: question answering, and classification of a text with N images."""
 
-import torch
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_dual_encoder import DualEncoderConfig
@@ -19,23 +19,23 @@ class DualEncoderForTask(ClassifierHead, EncoderForTask, DualEncoderPreTrainedMo
         self._add_classifier(config, num_images)
         self.post_init()
 
-    def get_text_features(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> BaseModelOutputWithPooling:
+    def get_text_features(self, *args: Tensor, **kwargs: Tensor) -> BaseModelOutputWithPooling:
         """Encode texts alone; see `DualEncoderModel.get_text_features`."""
         return self.dual_encoder.get_text_features(*args, **kwargs)
 
-    def get_image_features(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> ImageFeaturesOutput:
+    def get_image_features(self, *args: Tensor, **kwargs: Tensor) -> ImageFeaturesOutput:
         """Encode images alone; see `DualEncoderModel.get_image_features`."""
         return self.dual_encoder.get_image_features(*args, **kwargs)
 
-    def project_text(self, text_pooler_output: torch.Tensor) -> torch.Tensor:
+    def project_text(self, text_pooler_output: Tensor) -> Tensor:
         """Give the text's half of the interaction; see `DualEncoderModel.project_text`."""
         return self.dual_encoder.project_text(text_pooler_output)
 
-    def project_images(self, image_pooler_output: torch.Tensor) -> torch.Tensor:
+    def project_images(self, image_pooler_output: Tensor) -> Tensor:
         """Give the image's half of the interaction; see `DualEncoderModel.project_images`."""
         return self.dual_encoder.project_images(image_pooler_output)
 
-    def logits_of_projections(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+    def logits_of_projections(self, text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
         """Give the logits of B rows from the two halves of the interaction's first linear map, without any check.
 
         Args:

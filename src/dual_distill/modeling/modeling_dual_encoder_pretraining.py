@@ -10,6 +10,7 @@ of the text tower.
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_dual_encoder_retrieval import ContrastiveDualEncoder
@@ -95,7 +96,7 @@ class DualEncoderForPreTraining(EncoderForPreTraining, ContrastiveDualEncoder):
             pooled_texts = body.text_model.pooler(read.last_hidden_state)
         return (image_rows, text_rows), body.interaction(torch.cat([pooled_texts, pooled_images], dim=-1))
 
-    def masked_word_states(self, output: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def masked_word_states(self, output: Any, inputs: dict[str, Any]) -> Tensor:
         """Fuse every token of the masked text with the pooled image."""
         body = self.dual_encoder
         masked = body.text_model(inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"])

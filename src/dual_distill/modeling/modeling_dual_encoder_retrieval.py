@@ -8,7 +8,7 @@ find it.
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -48,14 +48,12 @@ class ContrastiveDualEncoder(DualEncoderPreTrainedModel):
         if isinstance(module, ContrastiveDualEncoder):
             init.constant_(module.logit_scale, float(self.config.logit_scale_init))
 
-    def project_features(
-        self, text_pooler_output: torch.Tensor, image_pooler_output: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def project_features(self, text_pooler_output: Tensor, image_pooler_output: Tensor) -> tuple[Tensor, Tensor]:
         """Project pooled vectors of texts and of images to length 1: `(B, C)` -> `(B, P)` float32 each."""
         text, image = self.text_projection(text_pooler_output), self.image_projection(image_pooler_output)
         return normalize(text.float(), dim=-1), normalize(image.float(), dim=-1)
 
-    def get_text_features(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> BaseModelOutputWithPooling:
+    def get_text_features(self, *args: Tensor, **kwargs: Tensor) -> BaseModelOutputWithPooling:
         """Encode texts alone: `pooler_output` is `(B, P)`, projected and not yet of length 1, as CLIP's.
 
         The arguments are those of `DualEncoderModel.get_text_features`, which gives the vectors before projection.
@@ -64,7 +62,7 @@ class ContrastiveDualEncoder(DualEncoderPreTrainedModel):
         output.pooler_output = self.text_projection(output.pooler_output)
         return output
 
-    def get_image_features(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> BaseModelOutputWithPooling:
+    def get_image_features(self, *args: Tensor, **kwargs: Tensor) -> BaseModelOutputWithPooling:
         """Encode images alone: `pooler_output` is `(B, P)`, projected and not yet of length 1, as CLIP's.
 
         The arguments are those of `DualEncoderModel.get_image_features`, which gives the vectors before projection; for
@@ -99,13 +97,13 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        image_ids: torch.Tensor | None = None,
-        caption_ids: torch.Tensor | None = None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        caption_ids: Tensor | None = None,
         return_loss: bool | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,

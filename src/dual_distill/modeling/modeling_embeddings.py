@@ -6,7 +6,7 @@ has no data-dependent shape, no host synchronisation and no graph break under `t
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 
@@ -34,11 +34,8 @@ class TextEmbeddings(nn.Module):
         self.max_position_embeddings = config.max_position_embeddings
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
         num_tokens = input_ids.shape[1]
         if position_ids is None and num_tokens > self.max_position_embeddings:
             raise ValueError(
@@ -65,7 +62,7 @@ class PatchEmbeddings(nn.Module):
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: Tensor) -> Tensor:
         channels, height, width = pixel_values.shape[-3:]
         if channels != self.num_channels:
             raise ValueError(f"pixel_values has {channels} channels, the model takes {self.num_channels}.")
@@ -93,8 +90,8 @@ class ImageEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
 
     def embed_image_rows(
-        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, first_slot: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, pixel_values: Tensor, pixel_mask: Tensor | None, first_slot: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
         """Embed `(B, N, 3, H, W)` or `(B, 3, H, W)` pixels as `(B, N, 1 + I, C)`, with the mask `(B, N, 1 + I)`.
 
         To each image the modality embedding of its index in the row is added, from row `first_slot` of the table on.
@@ -115,9 +112,7 @@ class ImageEmbeddings(nn.Module):
         modality = self.token_type_embeddings(slots.clamp(max=self.token_type_embeddings.num_embeddings - 1))
         return tokens.unflatten(0, rows) + modality[:, None], None if mask is None else mask.unflatten(0, rows)
 
-    def embed_images(
-        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def embed_images(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Embed `(B, 3, H, W)` pixels as `(B, 1 + I, C)` tokens and give their `(B, 1 + I)` mask (None: all real)."""
         patches = self.patch_embeddings(pixel_values)
         batch_size, _, rows, columns = patches.shape
@@ -139,7 +134,7 @@ class ImageEmbeddings(nn.Module):
             patch_mask = torch.cat([patch_mask.new_ones(batch_size, 1), patch_mask.flatten(1)], dim=1)
         return self.dropout(tokens), patch_mask
 
-    def interpolate_positions(self, rows: int, columns: int, patch_mask: torch.Tensor | None) -> torch.Tensor:
+    def interpolate_positions(self, rows: int, columns: int, patch_mask: Tensor | None) -> Tensor:
         """Resize the position table bilinearly (corners aligned) to each image's grid, padded to `rows x columns`.
 
         Returns:
@@ -163,7 +158,7 @@ class ImageEmbeddings(nn.Module):
         return torch.cat([cls_position.expand(positions.shape[0], -1, -1).float(), positions], dim=1)
 
 
-def _bilinear_weights(lengths: torch.Tensor, num_targets: int, num_sources: int) -> torch.Tensor:
+def _bilinear_weights(lengths: Tensor, num_targets: int, num_sources: int) -> Tensor:
     """Return `(B, targets, sources)` weights that resize `num_sources` points to each of `lengths`, corners aligned."""
     lengths = lengths.float().unsqueeze(1)
     targets = torch.arange(num_targets, device=lengths.device).float()
@@ -173,7 +168,7 @@ def _bilinear_weights(lengths: torch.Tensor, num_targets: int, num_sources: int)
     return (1 - (positions.unsqueeze(-1) - sources).abs()).clamp(min=0)
 
 
-def check_one_image(pixel_values: torch.Tensor | None, region_features: torch.Tensor | None, task: str) -> None:
+def check_one_image(pixel_values: Tensor | None, region_features: Tensor | None, task: str) -> None:
     """Refuse more than one image a row; `task` says what takes one."""
     for rows, one_image in ((pixel_values, 4), (region_features, 3)):
         if rows is not None and rows.dim() > one_image and rows.shape[1] != 1:

@@ -22,6 +22,7 @@ Only `embeddings.region_embeddings` (`projection`, `LayerNorm`) is then new.
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -46,19 +47,17 @@ class FusionEmbeddings(ImageEmbeddings):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
-        token_type_ids: torch.Tensor | None,
-        pixel_values: torch.Tensor,
-        pixel_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        input_ids: Tensor,
+        token_type_ids: Tensor | None,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None,
+        position_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return text `(B, T, C)`, images `(B, N, 1 + I, C)` and the image mask `(B, N, 1 + I)` (None: all real)."""
         text = self.embed_text(input_ids, token_type_ids, position_ids)
         return text, *self.embed_image_rows(pixel_values, pixel_mask, first_slot=1)
 
-    def embed_text(
-        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, position_ids: torch.Tensor | None
-    ) -> torch.Tensor:
+    def embed_text(self, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
         """Return text `(B, T, C)` alone."""
         modality = self.token_type_embeddings(input_ids.new_zeros(1, 1))
         return self.text_embeddings(input_ids, token_type_ids, position_ids) + modality
@@ -94,16 +93,16 @@ class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedMod
     @records_layers
     def forward(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
-        region_features: torch.Tensor | None = None,
-        region_boxes: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
+        region_features: Tensor | None = None,
+        region_boxes: Tensor | None = None,
+        region_mask: Tensor | None = None,
         caption_mask: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusionEncoderOutput:
@@ -168,7 +167,7 @@ class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedMod
         return FusionEncoderOutput(**encoded, image_mask=real, attention_pattern=pattern)
 
     def _check_kind_of_image(
-        self, pixel_values: torch.Tensor | None, region_features: torch.Tensor | None, region_boxes: torch.Tensor | None
+        self, pixel_values: Tensor | None, region_features: Tensor | None, region_boxes: Tensor | None
     ) -> None:
         """Refuse pixels where regions are read, and regions where pixels are."""
         if self.reads_regions and (region_features is None or region_boxes is None or pixel_values is not None):

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
@@ -82,8 +83,8 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
     def encode_rows(
         self,
         *,
-        context_states: torch.Tensor | None = None,
-        context_mask: torch.Tensor | None = None,
+        context_states: Tensor | None = None,
+        context_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         **inputs: Any,
     ) -> ModelOutput:
@@ -100,9 +101,7 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
             return self._write(inputs["input_ids"], context_states, context_mask, past_key_values)
         return super().encode_rows(**inputs, caption_mask=True)
 
-    def read_context(
-        self, tag_ids: torch.Tensor, tag_mask: torch.Tensor, **image: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def read_context(self, tag_ids: Tensor, tag_mask: Tensor, **image: Tensor | None) -> tuple[Tensor, Tensor]:
         """Read tags and image once, for all the words that will be written about them.
 
         Args:
@@ -113,9 +112,9 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         Returns:
             Keys and values `(B, layers, 2, H, K + I, D)`, and a mask `(B, K + I)`, True = real; I tokens of the image.
         """
-        states: list[torch.Tensor] = []
+        states: list[Tensor] = []
 
-        def keep(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def keep(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
             states.append(torch.stack([keys, values], dim=1))
             return keys, values
 
@@ -130,11 +129,7 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         return torch.stack(states, dim=1), torch.cat([tag_mask.bool(), output.image_mask[:, 0]], dim=1)
 
     def _write(
-        self,
-        input_ids: torch.Tensor,
-        context_states: torch.Tensor,
-        context_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
+        self, input_ids: Tensor, context_states: Tensor, context_mask: Tensor | None, past_key_values: Cache | None
     ) -> ModelOutput:
         """Encode the [MASK] at the end of `input_ids`, from which the next word is told."""
         num_new = input_ids.shape[1]
@@ -150,7 +145,7 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         pattern = torch.cat([context_mask[:, None].expand(-1, num_new, -1), earlier], dim=2)
         mask = attention_mask_of(pattern, self.config, tokens, tokens.new_empty(*pattern.shape[::2], 0))
 
-        def extend(keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def extend(keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
             if past_key_values is not None:
                 keys, values = past_key_values.update(keys, values, layer)
             context_keys, context_values = context_states[:, layer].unbind(1)
@@ -166,15 +161,15 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
     @torch.no_grad()
     def generate(  # captions begin with [CLS]; the text that is given holds tags
         self,
-        input_ids: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        region_features: torch.Tensor | None = None,
-        region_boxes: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        region_features: Tensor | None = None,
+        region_boxes: Tensor | None = None,
+        region_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Write a caption for each row, by transformers' `generate`.
@@ -228,15 +223,15 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
 
     def prepare_inputs_for_generation(
         self,
-        input_ids: torch.Tensor,
+        input_ids: Tensor,
         past_key_values: Cache | None = None,
-        context_states: torch.Tensor | None = None,
-        context_mask: torch.Tensor | None = None,
-        tag_ids: torch.Tensor | None = None,
-        tag_mask: torch.Tensor | None = None,
-        region_features: torch.Tensor | None = None,
-        region_boxes: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
+        context_states: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        tag_ids: Tensor | None = None,
+        tag_mask: Tensor | None = None,
+        region_features: Tensor | None = None,
+        region_boxes: Tensor | None = None,
+        region_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Lay out a step: the words since the last one and a [MASK]; without a cache the whole text, tags first."""
@@ -277,12 +272,8 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         return begin
 
     def _tags_of(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        token_type_ids: torch.Tensor | None,
-        num_rows: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, token_type_ids: Tensor | None, num_rows: int
+    ) -> tuple[Tensor, Tensor]:
         """Return ids and mask `(B, K)` of the tags; refuse words, which the caption would have to begin with."""
         if input_ids is None:
             none = torch.zeros(num_rows, 0, dtype=torch.long, device=self.device)

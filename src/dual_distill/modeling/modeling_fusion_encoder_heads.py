@@ -6,8 +6,7 @@ The heads that answer and classify lie beside the encoder in `modeling_fusion_en
 
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from .configuration_fusion_encoder import FusionEncoderConfig
@@ -40,7 +39,7 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderForTask):
         self.post_init()
 
     @staticmethod
-    def task_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy over a row's images, or binary cross-entropy summed over them."""
         if logits.shape[1] == 1 and labels.dim() == 1:
             raise ValueError(
@@ -74,9 +73,9 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderForTask):
             output[name] = output[name][:, 0].unflatten(0, (-1, num_images))
         return output
 
-    def head_logits(self, output: Any, input_ids: torch.Tensor | None) -> torch.Tensor:
+    def head_logits(self, output: Any, input_ids: Tensor | None) -> Tensor:
         """One logit an image, `(B, N)`."""
-        logits: torch.Tensor = self.rank_output(output.pooler_output).squeeze(-1)
+        logits: Tensor = self.rank_output(output.pooler_output).squeeze(-1)
         return logits
 
 
@@ -96,10 +95,10 @@ class FusionEncoderForWords(MaskedWordsMixin, FusionEncoderForTask):
         check_one_image(inputs.get("pixel_values"), inputs.get("region_features"), self.one_image)
         return super().encode_rows(**inputs)
 
-    def head_logits(self, output: Any, input_ids: torch.Tensor | None) -> torch.Tensor:
+    def head_logits(self, output: Any, input_ids: Tensor | None) -> Tensor:
         """One logit a word piece for each text token, `(B, T, vocabulary)`."""
         assert input_ids is not None
-        logits: torch.Tensor = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
+        logits: Tensor = self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
         return logits
 
 

@@ -8,6 +8,7 @@ hidden states and attentions are those of the first.
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_fusion_encoder import FusionEncoderModel, FusionEncoderPreTrainedModel
@@ -59,8 +60,8 @@ class FusionEncoderForPreTraining(EncoderForPreTraining, FusionEncoderPreTrained
         drawn = self.fusion_encoder(**{**inputs, "pixel_values": gathered[indices], "pixel_mask": drawn_mask})
         return (rows,), drawn.pooler_output[:, 0]
 
-    def masked_word_states(self, output: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def masked_word_states(self, output: Any, inputs: dict[str, Any]) -> Tensor:
         """Read the masked text with its image, in a pass of its own."""
         num_words = inputs["input_ids"].shape[1]
-        states: torch.Tensor = self.fusion_encoder(**inputs).last_hidden_state[:, :num_words]
+        states: Tensor = self.fusion_encoder(**inputs).last_hidden_state[:, :num_words]
         return states

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.processing_utils import Unpack
@@ -15,16 +15,16 @@ from .modeling_embeddings import check_one_image
 from .modeling_outputs import EncoderForPreTrainingOutput, EncoderForTaskOutput, shared_fields
 from .modeling_pretraining_losses import PairIds, check_pair_ids, gather_pair_ids, itm_loss, share_of_all
 
-Similarities = tuple[torch.Tensor, torch.Tensor]
+Similarities = tuple[Tensor, Tensor]
 """Of texts with all images, of images with all texts."""
-Negatives = tuple[tuple[torch.Tensor, ...], torch.Tensor]
+Negatives = tuple[tuple[Tensor, ...], Tensor]
 """Rows of the drawn images, then those of the drawn texts where there are some; the fused vectors of these pairs."""
 
 
 class SplitLinear(nn.Linear):
     """A linear map of two concatenated vectors, whole or in halves: `W [a; b] + c = (W_a a + c) + W_b b`."""
 
-    def forward(self, features: torch.Tensor, half: Literal["first", "second"] | None = None) -> torch.Tensor:
+    def forward(self, features: Tensor, half: Literal["first", "second"] | None = None) -> Tensor:
         """Map both vectors `(..., in_features)`, or one half: the first with the bias, the second without."""
         middle = self.in_features // 2
         if half == "first":
@@ -46,7 +46,7 @@ def classification_head(
     )
 
 
-def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Hard-label loss in nats per row.
 
     Args:
@@ -77,7 +77,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     )
 
 
-def mlm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of the masked words, in nats per labelled token.
 
     Args:
@@ -119,7 +119,7 @@ class MaskedWordTransform(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.LayerNorm(self.activation(self.dense(hidden_states)))
 
 
@@ -131,7 +131,7 @@ class MaskedWordHead(nn.Module):
         self.transform = MaskedWordTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.decoder(self.transform(hidden_states))
 
 
@@ -152,17 +152,17 @@ class MaskedWordsMixin:
 class EncoderForTask(EncoderPreTrainedModel):
     """A body of either kind and a head: subclasses say how rows are encoded, what the logits are, and their loss."""
 
-    task_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = staticmethod(classification_loss)
+    task_loss: Callable[[Tensor, Tensor], Tensor] = staticmethod(classification_loss)
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -209,7 +209,7 @@ class EncoderForTask(EncoderPreTrainedModel):
         output: ModelOutput = self.base_model(**inputs)
         return output
 
-    def head_logits(self, output: Any, input_ids: torch.Tensor | None) -> torch.Tensor:
+    def head_logits(self, output: Any, input_ids: Tensor | None) -> Tensor:
         """Run the head on the body's output."""
         raise NotImplementedError
 
@@ -223,18 +223,18 @@ class ClassifierHead:
         in_features = num_images * config.hidden_size
         self.classifier = classification_head(in_features, max(2, num_images) * config.hidden_size, config.num_labels)
 
-    def head_logits(self, output: Any, input_ids: torch.Tensor | None) -> torch.Tensor:
+    def head_logits(self, output: Any, input_ids: Tensor | None) -> Tensor:
         """One logit a label, `(B, labels)`."""
         return self.classify(output.pooler_output)
 
-    def classify(self, fused: torch.Tensor) -> torch.Tensor:
+    def classify(self, fused: Tensor) -> Tensor:
         """Logits of fused vectors `(B, N, C)`; refuse another N than the head's."""
         if fused.shape[1] != self.num_images:
             raise ValueError(
                 f"the rows have {fused.shape[1]} images, the head was built for {self.num_images}; "
                 "set num_images in the config or give as many images a row."
             )
-        logits: torch.Tensor = self.classifier(fused.flatten(1))
+        logits: Tensor = self.classifier(fused.flatten(1))
         return logits
 
 
@@ -245,7 +245,7 @@ class MatchingHead(nn.Module):
         super().__init__()
         self.fc = nn.Linear(hidden_size, 2)
 
-    def forward(self, fused: torch.Tensor) -> torch.Tensor:
+    def forward(self, fused: Tensor) -> Tensor:
         return self.fc(fused)
 
 
@@ -257,15 +257,15 @@ class EncoderForPreTraining(MaskedWordsMixin, EncoderPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        masked_input_ids: torch.Tensor | None = None,
-        masked_labels: torch.Tensor | None = None,
-        image_ids: torch.Tensor | None = None,
-        caption_ids: torch.Tensor | None = None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        masked_input_ids: Tensor | None = None,
+        masked_labels: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        caption_ids: Tensor | None = None,
         output_query_states: bool | Sequence[int] | None = None,
         output_key_states: bool | Sequence[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -343,11 +343,11 @@ class EncoderForPreTraining(MaskedWordsMixin, EncoderPreTrainedModel):
         """Draw unmatched pairs from the batch of all processes, by their similarities (None: all alike)."""
         raise NotImplementedError
 
-    def masked_word_states(self, output: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def masked_word_states(self, output: Any, inputs: dict[str, Any]) -> Tensor:
         """States `(B, T, C)` of a masked text's tokens that have seen the image."""
         raise NotImplementedError
 
-    def _with_losses(self, results: dict[str, Any], masked_labels: torch.Tensor | None) -> EncoderForPreTrainingOutput:
+    def _with_losses(self, results: dict[str, Any], masked_labels: Tensor | None) -> EncoderForPreTrainingOutput:
         """Add the losses of logits that have labels, and their sum by the configuration's weights (None: no term)."""
         if "itm_labels" in results:
             results["itm_loss"] = itm_loss(results["itm_logits"], results["itm_labels"])
@@ -361,7 +361,7 @@ class EncoderForPreTraining(MaskedWordsMixin, EncoderPreTrainedModel):
         return EncoderForPreTrainingOutput(loss=sum(weighted) if weighted else None, **results)
 
 
-def matching_labels(rows: torch.Tensor, *more_rows: torch.Tensor) -> torch.Tensor:
+def matching_labels(rows: Tensor, *more_rows: Tensor) -> Tensor:
     """Label matched pairs 1 and drawn ones 0, -100 where none could be drawn (row -1)."""
     drawn = torch.cat([rows, *more_rows])
     return torch.cat([torch.ones_like(rows), torch.where(drawn < 0, -100, 0)])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
@@ -22,12 +22,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
-QueriesAndKeys = tuple[torch.Tensor, torch.Tensor]
+QueriesAndKeys = tuple[Tensor, Tensor]
 # Takes a layer's new keys and values and returns them behind those of earlier tokens.
-ExtendKeys = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+ExtendKeys = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def has_values(tensor: torch.Tensor) -> bool:
+def has_values(tensor: Tensor) -> bool:
     """Whether a tensor's values can be read: not while a graph is compiled, nor where it has a shape and no memory.
 
     Example:
@@ -90,14 +90,14 @@ def layers_to_record(
 
 def eager_attention_forward(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Attention written out, the only form that returns its `(B, H, Q, K)` probabilities."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
@@ -109,15 +109,15 @@ def eager_attention_forward(
 
 def shared_attention_forward(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
     scaling: float,
-    shared_states: tuple[torch.Tensor, torch.Tensor],
+    shared_states: tuple[Tensor, Tensor],
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Attention of B * N rows to their own keys and to N rows of `(N, H, L, D)` keys that B rows each share, uncopied.
 
     The queries of all rows that share an image are one long list of queries to it; row b * N + n shares image n. The
@@ -126,11 +126,11 @@ def shared_attention_forward(
     shared_keys, shared_values = shared_states
     num_images, num_shared = len(shared_keys), shared_keys.shape[2]
 
-    def fold(rows: torch.Tensor) -> torch.Tensor:
+    def fold(rows: Tensor) -> Tensor:
         by_image = rows.unflatten(0, (-1, num_images)).permute(1, 2, 0, 3, 4)
         return by_image.flatten(2, 3)
 
-    def unfold(products: torch.Tensor) -> torch.Tensor:
+    def unfold(products: Tensor) -> Tensor:
         by_row = products.unflatten(2, (-1, query.shape[2])).permute(2, 0, 1, 3, 4)
         return by_row.flatten(0, 1)
 
@@ -159,12 +159,12 @@ class SelfAttention(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
         extend_keys: ExtendKeys | None = None,
         shared_states: QueriesAndKeys | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
 
@@ -200,7 +200,7 @@ class Projection(nn.Module):
         self.dense = nn.Linear(in_features, out_features)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.dropout(self.dense(hidden_states))
 
 
@@ -212,7 +212,7 @@ class Intermediate(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.activation(self.dense(hidden_states))
 
 
@@ -225,11 +225,8 @@ class TransformerAttention(nn.Module):
         self.output = Projection(config.hidden_size, config.hidden_size, config.hidden_dropout_prob)
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         context, attn_weights, query_states, key_states = self.attention(hidden_states, attention_mask, **kwargs)
         return self.output(context), attn_weights, query_states, key_states
 
@@ -251,11 +248,11 @@ class TransformerLayer(GradientCheckpointingLayer):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
         record: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         normed = self.layernorm_before(hidden_states) if self.norm_first else hidden_states
         attention_output, _, query_states, key_states = self.attention(normed, attention_mask, **kwargs)
         hidden_states = hidden_states + attention_output
@@ -277,12 +274,12 @@ class TransformerEncoder(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
         recorded_layers: Sequence[int] = (),
         extend_keys: Sequence[ExtendKeys] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, list[QueriesAndKeys]]:
+    ) -> tuple[Tensor, list[QueriesAndKeys]]:
         wanted = resolve_layers(recorded_layers, len(self.layer))
         recorded = {}
         for index, layer in enumerate(self.layer):
@@ -303,5 +300,5 @@ class Pooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return torch.tanh(self.dense(hidden_states[:, 0]))

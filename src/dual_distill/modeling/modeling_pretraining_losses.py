@@ -15,7 +15,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 LARGEST_LOGIT_SCALE = math.log(100.0)
 # Odd 64-bit constants with evenly spread bits, as signed numbers: multiplication wraps around.
@@ -33,13 +33,13 @@ class PairIds(NamedTuple):
         num_rows: B, rows of this process.
     """
 
-    image_ids: torch.Tensor
-    caption_ids: torch.Tensor
+    image_ids: Tensor
+    caption_ids: Tensor
     first_row: int
     num_rows: int
 
     @property
-    def own_rows(self) -> torch.Tensor:
+    def own_rows(self) -> Tensor:
         """Indices of this process' rows, `(B,)`."""
         return torch.arange(self.first_row, self.first_row + self.num_rows, device=self.image_ids.device)
 
@@ -53,21 +53,21 @@ class _GatherRows(torch.autograd.Function):
     """Equally shaped tensors of all processes, concatenated; the gradient is the sum of all processes' gradients."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         ctx.num_rows = len(tensor)
         gathered = [torch.empty_like(tensor) for _ in range(process_count())]
         distributed.all_gather(gathered, tensor)
         return torch.cat(gathered)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
         grad = grads[0].contiguous().clone()
         distributed.all_reduce(grad)
         first = distributed.get_rank() * ctx.num_rows
         return grad[first : first + ctx.num_rows]
 
 
-def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+def gather_rows(tensor: Tensor) -> Tensor:
     """Return the rows of all processes in their order, with gradients; the tensor itself in one process.
 
     The gradient of a gathered row is the sum over the processes, which averaging by DistributedDataParallel then turns
@@ -86,7 +86,7 @@ def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     return _gather(tensor)[0]
 
 
-def _gather(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+def _gather(tensor: Tensor) -> tuple[Tensor, int]:
     """Gather as `gather_rows`, and say at which row of the result this process' rows start."""
     if process_count() == 1:
         return tensor, 0
@@ -109,7 +109,7 @@ def _gather(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
     return gathered.to(tensor.dtype), sum(counts[: distributed.get_rank()])
 
 
-def share_of_all(count: torch.Tensor | int, device: torch.device | None = None) -> torch.Tensor:
+def share_of_all(count: Tensor | int, device: torch.device | None = None) -> Tensor:
     """Return what turns a mean over this process' `count` items into its part of the mean of all processes.
 
     The average over processes of `share * mean` is that mean; 1 in one process.
@@ -130,14 +130,14 @@ def share_of_all(count: torch.Tensor | int, device: torch.device | None = None) 
     return own * process_count() / total.clamp(min=1)
 
 
-def check_pair_ids(image_ids: torch.Tensor | None, caption_ids: torch.Tensor | None) -> None:
+def check_pair_ids(image_ids: Tensor | None, caption_ids: Tensor | None) -> None:
     """Refuse ids of one side alone."""
     if (image_ids is None) != (caption_ids is None):
         given, missing = ("caption_ids", "image_ids") if image_ids is None else ("image_ids", "caption_ids")
         raise ValueError(f"{given} was given without {missing}; give both, so that no pair that fits is a negative.")
 
 
-def gather_pair_ids(image_ids: torch.Tensor, caption_ids: torch.Tensor) -> PairIds:
+def gather_pair_ids(image_ids: Tensor, caption_ids: Tensor) -> PairIds:
     """Gather the ids of the rows of all processes.
 
     Args:
@@ -161,13 +161,13 @@ def gather_pair_ids(image_ids: torch.Tensor, caption_ids: torch.Tensor) -> PairI
     return PairIds(gathered[:, 0], gathered[:, 1], first_row, len(image_ids))
 
 
-def unlike_ids(num_rows: int, device: torch.device) -> torch.Tensor:
+def unlike_ids(num_rows: int, device: torch.device) -> Tensor:
     """Return ids `(B,)` that differ from row to row and from process to process: nothing is there twice."""
     rank = distributed.get_rank() if process_count() > 1 else 0
     return torch.arange(num_rows, device=device) + (rank << 32)
 
 
-def allowed_negatives(ids: PairIds, texts_ask: bool = True) -> torch.Tensor:
+def allowed_negatives(ids: PairIds, texts_ask: bool = True) -> Tensor:
     """Say which rows of the gallery may be negatives of this process' rows.
 
     A row is none if its text and the other's image (or the reverse) are together in any row of the gallery; so the same
@@ -193,7 +193,7 @@ def allowed_negatives(ids: PairIds, texts_ask: bool = True) -> torch.Tensor:
     return known[torch.searchsorted(known, asked).clamp(max=len(known) - 1)] != asked
 
 
-def inverse_temperature(logit_scale: torch.Tensor) -> torch.Tensor:
+def inverse_temperature(logit_scale: Tensor) -> Tensor:
     """Return the factor on cosines, e to the logit scale, at most 100.
 
     Example:
@@ -203,9 +203,7 @@ def inverse_temperature(logit_scale: torch.Tensor) -> torch.Tensor:
     return logit_scale.float().clamp(max=LARGEST_LOGIT_SCALE).exp()
 
 
-def pair_similarities(
-    text_features: torch.Tensor, image_features: torch.Tensor, logit_scale: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def pair_similarities(text_features: Tensor, image_features: Tensor, logit_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Hold own texts against the images of all processes, and own images against the texts of all.
 
     Args:
@@ -229,7 +227,7 @@ def pair_similarities(
         return own[:, 0] @ images.T * scale, own[:, 1] @ texts.T * scale
 
 
-def itc_loss(text_to_image: torch.Tensor, image_to_text: torch.Tensor, ids: PairIds) -> torch.Tensor:
+def itc_loss(text_to_image: Tensor, image_to_text: Tensor, ids: PairIds) -> Tensor:
     """Image-text contrastive loss (ITC), in nats per row: the mean of both directions' cross-entropies.
 
     Each text must find its own image among those that are allowed negatives, and each image its own text.
@@ -261,7 +259,7 @@ def itc_loss(text_to_image: torch.Tensor, image_to_text: torch.Tensor, ids: Pair
     return total / 2 * share_of_all(ids.num_rows, total.device)
 
 
-def itm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def itm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Image-text matching loss (ITM), in nats per pair.
 
     Args:
@@ -282,7 +280,7 @@ def itm_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def hard_negatives(similarities: torch.Tensor, ids: PairIds, texts_ask: bool = True) -> torch.Tensor:
+def hard_negatives(similarities: Tensor, ids: PairIds, texts_ask: bool = True) -> Tensor:
     """Draw one negative a row, in proportion to softmax(similarity) over what is allowed (each image or text once).
 
     Args:
@@ -314,7 +312,7 @@ def hard_negatives(similarities: torch.Tensor, ids: PairIds, texts_ask: bool = T
     return torch.where(best.values > -torch.inf, best.indices, -1)
 
 
-def _asked_codes(ids: PairIds, texts_ask: bool) -> torch.Tensor:
+def _asked_codes(ids: PairIds, texts_ask: bool) -> Tensor:
     """Return the code of each pair of an own row and an entry of the gallery, `(B, G)`."""
     own = slice(ids.first_row, ids.first_row + ids.num_rows)
     if texts_ask:
@@ -322,18 +320,18 @@ def _asked_codes(ids: PairIds, texts_ask: bool) -> torch.Tensor:
     return _pair_codes(ids.caption_ids, ids.image_ids[own, None])
 
 
-def _pair_codes(caption_ids: torch.Tensor, image_ids: torch.Tensor) -> torch.Tensor:
+def _pair_codes(caption_ids: Tensor, image_ids: Tensor) -> Tensor:
     """Return one 64-bit code a pair; which of both is the caption matters."""
     return _mix(_mix(caption_ids) + image_ids)
 
 
-def _mix(values: torch.Tensor) -> torch.Tensor:
+def _mix(values: Tensor) -> Tensor:
     """Spread every bit of int64 numbers over all 64, one number onto one number."""
     values = (values ^ _shift(values, 30)) * _FIRST_FACTOR
     values = (values ^ _shift(values, 27)) * _SECOND_FACTOR
     return values ^ _shift(values, 31)
 
 
-def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
+def _shift(values: Tensor, bits: int) -> Tensor:
     """Shift int64 numbers to the right and fill with zeros, as if they had no sign."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)

@@ -6,7 +6,7 @@ and a wrong one would only show as a model that does not learn.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from .modeling_embeddings import TextEmbeddings
@@ -17,7 +17,7 @@ BOX_NUMBERS = 6
 _BOX_TOLERANCE = 1e-4
 
 
-def as_region_rows(tensor: torch.Tensor, name: str, dims: int) -> torch.Tensor:
+def as_region_rows(tensor: Tensor, name: str, dims: int) -> Tensor:
     """Give a tensor of one image a row its axis of images: `(B, R, ...)` -> `(B, 1, R, ...)`.
 
     Args:
@@ -42,9 +42,7 @@ def as_region_rows(tensor: torch.Tensor, name: str, dims: int) -> torch.Tensor:
     return tensor
 
 
-def check_regions(
-    features: torch.Tensor, boxes: torch.Tensor, mask: torch.Tensor, feature_size: int, max_regions: int
-) -> None:
+def check_regions(features: Tensor, boxes: Tensor, mask: Tensor, feature_size: int, max_regions: int) -> None:
     """Refuse regions that the model cannot mean anything by.
 
     Args:
@@ -111,7 +109,7 @@ class RegionEmbeddings(nn.Module):
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, features: torch.Tensor, boxes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
         check_regions(features, boxes, mask, self.feature_size, self.max_regions)
         regions = torch.cat([features, boxes.to(features.dtype)], dim=-1)
         # NaN in padding would come through a probability of zero.
@@ -129,13 +127,13 @@ class RegionFusionEmbeddings(nn.Module):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
-        token_type_ids: torch.Tensor | None,
-        region_features: torch.Tensor,
-        region_boxes: torch.Tensor,
-        region_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        input_ids: Tensor,
+        token_type_ids: Tensor | None,
+        region_features: Tensor,
+        region_boxes: Tensor,
+        region_mask: Tensor | None,
+        position_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return text `(B, T, C)`, regions `(B, N, R, C)` and their mask `(B, N, R)`."""
         features = as_region_rows(region_features, "region_features", 3)
         boxes = as_region_rows(region_boxes, "region_boxes", 3)
@@ -148,8 +146,6 @@ class RegionFusionEmbeddings(nn.Module):
         regions = self.region_embeddings(features.flatten(0, 1), boxes.flatten(0, 1), mask.flatten(0, 1))
         return self.embed_text(input_ids, token_type_ids, position_ids), regions.unflatten(0, rows), mask
 
-    def embed_text(
-        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, position_ids: torch.Tensor | None
-    ) -> torch.Tensor:
+    def embed_text(self, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
         """Return text `(B, T, C)` alone."""
         return self.text_embeddings(input_ids, token_type_ids, position_ids)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -27,7 +27,7 @@ class TowerTextEmbeddings(nn.Module):
         self.text_embeddings = TextEmbeddings(config)
         self.token_type_embeddings = nn.Embedding(1, config.hidden_size)
 
-    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         modality = self.token_type_embeddings(input_ids.new_zeros(1, 1))
         return self.text_embeddings(input_ids, token_type_ids) + modality
 
@@ -39,9 +39,7 @@ class TowerImageEmbeddings(ImageEmbeddings):
         super().__init__()
         self._add_image_parameters(config)
 
-    def forward(
-        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return self.embed_image_rows(pixel_values, pixel_mask)
 
 
@@ -118,9 +116,9 @@ class DualEncoderTextModel(TextInputs, TransformerBody, DualEncoderPreTrainedMod
     @records_layers
     def forward(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         recorded_layers: Sequence[int] = (),
         **kwargs: Unpack[TransformersKwargs],
     ) -> TowerOutput:
@@ -149,8 +147,8 @@ class DualEncoderVisionModel(TransformerBody, DualEncoderPreTrainedModel):
     @records_layers
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        pixel_mask: torch.Tensor | None = None,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
         recorded_layers: Sequence[int] = (),
         **kwargs: Unpack[TransformersKwargs],
     ) -> TowerOutput:
@@ -172,7 +170,7 @@ class InteractionLayer(TransformerLayer):
         super().__init__(config)
         self.layernorm_image = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def project_image(self, image_tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def project_image(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of image tokens: `(P, L, C)` -> `(P, H, L, D)` each."""
         attention, normed = self.attention.attention, self.layernorm_image(image_tokens)
         shape = (*normed.shape[:-1], -1, attention.head_dim)
@@ -180,13 +178,13 @@ class InteractionLayer(TransformerLayer):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
         record: bool = False,
-        image_keys: torch.Tensor | None = None,
-        image_values: torch.Tensor | None = None,
+        image_keys: Tensor | None = None,
+        image_values: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Let `(P, T, C)` text tokens read the image of their pair, or `(N, H, L, D)` keys that all texts share."""
         assert image_keys is not None
         assert image_values is not None
@@ -223,7 +221,7 @@ class DualEncoderInteractionModel(DualEncoderPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    def project_images(self, image_token_embeds: torch.Tensor) -> torch.Tensor:
+    def project_images(self, image_token_embeds: Tensor) -> Tensor:
         """Keys and values of every layer, to be stored: `(B, N, L, C)` -> `(B, N, layers, 2, H, L, D)`."""
         tokens = image_token_embeds.flatten(0, 1)
         states = [torch.stack(layer.project_image(tokens), dim=1) for layer in self.layer]
@@ -232,11 +230,11 @@ class DualEncoderInteractionModel(DualEncoderPreTrainedModel):
     @records_layers
     def forward(
         self,
-        text_token_embeds: torch.Tensor,
-        text_mask: torch.Tensor | None = None,
-        image_token_embeds: torch.Tensor | None = None,
-        image_token_states: torch.Tensor | None = None,
-        image_token_mask: torch.Tensor | None = None,
+        text_token_embeds: Tensor,
+        text_mask: Tensor | None = None,
+        image_token_embeds: Tensor | None = None,
+        image_token_states: Tensor | None = None,
+        image_token_mask: Tensor | None = None,
         output_states: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TowerOutput:
@@ -287,7 +285,7 @@ class DualEncoderInteractionModel(DualEncoderPreTrainedModel):
         )
 
 
-def _pairs(texts: torch.Tensor, rows: int, num_images: int) -> torch.Tensor:
+def _pairs(texts: Tensor, rows: int, num_images: int) -> Tensor:
     """Repeat `(B or 1, ...)` texts for every image of every row: `(rows * num_images, ...)`."""
     texts = texts.expand(rows, *texts.shape[1:])
     return texts if num_images == 1 else texts.repeat_interleave(num_images, dim=0)

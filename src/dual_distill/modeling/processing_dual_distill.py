@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_utils import is_valid_image
@@ -45,7 +46,7 @@ class DualDistillProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         *,
         max_length: int | None = None,
-        regions: Mapping[str, torch.Tensor] | None = None,
+        regions: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Process B rows of one text and N images.
@@ -70,7 +71,7 @@ class DualDistillProcessor(ProcessorMixin):
         if images is not None and regions is not None:
             raise ValueError("give images or regions, got both; a model reads the one or the other.")
 
-        batch: dict[str, torch.Tensor] = {}
+        batch: dict[str, Tensor] = {}
         if text is not None:
             batch |= self.encode_text([text] if isinstance(text, str) else list(text), max_length=max_length, **kwargs)
         if images is not None:
@@ -86,17 +87,17 @@ class DualDistillProcessor(ProcessorMixin):
                 )
         return BatchFeature(batch)
 
-    def encode_text(self, texts: list[str], max_length: int | None = None, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def encode_text(self, texts: list[str], max_length: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Tokenize `texts` as `input_ids` and `attention_mask`, `(B, T)`, padded to the longest."""
         arguments = {"padding": True, "truncation": True, "return_token_type_ids": False, **kwargs}
         return dict(self.tokenizer(texts, max_length=max_length, **arguments | {"return_tensors": "pt"}))
 
-    def prepare_image(self, image: Any) -> torch.Tensor:
+    def prepare_image(self, image: Any) -> Tensor:
         """Resize, rescale and normalise one RGB image to `(3, H, W)` float32."""
         # One image alone is never padded, so that what is cached or stored does not depend on its batch.
         return torch.as_tensor(self.image_processor(image, return_tensors="pt")["pixel_values"][0])
 
-    def pad_images(self, rows: Sequence[Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def pad_images(self, rows: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
         """Pad prepared images to a common size.
 
         Args:
@@ -116,7 +117,7 @@ class DualDistillProcessor(ProcessorMixin):
         images = [image for row in rows for image in row]
         height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
 
-        def stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+        def stack(tensors: list[Tensor]) -> Tensor:
             padded = [pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in tensors]
             return torch.stack(padded).unflatten(0, (-1, counts[0]))
 

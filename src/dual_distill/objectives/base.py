@@ -4,10 +4,9 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypedDict
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 HARD_WEIGHTS = ("label_weight", "itc_weight")
 """Weights of losses that the student computes from labels, without a teacher."""
@@ -154,9 +153,7 @@ class Objective(nn.Module):
             requests |= {"output_attentions": True}
         return requests
 
-    def forward(
-        self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compare one batch.
 
         Args:
@@ -170,9 +167,7 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def weighted(
-        self, losses: Mapping[str, torch.Tensor], start: torch.Tensor | float = 0.0
-    ) -> dict[str, torch.Tensor]:
+    def weighted(self, losses: Mapping[str, Tensor], start: Tensor | float = 0.0) -> dict[str, Tensor]:
         """Return the terms, and as `loss` their sum by weight.
 
         Args:
@@ -230,11 +225,11 @@ def mapped_layers(name: str, layers: Mapping[int, int] | None, weight: float) ->
     return dict(layers or {-1: -1}) if weight else {}
 
 
-def student_loss(student_outputs: Any) -> torch.Tensor:
+def student_loss(student_outputs: Any) -> Tensor:
     """The loss that the student computed from labels."""
     if student_outputs.loss is None:
         raise ValueError("label_weight is above 0, but the batch has no labels; give labels or set it to 0.")
-    loss: torch.Tensor = student_outputs.loss
+    loss: Tensor = student_outputs.loss
     return loss
 
 
@@ -253,7 +248,7 @@ def recorded_layer(outputs: Any, role: str, index: int) -> tuple[Any, Any]:
     return queries[index], keys[index]
 
 
-def given_attention(outputs: Any, layer: int, relation_heads: int | None, num_tokens: int) -> torch.Tensor:
+def given_attention(outputs: Any, layer: int, relation_heads: int | None, num_tokens: int) -> Tensor:
     """Attention probabilities of a teacher that records no queries and keys, `(B * N, H, S, S)`.
 
     Raises:
@@ -270,7 +265,7 @@ def given_attention(outputs: Any, layer: int, relation_heads: int | None, num_to
             f"relation_heads is {relation_heads}, but the teacher returns attention probabilities, which cannot be "
             "split into other heads; leave relation_heads out or use a teacher that returns queries and keys."
         )
-    probs: torch.Tensor = attentions[layer]
+    probs: Tensor = attentions[layer]
     check_num_tokens("teacher", "attention", probs.shape[-1], num_tokens)
     return probs
 

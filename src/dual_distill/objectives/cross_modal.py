@@ -3,19 +3,20 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .base import Objective, check_num_tokens, given_attention, recorded_layer
 from .losses.attention import attention_distillation_loss, attention_probs_to_scores, relation_scores
 from .losses.chunked_attention import chunked_attention_loss
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 """Scores: text-to-image `(B * N, H, T, 1 + I)`, image-to-text `(B * N, H, 1 + I, T)`. States: of text and of image."""
 
 
 class CrossModalObjective(Objective):
     """An objective with the attention term of DiDE, the base of those that distil a dual encoder."""
 
-    def teacher_scores(self, teacher_view: Any, attention_mask: torch.Tensor, num_tokens: int) -> list[Pair]:
+    def teacher_scores(self, teacher_view: Any, attention_mask: Tensor, num_tokens: int) -> list[Pair]:
         """Cross-modal scores of the teacher, before softmax: what a cache keeps of its attention.
 
         Args:
@@ -44,7 +45,7 @@ class CrossModalObjective(Objective):
             scores.append((text_to_image, image_to_text))
         return scores
 
-    def attention_loss(self, student_outputs: Any, teacher_view: Any, attention_mask: torch.Tensor) -> torch.Tensor:
+    def attention_loss(self, student_outputs: Any, teacher_view: Any, attention_mask: Tensor) -> Tensor:
         """KL divergence of the two cross-modal blocks, summed over directions and images, averaged over layers.
 
         Args:
@@ -105,9 +106,9 @@ def _recorded(outputs: Any, role: str, index: int, num_text_tokens: int, num_tok
     return (queries[0], keys[1]), (queries[1], keys[0])
 
 
-def _split(states: torch.Tensor | Pair, role: str, num_text_tokens: int, num_tokens: int) -> Pair:
+def _split(states: Tensor | Pair, role: str, num_text_tokens: int, num_tokens: int) -> Pair:
     """One sequence `[text; image]` taken apart, or what two towers recorded as it is, without a copy either way."""
-    if isinstance(states, torch.Tensor):
+    if isinstance(states, Tensor):
         states = (states[:, :, :num_text_tokens], states[:, :, num_text_tokens:])
 
     text, image = states

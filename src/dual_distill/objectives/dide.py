@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Unpack
 
-import torch
+from torch import Tensor
 
 from .base import Paper, Settings, student_loss
 from .cross_modal import CrossModalObjective
@@ -75,9 +75,7 @@ class DiDEObjective(CrossModalObjective):
         super().__init__(weights, **settings)
         self.multi_label = multi_label
 
-    def forward(
-        self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compare one batch.
 
         Args:
@@ -92,7 +90,7 @@ class DiDEObjective(CrossModalObjective):
         Raises:
             ValueError: an output is missing or has another shape; the message names it.
         """
-        losses: dict[str, torch.Tensor] = {}
+        losses: dict[str, Tensor] = {}
         if self.attention_weight:
             losses["attention_loss"] = self.attention_loss(student_outputs, teacher_view, batch["attention_mask"])
         if self.soft_label_weight:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Unpack, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .base import (
     Objective,
@@ -141,9 +141,7 @@ class DistillVLMObjective(Objective):
         for queue in self.queues:
             queue.write()
 
-    def forward(
-        self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compare one batch; in training, its teacher states are collected for the queue (`finish_step` writes them).
 
         Args:
@@ -162,7 +160,7 @@ class DistillVLMObjective(Objective):
         Raises:
             ValueError: an output is missing or has another shape; the message names it.
         """
-        losses: dict[str, torch.Tensor] = {}
+        losses: dict[str, Tensor] = {}
         pattern: Any = getattr(student_outputs, "attention_pattern", None)
         if pattern is None and self.one_sequence:
             pattern = joint_pattern(batch["attention_mask"], student_outputs.image_mask)
@@ -179,7 +177,7 @@ class DistillVLMObjective(Objective):
             losses["label_loss"] = student_loss(student_outputs)
         return self.weighted(losses)
 
-    def _attention_loss(self, student_outputs: Any, teacher_view: Any, pattern: torch.Tensor) -> torch.Tensor:
+    def _attention_loss(self, student_outputs: Any, teacher_view: Any, pattern: Tensor) -> Tensor:
         """Attention matrices of the mapped layers; a foreign teacher gives its own, zero outside the pattern."""
         total = torch.zeros((), device=pattern.device)
         for index, layer in enumerate(self.teacher_layers):
@@ -193,13 +191,13 @@ class DistillVLMObjective(Objective):
             total = total + attention_matrix_loss(student, teacher, pattern)
         return total / len(self.layer_map)
 
-    def _probs(self, outputs: Any, role: str, index: int, pattern: torch.Tensor) -> torch.Tensor:
+    def _probs(self, outputs: Any, role: str, index: int, pattern: Tensor) -> Tensor:
         """Attention probabilities of a mapped layer's queries and keys."""
         queries, keys = recorded_layer(outputs, role, index)
         check_num_tokens(role, "recorded states", queries.shape[2], pattern.shape[1])
         return attention_probs(queries, keys, pattern, self.relation_heads)
 
-    def _hidden_loss(self, student_outputs: Any, teacher_view: Any, token_mask: torch.Tensor) -> torch.Tensor:
+    def _hidden_loss(self, student_outputs: Any, teacher_view: Any, token_mask: Tensor) -> Tensor:
         """Hidden states of the mapped layers, token by token or pooled; the queue collects the teacher's."""
         total = torch.zeros((), device=token_mask.device)
         for index, (student_layer, teacher_layer) in enumerate(self.hidden_layers.items()):
@@ -222,9 +220,7 @@ class DistillVLMObjective(Objective):
                 queue.collect(nn.functional.normalize(teacher[real].float(), dim=-1))
         return total / len(self.hidden_layers)
 
-    def _soft_label_loss(
-        self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
+    def _soft_label_loss(self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Soft labels of a row, or of its masked words where the models give logits of words."""
         student, teacher = student_outputs.logits, teacher_view.logits
         if student.dim() == 3:
@@ -238,13 +234,13 @@ class DistillVLMObjective(Objective):
         return compare(student, teacher, self.temperature)
 
 
-def _hidden_states(outputs: Any, role: str, layer: int, num_tokens: int) -> torch.Tensor:
+def _hidden_states(outputs: Any, role: str, layer: int, num_tokens: int) -> Tensor:
     """Output of a layer, `(B * N, S, C)`; the embeddings stand before the first."""
     states = getattr(outputs, "hidden_states", None)
     if not states:
         raise ValueError(
             f"the {role} returned no hidden_states, which are compared; call it with output_hidden_states=True."
         )
-    found: torch.Tensor = states[layer if layer < 0 else layer + 1]
+    found: Tensor = states[layer if layer < 0 else layer + 1]
     check_num_tokens(role, "hidden states", found.shape[1], num_tokens)
     return found

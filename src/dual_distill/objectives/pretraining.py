@@ -9,7 +9,7 @@ every masked word.
 from collections.abc import Mapping
 from typing import Any, Unpack
 
-import torch
+from torch import Tensor
 
 from .base import Settings
 from .cross_modal import CrossModalObjective
@@ -73,9 +73,7 @@ class PreTrainingObjective(CrossModalObjective):
         }
         super().__init__(weights, may_be_idle=True, **settings)
 
-    def forward(
-        self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compare one batch.
 
         Args:
@@ -93,7 +91,7 @@ class PreTrainingObjective(CrossModalObjective):
         Raises:
             ValueError: an output is missing or has another shape; the message names it.
         """
-        losses: dict[str, torch.Tensor] = {}
+        losses: dict[str, Tensor] = {}
         if self.attention_weight:
             losses["attention_loss"] = self.attention_loss(student_outputs, teacher_view, batch["attention_mask"])
         if self.weights["itm_distillation_weight"]:
@@ -110,7 +108,7 @@ class PreTrainingObjective(CrossModalObjective):
         return own | self.weighted(losses, start=student_outputs.loss if own else 0.0)
 
 
-def hard_terms(outputs: Any) -> dict[str, torch.Tensor]:
+def hard_terms(outputs: Any) -> dict[str, Tensor]:
     """Return the losses that a model for pre-training computed itself, by name.
 
     Args:
@@ -119,7 +117,7 @@ def hard_terms(outputs: Any) -> dict[str, torch.Tensor]:
     return {name: value for name in HARD_TERMS if (value := getattr(outputs, name, None)) is not None}
 
 
-def _logits_of_both(student_outputs: Any, teacher_view: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _logits_of_both(student_outputs: Any, teacher_view: Any, name: str) -> tuple[Tensor, Tensor]:
     """Logits of student and teacher, or a refusal that names who lacks them."""
     for role, outputs in (("student", student_outputs), ("teacher", teacher_view)):
         if getattr(outputs, name, None) is None:

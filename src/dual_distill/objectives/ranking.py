@@ -8,7 +8,7 @@ image such texts), and the teacher is asked about these alone.
 from collections.abc import Mapping
 from typing import Any, Unpack
 
-import torch
+from torch import Tensor
 
 from .base import Settings
 from .cross_modal import CrossModalObjective
@@ -60,9 +60,7 @@ class RankingObjective(CrossModalObjective):
         weights = {"itc_weight": itc_weight, "ranking_weight": ranking_weight, "attention_weight": attention_weight}
         super().__init__(weights, **settings)
 
-    def forward(
-        self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compare one batch.
 
         Args:
@@ -80,7 +78,7 @@ class RankingObjective(CrossModalObjective):
         Raises:
             ValueError: an output is missing or has another shape; the message names it.
         """
-        losses: dict[str, torch.Tensor] = {}
+        losses: dict[str, Tensor] = {}
         if self.weights["itc_weight"]:
             if student_outputs.loss is None:
                 raise ValueError("the student returned no contrastive loss; give it image_ids and caption_ids.")

@@ -1,13 +1,14 @@
 """Cross-modal attention distillation: the student looks where the teacher looks."""
 
 import torch
+from torch import Tensor
 
 from .kl_divergence import kl_divergence
 
 
 def attention_distillation_loss(
-    student_scores: torch.Tensor, teacher_scores: torch.Tensor, key_mask: torch.Tensor, query_mask: torch.Tensor
-) -> torch.Tensor:
+    student_scores: Tensor, teacher_scores: Tensor, key_mask: Tensor, query_mask: Tensor
+) -> Tensor:
     """KL divergence from the student's cross-modal attention to the teacher's, in nats per query.
 
     One call covers one direction; the caller adds the two. Per example, head and real query,
@@ -53,16 +54,14 @@ def attention_distillation_loss(
     return ((divergence * real).sum(1) / real.sum(1).clamp(min=1)).mean()
 
 
-def check_masks(
-    key_mask: torch.Tensor, keys: tuple[int, int], query_mask: torch.Tensor, queries: tuple[int, int]
-) -> None:
+def check_masks(key_mask: Tensor, keys: tuple[int, int], query_mask: Tensor, queries: tuple[int, int]) -> None:
     """Refuse masks of other shapes than the scores ask for."""
     for name, mask, shape in (("key_mask", key_mask, keys), ("query_mask", query_mask, queries)):
         if mask.shape != shape:
             raise ValueError(f"{name} has shape {tuple(mask.shape)}, the scores ask for {shape}.")
 
 
-def relation_scores(queries: torch.Tensor, keys: torch.Tensor, relation_heads: int | None = None) -> torch.Tensor:
+def relation_scores(queries: Tensor, keys: Tensor, relation_heads: int | None = None) -> Tensor:
     """Scaled dot products of queries and keys, over the model's own heads or over relation heads.
 
     Relation heads concatenate all heads and split them again into R: teacher and student may then differ in width and
@@ -90,7 +89,7 @@ def relation_scores(queries: torch.Tensor, keys: torch.Tensor, relation_heads: i
     return queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
 
 
-def regroup_heads(states: torch.Tensor, relation_heads: int | None) -> torch.Tensor:
+def regroup_heads(states: Tensor, relation_heads: int | None) -> Tensor:
     """Split the width of all heads anew: `(B, H, L, D)` -> `(B, R, L, H * D / R)`; None: as they are."""
     if relation_heads is None or relation_heads == states.shape[1]:
         return states
@@ -101,7 +100,7 @@ def regroup_heads(states: torch.Tensor, relation_heads: int | None) -> torch.Ten
     return states.transpose(1, 2).flatten(2).unflatten(2, (relation_heads, -1)).transpose(1, 2)
 
 
-def attention_probs_to_scores(probs: torch.Tensor) -> torch.Tensor:
+def attention_probs_to_scores(probs: Tensor) -> Tensor:
     """Turn attention probabilities into scores whose softmax over any subset of keys is that subset, rescaled to sum 1.
 
     Args:
@@ -119,8 +118,8 @@ def attention_probs_to_scores(probs: torch.Tensor) -> torch.Tensor:
 
 
 def cross_modal_scores(
-    queries: torch.Tensor, keys: torch.Tensor, num_text_tokens: int, relation_heads: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    queries: Tensor, keys: Tensor, num_text_tokens: int, relation_heads: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Scores of the two cross-modal blocks of a joint sequence `[text; image]`, without the uni-modal ones.
 
     Args:

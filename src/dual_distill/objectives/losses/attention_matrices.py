@@ -1,14 +1,13 @@
 """Whole attention matrices of two models held against each other by MSE, as DistillVLM does."""
 
 import torch
+from torch import Tensor
 
 from .attention import relation_scores
 from .hidden_states import mean_over_rows
 
 
-def attention_matrix_loss(
-    student_probs: torch.Tensor, teacher_probs: torch.Tensor, pattern: torch.Tensor
-) -> torch.Tensor:
+def attention_matrix_loss(student_probs: Tensor, teacher_probs: Tensor, pattern: Tensor) -> Tensor:
     """MSE of two attention matrices, over the query/key pairs that may attend.
 
     Averaged over the heads and pairs of a row, then over rows; a row without any pair is left out.
@@ -50,9 +49,7 @@ def attention_matrix_loss(
     return mean_over_rows(difference, pattern)
 
 
-def attention_probs(
-    queries: torch.Tensor, keys: torch.Tensor, pattern: torch.Tensor, relation_heads: int | None = None
-) -> torch.Tensor:
+def attention_probs(queries: Tensor, keys: Tensor, pattern: Tensor, relation_heads: int | None = None) -> Tensor:
     """Attention probabilities of recorded queries and keys, before dropout, over the keys that a query may look at.
 
     Args:
@@ -80,7 +77,7 @@ def attention_probs(
     return scores.masked_fill(~allowed, torch.finfo(torch.float32).min).softmax(-1) * allowed
 
 
-def joint_pattern(attention_mask: torch.Tensor, image_mask: torch.Tensor) -> torch.Tensor:
+def joint_pattern(attention_mask: Tensor, image_mask: Tensor) -> Tensor:
     """Return which query may look at which key where every real token sees every other: `(B, S, S)` bool.
 
     Args:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .attention import check_masks, regroup_heads
 
@@ -20,15 +21,15 @@ MAX_SCORES_ELSEWHERE = 2**23
 
 
 def chunked_attention_loss(
-    student_queries: torch.Tensor,
-    student_keys: torch.Tensor,
-    teacher_queries: torch.Tensor,
-    teacher_keys: torch.Tensor,
-    key_mask: torch.Tensor,
-    query_mask: torch.Tensor,
+    student_queries: Tensor,
+    student_keys: Tensor,
+    teacher_queries: Tensor,
+    teacher_keys: Tensor,
+    key_mask: Tensor,
+    query_mask: Tensor,
     relation_heads: int | None = None,
     max_scores: int | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """`attention_distillation_loss` of `relation_scores`, in memory that does not grow with queries times keys.
 
     One call covers one direction of one layer. Scores are computed in the dtype of the queries and keys, softmax and
@@ -73,7 +74,7 @@ def chunked_attention_loss(
 
     if max_scores is None:
         max_scores = MAX_SCORES.get(student_queries.device.type, MAX_SCORES_ELSEWHERE)
-    loss: torch.Tensor = _ChunkedAttentionLoss.apply(*states, key_mask.bool(), query_mask.bool(), max_scores)
+    loss: Tensor = _ChunkedAttentionLoss.apply(*states, key_mask.bool(), query_mask.bool(), max_scores)
     return loss
 
 
@@ -83,14 +84,14 @@ class _ChunkedAttentionLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        student_queries: torch.Tensor,
-        student_keys: torch.Tensor,
-        teacher_queries: torch.Tensor,
-        teacher_keys: torch.Tensor,
-        key_mask: torch.Tensor,
-        query_mask: torch.Tensor,
+        student_queries: Tensor,
+        student_keys: Tensor,
+        teacher_queries: Tensor,
+        teacher_keys: Tensor,
+        key_mask: Tensor,
+        query_mask: Tensor,
         max_scores: int,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         weights = _query_weights(key_mask, query_mask, student_queries.shape[1])
         total = weights.new_zeros(())
         with torch.autocast(student_queries.device.type, enabled=False):
@@ -107,7 +108,7 @@ class _ChunkedAttentionLoss(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         student_queries, student_keys, teacher_queries, teacher_keys, key_mask, weights = ctx.saved_tensors
         weights = weights * grad_output
         grad_queries, grad_keys = torch.empty_like(student_queries), torch.zeros_like(student_keys)
@@ -124,7 +125,7 @@ class _ChunkedAttentionLoss(torch.autograd.Function):
         return grad_queries, grad_keys, None, None, None, None, None
 
 
-def _chunks(queries: torch.Tensor, keys: torch.Tensor, max_scores: int) -> Iterator[tuple[slice, slice, slice]]:
+def _chunks(queries: Tensor, keys: Tensor, max_scores: int) -> Iterator[tuple[slice, slice, slice]]:
     """Indices of (rows, heads, queries): rows, and the queries of a row where one row has more than `max_scores`."""
     rows, heads, num_queries, _ = queries.shape
     of_a_query = heads * keys.shape[2]
@@ -136,15 +137,13 @@ def _chunks(queries: torch.Tensor, keys: torch.Tensor, max_scores: int) -> Itera
             yield slice(row, row + rows_at_a_time), slice(None), slice(query, query + queries_at_a_time)
 
 
-def _masked_scores(
-    queries: torch.Tensor, keys: torch.Tensor, key_mask: torch.Tensor, part: tuple[slice, slice, slice]
-) -> torch.Tensor:
+def _masked_scores(queries: Tensor, keys: Tensor, key_mask: Tensor, part: tuple[slice, slice, slice]) -> Tensor:
     """Scores of a chunk in float32, padded keys at a finite floor: -inf would give NaN where a row has no real key."""
     scores = (queries[part] * queries.shape[-1] ** -0.5) @ keys[part[0]].transpose(-1, -2)
     return scores.float().masked_fill_(~key_mask[part[0], None, None], torch.finfo(torch.float32).min / 2)
 
 
-def _query_weights(key_mask: torch.Tensor, query_mask: torch.Tensor, heads: int) -> torch.Tensor:
+def _query_weights(key_mask: Tensor, query_mask: Tensor, heads: int) -> Tensor:
     """Share of each query in the mean, `(B, 1, Q)`: equal inside an example, 0 for padding or a row without a key."""
     real = query_mask.float()
     shares = real / real.sum(1, keepdim=True).clamp(min=1) / (heads * max(1, len(real)))

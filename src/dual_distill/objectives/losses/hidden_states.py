@@ -1,16 +1,12 @@
 """Hidden states of student and teacher held against each other, token by token: by a noise-contrastive loss or MSE."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def noise_contrastive_loss(
-    anchors: torch.Tensor,
-    positives: torch.Tensor,
-    negatives: torch.Tensor,
-    token_mask: torch.Tensor,
-    temperature: float = 0.1,
-) -> torch.Tensor:
+    anchors: Tensor, positives: Tensor, negatives: Tensor, token_mask: Tensor, temperature: float = 0.1
+) -> Tensor:
     """How well a student's token finds the teacher's state of the same token among others, in nats per token.
 
     With everything scaled to length 1, per real token -ln(exp(a . p / t) / (exp(a . p / t) + sum_k exp(a . n_k / t)));
@@ -65,7 +61,7 @@ def noise_contrastive_loss(
     return mean_over_rows(of_token.new_zeros(real.shape).masked_scatter(real, of_token), real)
 
 
-def hidden_state_mse_loss(student: torch.Tensor, teacher: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+def hidden_state_mse_loss(student: Tensor, teacher: Tensor, token_mask: Tensor) -> Tensor:
     """MSE of hidden states, over the real tokens of a row and their width, then over rows.
 
     Args:
@@ -87,7 +83,7 @@ def hidden_state_mse_loss(student: torch.Tensor, teacher: torch.Tensor, token_ma
     return mean_over_rows((student.float() - teacher.detach().float()).square().mean(-1), token_mask.bool())
 
 
-def pool_tokens(states: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+def pool_tokens(states: Tensor, token_mask: Tensor) -> Tensor:
     """Mean state of the real tokens of a row, `(B, L, C)` -> `(B, 1, C)`; zeros for a row without any.
 
     Example:
@@ -98,7 +94,7 @@ def pool_tokens(states: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
     return (states * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
 
 
-def mean_over_rows(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def mean_over_rows(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of the values at True inside each row, then over the rows that have any: `(B, ...)` -> scalar.
 
     A row weighs the same alone, in a batch and across processes, however long it is.
@@ -114,7 +110,7 @@ def mean_over_rows(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return means.sum() / (counts > 0).sum().clamp(min=1)
 
 
-def _check_states(student: torch.Tensor, teacher: torch.Tensor, token_mask: torch.Tensor) -> None:
+def _check_states(student: Tensor, teacher: Tensor, token_mask: Tensor) -> None:
     """Refuse states and a mask of unlike shapes."""
     if student.dim() != 3 or student.shape != teacher.shape or token_mask.shape != student.shape[:2]:
         raise ValueError(

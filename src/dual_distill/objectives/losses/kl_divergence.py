@@ -1,14 +1,12 @@
 """The divergence that soft labels, lists and attention share."""
 
 import torch
+from torch import Tensor
 
 
 def kl_divergence(
-    student_scores: torch.Tensor,
-    teacher_scores: torch.Tensor,
-    temperature: float = 1.0,
-    mask: torch.Tensor | None = None,
-) -> torch.Tensor:
+    student_scores: Tensor, teacher_scores: Tensor, temperature: float = 1.0, mask: Tensor | None = None
+) -> Tensor:
     """temperature^2 * KL(softmax(teacher / temperature) || softmax(student / temperature)) over the last dimension.
 
     Args:

@@ -1,14 +1,11 @@
 """Soft labels: the student gives the teacher's answers."""
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .kl_divergence import kl_divergence
 
 
-def soft_label_loss(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
-) -> torch.Tensor:
+def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """KL divergence from the student's label distribution to the teacher's, in nats per row.
 
     temperature^2 * KL(softmax(teacher / temperature) || softmax(student / temperature)), averaged over rows.
@@ -36,9 +33,7 @@ def soft_label_loss(
     return kl_divergence(student_logits, teacher_logits, temperature).mean()
 
 
-def soft_answer_loss(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0
-) -> torch.Tensor:
+def soft_answer_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Binary cross-entropy against the teacher's answer probabilities, in nats per row, summed over answers.
 
     For VQA with several right answers, where each answer is a yes-or-no of its own:
@@ -72,7 +67,7 @@ def soft_answer_loss(
     return loss / len(student_logits) * temperature**2
 
 
-def _check_logits(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> None:
+def _check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
     """Refuse logits of unlike shapes."""
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(

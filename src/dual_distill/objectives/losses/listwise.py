@@ -1,13 +1,14 @@
 """Short lists of candidates that are hard to tell apart: chosen by the student, ranked by teacher or label."""
 
 import torch
+from torch import Tensor
 
 from .kl_divergence import kl_divergence
 
 
 def listwise_distillation_loss(
-    student_scores: torch.Tensor, teacher_scores: torch.Tensor, is_listed: torch.Tensor, temperature: float = 1.0
-) -> torch.Tensor:
+    student_scores: Tensor, teacher_scores: Tensor, is_listed: Tensor, temperature: float = 1.0
+) -> Tensor:
     """KL divergence from the student's distribution over a short list to the teacher's, in nats per list.
 
     temperature^2 * KL(softmax(teacher / temperature) || softmax(student / temperature)) over the entries of each list,
@@ -38,7 +39,7 @@ def listwise_distillation_loss(
     return kl_divergence(student_scores, teacher_scores, temperature, is_listed).mean()
 
 
-def listwise_cross_entropy(scores: torch.Tensor, is_listed: torch.Tensor) -> torch.Tensor:
+def listwise_cross_entropy(scores: Tensor, is_listed: Tensor) -> Tensor:
     """Cross-entropy of each list's first entry, the right one, against the others, in nats per list.
 
     Args:
@@ -60,9 +61,7 @@ def listwise_cross_entropy(scores: torch.Tensor, is_listed: torch.Tensor) -> tor
     return -scores.float().masked_fill(~is_listed, floor).log_softmax(-1)[:, 0].mean()
 
 
-def hardest_negatives(
-    similarities: torch.Tensor, is_allowed: torch.Tensor, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def hardest_negatives(similarities: Tensor, is_allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The most similar entries of the gallery that a row may be held against.
 
     Args:
@@ -98,7 +97,7 @@ def hardest_negatives(
     return found.indices, found.values > -torch.inf
 
 
-def _check_lists(is_listed: torch.Tensor, **scores: torch.Tensor) -> None:
+def _check_lists(is_listed: Tensor, **scores: Tensor) -> None:
     """Refuse scores that do not fit the lists."""
     for name, values in scores.items():
         if values.shape != is_listed.shape or values.dim() != 2:

@@ -1,6 +1,7 @@
 """ITM and MLM distillation: the teacher's logits on matched and unmatched pairs, and on masked words."""
 
 import torch
+from torch import Tensor
 
 from .kl_divergence import kl_divergence
 
@@ -8,8 +9,8 @@ _IGNORED = -100
 
 
 def itm_distillation_loss(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0
-) -> torch.Tensor:
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 1.0
+) -> Tensor:
     """KL divergence from the student's image-text matching distribution to the teacher's, in nats per pair.
 
     temperature^2 * KL(softmax(teacher / temperature) || softmax(student / temperature)), averaged over the pairs.
@@ -43,8 +44,8 @@ def itm_distillation_loss(
 
 
 def mlm_distillation_loss(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0
-) -> torch.Tensor:
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 1.0
+) -> Tensor:
     """KL divergence from the student's masked language modelling to the teacher's, in nats per masked token.
 
     temperature^2 * KL(softmax(teacher / temperature) || softmax(student / temperature)) over the vocabulary, at masked
@@ -79,7 +80,7 @@ def mlm_distillation_loss(
     return _mean_over_processes(divergence.sum(), is_masked.sum())
 
 
-def _check_logits(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, wanted: str) -> None:
+def _check_logits(student: Tensor, teacher: Tensor, labels: Tensor, wanted: str) -> None:
     """Refuse logits and labels of unlike shapes."""
     if student.shape != teacher.shape or labels.shape != student.shape[:-1]:
         raise ValueError(
@@ -88,7 +89,7 @@ def _check_logits(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Te
         )
 
 
-def _mean_over_processes(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+def _mean_over_processes(total: Tensor, count: Tensor) -> Tensor:
     """Divide a sum over this process's entries by the average number of entries of a process."""
     count = count.to(total.dtype)
     if torch.distributed.is_available() and torch.distributed.is_initialized():

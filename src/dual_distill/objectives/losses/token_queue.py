@@ -6,7 +6,7 @@ eight sees.
 """
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 
 class TokenQueue(nn.Module):
@@ -32,8 +32,8 @@ class TokenQueue(nn.Module):
         tensor([2., 3., 4.])
     """
 
-    tokens: torch.Tensor
-    num_written: torch.Tensor
+    tokens: Tensor
+    num_written: Tensor
 
     def __init__(self, size: int, width: int):
         super().__init__()
@@ -42,23 +42,23 @@ class TokenQueue(nn.Module):
         self.size = size
         self.register_buffer("tokens", torch.zeros(size, width))
         self.register_buffer("num_written", torch.zeros((), dtype=torch.int64))
-        self._collected: list[torch.Tensor] = []
+        self._collected: list[Tensor] = []
 
     def __len__(self) -> int:
         return min(int(self.num_written), self.size)
 
-    def negatives(self) -> torch.Tensor:
+    def negatives(self) -> Tensor:
         """Return what was written, `(len(self), width)` float32, in no particular order; no copy is made."""
         return self.tokens[: len(self)]
 
-    def tokens_in_order(self) -> torch.Tensor:
+    def tokens_in_order(self) -> Tensor:
         """Return what was written, oldest first, `(len(self), width)`."""
         if len(self) < self.size:
             return self.tokens[: len(self)]
         return self.tokens.roll(-(int(self.num_written) % self.size), 0)
 
     @torch.no_grad()
-    def collect(self, tokens: torch.Tensor) -> None:
+    def collect(self, tokens: Tensor) -> None:
         """Take real tokens of a batch in, those of all processes in their order; every process must call it.
 
         Args:
@@ -96,7 +96,7 @@ class TokenQueue(nn.Module):
         self.num_written += len(tokens)
 
 
-def gather_tokens(tokens: torch.Tensor) -> torch.Tensor:
+def gather_tokens(tokens: Tensor) -> Tensor:
     """Concatenate the tokens of all processes in their order; one process gets its own back.
 
     Args:
