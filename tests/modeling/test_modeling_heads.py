@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dual_distill.modeling.modeling_heads import SplitLinear, classification_loss
+from dual_distill.modeling import SplitLinear
+from dual_distill.modeling.modeling_losses import classification_loss
 
 
 def test_a_two_sided_map_is_the_sum_of_its_halves():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dual_distill.modeling import allowed_negatives, gather_pair_ids, gather_rows, pair_similarities
-from dual_distill.modeling.modeling_pretraining_losses import (
+from dual_distill.modeling.modeling_losses import (
     hard_negatives,
     inverse_temperature,
     itc_loss,

@@ -304,14 +304,14 @@ def test_shapes_that_are_refused(build):
         ("region_boxes", torch.zeros(3, 2, 6), "give one box of 6 numbers and one mask entry a region"),
         ("region_mask", torch.ones(3, 2), "give one box of 6 numbers and one mask entry a region"),
         ("region_mask", torch.ones(3), r"region_mask has shape \(3,\); give 2 axes for one image a row"),
-        ("region_boxes", None, "give region_features and region_boxes, and no pixel_values"),
-        ("pixel_values", torch.zeros(3, 3, 8, 12), "give region_features and region_boxes, and no pixel_values"),
+        ("region_boxes", None, "give region_features and region_boxes, not region_features"),
+        ("pixel_values", torch.zeros(3, 3, 8, 12), "and region_boxes, not pixel_values and region_features"),
         ("input_ids", torch.ones(2, 9, dtype=torch.long), "input_ids has 2 rows, region_features 3"),
     ):
         spare = {"token_type_ids": None, "attention_mask": None} if name == "input_ids" else {}
         with pytest.raises(ValueError, match=message):
             model(**{**batch, **spare, name: tensor})
-    with pytest.raises(ValueError, match="reads patches, but was given region_features"):
+    with pytest.raises(ValueError, match="give pixel_values, not region_features and region_boxes"):
         build(FusionEncoderModel)(**batch)
     with pytest.raises(Exception, match='visual_inputs is \'voxels\'; choose "patches" or "regions"'):
         FusionEncoderConfig(visual_inputs="voxels")

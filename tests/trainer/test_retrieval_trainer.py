@@ -9,7 +9,7 @@ import torch
 from transformers import EvalPrediction
 
 from dual_distill.evaluation import recall_of_vectors
-from dual_distill.modeling.modeling_pretraining_losses import gather_pair_ids
+from dual_distill.modeling.modeling_losses import gather_pair_ids
 from dual_distill.objectives import listwise_cross_entropy, listwise_distillation_loss
 from dual_distill.trainer.retrieval_trainer import RetrievalTrainer, choose_lists, drawn_scores, listed_scores
 

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import torch
 
-from dual_distill.modeling import FusionEncoderConfig, FusionEncoderForImageTextRetrieval
-from dual_distill.modeling.modeling_dual_encoder_pretraining import DualEncoderForPreTraining
-from dual_distill.modeling.modeling_dual_encoder_retrieval import DualEncoderForImageTextRetrieval
-from dual_distill.modeling.modeling_fusion_encoder_pretraining import FusionEncoderForPreTraining
-from dual_distill.modeling.tower_initialization import dual_config_from_fusion
+from dual_distill.modeling import (
+    DualEncoderForImageTextRetrieval,
+    DualEncoderForPreTraining,
+    FusionEncoderConfig,
+    FusionEncoderForImageTextRetrieval,
+    FusionEncoderForPreTraining,
+    dual_config_from_fusion,
+)
 
 # Neither pytest nor a script finds a neighbour by its name alone.
 shared = runpy.run_path(str(Path(__file__).with_name("conftest.py")))

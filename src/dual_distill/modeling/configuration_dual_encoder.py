@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_fusion_encoder import OwnConfig, TransformerConfig, patch_grid, take_former_names, validate_weights
+from .configuration_fusion_encoder import FusionEncoderConfig, OwnConfig, TransformerConfig
 
 
 @strict
@@ -45,10 +45,18 @@ class DualEncoderVisionConfig(TransformerConfig):
     patch_size: int = 32
     num_channels: int = 3
 
-    @property
-    def patch_grid(self) -> tuple[int, int]:
-        """Rows and columns of the position table."""
-        return patch_grid(self.image_size, self.patch_size)
+
+def _of_towers(name: str, *towers: str) -> property:
+    """Give a value of the towers at the top: read from the first of `towers`, written to all of them."""
+
+    def read(config: Any) -> Any:
+        return getattr(getattr(config, towers[0]), name)
+
+    def write(config: Any, value: Any) -> None:
+        for tower in towers:
+            setattr(getattr(config, tower), name, value)
+
+    return property(read, write)
 
 
 @strict
@@ -83,19 +91,12 @@ class DualEncoderConfig(OwnConfig):
     model_type = "dual_distill_dual_encoder"
     # As in `FusionEncoderConfig`.
     keys_to_ignore_at_inference = [
-        "pooler_output",
-        "text_embeds",
-        "image_embeds",
-        "image_mask",
-        "query_states",
-        "key_states",
-        "text_pooler_output",
-        "image_pooler_output",
-        "interaction_model_output",
-        "negative_image_rows",
-        "negative_text_rows",
-        "mlm_logits",
+        *FusionEncoderConfig.keys_to_ignore_at_inference,
+        *("text_embeds", "image_embeds", "text_pooler_output", "image_pooler_output"),
+        *("interaction_model_output", "negative_text_rows"),
     ]
+    # Former names, under which old checkpoints hold their weights.
+    attribute_map = {**FusionEncoderConfig.attribute_map, "contrastive_weight": "itc_weight"}
     sub_configs_defaults = {"text_config": DualEncoderTextConfig, "vision_config": DualEncoderVisionConfig}
 
     text_config: dict | PreTrainedConfig | None = None
@@ -111,18 +112,12 @@ class DualEncoderConfig(OwnConfig):
     mlm_weight: float | int = 1.0
     tie_word_embeddings: bool = True
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Read configurations that hold the weights under their former names."""
-        super().__post_init__(**take_former_names(self, kwargs))
-
     def validate_architecture(self) -> None:
-        """Refuse towers whose queries and keys do not fit each other, and weights that mean nothing."""
+        """Refuse towers whose queries and keys do not fit each other."""
         super().validate_architecture()
-        if self.interaction_layers < 0:
-            raise ValueError(f"interaction_layers is {self.interaction_layers}; it must be at least 0.")
-        if self.projection_dim < 1:
-            raise ValueError(f"projection_dim is {self.projection_dim}; it must be at least 1.")
-        validate_weights(self, ("itc_weight", "itm_weight", "mlm_weight"))
+        for name, least in (("interaction_layers", 0), ("projection_dim", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
 
         for name in ("hidden_size", "num_attention_heads"):
             text, vision = getattr(self.text_config, name), getattr(self.vision_config, name)
@@ -132,22 +127,7 @@ class DualEncoderConfig(OwnConfig):
                     "cannot be held against image keys."
                 )
 
-    @property
-    def hidden_size(self) -> int:
-        """Width C of both towers and of the fused vector."""
-        return self.text_config.hidden_size
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Heads H of both towers."""
-        return self.text_config.num_attention_heads
-
-    @property
-    def vocab_size(self) -> int:
-        """Word pieces of the tokenizer."""
-        return self.text_config.vocab_size
-
-    @property
-    def patch_grid(self) -> tuple[int, int]:
-        """Rows and columns of the image tower's position table."""
-        return self.vision_config.patch_grid
+    hidden_size = _of_towers("hidden_size", "text_config", "vision_config")
+    num_attention_heads = _of_towers("num_attention_heads", "text_config", "vision_config")
+    vocab_size = _of_towers("vocab_size", "text_config")
+    patch_grid = _of_towers("patch_grid", "vision_config")

@@ -22,6 +22,14 @@ class OwnConfig(PreTrainedConfig):
             )
         return super().from_dict(config_dict, **kwargs)
 
+    def validate_architecture(self) -> None:
+        """Refuse a weight of a loss that is negative or no number."""
+        super().validate_architecture()
+        for name in own_fields(type(self)):
+            # A comparison from the inside: it is False for NaN too.
+            if name.endswith("_weight") and not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; give a number >= 0, 0 to leave that loss out.")
+
 
 @strict
 class TransformerConfig(OwnConfig):
@@ -48,16 +56,23 @@ class TransformerConfig(OwnConfig):
                 f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}; "
                 "choose a width that the heads divide evenly."
             )
+
+        # The text tower has no image.
         image_size = getattr(self, "image_size", None)
         if image_size is None:
             return
-
         sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(sides) != 2 or any(side <= 0 or side % self.patch_size for side in sides):
             raise ValueError(
                 f"image_size {image_size} does not divide into patches of {self.patch_size} pixels; "
                 "give one side or [height, width], each a multiple of patch_size."
             )
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of the position table."""
+        height, width = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+        return height // self.patch_size, width // self.patch_size
 
 
 @strict
@@ -118,6 +133,8 @@ class FusionEncoderConfig(TransformerConfig):
     """
 
     model_type = "dual_distill_fusion_encoder"
+    # Former names, under which old checkpoints hold their weights.
+    attribute_map = {"matching_weight": "itm_weight", "masked_word_weight": "mlm_weight"}
     # Trainer.predict on rows without labels would else gather and pad all of these beside the logits.
     keys_to_ignore_at_inference = [
         "pooler_output",
@@ -189,21 +206,11 @@ class FusionEncoderConfig(TransformerConfig):
         """
         return cls.base_regions(**{"hidden_size": 384, "intermediate_size": 1536, **fields})
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Read configurations that hold the weights under their former names."""
-        super().__post_init__(**take_former_names(self, kwargs))
-
     def validate_architecture(self) -> None:
-        """Refuse weights that mean nothing, and image tokens of a third kind."""
+        """Refuse image tokens of a third kind."""
         super().validate_architecture()
-        validate_weights(self, ("itm_weight", "mlm_weight"))
         if self.visual_inputs not in ("patches", "regions"):
             raise ValueError(f'visual_inputs is {self.visual_inputs!r}; choose "patches" or "regions".')
-
-    @property
-    def patch_grid(self) -> tuple[int, int]:
-        """Rows and columns of the position table."""
-        return patch_grid(self.image_size, self.patch_size)
 
 
 def own_fields(kind: type[PreTrainedConfig]) -> list[str]:
@@ -217,32 +224,3 @@ def own_fields(kind: type[PreTrainedConfig]) -> list[str]:
         part for part in reversed(kind.__mro__) if issubclass(part, PreTrainedConfig) and part is not PreTrainedConfig
     ]
     return list(dict.fromkeys(name for part in ours for name in inspect.get_annotations(part)))
-
-
-FORMER_NAMES = {"contrastive_weight": "itc_weight", "matching_weight": "itm_weight", "masked_word_weight": "mlm_weight"}
-
-
-def take_former_names(config: PreTrainedConfig, fields: dict[str, Any]) -> dict[str, Any]:
-    """Move weights that an old checkpoint's config.json calls by their former names to their fields."""
-    for former, name in FORMER_NAMES.items():
-        if former in fields and hasattr(config, name):
-            setattr(config, name, fields.pop(former))
-    return fields
-
-
-def patch_grid(image_size: int | list[int] | tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Return rows and columns of patches in an image of `image_size` pixels.
-
-    Example:
-        >>> patch_grid(384, 32)
-        (12, 12)
-    """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return height // patch_size, width // patch_size
-
-
-def validate_weights(config: PreTrainedConfig, names: tuple[str, ...]) -> None:
-    """Raise a `ValueError` for a weight of a loss that is negative or no number."""
-    for name in names:
-        if not 0 <= getattr(config, name) < float("inf"):  # True for NaN too
-            raise ValueError(f"{name} is {getattr(config, name)}; give a number >= 0, 0 to leave that loss out.")

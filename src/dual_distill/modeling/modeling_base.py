@@ -1,18 +1,20 @@
 """What the models of both encoders are mixed from: abilities, the transformer behind embeddings, word embeddings."""
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .modeling_embeddings import initialize_embeddings
-from .modeling_layers import Pooler, TransformerEncoder
+from .modeling_embeddings import ImageEmbeddings
+from .modeling_layers import Pooler, TransformerAttention, TransformerEncoder, TransformerLayer
 
 
 class EncoderPreTrainedModel(PreTrainedModel):
@@ -31,7 +33,13 @@ class EncoderPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        initialize_embeddings(module, self.config)
+        std = getattr(self.config, "embedding_initializer_range", None) or self.config.initializer_range
+
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, ImageEmbeddings):
+            init.normal_(module.cls_token, std=std)
+            init.normal_(module.position_embeddings, std=std)
 
 
 def records_layers(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,15 +51,17 @@ def records_layers(forward: Callable[..., Any]) -> Callable[..., Any]:
 class TransformerBody(EncoderPreTrainedModel):
     """Embeddings, which differ from model to model, encoder, final layer norm and pooler, under ViLT's names."""
 
+    _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": TransformerAttention}
+
     def __init__(self, config: PreTrainedConfig, embeddings: type[nn.Module]):
         super().__init__(config)
         self.embeddings: Any = embeddings(config)
         self.encoder = TransformerEncoder(config)
+
         # Post-norm layers end in a norm of their own.
         norm_first = getattr(config, "norm_first", True)
-        self.layernorm: nn.Module = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if norm_first else nn.Identity()
-        )
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm: nn.Module = norm if norm_first else nn.Identity()
         self.pooler = Pooler(config)
         self.post_init()
 
@@ -65,6 +75,7 @@ class TransformerBody(EncoderPreTrainedModel):
         """Encode embedded tokens `(B, L, C)`: hidden state, pooled vector, queries and keys of the recorded layers."""
         hidden_states, recorded = self.encoder(tokens, attention_mask, recorded_layers=recorded_layers, **kwargs)
         hidden_states = self.layernorm(hidden_states)
+
         return {
             "last_hidden_state": hidden_states,
             "pooler_output": self.pooler(hidden_states),
@@ -76,13 +87,13 @@ class TransformerBody(EncoderPreTrainedModel):
 class TextInputs:
     """Word embeddings where resizing and tying look for them; mixed into the models that embed text themselves."""
 
-    embeddings: Any
+    text_embeddings_path = "embeddings.text_embeddings"
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the word embeddings."""
-        words: nn.Module = self.embeddings.text_embeddings.word_embeddings
-        return words
+        text: Any = attrgetter(self.text_embeddings_path)(self)
+        return text.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the word embeddings."""
-        self.embeddings.text_embeddings.word_embeddings = value
+        attrgetter(self.text_embeddings_path)(self).word_embeddings = value

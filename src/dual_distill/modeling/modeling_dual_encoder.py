@@ -5,19 +5,20 @@ The towers never see each other, so either side can be encoded once, stored, and
 out in the layout of the fusion encoder, `[text; image]`, a pair a row, which is what attention distillation needs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch import Tensor
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_dual_encoder import DualEncoderConfig
+from .modeling_base import TextInputs
+from .modeling_embeddings import with_image_axis
 from .modeling_heads import SplitLinear, classification_head
-from .modeling_layers import layers_to_record
-from .modeling_outputs import DualEncoderOutput, ImageFeaturesOutput
+from .modeling_layers import AskedLayers, layers_to_record
+from .modeling_outputs import EncoderOutput, ImageFeaturesOutput, TowerOutput
 from .modeling_towers import (
     DualEncoderInteractionModel,
     DualEncoderPreTrainedModel,
@@ -25,8 +26,18 @@ from .modeling_towers import (
     DualEncoderVisionModel,
 )
 
+STORED_AND_RECORDED = "stored vectors have no queries and keys; give input_ids and pixel_values to record them."
+INTERACTION_READS_TEXT = (
+    "this model has interaction layers, in which a text's tokens read the image; give input_ids in place of a stored "
+    "vector."
+)
+INTERACTION_READS_IMAGES = (
+    "this model has interaction layers, which read an image's tokens; give pixel_values or image_token_embeds, or "
+    "image_token_states beside image_pooler_output or image_embeds."
+)
 
-class DualEncoderModel(DualEncoderPreTrainedModel):
+
+class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
     """The bare dual encoder: texts and images in, their pooled vectors and one fused vector a pair out.
 
     Example:
@@ -41,24 +52,18 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         (torch.Size([3, 1, 8]), True)
     """
 
+    text_embeddings_path = "text_model.embeddings.text_embeddings"
+
     def __init__(self, config: DualEncoderConfig):
         super().__init__(config)
         self.text_model = DualEncoderTextModel(config.text_config)
         self.vision_model = DualEncoderVisionModel(config.vision_config)
-        width = config.hidden_size
         self.interaction_model = None
         if config.interaction_layers:
             self.interaction_model = DualEncoderInteractionModel(config.text_config, config.interaction_layers)
+        width = config.hidden_size
         self.interaction = classification_head(2 * width, 2 * width, width, first_layer=SplitLinear)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the word embeddings."""
-        return self.text_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embeddings."""
-        self.text_model.set_input_embeddings(value)
 
     def get_text_features(
         self,
@@ -66,15 +71,9 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
+    ) -> TowerOutput:
         """Encode texts alone: `pooler_output` is `(B, C)`, what `forward` takes as `text_pooler_output`."""
-        output = self.text_model(input_ids, attention_mask, token_type_ids, **kwargs)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=output.last_hidden_state,
-            pooler_output=output.pooler_output,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-        )
+        return self.text_model(input_ids, attention_mask, token_type_ids, **kwargs)
 
     def get_image_features(
         self,
@@ -101,22 +100,17 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             ValueError: keys and values of interaction layers are asked for, and there are none.
         """
         if output_token_states and self.interaction_model is None:
-            raise ValueError(
-                "output_token_states asks for keys and values of interaction layers, of which it has none."
-            )
+            raise ValueError("output_token_states asks for keys and values of interaction layers; there are none.")
 
         output = self.vision_model(pixel_values, pixel_mask, **kwargs)
         rows = _image_rows(pixel_values)
-        tokens = output.last_hidden_state.unflatten(0, rows)
-        return ImageFeaturesOutput(
-            last_hidden_state=output.last_hidden_state,
-            pooler_output=output.pooler_output.unflatten(0, pixel_values.shape[:-3]),
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
-            image_token_embeds=tokens,
-            image_token_mask=output.image_mask.unflatten(0, rows),
-            image_token_states=self.interaction_model.project_images(tokens) if output_token_states else None,
-        )
+        tokens, mask = (each.unflatten(0, rows) for each in (output.last_hidden_state, output.image_mask))
+        features = ImageFeaturesOutput(**output, image_token_embeds=tokens, image_token_mask=mask)
+        # Without an axis of images where the pixels had none.
+        features.pooler_output = output.pooler_output.unflatten(0, pixel_values.shape[:-3])
+        if output_token_states:
+            features.image_token_states = self.interaction_model.project_images(tokens)
+        return features
 
     def project_text(self, text_pooler_output: Tensor) -> Tensor:
         """Give the text's half of the interaction's first linear map: `(..., C)` -> `(..., 2C)`, bias included.
@@ -166,12 +160,12 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         image_token_embeds: Tensor | None = None,
         image_token_states: Tensor | None = None,
         image_token_mask: Tensor | None = None,
-        output_query_states: bool | Sequence[int] | None = None,
-        output_key_states: bool | Sequence[int] | None = None,
+        output_query_states: AskedLayers = None,
+        output_key_states: AskedLayers = None,
         join_states: bool = True,
         output_interaction_states: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> DualEncoderOutput:
+    ) -> EncoderOutput:
         """Encode B rows of one text and N images, either side from its inputs or from stored vectors.
 
         Args:
@@ -198,54 +192,60 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention), and what attention functions take.
 
         Returns:
-            A `DualEncoderOutput`.
+            A `EncoderOutput`.
 
         Raises:
             ValueError: a side is missing or given twice, a stored vector is of another kind or not enough for
                 interaction layers, or queries are asked for of a stored side.
         """
         texts = {"input_ids": input_ids, "text_pooler_output": text_pooler_output, "text_embeds": text_embeds}
-        images = {
-            "pixel_values": pixel_values,
-            "image_pooler_output": image_pooler_output,
-            "image_embeds": image_embeds,
-            "image_token_embeds": image_token_embeds,
-        }
-        check_side(texts, self.config.hidden_size)
-        check_side(images, self.config.hidden_size)
-        self._check_interaction(input_ids, image_pooler_output, image_embeds, image_token_states)
+        vectors = {"image_pooler_output": image_pooler_output, "image_embeds": image_embeds}
+        images = {"pixel_values": pixel_values, **vectors, "image_token_embeds": image_token_embeds}
+        for side in (texts, images):
+            check_side(side, self.config.hidden_size)
         layers = layers_to_record(output_query_states, output_key_states, self.config)
-        if layers and (input_ids is None or pixel_values is None):
-            raise ValueError("stored vectors have no queries and keys; give input_ids and pixel_values to record them.")
 
+        has_layers, has_states = self.interaction_model is not None, image_token_states is not None
+        only_vectors = any(tensor is not None for tensor in vectors.values())
+        for is_wrong, sentence in (
+            (layers and (input_ids is None or pixel_values is None), STORED_AND_RECORDED),
+            (has_states and not has_layers, "image_token_states are for interaction layers, and this model has none."),
+            (has_layers and input_ids is None, INTERACTION_READS_TEXT),
+            (has_layers and only_vectors != has_states, INTERACTION_READS_IMAGES),
+        ):
+            if is_wrong:
+                raise ValueError(sentence)
+
+        # Each side: its tokens where there are some, its pooled vector, its half of the shallow interaction.
         text_output = vision_output = interaction_output = None
         if input_ids is not None:
             text_output = self.text_model(input_ids, attention_mask, token_type_ids, recorded_layers=layers, **kwargs)
             text_pooler_output = text_output.pooler_output
         if pixel_values is not None:
             vision_output = self.vision_model(pixel_values, pixel_mask, recorded_layers=layers, **kwargs)
-            rows = _image_rows(pixel_values)
-            image_pooler_output = vision_output.pooler_output.unflatten(0, rows)
-            image_token_embeds = vision_output.last_hidden_state.unflatten(0, rows)
-            image_token_mask = vision_output.image_mask.unflatten(0, rows)
+            of_images = (vision_output.pooler_output, vision_output.last_hidden_state, vision_output.image_mask)
+            image_pooler_output, image_token_embeds, image_token_mask = (
+                each.unflatten(0, _image_rows(pixel_values)) for each in of_images
+            )
         elif image_token_embeds is not None:
-            image_token_embeds = image_token_embeds[:, None] if image_token_embeds.dim() == 3 else image_token_embeds
+            image_token_embeds = with_image_axis(image_token_embeds, 3)
             pooled = self.vision_model.pooler(image_token_embeds.flatten(0, 1))
             image_pooler_output = pooled.unflatten(0, image_token_embeds.shape[:2])
-        if image_token_mask is not None and image_token_mask.dim() == 2:
-            image_token_mask = image_token_mask[:, None]
+        if image_embeds is None:
+            image_pooler_output = with_image_axis(image_pooler_output, 2)
+            image_embeds = self.project_images(image_pooler_output)
+        image_embeds, image_token_mask = with_image_axis(image_embeds, 2), with_image_axis(image_token_mask, 2)
 
-        if image_pooler_output is not None and image_pooler_output.dim() == 2:
-            image_pooler_output = image_pooler_output[:, None]
-        image_embeds = self.project_images(image_pooler_output) if image_embeds is None else image_embeds
-        image_embeds = image_embeds[:, None] if image_embeds.dim() == 2 else image_embeds
+        # shape[0], not len: export keeps it symbolic.
         num_texts = next(tensor.shape[0] for tensor in texts.values() if tensor is not None)
-        if num_texts != image_embeds.shape[0] and 1 not in (num_texts, image_embeds.shape[0]):
+        num_rows = image_embeds.shape[0]
+        if num_texts != num_rows and 1 not in (num_texts, num_rows):
             raise ValueError(
-                f"there are {num_texts} texts and {len(image_embeds)} rows of images; give one text for each row of "
-                "images, or one of either for all."
+                f"there are {num_texts} texts and {num_rows} rows of images; give one text for each row of images, or "
+                "one of either for all."
             )
 
+        # A text is pooled as it reads each image, where there are layers that read.
         if self.interaction_model is not None:
             interaction_output = self.interaction_model(
                 text_output.last_hidden_state,
@@ -258,13 +258,11 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             )
             pooled = self.text_model.pooler(interaction_output.last_hidden_state)
             text_pooler_output = pooled.unflatten(0, (-1, image_embeds.shape[1]))
-        if text_embeds is None:
-            text_embeds = self.project_text(text_pooler_output)
-        fused = self.fuse_projections(text_embeds if text_embeds.dim() == 3 else text_embeds[:, None], image_embeds)
+        text_embeds = self.project_text(text_pooler_output) if text_embeds is None else text_embeds
+        fused = self.fuse_projections(with_image_axis(text_embeds, 2), image_embeds)
 
         wanted = {"query_states": output_query_states, "key_states": output_key_states}
-        recorded = join_recorded_states(text_output, vision_output, wanted, join_states, image_embeds.shape[1])
-        return DualEncoderOutput(
+        return EncoderOutput(
             pooler_output=fused,
             text_pooler_output=text_pooler_output,
             image_pooler_output=image_pooler_output,
@@ -274,33 +272,8 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             text_model_output=text_output,
             vision_model_output=vision_output,
             interaction_model_output=interaction_output,
-            **recorded,
+            **join_recorded_states(text_output, vision_output, wanted, join_states, image_embeds.shape[1]),
         )
-
-    def _check_interaction(
-        self,
-        input_ids: Tensor | None,
-        image_pooler_output: Tensor | None,
-        image_embeds: Tensor | None,
-        image_token_states: Tensor | None,
-    ) -> None:
-        """Refuse vectors where interaction layers read tokens, and tokens' states where there are no such layers."""
-        only_a_vector = image_pooler_output is not None or image_embeds is not None
-        if self.interaction_model is None:
-            if image_token_states is not None:
-                raise ValueError("image_token_states are read by interaction layers, and this model has none.")
-            return
-
-        if input_ids is None:
-            raise ValueError(
-                "this model has interaction layers, in which a text's tokens read the image; give input_ids in place "
-                "of a stored vector."
-            )
-        if only_a_vector != (image_token_states is not None):
-            raise ValueError(
-                "this model has interaction layers, which read an image's tokens; give pixel_values or "
-                "image_token_embeds, or image_token_states beside image_pooler_output or image_embeds."
-            )
 
 
 def _image_rows(pixel_values: Tensor) -> tuple[int, int]:
@@ -341,7 +314,7 @@ def join_recorded_states(
     Returns:
         For what is wanted, one `(B * N, H, T + 1 + I, D)`, or one pair, a recorded layer.
     """
-    joined = {}
+    joined: dict[str, tuple[Any, ...]] = {}
     for name in (name for name, value in wanted.items() if value):
         apart = [
             (text if num_images == 1 else text.repeat_interleave(num_images, dim=0), image)

@@ -5,20 +5,12 @@ is interpolated to each image's own grid by two small matrix products instead of
 has no data-dependent shape, no host synchronisation and no graph break under `torch.compile`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers import initialization as init
-
-
-def initialize_embeddings(module: nn.Module, config: PreTrainedConfig) -> None:
-    """Initialize embeddings from a normal distribution of the width that the config names for them."""
-    std = getattr(config, "embedding_initializer_range", None) or config.initializer_range
-    if isinstance(module, nn.Embedding):
-        init.normal_(module.weight, std=std)
-    elif isinstance(module, ImageEmbeddings):
-        init.normal_(module.cls_token, std=std)
-        init.normal_(module.position_embeddings, std=std)
 
 
 class TextEmbeddings(nn.Module):
@@ -75,13 +67,18 @@ class PatchEmbeddings(nn.Module):
 
 
 class ImageEmbeddings(nn.Module):
-    """CLS token + patches + positions of each image's own grid.
+    """CLS token + patches + positions of each image's own grid + the modality embedding of its index in the row.
 
-    The parameters live on the module that mixes this in (`FusionEmbeddings`, `VisionEmbeddings`), flat, under ViLT's
-    names.
+    `FusionEmbeddings` adds text; all parameters lie flat, under ViLT's names.
     """
 
-    def _add_image_parameters(self, config: PreTrainedConfig) -> None:
+    reads_text = False
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        # First, as in ViLT: an optimizer's state tells parameters by their order.
+        if self.reads_text:
+            self.text_embeddings = TextEmbeddings(config)
         self.grid = config.patch_grid
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.patch_embeddings = PatchEmbeddings(config)
@@ -96,7 +93,7 @@ class ImageEmbeddings(nn.Module):
 
         To each image the modality embedding of its index in the row is added, from row `first_slot` of the table on.
         """
-        pixel_values = pixel_values[:, None] if pixel_values.dim() == 4 else pixel_values
+        pixel_values = with_image_axis(pixel_values, 4)
         if pixel_values.dim() != 5:
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, N, 3, H, W), or (B, 3, H, W) for "
@@ -111,6 +108,8 @@ class ImageEmbeddings(nn.Module):
         slots = torch.arange(first_slot, first_slot + rows[1], device=tokens.device)
         modality = self.token_type_embeddings(slots.clamp(max=self.token_type_embeddings.num_embeddings - 1))
         return tokens.unflatten(0, rows) + modality[:, None], None if mask is None else mask.unflatten(0, rows)
+
+    forward: Callable[..., Any] = embed_image_rows
 
     def embed_images(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Embed `(B, 3, H, W)` pixels as `(B, 1 + I, C)` tokens and give their `(B, 1 + I)` mask (None: all real)."""
@@ -166,6 +165,11 @@ def _bilinear_weights(lengths: Tensor, num_targets: int, num_sources: int) -> Te
     positions = targets * (num_sources - 1) / (lengths - 1).clamp(min=1)
     sources = torch.arange(num_sources, device=lengths.device)
     return (1 - (positions.unsqueeze(-1) - sources).abs()).clamp(min=0)
+
+
+def with_image_axis(tensor: Any, dims: int) -> Any:
+    """Give a tensor of one image a row its axis of images, `(B, ...)` -> `(B, 1, ...)`; `dims`: axes without it."""
+    return tensor[:, None] if tensor is not None and tensor.dim() == dims else tensor
 
 
 def check_one_image(pixel_values: Tensor | None, region_features: Tensor | None, task: str) -> None:

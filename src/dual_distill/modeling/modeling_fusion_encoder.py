@@ -19,8 +19,6 @@ A BERT's weights fit a model with `norm_first=False` and regions under these nam
 Only `embeddings.region_embeddings` (`projection`, `LayerNorm`) is then new.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from transformers.masking_utils import create_bidirectional_mask
@@ -30,9 +28,8 @@ from transformers.utils import TransformersKwargs
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_base import EncoderPreTrainedModel, TextInputs, TransformerBody, records_layers
 from .modeling_caption_mask import attention_mask_of, caption_positions, seq2seq_mask
-from .modeling_embeddings import ImageEmbeddings, TextEmbeddings
-from .modeling_heads import ClassifierHead, EncoderForTask
-from .modeling_layers import TransformerAttention, TransformerLayer, layers_to_record
+from .modeling_embeddings import ImageEmbeddings
+from .modeling_layers import AskedLayers, layers_to_record
 from .modeling_outputs import FusionEncoderOutput
 from .modeling_region_embeddings import RegionFusionEmbeddings
 
@@ -40,10 +37,7 @@ from .modeling_region_embeddings import RegionFusionEmbeddings
 class FusionEmbeddings(ImageEmbeddings):
     """Text and image tokens of every pair, each with its modality embedding."""
 
-    def __init__(self, config: FusionEncoderConfig):
-        super().__init__()
-        self.text_embeddings = TextEmbeddings(config)
-        self._add_image_parameters(config)
+    reads_text = True
 
     def forward(
         self,
@@ -69,7 +63,6 @@ class FusionEncoderPreTrainedModel(EncoderPreTrainedModel):
     config: FusionEncoderConfig
     base_model_prefix = "fusion_encoder"
     _no_split_modules = ["FusionEmbeddings", "RegionFusionEmbeddings", "TransformerLayer"]
-    _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": TransformerAttention}
 
 
 class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedModel):
@@ -98,8 +91,8 @@ class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedMod
         pixel_values: Tensor | None = None,
         pixel_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        output_query_states: bool | Sequence[int] | None = None,
-        output_key_states: bool | Sequence[int] | None = None,
+        output_query_states: AskedLayers = None,
+        output_key_states: AskedLayers = None,
         region_features: Tensor | None = None,
         region_boxes: Tensor | None = None,
         region_mask: Tensor | None = None,
@@ -130,34 +123,41 @@ class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedMod
         Raises:
             ValueError: a shape or a region does not fit; the message names it.
         """
-        self._check_kind_of_image(pixel_values, region_features, region_boxes)
+        kinds = {"pixel_values": pixel_values, "region_features": region_features, "region_boxes": region_boxes}
+        given = [name for name, tensor in kinds.items() if tensor is not None]
+        wanted = ["region_features", "region_boxes"] if self.reads_regions else ["pixel_values"]
+        if given != wanted:
+            raise ValueError(
+                f"this fusion encoder ({self.config.visual_inputs}) reads text and image together; give "
+                f"{' and '.join(wanted)}, not {' and '.join(given) or 'the text alone'}."
+            )
+
         recorded_layers = layers_to_record(output_query_states, output_key_states, self.config)
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         positions = caption_positions(segments, attention_mask, self.config) if caption_mask else None
         read = (region_features, region_boxes, region_mask) if self.reads_regions else (pixel_values, pixel_mask)
         text, images, image_mask = self.embeddings(input_ids, token_type_ids, *read, position_ids=positions)
         if text.shape[0] != images.shape[0]:
-            raise ValueError(
-                f"input_ids has {text.shape[0]} rows, {'region_features' if self.reads_regions else 'pixel_values'} "
-                f"{images.shape[0]}; give one text for each row of images."
-            )
+            rows = f"{text.shape[0]} rows, {wanted[0]} {images.shape[0]}"
+            raise ValueError(f"input_ids has {rows}; give one text for each row of images.")
 
-        # One sequence a pair of text and image; without any padding there is no mask.
+        # One sequence a pair of text and image.
         num_images = images.shape[1]
         tokens = torch.cat([text.repeat_interleave(num_images, dim=0), images.flatten(0, 1)], dim=1)
-        text_mask = text.new_ones(text.shape[:2]) if attention_mask is None else attention_mask
         real = images.new_ones(images.shape[:3], dtype=torch.bool) if image_mask is None else image_mask
-        mask = None
-        if attention_mask is not None or image_mask is not None:
-            text_rows = text_mask.bool().repeat_interleave(num_images, dim=0)
-            mask = torch.cat([text_rows, real.flatten(0, 1)], dim=1)
 
-        pattern = None
+        pattern = mask = None
         if caption_mask:
             pattern = seq2seq_mask(segments, attention_mask, real)
-            itself = torch.eye(pattern.shape[1], dtype=torch.bool, device=pattern.device)  # padding must see something
+            # Padding must see something.
+            itself = torch.eye(pattern.shape[1], dtype=torch.bool, device=pattern.device)
             layer_mask = attention_mask_of(pattern | itself, self.config, tokens, tokens)
         else:
+            # Without any padding there is no mask, which attention functions are faster with.
+            if attention_mask is not None or image_mask is not None:
+                text_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+                text_rows = text_mask.bool().repeat_interleave(num_images, dim=0)
+                mask = torch.cat([text_rows, real.flatten(0, 1)], dim=1)
             layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=mask)
 
         encoded = self.encode_tokens(tokens, layer_mask, recorded_layers, **kwargs)
@@ -165,64 +165,3 @@ class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedMod
         for name, wanted in (("query_states", output_query_states), ("key_states", output_key_states)):
             encoded[name] = encoded[name] if wanted else None
         return FusionEncoderOutput(**encoded, image_mask=real, attention_pattern=pattern)
-
-    def _check_kind_of_image(
-        self, pixel_values: Tensor | None, region_features: Tensor | None, region_boxes: Tensor | None
-    ) -> None:
-        """Refuse pixels where regions are read, and regions where pixels are."""
-        if self.reads_regions and (region_features is None or region_boxes is None or pixel_values is not None):
-            raise ValueError(
-                "this fusion encoder reads text and regions together (visual_inputs is 'regions'); give "
-                "region_features and region_boxes, and no pixel_values."
-            )
-        if not self.reads_regions and region_features is not None:
-            raise ValueError(
-                "this fusion encoder reads patches, but was given region_features; give pixel_values, or build a "
-                "model with visual_inputs='regions'."
-            )
-        if not self.reads_regions and pixel_values is None:
-            raise ValueError("a fusion encoder reads text and image together; give pixel_values.")
-
-
-class FusionEncoderForTask(EncoderForTask, FusionEncoderPreTrainedModel):
-    """A fusion encoder, to which subclasses add their head."""
-
-    def __init__(self, config: FusionEncoderConfig):
-        super().__init__(config)
-        self.fusion_encoder = FusionEncoderModel(config)
-
-
-class FusionEncoderForQuestionAnswering(ClassifierHead, FusionEncoderForTask):
-    """Fusion encoder with an answer classifier (VQA): one question, one image.
-
-    Example:
-        >>> config = FusionEncoderConfig(
-        ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        ...     image_size=8, patch_size=4, num_labels=7)
-        >>> model = FusionEncoderForQuestionAnswering(config)
-        >>> model(input_ids=torch.ones(3, 5, dtype=torch.long), pixel_values=torch.zeros(3, 3, 8, 8)).logits.shape
-        torch.Size([3, 7])
-    """
-
-    def __init__(self, config: FusionEncoderConfig):
-        super().__init__(config)
-        self._add_classifier(config, num_images=1)
-        self.post_init()
-
-
-class FusionEncoderForImagesAndTextClassification(ClassifierHead, FusionEncoderForTask):
-    """Fusion encoder that classifies a text with `config.num_images` images (visual entailment 1, NLVR2 2).
-
-    Example:
-        >>> config = FusionEncoderConfig(
-        ...     vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        ...     image_size=8, patch_size=4, num_images=2, modality_type_vocab_size=3)
-        >>> model = FusionEncoderForImagesAndTextClassification(config)
-        >>> model(input_ids=torch.ones(3, 5, dtype=torch.long), pixel_values=torch.zeros(3, 2, 3, 8, 8)).logits.shape
-        torch.Size([3, 2])
-    """
-
-    def __init__(self, config: FusionEncoderConfig):
-        super().__init__(config)
-        self._add_classifier(config, num_images=config.num_images)
-        self.post_init()

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import ModelOutput
 
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_caption_mask import TAG_SEGMENT, WORD_SEGMENT, attention_mask_of, check_caption_length
 from .modeling_embeddings import check_one_image
-from .modeling_fusion_encoder_heads import FusionEncoderForWords
+from .modeling_fusion_encoder_heads import IMAGE_DIMS, FusionEncoderForWords
 
 MAX_NEW_TOKENS = 20
 """Longest caption that is written unless told otherwise, in tokens."""
@@ -52,15 +51,11 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
     _supports_flash_attn = False  # it has no mask of this kind
     one_image = "a caption is written about one"
 
-    def __init__(self, config: FusionEncoderConfig):
-        super().__init__(config)
-        self.generation_config = GenerationConfig(
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
-            max_new_tokens=MAX_NEW_TOKENS,
-        )
-        self.post_init()
+    def add_head(self, config: FusionEncoderConfig) -> None:
+        """Build the decoder of words, and say how captions begin and end."""
+        super().add_head(config)
+        tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        self.generation_config = GenerationConfig(**tokens, max_new_tokens=MAX_NEW_TOKENS)
 
     def use_tokens_of(self, tokenizer: Any) -> None:
         """Take the ids that writing needs from a BERT-like tokenizer: [CLS] begins, [SEP] ends, [PAD] fills.
@@ -80,25 +75,18 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
             if name != "mask_token_id":
                 setattr(self.generation_config, name, value)
 
-    def encode_rows(
-        self,
-        *,
-        context_states: Tensor | None = None,
-        context_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **inputs: Any,
-    ) -> ModelOutput:
+    def encode_rows(self, **inputs: Any) -> Any:
         """Encode captions under their mask; while one is written, its new words and the [MASK] behind them.
 
         Args:
-            context_states: while writing, what `read_context` gave, in place of tags and image; `input_ids` are then
-                the words since the last step and a [MASK], of which the logits are returned.
-            context_mask: likewise.
-            past_key_values: while writing, the words so far; it is lengthened by the new words, not by the [MASK].
-            **inputs: as in `FusionEncoderModel.forward`.
+            **inputs: as in `FusionEncoderModel.forward`. While writing, `context_states` and `context_mask` that
+                `read_context` gave stand in place of tags and image, `input_ids` are the words since the last step and
+                a [MASK], of which the logits are returned, and `past_key_values` are the words so far, lengthened by
+                the new words, not by the [MASK].
         """
-        if context_states is not None:
-            return self._write(inputs["input_ids"], context_states, context_mask, past_key_values)
+        writing = [inputs.pop(name, None) for name in ("context_states", "context_mask", "past_key_values")]
+        if writing[0] is not None:
+            return self._write(inputs["input_ids"], *writing)
         return super().encode_rows(**inputs, caption_mask=True)
 
     def read_context(self, tag_ids: Tensor, tag_mask: Tensor, **image: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -130,7 +118,7 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
 
     def _write(
         self, input_ids: Tensor, context_states: Tensor, context_mask: Tensor | None, past_key_values: Cache | None
-    ) -> ModelOutput:
+    ) -> BaseModelOutputWithPast:
         """Encode the [MASK] at the end of `input_ids`, from which the next word is told."""
         num_new = input_ids.shape[1]
         num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -165,11 +153,6 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         generation_config: GenerationConfig | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        pixel_mask: Tensor | None = None,
-        region_features: Tensor | None = None,
-        region_boxes: Tensor | None = None,
-        region_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Write a caption for each row, by transformers' `generate`.
@@ -179,12 +162,9 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
             generation_config: as for transformers' `generate`; None: the model's own.
             attention_mask: `(B, T)`.
             token_type_ids: `(B, T)`, 1 for tags and what ends them; None: no tags.
-            pixel_values: `(B, 1, 3, H, W)` or `(B, 3, H, W)`.
-            pixel_mask: `(B, 1, H, W)`.
-            region_features: `(B, R, F)`, in place of pixels.
-            region_boxes: `(B, R, 6)`.
-            region_mask: `(B, R)`.
-            **kwargs: as for transformers' `generate`: `num_beams`, `max_new_tokens`, `length_penalty`, `do_sample`,
+            **kwargs: the image, `pixel_values` `(B, 1, 3, H, W)` or `(B, 3, H, W)` and `pixel_mask` `(B, 1, H, W)`, or
+                `region_features` `(B, R, F)`, `region_boxes` `(B, R, 6)` and `region_mask` `(B, R)`; and what
+                transformers' `generate` takes: `num_beams`, `max_new_tokens`, `length_penalty`, `do_sample`,
                 `use_cache`, `return_dict_in_generate`, and so on.
 
         Returns:
@@ -194,32 +174,20 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         Raises:
             ValueError: the ids that writing needs are not in the config, or the rows hold words beside the tags.
         """
-        wanted = generation_config or self.generation_config
-        begin = kwargs.get("bos_token_id", self._begin_token(wanted))
-        check_one_image(pixel_values, region_features, self.one_image)
-        images = pixel_values if region_features is None else region_features
-        if images is None:
+        begin = kwargs.get("bos_token_id", self._begin_token(generation_config or self.generation_config))
+        image = {name: kwargs.pop(name) for name in IMAGE_DIMS if kwargs.get(name) is not None}
+        check_one_image(image.get("pixel_values"), image.get("region_features"), self.one_image)
+        if not image:
             raise ValueError(
                 "a caption is written about an image; give pixel_values, or region_features and region_boxes."
             )
 
-        tag_ids, tag_mask = self._tags_of(input_ids, attention_mask, token_type_ids, len(images))
-        image = {
-            "pixel_values": pixel_values,
-            "pixel_mask": pixel_mask,
-            "region_features": region_features,
-            "region_boxes": region_boxes,
-            "region_mask": region_mask,
-        }
-        if kwargs.get("use_cache", wanted.use_cache) is False:
-            inputs = {"tag_ids": tag_ids, "tag_mask": tag_mask, **image}
-        else:
-            context_states, context_mask = self.read_context(tag_ids, tag_mask, **image)
-            inputs = {"context_states": context_states, "context_mask": context_mask}
-
-        start = torch.full((len(images), 1), begin, dtype=torch.long, device=images.device)
-        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        return super().generate(start, generation_config=generation_config, **given, **kwargs)
+        num_rows = len(next(iter(image.values())))
+        tag_ids, tag_mask = self._tags_of(input_ids, attention_mask, token_type_ids, num_rows)
+        context_states, context_mask = self.read_context(tag_ids, tag_mask, **image)
+        start = torch.full((num_rows, 1), begin, dtype=torch.long, device=context_states.device)
+        context = {"context_states": context_states, "context_mask": context_mask}
+        return super().generate(start, generation_config=generation_config, **context, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -227,37 +195,13 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         past_key_values: Cache | None = None,
         context_states: Tensor | None = None,
         context_mask: Tensor | None = None,
-        tag_ids: Tensor | None = None,
-        tag_mask: Tensor | None = None,
-        region_features: Tensor | None = None,
-        region_boxes: Tensor | None = None,
-        region_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Lay out a step: the words since the last one and a [MASK]; without a cache the whole text, tags first."""
+        """Lay out a step: the words since the last one (without a cache all of them) and a [MASK]."""
         words = torch.cat([input_ids, torch.full_like(input_ids[:, :1], self.config.mask_token_id)], dim=1)
-        if context_states is not None:
-            num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
-            return {
-                "input_ids": words[:, num_past:],
-                "context_states": context_states,
-                "context_mask": context_mask,
-                "past_key_values": past_key_values,
-            }
-
-        # Tags first: their positions begin behind the longest caption, wherever they stand.
-        tag_ids = input_ids[:, :0] if tag_ids is None else tag_ids
-        tag_mask = torch.ones_like(tag_ids) if tag_mask is None else tag_mask
-        segments = [torch.full_like(tag_ids, TAG_SEGMENT), torch.full_like(words, WORD_SEGMENT)]
-        return {
-            "input_ids": torch.cat([tag_ids, words], dim=1),
-            "attention_mask": torch.cat([tag_mask, torch.ones_like(words)], dim=1),
-            "token_type_ids": torch.cat(segments, dim=1),
-            "region_features": region_features,
-            "region_boxes": region_boxes,
-            "region_mask": region_mask,
-            **{name: value for name, value in kwargs.items() if name.startswith("pixel")},
-        }
+        num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        context = {"context_states": context_states, "context_mask": context_mask}
+        return {"input_ids": words[:, num_past:], "past_key_values": past_key_values, **context}
 
     def _begin_token(self, generation_config: GenerationConfig) -> int:
         """The id that captions begin with."""

@@ -1,19 +1,29 @@
-"""What models with a head share: a forward for tasks, one for pre-training, heads of both encoders and their losses."""
+"""What models with a head share: a forward for tasks, one for pre-training, and the heads of both encoders."""
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .modeling_base import EncoderPreTrainedModel
 from .modeling_embeddings import check_one_image
+from .modeling_layers import AskedLayers
+from .modeling_losses import (
+    PairIds,
+    check_pair_ids,
+    classification_loss,
+    gather_pair_ids,
+    itm_loss,
+    mlm_loss,
+    share_of_all,
+)
 from .modeling_outputs import EncoderForPreTrainingOutput, EncoderForTaskOutput, shared_fields
-from .modeling_pretraining_losses import PairIds, check_pair_ids, gather_pair_ids, itm_loss, share_of_all
 
 Similarities = tuple[Tensor, Tensor]
 """Of texts with all images, of images with all texts."""
@@ -46,101 +56,28 @@ def classification_head(
     )
 
 
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Hard-label loss in nats per row.
-
-    Args:
-        logits: `(B, labels)`.
-        labels: `(B,)` integer classes (-100: row without a label) for cross-entropy, or `(B, labels)` soft scores in
-            [0, 1] for binary cross-entropy summed over answers, as VQA v2 is trained.
-
-    Raises:
-        ValueError: the labels have neither shape.
-
-    Example:
-        >>> round(classification_loss(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)  # ln 4
-        1.3863
-        >>> round(classification_loss(torch.zeros(1, 4), torch.zeros(1, 4)).item(), 4)  # 4 ln 2
-        2.7726
-    """
-    logits = logits.float()
-
-    if labels.is_floating_point() and labels.shape == logits.shape:
-        return nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum") / len(logits)
-    if not labels.is_floating_point() and labels.shape == logits.shape[:1]:
-        # Divided by the rows, not by the labelled ones: unlabelled rows must not change the weight of the others, and
-        # two half batches must add up to a whole one.
-        return nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100) / len(logits)
-    raise ValueError(
-        f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}, logits {tuple(logits.shape)}; give integer "
-        "classes (B,) or soft scores (B, labels)."
+def masked_word_head(config: PreTrainedConfig) -> nn.Sequential:
+    """Build the head of masked words, one logit a word piece for a text token: `(B, T, C)` -> `(B, T, vocabulary)`."""
+    transform = OrderedDict(
+        dense=nn.Linear(config.hidden_size, config.hidden_size),
+        activation=ACT2FN[config.hidden_act],
+        LayerNorm=nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps),
     )
+    decoder = nn.Linear(config.hidden_size, config.vocab_size)
+    return nn.Sequential(OrderedDict(transform=nn.Sequential(transform), decoder=decoder))
 
 
-def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the masked words, in nats per labelled token.
-
-    Args:
-        logits: `(B, T, vocabulary)`.
-        labels: `(B, T)` word pieces, -100 where nothing was masked.
-
-    Returns:
-        Scalar float32, the mean over the labelled tokens of the batch; 0 when it has none.
-
-    Raises:
-        ValueError: the labels have another shape.
-
-    Note:
-        Rows with more masked words weigh more, as in BERT and ViLT; two half batches therefore add up to a whole one
-        only when they hold equally many.
-
-    Example:
-        >>> labels = torch.tensor([[-100, 3, -100]])
-        >>> round(mlm_loss(torch.zeros(1, 3, 8), labels).item(), 4)  # ln 8
-        2.0794
-    """
-    if labels.shape != logits.shape[:2]:
-        raise ValueError(
-            f"labels have shape {tuple(labels.shape)}, the text {tuple(logits.shape[:2])}; give one word piece a "
-            "token, -100 where none was masked."
-        )
-    loss = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
-    )
-    return loss / (labels != -100).sum().clamp(min=1)
-
-
-class MaskedWordTransform(nn.Module):
-    """Linear map, activation and layer norm before the decoder: `(B, T, C)` -> `(B, T, C)`."""
-
-    def __init__(self, config: PreTrainedConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.LayerNorm(self.activation(self.dense(hidden_states)))
-
-
-class MaskedWordHead(nn.Module):
-    """One logit a word piece for every text token: `(B, T, C)` -> `(B, T, vocabulary)`."""
-
-    def __init__(self, config: PreTrainedConfig):
-        super().__init__()
-        self.transform = MaskedWordTransform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.decoder(self.transform(hidden_states))
+def matching_head(hidden_size: int) -> nn.Sequential:
+    """Build the head of matching, two logits a fused vector, column 1 = it matches: `(..., C)` -> `(..., 2)`."""
+    return nn.Sequential(OrderedDict(fc=nn.Linear(hidden_size, 2)))
 
 
 class MaskedWordsMixin:
     """The decoder of masked words where resizing and tying look for it; mixed into the models that complete words."""
 
-    mlm_score: MaskedWordHead
+    mlm_score: Any
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Any:
         """Return the decoder."""
         return self.mlm_score.decoder
 
@@ -149,8 +86,24 @@ class MaskedWordsMixin:
         self.mlm_score.decoder = new_embeddings
 
 
-class EncoderForTask(EncoderPreTrainedModel):
-    """A body of either kind and a head: subclasses say how rows are encoded, what the logits are, and their loss."""
+class EncoderWithHead(EncoderPreTrainedModel):
+    """A body of either kind and what a subclass puts on top of it."""
+
+    body_class: type[PreTrainedModel]
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        setattr(self, self.base_model_prefix, self.body_class(config))
+        self.add_head(config)
+        self.post_init()
+
+    def add_head(self, config: PreTrainedConfig) -> None:
+        """Build what stands on the body."""
+        raise NotImplementedError
+
+
+class EncoderForTask(EncoderWithHead):
+    """A body and a head for a task: subclasses say how rows are encoded, what the logits are, and their loss."""
 
     task_loss: Callable[[Tensor, Tensor], Tensor] = staticmethod(classification_loss)
 
@@ -163,8 +116,8 @@ class EncoderForTask(EncoderPreTrainedModel):
         pixel_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        output_query_states: bool | Sequence[int] | None = None,
-        output_key_states: bool | Sequence[int] | None = None,
+        output_query_states: AskedLayers = None,
+        output_key_states: AskedLayers = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EncoderForTaskOutput:
         """Give the logits of B rows of one text and N images, and their loss; the inputs are those of the body.
@@ -204,10 +157,9 @@ class EncoderForTask(EncoderPreTrainedModel):
         loss = None if labels is None else self.task_loss(logits, labels)
         return EncoderForTaskOutput(loss=loss, logits=logits, **shared_fields(output))
 
-    def encode_rows(self, **inputs: Any) -> ModelOutput:
+    def encode_rows(self, **inputs: Any) -> Any:
         """Run the body."""
-        output: ModelOutput = self.base_model(**inputs)
-        return output
+        return self.base_model(**inputs)
 
     def head_logits(self, output: Any, input_ids: Tensor | None) -> Tensor:
         """Run the head on the body's output."""
@@ -217,11 +169,15 @@ class EncoderForTask(EncoderPreTrainedModel):
 class ClassifierHead:
     """The classifier of a row's N fused vectors, side by side; mixed into the models that answer and classify."""
 
-    def _add_classifier(self, config: PreTrainedConfig, num_images: int) -> None:
-        """Build the head."""
-        self.num_images = num_images
-        in_features = num_images * config.hidden_size
-        self.classifier = classification_head(in_features, max(2, num_images) * config.hidden_size, config.num_labels)
+    reads_config_images = False
+    """Whether N is `config.num_images`; else 1."""
+
+    def add_head(self, config: PreTrainedConfig) -> None:
+        """Build the classifier."""
+        self.num_images = config.num_images if self.reads_config_images else 1
+        in_features = self.num_images * config.hidden_size
+        hidden_features = max(2, self.num_images) * config.hidden_size
+        self.classifier = classification_head(in_features, hidden_features, config.num_labels)
 
     def head_logits(self, output: Any, input_ids: Tensor | None) -> Tensor:
         """One logit a label, `(B, labels)`."""
@@ -238,21 +194,10 @@ class ClassifierHead:
         return logits
 
 
-class MatchingHead(nn.Module):
-    """Two logits a fused vector, column 1 = text and image match: `(..., C)` -> `(..., 2)`."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.fc = nn.Linear(hidden_size, 2)
-
-    def forward(self, fused: Tensor) -> Tensor:
-        return self.fc(fused)
-
-
-class EncoderForPreTraining(MaskedWordsMixin, EncoderPreTrainedModel):
+class EncoderForPreTraining(MaskedWordsMixin, EncoderWithHead):
     """A body of either kind with matching, masked words and what else its subclass compares."""
 
-    itm_score: MatchingHead
+    itm_score: nn.Module
 
     @can_return_tuple
     def forward(
@@ -266,8 +211,8 @@ class EncoderForPreTraining(MaskedWordsMixin, EncoderPreTrainedModel):
         masked_labels: Tensor | None = None,
         image_ids: Tensor | None = None,
         caption_ids: Tensor | None = None,
-        output_query_states: bool | Sequence[int] | None = None,
-        output_key_states: bool | Sequence[int] | None = None,
+        output_query_states: AskedLayers = None,
+        output_key_states: AskedLayers = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EncoderForPreTrainingOutput:
         """Compare B matched pairs with others, and complete their masked words.
@@ -303,13 +248,8 @@ class EncoderForPreTraining(MaskedWordsMixin, EncoderPreTrainedModel):
             raise ValueError("masked_labels was given without masked_input_ids; give the masked text too.")
         check_one_image(pixel_values, None, "a caption has one")
 
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "pixel_values": pixel_values,
-            "pixel_mask": pixel_mask,
-            "token_type_ids": token_type_ids,
-        }
+        text = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        inputs = {**text, "pixel_values": pixel_values, "pixel_mask": pixel_mask}
         recorded = {"output_query_states": output_query_states, "output_key_states": output_key_states}
         output = self.base_model(**inputs, **recorded, **kwargs)
         ids = None if image_ids is None or caption_ids is None else gather_pair_ids(image_ids, caption_ids)
@@ -326,14 +266,25 @@ class EncoderForPreTraining(MaskedWordsMixin, EncoderPreTrainedModel):
             if ids is not None:
                 rows, drawn = self.fuse_negatives(output, ids, similarities, inputs)
                 results |= dict(zip(("negative_image_rows", "negative_text_rows"), rows, strict=False))
-                results["itm_labels"] = matching_labels(*rows)
-                fused = torch.cat([fused, drawn])
+                # Matched pairs 1 and drawn ones 0, -100 where none could be drawn.
+                unmatched = torch.cat(rows)
+                labels = (torch.ones_like(rows[0]), torch.where(unmatched < 0, -100, 0))
+                results["itm_labels"], fused = torch.cat(labels), torch.cat([fused, drawn])
             results["itm_logits"] = self.itm_score(fused)
+            if ids is not None:
+                results["itm_loss"] = itm_loss(results["itm_logits"], results["itm_labels"])
 
         if self.config.mlm_weight and masked_input_ids is not None:
             states = self.masked_word_states(output, {**inputs, "input_ids": masked_input_ids})
             results["mlm_logits"] = self.mlm_score(states)
-        return self._with_losses(results, masked_labels)
+            if masked_labels is not None:
+                # This process' part of the mean over the masked tokens of all processes.
+                share = share_of_all((masked_labels != -100).sum())
+                results["mlm_loss"] = mlm_loss(results["mlm_logits"], masked_labels) * share
+
+        terms = [name for name in ("itc_loss", "itm_loss", "mlm_loss") if name in results]
+        weighted = [getattr(self.config, name.removesuffix("loss") + "weight") * results[name] for name in terms]
+        return EncoderForPreTrainingOutput(loss=sum(weighted) if weighted else None, **results)
 
     def contrast(self, output: Any, ids: PairIds | None, results: dict[str, Any]) -> Similarities | None:
         """Add the contrastive term to the results, and return the similarities that negatives are drawn by."""
@@ -346,22 +297,3 @@ class EncoderForPreTraining(MaskedWordsMixin, EncoderPreTrainedModel):
     def masked_word_states(self, output: Any, inputs: dict[str, Any]) -> Tensor:
         """States `(B, T, C)` of a masked text's tokens that have seen the image."""
         raise NotImplementedError
-
-    def _with_losses(self, results: dict[str, Any], masked_labels: Tensor | None) -> EncoderForPreTrainingOutput:
-        """Add the losses of logits that have labels, and their sum by the configuration's weights (None: no term)."""
-        if "itm_labels" in results:
-            results["itm_loss"] = itm_loss(results["itm_logits"], results["itm_labels"])
-        if "mlm_logits" in results and masked_labels is not None:
-            # This process' part of the mean over the masked tokens of all processes.
-            share = share_of_all((masked_labels != -100).sum())
-            results["mlm_loss"] = mlm_loss(results["mlm_logits"], masked_labels) * share
-
-        terms = [name for name in ("itc_loss", "itm_loss", "mlm_loss") if name in results]
-        weighted = [getattr(self.config, name.removesuffix("loss") + "weight") * results[name] for name in terms]
-        return EncoderForPreTrainingOutput(loss=sum(weighted) if weighted else None, **results)
-
-
-def matching_labels(rows: Tensor, *more_rows: Tensor) -> Tensor:
-    """Label matched pairs 1 and drawn ones 0, -100 where none could be drawn (row -1)."""
-    drawn = torch.cat([rows, *more_rows])
-    return torch.cat([torch.ones_like(rows), torch.where(drawn < 0, -100, 0)])

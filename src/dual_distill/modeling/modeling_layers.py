@@ -9,8 +9,10 @@ Unusual here:
   and sdpa, and layers that nobody asked keep nothing.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 QueriesAndKeys = tuple[Tensor, Tensor]
+AskedLayers = bool | Sequence[int] | None
+"""True: the layers that the configuration names; a list: those; False or None: none."""
 # Takes a layer's new keys and values and returns them behind those of earlier tokens.
 ExtendKeys = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -62,30 +66,21 @@ def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> list[int]:
 
 
 def layers_to_record(
-    output_query_states: bool | Sequence[int] | None,
-    output_key_states: bool | Sequence[int] | None,
-    config: PreTrainedConfig,
+    output_query_states: AskedLayers, output_key_states: AskedLayers, config: PreTrainedConfig
 ) -> list[int]:
-    """Return the layers to record: the caller's list, the config's for `True`, none for `False` or `None`.
+    """Return the layers to record: the caller's list, the config's `recorded_layers` for `True`, else none.
 
     Raises:
         ValueError: queries and keys are asked for from different layers.
     """
-    wanted = []
-    for value in (output_query_states, output_key_states):
-        if value is True:
-            wanted.append(list(config.recorded_layers))
-        elif value is not None and value is not False:
-            wanted.append(list(value))
-
-    if not wanted:
-        return []
-    if any(layers != wanted[0] for layers in wanted):
+    wanted = (output_query_states, output_key_states)
+    asked = [list(config.recorded_layers if value is True else value) for value in wanted if value]
+    if len(asked) == 2 and asked[0] != asked[1]:
         raise ValueError(
-            f"output_query_states names layers {wanted[0]}, output_key_states {wanted[1]}; "
+            f"output_query_states names layers {asked[0]}, output_key_states {asked[1]}; "
             "name the same layers in both, in the same order."
         )
-    return wanted[0]
+    return asked[0] if asked else []
 
 
 def eager_attention_forward(
@@ -127,12 +122,10 @@ def shared_attention_forward(
     num_images, num_shared = len(shared_keys), shared_keys.shape[2]
 
     def fold(rows: Tensor) -> Tensor:
-        by_image = rows.unflatten(0, (-1, num_images)).permute(1, 2, 0, 3, 4)
-        return by_image.flatten(2, 3)
+        return rows.unflatten(0, (-1, num_images)).permute(1, 2, 0, 3, 4).flatten(2, 3)
 
     def unfold(products: Tensor) -> Tensor:
-        by_row = products.unflatten(2, (-1, query.shape[2])).permute(2, 0, 1, 3, 4)
-        return by_row.flatten(0, 1)
+        return products.unflatten(2, (-1, query.shape[2])).permute(2, 0, 1, 3, 4).flatten(0, 1)
 
     shared_scores = unfold(fold(query) @ shared_keys.transpose(2, 3))
     scores = torch.cat([shared_scores, query @ key.transpose(2, 3)], dim=-1) * scaling
@@ -153,9 +146,9 @@ class SelfAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
         self.is_causal = False  # sdpa would turn causal when there is no padding mask
-        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.query, self.key, self.value = (
+            nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias) for _ in range(3)
+        )
 
     def forward(
         self,
@@ -168,12 +161,14 @@ class SelfAttention(nn.Module):
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
 
-        query_states = self.query(hidden_states).view(hidden_shape).transpose(1, 2)
-        key_states = self.key(hidden_states).view(hidden_shape).transpose(1, 2)
-        value_states = self.value(hidden_states).view(hidden_shape).transpose(1, 2)
+        query_states, key_states, value_states = (
+            project(hidden_states).view(hidden_shape).transpose(1, 2) for project in (self.query, self.key, self.value)
+        )
+        # While a caption is written, or where a text reads an image: keys and values from elsewhere stand beside them.
         if extend_keys is not None:
             key_states, value_states = extend_keys(key_states, value_states)
 
+        # transformers' own way to any attention; only an image that many texts share has one of ours.
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -192,28 +187,10 @@ class SelfAttention(nn.Module):
         return attn_output.reshape(*input_shape, -1), attn_weights, query_states, key_states
 
 
-class Projection(nn.Module):
+def projection(in_features: int, config: PreTrainedConfig) -> nn.Sequential:
     """A linear map with dropout, the end of each residual branch; `dense` is ViLT's name."""
-
-    def __init__(self, in_features: int, out_features: int, dropout: float):
-        super().__init__()
-        self.dense = nn.Linear(in_features, out_features)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.dropout(self.dense(hidden_states))
-
-
-class Intermediate(nn.Module):
-    """The widening half of the MLP."""
-
-    def __init__(self, config: PreTrainedConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.activation(self.dense(hidden_states))
+    dense = nn.Linear(in_features, config.hidden_size)
+    return nn.Sequential(OrderedDict(dense=dense, dropout=nn.Dropout(config.hidden_dropout_prob)))
 
 
 class TransformerAttention(nn.Module):
@@ -222,7 +199,7 @@ class TransformerAttention(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.attention = SelfAttention(config)
-        self.output = Projection(config.hidden_size, config.hidden_size, config.hidden_dropout_prob)
+        self.output = projection(config.hidden_size, config)
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
@@ -237,8 +214,9 @@ class TransformerLayer(GradientCheckpointingLayer):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.attention = TransformerAttention(config)
-        self.intermediate = Intermediate(config)
-        self.output = Projection(config.intermediate_size, config.hidden_size, config.hidden_dropout_prob)
+        widened = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.intermediate = nn.Sequential(OrderedDict(dense=widened, activation=ACT2FN[config.hidden_act]))
+        self.output = projection(config.intermediate_size, config)
         self.norm_first = getattr(config, "norm_first", True)  # towers have no such field: they are pre-norm
         norms = [nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in range(2)]
         if self.norm_first:
@@ -247,20 +225,18 @@ class TransformerLayer(GradientCheckpointingLayer):
             self.layernorm_attention, self.layernorm_output = norms
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        record: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, record: bool = False, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         normed = self.layernorm_before(hidden_states) if self.norm_first else hidden_states
         attention_output, _, query_states, key_states = self.attention(normed, attention_mask, **kwargs)
         hidden_states = hidden_states + attention_output
+
         if self.norm_first:
             hidden_states = hidden_states + self.output(self.intermediate(self.layernorm_after(hidden_states)))
         else:
             hidden_states = self.layernorm_attention(hidden_states)
             hidden_states = self.layernorm_output(hidden_states + self.output(self.intermediate(hidden_states)))
+
         # Flat: reentrant checkpointing would cut the gradient of tensors inside a nested tuple, without a word.
         return (hidden_states, query_states, key_states) if record else (hidden_states, None, None)
 
@@ -280,8 +256,8 @@ class TransformerEncoder(nn.Module):
         extend_keys: Sequence[ExtendKeys] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, list[QueriesAndKeys]]:
-        wanted = resolve_layers(recorded_layers, len(self.layer))
-        recorded = {}
+        wanted, recorded = resolve_layers(recorded_layers, len(self.layer)), {}
+
         for index, layer in enumerate(self.layer):
             if extend_keys is not None:
                 kwargs["extend_keys"] = extend_keys[index]
@@ -290,6 +266,8 @@ class TransformerEncoder(nn.Module):
             )
             if index in wanted:
                 recorded[index] = (query_states, key_states)
+
+        # In the order that was asked for; a layer may be asked for twice.
         return hidden_states, [recorded[index] for index in wanted]
 
 

@@ -10,26 +10,22 @@ from transformers.utils import ModelOutput
 
 
 @dataclass
-class TowerOutput(ModelOutput):
+class TowerOutput(BaseModelOutputWithPooling):
     """Output of one tower of the dual encoder.
 
     Attributes:
         last_hidden_state: `(B, T, C)` for text, `(B * N, 1 + I, C)` for images, after the final layer norm.
         pooler_output: `(B, C)` or `(B * N, C)`.
+        hidden_states: tuple, on request.
+        attentions: tuple, on request, eager attention only.
         image_mask: `(B * N, 1 + I)` bool, True = real; the image tower only.
         query_states: tuple, one `(B or B * N, H, tokens, D)` a recorded layer.
         key_states: likewise.
-        hidden_states: tuple, on request.
-        attentions: tuple, on request, eager attention only.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
     image_mask: torch.BoolTensor | None = None
     query_states: tuple[torch.FloatTensor, ...] | None = None
     key_states: tuple[torch.FloatTensor, ...] | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -39,11 +35,11 @@ class FusionEncoderOutput(TowerOutput):
     Attributes:
         last_hidden_state: `(B * N, T + 1 + I, C)`, after the final layer norm.
         pooler_output: `(B, N, C)`, one fused vector a pair.
+        hidden_states: tuple of `(B * N, T + 1 + I, C)`, on request.
+        attentions: tuple of `(B * N, H, T + 1 + I, T + 1 + I)`, on request, eager attention only.
         image_mask: `(B, N, 1 + I)` bool, True = real image token.
         query_states: tuple, one `(B * N, H, T + 1 + I, D)` a recorded layer, in the order in which they were named.
         key_states: likewise.
-        hidden_states: tuple of `(B * N, T + 1 + I, C)`, on request.
-        attentions: tuple of `(B * N, H, T + 1 + I, T + 1 + I)`, on request, eager attention only.
         attention_pattern: `(B, T + 1 + I, T + 1 + I)` bool, which query sees which key, under the mask of captions
             only.
 
@@ -54,8 +50,8 @@ class FusionEncoderOutput(TowerOutput):
 
 
 @dataclass
-class ImageFeaturesOutput(BaseModelOutputWithPooling):
-    """What `get_image_features` hands out: transformers' output, and what interaction layers read of an image.
+class ImageFeaturesOutput(TowerOutput):
+    """What `get_image_features` hands out: the image tower's output, and what interaction layers read of an image.
 
     Attributes:
         image_token_embeds: `(B, N, 1 + I, C)`, the image's final tokens.
@@ -69,67 +65,33 @@ class ImageFeaturesOutput(BaseModelOutputWithPooling):
 
 
 @dataclass
-class DualEncoderOutput(ModelOutput):
-    """Output of `DualEncoderModel`.
+class EncoderOutput(ModelOutput):
+    """Output of `DualEncoderModel`, and what models of both kinds with a head return behind their own fields.
 
     Attributes:
-        pooler_output: `(B, N, C)`, one fused vector a pair, from the shallow interaction.
-        text_pooler_output: `(B, C)` pooled text; None when `text_embeds` were given.
+        pooler_output: `(B, N, C)`, one fused vector a pair; of a dual encoder from the shallow interaction.
+        text_pooler_output: `(B, C)` pooled text; None when `text_embeds` were given. Dual encoder only, like the three
+            that follow.
         image_pooler_output: `(B, N, C)` pooled images; None when `image_embeds` were given.
         text_embeds: `(B, 2C)` the text's projection into the interaction. This and the pooled text can be stored and
-            given back under their names.
-        image_embeds: `(B, N, 2C)` the images' projections into the interaction, likewise.
+            given back under their names. `(B, P)` of length 1 in pre-training and retrieval.
+        image_embeds: `(B, N, 2C)` the images' projections into the interaction, likewise; `(B, P)` in pre-training.
         image_mask: `(B, N, 1 + I)` bool, True = real image token; None for stored images.
         query_states: tuple, one `(B * N, H, T + 1 + I, D)` a recorded layer: text queries, then image queries, a pair a
-            row, laid out as the fusion encoder's; with `join_states=False` the two apart, `(text, image)` a layer.
-        key_states: likewise.
-        text_model_output: everything of the text tower; None for stored texts.
-        vision_model_output: everything of the image tower; None for stored images.
-        interaction_model_output: everything of the interaction layers; None without any. With such layers a text is
-            pooled as it reads each image: `text_pooler_output` is `(B, N, C)`, `text_embeds` `(B, N, 2C)`.
-    """
-
-    pooler_output: torch.FloatTensor | None = None
-    text_pooler_output: torch.FloatTensor | None = None
-    image_pooler_output: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    image_embeds: torch.FloatTensor | None = None
-    image_mask: torch.BoolTensor | None = None
-    query_states: tuple[torch.FloatTensor, ...] | None = None
-    key_states: tuple[torch.FloatTensor, ...] | None = None
-    text_model_output: TowerOutput | None = None
-    vision_model_output: TowerOutput | None = None
-    interaction_model_output: TowerOutput | None = None
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """Convert to a tuple, nested outputs too."""
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
-
-
-@dataclass
-class EncoderForTaskOutput(ModelOutput):
-    """Output of every model with a task head.
-
-    Attributes:
-        loss: scalar, nats per row (per labelled token for masked words), when labels were given.
-        logits: `(B, labels)`; `(B, N)` for retrieval, `(B, T, vocabulary)` for masked words.
-        pooler_output: `(B, N, C)`, one fused vector a pair.
-        text_pooler_output: `(B, C)`, dual encoder only, like the three that follow.
-        image_pooler_output: `(B, N, C)`.
-        text_embeds: `(B, 2C)`, as in `DualEncoderOutput`.
-        image_embeds: `(B, N, 2C)`, as in `DualEncoderOutput`.
-        image_mask: `(B, N, 1 + I)` bool, True = real image token.
-        query_states: tuple, one `(B * N, H, T + 1 + I, D)` a recorded layer.
+            row, laid out as the fusion encoder's; with `join_states=False` the two apart, `(text, image)` a layer. In
+            pre-training those of the matched pairs with their unmasked text, like the three that follow.
         key_states: likewise.
         hidden_states: tuple, on request, fusion encoder only.
         attentions: tuple, on request, fusion encoder with eager attention only.
         attention_pattern: `(B, T + 1 + I, T + 1 + I)` bool, which query sees which key; captioning only.
-        interaction_model_output: everything of the interaction layers, dual encoder only.
+        interaction_model_output: everything of the interaction layers; None without any. With such layers a text is
+            pooled as it reads each image: `text_pooler_output` is `(B, N, C)`, `text_embeds` `(B, N, 2C)`.
+        text_model_output: everything of a dual encoder's text tower; None for stored texts. A model with a head hands
+            it on, like the next, only with hidden states or attentions that were asked for.
+        vision_model_output: everything of its image tower; None for stored images.
         past_key_values: keys and values of the words so far; captioning only, while a caption is written with a cache.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
     pooler_output: torch.FloatTensor | None = None
     text_pooler_output: torch.FloatTensor | None = None
     image_pooler_output: torch.FloatTensor | None = None
@@ -142,22 +104,70 @@ class EncoderForTaskOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
     attention_pattern: torch.BoolTensor | None = None
     interaction_model_output: TowerOutput | None = None
+    text_model_output: TowerOutput | None = None
+    vision_model_output: TowerOutput | None = None
     past_key_values: Cache | None = None
 
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Convert to a tuple, nested outputs too."""
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
-BODY_FIELDS = tuple(field.name for field in fields(EncoderForTaskOutput) if field.name not in ("loss", "logits"))
-"""What a model with a head hands on of its body's output."""
+
+SHARED_FIELDS = tuple(field.name for field in fields(EncoderOutput))
+"""Read here once: `torch.compile` cannot read the fields of a class."""
 
 
 def shared_fields(output: ModelOutput, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """What a model with a head hands on of this output of its body."""
-    names = [name for name in BODY_FIELDS if name not in without]
-    return {name: output[name] for name in names if output.get(name) is not None}
+    names = [name for name in SHARED_FIELDS if name not in without and output.get(name) is not None]
+
+    # A tower's output keeps all its tokens in memory: not without need.
+    for name in ("text_model_output", "vision_model_output"):
+        if name in names and not (output[name].hidden_states or output[name].attentions):
+            names.remove(name)
+    return {name: output[name] for name in names}
+
+
+# Fields of a base class come before those of a class that derives from it, and the last base class's come first. So
+# what belongs to a head has a class of its own, and a loss stays the first field, where transformers' Trainer looks.
+@dataclass
+class TaskLogits(ModelOutput):
+    """Fields that a task head adds; see `EncoderForTaskOutput`."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
 
 
 @dataclass
-class EncoderForPreTrainingOutput(ModelOutput):
-    """Output of both models for pre-training; a term that is switched off, or whose inputs were not given, is None.
+class EncoderForTaskOutput(EncoderOutput, TaskLogits):
+    """Output of every model with a task head: these fields, then those of `EncoderOutput`.
+
+    Attributes:
+        loss: scalar, nats per row (per labelled token for masked words), when labels were given.
+        logits: `(B, labels)`; `(B, N)` for retrieval, `(B, T, vocabulary)` for masked words.
+    """
+
+
+@dataclass
+class PreTrainingTerms(ModelOutput):
+    """Fields that pre-training adds; see `EncoderForPreTrainingOutput`."""
+
+    loss: torch.FloatTensor | None = None
+    itc_loss: torch.FloatTensor | None = None
+    itm_loss: torch.FloatTensor | None = None
+    mlm_loss: torch.FloatTensor | None = None
+    itm_logits: torch.FloatTensor | None = None
+    itm_labels: torch.LongTensor | None = None
+    negative_image_rows: torch.LongTensor | None = None
+    negative_text_rows: torch.LongTensor | None = None
+    mlm_logits: torch.FloatTensor | None = None
+
+
+@dataclass
+class EncoderForPreTrainingOutput(EncoderOutput, PreTrainingTerms):
+    """Output of both models for pre-training: these fields, then those of `EncoderOutput`.
+
+    A term that is switched off, or whose inputs were not given, is None.
 
     Attributes:
         loss: scalar, the terms in nats, weighted by the configuration.
@@ -171,42 +181,23 @@ class EncoderForPreTrainingOutput(ModelOutput):
         negative_image_rows: `(B,)` int64, index of each text's drawn image among the rows of all processes; -1: none.
         negative_text_rows: `(B,)` int64, likewise of each image's drawn text; dual encoder only.
         mlm_logits: `(B, T, vocabulary)` of the masked text.
-        pooler_output: `(B, 1, C)`, the fused vectors of the matched pairs.
-        text_pooler_output: `(B, C)`, dual encoder only, like the three that follow.
-        image_pooler_output: `(B, 1, C)`.
-        text_embeds: `(B, P)` projected, of length 1.
-        image_embeds: `(B, P)` projected, of length 1.
-        image_mask: `(B, 1, 1 + I)` bool, True = real image token.
-        query_states: tuple, one `(B, H, T + 1 + I, D)` a recorded layer, of the matched pairs with their unmasked text.
-        key_states: likewise.
-        hidden_states: tuple, on request, fusion encoder only, of the same pass.
-        attentions: tuple, on request, fusion encoder with eager attention only.
     """
-
-    loss: torch.FloatTensor | None = None
-    itc_loss: torch.FloatTensor | None = None
-    itm_loss: torch.FloatTensor | None = None
-    mlm_loss: torch.FloatTensor | None = None
-    itm_logits: torch.FloatTensor | None = None
-    itm_labels: torch.LongTensor | None = None
-    negative_image_rows: torch.LongTensor | None = None
-    negative_text_rows: torch.LongTensor | None = None
-    mlm_logits: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    text_pooler_output: torch.FloatTensor | None = None
-    image_pooler_output: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    image_embeds: torch.FloatTensor | None = None
-    image_mask: torch.BoolTensor | None = None
-    query_states: tuple[torch.FloatTensor, ...] | None = None
-    key_states: tuple[torch.FloatTensor, ...] | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
-class DualEncoderForImageTextRetrievalOutput(ModelOutput):
-    """Output of `DualEncoderForImageTextRetrieval`; its first fields are those of transformers' `CLIPOutput`.
+class RetrievalLogits(ModelOutput):
+    """The first fields of transformers' `CLIPOutput`; see `DualEncoderForImageTextRetrievalOutput`."""
+
+    loss: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+
+
+@dataclass
+class DualEncoderForImageTextRetrievalOutput(EncoderOutput, RetrievalLogits):
+    """Output of `DualEncoderForImageTextRetrieval`: these fields, as in CLIP's, then those of `EncoderOutput`.
 
     Attributes:
         loss: scalar, contrastive, nats per row, when asked for.
@@ -220,14 +211,3 @@ class DualEncoderForImageTextRetrievalOutput(ModelOutput):
         query_states: tuple, one `(B, H, T + 1 + I, D)` a recorded layer, text i beside image i.
         key_states: likewise.
     """
-
-    loss: torch.FloatTensor | None = None
-    logits_per_image: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    image_embeds: torch.FloatTensor | None = None
-    text_pooler_output: torch.FloatTensor | None = None
-    image_pooler_output: torch.FloatTensor | None = None
-    image_mask: torch.BoolTensor | None = None
-    query_states: tuple[torch.FloatTensor, ...] | None = None
-    key_states: tuple[torch.FloatTensor, ...] | None = None

@@ -32,23 +32,12 @@ class TowerTextEmbeddings(nn.Module):
         return self.text_embeddings(input_ids, token_type_ids) + modality
 
 
-class TowerImageEmbeddings(ImageEmbeddings):
-    """CLS token, patches and positions plus the modality embedding of the image's index in its row."""
-
-    def __init__(self, config: DualEncoderVisionConfig):
-        super().__init__()
-        self._add_image_parameters(config)
-
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return self.embed_image_rows(pixel_values, pixel_mask)
-
-
 class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
     """What all dual encoder classes share: configuration, and the start from a fusion encoder."""
 
     config: DualEncoderConfig
     base_model_prefix = "dual_encoder"
-    _no_split_modules = ["TowerTextEmbeddings", "TowerImageEmbeddings", "TransformerLayer", "InteractionLayer"]
+    _no_split_modules = ["TowerTextEmbeddings", "ImageEmbeddings", "TransformerLayer", "InteractionLayer"]
 
     @classmethod
     def from_fusion_encoder(
@@ -108,7 +97,6 @@ class DualEncoderTextModel(TextInputs, TransformerBody, DualEncoderPreTrainedMod
     base_model_prefix = "text_model"
     main_input_name = "input_ids"
     input_modalities = ("text",)
-    _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": TransformerAttention}
 
     def __init__(self, config: DualEncoderTextConfig):
         super().__init__(config, TowerTextEmbeddings)
@@ -135,10 +123,9 @@ class DualEncoderVisionModel(TransformerBody, DualEncoderPreTrainedModel):
     config: DualEncoderVisionConfig
     base_model_prefix = "vision_model"
     input_modalities = ("image",)
-    _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": TransformerAttention}
 
     def __init__(self, config: DualEncoderVisionConfig):
-        super().__init__(config, TowerImageEmbeddings)
+        super().__init__(config, ImageEmbeddings)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the patch embeddings."""
@@ -153,14 +140,12 @@ class DualEncoderVisionModel(TransformerBody, DualEncoderPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> TowerOutput:
         """Encode `(B, N, 3, H, W)` or `(B, 3, H, W)` pixels as B * N sequences; see `TowerOutput`."""
-        images, image_mask = self.embeddings(pixel_values, pixel_mask)
-        tokens = images.flatten(0, 1)
-        mask = None if image_mask is None else image_mask.flatten(0, 1)
+        images, real = self.embeddings(pixel_values, pixel_mask)
+        tokens, mask = images.flatten(0, 1), None if real is None else real.flatten(0, 1)
         layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=mask)
         encoded = self.encode_tokens(tokens, layer_mask, recorded_layers, **kwargs)
-        return TowerOutput(
-            **encoded, image_mask=tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
-        )
+        image_mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
+        return TowerOutput(**encoded, image_mask=image_mask)
 
 
 class InteractionLayer(TransformerLayer):
@@ -181,20 +166,18 @@ class InteractionLayer(TransformerLayer):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         record: bool = False,
-        image_keys: Tensor | None = None,
-        image_values: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        *image_states: Tensor,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Let `(P, T, C)` text tokens read the image of their pair, or `(N, H, L, D)` keys that all texts share."""
-        assert image_keys is not None
-        assert image_values is not None
-        if image_keys.shape[0] != hidden_states.shape[0]:
-            kwargs["shared_states"] = (image_keys, image_values)
+        if image_states[0].shape[0] != hidden_states.shape[0]:
+            kwargs["shared_states"] = image_states
         else:
-            kwargs["extend_keys"] = lambda keys, values: (
-                torch.cat([image_keys, keys], dim=2),
-                torch.cat([image_values, values], dim=2),
-            )
+            kwargs["extend_keys"] = lambda *own: [
+                torch.cat(pair, dim=2) for pair in zip(image_states, own, strict=True)
+            ]
+
+        # What is recorded are the text's own keys, which stand last.
         hidden_states, queries, keys = super().forward(hidden_states, attention_mask, record, **kwargs)
         return hidden_states, queries, None if keys is None else keys[:, :, -hidden_states.shape[1] :]
 
@@ -255,18 +238,17 @@ class DualEncoderInteractionModel(DualEncoderPreTrainedModel):
         """
         images = image_token_embeds if image_token_states is None else image_token_states
         # shape[0], not len: export keeps it symbolic.
-        rows, num_images = max(text_token_embeds.shape[0], images.shape[0]), images.shape[1]
-        length = images.shape[-2]
+        rows, (num_rows, num_images) = max(text_token_embeds.shape[0], images.shape[0]), images.shape[:2]
 
         # A pair of text and image a row. Where one row of images serves many texts, only masks are repeated for it.
         texts = _pairs(text_token_embeds, rows, num_images)
         if text_mask is None:
             text_mask = texts.new_ones(text_token_embeds.shape[0], texts.shape[1])
         if image_token_mask is None:
-            image_token_mask = texts.new_ones(images.shape[0], num_images, length)
+            image_token_mask = texts.new_ones(num_rows, num_images, images.shape[-2])
         image_mask = image_token_mask.bool().expand(rows, -1, -1).flatten(0, 1)
         mask = torch.cat([image_mask, _pairs(text_mask.bool(), rows, num_images)], dim=1)
-        if images.shape[0] == rows:
+        if num_rows == rows:
             keys = texts.new_empty(*mask.shape, 0)
             mask = create_bidirectional_mask(self.config, texts, mask, encoder_hidden_states=keys)
 
@@ -278,11 +260,10 @@ class DualEncoderInteractionModel(DualEncoderPreTrainedModel):
                 image_states = images[:, :, index].flatten(0, 1).unbind(1)
             texts, queries, text_keys = layer(texts, mask, output_states, *image_states, **kwargs)
             recorded.append((queries, (text_keys, image_states[0])))
-        return TowerOutput(
-            last_hidden_state=self.layernorm(texts),
-            query_states=tuple(queries for queries, _ in recorded) if output_states else None,
-            key_states=tuple(keys for _, keys in recorded) if output_states else None,
-        )
+
+        queries_and_keys = zip(*recorded, strict=True) if output_states else (None, None)
+        query_states, key_states = queries_and_keys
+        return TowerOutput(last_hidden_state=self.layernorm(texts), query_states=query_states, key_states=key_states)
 
 
 def _pairs(texts: Tensor, rows: int, num_images: int) -> Tensor:

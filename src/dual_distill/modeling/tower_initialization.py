@@ -1,6 +1,7 @@
 """How a dual encoder starts from a fusion encoder: which of its weights go where."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,33 +35,29 @@ def dual_config_from_fusion(
             "towers read patches and normalise first; start from a fusion encoder that does."
         )
 
-    fields = config.to_dict()
-    towers = {}
-    for name, kind, layers in (
-        ("text_config", DualEncoderTextConfig, text_layers),
-        ("vision_config", DualEncoderVisionConfig, vision_layers),
-    ):
-        shared = {key: fields[key] for key in own_fields(kind) if key in fields}
-        if layers is not None:
-            shared["num_hidden_layers"] = len(resolve_layers(layers, config.num_hidden_layers))
-        towers[name] = shared
-
+    all_layers = range(config.num_hidden_layers)
+    depths = [
+        len(resolve_layers(all_layers if layers is None else layers, config.num_hidden_layers))
+        for layers in (text_layers, vision_layers)
+    ]
     # A recorded layer that one of the towers lacks is left out.
-    depth = min(tower.get("num_hidden_layers", config.num_hidden_layers) for tower in towers.values())
-    recorded_layers = [layer for layer in config.recorded_layers if -depth <= layer < depth] or [-1]
-    for tower in towers.values():
-        tower["recorded_layers"] = recorded_layers
-    towers["vision_config"]["modality_type_vocab_size"] = max(1, config.modality_type_vocab_size - 1)
+    recorded_layers = [layer for layer in config.recorded_layers if -min(depths) <= layer < min(depths)] or [-1]
+
+    towers: list[dict[str, Any]] = []
+    for kind, depth in zip((DualEncoderTextConfig, DualEncoderVisionConfig), depths, strict=True):
+        shared = {name: getattr(config, name) for name in own_fields(kind) if hasattr(config, name)}
+        towers.append({**shared, "num_hidden_layers": depth, "recorded_layers": recorded_layers})
+    text_tower, image_tower = towers
+    # The fusion encoder's first row is that of text.
+    image_tower["modality_type_vocab_size"] = max(1, config.modality_type_vocab_size - 1)
+
+    kept = ("initializer_range", "num_images", "tie_word_embeddings", "id2label", "label2id", "problem_type")
     return DualEncoderConfig(
-        **towers,
-        initializer_range=config.initializer_range,
-        num_images=config.num_images,
+        text_config=text_tower,
+        vision_config=image_tower,
         recorded_layers=recorded_layers,
         interaction_layers=interaction_layers,
-        tie_word_embeddings=config.tie_word_embeddings,
-        id2label=config.id2label,
-        label2id=config.label2id,
-        problem_type=config.problem_type,
+        **{name: getattr(config, name) for name in kept},
     )
 
 
@@ -89,14 +86,12 @@ def copy_fusion_weights(
         # A table without an image row (never ViLT's) lends its last row.
         (dual.vision_model, vision_layers, modalities[1:] if len(modalities) > 1 else modalities),
     ):
-        names = range(depth) if layers is None else resolve_layers(layers, depth)
-        taken = {"embeddings.token_type_embeddings.weight": rows}
-        for key in tower.state_dict():
-            if key.startswith("encoder.layer."):
-                index, rest = key.removeprefix("encoder.layer.").split(".", 1)
-                taken[key] = weights[f"encoder.layer.{names[int(index)]}.{rest}"]
-            elif key not in taken:
-                taken[key] = weights[key]
+        taken = {key: weights[key] for key in tower.state_dict() if key in weights}
+        taken["embeddings.token_type_embeddings.weight"] = rows
+
+        for index, layer in enumerate([] if layers is None else resolve_layers(layers, depth)):
+            start = fusion.encoder.layer[layer].state_dict()
+            taken |= {f"encoder.layer.{index}.{key}": weight for key, weight in start.items()}
         tower.load_state_dict(taken)
 
     if interaction_from is not None:
@@ -109,17 +104,13 @@ def copy_fusion_weights(
 
     if source is fusion or target is dual:
         return
-    for part in HEAD_PARTS:
-        if not hasattr(target, part):
-            continue
-        shapes = [
-            [tuple(weight.shape) for weight in getattr(model, part).parameters()] if hasattr(model, part) else []
-            for model in (source, target)
-        ]
+    for part in (part for part in HEAD_PARTS if hasattr(target, part)):
+        parts = [getattr(model, part, nn.Identity()) for model in (source, target)]
+        shapes = [[tuple(weight.shape) for weight in head.parameters()] for head in parts]
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"the head of {type(source).__name__} has weights {shapes[0]} in its {part}, that of "
-                f"{type(target).__name__} {shapes[1]}; start from a fusion encoder with the same "
-                "head, or from its bare `fusion_encoder`."
+                f"{type(target).__name__} {shapes[1]}; start from a fusion encoder with the same head, or from its "
+                "bare `fusion_encoder`."
             )
-        getattr(target, part).load_state_dict(getattr(source, part).state_dict())
+        parts[1].load_state_dict(parts[0].state_dict())

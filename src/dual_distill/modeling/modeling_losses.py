@@ -335,3 +335,67 @@ def _mix(values: Tensor) -> Tensor:
 def _shift(values: Tensor, bits: int) -> Tensor:
     """Shift int64 numbers to the right and fill with zeros, as if they had no sign."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Hard-label loss in nats per row.
+
+    Args:
+        logits: `(B, labels)`.
+        labels: `(B,)` integer classes (-100: row without a label) for cross-entropy, or `(B, labels)` soft scores in
+            [0, 1] for binary cross-entropy summed over answers, as VQA v2 is trained.
+
+    Raises:
+        ValueError: the labels have neither shape.
+
+    Example:
+        >>> round(classification_loss(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)  # ln 4
+        1.3863
+        >>> round(classification_loss(torch.zeros(1, 4), torch.zeros(1, 4)).item(), 4)  # 4 ln 2
+        2.7726
+    """
+    logits = logits.float()
+
+    if labels.is_floating_point() and labels.shape == logits.shape:
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum") / len(logits)
+    if not labels.is_floating_point() and labels.shape == logits.shape[:1]:
+        # Divided by the rows, not by the labelled ones: unlabelled rows must not change the weight of the others, and
+        # two half batches must add up to a whole one.
+        return nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100) / len(logits)
+    raise ValueError(
+        f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}, logits {tuple(logits.shape)}; give integer "
+        "classes (B,) or soft scores (B, labels)."
+    )
+
+
+def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the masked words, in nats per labelled token.
+
+    Args:
+        logits: `(B, T, vocabulary)`.
+        labels: `(B, T)` word pieces, -100 where nothing was masked.
+
+    Returns:
+        Scalar float32, the mean over the labelled tokens of the batch; 0 when it has none.
+
+    Raises:
+        ValueError: the labels have another shape.
+
+    Note:
+        Rows with more masked words weigh more, as in BERT and ViLT; two half batches therefore add up to a whole one
+        only when they hold equally many.
+
+    Example:
+        >>> labels = torch.tensor([[-100, 3, -100]])
+        >>> round(mlm_loss(torch.zeros(1, 3, 8), labels).item(), 4)  # ln 8
+        2.0794
+    """
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, the text {tuple(logits.shape[:2])}; give one word piece a "
+            "token, -100 where none was masked."
+        )
+    loss = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
+    return loss / (labels != -100).sum().clamp(min=1)
