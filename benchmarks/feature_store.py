@@ -41,9 +41,9 @@ from dual_distill.inference import (
     FeatureTable,
     alternate,
     encode_images,
-    image_processor_settings,
     model_identity,
     prepack_linear_layers,
+    processor_settings,
 )
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, DualEncoderForQuestionAnswering
 
@@ -185,9 +185,9 @@ def asking(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "dtype": options.dtype,
         "store_mb": round(sum(file.stat().st_size for file in folder.iterdir()) / 1e6),
         "write_s": round(write_s, 1),
-        "open_ms": opened.to_dict(),
-        "ask_ms": timings["store"].to_dict(),
-        "plain_tensor_ms": timings["plain"].to_dict(),
+        "open_ms": vars(opened),
+        "ask_ms": vars(timings["store"]),
+        "plain_tensor_ms": vars(timings["plain"]),
         "ask_over_plain_tensor": round(timings["store"].median_ms / timings["plain"].median_ms, 3),
         "memory_growth_mb": round(most - before, 1),
     }
@@ -198,7 +198,7 @@ def write_store(
 ) -> None:
     """Write vectors as `encode_images` would have, one shard after the other."""
     table = FeatureTable(folder)
-    identity, settings = model_identity(model), image_processor_settings(processor)
+    identity, settings = model_identity(model), processor_settings("image", model, processor)
     table.begin(asdict(FeatureManifest("image", dtype, vectors.shape[1], False, PIECE, 1, identity, settings)))
     for shard in table.plan([f"images/{number:09}.jpg" for number in range(len(vectors))], PIECE):
         first = shard.number * PIECE

@@ -42,7 +42,7 @@ def main() -> None:
         "multiply_adds_of_the_floor": options.batch_size * (teacher + 3 * student),
         "steps": {
             way: {
-                **{name: round(value, 2) for name, value in timings[way].to_dict().items()},
+                **{name: round(value, 2) for name, value in vars(timings[way]).items()},
                 "time_over_floor": round(timings[way].median_ms / floor, 4),
                 "peak_mb": round(peaks[way] / 1e6, 1),
                 "peak_over_floor": round(peaks[way] / peaks["floor"], 4),

@@ -59,7 +59,7 @@ def test_a_folder_becomes_a_store(model: str, images: Path, tmp_path: Path, enco
     assert list(report["unreadable"]) == ["broken.jpg"]
     store = FeatureStore(tmp_path / "store")
     assert store.ids() == ["blue.png", "red.png", "white.png"]
-    assert (store["red.png"].dtype, store.has_projections) == (torch.float16, True)
+    assert (store["red.png"].dtype, store.manifest.projected) == (torch.float16, True)
     assert store.manifest.model["name"] == model
     again = encoded(model, "--images", images, "--out", tmp_path / "store")
     assert (again["rows"], again["encoded"]) == (3, 0)

@@ -9,11 +9,12 @@ import signal
 import sys
 from typing import Any
 
-from dual_distill.inference import encode_images, load_encoder
+from dual_distill.inference import encode_images
+from dual_distill.teachers import load_model
 
 
 def main() -> None:
-    model, processor, _ = load_encoder(sys.argv[1])
+    model, processor = load_model(sys.argv[1])
     left = int(os.environ.get("KILL_AT", "0"))
     tower = model.dual_encoder.vision_model
 
@@ -24,9 +25,8 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     tower.register_forward_pre_hook(kill)
-    report = encode_images(
-        model, processor, sys.argv[2], sys.argv[3], batch_size=2, shard_size=4, num_workers=2, model_name="tiny"
-    )
+    model.name_or_path = ""  # as the model of the test has none
+    report = encode_images(model, processor, sys.argv[2], sys.argv[3], batch_size=2, shard_size=4, num_workers=2)
     sys.stdout.write(f"{report.encoded} {report.missing_shards}\n")
 
 

@@ -142,7 +142,7 @@ def test_shared_out_by_rank(model, answering_processor, images, tmp_path, monkey
 def test_killed_for_real_and_continued_by_two_processes_at_once(saved, model, answering_processor) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    encode(model, answering_processor, str(saved / "images"), saved / "whole", model_name="tiny")
+    encode(model, answering_processor, str(saved / "images"), saved / "whole")
     torch.set_num_threads(threads)
     killed = start(saved, KILL_AT="4", RANK="0")  # its first shard is written, the next is begun
     _, errors = killed.communicate()
@@ -162,7 +162,7 @@ def test_killed_for_real_and_continued_by_two_processes_at_once(saved, model, an
 def test_several_encoders_on_one_store_leave_one_another_alone(saved, model, answering_processor) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    encode(model, answering_processor, str(saved / "images"), saved / "whole", model_name="tiny")
+    encode(model, answering_processor, str(saved / "images"), saved / "whole")
     torch.set_num_threads(threads)
     encoders = [start(saved, WORLD_SIZE="1") for _ in range(5)]  # without shares: each does what is not done yet
     for encoder in encoders:
@@ -236,23 +236,26 @@ def test_verify_finds_an_image_that_changed(model, answering_processor, images, 
 
 def test_another_model_processor_or_setting_is_refused(model, answering_processor, images, tmp_path) -> None:
     store = tmp_path / "store"
-    encode(model, answering_processor, images, store, model_name="runs/a", revision="0123456789abcdef")
-    encode(model, answering_processor, images, store, model_name="a copy")
-    with pytest.raises(ValueError, match=r"was made with dtype float32, not float16"):
+    model.name_or_path = "cache/models--runs--a/snapshots/0123456789abcdef"
+    encode(model, answering_processor, images, store)
+    model.name_or_path = "a copy"
+    encode(model, answering_processor, images, store)
+    with pytest.raises(ValueError, match=r"was begun with other settings \(dtype: 'float32' there, 'float16' now\)"):
         encode(model, answering_processor, images, store, dtype="float16")
-    with pytest.raises(ValueError, match=r"was made with batch_size 2, not 3"):
+    with pytest.raises(ValueError, match=r"was begun with other settings \(batch_size: 2 there, 3 now\)"):
         encode(model, answering_processor, images, store, batch_size=3)
-    with pytest.raises(ValueError, match=r"is a store of images, not of texts"):
+    with pytest.raises(ValueError, match=r"is a store of images, but one of texts is needed"):
         encode_texts(model, answering_processor, TEXTS, store)
     answering_processor.image_processor.image_mean = (0.4, 0.5, 0.5)
-    with pytest.raises(ValueError, match=r"setting image_mean = \[0.5, 0.5, 0.5\], but the processor given has \[0.4"):
+    with pytest.raises(ValueError, match=r"processor.image_mean: \[0.5, 0.5, 0.5\] there, \[0.4, 0.5, 0.5\] now"):
         encode(model, answering_processor, images, store)
     with torch.no_grad():
         model.dual_encoder.vision_model.layernorm.bias[0] += 1e-6
+    model.name_or_path = "b"
     with pytest.raises(
         ValueError, match=r"the model 'runs/a' at 0123456789ab \(weights \w{12}, float32\), not with 'b' \("
     ):
-        encode(model, answering_processor, images, store, model_name="b")
+        encode(model, answering_processor, images, store)
 
 
 def test_models_that_encode_no_image_alone_are_refused(answering_model, answering_processor, images, tmp_path) -> None:

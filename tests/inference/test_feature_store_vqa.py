@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, pipeline
 
 from dual_distill.inference import ANSWERING_TASK, FeatureStore, FeatureStoreVQA, encode_images, encode_texts
 from dual_distill.inference.feature_store import FeatureManifest, FeatureTable
-from dual_distill.inference.model_identity import image_processor_settings, model_identity
+from dual_distill.inference.model_identity import model_identity, processor_settings
 from dual_distill.modeling import (
     DualEncoderForImagesAndTextClassification,
     DualEncoderForQuestionAnswering,
@@ -36,7 +36,7 @@ def make_asker(answering_processor, images, tmp_path) -> Callable[..., FeatureSt
     def make(model: PreTrainedModel, texts: tuple[str, ...] = (), **settings: object) -> FeatureStoreVQA:
         encode_images(model, answering_processor, images, tmp_path / "images", shard_size=3, **settings)
         if texts:
-            encode_texts(model, answering_processor, texts, tmp_path / "texts", shard_size=2, **settings)
+            encode_texts(model, answering_processor, texts, tmp_path / "texts", shard_size=2)
         stored_texts = FeatureStore(tmp_path / "texts") if texts else None
         return FeatureStoreVQA(model, answering_processor, FeatureStore(tmp_path / "images"), stored_texts)
 
@@ -110,7 +110,7 @@ def test_ranking_by_the_most_probable_answer(model, make_asker, answering_proces
 
 def synthetic(model, processor, path: Path, vectors: torch.Tensor, shard_size: int) -> FeatureStore:
     folder = FeatureTable(path)
-    settings = image_processor_settings(processor)
+    settings = processor_settings("image", model, processor)
     manifest = FeatureManifest("image", "float32", 16, False, shard_size, 1, model_identity(model), settings)
     folder.begin(asdict(manifest))
     for shard in folder.plan([str(number) for number in range(len(vectors))], shard_size):
@@ -144,20 +144,22 @@ def test_many_rows_in_pieces_are_ranked_as_at_once(model, answering_processor, t
 
 
 def test_a_store_of_another_model_is_refused(model, make_asker, answering_processor, answering_model, tmp_path) -> None:
-    make_asker(model, texts=("red?",), model_name="runs/a", revision="feedbeef")
+    model.name_or_path = "cache/models--runs--a/snapshots/feedbeef"
+    make_asker(model, texts=("red?",))
     images, texts = FeatureStore(tmp_path / "images"), FeatureStore(tmp_path / "texts")
     other = answering_model(DualEncoderForQuestionAnswering)
+    other.name_or_path = "cache/models--runs--b/snapshots/c0ffee"
     with pytest.raises(
         ValueError, match=r"was made with the model 'runs/a' at feedbeef \(.*not with 'runs/b' at c0ffee"
     ):
-        FeatureStoreVQA(other, answering_processor, images, model_name="runs/b", revision="c0ffee")
+        FeatureStoreVQA(other, answering_processor, images)
     with pytest.raises(ValueError, match="is a store of texts, but one of images is needed"):
         FeatureStoreVQA(model, answering_processor, texts)
     with pytest.raises(ValueError, match="is a store of images, but one of texts is needed"):
         FeatureStoreVQA(model, answering_processor, images, images)
     answering_processor.tokenizer.model_max_length = 3
     FeatureStoreVQA(model, answering_processor, images)
-    with pytest.raises(ValueError, match="processor setting max_tokens = 20, but the processor given has 3"):
+    with pytest.raises(ValueError, match=r"processor\.max_tokens: 20 there, 3 now"):
         FeatureStoreVQA(model, answering_processor, images, texts)
     with pytest.raises(ValueError, match="DualEncoderModel does not answer about one image"):
         FeatureStoreVQA(answering_model(DualEncoderModel), answering_processor, images)

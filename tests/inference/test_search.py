@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from dual_distill.inference import FeatureStore, FeatureStoreSearcher, FeatureStoreVQA, encode_images, encode_texts
 from dual_distill.inference.feature_store import NORMALISED, POOLED, PROJECTED, FeatureManifest, FeatureTable
-from dual_distill.inference.model_identity import image_processor_settings, model_identity
+from dual_distill.inference.model_identity import model_identity, processor_settings
 from dual_distill.modeling import (
     DualEncoderForImageTextRetrieval,
     DualEncoderForPreTraining,
@@ -97,7 +97,7 @@ def test_queries_that_are_stored_are_not_encoded_again(model, answering_processo
 
 def synthetic(model, processor, path: Path, vectors: torch.Tensor, dtype: str = "float32") -> FeatureStore:
     folder = FeatureTable(path)
-    identity, settings = model_identity(model), image_processor_settings(processor)
+    identity, settings = model_identity(model), processor_settings("image", model, processor)
     manifest = FeatureManifest("image", dtype, vectors.shape[1], False, 300, 1, identity, settings, NORMALISED)
     folder.begin(asdict(manifest))
     for shard in folder.plan([str(number) for number in range(len(vectors))], 300):
@@ -177,7 +177,9 @@ def test_each_error_by_its_message(model, answering_model, answering_processor, 
         ValueError, match=r"does not answer about one image at a time \(to search by cosine, FeatureStoreSearcher"
     ):
         FeatureStoreVQA(model, processor, of_images)
-    with pytest.raises(ValueError, match="projected is set, but DualEncoderForImageTextRetrieval compares vectors"):
+    with pytest.raises(
+        ValueError, match="projected is set, which is about pooled vectors of images, but normalised vectors"
+    ):
         encode_images(model, processor, images, tmp_path / "other", projected=True)
     with pytest.raises(ValueError, match="is a store of images, but one of texts is needed"):
         FeatureStoreSearcher(model, processor, of_images, of_images)

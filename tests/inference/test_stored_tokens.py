@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import PreTrainedModel, pipeline
 
 from dual_distill.inference import ANSWERING_TASK, FeatureStore, FeatureStoreVQA, encode_images, encode_texts
-from dual_distill.inference.feature_store import stored_tokens
+from dual_distill.inference.feature_store import stored_columns
 from dual_distill.modeling import DualEncoderForImageTextRetrieval, DualEncoderForQuestionAnswering
 
 QUESTIONS = ["is there a red circle?", "how many blue squares are there?", "xylophones"]
@@ -97,7 +97,7 @@ def test_one_image_is_read_once_for_many_questions(encode, model, answering_proc
 def test_int8_has_one_scale_a_token_and_errs_by_half_a_step(encode, model, answering_processor) -> None:
     tokens = torch.randn(50, 16) * torch.logspace(-6, 3, 50)[:, None]
     tokens[7] = 0
-    columns = stored_tokens(tokens, "int8")
+    columns = stored_columns("tokens", tokens, "int8")
     assert (columns["tokens"].dtype, columns["scales"].shape) == (torch.int8, (50, 1))
     largest = tokens.abs().amax(-1, keepdim=True)
     assert ((columns["tokens"] * columns["scales"] - tokens).abs() <= largest / 254 * (1 + 1e-5)).all()
@@ -149,7 +149,9 @@ def test_what_does_not_fit_is_refused(encode, answering_model, model, answering_
         store.read([0])
     with pytest.raises(ValueError, match="holds tokens"):
         next(store.pieces())
-    with pytest.raises(ValueError, match="projected is set, but interaction layers read"):
+    with pytest.raises(
+        ValueError, match="projected is set, which is about pooled vectors of images, but tokens vectors are stored"
+    ):
         encode("projected", projected=True)
     with pytest.raises(ValueError, match="no text can be encoded ahead; store images alone"):
         encode_texts(model, answering_processor, QUESTIONS, tmp_path / "texts")

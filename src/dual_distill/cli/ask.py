@@ -27,9 +27,9 @@ from dual_distill.inference import (
     FeatureStore,
     FeatureStoreSearcher,
     FeatureStoreVQA,
-    load_encoder,
     prepack_linear_layers,
 )
+from dual_distill.teachers import load_model
 
 from .options import add_options, answer_blocks, command_parser, default_device, refuse_options, show
 
@@ -72,18 +72,17 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
     if options.threshold is None:
         options.threshold = -1.0 if is_searched else 0.0
 
-    model, processor, revision = load_encoder(options.model, options.revision)
+    model, processor = load_model(options.model, options.revision)
     model.to(options.device or default_device())
     prepack_linear_layers(model)
-    named = {"model_name": options.model, "revision": revision}
 
     if is_searched:
         sides = (texts, stored) if options.image and stored.manifest.kind == "image" else (stored, texts)
-        result = _search(options, FeatureStoreSearcher(model, processor, *sides, index=options.index, **named))
+        result = _search(options, FeatureStoreSearcher(model, processor, *sides, index=options.index))
     elif requests:
-        result = _answer(options, FeatureStoreVQA(model, processor, stored, texts, **named), requests)
+        result = _answer(options, FeatureStoreVQA(model, processor, stored, texts), requests)
     else:
-        result = _rank(options, FeatureStoreVQA(model, processor, stored, texts, **named))
+        result = _rank(options, FeatureStoreVQA(model, processor, stored, texts))
     return {"model": options.model, "store": options.store, **result}
 
 

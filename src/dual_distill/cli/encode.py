@@ -29,11 +29,11 @@ from dual_distill.inference import (
     EncodingReport,
     encode_images,
     encode_texts,
-    load_encoder,
     open_images,
     prepack_linear_layers,
     read_texts,
 )
+from dual_distill.teachers import load_model
 
 from .options import add_options, command_parser, default_device, refuse_options, show
 
@@ -74,20 +74,20 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
 def encode(options: argparse.Namespace) -> EncodingReport:
     """Look at the inputs first, then load the model and encode."""
     if options.texts is not None:
-        of_images = ("id_column", "split", "strict", "verify")
+        of_images = ("id_column", "split", "strict", "verify", "projected")
         refuse_options(options, of_images, "is about images, but --texts is given")
         texts = read_texts(options.texts)
     else:
         images = open_images(options.images, options.image_column, options.id_column, options.split)
 
     # Only now: a wrong folder of images is said before a model is fetched.
-    model, processor, revision = load_encoder(options.model, options.revision)
+    model, processor = load_model(options.model, options.revision)
     model.to(options.device or default_device())
     prepack_linear_layers(model)
     settings: dict[str, Any] = {
         name: getattr(options, name) for name in ("dtype", "projected", "batch_size", "shard_size")
     }
-    settings |= {"model_name": options.model, "revision": revision, "show_progress": True}
+    settings["show_progress"] = True
 
     if options.texts is not None:
         return encode_texts(model, processor, texts, options.out, **settings)

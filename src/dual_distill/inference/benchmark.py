@@ -8,7 +8,7 @@ reason.
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from statistics import median, quantiles
 from typing import Any, TypeVar
@@ -45,10 +45,6 @@ class Timing:
     high_ms: float
     runs: int
     calls: int = 1
-
-    def to_dict(self) -> dict[str, float]:
-        """Return the attributes as a dict, for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -148,27 +144,25 @@ def multiply_adds(config: PreTrainedConfig, way: str, shape: PairShape) -> int:
     head_width = max(2, images) * width
     head = images * width * head_width + head_width * config.num_labels
     if way == "fusion_encoder":
-        return images * (embedding + _layers(config, shape.text_tokens + 1 + patches) + width**2) + head
+        encoder = config.num_hidden_layers * _layer(config, shape.text_tokens + 1 + patches)
+        return images * (embedding + encoder + width**2) + head
 
     # The interaction: two linear maps, 2C to 2C (half of it a text and half an image, unless stored) and 2C to C.
+    text_tower, vision_tower = config.text_config, config.vision_config
     texts = images if config.interaction_layers else 1
     first_map = 0 if way == "both_projected" else (texts + images) * width * 2 * width
     total = first_map + images * 2 * width * width + head
-    if way in ("dual_encoder", "image_stored", "keys_values_stored"):
-        total += _layers(config.text_config, shape.text_tokens) + width**2
+    if way not in ("both_stored", "both_projected"):
+        total += text_tower.num_hidden_layers * _layer(text_tower, shape.text_tokens) + width**2
     if way == "dual_encoder":
-        total += images * (embedding + _layers(config.vision_config, 1 + patches) + width**2)
+        encoder = vision_tower.num_hidden_layers * _layer(vision_tower, 1 + patches)
+        total += images * (embedding + encoder + width**2)
 
     if config.interaction_layers:
         # Each image has its own texts in there, and their pooled token; stored tokens are pooled here too.
-        each = _layer(config.text_config, shape.text_tokens, 1 + patches)
+        each = _layer(text_tower, shape.text_tokens, 1 + patches)
         each += 0 if way == "keys_values_stored" else 2 * width**2 * (1 + patches)
         total += images * (config.interaction_layers * each + width**2 + (width**2 if way == "image_stored" else 0))
-    return total
-
-
-def _layers(config: PreTrainedConfig, tokens: int) -> int:
-    total: int = config.num_hidden_layers * _layer(config, tokens)
     return total
 
 

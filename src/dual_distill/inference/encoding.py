@@ -4,44 +4,38 @@ import os
 import shutil
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dual_distill.data import (
-    InputSource,
-    PlannedShard,
-    Prepared,
-    decode_image,
-    fill_shards,
-    fingerprint,
-    image_bytes,
-    is_readable,
-    resize_image,
-)
+from dual_distill import data
+from dual_distill.data import PlannedShard, Prepared, ShapedBatches
 from dual_distill.modeling import ContrastiveDualEncoder, DualDistillProcessor, DualEncoderConfig
 
-from .encoding_sources import DatasetSource, FolderSource, MappingSource, TextSource, open_images
-from .feature_store import DTYPES, NORMALISED, POOLED, PROJECTED, TOKENS, FeatureManifest, FeatureTable, stored_tokens
-from .model_identity import (
-    check_same_model,
-    check_same_processor,
-    image_processor_settings,
-    model_identity,
-    tokenizer_settings,
-)
+from .feature_store import DTYPES, NORMALISED, POOLED, PROJECTED, TOKENS, FeatureManifest, FeatureTable, stored_columns
+from .model_identity import longest_text, model_identity, processor_settings
+from .sources import Inputs, distinct_texts, open_images
 
 SHARD_SIZE = 1024
 TOKEN_SHARD_SIZE = 128  # which is held in memory: 193 tokens of 768 numbers are 76 MB then
 BATCH_SIZE = 32
 _NAMED = 3
+
+
+class StoreSettings(TypedDict, total=False):
+    """Settings of a store; of one that is there already, those that are left out are its own."""
+
+    dtype: str | None
+    projected: bool | None
+    batch_size: int | None
+    shard_size: int | None
 
 
 @dataclass(frozen=True)
@@ -75,16 +69,11 @@ def encode_images(
     images: Any,
     store: str | os.PathLike[str],
     *,
-    dtype: str | None = None,
-    projected: bool | None = None,
-    batch_size: int | None = None,
-    shard_size: int | None = None,
     strict: bool = False,
     verify: bool = False,
     num_workers: int | None = None,
-    model_name: str | None = None,
-    revision: str | None = None,
     show_progress: bool = False,
+    **settings: Unpack[StoreSettings],
 ) -> EncodingReport:
     """Encode images into a store: those that it does not hold yet.
 
@@ -92,24 +81,22 @@ def encode_images(
     `FeatureStoreSearcher` compares by cosine; of others the pooled vectors, which `FeatureStoreVQA` asks, or all
     tokens of an image where the model has interaction layers, which read them.
 
-    Settings that are None are those of the store, where there is one already. Under `torchrun`, and `accelerate launch`
-    on GPUs, which set RANK and WORLD_SIZE, each process makes its share of the shards.
+    Settings of the store that are left out, or None, are its own where it is there already. Under `torchrun`, and
+    `accelerate launch` on GPUs, which set RANK and WORLD_SIZE, each process makes its share of the shards.
 
     Args:
         model: a dual encoder that reads one image at a time; put into eval mode.
         processor: its processor.
         images: what `open_images` takes, or what it returned.
         store: folder; made when it is not there.
-        dtype: of what is stored, "float32" (default) or "float16"; of tokens also "int8", with one scale a token.
-        projected: store the image's half of the interaction's first linear map too, `2C` wide; default no.
-        batch_size: images a forward pass (default 32).
-        shard_size: images a file (default 1,024; 128 where tokens are stored); a killed run loses what it had of one.
         strict: an image that cannot be read ends the run; else it is listed.
         verify: read the images that the store holds already, and compare their content.
         num_workers: processes that fetch and decode; None: one a core, 16 at most, none for few images.
-        model_name: what the store calls the model; None: what it was loaded from.
-        revision: commit of a Hub repository.
         show_progress: a bar on stderr, with images/s and time left.
+        **settings: of the store. `dtype` of what is stored, "float32" (default) or "float16"; of tokens also "int8",
+            with one scale a token. `projected`: store the image's half of the interaction's first linear map too, `2C`
+            wide; default no. `batch_size`: images a forward pass (default 32). `shard_size`: images a file (default
+            1,024; 128 where tokens are stored); a killed run loses what it had of one.
 
     Returns:
         An `EncodingReport`.
@@ -135,34 +122,19 @@ def encode_images(
         >>> report.rows, list(report.unreadable)
         (1, ['b'])
     """
-    source = images if isinstance(images, FolderSource | DatasetSource | MappingSource) else open_images(images)
-    wanted = {"dtype": dtype, "projected": projected, "batch_size": batch_size, "shard_size": shard_size}
-    table = FeatureTable(store)
-    identity = model_identity(_checked_model(model), model_name, revision)
-    manifest = _manifest(table, "image", model, identity, image_processor_settings(processor), wanted)
-
-    def features(rows: torch.Tensor) -> torch.Tensor:
-        found = model.get_image_features(rows.to(model.device, model.dtype))
-        # No image is padded, so all tokens are real.
-        return found.image_token_embeds[:, 0] if manifest.vectors == TOKENS else found.pooler_output
-
-    prepare = partial(_prepare_image, processor)
-    return _encode(table, manifest, model, source, prepare, features, strict, verify, num_workers, show_progress)
+    source = open_images(images)
+    run = _Encoding("image", model, processor, store, settings)
+    return run.fill(source, partial(_prepare_image, processor), strict, verify, num_workers, show_progress)
 
 
 def encode_texts(
     model: PreTrainedModel,
     processor: DualDistillProcessor,
-    texts: Any,
+    texts: Iterable[str],
     store: str | os.PathLike[str],
     *,
-    dtype: str | None = None,
-    projected: bool | None = None,
-    batch_size: int | None = None,
-    shard_size: int | None = None,
-    model_name: str | None = None,
-    revision: str | None = None,
     show_progress: bool = False,
+    **settings: Unpack[StoreSettings],
 ) -> EncodingReport:
     """Encode texts into a store of texts, which are their own ids; a text that occurs again is encoded once.
 
@@ -171,13 +143,8 @@ def encode_texts(
         processor: its processor.
         texts: strings.
         store: folder; one of images is refused.
-        dtype: as in `encode_images`.
-        projected: likewise; the text's half of the interaction's first linear map, bias included.
-        batch_size: likewise.
-        shard_size: likewise.
-        model_name: likewise.
-        revision: likewise.
-        show_progress: likewise.
+        show_progress: a bar on stderr, with texts/s and time left.
+        **settings: as in `encode_images`, without `projected`, which is about images.
 
     Returns:
         An `EncodingReport`.
@@ -190,30 +157,33 @@ def encode_texts(
         Traceback (most recent call last):
         ValueError: There are no texts; give at least one.
     """
-    source = TextSource(texts)
-    max_tokens = longest_text(_checked_model(model), processor)
-    wanted = {"dtype": dtype, "projected": projected, "batch_size": batch_size, "shard_size": shard_size}
-    table = FeatureTable(store)
-    if _stores_tokens(model):
-        ahead = "in which a question reads the image, so no text can be encoded ahead"
-        raise ValueError(f"The model has interaction layers, {ahead}; store images alone.")
-    identity = model_identity(model, model_name, revision)
-    manifest = _manifest(table, "text", model, identity, tokenizer_settings(processor, max_tokens), wanted)
+    source = distinct_texts(texts)
+    run = _Encoding("text", model, processor, store, settings)
+    max_tokens = longest_text(model, processor)
 
-    def prepare(identifier: str, value: str) -> Prepared:
-        input_ids = processor.encode_text([value], max_length=max_tokens)["input_ids"][0]
-        return Prepared(input_ids, fingerprint(value))
-
-    def features(rows: torch.Tensor) -> torch.Tensor:
-        return model.get_text_features(rows.to(model.device)).pooler_output
+    def prepare(identifier: str, text: str) -> Prepared:
+        return Prepared(processor.encode_text([text], max_length=max_tokens)["input_ids"][0], data.fingerprint(text))
 
     # No worker: the tokenizer has threads of its own.
-    return _encode(table, manifest, model, source, prepare, features, show_progress=show_progress)
+    return run.fill(source, prepare, strict=True, num_workers=0, show_progress=show_progress)
 
 
-def longest_text(model: PreTrainedModel, processor: DualDistillProcessor) -> int:
-    """Return the longest text in tokens: what the tokenizer lets through and the model's position table holds."""
-    return min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
+@torch.inference_mode()
+def encode_text_vectors(
+    model: PreTrainedModel, processor: DualDistillProcessor, texts: Iterable[str], batch_size: int
+) -> torch.Tensor:
+    """Encode texts as `encode_texts` does, `(texts, C)`: batches of one length, so that nothing is padded."""
+    max_tokens = longest_text(model, processor)
+
+    def encode(batch: list[Prepared]) -> torch.Tensor:
+        rows = torch.stack([text.values for text in batch]).to(model.device)
+        return stored_vectors(model, model.get_text_features(rows).pooler_output)
+
+    batches = ShapedBatches(encode, batch_size)
+    for index, text in enumerate(texts):
+        batches.add(index, Prepared(processor.encode_text([text], max_length=max_tokens)["input_ids"][0]))
+    found = batches.finish()
+    return torch.stack([found[index] for index in range(len(found))])
 
 
 def searches(model: PreTrainedModel) -> bool:
@@ -221,127 +191,9 @@ def searches(model: PreTrainedModel) -> bool:
     return isinstance(model, ContrastiveDualEncoder)
 
 
-def _stores_tokens(model: PreTrainedModel) -> bool:
-    """Whether the model's answers take all tokens of an image."""
-    return bool(model.config.interaction_layers) and not searches(model)
-
-
 def stored_vectors(model: PreTrainedModel, vectors: torch.Tensor) -> torch.Tensor:
     """Return what a store keeps of a tower's vectors: of a model that searches, float32 of length 1."""
     return normalize(vectors.float(), dim=-1) if searches(model) else vectors
-
-
-def _encode(
-    table: FeatureTable,
-    manifest: FeatureManifest,
-    model: PreTrainedModel,
-    source: InputSource,
-    prepare: Callable[[str, Any], Prepared],
-    features: Callable[[torch.Tensor], torch.Tensor],
-    strict: bool = True,
-    verify: bool = False,
-    num_workers: int | None = 0,
-    show_progress: bool = False,
-) -> EncodingReport:
-    """Plan what is new, and encode what this process owns and is not done."""
-    start = time.perf_counter()
-    rank, world_size = process_share()
-    shards = table.plan(source.ids, manifest.shard_size, partial(is_readable, source, prepare))
-    if verify:
-        _verify(table, source, shards)
-    _check_disk(table, manifest, model, sum(len(shard.ids) for shard in shards if not table.is_done(shard.number)))
-
-    def run(batch: list[Prepared]) -> list[tuple[torch.Tensor, str]]:
-        encoded = stored_vectors(model, features(torch.stack([row.values for row in batch])))
-        return [(vector, row.known) for vector, row in zip(encoded, batch, strict=True)]
-
-    mine = [shard for shard in shards if shard.number % world_size == rank and not table.is_done(shard.number)]
-    bar = tqdm(
-        total=sum(len(shard.ids) for shard in mine),
-        unit=f" {manifest.kind}s",
-        desc="encode" if world_size == 1 else f"encode {rank + 1}/{world_size}",
-        disable=not show_progress or not mine,
-        position=rank,
-    )
-    model.eval()
-    encoded = 0
-    with bar, torch.inference_mode():
-        for shard in fill_shards(mine, source, prepare, run, manifest.batch_size, strict, num_workers, bar):
-            _write(table, manifest, model, *shard)
-            encoded += len(shard.results)
-
-    done = [shard.number for shard in shards if table.is_done(shard.number)]
-    num_rows = sum(map(table.num_rows, done))
-    return EncodingReport(
-        store=str(table.path),
-        kind=manifest.kind,
-        rows=num_rows,
-        bytes_per_row=sum(table.shard_file(number).stat().st_size for number in done) // max(1, num_rows),
-        encoded=encoded,
-        seconds=time.perf_counter() - start,
-        missing_shards=len(shards) - len(done),
-        unreadable=table.unreadable(),
-    )
-
-
-def _check_disk(table: FeatureTable, manifest: FeatureManifest, model: PreTrainedModel, num_rows: int) -> None:
-    """Refuse a disk that cannot hold the rows to come, by the numbers of one row of the model's own image size."""
-    rows, columns = model.config.vision_config.patch_grid
-    numbers = {TOKENS: 1 + rows * columns}.get(manifest.vectors, 3 if manifest.projected else 1) * manifest.width
-    needed, free = num_rows * numbers * DTYPES[manifest.dtype].itemsize, shutil.disk_usage(table.path).free
-    if needed > free:
-        least = f"at least {needed / 1e9:,.1f} GB ({needed // num_rows:,} bytes each)"
-        disk = f"the disk of {str(table.path)!r} has {free / 1e9:,.1f} GB free"
-        raise ValueError(f"{num_rows:,} {manifest.kind}s take {least}, but {disk}; make room, or take a smaller dtype.")
-
-
-def _verify(table: FeatureTable, source: InputSource, shards: list[PlannedShard]) -> None:
-    """Refuse images whose content is not that of their id in the store."""
-    given = set(source.ids)
-    changed = []
-    for shard in shards:
-        if table.is_done(shard.number):
-            for identifier, sha256 in zip(*table.rows(shard.number).to_pydict().values(), strict=True):
-                if identifier in given and image_bytes(source.value(identifier), identifier)[1] != sha256:
-                    changed.append(identifier)
-    if changed:
-        held, named = f"that the store {str(table.path)!r} holds", ", ".join(map(repr, changed[:_NAMED]))
-        unlike = f"{len(changed)} images are not those {held} under the same ids, such as {named}"
-        raise ValueError(f"{unlike}; give changed images new names, or encode into another folder.")
-
-
-def _write(
-    table: FeatureTable,
-    manifest: FeatureManifest,
-    model: PreTrainedModel,
-    number: int,
-    results: dict[str, tuple[torch.Tensor, str]],
-    unreadable: dict[str, str],
-) -> None:
-    """Write one shard; a GPU is waited for here alone."""
-    width, ids, rows = manifest.width, list(results), list(results.values())
-    # A vector a row, or the tokens of all rows one behind the other.
-    lengths = [len(tokens) for tokens, _ in rows] if manifest.vectors == TOKENS else None
-    join = torch.stack if lengths is None else torch.cat
-    encoded = join([vectors for vectors, _ in rows]) if rows else torch.zeros(0, width)
-
-    if lengths is not None:
-        features = stored_tokens(encoded, manifest.dtype)
-    else:
-        features = {manifest.vectors: encoded}
-        if manifest.projected:
-            project = model.project_images if manifest.kind == "image" else model.project_text
-            features[PROJECTED] = project(encoded) if rows else torch.zeros(0, 2 * width)
-        features = {name: tensor.to(DTYPES[manifest.dtype]) for name, tensor in features.items()}
-
-    stored = {name: tensor.cpu() for name, tensor in features.items()}
-    for name, tensor in stored.items():
-        if not tensor.isfinite().all():
-            row = int((~tensor.isfinite().all(-1)).nonzero()[0])
-            first = ids[row if lengths is None else bisect_right(list(accumulate(lengths)), row)]
-            beyond = f"NaN or a value beyond {manifest.dtype}"
-            raise ValueError(f"The {name} vector of {first!r} holds {beyond}; is the model trained and whole?")
-    table.write_features(number, ids, [sha256 for _, sha256 in rows], stored, unreadable, lengths)
 
 
 def process_share() -> tuple[int, int]:
@@ -353,65 +205,173 @@ def process_share() -> tuple[int, int]:
 
 
 def _prepare_image(processor: DualDistillProcessor, identifier: str, value: Any) -> Prepared:
-    content, sha256 = image_bytes(value, identifier)
-    return Prepared(resize_image(processor.prepare_image, decode_image(content, identifier), identifier), sha256)
+    content, sha256 = data.image_bytes(value, identifier)
+    image = data.decode_image(content, identifier)
+    return Prepared(data.resize_image(processor.prepare_image, image, identifier), sha256)
 
 
-def _checked_model(model: PreTrainedModel) -> PreTrainedModel:
-    if not isinstance(model.config, DualEncoderConfig):
-        raise ValueError(f"{type(model).__name__} reads text and image together; give a dual encoder.")
-    if getattr(model, "num_images", 1) != 1:
-        raise ValueError(f"The model reads {model.num_images} images together; give a model that reads one.")
-    return model
+class _Encoding:
+    """A model on its way through images or texts into a store that is new, or made by the same model and settings."""
 
+    def __init__(
+        self,
+        kind: str,
+        model: PreTrainedModel,
+        processor: DualDistillProcessor,
+        store: str | os.PathLike[str],
+        settings: StoreSettings,
+    ) -> None:
+        if not isinstance(model.config, DualEncoderConfig):
+            raise ValueError(f"{type(model).__name__} reads text and image together; give a dual encoder.")
+        if getattr(model, "num_images", 1) != 1:
+            raise ValueError(f"The model reads {model.num_images} images together; give a model that reads one.")
+        self.table, self.model = FeatureTable(store), model.eval()
 
-def _manifest(
-    table: FeatureTable,
-    kind: Literal["image", "text"],
-    model: PreTrainedModel,
-    identity: dict[str, Any],
-    settings: dict[str, Any],
-    wanted: dict[str, Any],
-) -> FeatureManifest:
-    """Return the manifest of the store, after comparing it; or write the first."""
-    for name in ("batch_size", "shard_size"):
-        if wanted[name] is not None and wanted[name] < 1:
-            raise ValueError(f"{name} is {wanted[name]}, but must be at least 1.")
-    if wanted["dtype"] not in {None, *DTYPES}:
-        raise ValueError(f"dtype is {wanted['dtype']!r}, but vectors are stored as {' or '.join(DTYPES)}.")
-    if searches(model) and wanted["projected"]:
-        compares = f"{type(model).__name__} compares vectors and has no interaction to store a half of"
-        raise ValueError(f"projected is set, but {compares}; leave projected out.")
-    has_tokens = kind == "image" and _stores_tokens(model)
-    if has_tokens and wanted["projected"]:
-        raise ValueError("projected is set, but interaction layers read an image's tokens; leave projected out.")
-    if wanted["dtype"] == "int8" and not has_tokens:
-        raise ValueError("dtype is 'int8', which is for an image's tokens, but here vectors are stored; take float16.")
+        # What is stored follows from the model.
+        vectors, width = POOLED, model.config.hidden_size
+        if searches(model):
+            vectors, width = NORMALISED, model.config.projection_dim
+        elif model.config.interaction_layers:
+            vectors = TOKENS
+        self._check(kind, vectors, settings)
 
-    width, vectors = model.config.hidden_size, POOLED
-    if searches(model):
-        width, vectors = model.config.projection_dim, NORMALISED
-    elif has_tokens:
-        vectors = TOKENS
-    given = {key: value for key, value in wanted.items() if value is not None}
-    defaults = {"dtype": "float32", "projected": False, "batch_size": BATCH_SIZE, "shard_size": SHARD_SIZE}
-    if has_tokens:
-        defaults["shard_size"] = TOKEN_SHARD_SIZE
-    first = FeatureManifest(
-        kind=kind, width=width, model=identity, processor=settings, vectors=vectors, **{**defaults, **given}
-    )
-    found = FeatureManifest(**table.begin(asdict(first)))
+        given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        shard_size = TOKEN_SHARD_SIZE if vectors == TOKENS else SHARD_SIZE
+        defaults: dict[str, Any] = {
+            "dtype": "float32",
+            "projected": False,
+            "batch_size": BATCH_SIZE,
+            "shard_size": shard_size,
+        }
+        made_with = model_identity(model), processor_settings(kind, model, processor)
+        of_model: dict[str, Any] = {
+            "kind": kind,
+            "width": width,
+            "vectors": vectors,
+            "model": made_with[0],
+            "processor": made_with[1],
+        }
 
-    # Of a store that is there already, everything must fit.
-    name = str(table.path)
-    if found.kind != kind:
-        raise ValueError(f"{name!r} is a store of {found.kind}s, not of {kind}s; give each kind its own folder.")
-    check_same_model(name, found.model, identity)
-    check_same_processor(name, found.processor, settings)
-    if found.vectors != vectors:
-        raise ValueError(f"The store {name!r} holds {found.vectors}, not {vectors}; encode into another folder.")
-    for key, value in given.items():
-        if value != getattr(found, key):
-            made = f"was made with {key} {getattr(found, key)}, not {value}"
-            raise ValueError(f"The store {name!r} {made}; leave the setting out, or encode into another folder.")
-    return found
+        # Of a store that is there already, everything must fit.
+        found = self.table.begin(asdict(FeatureManifest(**of_model, **{**defaults, **given})))
+        self.manifest = FeatureManifest(**found)
+        self.table.check_made_with(self.manifest, kind, *made_with)
+        given["vectors"] = vectors
+        self.table.check_settings({name: found[name] for name in given}, given)
+
+    def _check(self, kind: str, vectors: str, settings: StoreSettings) -> None:
+        """Refuse settings that mean nothing for what is stored."""
+        if kind == "text" and vectors == TOKENS:
+            ahead = "in which a question reads the image, so no text can be encoded ahead"
+            raise ValueError(f"The model has interaction layers, {ahead}; store images alone.")
+        if settings.get("projected") and (kind == "text" or vectors != POOLED):
+            what = f"is about pooled vectors of images, but {vectors} {'texts' if kind == 'text' else 'vectors'}"
+            raise ValueError(f"projected is set, which {what} are stored; leave it out.")
+        if settings.get("dtype") == "int8" and vectors != TOKENS:
+            raise ValueError("dtype is 'int8', which is for an image's tokens, but vectors are stored; take float16.")
+
+    def fill(
+        self,
+        source: Inputs,
+        prepare: Callable[[str, Any], Prepared],
+        strict: bool = False,
+        verify: bool = False,
+        num_workers: int | None = None,
+        show_progress: bool = False,
+    ) -> EncodingReport:
+        """Plan what is new, and encode what this process owns and is not done."""
+        start = time.perf_counter()
+        table, kind = self.table, self.manifest.kind
+        rank, world_size = process_share()
+        shards = table.plan(source.ids, self.manifest.shard_size, partial(data.is_readable, source, prepare))
+        if verify:
+            self._verify(source, shards)
+        to_do = [shard for shard in shards if not table.is_done(shard.number)]
+        self._check_disk(sum(len(shard.ids) for shard in to_do))
+
+        mine = [shard for shard in to_do if shard.number % world_size == rank]
+        bar = tqdm(
+            total=sum(len(shard.ids) for shard in mine),
+            unit=f" {kind}s",
+            desc="encode" if world_size == 1 else f"encode {rank + 1}/{world_size}",
+            disable=not show_progress or not mine,
+            position=rank,
+        )
+        encoded, batch_size = 0, self.manifest.batch_size
+        with bar, torch.inference_mode():
+            for shard in data.fill_shards(mine, source, prepare, self._run, batch_size, strict, num_workers, bar):
+                self._write(*shard)
+                encoded += len(shard.results)
+
+        # Others may have finished theirs meanwhile.
+        done = [shard.number for shard in shards if table.is_done(shard.number)]
+        num_rows = sum(map(table.num_rows, done))
+        return EncodingReport(
+            store=str(table.path),
+            kind=kind,
+            rows=num_rows,
+            bytes_per_row=sum(table.shard_file(number).stat().st_size for number in done) // max(1, num_rows),
+            encoded=encoded,
+            seconds=time.perf_counter() - start,
+            missing_shards=len(shards) - len(done),
+            unreadable=table.unreadable(),
+        )
+
+    def _verify(self, source: Inputs, shards: list[PlannedShard]) -> None:
+        """Refuse images whose content is not that of their id in the store."""
+        given, changed = set(source.ids), []
+        for shard in shards:
+            if self.table.is_done(shard.number):
+                for identifier, sha256 in zip(*self.table.rows(shard.number).to_pydict().values(), strict=True):
+                    if identifier in given and data.image_bytes(source.value(identifier), identifier)[1] != sha256:
+                        changed.append(identifier)
+        if changed:
+            held, named = f"that the store {str(self.table.path)!r} holds", ", ".join(map(repr, changed[:_NAMED]))
+            unlike = f"{len(changed)} images are not those {held} under the same ids, such as {named}"
+            raise ValueError(f"{unlike}; give changed images new names, or encode into another folder.")
+
+    def _check_disk(self, num_rows: int) -> None:
+        """Refuse a disk that cannot hold the rows to come, by the numbers of one row of the model's own image size."""
+        manifest, (rows, columns) = self.manifest, self.model.config.vision_config.patch_grid
+        numbers = {TOKENS: 1 + rows * columns}.get(manifest.vectors, 3 if manifest.projected else 1) * manifest.width
+        needed, free = num_rows * numbers * DTYPES[manifest.dtype].itemsize, shutil.disk_usage(self.table.path).free
+        if needed > free:
+            least = f"at least {needed / 1e9:,.1f} GB ({needed // num_rows:,} bytes each)"
+            disk = f"the disk of {str(self.table.path)!r} has {free / 1e9:,.1f} GB free"
+            way_out = "make room, or take a smaller dtype"
+            raise ValueError(f"{num_rows:,} {manifest.kind}s take {least}, but {disk}; {way_out}.")
+
+    def _run(self, batch: list[Prepared]) -> list[tuple[dict[str, torch.Tensor], str]]:
+        """What is stored of each input of a batch, by column, and its fingerprint."""
+        model, rows = self.model, torch.stack([row.values for row in batch]).to(self.model.device)
+        is_text, kept = self.manifest.kind == "text", self.manifest.vectors
+        found = model.get_text_features(rows) if is_text else model.get_image_features(rows.to(model.dtype))
+
+        # No image is padded, so all tokens are real.
+        vectors = found.image_token_embeds[:, 0] if kept == TOKENS else stored_vectors(model, found.pooler_output)
+        encoded = {kept: vectors}
+        if self.manifest.projected:
+            encoded[PROJECTED] = model.project_images(vectors)
+        return [({name: each[row] for name, each in encoded.items()}, one.known) for row, one in enumerate(batch)]
+
+    def _write(
+        self, number: int, results: dict[str, tuple[dict[str, torch.Tensor], str]], unreadable: dict[str, str]
+    ) -> None:
+        """Write one shard; a GPU is waited for here alone."""
+        manifest, ids, rows = self.manifest, list(results), list(results.values())
+        widths = {manifest.vectors: manifest.width} | ({PROJECTED: 2 * manifest.width} if manifest.projected else {})
+        # A vector a row, or the tokens of all rows one behind the other.
+        lengths = [len(row[TOKENS]) for row, _ in rows] if manifest.vectors == TOKENS else None
+        join = torch.stack if lengths is None else torch.cat
+
+        stored: dict[str, torch.Tensor] = {}
+        for name, width in widths.items():
+            joined = join([row[name] for row, _ in rows]).cpu() if rows else torch.zeros(0, width)
+            stored |= stored_columns(name, joined, manifest.dtype)
+        for name, tensor in stored.items():
+            if not tensor.isfinite().all():
+                row = int((~tensor.isfinite().all(-1)).nonzero()[0])
+                first = ids[row if lengths is None else bisect_right(list(accumulate(lengths)), row)]
+                beyond = f"NaN or a value beyond {manifest.dtype}"
+                raise ValueError(f"The {name} vector of {first!r} holds {beyond}; is the model trained and whole?")
+        self.table.write_features(number, ids, [sha256 for _, sha256 in rows], stored, unreadable, lengths)

@@ -11,8 +11,8 @@ head and reads the image's tokens.
 import json
 import logging
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +37,16 @@ EXPORT_FILE = "export.json"
 
 _MODELS = (DualEncoderForQuestionAnswering, DualEncoderForImagesAndTextClassification)
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
+# Graphs in the order in which they run: what each takes and gives, under the names of the model's own arguments.
+_TEXT, _PIXELS = ("input_ids", "attention_mask"), ("pixel_values", "pixel_mask")
+_TOKENS = ("image_token_embeds", "image_token_mask")
+_Graphs = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+_GRAPHS: _Graphs = {
+    "text_tower": (_TEXT, ("text_pooler_output",)),
+    "image_tower": (_PIXELS, ("image_pooler_output",)),
+    "head": (("text_pooler_output", "image_pooler_output"), ("logits",)),
+}
+_GRAPHS_OF_LAYERS: _Graphs = {"image_tower": (_PIXELS, _TOKENS), "question": (_TEXT + _TOKENS, ("logits",))}
 _LARGEST_SINGLE_FILE = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 _MOST_ROWS = 65_536
 _MOST_PATCHES = 1024  # along one side
@@ -60,74 +70,21 @@ class ExportReport:
     largest_difference: float
     largest_value: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the attributes as a dict, for JSON."""
-        return asdict(self)
 
+class Graph(nn.Module):
+    """A part of a model, for the exporter: tensors of the names of `inputs` -> those of `outputs`."""
 
-class TextTower(nn.Module):
-    """Graph `text_tower`: `input_ids`, `attention_mask` `(B, T)` -> `text_pooler_output` `(B, C)`."""
-
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
-        self.tower = model.dual_encoder.text_model
+        self.model, self.inputs, self.outputs = model, inputs, outputs
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Encode texts."""
-        return self.tower(input_ids, attention_mask).pooler_output
-
-
-class ImageTower(nn.Module):
-    """Graph `image_tower`: `pixel_values`, `pixel_mask` -> `image_pooler_output` `(B, N, C)`."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.tower = model.dual_encoder.vision_model
-
-    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
-        """Encode images; N is the number that the model reads together."""
-        return self.tower(pixel_values, pixel_mask).pooler_output.unflatten(0, pixel_values.shape[:2])
-
-
-class Head(nn.Module):
-    """Graph `head`: `text_pooler_output` `(B, C)`, `image_pooler_output` `(B, N, C)` -> `logits` `(B, labels)`."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.interaction, self.classifier = model.dual_encoder.interaction, model.classifier
-
-    def forward(self, text_pooler_output: torch.Tensor, image_pooler_output: torch.Tensor) -> torch.Tensor:
-        """Answer."""
-        text = text_pooler_output[:, None].expand(-1, image_pooler_output.shape[1], -1)
-        return self.classifier(self.interaction(torch.cat([text, image_pooler_output], dim=-1)).flatten(1))
-
-
-class ImageTokens(ImageTower):
-    """Graph `image_tower` of interaction layers: -> `image_token_embeds` `(B, N, L, C)`, `image_token_mask`."""
-
-    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> Any:
-        """Encode images; a mask that is True at real tokens."""
-        output, rows = self.tower(pixel_values, pixel_mask), pixel_values.shape[:2]
-        return output.last_hidden_state.unflatten(0, rows), output.image_mask.unflatten(0, rows)
-
-
-class Question(nn.Module):
-    """Graph `question`: `input_ids`, `attention_mask` `(B, T)`, the outputs of `ImageTokens` -> `logits`."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        image_token_embeds: torch.Tensor,
-        image_token_mask: torch.Tensor,
-    ) -> torch.Tensor:
-        """Answer."""
-        images = {"image_token_embeds": image_token_embeds, "image_token_mask": image_token_mask}
-        return self.model(input_ids, attention_mask, **images).logits
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        """Encode one side, or answer."""
+        given = dict(zip(self.inputs, tensors, strict=True))
+        if "logits" in self.outputs:
+            return self.model(**given).logits
+        found = (self.model.get_text_features if "input_ids" in given else self.model.get_image_features)(**given)
+        return tuple(found[name if name in found else "pooler_output"] for name in self.outputs)
 
 
 def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: str | Path) -> ExportReport:
@@ -153,31 +110,28 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
         processor.save_pretrained(folder)
         about = _describe(model, processor) | {"checked": {**difference, "tolerance": TOLERANCE}}
         Path(folder, EXPORT_FILE).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        sizes = {
-            name: sum(part.stat().st_size for part in folder.glob(f"{file}*"))
-            for name, file in graph_files(model).items()
-        }
+        # Of a large graph, the weights lie in a file beside it.
+        parts = {name: folder.glob(f"{name}.onnx*") for name in graphs_of(model)}
+        sizes = {name: sum(part.stat().st_size for part in files) for name, files in parts.items()}
     return ExportReport(out=str(out), architecture=type(model).__name__, files=sizes, **difference)
 
 
-def graph_files(model: PreTrainedModel) -> dict[str, str]:
-    """Return the file of each graph by name, in the order in which they run."""
-    names = ("image_tower", "question") if model.config.interaction_layers else ("text_tower", "image_tower", "head")
-    return {name: f"{name}.onnx" for name in names}
+def graphs_of(model: PreTrainedModel) -> _Graphs:
+    """Return the graphs of a model by name, with their inputs and outputs; each has a file NAME.onnx."""
+    return _GRAPHS_OF_LAYERS if model.config.interaction_layers else _GRAPHS
 
 
 def _check(model: PreTrainedModel) -> None:
     if not isinstance(model, _MODELS):
+        known = ", ".join(kind.__name__ for kind in _MODELS)
         raise ValueError(
-            f"{type(model).__name__} cannot be exported as text tower, image tower and head; give one of "
-            f"{', '.join(kind.__name__ for kind in _MODELS)}."
+            f"{type(model).__name__} cannot be exported as text tower, image tower and head; give {known}."
         )
     if model.dtype != torch.float32:
         raise ValueError(f"the model is {model.dtype}; load it with dtype=torch.float32, as which graphs are compared.")
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        raise ImportError(
-            f"{', '.join(missing)} is not installed, which export needs; pip install 'dual-distill[onnx]'."
-        )
+        lacks = f"{', '.join(missing)} is not installed, which export needs"
+        raise ImportError(f"{lacks}; pip install 'dual-distill[onnx]'.")
 
 
 def _describe(model: PreTrainedModel, processor: DualDistillProcessor) -> dict[str, Any]:
@@ -186,7 +140,7 @@ def _describe(model: PreTrainedModel, processor: DualDistillProcessor) -> dict[s
     return {
         "format": "onnx",
         "architecture": type(model).__name__,
-        "graphs": graph_files(model),
+        "graphs": {name: f"{name}.onnx" for name in graphs_of(model)},
         "answers": [config.id2label[index] for index in range(config.num_labels)],
         "probabilities": "sigmoid" if config.problem_type == "multi_label_classification" else "softmax",
         "num_images": model.num_images,
@@ -199,12 +153,14 @@ def _describe(model: PreTrainedModel, processor: DualDistillProcessor) -> dict[s
 
 def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
     config = model.config
-    rows = Dim("batch", min=1, max=_MOST_ROWS)
-    text = {0: rows, 1: Dim("tokens", min=1, max=config.text_config.max_position_embeddings)}
+    rows, length = Dim("batch", min=1, max=_MOST_ROWS), Dim("image_tokens", min=1, max=_MOST_PATCHES**2)
+    words = Dim("tokens", min=1, max=config.text_config.max_position_embeddings)
     height, width = (
         config.vision_config.patch_size * Dim(name, min=1, max=_MOST_PATCHES)
         for name in ("patch_rows", "patch_columns")
     )
+    axes = {"pixel_values": {3: height, 4: width}, "pixel_mask": {2: height, 3: width}}
+    axes |= {name: {1: words} for name in _TEXT} | {name: {2: length} for name in _TOKENS}
 
     # Any example will do, of unequal texts and images; sizes that differ keep the axes apart.
     example = _batch(model, num_rows=3, grid=(3, 4)) | {
@@ -213,50 +169,31 @@ def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
         "image_token_embeds": torch.zeros(3, model.num_images, 13, config.hidden_size),
         "image_token_mask": torch.ones(3, model.num_images, 13, dtype=torch.bool),
     }
-    pixels = {"pixel_values": {0: rows, 3: height, 4: width}, "pixel_mask": {0: rows, 2: height, 3: width}}
-    texts, embeds = dict.fromkeys(("input_ids", "attention_mask"), text), ("text_pooler_output", "image_pooler_output")
-    graphs: list[tuple[nn.Module, dict[str, Any], list[str]]] = [
-        (TextTower(model), texts, ["text_pooler_output"]),
-        (ImageTower(model), pixels, ["image_pooler_output"]),
-        (Head(model), {key: {0: rows} for key in embeds}, ["logits"]),
-    ]
-    if config.interaction_layers:
-        names, length = ["image_token_embeds", "image_token_mask"], Dim("image_tokens", min=1, max=_MOST_PATCHES**2)
-        tokens = {key: {0: rows, 2: length} for key in names}
-        graphs = [(ImageTokens(model), pixels, names), (Question(model), texts | tokens, ["logits"])]
-
-    for file, (graph, shapes, outputs) in zip(graph_files(model).values(), graphs, strict=True):
-        _write_graph(graph.eval(), {key: example[key] for key in shapes}, shapes, outputs, folder / file)
+    for name, (inputs, outputs) in graphs_of(model).items():
+        graph, tensors = Graph(model, inputs, outputs).eval(), tuple(example[one] for one in inputs)
+        dynamic = tuple({0: rows, **axes.get(one, {})} for one in inputs)
+        program = _quietly_exported(
+            graph, tensors, dynamic_shapes={"tensors": dynamic}, input_names=inputs, output_names=outputs
+        )
+        if program is None:
+            raise ValueError(f"torch returned no graph for {name}; check that torch and onnxscript fit each other.")
+        weights = program.model.graph.initializers.values()
+        size = sum(weight.const_value.nbytes for weight in weights if weight.const_value is not None)
+        program.save(folder / f"{name}.onnx", external_data=size > _LARGEST_SINGLE_FILE)
 
 
-def _write_graph(
-    graph: nn.Module, inputs: Mapping[str, torch.Tensor], shapes: dict[str, Any], outputs: list[str], file: Path
-) -> None:
+def _quietly_exported(graph: nn.Module, tensors: tuple[torch.Tensor, ...], **settings: Any) -> Any:
+    """The exporter's program; it warns of its own internals, of axes that share a name, and of missing torchvision."""
     # Not `transformers.exporters`: it calls itself experimental, patches torch, and names outputs its own way.
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
-    # The exporter warns of its own internals, of axes that share a name, and that torchvision (no part of this) is
-    # missing.
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         registration.setLevel(logging.ERROR)
         try:
-            program = torch.onnx.export(
-                graph,
-                tuple(inputs.values()),
-                dynamo=True,
-                dynamic_shapes=shapes,
-                input_names=list(inputs),
-                output_names=outputs,
-                verbose=False,
-            )
+            return torch.onnx.export(graph, tensors, dynamo=True, verbose=False, **settings)
         finally:
             registration.setLevel(level)
-
-    if program is None:
-        raise ValueError(f"torch returned no graph for {file.name}; check that torch and onnxscript fit each other.")
-    size = sum(weight.nbytes for weight in graph.parameters())
-    program.save(file, external_data=size > _LARGEST_SINGLE_FILE)
 
 
 @torch.inference_mode()
@@ -273,20 +210,13 @@ def compare_with_torch(model: PreTrainedModel, folder: Path) -> dict[str, float]
     import onnxruntime
 
     sessions = [
-        onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
-        for file in graph_files(model).values()
+        onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        for name in graphs_of(model)
     ]
     differences, values = [], []
     for batch in (_batch(model, num_rows=3, grid=None), _batch(model, num_rows=1, grid=(2, 5))):
+        wanted = {**model.get_image_features(batch["pixel_values"], batch["pixel_mask"]), **model(**batch)}
         arrays = {name: tensor.numpy() for name, tensor in batch.items()}
-        images = model.get_image_features(batch["pixel_values"], batch["pixel_mask"])
-        wanted = {
-            "text_pooler_output": model.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output,
-            "image_pooler_output": images.pooler_output,
-            "image_token_embeds": images.image_token_embeds,
-            "image_token_mask": images.image_token_mask,
-            "logits": model(**batch).logits,
-        }
 
         # What one graph gives, the next ones take.
         for session in sessions:
@@ -297,6 +227,7 @@ def compare_with_torch(model: PreTrainedModel, folder: Path) -> dict[str, float]
                 value = wanted[name].float()
                 differences.append((torch.from_numpy(arrays[name]).float() - value).abs().max())
                 values.append(value.abs().max())
+
     # torch's maximum keeps a NaN, Python's may lose it.
     return {
         "largest_difference": torch.stack(differences).max().item(),

@@ -14,19 +14,18 @@ that length is the mask. As int8 they stand beside their `scales` `(L, 1)` in fl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import torch
 
 from dual_distill.data import ShardedTable, tensor_column
 
+from .model_identity import check_same_model
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 PROJECTED = "projected"
-Vectors = Literal["pooled", "normalised", "tokens"]
-POOLED: Vectors = "pooled"
-NORMALISED: Vectors = "normalised"
-TOKENS: Vectors = "tokens"
+POOLED, NORMALISED, TOKENS = "pooled", "normalised", "tokens"
 _SCALES = "scales"
 _INT8_MAX = 127
 _NAMED = 3
@@ -37,7 +36,7 @@ class FeatureManifest:
     """What a store says of itself.
 
     Attributes:
-        kind: what was encoded.
+        kind: "image" or "text", what was encoded.
         dtype: of the stored vectors, "float32" or "float16"; of tokens also "int8".
         width: C of pooled vectors and tokens, P of normalised ones.
         projected: whether the `2C`-wide halves of the interaction are stored too.
@@ -47,9 +46,12 @@ class FeatureManifest:
         processor: settings of the image processor, or the digest of the tokenizer and its limit.
         vectors: what is stored of each row: "pooled" to be asked questions ("tokens", where interaction layers read
             them), "normalised" to be searched by cosine.
+
+    Raises:
+        ValueError: a size is below 1, or the dtype is unknown.
     """
 
-    kind: Literal["image", "text"]
+    kind: str
     dtype: str
     width: int
     projected: bool
@@ -57,7 +59,14 @@ class FeatureManifest:
     batch_size: int
     model: dict[str, Any]
     processor: dict[str, Any]
-    vectors: Vectors = POOLED
+    vectors: str = POOLED
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}, but vectors are stored as {' or '.join(DTYPES)}.")
 
 
 class FeatureTable(ShardedTable):
@@ -85,6 +94,15 @@ class FeatureTable(ShardedTable):
         columns = {name: tensor_column(tensor, lengths) for name, tensor in features.items()}
         self.write(number, rows, pa.table(columns), unreadable)
 
+    def check_made_with(
+        self, manifest: FeatureManifest, kind: str, model: dict[str, Any], processor: dict[str, Any]
+    ) -> None:
+        """Refuse what the store is not of: the other kind, another model, another processor; the message names both."""
+        if manifest.kind != kind:
+            raise ValueError(f"{str(self.path)!r} is a store of {manifest.kind}s, but one of {kind}s is needed.")
+        check_same_model(str(self.path), manifest.model, model)
+        self.check_settings({"processor": manifest.processor}, {"processor": processor})
+
 
 class FeatureStore:
     """The vectors that `encode_images` or `encode_texts` wrote; read-only.
@@ -108,11 +126,11 @@ class FeatureStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(path)
-        self._table = FeatureTable(path)
-        self.manifest = FeatureManifest(**self._table.open())
+        self.table = FeatureTable(path)
+        self.manifest = FeatureManifest(**self.table.open())
 
     def __len__(self) -> int:
-        return self._table.starts[-1]
+        return self.table.starts[-1]
 
     def __repr__(self) -> str:
         manifest = self.manifest
@@ -133,12 +151,12 @@ class FeatureStore:
             ValueError: the store has no such vectors.
         """
         name = self._checked_name(name)
-        starts = self._table.starts
+        starts = self.table.starts
 
         for number, start in enumerate(starts[:-1]):
             shard_rows = starts[number + 1] - start
             for first in range(0, shard_rows, rows):
-                yield start + first, self._table.tensor(number, name, first, min(first + rows, shard_rows))
+                yield start + first, self.table.tensor(number, name, first, min(first + rows, shard_rows))
 
     def read(self, indices: Sequence[int], name: str | None = None) -> torch.Tensor:
         """Return the vectors at some indices, `(indices, width)` in the stored dtype, in their order, also repeatedly.
@@ -152,8 +170,8 @@ class FeatureStore:
         found = torch.empty(len(indices), width, dtype=DTYPES[self.manifest.dtype])
 
         for position, index in enumerate(indices):
-            number, inside = self._table.locate(index)
-            found[position] = self._table.tensor(number, name, inside, inside + 1)[0]
+            number, inside = self.table.locate(index)
+            found[position] = self.table.tensor(number, name, inside, inside + 1)[0]
         return found
 
     def read_tokens(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,12 +191,13 @@ class FeatureStore:
         if self.manifest.vectors != TOKENS:
             raise ValueError(f"The store {self.path!r} holds {self.manifest.vectors} vectors, not tokens; use read.")
         found = []
-        for number, inside in map(self._table.locate, indices):
-            tokens = self._table.tensor(number, TOKENS, inside, inside + 1)
+        for number, inside in map(self.table.locate, indices):
+            tokens = self.table.tensor(number, TOKENS, inside, inside + 1)
             if tokens.dtype == torch.int8:
-                tokens = tokens * self._table.tensor(number, _SCALES, inside, inside + 1)
+                tokens = tokens * self.table.tensor(number, _SCALES, inside, inside + 1)
             found.append(tokens)
 
+        # Zeros behind the shorter ones, which the mask says.
         lengths = torch.tensor([len(tokens) for tokens in found])
         padded = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
         return padded, torch.arange(padded.shape[1]) < lengths[:, None]
@@ -190,9 +209,9 @@ class FeatureStore:
             IndexError: there is no such row.
         """
         if indices is not None:
-            return self._values("id", indices)
-        shards = range(len(self._table.starts) - 1)
-        return [identifier for number in shards for identifier in self._table.rows(number)["id"].to_pylist()]
+            return [self.table.rows(number)["id"][inside].as_py() for number, inside in map(self.table.locate, indices)]
+        shards = range(len(self.table.starts) - 1)
+        return [identifier for number in shards for identifier in self.table.rows(number)["id"].to_pylist()]
 
     def indices(self, ids: Sequence[str]) -> list[int]:
         """Return the indices of some ids; the first look for an id runs through the ids of the store.
@@ -200,7 +219,7 @@ class FeatureStore:
         Raises:
             ValueError: ids are not in the store; the message names some, and says of the unreadable ones why.
         """
-        found = {identifier: self._table.find(identifier) for identifier in ids}
+        found = {identifier: self.table.find(identifier) for identifier in ids}
         # Said of some that are absent: why, where it is known, and what ids look like.
         if absent := [identifier for identifier, index in found.items() if index is None]:
             problems = self.unreadable()
@@ -210,46 +229,33 @@ class FeatureStore:
             raise ValueError(f"The store {self.path!r} {lacks}. Its ids are like {known}; encode the missing first.")
         return [index for identifier in ids if (index := found[identifier]) is not None]
 
-    def holds(self, ids: Sequence[str]) -> list[bool]:
-        """Return for each id whether it is in the store."""
-        return [self._table.find(identifier) is not None for identifier in ids]
+    def __contains__(self, identifier: object) -> bool:
+        return isinstance(identifier, str) and self.table.find(identifier) is not None
 
     def __getitem__(self, identifier: str) -> torch.Tensor:
         return self.read(self.indices([identifier]))[0]
 
-    def content_hashes(self, indices: Sequence[int]) -> list[str]:
-        """Return the SHA-256 of the content that was encoded, at some indices."""
-        return self._values("sha256", indices)
-
     def unreadable(self) -> dict[str, str]:
         """Return id -> problem of what was to be encoded and could not be read."""
-        return self._table.unreadable()
-
-    @property
-    def has_projections(self) -> bool:
-        """Whether the halves of the interaction are stored too."""
-        return self.manifest.projected
-
-    def _values(self, column: str, indices: Sequence[int]) -> list[str]:
-        found = map(self._table.locate, indices)
-        return [self._table.rows(number)[column][inside].as_py() for number, inside in found]
+        return self.table.unreadable()
 
     def _checked_name(self, name: str | None) -> str:
-        names = [self.manifest.vectors, *([PROJECTED] if self.has_projections else [])]
+        names = [self.manifest.vectors, *([PROJECTED] if self.manifest.projected else [])]
         if TOKENS in names:
-            held = "tokens, not one vector an image"
-            raise ValueError(f"The store {self.path!r} holds {held}; read them with read_tokens.")
+            raise ValueError(
+                f"The store {self.path!r} holds tokens, not one vector an image; read them with read_tokens."
+            )
         if name is not None and name not in names:
             how = "encode with projected=True" if name == PROJECTED and POOLED in names else "encode with another head"
             raise ValueError(f"The store {self.path!r} holds {' and '.join(names)} vectors, not {name!r}; {how}.")
         return name or names[0]
 
 
-def stored_tokens(tokens: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
-    """Return the columns of `(tokens, C)` in the stored dtype; int8 is symmetric, with one scale a token."""
+def stored_columns(name: str, vectors: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
+    """Return the columns of `(rows, width)` in the stored dtype; int8 is symmetric, with one scale a row."""
     if dtype != "int8":
-        return {TOKENS: tokens.to(DTYPES[dtype])}
-    scales = tokens.float().abs().amax(-1, keepdim=True) / _INT8_MAX
-    # A token of zeros has scale 0.
-    rounded = (tokens / scales.clamp_min(torch.finfo(torch.float32).tiny)).round()
-    return {TOKENS: rounded.to(torch.int8), _SCALES: scales}
+        return {name: vectors.to(DTYPES[dtype])}
+    scales = vectors.float().abs().amax(-1, keepdim=True) / _INT8_MAX
+    # A row of zeros has scale 0.
+    rounded = (vectors / scales.clamp_min(torch.finfo(torch.float32).tiny)).round()
+    return {name: rounded.to(torch.int8), _SCALES: scales}

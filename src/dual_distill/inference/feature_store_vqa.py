@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from dual_distill.modeling import DualDistillProcessor
 
-from .encoding import longest_text, searches
-from .feature_store import POOLED, PROJECTED, TOKENS, FeatureStore
+from .encoding import searches
+from .feature_store import PROJECTED, TOKENS, FeatureStore
 from .feature_store_queries import FeatureStoreQueries
+from .model_identity import longest_text
 from .top_k import RunningTopK, answer_probs, best_answers, check_at_least_1, check_text
 
 _ROWS = 1024
@@ -62,8 +63,6 @@ class FeatureStoreVQA(FeatureStoreQueries):
         processor: its processor.
         images: a store of images.
         texts: a store of texts; questions that it holds are not encoded again.
-        model_name: what errors call the model; None: what it was loaded from.
-        revision: likewise.
 
     Raises:
         ValueError: a store was made with another model or processor (the message names both) or is of the other kind,
@@ -99,22 +98,21 @@ class FeatureStoreVQA(FeatureStoreQueries):
         processor: DualDistillProcessor,
         images: FeatureStore,
         texts: FeatureStore | None = None,
-        *,
-        model_name: str | None = None,
-        revision: str | None = None,
     ) -> None:
         if getattr(model, "num_images", None) != 1 or not hasattr(model, "logits_of_projections"):
             way_out = " (to search by cosine, FeatureStoreSearcher is the one)" if searches(model) else ""
             wrong = f"{type(model).__name__} does not answer about one image at a time{way_out}"
             raise ValueError(f"{wrong}; give a dual encoder that answers about one image.")
 
-        super().__init__(model, processor, {"image": images, "text": texts}, model_name, revision)
+        super().__init__(model, processor, images, texts)
         for store in (images, texts) if model.config.interaction_layers else ():
             if store is not None and store.manifest.vectors != TOKENS:
                 held = f"the store {store.path!r} holds {store.manifest.vectors} vectors of {store.manifest.kind}s"
                 reads = "The model has interaction layers, which read an image's tokens"
                 raise ValueError(f"{reads}, but {held}; encode the images again, and give no store of texts.")
         self.images, self.texts = images, texts
+        self._has_tokens = images.manifest.vectors == TOKENS
+        self._part = PROJECTED if images.manifest.projected else None
         self._labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
 
     def rank(
@@ -174,8 +172,8 @@ class FeatureStoreVQA(FeatureStoreQueries):
             return
 
         text = self._text_vectors([question], self.texts)
-        for start, piece in self.images.pieces(_part(self.images), rows or _ROWS):
-            yield start, self._probs(text, self._image_halves(piece))
+        for start, vectors in self.images.pieces(self._part, rows or _ROWS):
+            yield start, self._probs(text, vectors)
 
     def answer(self, image: str, questions: Sequence[str], top_k: int = 5) -> list[list[dict[str, str | float]]]:
         """Ask many questions of one stored image.
@@ -224,14 +222,18 @@ class FeatureStoreVQA(FeatureStoreQueries):
             if self._has_tokens:
                 probs = self._token_probs(questions, indices[step])
             else:
-                images = self._image_halves(self.images.read(indices[step], _part(self.images)))
-                probs = self._probs(self._text_vectors(questions, self.texts), images)
+                vectors = self.images.read(indices[step], self._part)
+                probs = self._probs(self._text_vectors(questions, self.texts), vectors)
             answers += best_answers(self.model.config, probs, top_k)
         return answers
 
-    @property
-    def _has_tokens(self) -> bool:
-        return self.images.manifest.vectors == TOKENS
+    def _probs(self, texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Probabilities of pairs of a text's vector and an image's, or of one text and every image."""
+        images = images.to(self.model.device, self.model.dtype)[:, None]
+        if self._part != PROJECTED:
+            images = self.model.project_images(images)
+        logits = self.model.logits_of_projections(self.model.project_text(texts.to(self.model.dtype)), images)
+        return answer_probs(self.model.config, logits.float()).cpu()
 
     def _token_probs(self, questions: Sequence[str], indices: Sequence[int]) -> torch.Tensor:
         """Probabilities of pairs of question and image, or of one question and every image."""
@@ -247,23 +249,3 @@ class FeatureStoreVQA(FeatureStoreQueries):
             image_token_mask=mask.to(self.model.device),
         )
         return answer_probs(self.model.config, output.logits.float()).cpu()
-
-    # A vector's half of the interaction `(rows, 2C)`: stored, or computed from the pooled vector.
-
-    def _read(self, store: FeatureStore, indices: Sequence[int]) -> torch.Tensor:
-        vectors = store.read(indices, _part(store)).to(self.model.device, self.model.dtype)
-        return vectors if store.has_projections else self.model.project_text(vectors)
-
-    def _finish_text(self, vectors: torch.Tensor) -> torch.Tensor:
-        return self.model.project_text(vectors)
-
-    def _image_halves(self, vectors: torch.Tensor) -> torch.Tensor:
-        vectors = vectors.to(self.model.device, self.model.dtype)[:, None]
-        return vectors if self.images.has_projections else self.model.project_images(vectors)
-
-    def _probs(self, text: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        return answer_probs(self.model.config, self.model.logits_of_projections(text, images).float()).cpu()
-
-
-def _part(store: FeatureStore) -> str:
-    return PROJECTED if store.has_projections else POOLED

@@ -5,69 +5,50 @@ word.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from dual_distill.data import fingerprint
 from dual_distill.modeling import DualDistillProcessor, own_fields
-from dual_distill.teachers import fetch, load_model
 
 _SHOWN = 12
 
 
-def load_encoder(name: str, revision: str | None = None) -> tuple[PreTrainedModel, DualDistillProcessor, str | None]:
-    """Load a checkpoint, and say which commit of the Hub it is.
-
-    Args:
-        name: folder or Hub repository.
-        revision: branch, tag, commit or `refs/pr/N` of a Hub repository.
-
-    Returns:
-        The model in eval mode, its processor, and the commit of a Hub repository, None of a folder.
-
-    Raises:
-        ValueError: as `dual_distill.load_model`.
-
-    Example:
-        >>> load_encoder("no/such/model/here")
-        Traceback (most recent call last):
-        ValueError: 'no/such/model/here' is not a folder here ...
-    """
-    folder = fetch(name, revision)
-    # The Hub's cache keeps each commit in snapshots/COMMIT.
-    commit = folder.name if folder.parent.name == "snapshots" else None
-    return *load_model(folder), commit
-
-
-def model_identity(model: PreTrainedModel, name: str | None = None, revision: str | None = None) -> dict[str, Any]:
-    """Name a model, and digest its weights and what its towers compute with them.
+def model_identity(model: PreTrainedModel) -> dict[str, Any]:
+    """Name a model by what it was loaded from, and digest its weights and what its towers compute with them.
 
     Args:
         model: a dual encoder.
-        name: folder or Hub repository; None: what the model was loaded from.
-        revision: commit of a Hub repository.
 
     Returns:
-        `name`, `revision`, `weights_sha256`, `config_sha256` and `dtype`, as JSON holds them.
+        `name` (a folder, or a repository of the Hub), `revision` (its commit, None of a folder), `weights_sha256`,
+        `config_sha256` and `dtype`, as JSON holds them.
 
     Example:
         >>> from dual_distill.modeling import DualEncoderConfig, DualEncoderModel
         >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
         >>> model = DualEncoderModel(DualEncoderConfig(
         ...     text_config=tower, vision_config={"image_size": 8, "patch_size": 4, **tower}))
-        >>> before = model_identity(model, "mine")
+        >>> before = model_identity(model)
         >>> model.interaction[0].bias.data[0] = 1
         >>> before["name"], before["weights_sha256"] == model_identity(model)["weights_sha256"]
-        ('mine', False)
+        ('a model without a name', False)
     """
+    # The Hub's cache keeps each commit in models--OWNER--NAME/snapshots/COMMIT.
+    name, revision = getattr(model, "name_or_path", "") or "a model without a name", None
+    folder = Path(name)
+    if folder.parent.name == "snapshots":
+        name, revision = folder.parents[1].name.removeprefix("models--").replace("--", "/"), folder.name
+
     # Our own fields of the configurations; those of transformers differ from version to version.
     parts = {part: getattr(model.config, part) for part in ("text_config", "vision_config")}
     settings = {
         part: {field: getattr(config, field) for field in own_fields(type(config))} for part, config in parts.items()
     }
     return {
-        "name": name or getattr(model, "name_or_path", "") or "a model without a name",
+        "name": name,
         "revision": revision,
         "weights_sha256": fingerprint(model),
         "config_sha256": fingerprint(settings),
@@ -75,18 +56,24 @@ def model_identity(model: PreTrainedModel, name: str | None = None, revision: st
     }
 
 
-def image_processor_settings(processor: DualDistillProcessor) -> dict[str, Any]:
-    """Return the settings of the image processor, as JSON holds them; unset ones are left out."""
-    settings = json.loads(processor.image_processor.to_json_string())
-    return {name: value for name, value in settings.items() if value is not None and not name.startswith("_")}
+def longest_text(model: PreTrainedModel, processor: DualDistillProcessor) -> int:
+    """Return the longest text in tokens: what the tokenizer lets through and the model's position table holds."""
+    return min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
 
 
-def tokenizer_settings(processor: DualDistillProcessor, max_tokens: int) -> dict[str, Any]:
-    """Return the digest of the tokenizer and the longest text in tokens.
+def processor_settings(kind: str, model: PreTrainedModel, processor: DualDistillProcessor) -> dict[str, Any]:
+    """Return what the inputs of one kind went through, as JSON holds it.
+
+    For "image" the settings of the image processor, unset ones left out; for "text" the digest of the tokenizer and the
+    longest text in tokens.
 
     Raises:
         ValueError: the tokenizer is one of the slow kind, which has no one description.
     """
+    if kind == "image":
+        settings = json.loads(processor.image_processor.to_json_string())
+        return {name: value for name, value in settings.items() if value is not None and not name.startswith("_")}
+
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         slow = f"a {type(tokenizer).__name__} without a fast backend"
@@ -95,13 +82,7 @@ def tokenizer_settings(processor: DualDistillProcessor, max_tokens: int) -> dict
     # The last call's state, no settings.
     content.pop("padding", None)
     content.pop("truncation", None)
-    return {"tokenizer_sha256": fingerprint(content), "max_tokens": max_tokens}
-
-
-def described(model: dict[str, Any]) -> str:
-    """Return a model's identity for a sentence: name, revision and the start of the digest of its weights."""
-    at = f" at {model['revision'][:_SHOWN]}" if model["revision"] else ""
-    return f"{model['name']!r}{at} (weights {model['weights_sha256'][:_SHOWN]}, {model['dtype']})"
+    return {"tokenizer_sha256": fingerprint(content), "max_tokens": longest_text(model, processor)}
 
 
 def check_same_model(store: str, made_with: dict[str, Any], given: dict[str, Any]) -> None:
@@ -112,18 +93,11 @@ def check_same_model(store: str, made_with: dict[str, Any], given: dict[str, Any
     """
     parts = [part for part in ("weights_sha256", "config_sha256", "dtype") if made_with[part] != given[part]]
     if parts:
-        named, differ = described(made_with), ", ".join(part.removesuffix("_sha256") for part in parts)
-        unlike = f"not with {described(given)}: they differ in {differ}"
+        named, differ = _described(made_with), ", ".join(part.removesuffix("_sha256") for part in parts)
+        unlike = f"not with {_described(given)}: they differ in {differ}"
         raise ValueError(f"The store {store!r} was made with the model {named}, {unlike}. Take the model that made it.")
 
 
-def check_same_processor(store: str, made_with: dict[str, Any], given: dict[str, Any]) -> None:
-    """Refuse a processor with other settings than those that made a store.
-
-    Raises:
-        ValueError: a setting differs; the message gives both values.
-    """
-    for name in sorted({*made_with, *given}):
-        if made_with.get(name) != given.get(name):
-            differ = f"{name} = {made_with.get(name)!r}, but the processor given has {given.get(name)!r}"
-            raise ValueError(f"The store {store!r} was made with the processor setting {differ}; take that processor.")
+def _described(model: dict[str, Any]) -> str:
+    at = f" at {model['revision'][:_SHOWN]}" if model["revision"] else ""
+    return f"{model['name']!r}{at} (weights {model['weights_sha256'][:_SHOWN]}, {model['dtype']})"

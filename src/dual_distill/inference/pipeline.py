@@ -10,6 +10,7 @@ answered `batch_size` rows a forward pass.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,30 +19,20 @@ from transformers import AutoConfig, Pipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from dual_distill.data import NUM_TAGS, TAG_LENGTH, distinct_tags, pad_regions, resize_image, tag_texts
-from dual_distill.modeling import (
-    DualDistillProcessor,
-    DualEncoderConfig,
-    DualEncoderForImagesAndTextClassification,
-    DualEncoderForQuestionAnswering,
-    FusionEncoderForImagesAndTextClassification,
-    FusionEncoderForQuestionAnswering,
-)
+from dual_distill import data, modeling
+from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig
 from dual_distill.regions import RegionStore
+from dual_distill.teachers import load_model, load_processor
 
-from .image_sources import load_image
+from .sources import load_image
 from .top_k import answer_probs, best_answers, check_at_least_1, check_text
 
 ANSWERING_TASK = "dual-visual-question-answering"
-_ANSWERING_MODELS: dict[str, type[PreTrainedModel]] = {
-    model.__name__: model
-    for model in (
-        FusionEncoderForQuestionAnswering,
-        DualEncoderForQuestionAnswering,
-        FusionEncoderForImagesAndTextClassification,
-        DualEncoderForImagesAndTextClassification,
-    )
-}
+_CLASSES: tuple[type[PreTrainedModel], ...] = (
+    *(modeling.FusionEncoderForQuestionAnswering, modeling.DualEncoderForQuestionAnswering),
+    *(modeling.FusionEncoderForImagesAndTextClassification, modeling.DualEncoderForImagesAndTextClassification),
+)
+_ANSWERING_MODELS = {model.__name__: model for model in _CLASSES}
 _BATCH_SIZE = 16
 _TOP_K = 5
 _LONGEST_NAME = 40
@@ -94,7 +85,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         >>> from PIL import Image
         >>> from transformers import ViltImageProcessorPil, pipeline
         >>> from dual_distill.data import train_tokenizer
-        >>> from dual_distill.modeling import DualEncoderConfig
+        >>> from dual_distill.modeling import DualEncoderConfig, DualEncoderForQuestionAnswering
         >>> tokenizer = train_tokenizer(["is it red?", "what is it?"])
         >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
         >>> config = DualEncoderConfig(
@@ -119,18 +110,19 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         model: PreTrainedModel,
         processor: DualDistillProcessor | None = None,
         regions: RegionStore | None = None,
-        num_tags: int = NUM_TAGS,
-        max_tag_length: int = TAG_LENGTH,
+        num_tags: int = data.NUM_TAGS,
+        max_tag_length: int = data.TAG_LENGTH,
         **kwargs: Any,
     ) -> None:
         _answering_class(type(model).__name__)
-        reads_regions = getattr(model.config, "visual_inputs", "patches") == "regions"
-        if reads_regions and regions is None:
-            raise ValueError("The model reads regions; give regions=RegionStore(folder), of `dual-distill regions`.")
-        if regions is not None and not reads_regions:
-            raise ValueError("The model reads pixels, but regions are given; leave them out.")
         if processor is None:
             raise ValueError("The pipeline has a model but no processor; give processor=, or a checkpoint as model=.")
+        reads_regions = getattr(model.config, "visual_inputs", "patches") == "regions"
+        if reads_regions != (regions is not None):
+            given = "reads regions; give regions=RegionStore(folder), of `dual-distill regions`"
+            raise ValueError(
+                f"The model {given if reads_regions else 'reads pixels, but regions are given; leave them out'}."
+            )
 
         super().__init__(model=model.eval(), processor=processor, **kwargs)
         self._regions, self._num_tags, self._max_tag_length = regions, num_tags, max_tag_length
@@ -177,10 +169,10 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
 
         params = self._postprocess_params | self._sanitize_parameters(top_k=top_k)[2]
         batch_size = batch_size if batch_size is not None else self._batch_size or _BATCH_SIZE
-        num_workers = num_workers if num_workers is not None else self._num_workers or 0
         check_at_least_1("batch_size", batch_size)
 
-        answers = self._answers(requests, batch_size, num_workers, params)
+        workers = num_workers if num_workers is not None else self._num_workers or 0
+        answers = self._answers(requests, batch_size, workers, params)
         if is_single:
             return next(answers)
         return list(answers) if isinstance(requests, list | tuple) else answers
@@ -225,7 +217,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         image = load_image(value, name)
         if self._regions is not None:
             return self._regions.find_image(image, name).first(self.model.config.max_regions)
-        return resize_image(self.processor.prepare_image, image, name)
+        return data.resize_image(self.processor.prepare_image, image, name)
 
     def _forward(self, requests: list[PreparedRequest], batch_size: int) -> list[torch.Tensor]:
         """Return the logits of each request's questions, `(questions, labels)` float32 on the CPU."""
@@ -255,14 +247,14 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         if self._regions is None:
             batch = self.processor.encode_text(questions, max_length=self._max_tokens)
         else:
-            tags = [distinct_tags(row, self._num_tags) for row in images]
+            tags = [data.distinct_tags(row, self._num_tags) for row in images]
             limits = {"max_text_length": self._max_tokens, "max_tag_length": self._max_tag_length}
-            batch = tag_texts(self.processor.tokenizer, questions, tags, **limits)
+            batch = data.tag_texts(self.processor.tokenizer, questions, tags, **limits)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def _image_inputs(self, images: list[list[Any]]) -> dict[str, torch.Tensor]:
         if self._regions is not None:
-            return {name: tensor.to(self.device) for name, tensor in pad_regions(images).items()}
+            return {name: tensor.to(self.device) for name, tensor in data.pad_regions(images).items()}
         batch = {name: tensor.to(self.device) for name, tensor in self.processor.pad_images(images).items()}
         return batch | {"pixel_values": batch["pixel_values"].to(self.model.dtype)}
 
@@ -317,6 +309,57 @@ def _answering_class(name: str) -> type[PreTrainedModel]:
         known = f"{', '.join(_ANSWERING_MODELS)} (`dual-distill convert` makes one of a ViLT checkpoint)"
         raise ValueError(f"{name} gives no answers; the pipeline takes {known}.")
     return _ANSWERING_MODELS[name]
+
+
+def answer_questions(
+    model: PreTrainedModel | str | Path,
+    images: Any,
+    questions: str | Sequence[str],
+    processor: DualDistillProcessor | None = None,
+    batch_size: int = 16,
+) -> list[str]:
+    """Answer one question about each image, or many about one; a dual encoder then reads the image once.
+
+    Args:
+        model: a model with answers or classes, or the name of its checkpoint (a ViLT's too); put into eval mode.
+        images: one image for all questions, or a list of one each: a path, an http(s) URL, a PIL image or bytes; for a
+            model that reads N images together, a list of lists of N.
+        questions: one question for all images, or a list of one each.
+        processor: None: that of the model's checkpoint.
+        batch_size: rows a forward pass; the answers do not depend on it.
+
+    Returns:
+        The most probable answer of each pair, in order. `DualVisualQuestionAnsweringPipeline` gives more of them, with
+        their probabilities.
+
+    Raises:
+        ImageError: an image cannot be used.
+        ValueError: the numbers of images and questions differ, or no processor is known.
+
+    Example:
+        >>> answer_questions("no/such/folder", "photo.jpg", "what is it?")
+        Traceback (most recent call last):
+        ValueError: ...
+    """
+    if isinstance(model, str | Path):
+        model, own_processor = load_model(model)
+        processor = processor or own_processor
+    elif processor is None and model.config._name_or_path:
+        processor = load_processor(model.config._name_or_path)
+    pipeline = DualVisualQuestionAnsweringPipeline(model, processor, device=model.device)
+
+    rows = list(images) if isinstance(images, list | tuple) else [images]
+    texts = [questions] if isinstance(questions, str) else list(questions)
+    if len(rows) == 1:
+        answers = pipeline(rows[0], texts, top_k=1, batch_size=batch_size)
+        return [best[0]["answer"] for best in answers]
+
+    if len(texts) == 1:
+        texts *= len(rows)
+    if len(texts) != len(rows):
+        raise ValueError(f"there are {len(rows)} images and {len(texts)} questions; give as many, or one of either.")
+    requests = [{"image": image, "question": text} for image, text in zip(rows, texts, strict=True)]
+    return [best[0]["answer"] for best in pipeline(requests, top_k=1, batch_size=batch_size)]
 
 
 PIPELINE_REGISTRY.register_pipeline(

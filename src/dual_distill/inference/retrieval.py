@@ -28,9 +28,8 @@ from dual_distill.modeling import (
     FusionEncoderForImageTextRetrieval,
 )
 
-from .encoding import stored_vectors
-from .encoding_sources import DatasetSource
-from .feature_store_queries import encode_text_vectors
+from .encoding import encode_text_vectors, stored_vectors
+from .sources import dataset_images
 from .top_k import check_at_least_1
 
 _QUERIES = 512
@@ -228,7 +227,7 @@ class ImagesWithCaptions:
             raise ValueError(f"row {empty[0]}: its caption is empty; leave the row out or give it words.")
 
         [image_column], image_ids = task.image_columns, list(rows[task.image_id_column])
-        self._source = DatasetSource(rows, image_column)
+        self._source = dataset_images(rows, image_column)
         first_rows: dict[Any, int] = {}
         for row, image_id in enumerate(image_ids):
             first_rows.setdefault(image_id, row)

@@ -17,7 +17,7 @@ from dual_distill.modeling import DualDistillProcessor
 from .encoding import searches, stored_vectors
 from .feature_store import FeatureStore
 from .feature_store_queries import FeatureStoreQueries
-from .image_sources import load_image
+from .sources import load_image
 from .top_k import RunningTopK, check_at_least_1
 
 _ROWS = 8192
@@ -58,8 +58,6 @@ class FeatureStoreSearcher(FeatureStoreQueries):
         queries: a store of the other kind; queries that it holds, images by their ids, are not encoded again.
         index: None compares every stored vector; "faiss" puts them into a flat index of faiss, which gives the same in
             memory; "faiss:SPEC" into one that `faiss.index_factory` makes of the SPEC, such as "faiss:HNSW32".
-        model_name: what errors call the model; None: what it was loaded from.
-        revision: likewise.
 
     Raises:
         ValueError: a store was made with another model or processor or is of the wrong kind, the model has no retrieval
@@ -95,16 +93,12 @@ class FeatureStoreSearcher(FeatureStoreQueries):
         queries: FeatureStore | None = None,
         *,
         index: str | None = None,
-        model_name: str | None = None,
-        revision: str | None = None,
     ) -> None:
         if not searches(model):
             wrong = f"{type(model).__name__} puts images and texts into no common space"
             raise ValueError(f"{wrong}; give a dual encoder with the head image_text_retrieval.")
         # Images are searched by texts and texts by images.
-        kind = store.manifest.kind
-        stores = {kind: store, "text" if kind == "image" else "image": queries}
-        super().__init__(model, processor, stores, model_name, revision)
+        super().__init__(model, processor, *((store, queries) if store.manifest.kind == "image" else (queries, store)))
         self.store, self.queries = store, queries
         self._index = None if index is None else make_index(store, index)
 

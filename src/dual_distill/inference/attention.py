@@ -1,4 +1,4 @@
-"""Where does each word of a question look? One picture that answers it for several models side by side.
+"""Where does each word of a question look? Its attention as a map, and one picture of it for several models.
 
 Distillation of cross-modal attention claims that the student looks where the teacher looks. Here the claim can be seen:
 a column for each word, a row for each model.
@@ -6,16 +6,16 @@ a column for each word, a row for each model.
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from transformers import PreTrainedModel
 
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-_Pen = ImageDraw.ImageDraw
-_Colour = tuple[int, int, int]
-_Line = tuple[str, _Colour, int]  # a text, its colour and its size
+from dual_distill.modeling import DualDistillProcessor
+from dual_distill.objectives import cross_modal_scores
 
-_TITLE = "Where each word looks"
 _WIDEST, _NARROWEST = 1560, 960
 _TILE_SIZE, _WORDS_IN_BAND = 144, 8
 _MARGIN, _GAP, _LABEL_WIDTH = 32, 10, 232
@@ -28,6 +28,45 @@ _STOPS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
 _COLOURS = np.array([[28, 16, 68], [118, 28, 122], [206, 64, 82], [248, 146, 30], [255, 232, 64]], dtype=float)
 # How much the veil hides of a patch at 0; it thins out evenly towards the peak. Below this value the frame fades too.
 _VEIL_OPACITY, _FRAME_FADES_BELOW = 0.7, 0.25
+
+
+@torch.inference_mode()
+def word_attention(
+    model: PreTrainedModel, processor: DualDistillProcessor, image: Image.Image, text: str, layer: int = -1
+) -> tuple[list[str], np.ndarray]:
+    """Text-to-image attention of one layer, averaged over heads and over the pieces of each word.
+
+    The probabilities are those that distillation compares: softmax over the image's tokens alone. What a word gives to
+    the image's CLS token is missing from its map, so a map sums to at most 1.
+
+    Args:
+        model: fusion or dual encoder, put into eval mode.
+        processor: its processor.
+        image: RGB.
+        text: what is asked; special tokens are left out of the result.
+        layer: counted as in `recorded_layers`.
+
+    Returns:
+        The W words and their maps `(W, rows, columns)`, float32, over the image's own patch grid.
+    """
+    model.eval()
+    batch = processor(images=image, text=text).to(model.device)
+    outputs = model(**batch, output_query_states=[layer], output_key_states=[layer])
+    to_image, _ = cross_modal_scores(outputs.query_states[0], outputs.key_states[0], batch["input_ids"].shape[1])
+    probs = to_image[0].float().softmax(-1).mean(0)[:, 1:].cpu().numpy()
+
+    # A word is one or more pieces; special tokens are pieces of none.
+    encoding = processor.tokenizer(text, truncation=True)
+    pieces_of: dict[int, list[int]] = {}
+    for position, word in enumerate(encoding.word_ids()):
+        if word is not None:
+            pieces_of.setdefault(word, []).append(position)
+
+    patch_size = getattr(model.config, "vision_config", model.config).patch_size
+    grid = [side // patch_size for side in batch["pixel_values"].shape[-2:]]
+    spans = [encoding.word_to_chars(word) for word in pieces_of]
+    maps = [probs[pieces].mean(0).reshape(grid) for pieces in pieces_of.values()]
+    return [text[span.start : span.end] for span in spans], np.stack(maps)
 
 
 def draw_attention_picture(
@@ -78,21 +117,22 @@ def draw_attention_picture(
     if unknown := [name for name in answers or {} if name not in heat]:
         raise ValueError(f"answers name {unknown}, but the maps are of {list(heat)}: use the same names.")
 
+    # What counts as full heat, a word or everywhere; a word that looks nowhere is drawn dark, not divided by zero.
     peaks = np.max([model_maps.max(axis=(1, 2)) for model_maps in heat.values()], axis=0)
     tops = np.full_like(peaks, peaks.max()) if shared_scale else peaks
-    tops = np.where(tops > 0, tops, 1.0)  # a word that looks nowhere is drawn dark, not divided by zero
+    tops = np.where(tops > 0, tops, 1.0)[:, None, None]
+    values = {name: model_maps / tops for name, model_maps in heat.items()}
+
     tile = _as_tile(image)
     bands = _split_into_bands(len(words), tile.width)
     width = max(2 * _MARGIN + _LABEL_WIDTH + len(bands[0]) * (tile.width + _GAP) - _GAP, _NARROWEST)
 
-    lines = _header_lines(" ".join(words) if question is None else question, answers or {}, right_answer)
-    parts = [_draw_header(tile, lines, width)]
+    parts = [_draw_header(tile, question or " ".join(words), answers or {}, right_answer, width)]
     for band in bands:
         chosen = slice(band.start, band.stop)
-        values = {name: model_maps[chosen] / tops[chosen, None, None] for name, model_maps in heat.items()}
-        parts.append(_draw_band(tile, words[chosen], peaks[chosen], values, width))
+        of_band = {name: model_values[chosen] for name, model_values in values.items()}
+        parts.append(_draw_band(tile, words[chosen], peaks[chosen], of_band, width))
     parts.append(_draw_legend(shared_scale, width))
-
     return Image.fromarray(np.concatenate([np.asarray(part) for part in parts]))
 
 
@@ -114,7 +154,8 @@ def _checked_maps(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> dict[
         if not np.isfinite(values).all() or values.min() < 0:
             raise ValueError(f"{what} holds a negative or non-finite number: give attention after softmax, not scores.")
         sums = values.sum(axis=(1, 2))
-        if sums.max() > 1 + 1e-3:  # room for the rounding of half precision
+        # Room for the rounding of half precision.
+        if sums.max() > 1 + 1e-3:
             given = f"gives {words[int(sums.argmax())]!r} {sums.max():.3f} in sum over the patches"
             raise ValueError(f"{what} {given}, expected at most 1: average over the heads, do not add them.")
     return heat
@@ -151,6 +192,7 @@ def _tile_with_heat(tile: Image.Image, values: np.ndarray) -> Image.Image:
     row, row_edge = _patches_along(tile.height, values.shape[0])
     column, column_edge = _patches_along(tile.width, values.shape[1])
     value = values[row][:, column][..., None]
+
     veil = _VEIL_OPACITY * (1 - value)
     veiled = np.asarray(tile, dtype=float) * (1 - veil) + _COLOURS[0] * veil
     frame = (row_edge[:, None] | column_edge[None, :])[..., None] * np.minimum(value / _FRAME_FADES_BELOW, 1)
@@ -162,29 +204,29 @@ def _patches_along(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """For each pixel of a side: the patch it belongs to, and whether it lies on the patch's frame."""
     pixel = np.arange(length)
     patch = pixel * count // length
-    starts = -(-np.arange(count + 1) * length // count)
-    width = min(max(length // count // 10, 1), 6)
-    if length < 4 * count:  # patches too small for a frame
+    # Patches too small for a frame have none.
+    if length < 4 * count:
         return patch, np.zeros(length, dtype=bool)
-    return patch, (pixel - starts[patch] < width) | (starts[patch + 1] - pixel <= width)
+    starts, stops = (np.searchsorted(patch, patch, side) for side in ("left", "right"))
+    width = min(max(length // count // 10, 1), 6)
+    return patch, (pixel - starts < width) | (stops - pixel <= width)
 
 
-def _header_lines(question: str, answers: Mapping[str, str], right_answer: str | None) -> list[_Line]:
-    lines = [(_TITLE, _QUIET, _TEXT_SIZE), (question, _INK, _QUESTION_SIZE)]
-    if right_answer is None:
-        return lines + [(f"{name}: {answer}", _INK, _TEXT_SIZE) for name, answer in answers.items()]
+def _draw_header(
+    tile: Image.Image, question: str, answers: Mapping[str, str], right_answer: str | None, width: int
+) -> Image.Image:
+    """The untouched image at the left; question and answers beside it."""
+    texts = [("Where each word looks", _QUIET, _TEXT_SIZE), (question, _INK, _QUESTION_SIZE)]
+    marks = {True: ("  (right)", _RIGHT), False: ("  (wrong)", _WRONG)}
     for name, answer in answers.items():
-        mark, colour = ("right", _RIGHT) if answer == right_answer else ("wrong", _WRONG)
-        lines.append((f"{name}: {answer}  ({mark})", colour, _TEXT_SIZE))
-    return [*lines, (f"right answer: {right_answer}", _INK, _TEXT_SIZE)]
+        mark, colour = ("", _INK) if right_answer is None else marks[answer == right_answer]
+        texts.append((f"{name}: {answer}{mark}", colour, _TEXT_SIZE))
+    if right_answer is not None:
+        texts.append((f"right answer: {right_answer}", _INK, _TEXT_SIZE))
 
-
-def _draw_header(tile: Image.Image, lines: list[_Line], width: int) -> Image.Image:
-    """The untouched image at the left, the lines beside it."""
     left = _MARGIN + max(tile.width + 28, _LABEL_WIDTH)
-    room = width - _MARGIN - left
-    rows = [(part, colour, size) for text, colour, size in lines for part in _wrap(text, _font(size), room)]
-    y = _MARGIN - 6
+    room, y = width - _MARGIN - left, _MARGIN - 6
+    rows = [(line, colour, size) for text, colour, size in texts for line in _wrap(text, size, room)]
     height = y + sum(_line_height(size) for _, _, size in rows)
     header, pen = _blank(width, max(height, _MARGIN + tile.height) + 20)
 
@@ -215,52 +257,47 @@ def _draw_band(
 
     for row, (name, values) in enumerate(maps.items()):
         top = tiles_top + row * (row_height + _GAP)
-        _draw_row_label(pen, name, top + row_height // 2)
+        # The name in at most three lines; what stands in brackets begins a line.
+        parts = name.replace(" (", "\n(").split("\n")
+        lines = [line for part in parts for line in _wrap(part, _TEXT_SIZE, _LABEL_WIDTH - 16)]
+        lines = [*lines[:2], *filter(None, [" ".join(lines[2:])])]
+        y = top + (row_height - len(lines) * _line_height(_TEXT_SIZE)) / 2
+        for number, line in enumerate(lines):
+            _write(pen, (_MARGIN, y + number * _line_height(_TEXT_SIZE)), line, _LABEL_WIDTH - 16, _TEXT_SIZE, _INK)
+
         for left, value in zip(lefts, values, strict=True):
             band.paste(_tile_with_heat(tile, value), (left, top + (row_height - tile.height) // 2))
     return band
 
 
-def _draw_row_label(pen: _Pen, name: str, centre: int) -> None:
-    """The model's name at the left of its row, in at most three lines; what stands in brackets begins a line."""
-    parts = name.replace(" (", "\n(").split("\n")
-    lines = [line for part in parts for line in _wrap(part, _font(_TEXT_SIZE), _LABEL_WIDTH - 16)]
-    lines = [*lines[:2], *filter(None, [" ".join(lines[2:])])]
-    top = centre - len(lines) * _line_height(_TEXT_SIZE) / 2
-    for number, line in enumerate(lines):
-        _write(pen, (_MARGIN, top + number * _line_height(_TEXT_SIZE)), line, _LABEL_WIDTH - 16, _TEXT_SIZE, _INK)
-
-
 def _draw_legend(shared_scale: bool, width: int) -> Image.Image:
     """The colour scale and what it means."""
-    bar_width, bar_height, top = 300, 24, 22
-    left = _MARGIN + bar_width + 36
+    bar_width, bar_height, line_height = 300, 24, _line_height(_NOTE_SIZE)
     scale, compare, end = "One scale for each word", "so rows compare and columns do not.", "the word's peak"
     if shared_scale:
         scale, compare, end = "One scale for all words", "so rows and columns compare.", "largest peak"
-    font, room = _font(_NOTE_SIZE), width - _MARGIN - left
-    lines = _wrap("How much of the word's attention falls on each patch of the image.", font, room)
-    lines += _wrap(f"{scale}, up to the largest value of any model, {compare}", font, room)
-    legend, pen = _blank(width, 20 + max(len(lines), 2) * _line_height(_NOTE_SIZE) + _MARGIN)
+    legend, pen = _blank(width, 22 + bar_height + 3 * line_height + _MARGIN)
 
     pen.line([(_MARGIN, 0), (width - _MARGIN, 0)], fill=_RULE, width=2)
     bar = np.rint(_scale_colour(np.linspace(0, 1, bar_width))).astype(np.uint8)
-    legend.paste(Image.fromarray(np.tile(bar, (bar_height, 1, 1))), (_MARGIN, top))
-    below = top + bar_height + 4
-    pen.text((_MARGIN, below), "0", font=font, fill=_QUIET)
-    pen.text((_MARGIN + bar_width, below), end, font=font, fill=_QUIET, anchor="ra")
-    for number, line in enumerate(lines):
-        pen.text((left, 18 + number * _line_height(_NOTE_SIZE)), line, font=font, fill=_QUIET)
+    legend.paste(Image.fromarray(np.tile(bar, (bar_height, 1, 1))), (_MARGIN, 22))
+    y, room = 26 + bar_height, width - 2 * _MARGIN
+    _write(pen, (_MARGIN, y), "0", bar_width, _NOTE_SIZE, _QUIET)
+    _write(pen, (_MARGIN + bar_width, y), end, bar_width, _NOTE_SIZE, _QUIET, anchor="ra")
+
+    what = "How much of the word's attention falls on each patch of the image."
+    for number, line in enumerate([what, f"{scale}, up to the largest value of any model, {compare}"], start=1):
+        _write(pen, (_MARGIN, y + number * line_height), line, room, _NOTE_SIZE, _QUIET)
     return legend
 
 
-def _blank(width: int, height: int) -> tuple[Image.Image, _Pen]:
+def _blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     sheet = Image.new("RGB", (width, height), "white")
     return sheet, ImageDraw.Draw(sheet)
 
 
 @cache
-def _font(size: int) -> _Font:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
@@ -268,11 +305,11 @@ def _line_height(size: int) -> int:
     return round(size * 1.4)
 
 
-def _wrap(text: str, font: _Font, width: float) -> list[str]:
+def _wrap(text: str, size: int, width: float) -> list[str]:
     """The text in lines that fit where they can: it is broken between words only. No text, no lines."""
     lines: list[str] = []
     for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+        if lines and _font(size).getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
@@ -280,13 +317,19 @@ def _wrap(text: str, font: _Font, width: float) -> list[str]:
 
 
 def _write(
-    pen: _Pen, xy: tuple[float, float], text: str, width: float, size: int, colour: _Colour, anchor: str = "la"
+    pen: ImageDraw.ImageDraw,
+    xy: tuple[float, float],
+    text: str,
+    width: float,
+    size: int,
+    colour: Any,
+    anchor: str = "la",
 ) -> None:
     """Write text in the largest font up to `size` in which it fits; cut short with dots where none does."""
     while _font(size).getlength(text) > width and size - 2 >= _SMALLEST_SIZE:
         size -= 2
-    if _font(size).getlength(text) > width:
-        while len(text) > 1 and _font(size).getlength(text + "...") > width:
-            text = text[:-1]
-        text += "..."
-    pen.text(xy, text, font=_font(size), fill=colour, anchor=anchor)
+    shown = text
+    while _font(size).getlength(shown) > width and len(text) > 1:
+        text = text[:-1]
+        shown = f"{text}..."
+    pen.text(xy, shown, font=_font(size), fill=colour, anchor=anchor)

@@ -1,0 +1,225 @@
+"""Where inputs come from: images to encode by id, undecoded; texts; one image from a path, a URL, bytes or PIL.
+
+An id is what a user finds an image by: its path below a folder, the value of an id column, or the number of its row.
+Nothing is decoded before it is needed, and of a folder nothing but names is read.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from huggingface_hub.utils import httpx
+from PIL import Image
+
+from dual_distill.data import ImageError, decode_image, existing_file
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+"""Endings of the files that a folder of images is searched for, of any case."""
+MAX_DOWNLOAD_BYTES = 64_000_000
+
+_TIMEOUT_S = 30.0
+_NAMED = 3
+
+
+@dataclass
+class Inputs:
+    """Inputs by id, and a way to fetch each.
+
+    Attributes:
+        ids: in order, each once.
+        value: id -> what `decode_image` accepts, or a text.
+    """
+
+    ids: list[str]
+    value: Callable[[str], Any]
+
+
+def open_images(
+    images: Any, image_column: str = "image", id_column: str | None = None, split: str | None = None
+) -> Inputs:
+    """Return the images, by id and undecoded, of whatever names or holds them.
+
+    Args:
+        images: a folder of image files, searched with all its sub-folders (hidden ones and files of other kinds are
+            passed over); a Parquet file; a folder that `Dataset.save_to_disk` wrote; a dataset on the Hub; a
+            `datasets.Dataset`; a mapping from id to image; or what this function returned.
+        image_column: of Parquet and data sets: `datasets.Image`, bytes or paths.
+        id_column: likewise, each id once; None: the number of the row.
+        split: of a dataset that has splits.
+
+    Returns:
+        The images; of a folder, in the order of their paths.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it cannot be read, holds no images, has no such column, repeats an id, or has splits and none is
+            named.
+
+    Example:
+        >>> open_images({"a": "photos/a.png"}).ids
+        ['a']
+    """
+    if isinstance(images, Inputs):
+        return images
+    if isinstance(images, Mapping) and not isinstance(images, DatasetDict):
+        return _mapping_images(images)
+
+    path, name, shown = Path(str(images)), str(images), repr(str(images))
+    found: Dataset | DatasetDict
+    if isinstance(images, Dataset | DatasetDict):
+        found, shown = images, "the dataset"
+    elif path.suffix == ".parquet":
+        found = Dataset.from_parquet(str(existing_file(name)))
+    elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        found = load_from_disk(name)
+    elif path.is_dir() or name.count("/") > 1 or name.startswith((".", "/", "~")):
+        # A dataset on the Hub is owner/name; any other path is said not to be there.
+        return _folder_images(name)
+    else:
+        try:
+            found = load_dataset(name, split=split)
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            wrong = f"{name!r} is not a folder or Parquet file here, nor a dataset that can be fetched from the Hub"
+            raise ValueError(f"{wrong} ({reason}); check the spelling.") from error
+
+    if isinstance(found, DatasetDict):
+        if split is None and len(found) == 1:
+            [split] = found
+        if split not in found:
+            raise ValueError(f"There are the splits {', '.join(found)} in {shown}, but {split or 'none'} is named.")
+        found = found[split]
+    return dataset_images(found, image_column, id_column)
+
+
+def _mapping_images(images: Mapping[str, Any]) -> Inputs:
+    if not images:
+        raise ValueError("There are no images; give at least one.")
+    if wrong := [identifier for identifier in images if not isinstance(identifier, str)]:
+        raise ValueError(f"The id {wrong[0]!r} is a {type(wrong[0]).__name__}, but an id is a string.")
+    return Inputs(list(images), images.__getitem__)
+
+
+def _folder_images(folder: str) -> Inputs:
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"There is no folder {folder!r} of images; check the path.")
+    found = []
+    for current, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
+        found += [(Path(current) / name).relative_to(folder).as_posix() for name in images]
+
+    if not found:
+        raise ValueError(f"The folder {folder!r} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+    if unreadable := [name for name in found if not name.isprintable()]:
+        name = repr(unreadable[0])
+        raise ValueError(f"The folder {folder!r} holds a file with an unreadable name ({name}); rename it.")
+    return Inputs(sorted(found), partial(os.path.join, folder))
+
+
+def dataset_images(rows: Dataset, image_column: str, id_column: str | None = None) -> Inputs:
+    """Return the images of a dataset by the values of a column, or by the numbers of their rows."""
+    for column in (image_column, id_column):
+        if column is not None and column not in rows.column_names:
+            raise ValueError(f"The dataset has no column {column!r}, only {', '.join(rows.column_names)}.")
+    ids = [str(key) for key in (range(len(rows)) if id_column is None else rows[id_column])]
+    if twice := [repr(identifier) for identifier, number in Counter(ids).items() if number > 1]:
+        found = f"{len(twice)} ids occur more than once in the column {id_column!r}"
+        raise ValueError(f"{found}, such as {', '.join(twice[:_NAMED])}; give each image an id of its own.")
+
+    # Cast, so that reading a row does not decode its image.
+    if isinstance(rows.features[image_column], datasets.Image):
+        rows = rows.cast_column(image_column, datasets.Image(decode=False))
+    numbers = {identifier: number for number, identifier in enumerate(ids)}
+    return Inputs(ids, partial(_row_image, rows.select_columns([image_column]), image_column, numbers))
+
+
+def _row_image(rows: Dataset, column: str, numbers: Mapping[str, int], identifier: str) -> Any:
+    return rows[numbers[identifier]][column]
+
+
+def distinct_texts(texts: Iterable[str]) -> Inputs:
+    """Return texts as inputs, which are their own ids; a text that occurs again is left out.
+
+    Example:
+        >>> distinct_texts(["what is it?", "is it red?", "what is it?"]).ids
+        ['what is it?', 'is it red?']
+    """
+    ids = list(dict.fromkeys(texts))
+    if not ids:
+        raise ValueError("There are no texts; give at least one.")
+    for text in ids:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"A text is {text!r}, but it should be a string with words in it; leave it out.")
+    return Inputs(ids, str)
+
+
+def read_texts(file: str | os.PathLike[str]) -> list[str]:
+    """Return the lines of a UTF-8 text file, empty ones left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8.
+
+    Example:
+        >>> read_texts("no/such/file.txt")
+        Traceback (most recent call last):
+        FileNotFoundError: There is no file 'no/such/file.txt'; relative paths start at the current folder.
+    """
+    try:
+        lines = existing_file(file).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(file)!r} is not UTF-8 ({error}); save it as UTF-8.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def load_image(value: Any, name: int | str, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Image.Image:
+    """An upright RGB image, through the one safe decoder.
+
+    Args:
+        value: a URL that starts with http:// or https://, or what `decode_image` accepts: a path, a PIL image, bytes,
+            or `{"bytes": ..., "path": ...}`.
+        name: names the image in errors.
+        max_bytes: largest download.
+
+    Returns:
+        A `PIL.Image.Image` of mode RGB.
+
+    Raises:
+        ImageError: the image cannot be fetched, is larger than the limits, or cannot be decoded.
+
+    Example:
+        >>> load_image(Image.new("L", (3, 2)), name=0).mode
+        'RGB'
+    """
+    if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
+        value = {"bytes": _download(value, f"row {name} (image {value!r})", max_bytes), "path": value}
+    return decode_image(value, name)
+
+
+def _download(url: str, where: str, max_bytes: int) -> bytes:
+    """Fetch a URL; what sends more than the limit is given up at once."""
+    content = bytearray()
+    try:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=_TIMEOUT_S) as response:
+            response.raise_for_status()
+            for part in response.iter_bytes():
+                # Counted as it comes: a header may say less than what is sent.
+                content += part
+                if len(content) > max_bytes:
+                    most = f"the {max_bytes:,} bytes that are allowed"
+                    raise ImageError(f"{where}: the server sends more than {most}; download the file yourself.")
+    except httpx.HTTPStatusError as error:
+        status = f"{error.response.status_code} {error.response.reason_phrase}"
+        raise ImageError(f"{where}: the server answers {status}; open the address in a browser.") from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{where}: it cannot be downloaded ({reason}); check the address and the network.") from error
+
+    return bytes(content)
