@@ -24,7 +24,7 @@ from transformers import (
     YolosImageProcessorPil,
 )
 
-from dual_distill.data.region_set import RegionSet
+from dual_distill.data.region_inputs import RegionSet
 from dual_distill.inference import open_images
 from dual_distill.regions.detectors import Detected, Detector, _stride, load_detector
 from dual_distill.regions.extraction import choose_regions, extract_regions

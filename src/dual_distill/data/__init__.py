@@ -2,12 +2,8 @@
 
 from .answers import answer_coverage, build_answer_vocabulary
 from .augmentation import RandAugment
-from .collators.base import ID_COLUMNS
-from .collators.captioning import TAG_LENGTH, CaptioningCollator, CaptionMasker
-from .collators.distillation import DistillationCollator
-from .collators.masking import WholeWordMasker
-from .collators.pretraining import PreTrainingCollator
-from .collators.region_inputs import NUM_TAGS, distinct_tags, pad_regions, tag_texts
+from .collators.base import ID_COLUMNS, DistillationCollator
+from .collators.masked_words import TAG_LENGTH, CaptioningCollator, CaptionMasker, PreTrainingCollator, WholeWordMasker
 from .datasets.custom import CustomDataset, load_custom_dataset
 from .datasets.scene_questions import COLOURS, SHAPES, scene_answers
 from .datasets.scenes import generate_scenes
@@ -26,10 +22,9 @@ from .images import ImageError, decode_image, image_source
 from .indexed_dataset import IndexedDataset, RowEpochCallback
 from .reading import ReadingReport
 from .records import FilePath, existing_file
-from .region_set import RegionSet
+from .region_inputs import NUM_TAGS, RegionSet, distinct_tags, pad_regions, tag_texts
 from .sharded_table import PlannedShard, ShardedTable, tensor_column
-from .streaming.loader import ImageTextLoader, ImageTextStreamCallback, load_position, save_position
 from .streaming.sources import ImageTextSource
-from .streaming.stream import ImageTextStream, load_image_text_stream
+from .streaming.stream import ImageTextLoader, ImageTextStream, ImageTextStreamCallback, load_image_text_stream
 from .tasks import TASKS, Task, get_task, load_task
 from .tokenizer import train_tokenizer

@@ -8,7 +8,7 @@ from transformers import BertTokenizer, ViltImageProcessorPil
 
 from dual_distill.data import TASKS, CaptioningCollator, CaptionMasker, DistillationCollator, RegionSet, fingerprint
 from dual_distill.data.collators.base import ImageTextCollator
-from dual_distill.data.collators.region_inputs import tag_texts
+from dual_distill.data.region_inputs import tag_texts
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.regions.store import RegionManifest, RegionStore, StoredImage, fill_store
 

@@ -401,11 +401,12 @@ def test_wrong_arguments(folder, arguments, message):
 def test_a_column_of_the_data_set_that_is_missing_or_no_image(folder):
     rows = Dataset.from_dict({"image": [1, 2], "question": ["a", "b"], "answer": ["x", "y"]})
     with pytest.raises(
-        ValueError, match=r"split 'train' has no column 'frage'; did you mean|Known are: answer, image, question"
+        ValueError,
+        match=r"split .train. of the data: there is no column .frage.; did you mean|Known are: answer, image, question",
     ):
         load_custom_dataset(DatasetDict(train=rows), text_column="frage")
     with pytest.raises(
-        ValueError, match=r"The column 'image' of split 'train' holds int64, but images are paths, bytes or"
+        ValueError, match=r"The column 'image' of split .train. of the data holds int64, but images are paths, bytes or"
     ):
         load_custom_dataset(DatasetDict(train=rows))
 

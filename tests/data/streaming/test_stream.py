@@ -15,14 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dual_distill.data import (
-    ImageTextLoader,
-    ImageTextSource,
-    ImageTextStreamCallback,
-    load_image_text_stream,
-    load_position,
-    save_position,
-)
+from dual_distill.data import ImageTextLoader, ImageTextSource, ImageTextStreamCallback, load_image_text_stream
 
 HERE = Path(__file__).parent
 
@@ -225,26 +218,26 @@ def test_a_loader_goes_on_where_it_was(pairs, workers, tmp_path):
     for cut in (1, 17):
         first = loader()
         taken = list(itertools.islice(first, cut))
-        save_position(first, tmp_path)
+        first.save_position(tmp_path)
         second = loader()
-        load_position(second, tmp_path)
+        second.load_position(tmp_path)
         assert taken + list(itertools.islice(second, 32 - cut)) == expected
 
 
 def test_a_position_of_another_run_is_refused(pairs, tmp_path):
     first = ImageTextLoader(mixed(pairs), 4, numbers)
     with pytest.raises(FileNotFoundError, match=r"has no image_text_stream_0\.json, the position in its stream"):
-        load_position(first, tmp_path)
+        first.load_position(tmp_path)
     next(iter(first))
-    save_position(first, tmp_path)
+    first.save_position(tmp_path)
     with pytest.raises(ValueError, match=r"is of a stream with num_workers 0, but here num_workers is 1"):
-        load_position(ImageTextLoader(mixed(pairs), 4, numbers, num_workers=1), tmp_path)
+        ImageTextLoader(mixed(pairs), 4, numbers, num_workers=1).load_position(tmp_path)
     (tmp_path / "image_text_stream_1.json").write_text((tmp_path / "image_text_stream_0.json").read_text())
     with pytest.raises(
         ValueError,
         match=r"is of a stream with rank 0, but here rank is 1; continue with the same data and the same numbers",
     ):
-        load_position(ImageTextLoader(mixed(pairs).split(1, 2), 4, numbers), tmp_path)
+        ImageTextLoader(mixed(pairs).split(1, 2), 4, numbers).load_position(tmp_path)
     place = mixed(pairs).state_dict()
     with pytest.raises(
         ValueError, match=r"is of a stream with seed 0, but here seed is 1; continue with the same data"

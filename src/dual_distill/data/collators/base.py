@@ -1,4 +1,4 @@
-"""Rows of a task to one padded batch of texts and images, for every collator of this package.
+"""Rows of a task to one padded batch of texts and images, for every collator of this package, and of their labels.
 
 Decoding and resizing cost more than a small model's forward pass, so prepared images are kept in memory by content, up
 to a limit in bytes. What is unusual: a full cache stops taking images in instead of throwing the oldest out. Training
@@ -17,10 +17,9 @@ from dual_distill.data.decode_ahead import resize_image
 from dual_distill.data.fingerprint import fingerprint
 from dual_distill.data.images import MAX_PIXELS, decode_image, image_source
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
-from dual_distill.data.region_set import RegionLookup
+from dual_distill.data.region_inputs import MAX_REGIONS, NUM_TAGS, RegionInputs, RegionLookup, tag_texts
 from dual_distill.data.tasks import Task
-
-from .region_inputs import MAX_REGIONS, NUM_TAGS, RegionInputs, tag_texts
+from dual_distill.vqa_answers import soft_scores
 
 ID_COLUMNS = ("question_id", "identifier", "scene_id", "pair_id", "image_id", "id")
 """Columns that name a row in an error, where the data has them."""
@@ -31,6 +30,7 @@ ROW_NAME = "__name__"
 Row = Mapping[str, Any]
 Batch = dict[str, torch.Tensor]
 
+_UNKNOWN_LABEL = -100  # the index that torch's cross-entropy leaves out
 _NO_LIMIT = 1_000_000  # from here on, a tokenizer's `model_max_length` stands for none (transformers writes 1e30)
 
 
@@ -85,20 +85,12 @@ class ImageTextCollator:
             raise ValueError(f"image_cache_mb is {image_cache_mb}, but must be at least 0 (no cache).")
         if regions is None and teacher_regions is not None:
             raise ValueError("teacher_regions are given without regions; give the student's store as well.")
-        if regions is not None and teacher_regions is not None and teacher_regions.boxes_id != regions.boxes_id:
-            made_by = f"boxes by {regions.boxes_id!r}, those of the teacher by {teacher_regions.boxes_id!r}"
-            way_out = "make the teacher's features at the student's boxes (dual-distill regions ... --boxes STORE)"
-            problem = f"the regions have {made_by}, but region i must be the same box on both sides"
-            raise ValueError(f"{problem}; {way_out}, and train the teacher again on them.")
         if regions is not None and augmentation is not None:
             raise ValueError("an augmentation is given beside regions, which it cannot change; leave one of them out.")
 
-        self.processor = processor
-        self.task = task
-        self.max_text_length = max_text_length
-        self.max_pixels = max_pixels
-        self.augmentation = augmentation
-        self.max_tag_length = max_tag_length
+        self.processor, self.task = processor, task
+        self.max_text_length, self.max_tag_length = max_text_length, max_tag_length
+        self.max_pixels, self.augmentation = max_pixels, augmentation
         self.regions = None if regions is None else RegionInputs(regions, teacher_regions, num_tags, max_regions)
         self._cache = _ImageCache(image_cache_mb * 1e6)
 
@@ -124,15 +116,20 @@ class ImageTextCollator:
 
     def encode(self, rows: Sequence[Row]) -> Batch:
         """Tokenize the texts and prepare the images of rows that `read_rows` returned."""
-        texts = [self._text(row) for row in rows]
-        max_length = self.max_text_length
-        if max_length is None and self.processor.tokenizer.model_max_length < _NO_LIMIT:
-            max_length = self.processor.tokenizer.model_max_length
+        column, tokenizer = self.task.text_column, self.processor.tokenizer
+        for row in rows:
+            if not isinstance(row[column], str) or not row[column].strip():
+                found = f"the text in column {column!r} is {row[column]!r}"
+                raise ValueError(f"Row {row[ROW_NAME]}: {found}, but a text has words; drop the row.")
+
+        max_length, texts = self.max_text_length, [row[column] for row in rows]
+        if max_length is None and tokenizer.model_max_length < _NO_LIMIT:
+            max_length = tokenizer.model_max_length
 
         if self.regions is not None:
             return self._tagged(self.regions, rows, texts, max_length)
         cut = {"truncation": max_length is not None, "max_length": max_length}
-        encoded = self.processor.tokenizer(texts, padding="longest", return_tensors="pt", **cut)
+        encoded = tokenizer(texts, padding="longest", return_tensors="pt", **cut)
         return {name: encoded[name] for name in ("input_ids", "attention_mask")} | self._pixels(rows)
 
     def encode_images(self, rows: Sequence[Row]) -> Batch:
@@ -147,7 +144,9 @@ class ImageTextCollator:
 
         read: list[dict[str, Any]] = []
         for position, row in enumerate(rows):
-            name = _row_name(row, position)
+            # A row is called by its number, or by its position in the batch and by what identifies it.
+            ids = ", ".join(f"{column} {row[column]}" for column in ID_COLUMNS if column in row)
+            name = str(row.get(INDEX_COLUMN, f"{position} of its batch" + (f" ({ids})" if ids else "")))
             for column in (*self.task.image_columns, *columns):
                 if column not in row:
                     found = f"which task {self.task.name!r} needs; it has: {', '.join(row)}"
@@ -160,14 +159,6 @@ class ImageTextCollator:
                 path, source = image_source(row[column], name)
                 read[-1][column] = source if isinstance(source, Image.Image) else {"bytes": source, "path": path}
         return read
-
-    def _text(self, row: Row) -> str:
-        column = self.task.text_column
-        text = row[column]
-        if not isinstance(text, str) or not text.strip():
-            found = f"the text in column {column!r} is {text!r}"
-            raise ValueError(f"Row {row[ROW_NAME]}: {found}, but a text has words; drop the row.")
-        return text
 
     def _tagged(self, regions: RegionInputs, rows: Sequence[Row], texts: list[str], max_length: int | None) -> Batch:
         """Texts with the tags of their regions behind them, and the regions."""
@@ -182,25 +173,101 @@ class ImageTextCollator:
     def _image(self, row: Row, index: int) -> torch.Tensor:
         """One prepared image `(3, H, W)`: augmented anew, or kept from the last time that its content was seen."""
         value, name = row[self.task.image_columns[index]], row[ROW_NAME]
-        is_augmented = self.augmentation is not None and EPOCH_COLUMN in row and INDEX_COLUMN in row
-        key = "" if is_augmented else fingerprint(image_content(value))
+        augmented = self.augmentation is not None and EPOCH_COLUMN in row and INDEX_COLUMN in row
+        key = "" if augmented else fingerprint(image_content(value))
         if key in self._cache:
             return self._cache[key]
 
         image = decode_image(value, name, self.max_pixels)
-        if self.augmentation is not None and is_augmented:
+        if self.augmentation is not None and augmented:
             image = self.augmentation(image, (row[EPOCH_COLUMN], row[INDEX_COLUMN], index))
         prepared: torch.Tensor = resize_image(self.processor.prepare_image, image, name)
-        if not is_augmented:
+        if not augmented:
             self._cache.keep(key, prepared)
         return prepared
+
+
+class DistillationCollator(ImageTextCollator):
+    """Makes `input_ids, attention_mask, pixel_values, pixel_mask, labels` of a list of rows.
+
+    Args:
+        processor: a `DualDistillProcessor`.
+        task: which columns are what.
+        label_names: the answers in the order of the logits; `task.label_names` or a vocabulary built from the training
+            answers; empty for a task without label.
+        **options: further arguments of `ImageTextCollator`: longest text, cache, augmentation, regions.
+
+    Raises:
+        ValueError: `label_names` holds a name twice, or as for `ImageTextCollator`.
+
+    Example:
+        >>> from dual_distill.data.tasks import TASKS
+        >>> collator = DistillationCollator(None, TASKS["nlvr"], ["false", "true"])
+        >>> collator([])
+        Traceback (most recent call last):
+        ValueError: A batch needs at least one row, but the list is empty.
+    """
+
+    def __init__(self, processor: Any, task: Task, label_names: Sequence[str], **options: Any) -> None:
+        super().__init__(processor, task, **options)
+        self.label_names = tuple(label_names)
+        self._label_ids: dict[str | None, int] = {}
+        for index, name in enumerate(self.label_names):
+            if self._label_ids.setdefault(name, index) != index:
+                raise ValueError(f"label_names holds {name!r} more than once, but each label has one logit.")
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """One batch.
+
+        Args:
+            rows: as for `ImageTextCollator`; the label column may be absent from all of them.
+
+        Returns:
+            What `ImageTextCollator` returns, and `labels` `(B,)` int64, -100 where the answer is none of `label_names`.
+            Where the task has an `answers_column` and a row holds it, `labels` are soft scores `(B, answers)` float32
+            in [0, 1]; an answer that is none of `label_names` scores nothing, so that a row may be all zero, and is
+            then trained to give no answer.
+
+        Raises:
+            ImageError: an image cannot be used.
+            ValueError: a label is neither a string nor an index of `label_names`, answers are not a list of strings,
+                or as for `ImageTextCollator`.
+        """
+        rows = self.read_rows(rows, self.task.text_column)
+        batch = self.encode(rows)
+
+        answers, label = self.task.answers_column, self.task.label_column
+        if answers is not None and any(answers in row for row in rows):
+            batch["labels"] = torch.stack([self._scores(row.get(answers) or [], row[ROW_NAME]) for row in rows])
+        elif label is not None and any(label in row for row in rows):
+            batch["labels"] = torch.tensor([self._label(row.get(label), row[ROW_NAME]) for row in rows])
+        return batch
+
+    def _scores(self, answers: Any, name: str) -> torch.Tensor:
+        """Soft scores `(answers,)` of what people answered; all zero for a row without answers."""
+        if not isinstance(answers, list | tuple) or not all(isinstance(answer, str) for answer in answers):
+            found = f"the answers in column {self.task.answers_column!r} are {answers!r}"
+            raise ValueError(f"Row {name}: {found}, but expected is a list of strings.")
+
+        scores = torch.zeros(len(self.label_names))
+        for answer, score in soft_scores(answers).items():
+            if answer in self._label_ids:
+                scores[self._label_ids[answer]] = score
+        return scores
+
+    def _label(self, label: Any, name: str) -> int:
+        if label is None or isinstance(label, str):
+            return self._label_ids.get(label, _UNKNOWN_LABEL)
+        if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.label_names):
+            return label
+        found = f"the label in column {self.task.label_column!r} is {label!r}"
+        raise ValueError(f"Row {name}: {found}, but it is a name, or an index from 0 to {len(self.label_names) - 1}.")
 
 
 class _ImageCache(dict[str, torch.Tensor]):
     """Prepared images by content, up to a limit; copies of a collator share it, another process starts with none."""
 
     def __init__(self, limit_bytes: float) -> None:
-        super().__init__()
         self.limit_bytes = self.free_bytes = limit_bytes
 
     def keep(self, key: str, image: torch.Tensor) -> None:
@@ -218,11 +285,3 @@ def image_content(image: Image.Image | Mapping[str, Any]) -> bytes:
     if not isinstance(image, Image.Image):
         return bytes(image["bytes"])
     return repr((image.mode, image.size, sorted(map(str, image.info.items())))).encode() + image.tobytes()
-
-
-def _row_name(row: Row, position: int) -> str:
-    """What errors call a row: its number, or its position in the batch and what identifies it."""
-    if INDEX_COLUMN in row:
-        return str(row[INDEX_COLUMN])
-    ids = ", ".join(f"{column} {row[column]}" for column in ID_COLUMNS if column in row)
-    return f"{position} of its batch ({ids})" if ids else f"{position} of its batch"

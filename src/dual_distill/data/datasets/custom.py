@@ -8,7 +8,7 @@ ends. Parquet, the Hub and data in memory come through `datasets`, and images in
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +29,8 @@ LAYOUT = (
 )
 """What a custom dataset may be."""
 
-_SPLITS = ("train", "validation", "test")
 _SPLIT_WORDS = {"train": "train", **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"), "test": "test"}
+_SPLITS = tuple(dict.fromkeys(_SPLIT_WORDS.values()))
 _FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _FIXED_LABELS = {task.head: task.fixed_labels for task in TASKS.values() if task.label_column}
@@ -112,19 +112,17 @@ def load_custom_dataset(
     images = (image_column,) if isinstance(image_column, str) else tuple(image_column)
     if head not in _FIXED_LABELS:
         raise ValueError(f"head is {head!r}, but it is {' or '.join(map(repr, _FIXED_LABELS))}.")
-    fixed = _FIXED_LABELS[head]
-    task = Task("custom", head, images, text_column, label_column, answers_column=answers_column, fixed_labels=fixed)
-    reader = _TableReader(task, id_column, skip_bad, report)
     if not 0 < validation_share < 1:
         raise ValueError(f"validation_share is {validation_share}, but it is above 0 and below 1.")
     if label_names is not None and (not label_names or len(set(label_names)) < len(label_names)):
         raise ValueError(f"label_names is {list(label_names)!r}, but expected are one or more names, each once.")
+    fixed, classes = _FIXED_LABELS[head], list(label_names or ())
+    task = Task("custom", head, images, text_column, label_column, answers_column=answers_column, fixed_labels=fixed)
 
-    classes = list(label_names) if label_names is not None else None
-    for split, table in _find_tables(data, config, revision).items():  # train comes first
-        rows = reader.read_table(split, table, classes if fixed else None)
-        if fixed and classes is None:
-            kind = table.rows.features[label_column] if table.rows is not None else None
+    reader = _TableReader(task, id_column, skip_bad, report)
+    for split, (name, table) in _find_tables(data, config, revision).items():  # train comes first
+        rows, kind = reader.read_table(split, name, table, classes if fixed else [])
+        if fixed and not classes:
             classes = list(kind.names) if isinstance(kind, ClassLabel) else _in_order(rows.unique(label_column))
 
     splits = reader.splits
@@ -133,25 +131,16 @@ def load_custom_dataset(
     reader.splits = {split: splits[split] for split in _SPLITS if split in splits}
 
     classes = classes or build_answer_vocabulary(splits["train"], label_column, min_answer_count)
-    known = set(classes)
     for split, rows in reader.splits.items():
-        if unknown := sum(label not in known for label in rows[label_column]):
+        if unknown := sum(label not in set(classes) for label in rows[label_column]):
             remark = f"answer outside the {len(classes):,} classes ({split}; it counts as wrong)"
             reader.report.notes[remark] += unknown
     return CustomDataset(reader.finish(), replace(task, label_names=tuple(classes)))
 
 
-class _Table(NamedTuple):
-    """One split before its columns were looked at: `rows` that `datasets` holds, or None and the file is `name`."""
-
-    name: str
-    folder: Path  # where relative image paths start
-    rows: Dataset | None
-
-
-def _find_tables(data: Any, config: str | None, revision: str | None) -> dict[str, _Table]:
-    """The table of each split under the names train, validation and test, in this order."""
-    name, prefix = "the data", ""
+def _find_tables(data: Any, config: str | None, revision: str | None) -> dict[str, tuple[str, Any]]:
+    """What sentences call each split, and its rows or files; under the names train, validation and test, in this order."""
+    name = "the data"
     if not isinstance(data, Mapping):
         path, name = Path(data), os.fspath(data)
         if path.is_dir():
@@ -159,29 +148,27 @@ def _find_tables(data: Any, config: str | None, revision: str | None) -> dict[st
         elif path.is_file() or path.suffix in _FORMATS or name.count("/") != 1 or name.startswith((".", "/", "~")):
             data = {"train": name}
         else:
-            prefix = f"{name}, "
             try:
                 data = datasets.load_dataset(name, config, revision=revision)
             except (OSError, ValueError, RuntimeError) as error:  # no such name, no network, no such configuration
                 message = f"There is no file or folder {name!r}, and it cannot be loaded as a data set of the Hub"
                 raise FileNotFoundError(f"{message} ({error}).") from error
 
-    tables: dict[str, _Table] = {}
-    for word, found in data.items():
+    tables: dict[str, tuple[str, Any]] = {}
+    for word, table in data.items():
         split = _SPLIT_WORDS.get(word)
         if split is None or split in tables:
             problem = f"the split {word!r}" if split is None else f"two splits for {split!r}"
             raise ValueError(f"There are {problem} in {name}; expected are train, validation (val, valid, dev), test.")
-        is_loaded = isinstance(found, Dataset)
-        tables[split] = _Table(f"{prefix}split {word!r}", Path.cwd(), found) if is_loaded else _file_table(found)
+        tables[split] = f"split {word!r} of {name}", table
     if "train" not in tables:
         raise ValueError(f"There is no split 'train' in {name}, only {', '.join(data)}; name one train.")
     return {split: tables[split] for split in _SPLITS if split in tables}
 
 
-def _folder_files(folder: Path) -> dict[str, Any]:
-    """The file of each split in a folder, or the shards of it."""
-    found: dict[str, Any] = {}
+def _folder_files(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split in a folder."""
+    found: dict[str, list[Path]] = {}
     for word in _SPLIT_WORDS:
         files = [folder / f"{word}{suffix}" for suffix in _FORMATS] + [folder / word / name for name in _METADATA]
         files = [file for file in files if file.is_file()]
@@ -190,21 +177,12 @@ def _folder_files(folder: Path) -> dict[str, Any]:
             names = ", ".join(file.name for file in [*files, *shards])
             raise ValueError(f"The folder {str(folder)!r} holds several tables for {word!r} ({names}); leave one.")
         if files or shards:
-            found[word] = shards or files[0]
+            found[word] = files or shards
 
     files = [folder / name for name in _METADATA if (folder / name).is_file()]
     if not found and len(files) != 1:
         raise ValueError(f"The folder {str(folder)!r} holds no table; expected is {LAYOUT}.")
-    return found or {"train": files[0]}
-
-
-def _file_table(found: FilePath | list[Path]) -> _Table:
-    files = [existing_file(file) for file in (found if isinstance(found, list) else [found])]
-    name, suffix = str(files[0]), files[0].suffix
-    if suffix not in _FORMATS:
-        raise ValueError(f"{name!r} is none of the known formats ({', '.join(_FORMATS)}); save it as one of them.")
-    rows = Dataset.from_parquet([str(file) for file in files]) if suffix == ".parquet" else None
-    return _Table(name, files[0].parent, rows)
+    return found or {"train": files}
 
 
 class _TableReader(RecordReader):
@@ -212,7 +190,7 @@ class _TableReader(RecordReader):
 
     def __init__(self, task: Task, id_column: str | None, skip_bad: bool, report: ReadingReport | None) -> None:
         images, text, label, answers = task.image_columns, task.text_column, str(task.label_column), task.answers_column
-        self.task, self.id_column = task, id_column
+        self.task, self.label, self.id_column = task, label, id_column
         self.columns = [*images, text, answers or label, *([id_column] if id_column else [])]
         names = [*self.columns, label] if answers else self.columns
         if len(set(names)) < len(names):
@@ -227,38 +205,59 @@ class _TableReader(RecordReader):
         features |= {id_column: Value("string")} if id_column else {}
         super().__init__("custom dataset", Features(features), skip_bad, report)
 
-    def read_table(self, split: str, table: _Table, classes: list[str] | None) -> Dataset:
-        """Add a split, with the columns of the task and no others; labels outside `classes` are bad."""
-        task, label_column, rows = self.task, str(self.task.label_column), table.rows
-        folder, ids = ImageFolder(table.folder), UniqueIds(self.id_column or "id")
-        paths, kind = list(task.image_columns), None
-        if rows is not None:
-            for column in self.columns:
-                if column not in rows.column_names:
-                    raise ValueError(f"{table.name} has no column {column!r}{nearest_name(column, rows.column_names)}")
-            paths = [column for column in paths if rows.features[column] in _TEXT_TYPES]
-            kind = rows.features.get(label_column)
+    def read_table(self, split: str, name: str, table: Any, classes: list[str]) -> tuple[Dataset, Any]:
+        """Add a split, and return it with the type of its labels, as far as there is one.
+
+        Labels outside of `classes` are bad, if there are any.
+        """
+        folder = Path.cwd()
+        if not isinstance(table, Dataset):
+            files = [existing_file(file) for file in (table if isinstance(table, list) else [table])]
+            name, folder, suffix = str(files[0]), files[0].parent, files[0].suffix
+            if suffix not in _FORMATS:
+                raise ValueError(f"{name!r} is none of the known formats ({', '.join(_FORMATS)}); save it as one.")
+            table = Dataset.from_parquet([str(file) for file in files]) if suffix == ".parquet" else None
+
+        if table is None:
+            make_row = self._row_maker(folder, self.task.image_columns, None, classes)
+            self.read(split, self._file_records(Path(name)), make_row)
+            return self.splits[split], None
+
+        self._check_columns(name, table.column_names)
+        inside = [column for column in self.task.image_columns if table.features[column] not in _TEXT_TYPES]
+        paths = [column for column in self.task.image_columns if column not in inside]
+        kind = table.features.get(self.label)
+        make_row = self._row_maker(folder, paths, kind, classes)
+        self.splits[split] = self._read_rows(split, name, table.with_format(None), inside, make_row)
+        return self.splits[split], kind
+
+    def _check_columns(self, name: str, found: Iterable[str]) -> None:
+        """Refuse a table without a column, which is no matter of skipping."""
+        for column in self.columns:
+            if column not in found:
+                raise ValueError(f"{name}: there is no column {column!r}{nearest_name(column, list(found))}")
+
+    def _row_maker(
+        self, folder: Path, paths: Sequence[str], kind: Any, classes: list[str]
+    ) -> Callable[[Record], dict[str, Any]]:
+        """What makes a row of a record, but for images that are inside the table."""
+        task, images, ids = self.task, ImageFolder(folder), UniqueIds(self.id_column or "id")
 
         def make_row(record: Record) -> dict[str, Any]:
-            row: dict[str, Any] = {column: folder.find(record.text(column, _IMAGE).strip()) for column in paths}
+            row: dict[str, Any] = {column: images.find(record.text(column, _IMAGE).strip()) for column in paths}
             row[task.text_column] = record.text(task.text_column)
 
             if task.answers_column is not None:
                 answers = [Record(answer=answer) for answer in record.value(task.answers_column, list) or [None]]
                 row[task.answers_column] = [answer.text("answer", _LABEL).strip() for answer in answers]
-                row[label_column] = Counter(row[task.answers_column]).most_common(1)[0][0]
+                row[self.label] = Counter(row[task.answers_column]).most_common(1)[0][0]
             else:
-                row[label_column] = _label(record, label_column, kind, classes)
+                row[self.label] = _label(record, self.label, kind, classes)
             if self.id_column is not None:
                 row[self.id_column] = str(ids.add(record.get(self.id_column)))
             return row
 
-        if rows is None:
-            self.read(split, self._file_records(Path(table.name)), make_row)
-        else:
-            images = [column for column in task.image_columns if column not in paths]
-            self.splits[split] = self._read_rows(split, table.name, rows.with_format(None), images, make_row)
-        return self.splits[split]
+        return make_row
 
     def _file_records(self, file: Path) -> Iterator[tuple[str, Any]]:
         """The lines of a file; in an image folder's, `file_name` is the column image, `a_file_name` the column a."""
@@ -266,53 +265,49 @@ class _TableReader(RecordReader):
             if file.name in _METADATA and isinstance(record, Record):
                 names = {"file_name": "image"}
                 record = Record({names.get(c, c.removesuffix("_file_name")): v for c, v in record.items()})
-
-            # Where the header of a table lacks a column, every line does: no matter of skipping.
             if file.suffix in (".csv", ".tsv") and isinstance(record, Record):
-                for column in self.columns:
-                    if column not in record:
-                        raise ValueError(f"{file}: there is no column {column!r}{nearest_name(column, list(record))}")
+                self._check_columns(str(file), record)
             yield place, record
 
     def _read_rows(
-        self, split: str, name: str, rows: Dataset, inside: list[str], make_row: Callable[[Record], Any]
+        self, split: str, name: str, table: Dataset, inside: list[str], make_row: Callable[[Record], Any]
     ) -> Dataset:
         """Rows of a data set: images `inside` it stay where they are, its other columns are written anew."""
-        if not rows.num_rows:
-            return self.table(split, [])  # which says that it is empty
-        images = rows.select_columns(inside)
+        images = table.select_columns(inside)
         for column in inside:
             images = undecoded(images, column, name)
-
         missing = _rows_without_image(images) if inside else set()
         problem = "the image is missing: there are neither bytes nor a file at its path"
-        good: dict[int, dict[str, Any]] = {}
-        for index, values in enumerate(rows.select_columns([name for name in self.columns if name not in inside])):
-            record = InvalidRecordError("missing image", problem) if index in missing else Record(values)
-            if (row := self.row(f"{name}, row {index}", record, make_row)) is not None:
-                good[index] = row
+        good: list[int] = []
 
+        def rows() -> Iterator[dict[str, Any]]:
+            for index, values in enumerate(table.select_columns([one for one in self.columns if one not in inside])):
+                record = InvalidRecordError("missing image", problem) if index in missing else Record(values)
+                row = self.row(f"{name}, row {index}", record, make_row)
+                if row is not None:
+                    good.append(index)
+                    yield row
+                # Written blank where it is bad, so that the images beside it need not be copied.
+                elif inside:
+                    yield dict.fromkeys(kept)
+
+        kept = Features({name: kind for name, kind in self.features.items() if name not in inside})
+        written = self.table(split, rows(), kept)
         if not inside or not good:
-            return self.table(split, good.values())
-
-        # Written for every row, blank where it is bad, so that the images beside them need not be copied.
-        features = Features({name: kind for name, kind in self.features.items() if name not in inside})
-        blank: dict[str, Any] = dict.fromkeys(features)
-        written = self.table(split, (good.get(index, blank) for index in range(rows.num_rows)), features)
+            return written if good else self.table(split, [])
         joined = concatenate_datasets([images, written], axis=1, split=split).select_columns(list(self.features))
-        return joined if len(good) == joined.num_rows else joined.select(sorted(good))
+        return joined if len(good) == joined.num_rows else joined.select(good)
 
 
-def _label(record: Record, column: str, kind: Any, classes: list[str] | None) -> str:
+def _label(record: Record, column: str, kind: Any, classes: list[str]) -> str:
     """The label of a record as text: a word, a whole number, true or false, or the name of a `ClassLabel`."""
     value = record.get(column)
-    if isinstance(kind, ClassLabel) and isinstance(value, int):
-        record = Record({column: kind.int2str(value) if value >= 0 else None})
-    elif isinstance(value, int):
-        record = Record({column: str(value).lower()})
+    if isinstance(value, int):
+        named = isinstance(kind, ClassLabel)
+        record = Record({column: (kind.int2str(value) if value >= 0 else None) if named else str(value).lower()})
 
     label = record.text(column, _LABEL).strip()
-    if classes is not None and label not in classes:
+    if classes and label not in classes:
         message = f"{column} is {label!r}{nearest_name(label, classes)}".removesuffix(".")
         raise InvalidRecordError("unknown label", message)
     return label
@@ -321,12 +316,11 @@ def _label(record: Record, column: str, kind: Any, classes: list[str] | None) ->
 def _rows_without_image(images: Dataset) -> set[int]:
     """Indices of the rows with an image that has neither bytes nor a file; no bytes are read for it."""
     missing: set[int] = set()
-
     for number, batch in enumerate(images.with_format("arrow").iter(1_000)):
         for column in batch.itercolumns():
-            no_bytes, paths = pc.is_null(pc.struct_field(column, "bytes")), pc.struct_field(column, "path")
-            for index, (is_empty, path) in enumerate(zip(no_bytes.to_pylist(), paths.to_pylist(), strict=True)):
-                if is_empty and (path is None or not Path(path).is_file()):
+            is_empty = pc.is_null(pc.struct_field(column, "bytes")).to_pylist()
+            for index, path in enumerate(pc.struct_field(column, "path").to_pylist()):
+                if is_empty[index] and (path is None or not Path(path).is_file()):
                     missing.add(1_000 * number + index)
     return missing
 

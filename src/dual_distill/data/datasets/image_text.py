@@ -1,7 +1,6 @@
 """Images with captions as a stream without an end, with rows held out to be evaluated on: the task image_text."""
 
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from datasets import Dataset, Features, Image, Value
 
 from dual_distill.data.images import MAX_PIXELS
+from dual_distill.data.records import FilePath
 from dual_distill.data.streaming.stream import load_image_text_stream
 
 LAYOUT = "the files that its sources name."
@@ -16,7 +16,7 @@ _FEATURES = Features({"image": Image(decode=False), "caption": Value("string")})
 
 
 def load_image_text(
-    path: str | os.PathLike[str] | None = None,
+    path: FilePath | None = None,
     sources: Sequence[Mapping[str, Any]] = (),
     validation: Sequence[Mapping[str, Any]] = (),
     validation_rows: int = 1000,
@@ -56,20 +56,16 @@ def load_image_text(
     order: dict[str, Any] = {"seed": seed, "shuffle_buffer": shuffle_buffer, "stopping_strategy": stopping_strategy}
     train = load_image_text_stream(_below(path, sources), **shared, **order)
     held_out = load_image_text_stream(_below(path, validation), shuffle_buffer=0, repeat=False, **shared)
-    rows = itertools.islice(iter(held_out), validation_rows)
-    kept = [{"image": row["image"], "caption": row["caption"]} for row in rows]
+    kept = [{name: row[name] for name in _FEATURES} for row in itertools.islice(held_out, validation_rows)]
     return {"train": train, "validation": Dataset.from_list(kept, features=_FEATURES)}
 
 
-def _below(folder: str | os.PathLike[str] | None, sources: Sequence[Any]) -> Sequence[Any]:
+def _below(folder: FilePath | None, sources: Sequence[Any]) -> list[Any]:
     """Sources with their relative paths below a folder; addresses and absolute paths stay."""
-    if folder is None:
-        return sources
-
-    def place(name: str, value: Any) -> Any:
-        return str(Path(folder, value)) if name in ("path", "images") and "://" not in str(value) else value
-
-    return [
-        {name: place(name, value) for name, value in source.items()} if isinstance(source, Mapping) else source
-        for source in sources
-    ]
+    below = []
+    for source in sources:
+        if isinstance(source, Mapping):
+            paths = {name: source[name] for name in ("path", "images") if "://" not in str(source.get(name, "://"))}
+            source = {**source, **{name: str(Path(folder or "", path)) for name, path in paths.items()}}
+        below.append(source)
+    return below

@@ -1,20 +1,29 @@
-"""Where images with texts lie: sources as data, and the shards that a source falls into.
+"""Where images with texts lie: sources as data, the shards that a source falls into, and the rows of a shard.
 
 What is unusual: everything is cut into shards that one reader can take, tar files and Parquet row groups as they are,
-folders and caption files into ranges of rows, so that one process or worker never has to read what is another's.
+folders and caption files into ranges of rows, so that one process or worker never has to read what is another's. A row
+that cannot be used does not end the reading here: it travels with what is wrong (`bad`, `why`), so that what a reader
+has read so far can be counted, saved and resumed whatever the rows hold. And tar files are not read by `datasets`,
+whose reader takes a file that was cut between two members for a whole one, and ends a run at a damaged one without the
+name of the shard.
 """
 
 import functools
 import itertools
 import json
+import lzma
+import operator
+import tarfile
+import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Features, Value
 from datasets.data_files import resolve_pattern
 from datasets.utils.file_utils import xopen
 
@@ -24,10 +33,17 @@ from dual_distill.data.records import InvalidRecordError, read_json_lines
 from dual_distill.data.tasks import nearest_name
 
 KINDS = ("webdataset", "parquet", "folder", "karpathy", "coco")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-METADATA = "metadata.jsonl"
 CAPTION_COLUMN = "caption"
-_RANGES = 64
+_TEXTS = dict.fromkeys(("caption", "name", "bad", "why"), Value("string"))
+IMAGE_TEXT_FEATURES = Features({"image": {"bytes": Value("binary"), "path": Value("string")}, **_TEXTS})
+"""What `read_image_texts` yields: an image (undecoded), its caption, where it is; `bad` is None, or what is wrong."""
+
+Rows = Iterator[dict[str, Any]]
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_METADATA = "metadata.jsonl"
+_READING_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+_RANGES, _ROWS_AT_ONCE = 64, 64
 
 
 @dataclass(frozen=True)
@@ -66,14 +82,14 @@ class ImageTextSource:
 
     def __post_init__(self) -> None:
         """Check the fields, and name the source after the folder of its files."""
+        source = f"The source {self.path!r}"
         if self.kind not in KINDS:
-            known = nearest_name(self.kind, list(KINDS))
-            raise ValueError(f"The source {self.path!r} has the kind {self.kind!r}{known}")
+            raise ValueError(f"{source} has the kind {self.kind!r}{nearest_name(self.kind, list(KINDS))}")
         if not self.weight > 0:
-            raise ValueError(f"The source {self.path!r} has the weight {self.weight}, but it must be above 0.")
+            raise ValueError(f"{source} has the weight {self.weight}, but it must be above 0.")
         if (self.images is not None) != (self.kind in ("karpathy", "coco")):
             said = "needs images=, the folder of its images" if self.images is None else "takes no images="
-            raise ValueError(f"The source {self.path!r} of kind {self.kind!r} {said}.")
+            raise ValueError(f"{source} of kind {self.kind!r} {said}.")
 
         if self.name is None:
             parts = [part for part in self.path.split("://")[-1].split("/") if part]
@@ -87,6 +103,7 @@ class Shard(NamedTuple):
 
     Attributes:
         source: where it belongs.
+        name: in the names of its rows.
         path: the file, or the folder.
         start: parquet: number of the row group; folder, karpathy, coco: first row.
         stop: folder, karpathy, coco: the row after the last.
@@ -94,16 +111,11 @@ class Shard(NamedTuple):
     """
 
     source: ImageTextSource
+    name: str
     path: str
     start: int = 0
     stop: int = 0
     problem: str | None = None
-
-    @property
-    def name(self) -> str:
-        """Its name in the names of rows."""
-        is_range = self.stop > 0
-        return str(self.source.name) if is_range else f"{self.source.name}/{self.path.rsplit('/', 1)[-1]}"
 
 
 class FoundShards(NamedTuple):
@@ -148,9 +160,8 @@ def parse_sources(sources: Any) -> list[ImageTextSource]:
             if not isinstance(source, Mapping) or not {"path", "kind"} <= set(source):
                 more = ", ".join(known[2:])
                 raise ValueError(f"A source is {source!r}, but expected is an object with path and kind (and {more}).")
-            for name in source:
-                if name not in known:
-                    raise ValueError(f"A source has no field {name!r}{nearest_name(name, known)}")
+            if wrong := [name for name in source if name not in known]:
+                raise ValueError(f"A source has no field {wrong[0]!r}{nearest_name(wrong[0], known)}")
             source = ImageTextSource(**source)
 
         if source.name in parsed:
@@ -181,72 +192,61 @@ def find_shards(source: ImageTextSource, skip_bad: bool = False) -> FoundShards:
         Traceback (most recent call last):
         FileNotFoundError: There is no file 'no/such/*.tar' ...
     """
-    if source.kind == "webdataset":
-        return _tar_shards(source)
-    if source.kind == "parquet":
-        return _parquet_shards(source)
+    if source.kind in ("webdataset", "parquet"):
+        try:
+            files = sorted(resolve_pattern(source.path, base_path="."))
+        except FileNotFoundError as error:
+            missing = f"There is no file {source.path!r} for a source of kind {source.kind!r}"
+            raise FileNotFoundError(f"{missing}; relative paths start at the current folder.") from error
 
-    records, skipped = listed_records(source, skip_bad)
+        find = _tar_shards if source.kind == "webdataset" else _parquet_shards
+        return find(source, {f"{source.name}/{file.rsplit('/', 1)[-1]}": file for file in files})
+
     # Ranges of rows, so many that a few workers share them evenly.
+    records, skipped = _listed_records(source, skip_bad)
     count, pieces = len(records), min(_RANGES, len(records))
-    bounds = [count * piece // pieces for piece in range(pieces + 1)] if pieces else []
-    shards = [Shard(source, source.path, start, stop) for start, stop in itertools.pairwise(bounds)]
+    bounds = [count * piece // max(pieces, 1) for piece in range(pieces + 1)]
+    shards = [Shard(source, str(source.name), source.path, *bound) for bound in itertools.pairwise(bounds)]
     return FoundShards(source, shards, count, skipped)
 
 
-def _tar_shards(source: ImageTextSource) -> FoundShards:
-    shards = [Shard(source, file) for file in _files(source)]
-    known = [count for shard in shards if (count := _counted_by_img2dataset(shard.path)) is not None]
-    return FoundShards(source, shards, sum(known) if len(known) == len(shards) else None)
+def _tar_shards(source: ImageTextSource, files: dict[str, str]) -> FoundShards:
+    counts = []
+    for file in files.values():
+        # img2dataset writes this file beside each of its own.
+        stats = Path(file.removesuffix(".gz").removesuffix(".tar") + "_stats.json")
+        counts.append(json.loads(stats.read_bytes()).get("successes") if stats.is_file() else None)
+    shards = [Shard(source, name, file) for name, file in files.items()]
+    return FoundShards(source, shards, sum(counts) if all(isinstance(count, int) for count in counts) else None)
 
 
-def _counted_by_img2dataset(file: str) -> int | None:
-    """The rows of a local tar file, where img2dataset's `00000_stats.json` lies beside it."""
-    stats = Path(file.removesuffix(".gz").removesuffix(".tar") + "_stats.json")
-    count = json.loads(stats.read_bytes()).get("successes") if stats.is_file() else None
-    return count if isinstance(count, int) else None
-
-
-def _parquet_shards(source: ImageTextSource) -> FoundShards:
+def _parquet_shards(source: ImageTextSource, files: dict[str, str]) -> FoundShards:
     shards: list[Shard] = []
     num_rows = 0
-    for file in _files(source):
+    for name, file in files.items():
         try:
             with xopen(file, "rb") as stream:
                 described = pq.ParquetFile(stream)
                 columns, metadata = described.schema_arrow.names, described.metadata
         except (pa.ArrowException, OSError) as error:
-            shards.append(Shard(source, file, problem=f"the file is no Parquet, or damaged ({error})"))
+            shards.append(Shard(source, name, file, problem=f"the file is no Parquet, or damaged ({error})"))
             continue
 
         for column in (source.image_column, source.caption_column):
             if column not in columns:
                 found = f"{file!r} has no column {column!r}, but {', '.join(columns)}"
                 raise ValueError(f"{found}; name image_column and caption_column.")
-        shards += [Shard(source, file, start=group) for group in range(metadata.num_row_groups)]
+        shards += [Shard(source, name, file, start=group) for group in range(metadata.num_row_groups)]
         num_rows += metadata.num_rows
     return FoundShards(source, shards, num_rows)
 
 
-def _files(source: ImageTextSource) -> list[str]:
-    try:
-        return sorted(resolve_pattern(source.path, base_path="."))
-    except FileNotFoundError as error:
-        missing = f"There is no file {source.path!r} for a source of kind {source.kind!r}"
-        raise FileNotFoundError(f"{missing}; relative paths start at the current folder.") from error
-
-
 @functools.lru_cache(maxsize=32)
-def listed_records(source: ImageTextSource, skip_bad: bool) -> tuple[Any, Counter[str]]:
-    """The rows of a folder or of a caption file; read once a process, and by forked workers not at all.
+def _listed_records(source: ImageTextSource, skip_bad: bool) -> tuple[Any, Counter[str]]:
+    """The rows of a folder or of a caption file, read once a process; and the entries that were passed over.
 
-    Args:
-        source: of kind folder, karpathy or coco.
-        skip_bad: pass over bad entries of a caption file.
-
-    Returns:
-        A list of `(image path, caption, name)` (folder; a `InvalidRecordError` or the path of a text file may stand for
-        the caption) or a data set with image and caption; and the entries that were passed over.
+    Of a folder they are a list of (image path, caption, name), with an `InvalidRecordError` or the path of a text file
+    in place of a caption; of a caption file a data set.
     """
     if source.kind == "folder":
         return _folder_records(source), Counter()
@@ -263,21 +263,164 @@ def listed_records(source: ImageTextSource, skip_bad: bool) -> tuple[Any, Counte
 def _folder_records(source: ImageTextSource) -> list[tuple[str | None, Any, str]]:
     folder = Path(source.path).absolute()
     if not folder.is_dir():
-        way_out = "relative paths start at the current folder"
-        raise FileNotFoundError(f"There is no folder {source.path!r} of images with texts; {way_out}.")
-    if (folder / METADATA).is_file():
-        return [_metadata_record(source, folder, *record) for record in read_json_lines(folder / METADATA)]
+        missing = f"There is no folder {source.path!r} of images with texts"
+        raise FileNotFoundError(f"{missing}; relative paths start at the current folder.")
 
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
-        raise FileNotFoundError(f"The folder {source.path!r} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-    return [(str(image), image.with_suffix(".txt"), image.relative_to(folder).as_posix()) for image in images]
+    if not (folder / _METADATA).is_file():
+        images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+        if not images:
+            raise FileNotFoundError(f"The folder {source.path!r} holds no images ({', '.join(_IMAGE_SUFFIXES)}).")
+        return [(str(image), image.with_suffix(".txt"), image.relative_to(folder).as_posix()) for image in images]
+
+    records: list[tuple[str | None, Any, str]] = []
+    for place, record in read_json_lines(folder / _METADATA):
+        name = place.rsplit("/", 1)[-1]  # "metadata.jsonl, line 3"
+        if not isinstance(record, InvalidRecordError) and not isinstance(record.get("file_name"), str):
+            record = InvalidRecordError("malformed entry", "there is no file_name")
+        if isinstance(record, InvalidRecordError):
+            records.append((None, record, name))
+        else:
+            records.append((str(folder / record["file_name"]), record.get(source.caption_column), name))
+    return records
 
 
-def _metadata_record(source: ImageTextSource, folder: Path, where: str, entry: Any) -> tuple[str | None, Any, str]:
-    name = where.rsplit("/", 1)[-1]  # "metadata.jsonl, line 3"
-    if not isinstance(entry, InvalidRecordError) and not isinstance(entry.get("file_name"), str):
-        entry = InvalidRecordError("malformed entry", "there is no file_name")
-    if isinstance(entry, InvalidRecordError):
-        return None, entry, name
-    return str(folder / entry["file_name"]), entry.get(source.caption_column), name
+def read_image_texts(shards: list[Shard], skip_bad: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of shards one after the other, each after its name, with the columns of `IMAGE_TEXT_FEATURES`."""
+    for shard in shards:
+        if shard.problem is not None:
+            rows: Rows = iter([_row(shard.name, bad="broken shard", why=shard.problem)])
+        elif shard.source.kind == "webdataset":
+            rows = _tar_rows(shard)
+        elif shard.source.kind == "parquet":
+            rows = _parquet_rows(shard)
+        else:
+            rows = _listed_rows(shard, skip_bad)
+        yield from ((row["name"], row) for row in rows)
+
+
+def _image_rows(name: str, image: Any, captions: Any) -> Rows:
+    """The rows of an image, given as `{bytes, path}`, bytes or a path; it may have one caption or a list of them."""
+    if not isinstance(image, dict):
+        image = {"bytes" if isinstance(image, bytes) else "path": image}
+    image = {key: image.get(key) for key in ("bytes", "path")}
+
+    several = isinstance(captions, list) and len(captions) > 0
+    for number, caption in enumerate(captions if several else [None if captions == [] else captions], start=1):
+        row_name, bad, why = f"{name}, caption {number}" if several else name, None, ""
+        if image == {"bytes": None, "path": None}:
+            bad, why = "missing image", "there is a caption and no image"
+        elif caption is None:
+            bad, why = "missing caption", "there is an image and no caption"
+        elif not isinstance(caption, str):
+            bad, why = "malformed caption", f"the caption is {caption!r:.80}, but expected is a text"
+        elif not caption.strip():
+            bad, why = "empty caption", f"the caption is empty ({caption!r:.80})"
+        yield _row(row_name, image, caption) if bad is None else _row(row_name, bad=bad, why=why)
+
+
+def _row(name: str, image: Any = None, caption: str | None = None, bad: str | None = None, why: str = "") -> Any:
+    image = image or {"bytes": None, "path": None}
+    return {"image": image, "caption": caption, "name": name, "bad": bad, "why": " ".join(why.split())}
+
+
+class _CheckedTarInfo(tarfile.TarInfo):
+    """A header that must be there and be right: tarfile itself takes a missing or wrong one for the end of the file."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            reason = "it ends without an end mark" if len(buf) < tarfile.BLOCKSIZE else str(error)
+            raise tarfile.ReadError(reason) from error
+
+
+def _tar_rows(shard: Shard) -> Rows:
+    """The samples of a tar file in WebDataset's layout: members in a row that share their name up to its first dot."""
+    key, seen = None, set()
+    try:
+        with (
+            xopen(shard.path, "rb") as file,
+            tarfile.open(fileobj=file, mode="r|*", tarinfo=_CheckedTarInfo) as archive,
+        ):
+            for key, members in itertools.groupby(_members(archive), key=operator.itemgetter(0)):
+                parts = {extension: content for _, extension, content in members}
+                if key in seen:
+                    why = "the key occurs twice in its shard"
+                    yield _row(f"{shard.name}: {key}", bad="duplicate key", why=why)
+                else:
+                    seen.add(key)
+                    yield from _sample(shard, key, parts)
+    except _READING_ERRORS as error:
+        name = shard.name if key is None else f"{shard.name}: {key}"
+        why = f"the archive is cut or damaged after {len(seen)} samples ({error})"
+        yield _row(name, bad="broken shard", why=why)
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
+    """Key, extension and content of each file."""
+    for member in archive:
+        path = PurePosixPath(member.name)
+        stem, _, extension = path.name.partition(".")
+        content = archive.extractfile(member) if member.isfile() and stem and extension else None
+        if content is not None:
+            yield (path.parent / stem).as_posix(), extension.lower(), content.read()
+
+
+def _sample(shard: Shard, key: str, parts: dict[str, bytes]) -> Rows:
+    name, column = f"{shard.name}: {key}", shard.source.caption_column
+    images = [extension for extension in parts if f".{extension}" in _IMAGE_SUFFIXES]
+    image = {"bytes": parts[images[0]], "path": f"{key}.{images[0]}"} if images else None
+
+    # img2dataset writes the caption twice; further columns are in the JSON alone.
+    try:
+        if column == CAPTION_COLUMN and "txt" in parts:
+            caption = parts["txt"].decode()
+        else:
+            caption = json.loads(parts.get("json", b"{}")).get(column)
+    except (ValueError, AttributeError) as error:  # bytes that are not UTF-8, no JSON, or JSON that is no object
+        yield _row(name, bad="malformed caption", why=f"the caption cannot be read ({error})")
+    else:
+        yield from _image_rows(name, image, caption)
+
+
+def _parquet_rows(shard: Shard) -> Rows:
+    image_column, caption_column = columns = [shard.source.image_column, shard.source.caption_column]
+    number = 0
+
+    try:
+        with xopen(shard.path, "rb") as file:
+            for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE, row_groups=[shard.start], columns=columns):
+                for entry in batch.to_pylist():
+                    name = f"{shard.name}: row {number} of group {shard.start}"
+                    number += 1
+                    yield from _image_rows(name, entry[image_column], entry[caption_column])
+    except _READING_ERRORS as error:
+        why = f"the row group is damaged after {number} rows ({error})"
+        yield _row(f"{shard.name}: group {shard.start}", bad="broken shard", why=why)
+
+
+def _listed_rows(shard: Shard, skip_bad: bool) -> Rows:
+    """The rows of a range of a folder or of a caption file."""
+    records = _listed_records(shard.source, skip_bad)[0]
+    for number in range(shard.start, shard.stop):
+        if shard.source.kind == "folder":
+            image, caption, record = records[number]
+        else:
+            row = records[number]
+            image, caption, record = row["image"], row["caption"], f"caption {number} (image {row['image_id']})"
+
+        name = f"{shard.name}: {record}"
+        if isinstance(caption, InvalidRecordError):
+            yield _row(name, bad="malformed entry", why=str(caption))
+            continue
+        # A folder of thousands of text files is read as it is trained on, not when it is listed.
+        if isinstance(caption, Path):
+            try:
+                caption = caption.read_text("utf-8") if caption.is_file() else None
+            except UnicodeDecodeError as error:
+                yield _row(name, bad="malformed caption", why=f"the caption cannot be read ({error})")
+                continue
+        yield from _image_rows(name, image, caption)

@@ -6,28 +6,39 @@ is resumed, so rows are shuffled here in blocks that follow one another: a block
 continued, and nothing is lost or seen twice. And a stream for training has no end: each reader goes on to its next
 epoch when it has seen its part, for a process that runs out of rows before the others leaves them waiting for its
 gradients.
+
+In a training loop, Trainer resumes by running through all batches that it has trained on; on a stream without length it
+even counts them as one epoch. Here each batch comes with the position that its worker has reached, so that what was
+prefetched and never trained on is not lost, and a resumed run goes on at once. (accelerate and `datasets` have this
+from `torchdata` alone, which is no longer released.) What a training loop has to do: take its batches from
+`ImageTextLoader` without `Accelerator.prepare`, set `max_steps` and `ignore_data_skip=True`, and add
+`ImageTextStreamCallback`.
 """
 
 import copy
 import hashlib
 import itertools
+import json
 import logging
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from datasets.distributed import split_dataset_by_node
 from datasets.iterable_dataset import ExamplesIterable
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dual_distill.data.images import MAX_PIXELS, ImageError, decode_image
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
 
-from .shards import IMAGE_TEXT_FEATURES, read_image_texts
-from .sources import find_shards, parse_sources
+from .sources import IMAGE_TEXT_FEATURES, find_shards, parse_sources, read_image_texts
 
 STOPPING_STRATEGIES = ("all_exhausted_without_replacement", "all_exhausted", "first_exhausted")
 """When an epoch of several sources ends, in the words of `datasets.interleave_datasets`."""
@@ -38,7 +49,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, repr=False)
-class ImageTextStream(torch.utils.data.IterableDataset):
+class ImageTextStream(IterableDataset[dict[str, Any]]):
     """A stream of images with texts from one or several sources, in an order that a seed fixes.
 
     Rows have the columns image (undecoded), caption, `__index__` (shard and key) and `__epoch__`. Within a data loader
@@ -88,9 +99,7 @@ class ImageTextStream(torch.utils.data.IterableDataset):
         self.found = [find_shards(source, self.skip_bad) for source in parse_sources(self.sources)]
         if empty := [one.source.path for one in self.found if not one.shards]:
             raise ValueError(f"The source {empty[0]!r} has no rows; leave it out.")
-        self._epoch = 0
-        self._position: dict[str, Any] = _start(0)
-        self._resumed: dict[str, Any] | None = None
+        self._epoch, self._position, self._resumes = 0, _start(0), False
 
     @property
     def num_rows(self) -> int | None:
@@ -128,7 +137,7 @@ class ImageTextStream(torch.utils.data.IterableDataset):
         """
         part = copy.copy(self)
         part.rank, part.world_size = rank, world_size
-        part._epoch, part._position, part._resumed = 0, _start(0), None
+        part._epoch, part._position, part._resumes = 0, _start(0), False
         return part
 
     def set_epoch(self, epoch: int) -> None:
@@ -141,8 +150,7 @@ class ImageTextStream(torch.utils.data.IterableDataset):
 
     def state_dict(self) -> dict[str, Any]:
         """The position of this reader, as JSON can hold it: all rows up to the last one that it gave are done."""
-        position = self._position if self._resumed is None else self._resumed
-        return {"stream": self.identity(), **copy.deepcopy(position)}
+        return {"stream": self.identity(), **copy.deepcopy(self._position)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a position.
@@ -153,8 +161,9 @@ class ImageTextStream(torch.utils.data.IterableDataset):
         Raises:
             ValueError: it is of a stream with other shards, seed, buffer, or processes.
         """
-        refuse_other_stream(state["stream"], self.identity())
-        self._resumed = {name: copy.deepcopy(value) for name, value in state.items() if name != "stream"}
+        _refuse_other_stream(state["stream"], self.identity())
+        self._position = {name: copy.deepcopy(value) for name, value in state.items() if name != "stream"}
+        self._resumes = True
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a position to mean the same rows."""
@@ -163,8 +172,9 @@ class ImageTextStream(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         # Not within the generator, whose first line runs with its first row: a position is asked for before that.
-        self._position = _start(self._epoch) if self._resumed is None else self._resumed
-        self._resumed = None
+        if not self._resumes:
+            self._position = _start(self._epoch)
+        self._resumes = False
         return self._rows()
 
     def _rows(self) -> Iterator[dict[str, Any]]:
@@ -231,7 +241,6 @@ class ImageTextStream(torch.utils.data.IterableDataset):
                 kind, why = "unusable image", str(error)
         if kind is None:
             return True
-
         if not self.skip_bad:
             way_out = "mend it, or leave such rows out with skip_bad=True, which counts them"
             raise ValueError(f"{row['name']}: {why}; {way_out}.")
@@ -243,7 +252,171 @@ class ImageTextStream(torch.utils.data.IterableDataset):
         return False
 
 
-def refuse_other_stream(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+class ImageTextLoader(DataLoader[Any]):
+    """Batches of a stream, whose position can be saved and restored.
+
+    Each iteration begins anew, or where `load_state_dict` says. All batches of a stream with `repeat=True` are full.
+
+    Args:
+        stream: the part of this process, `stream.split(rank, world_size)`.
+        batch_size: rows of a batch of this process.
+        collator: makes a batch of rows.
+        num_workers: processes that read and collate; 0: this one does.
+        **options: further arguments of `torch.utils.data.DataLoader`, such as `pin_memory` and `prefetch_factor`.
+
+    Raises:
+        ValueError: more workers than the stream has shards for.
+    """
+
+    def __init__(
+        self, stream: ImageTextStream, batch_size: int, collator: Any, num_workers: int = 0, **options: Any
+    ) -> None:
+        per_process = stream.num_shards
+        if stream.world_size > 1 and stream.num_shards % stream.world_size == 0:
+            per_process //= stream.world_size
+        if num_workers > per_process:
+            found = f"{num_workers} workers share the shards of a process, but the source with the fewest has"
+            raise ValueError(f"{found} {per_process}; take fewer workers, or cut that source into more files.")
+
+        self.stream = stream
+        self._state, self._resumes = self._start(num_workers), False
+        self._batches = _Batches(stream, batch_size, collator, self._state)
+        super().__init__(self._batches, batch_size=None, collate_fn=_unchanged, num_workers=num_workers, **options)
+
+    @staticmethod
+    def _start(num_workers: int) -> dict[str, Any]:
+        return {"num_workers": num_workers, "next_worker": 0, "positions": [None] * max(num_workers, 1)}
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Kind -> bad rows that were passed over on the way to the batches that were handed out."""
+        positions = [position for position in self._state["positions"] if position is not None]
+        return sum((Counter(position["skipped"]) for position in positions), self.stream.skipped_records)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if not self._resumes:
+            self._state = self._start(self.num_workers)
+        self._resumes = False
+        self._batches.state = copy.deepcopy(self._state)  # which the workers get with the data set
+        for batch, worker, position in super().__iter__():
+            self._state["positions"][worker] = position
+            if batch is not None:
+                self._state["next_worker"] = (worker + 1) % len(self._state["positions"])
+                yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where each worker was when its last batch was handed out, as JSON can hold it."""
+        return self._state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on from there.
+
+        Raises:
+            ValueError: it is of another number of workers, or of another stream.
+        """
+        _refuse_other_stream({"num_workers": state["num_workers"]}, {"num_workers": self.num_workers})
+        for position in filter(None, state["positions"]):
+            _refuse_other_stream(position["stream"], self.stream.identity())
+        self._state, self._resumes = copy.deepcopy(dict(state)), True
+
+    def save_position(self, folder: str | os.PathLike[str]) -> None:
+        """Write how far the batches have been taken, as JSON beside a checkpoint, a file a process.
+
+        Args:
+            folder: of the checkpoint.
+        """
+        file = self._position_file(folder)
+        unfinished = file.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(self.state_dict()))
+        unfinished.replace(file)
+
+    def load_position(self, folder: str | os.PathLike[str]) -> None:
+        """Let the next iteration go on where `save_position` was called.
+
+        Args:
+            folder: of the checkpoint, written with the same stream, batch size, processes and workers.
+
+        Raises:
+            FileNotFoundError: the checkpoint has no such file for this process.
+            ValueError: it was written by other numbers of processes or workers, or of another stream.
+        """
+        file = self._position_file(folder)
+        if not file.is_file():
+            found = f"The checkpoint {os.fspath(folder)!r} has no {file.name}, the position in its stream"
+            way_out = "it is incomplete (take the one before), or of an old version (start anew)"
+            raise FileNotFoundError(f"{found}: {way_out}.")
+        self.load_state_dict(json.loads(file.read_text()))
+
+    def _position_file(self, folder: str | os.PathLike[str]) -> Path:
+        return Path(folder) / f"image_text_stream_{self.stream.rank}.json"
+
+
+class _Batches(IterableDataset[Any]):
+    """In a worker: batches, each with the worker and with the position behind it."""
+
+    def __init__(self, stream: ImageTextStream, batch_size: int, collator: Any, state: dict[str, Any]) -> None:
+        self.stream, self.batch_size, self.collator, self.state = stream, batch_size, collator, state
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        worker = 0 if info is None else info.id
+        position = self.state["positions"][worker]
+        if position is not None:
+            self.stream.load_state_dict(position)
+
+        # A data loader asks worker 0 first: those whose batch of this round was handed out before let it pass.
+        if worker < self.state["next_worker"]:
+            yield None, worker, position
+        rows = iter(self.stream)
+        while batch := list(itertools.islice(rows, self.batch_size)):
+            yield self.collator(batch), worker, self.stream.state_dict()
+        yield None, worker, self.stream.state_dict()  # bad rows may have followed the last batch
+
+
+def _unchanged(made: Any) -> Any:
+    return made
+
+
+class ImageTextStreamCallback(TrainerCallback):
+    """Saves the position of the stream with each checkpoint, goes on from it, and says what was passed over.
+
+    A Trainer whose training data is no `ImageTextStream` is left alone.
+
+    Args:
+        checkpoint: the folder that is resumed from; None: `checkpoint-STEP` in the output folder.
+    """
+
+    def __init__(self, checkpoint: str | os.PathLike[str] | None = None) -> None:
+        self.checkpoint = checkpoint
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        """Go on from the checkpoint, if the run is a resumed one."""
+        if not isinstance(train_dataloader, ImageTextLoader):
+            return
+        if not args.ignore_data_skip:
+            raise ValueError("ignore_data_skip is False, but a stream is restored as it was; set it to True.")
+        if state.global_step > 0:
+            train_dataloader.load_position(self.checkpoint or _checkpoint(args, state))
+
+    def on_save(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        """Write the position into the checkpoint that was just saved."""
+        if isinstance(train_dataloader, ImageTextLoader):
+            folder = _checkpoint(args, state)
+            folder.mkdir(parents=True, exist_ok=True)
+            train_dataloader.save_position(folder)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        """Log how many bad rows this process passed over, and why."""
+        if isinstance(train_dataloader, ImageTextLoader) and (skipped := train_dataloader.skipped):
+            counts = ", ".join(f"{number:,} {kind}" for kind, number in sorted(skipped.items()))
+            _logger.warning("process %d passed over: %s", train_dataloader.stream.rank, counts)
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def _refuse_other_stream(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Refuse a position that was saved with other settings than the present ones."""
     for name, value in saved.items():
         if value != here[name]:
