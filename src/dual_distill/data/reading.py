@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image
 
-from .records import FilePath, InvalidRecordError, Record, Records, UniqueIds, read_json_lines
+from .records import FilePath, InvalidRecordError, Record, Records, UniqueIds, existing_folder
 
 _ROWS_A_BATCH = 10_000
 _MOST_PRINTED = 100
@@ -98,11 +98,9 @@ class RecordReader:
 
     def by_id(self, records: Records, id_name: str) -> dict[int, tuple[str, Any]]:
         """Records that others refer to, with their places: id -> (place, record)."""
-        ids, found = UniqueIds(id_name), {}
-        for place, record in records:
-            number = self.row(place, record, lambda record: ids.add(record.value(id_name, int)))
-            if number is not None:
-                found[number] = place, record
+        ids = UniqueIds(id_name)
+        found = {self.row(*one, lambda record: ids.add(record.value(id_name, int))): one for one in records}
+        found.pop(None, None)  # of bad ones
         return found
 
     def table(self, split: str, rows: Iterable[dict[str, Any]], features: Features | None = None) -> Dataset:
@@ -114,7 +112,7 @@ class RecordReader:
             tables.append(pa.Table.from_pylist(batch, schema=schema))
 
         if not tables:
-            missing = sum(self.report.left_out.values()) + sum(map(len, self.report.bad.values()))
+            missing = self.report.left_out.total() + sum(map(len, self.report.bad.values()))
             found = f"has no rows ({missing:,} records were left out or skipped)"
             raise ValueError(f"The split {split!r} of {self.report.source!r} {found}; leave it out, or give some.")
         return Dataset(pa.concat_tables(tables), info=DatasetInfo(features=features.copy()), split=split)
@@ -134,10 +132,7 @@ class ImageFolder:
     """A folder of image files. Its sub-folders are listed once, on a network drive seconds instead of minutes."""
 
     def __init__(self, folder: FilePath) -> None:
-        self.folder = Path(folder).absolute()
-        if not self.folder.is_dir():
-            where = "relative paths start at the current folder"
-            raise FileNotFoundError(f"There is no folder {os.fspath(folder)!r} for images; {where}.")
+        self.folder = existing_folder(folder, " for images").absolute()
         self._listed: dict[Path, set[str]] = {}
 
     def find(self, *names: str) -> dict[str, Any]:
@@ -154,83 +149,22 @@ class ImageFolder:
         raise InvalidRecordError("missing image", message)
 
 
-def official_folder(path: FilePath, layout: str, **given: Any) -> Path:
-    """The folder in which files have their official names; none may be `given` by name as well."""
-    if named := [name for name, value in given.items() if value is not None]:
-        raise ValueError(f"path is {os.fspath(path)!r}, but {', '.join(named)} is given too; give either.")
-    folder = Path(path)
-    if not folder.is_dir():
+def official_folder(path: FilePath | None, layout: str) -> Path:
+    """The folder in which files have their official names."""
+    if path is None:
+        raise ValueError(f"Give path=, a folder that holds {layout}")
+    if not Path(path).is_dir():
         raise FileNotFoundError(f"There is no folder {os.fspath(path)!r}; it should hold {layout}")
-    return folder
+    return Path(path)
 
 
-class OfficialSplits(NamedTuple):
-    """A data set whose splits are one file of JSON lines each, about images in a folder.
-
-    Attributes:
-        source: its name, for report and errors.
-        features: columns of the rows and their types.
-        names: split -> official name of its file.
-        image_folders: official names of the folder of images; the first that is there is taken.
-        layout: what a folder with these names holds, for errors.
-        row_maker: `(images, report)` -> what makes a row of a record; called for each split.
-    """
-
-    source: str
-    features: Features
-    names: Mapping[str, str]
-    image_folders: Sequence[str]
-    layout: str
-    row_maker: Callable[[ImageFolder, ReadingReport], Callable[[Any], Any]]
-
-    def load(
-        self,
-        path: FilePath | None = None,
-        train: FilePath | None = None,
-        validation: FilePath | None = None,
-        test: FilePath | None = None,
-        images: FilePath | None = None,
-        skip_bad: bool = False,
-        report: ReadingReport | None = None,
-    ) -> DatasetDict:
-        """The data as train, validation (its dev) and test, as far as they are given.
-
-        Args:
-            path: folder with the files of `LAYOUT`; None where files are given.
-            train: file of the training split.
-            validation: file of dev.
-            test: file of test.
-            images: folder of the images of all of them.
-            skip_bad: pass over bad records and list them, instead of an error at the first.
-            report: takes what was read, skipped and left out; it is printed on stderr either way.
-
-        Returns:
-            The columns that the data set's module names; images are undecoded.
-
-        Raises:
-            FileNotFoundError: a file or folder is missing.
-            ValueError: a record is bad (a missing image, an empty text, an unknown label, a line that is no JSON), or
-                the arguments do not fit one another.
-        """
-        reader = RecordReader(self.source, self.features, skip_bad, report)
-        given = {"train": train, "validation": validation, "test": test}
-        files: dict[str, FilePath] = {split: file for split, file in given.items() if file is not None}
-        if path is not None:
-            folder = official_folder(path, self.layout, **given, images=images)
-            files = {split: folder / name for split, name in self.names.items() if (folder / name).exists()}
-            if missing := [self.names[split] for split in ("train", "validation") if split not in files]:
-                problem = f"The folder {str(folder)!r} holds no {missing[0]}"
-                raise FileNotFoundError(f"{problem}; it should hold {self.layout}")
-            places = [folder / name for name in self.image_folders]
-            images = next((place for place in places if place.is_dir()), places[0])
-        if not files or images is None:
-            wanted = ", ".join(f"{split}=" for split in given)
-            raise ValueError(f"Give images= and one or more of {wanted}, or path=, a folder that holds {self.layout}")
-
-        image_folder = ImageFolder(images)
-        for split, file in files.items():
-            reader.read(split, read_json_lines(file), self.row_maker(image_folder, reader.report))
-        return reader.finish()
+def official_splits(path: FilePath | None, names: Mapping[str, str], layout: str) -> dict[str, Path]:
+    """The file of each split by its official name, as far as they are there; train and validation must be."""
+    folder = official_folder(path, layout)
+    files = {split: folder / name for split, name in names.items() if (folder / name).exists()}
+    if missing := [names[split] for split in ("train", "validation") if split not in files]:
+        raise FileNotFoundError(f"The folder {str(folder)!r} holds no {missing[0]}; it should hold {layout}")
+    return files
 
 
 def read_parquet(folder: Path, pattern: str, columns: Sequence[str]) -> Records:
@@ -261,8 +195,7 @@ def undecoded(dataset: Dataset, column: str, name: str) -> Dataset:
     try:
         return dataset.cast_column(column, Image(decode=False))
     except (TypeError, ValueError, pa.ArrowException) as error:
-        kind = dataset.features[column]
-        found = f"The column {column!r} of {name} holds {getattr(kind, 'dtype', kind)}"
+        found = f"The column {column!r} of {name} holds {getattr(dataset.features[column], 'dtype', 'lists')}"
         raise ValueError(f"{found}, but images are paths, bytes or {{bytes, path}}; name another column.") from error
 
 

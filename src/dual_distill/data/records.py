@@ -68,6 +68,15 @@ def existing_file(file: FilePath) -> Path:
     return path
 
 
+def existing_folder(folder: FilePath, purpose: str = "") -> Path:
+    """The path of a folder that is there; raises FileNotFoundError, which names what it is for."""
+    path = Path(folder)
+    if not path.is_dir():
+        missing = f"There is no folder {os.fspath(folder)!r}{purpose}"
+        raise FileNotFoundError(f"{missing}; relative paths start at the current folder.")
+    return path
+
+
 def read_json_lines(file: FilePath) -> Records:
     """The objects of a file of JSON lines, each with file and line; a BOM, CRLF and empty lines are fine."""
     with existing_file(file).open("rb") as lines:
@@ -91,16 +100,18 @@ def read_csv(file: FilePath) -> Records:
         while True:
             place = f"{path}, line {reader.line_num + 1}"
             try:
-                values = next(reader, None)
+                values = next(reader)
+            except StopIteration:
+                return
             except csv.Error as error:
-                message = f"the line is not {path.suffix[1:].upper()} ({error})"
-                yield place, InvalidRecordError("malformed line", message)
+                yield (
+                    place,
+                    InvalidRecordError("malformed line", f"the line is not {path.suffix[1:].upper()} ({error})"),
+                )
                 continue
             except UnicodeDecodeError as error:
                 raise ValueError(f"{place}: the file is not UTF-8 ({error}); save it as UTF-8.") from error
 
-            if values is None:
-                return
             if header is None:
                 header = values
                 if twice := [name for name in header if header.count(name) > 1]:

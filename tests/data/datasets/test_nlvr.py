@@ -64,12 +64,6 @@ def test_rows_are_as_they_were(folder, png):
     }
 
 
-def test_first_permutation_thins_out_train_only(folder):
-    data = load_nlvr(folder, 20, permutations="first")
-    assert data.num_rows == {"train": 24, "validation": 36, "dev": 18, "test": 18}
-    assert set(data["train"]["permutation"]) == {0}
-
-
 def test_images_stay_undecoded(folder):
     assert load_nlvr(folder, 0)["dev"].features["image"] == Image(decode=False)
 
@@ -93,7 +87,6 @@ def test_a_missing_column_is_named_with_its_file(folder, png):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"permutations": "some"}, "permutations is 'some', but it is 'all' or 'first'"),
         ({"validation_rows": 180}, r"validation_rows is 180, but there are 180 rows in 10 groups"),
         ({"validation_rows": -1}, "validation_rows is -1"),
     ],

@@ -83,7 +83,7 @@ def test_a_pair_id_that_repeats_is_noted_and_one_may_be_absent(folder):
     file = folder / "snli_ve_train.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
     report = ReadingReport()
-    data = load_snli_ve(train=file, images=folder / "flickr30k-images", report=report)
+    data = load_snli_ve(folder, report=report)
     assert data["train"]["pair_id"][:] == ["4705552900.jpg#2r1n", "4705552900.jpg#2r1n", None]
     assert report.notes == {"pairID that occurred before": 1}
 
@@ -96,4 +96,4 @@ def test_a_split_without_any_majority_is_refused(folder):
 
 def test_a_missing_image_folder_is_named(folder):
     with pytest.raises(FileNotFoundError, match="There is no folder 'nowhere' for images"):
-        load_snli_ve(train=folder / "snli_ve_train.jsonl", images="nowhere")
+        load_snli_ve(folder, images="nowhere")

@@ -87,14 +87,16 @@ def test_a_row_is_normalised_and_keeps_what_people_said(folder):
     }
 
 
-def test_images_may_lie_in_the_folder_itself_or_in_one_each(folder, tmp_path):
+def test_images_may_lie_in_a_folder_itself_or_below_it(folder, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
     for image in (folder / "train2014").iterdir():
         image.rename(flat / image.name)
+    (folder / "val2014").rename(flat / "val2014")
     pairs = [files(folder), files(folder, "val2014")]
     arguments = {name: [pair[name] for pair in pairs] for name in ("questions", "annotations")}
-    data = load_vqa(**arguments, images=[flat, folder], validation_rows=0)
+    data = load_vqa(**arguments, images=flat, validation_rows=0)
+    assert load_vqa(folder, images=flat, validation_rows=0)["train"].to_list() == data["train"].to_list()
     assert list(data) == ["train"]
     assert data["train"].num_rows == 7
     assert data["train"][0]["image"]["path"].startswith(str(flat))
@@ -198,14 +200,14 @@ def test_skipping_a_question_of_a_wrong_id_lists_both_sides(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (lambda folder: {}, "VQA v2 needs questions=, annotations= and images=, or path="),
-        (lambda folder: {"path": folder, "images": folder}, "path is .*, but images is given too; give either"),
+        (lambda folder: {}, "Give path=, a folder that holds v2_OpenEnded"),
+        (lambda folder: files(folder) | {"images": None}, "Give path=, a folder that holds v2_OpenEnded"),
         (lambda folder: {"path": folder, "validation_rows": -1}, "validation_rows is -1"),
         (lambda folder: {"path": folder, "validation_rows": 7}, "validation_rows is 7, but there are 7 rows"),
         (lambda folder: {"path": folder}, "validation_rows is 1,000, but there are 7 rows"),
         (
-            lambda folder: files(folder) | {"images": [folder, folder]},
-            "There are 1 files of questions, 1 of annotations and 2 image folders",
+            lambda folder: files(folder) | {"questions": [files(folder)["questions"]] * 2},
+            "There are 2 files of questions, 1 of annotations; give as many",
         ),
         (
             lambda folder: files(folder) | {"questions": files(folder)["annotations"]},

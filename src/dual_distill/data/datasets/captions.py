@@ -21,9 +21,8 @@ LAYOUT = (
 
 _KARPATHY_NAMES = ("dataset_coco.json", "dataset_flickr30k.json")
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
-_FEATURES = Features(
-    {"image": Image(decode=False), "caption": Value("string"), "image_id": Value("int64"), "split": Value("string")}
-)
+_TEXTS = {"caption": Value("string"), "image_id": Value("int64"), "split": Value("string")}
+_FEATURES = Features({"image": Image(decode=False), **_TEXTS})
 
 
 def load_captions(
@@ -37,8 +36,9 @@ def load_captions(
 
     Args:
         path: folder with the files of `LAYOUT`; None where the next two are given.
-        captions: one file in Karpathy's format, or split -> file in COCO's captions format.
+        captions: one file in Karpathy's format, or split -> file in COCO's captions format; None: Karpathy's in `path`.
         images: folder of all images, or (COCO's format) split -> folder. Karpathy's `filepath` is a sub-folder of it.
+            None: `path`.
         skip_bad: pass over bad records and list them, instead of an error at the first.
         report: takes what was read, skipped, and left out (images without a caption); it is printed on stderr either
             way.
@@ -61,16 +61,15 @@ def load_captions(
         FileNotFoundError: There is no folder 'no/such/folder'; it should hold dataset_coco.json or ...
     """
     reader = RecordReader("captions", _FEATURES, skip_bad, report)
-    if path is not None:
-        folder = official_folder(path, LAYOUT, captions=captions, images=images)
+    if captions is None:
+        folder = official_folder(path, LAYOUT)
         names = [name for name in _KARPATHY_NAMES if (folder / name).exists()]
         if not names:
             known = ", ".join(_KARPATHY_NAMES)
             raise FileNotFoundError(f"The folder {str(folder)!r} holds none of {known}; it should hold one.")
-        captions, images = folder / names[0], folder
-    if captions is None or images is None:
-        raise ValueError(f"Captions need captions= and images=, or path=, a folder that holds {LAYOUT}")
+        captions = folder / names[0]
 
+    images = images or official_folder(path, LAYOUT)
     if not isinstance(captions, Mapping):
         if isinstance(images, Mapping):
             raise ValueError("images maps splits to folders, but captions is one file of Karpathy's; give one folder.")

@@ -139,7 +139,7 @@ def load_custom_dataset(
 
 
 def _find_tables(data: Any, config: str | None, revision: str | None) -> dict[str, tuple[str, Any]]:
-    """What sentences call each split, and its rows or files; under the names train, validation and test, in this order."""
+    """What sentences call each split, and its rows or files: train, validation and test, in this order."""
     name = "the data"
     if not isinstance(data, Mapping):
         path, name = Path(data), os.fspath(data)

@@ -19,16 +19,15 @@ LAYOUT = (
 )
 """What the folder of easy-VQA holds."""
 
-_IMAGE_COLUMNS = ("image", "image_id", "split")
-_QUESTION_COLUMNS = ("question", "answer", "image_id", "split", "question_id")
+_QUESTIONS = ("question", "answer", "image_id", "split", "question_id")
+_TEXTS = {"question": Value("string"), "answer": Value("string")}
 _FEATURES = Features(
-    {"image": Image(decode=False), "question": Value("string"), "answer": Value("string")}
-    | {"image_id": Value("int64"), "question_id": Value("int64")}
+    {"image": Image(decode=False), **_TEXTS, "image_id": Value("int64"), "question_id": Value("int64")}
 )
 
 
 def load_easy_vqa(
-    path: FilePath,
+    path: FilePath | None = None,
     validation_images: int = 400,
     seed: int = 0,
     skip_bad: bool = False,
@@ -63,15 +62,13 @@ def load_easy_vqa(
     folder = official_folder(path, LAYOUT)
     reader = RecordReader("easy_vqa", _FEATURES, skip_bad, report)
     images: dict[tuple[str, int], Any] = {}
-    for place, record in read_parquet(folder, "images.parquet", _IMAGE_COLUMNS):
-        if (record["split"], record["image_id"]) in images:
+    for place, record in read_parquet(folder, "images.parquet", ("image", "image_id", "split")):
+        if images.setdefault((record["split"], record["image_id"]), record["image"]) is not record["image"]:
             raise ValueError(f"{place}: image_id {record['image_id']} occurs twice in split {record['split']!r}.")
-        images[record["split"], record["image_id"]] = record["image"]
-
     image_ids = sorted(image_id for split, image_id in images if split == "train")
-    if not 0 <= validation_images < max(len(image_ids), 1):
-        limits = f"it is 0 or more and fewer than the {len(image_ids)} training images"
-        raise ValueError(f"validation_images is {validation_images}, but {limits}.")
+    asked, most = f"validation_images is {validation_images}", len(image_ids)
+    if not 0 <= validation_images < max(most, 1):
+        raise ValueError(f"{asked}, but it is 0 or more and fewer than the {most} training images.")
 
     def make_row(question: Any, split: str) -> dict[str, Any] | None:
         if question["split"] != split:
@@ -82,11 +79,10 @@ def load_easy_vqa(
         return {**question, "image": images[split, question["image_id"]]}
 
     for split in ("train", "test"):
-        questions = read_parquet(folder, "questions.parquet", _QUESTION_COLUMNS)
-        reader.read(split, questions, partial(make_row, split=split))
+        reader.read(split, read_parquet(folder, "questions.parquet", _QUESTIONS), partial(make_row, split=split))
     train, test = reader.splits.values()
     # Rows of one image go together, else a question about it would tell of another.
     held_out = random.Random(seed).sample(image_ids, validation_images)
-    train, validation = hold_out(train, train["image_id"][:], held_out, f"validation_images is {validation_images}")
+    train, validation = hold_out(train, train["image_id"][:], held_out, asked)
     reader.splits = {"train": train, "validation": validation, "test": test}
     return reader.finish()

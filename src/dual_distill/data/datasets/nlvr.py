@@ -1,36 +1,53 @@
-"""NLVR v1: people's sentences about images of three boxes of shapes, true or false (Suhr et al., ACL 2017).
+"""People's sentences about images, true or false: NLVR (three boxes of shapes) and NLVR2 (two photographs).
 
-What is unusual: each example comes as six images, the six orders of its three boxes, all with one label; and the
+What is unusual: an example of NLVR comes as six images, the six orders of its three boxes, all with one label; and its
 validation split holds out whole `directory` values of train. Random rows would put permutations of one image on both
-sides of the line.
+sides of the line. In NLVR2 everything is in the identifier, `split-set-pair-sentence`: the first three parts name the
+two images, and all parts but the pair name the sentence, which is judged for several pairs. Consistency counts
+sentences, so it groups by the latter.
 """
 
 import random
-from typing import Any, Literal
+import re
+from functools import partial
+from typing import Any
 
 from datasets import DatasetDict, Features, Image, Value
 
-from dual_distill.data.reading import ReadingReport, RecordReader, hold_out, official_folder, read_parquet
-from dual_distill.data.records import FilePath
+from dual_distill.data.reading import (
+    ImageFolder,
+    ReadingReport,
+    RecordReader,
+    hold_out,
+    official_folder,
+    official_splits,
+    read_parquet,
+)
+from dual_distill.data.records import FilePath, InvalidRecordError, UniqueIds, read_json_lines
 
-LAYOUT = (
+NLVR_LAYOUT = (
     "train-*.parquet, dev-*.parquet and test-*.parquet, each with the columns image (PNG bytes), sentence, "
     'label (bool), identifier ("n-m"), permutation (0 to 5) and directory.'
 )
 """What the folder of NLVR v1 holds."""
 
-_COLUMNS = ("image", "sentence", "label", "identifier", "permutation", "directory")
-_TEXTS = ("sentence", "label", "identifier", "sentence_id")
-_FEATURES = Features(
-    {"image": Image(decode=False), **dict.fromkeys(_TEXTS, Value("string"))}
-    | {"permutation": Value("int8"), "directory": Value("int16")}
+NLVR2_LAYOUT = (
+    "train.json, dev.json and (if test-P is wanted) test1.json, JSON lines all, and the images, such as "
+    "dev-850-0-img0.png, in it or in images/, and there at once, in train/, dev/, test1/, or in train/DIRECTORY/."
 )
+"""What the folder of NLVR2 holds."""
+
+_COLUMNS = ("image", "sentence", "label", "identifier", "permutation", "directory")
+_NAMES = {"train": "train.json", "validation": "dev.json", "test": "test1.json"}
+_IDENTIFIER = re.compile(r"([a-z]+[0-9]?)-([0-9]+)-([0-9]+)-([0-9]+)")
+_TEXTS = dict.fromkeys(("sentence", "label", "identifier", "sentence_id"), Value("string"))
+_BOXES = Features({"image": Image(decode=False), **_TEXTS, "permutation": Value("int8"), "directory": Value("int16")})
+_PHOTOGRAPHS = Features({"image_0": Image(decode=False), "image_1": Image(decode=False), **_TEXTS})
 
 
 def load_nlvr(
-    path: FilePath,
+    path: FilePath | None = None,
     validation_rows: int = 4_000,
-    permutations: Literal["all", "first"] = "all",
     seed: int = 0,
     skip_bad: bool = False,
     report: ReadingReport | None = None,
@@ -38,11 +55,9 @@ def load_nlvr(
     """NLVR v1 as train, validation, dev and test.
 
     Args:
-        path: folder with the files of `LAYOUT`.
+        path: folder with the files of `NLVR_LAYOUT`.
         validation_rows: whole directories of train, in an order drawn by `seed`, move to validation until it has this
             many rows or more; 0 leaves validation empty.
-        permutations: "all" six images of each example in train, or the "first" only. The other splits always hold
-            all six.
         seed: which directories become validation.
         skip_bad: pass over bad records and list them, instead of an error at the first.
         report: takes what was read and skipped; it is printed on stderr either way.
@@ -53,8 +68,7 @@ def load_nlvr(
 
     Raises:
         FileNotFoundError: the folder lacks one of the splits.
-        ValueError: a file lacks a column, `permutations` is neither word, or `validation_rows` is negative or leaves
-            no training row.
+        ValueError: a file lacks a column, or `validation_rows` is negative or leaves no training row.
 
     References:
         Suhr et al., ACL 2017, "A Corpus of Natural Language for Visual Reasoning"; github.com/lil-lab/nlvr.
@@ -64,12 +78,9 @@ def load_nlvr(
         Traceback (most recent call last):
         FileNotFoundError: There is no folder 'no/such/folder'...
     """
-    if permutations not in ("all", "first"):
-        raise ValueError(f"permutations is {permutations!r}, but it is 'all' or 'first'.")
-
-    reader = RecordReader("nlvr", _FEATURES, skip_bad, report)
+    reader = RecordReader("nlvr", _BOXES, skip_bad, report)
     for split in ("train", "dev", "test"):
-        reader.read(split, read_parquet(official_folder(path, LAYOUT), f"{split}-*.parquet", _COLUMNS), _make_row)
+        reader.read(split, read_parquet(official_folder(path, NLVR_LAYOUT), f"{split}-*.parquet", _COLUMNS), _boxes_row)
     train, dev, test = reader.splits.values()
 
     directories = train["directory"][:]
@@ -77,12 +88,75 @@ def load_nlvr(
     random.Random(seed).shuffle(order)
     asked = f"validation_rows is {validation_rows:,}"
     train, validation = hold_out(train, directories, order[::-1], asked, validation_rows)
-    if permutations == "first":
-        train = train.select([index for index, number in enumerate(train["permutation"]) if number == 0])
     reader.splits = {"train": train, "validation": validation, "dev": dev, "test": test}
     return reader.finish()
 
 
-def _make_row(record: Any) -> dict[str, Any]:
+def _boxes_row(record: Any) -> dict[str, Any]:
     sentence_id = record["identifier"].partition("-")[0]
     return {**record, "label": "true" if record["label"] else "false", "sentence_id": sentence_id}
+
+
+def load_nlvr2(
+    path: FilePath | None = None,
+    images: FilePath | None = None,
+    skip_bad: bool = False,
+    report: ReadingReport | None = None,
+) -> DatasetDict:
+    """NLVR2 as train, validation (its dev) and, if its file is there, test (its test-P).
+
+    Args:
+        path: folder with the files of `NLVR2_LAYOUT`.
+        images: folder of the images; None: images/ in `path`, or `path`.
+        skip_bad: pass over bad records and list them, instead of an error at the first.
+        report: takes what was read and skipped; it is printed on stderr either way.
+
+    Returns:
+        Columns image_0 (left) and image_1 (right), undecoded, sentence, label ("True" or "False"), identifier,
+        sentence_id (the identifier without its pair: rows about one sentence share it). Images in train/, dev/, test1/
+        and, for train, in the record's `directory` below the folder (or below its train/) are found.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing.
+        ValueError: a record is bad: a missing image, an empty sentence, an unknown label, an identifier twice, a line
+            that is no JSON.
+
+    References:
+        Suhr et al., ACL 2019, arXiv 1811.00491; github.com/lil-lab/nlvr
+
+    Example:
+        >>> load_nlvr2("no/such/folder")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        FileNotFoundError: There is no folder 'no/such/folder'...
+    """
+    reader = RecordReader("nlvr2", _PHOTOGRAPHS, skip_bad, report)
+    files = official_splits(path, _NAMES, NLVR2_LAYOUT)
+    folder = files["train"].parent
+    image_folder = ImageFolder(images or next(place for place in (folder / "images", folder) if place.is_dir()))
+    for split, file in files.items():
+        make_row = partial(_photographs_row, images=image_folder, ids=UniqueIds("identifier"))
+        reader.read(split, read_json_lines(file), make_row)
+    return reader.finish()
+
+
+def _photographs_row(record: Any, images: ImageFolder, ids: UniqueIds) -> dict[str, Any]:
+    identifier: str = record.value("identifier", str)
+    parts = _IDENTIFIER.fullmatch(identifier)
+    if parts is None:
+        message = f"identifier is {identifier!r}, but expected is split-set-pair-sentence"
+        raise InvalidRecordError("malformed identifier", message)
+
+    label = str(record.get("label"))
+    if label not in ("True", "False"):
+        message = f"label is {record.get('label')!r}, but expected is 'True' or 'False'"
+        raise InvalidRecordError("unknown label", message)
+
+    text = record.text("sentence")
+    split, image_set, pair, sentence = parts.groups()
+    folders = ["", f"{split}/"]
+    if "directory" in record:
+        folders += [f"{split}/{record['directory']}/", f"{record['directory']}/"]
+    names = [f"{split}-{image_set}-{pair}-img{number}.png" for number in (0, 1)]
+    found = [images.find(*(folder + name for folder in folders)) for name in names]
+    values = (*found, text, label, ids.add(identifier), f"{split}-{image_set}-{sentence}")
+    return dict(zip(_PHOTOGRAPHS, values, strict=True))

@@ -4,14 +4,13 @@ About one pair in a hundred has no majority among its annotators and carries the
 class and is left out, and counted, as every published number leaves it out.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from datasets import Features, Image, Value
+from datasets import DatasetDict, Features, Image, Value
 
-from dual_distill.data.reading import ImageFolder, OfficialSplits, ReadingReport
-from dual_distill.data.records import InvalidRecordError
+from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, official_splits
+from dual_distill.data.records import FilePath, InvalidRecordError, read_json_lines
 from dual_distill.data.tasks import TASKS
 
 LAYOUT = (
@@ -22,8 +21,48 @@ LAYOUT = (
 
 _NAMES = {"train": "snli_ve_train.jsonl", "validation": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"}
 _NO_MAJORITY = "-"
-_TEXTS = ("sentence", "label", "pair_id", "image_id")
-_FEATURES = Features({"image": Image(decode=False), **dict.fromkeys(_TEXTS, Value("string"))})
+_TEXTS = dict.fromkeys(("sentence", "label", "pair_id", "image_id"), Value("string"))
+_FEATURES = Features({"image": Image(decode=False), **_TEXTS})
+
+
+def load_snli_ve(
+    path: FilePath | None = None,
+    images: FilePath | None = None,
+    skip_bad: bool = False,
+    report: ReadingReport | None = None,
+) -> DatasetDict:
+    """SNLI-VE as train, validation (its dev) and, if its file is there, test.
+
+    Args:
+        path: folder with the files of `LAYOUT`.
+        images: folder of the images; None: flickr30k-images/ in `path`.
+        skip_bad: pass over bad records and list them, instead of an error at the first.
+        report: takes what was read, skipped and left out for its gold_label "-", and how many have a pairID that was
+            there before (they are taken); it is printed on stderr either way.
+
+    Returns:
+        Columns image (undecoded), sentence (the hypothesis, sentence2), label (contradiction, entailment or neutral),
+        pair_id, image_id.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing.
+        ValueError: a record is bad: a missing image, an empty sentence, an unknown label, a line that is no JSON.
+
+    References:
+        Xie et al., 2019, arXiv 1901.06706; github.com/necla-ml/SNLI-VE
+
+    Example:
+        >>> load_snli_ve("no/such/folder")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        FileNotFoundError: There is no folder 'no/such/folder'...
+    """
+    reader = RecordReader("snli_ve", _FEATURES, skip_bad, report)
+    files = official_splits(path, _NAMES, LAYOUT)
+    image_folder = ImageFolder(images or files["train"].parent / "flickr30k-images")
+    for split, file in files.items():
+        make_row = partial(_make_row, images=image_folder, pair_ids=set(), report=reader.report)
+        reader.read(split, read_json_lines(file), make_row)
+    return reader.finish()
 
 
 def _make_row(record: Any, images: ImageFolder, pair_ids: set[str], report: ReadingReport) -> dict[str, Any] | None:
@@ -44,17 +83,3 @@ def _make_row(record: Any, images: ImageFolder, pair_ids: set[str], report: Read
     elif pair_id is not None:
         pair_ids.add(pair_id)
     return {"image": image, "sentence": text, "label": label, "pair_id": pair_id, "image_id": image_id}
-
-
-def _row_maker(images: ImageFolder, report: ReadingReport) -> Callable[[Any], dict[str, Any] | None]:
-    return partial(_make_row, images=images, pair_ids=set(), report=report)
-
-
-load_snli_ve = OfficialSplits("snli_ve", _FEATURES, _NAMES, ("flickr30k-images",), LAYOUT, _row_maker).load
-"""Read SNLI-VE as `OfficialSplits.load` says: columns image, undecoded, sentence (the hypothesis, sentence2), label
-(contradiction, entailment or neutral), pair_id, image_id. The report counts what was left out for its gold_label "-",
-and how many a pairID that was there before has (they are taken).
-
-References:
-    Xie et al., 2019, arXiv 1901.06706; github.com/necla-ml/SNLI-VE
-"""

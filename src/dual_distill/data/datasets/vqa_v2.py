@@ -22,12 +22,10 @@ LAYOUT = (
 )
 """What the folder of VQA v2 holds."""
 
-_TEXTS = ("question", "answer", "question_type", "answer_type")
-_FEATURES = Features(
-    {"image": Image(decode=False), **dict.fromkeys(_TEXTS, Value("string"))}
-    | dict.fromkeys(("answers", "answers_as_given"), List(Value("string")))
-    | dict.fromkeys(("question_id", "image_id"), Value("int64"))
-)
+_TEXTS = dict.fromkeys(("question", "answer", "question_type", "answer_type"), Value("string"))
+_LISTS = dict.fromkeys(("answers", "answers_as_given"), List(Value("string")))
+_IDS = dict.fromkeys(("question_id", "image_id"), Value("int64"))
+_FEATURES = Features({"image": Image(decode=False), **_TEXTS, **_LISTS, **_IDS})
 
 _normalise = lru_cache(maxsize=100_000)(normalise_answer)  # millions of answers, most of which were there before
 
@@ -38,9 +36,8 @@ def load_vqa(
     path: FilePath | None = None,
     questions: Files | None = None,
     annotations: Files | None = None,
-    images: Files | None = None,
+    images: FilePath | None = None,
     test_questions: FilePath | None = None,
-    test_images: FilePath | None = None,
     validation_rows: int = 1_000,
     skip_bad: bool = False,
     report: ReadingReport | None = None,
@@ -49,12 +46,11 @@ def load_vqa(
 
     Args:
         path: folder with the files of `LAYOUT`; None where the next three are given.
-        questions: file of questions, or several (train2014 and val2014); their rows follow one another.
-        annotations: the file of answers of each.
-        images: folder of all images, or one folder for each file of questions. A file is looked for in the folder and
-            in its sub-folder train2014, val2014 or test2015.
+        questions: file of questions, or several (train2014 and val2014), whose rows follow one another; None: those of
+            `path`.
+        annotations: the file of answers of each; None: those of `path`.
+        images: folder of all images, in it or in its sub-folders train2014, val2014, test2015; None: `path`.
         test_questions: file of questions without answers, such as v2_OpenEnded_mscoco_test2015_questions.json.
-        test_images: their folder; None: `images`, where that is one folder.
         validation_rows: the last rows become validation instead of train, >= 0. They are rows, not images: the official
             files list the questions of an image together, so that one image at most stands on both sides.
         skip_bad: pass over bad records and list them, instead of an error at the first.
@@ -84,35 +80,27 @@ def load_vqa(
         FileNotFoundError: There is no folder 'no/such/folder'; it should hold v2_OpenEnded_mscoco_train2014_...
     """
     reader = RecordReader("vqa", _FEATURES, skip_bad, report)
-    if path is not None:
-        folder = official_folder(path, LAYOUT, questions=questions, annotations=annotations, images=images)
-        parts = ["train2014"]
-        if (folder / "v2_OpenEnded_mscoco_val2014_questions.json").exists():
-            parts.append("val2014")
+    if questions is None or annotations is None:
+        folder = official_folder(path, LAYOUT)
+        has_val = (folder / "v2_OpenEnded_mscoco_val2014_questions.json").exists()
+        parts = ["train2014", "val2014"] if has_val else ["train2014"]
         questions = [folder / f"v2_OpenEnded_mscoco_{part}_questions.json" for part in parts]
-        annotations, images = [folder / f"v2_mscoco_{part}_annotations.json" for part in parts], folder
-    if questions is None or annotations is None or images is None:
-        raise ValueError(f"VQA v2 needs questions=, annotations= and images=, or path=, a folder that holds {LAYOUT}")
+        annotations = [folder / f"v2_mscoco_{part}_annotations.json" for part in parts]
+    image_folder = ImageFolder(images or official_folder(path, LAYOUT))
+    files = [_as_list(given) for given in (questions, annotations)]
+    if len(files[0]) != len(files[1]):
+        raise ValueError(f"There are {len(files[0])} files of questions, {len(files[1])} of annotations; give as many.")
 
-    question_files, annotation_files, folders = _as_list(questions), _as_list(annotations), _as_list(images)
-    if len(annotation_files) != len(question_files) or len(folders) not in (1, len(question_files)):
-        numbers = f"{len(question_files)} files of questions, {len(annotation_files)} of annotations and {len(folders)}"
-        raise ValueError(f"There are {numbers} image folders; give as many of each, or one folder for all.")
-    if test_questions is not None and test_images is None and len(folders) > 1:
-        raise ValueError(f"images names {len(folders)} folders, so test_questions needs test_images=, its own folder.")
-
-    image_folders = [ImageFolder(folder) for folder in folders] * (len(question_files) // len(folders))
-    files = zip(question_files, annotation_files, image_folders, strict=True)
     ids = UniqueIds("question_id")
-    labelled = reader.table("train", chain.from_iterable(_read_part(*part, ids, reader) for part in files))
-    rows, wanted = range(labelled.num_rows), f"validation_rows is {validation_rows:,}"
-    reader.splits["train"], validation = hold_out(labelled, rows, rows[::-1], wanted, validation_rows)
+    rows = (_read_part(*part, image_folder, ids, reader) for part in zip(*files, strict=True))
+    labelled = reader.table("train", chain.from_iterable(rows))
+    indices, wanted = range(labelled.num_rows), f"validation_rows is {validation_rows:,}"
+    reader.splits["train"], validation = hold_out(labelled, indices, indices[::-1], wanted, validation_rows)
     if validation_rows:
         reader.splits["validation"] = validation
 
     if test_questions is not None:
-        test_folder = ImageFolder(test_images if test_images is not None else folders[0])
-        asked, question_row = _read_questions(test_questions, test_folder, UniqueIds("question_id"))
+        asked, question_row = _read_questions(test_questions, image_folder, UniqueIds("question_id"))
         unanswered: dict[str, Any] = dict.fromkeys(_TEXTS) | {"answers": [], "answers_as_given": []}
         reader.read("test", iter(asked), lambda question: unanswered | question_row(question))
     return reader.finish()
@@ -152,8 +140,8 @@ def _read_part(
     question_ids = [question.get("question_id") for _, question in asked if isinstance(question, Record)]
     unasked = annotations.keys() - {number for number in question_ids if isinstance(number, int)}
     for number in sorted(unasked):
-        message = f"{question_file!s} has no question {number}"
-        asked.append((annotations[number][0], InvalidRecordError("annotation without question", message)))
+        problem = InvalidRecordError("annotation without question", f"{question_file!s} has no question {number}")
+        asked.append((annotations[number][0], problem))
 
     def make_row(question: Record) -> dict[str, Any]:
         row = question_row(question)

@@ -29,7 +29,7 @@ from datasets.utils.file_utils import xopen
 
 from dual_distill.data.datasets.captions import load_captions
 from dual_distill.data.reading import ReadingReport
-from dual_distill.data.records import InvalidRecordError, read_json_lines
+from dual_distill.data.records import InvalidRecordError, existing_folder, read_json_lines
 from dual_distill.data.tasks import nearest_name
 
 KINDS = ("webdataset", "parquet", "folder", "karpathy", "coco")
@@ -261,11 +261,7 @@ def _listed_records(source: ImageTextSource, skip_bad: bool) -> tuple[Any, Count
 
 
 def _folder_records(source: ImageTextSource) -> list[tuple[str | None, Any, str]]:
-    folder = Path(source.path).absolute()
-    if not folder.is_dir():
-        missing = f"There is no folder {source.path!r} of images with texts"
-        raise FileNotFoundError(f"{missing}; relative paths start at the current folder.")
-
+    folder = existing_folder(source.path, " of images with texts").absolute()
     if not (folder / _METADATA).is_file():
         images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
         if not images:
