@@ -7,41 +7,35 @@ from typing import Any
 from datasets import Dataset
 
 
-def build_answer_vocabulary(
-    dataset: Dataset, column: str, min_count: int = 1, max_answers: int | None = None
-) -> list[str]:
+def build_answer_vocabulary(dataset: Dataset, column: str, min_count: int = 1) -> list[str]:
     """The answers that become classes, most frequent first, equal counts in alphabetical order.
 
     Args:
         dataset: the training split; other splits would leak into the head.
         column: a column of strings, or of lists of strings (VQAv2 has ten answers a question), each of which counts.
         min_count: fewest occurrences of an answer that is kept, >= 1. VQAv2's 3,129 classes come from 9.
-        max_answers: most answers that are kept, >= 1; None keeps all.
 
     Returns:
         The vocabulary; the index of an answer is its label id.
 
     Raises:
-        ValueError: the column is missing or holds something else than strings, a limit is below 1, or no answer is
-            frequent enough.
+        KeyError: there is no such column.
+        ValueError: the column holds something else than strings, `min_count` is below 1, or no answer
+            is frequent enough.
 
     Example:
         >>> answers = Dataset.from_dict({"answer": ["yes", "red", "no", "yes", "no", "a"]})
-        >>> build_answer_vocabulary(answers, "answer", max_answers=3)
-        ['no', 'yes', 'a']
+        >>> build_answer_vocabulary(answers, "answer", min_count=2)
+        ['no', 'yes']
     """
     if min_count < 1:
         raise ValueError(f"min_count is {min_count}, but must be at least 1.")
-    if max_answers is not None and max_answers < 1:
-        raise ValueError(f"max_answers is {max_answers}, but must be at least 1.")
-
     counts = Counter(_answers(dataset, column))
     kept = sorted((answer for answer in counts if counts[answer] >= min_count), key=lambda a: (-counts[a], a))
     if not kept:
-        most = max(counts.values(), default=0)
-        found = f"occurs {min_count} times or more (the most frequent: {most})"
+        found = f"occurs {min_count} times or more (the most frequent: {max(counts.values(), default=0)})"
         raise ValueError(f"No answer in column {column!r} {found}; lower min_count.")
-    return kept[:max_answers]
+    return kept
 
 
 def answer_coverage(dataset: Dataset, column: str, vocabulary: Sequence[str]) -> float:
@@ -56,7 +50,8 @@ def answer_coverage(dataset: Dataset, column: str, vocabulary: Sequence[str]) ->
         Share in [0, 1]; 0 for an empty column.
 
     Raises:
-        ValueError: the column is missing or holds something else than strings.
+        KeyError: there is no such column.
+        ValueError: the column holds something else than strings.
 
     Example:
         >>> answers = Dataset.from_dict({"answer": [["yes", "no"], ["red", "yes"]]})
@@ -69,8 +64,6 @@ def answer_coverage(dataset: Dataset, column: str, vocabulary: Sequence[str]) ->
 
 
 def _answers(dataset: Dataset, column: str) -> Iterator[str]:
-    if column not in dataset.column_names:
-        raise ValueError(f"There is no column {column!r}; the data has: {', '.join(dataset.column_names)}.")
     values: Iterable[Any] = dataset.with_format(None)[column]
     for row, value in enumerate(values):
         for answer in value if isinstance(value, list) else [value]:

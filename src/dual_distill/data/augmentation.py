@@ -7,8 +7,8 @@ they share the batch.
 
 import operator
 import random
-from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, SupportsIndex
 
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -98,11 +98,9 @@ class RandAugment:
             raise ValueError(f"num_operations is {num_operations}, but must be at least 0.")
         if not 0 <= magnitude <= MAX_MAGNITUDE:
             raise ValueError(f"magnitude is {magnitude}, but it lies between 0 and {MAX_MAGNITUDE} (the recipe has 9).")
-        self.num_operations = num_operations
-        self.magnitude = magnitude
-        self.seed = seed
+        self.num_operations, self.magnitude, self.seed = num_operations, magnitude, seed
 
-    def __call__(self, image: Image.Image, key: Sequence[Hashable]) -> Image.Image:
+    def __call__(self, image: Image.Image, key: Sequence[str | SupportsIndex]) -> Image.Image:
         """Augment an image.
 
         Args:
@@ -113,7 +111,8 @@ class RandAugment:
             A new RGB image of the same size; what was moved out of it is black. With 0 operations the image itself.
 
         Raises:
-            ValueError: the image is not RGB, or the key holds something else than integers and strings.
+            ValueError: the image is not RGB.
+            TypeError: the key holds something else than integers and strings.
         """
         if image.mode != "RGB":
             raise ValueError(f"The image has mode {image.mode!r}, but augmentation needs 'RGB'; take decode_image.")
@@ -121,7 +120,7 @@ class RandAugment:
             image = OPERATIONS[name].apply(image, strength)
         return image
 
-    def draw(self, key: Sequence[Hashable]) -> list[tuple[str, float]]:
+    def draw(self, key: Sequence[str | SupportsIndex]) -> list[tuple[str, float]]:
         """The operations for a key, in order, each with its strength.
 
         Args:
@@ -131,10 +130,12 @@ class RandAugment:
             `(name, strength)`, one an operation.
 
         Raises:
-            ValueError: the key holds something else than integers and strings.
+            TypeError: the key holds something else than integers and strings.
         """
         # A string seed goes through SHA-512, and `random()` is the one method whose numbers Python promises to keep.
-        numbers = random.Random("/".join([str(self.seed), *map(_name, key)]))
+        # 3 and numpy's 3 are the same part of a key, 3 and "3" are two.
+        parts = [repr(part) if isinstance(part, str) else str(operator.index(part)) for part in key]
+        numbers = random.Random("/".join([str(self.seed), *parts]))
         names = list(OPERATIONS)
         drawn = []
         for _ in range(self.num_operations):
@@ -145,14 +146,3 @@ class RandAugment:
             strength = operation.weakest + self.magnitude / MAX_MAGNITUDE * (operation.strongest - operation.weakest)
             drawn.append((name, -strength if operation.signed and is_negative else strength))
         return drawn
-
-
-def _name(part: Hashable) -> str:
-    """One part of a key; 3 and numpy's 3 are the same part, 3 and "3" are two."""
-    if isinstance(part, str):
-        return repr(part)
-    try:
-        return str(operator.index(part))  # type: ignore[arg-type]
-    except TypeError:
-        kind = type(part).__name__
-        raise ValueError(f"The key holds {part!r} of type {kind}, but its parts are integers or strings.") from None

@@ -59,11 +59,11 @@ def decode_image(value: Any, row: int | str, max_pixels: int = MAX_PIXELS) -> Im
     """
     name, source = image_source(value, row)
     where = f"row {row} (image {name!r})" if name else f"row {row}"
+    if isinstance(source, Image.Image):
+        return _decode(source, where, max_pixels)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter, and is an error
-        if isinstance(source, Image.Image):
-            return _decode(source, where, max_pixels)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is stricter, and is an error
         try:
             image = Image.open(io.BytesIO(source), formats=_FORMATS)
         except Image.DecompressionBombError as error:
@@ -110,17 +110,16 @@ def image_source(value: Any, row: int | str) -> tuple[str | None, bytes | Image.
         return str(value), Path(value).read_bytes()
     except (OSError, ValueError) as error:
         problem = f"the file cannot be read ({getattr(error, 'strerror', None) or error})"
-        where = f"row {row} (image {str(value)!r})"
-        raise ImageError(f"{where}: {problem}; relative paths start at the current folder.") from error
+        raise ImageError(f"row {row} (image {str(value)!r}): {problem}; paths start at the current folder.") from error
 
 
 def _decode(image: Image.Image, where: str, max_pixels: int) -> Image.Image:
     """The pixels of an opened image as RGB, once its header promises few enough of them."""
     width, height = image.size
     if width * height > max_pixels:
-        problem = f"its header declares {width} x {height} = {width * height:,} pixels, more than the {max_pixels:,}"
+        declared = f"its header declares {width} x {height} = {width * height:,} pixels"
         way_out = "drop the row, shrink the image, or raise max_pixels if you trust it"
-        raise ImageError(f"{where}: {problem} that are allowed; {way_out}.")
+        raise ImageError(f"{where}: {declared}, more than the {max_pixels:,} that are allowed; {way_out}.")
     if width * height == 0:
         raise ImageError(f"{where}: the image has no pixels ({width} x {height}); drop the row.")
 
@@ -128,21 +127,22 @@ def _decode(image: Image.Image, where: str, max_pixels: int) -> Image.Image:
         image.load()
         image = ImageOps.exif_transpose(image)
     except _DECODING_ERRORS as error:
-        problem = f"the image is truncated or damaged ({error})"
-        raise ImageError(f"{where}: {problem}; download the file again or drop the row.") from error
+        problem = f"{where}: the image is truncated or damaged ({error})"
+        raise ImageError(f"{problem}; download the file again or drop the row.") from error
 
+    if image.mode == "F":
+        raise ImageError(
+            f"{where}: mode 'F' (float pixels) does not say which value is white; save it with 8 or 16 bits."
+        )
     if image.mode in _SIXTEEN_BIT_MODES:
         # Pillow would clip such values instead of scaling them.
         values = np.asarray(image).astype(np.int64)
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high > 65535:
-            found = f"its values run from {low} to {high}"
-            problem = f"mode {image.mode!r} is read as 16-bit grey (0 to 65535), but {found}"
-            raise ImageError(f"{where}: {problem}; rescale and save it with 16 bits.")
+        if values.min() < 0 or values.max() > 65535:
+            problem = f"{where}: mode {image.mode!r} is read as 16-bit grey (0 to 65535)"
+            raise ImageError(
+                f"{problem}, but its values run from {values.min()} to {values.max()}; save it with 16 bits."
+            )
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        problem = "mode 'F' (float pixels) does not say which value is white"
-        raise ImageError(f"{where}: {problem}; save it with 8 or 16 bits.")
     elif image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
         canvas.alpha_composite(image.convert("RGBA"))

@@ -259,9 +259,9 @@ def test_an_empty_split_keeps_its_columns(scenes):
     [
         ({"num_scenes": {"train": -1}}, r"num_scenes\['train'\] is -1"),
         ({"num_scenes": 100}, "num_scenes maps split names to numbers"),
-        ({"questions_per_scene": 0}, "questions_per_scene is 0, but a scene carries 1 to 12"),
-        ({"cells": 1}, "cells is 1, but the grid has 2 to 8"),
-        ({"cell_px": 7}, "cell_px is 7, but a cell needs 8 pixels"),
+        ({"questions_per_scene": 0}, "questions_per_scene is 0, but must be from 1 to 12"),
+        ({"cells": 1}, "cells is 1, but must be from 2 to 8"),
+        ({"cell_px": 7}, "cell_px is 7, but must be from 8 to inf"),
     ],
 )
 def test_each_error_by_its_message(arguments, message):

@@ -47,14 +47,6 @@ def write_tars(folder, shards, rows, first=0, bad=None):
     return str(folder / "*.tar")
 
 
-def write_folder(folder, numbers):
-    folder.mkdir(parents=True)
-    for number in numbers:
-        (folder / f"{number:09d}.jpg").write_bytes(jpeg(number))
-        (folder / f"{number:09d}.txt").write_text(f"a thing {number}\n")
-    return str(folder)
-
-
 def write_metadata_folder(folder, numbers):
     (folder / "images").mkdir(parents=True)
     lines = []

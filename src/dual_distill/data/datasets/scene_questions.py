@@ -79,8 +79,7 @@ class SceneQuestionWriter:
     """
 
     def __init__(self, rng: random.Random, cells: int) -> None:
-        self.rng = rng
-        self.cells = cells
+        self.rng, self.cells = rng, cells
         self._answers: Counter[tuple[Finder, str, str]] = Counter()
         self._written: Counter[_Candidate] = Counter()
 
@@ -112,8 +111,7 @@ class SceneQuestionWriter:
         self._answers[find, chosen.form, chosen.answer] += 1
         self._written[chosen] += 1
         asked.add((chosen.form, *chosen.words))
-        sentence = self.rng.choice(_SENTENCES[chosen.form])
-        return Question(sentence.format(*chosen.words), chosen.answer, question_type)
+        return Question(self.rng.choice(_SENTENCES[chosen.form]).format(*chosen.words), chosen.answer, question_type)
 
 
 def scene_answers() -> list[str]:
@@ -136,10 +134,9 @@ def _yes_no(truth: bool) -> str:
 
 def _exist_pair(scene: Scene, cells: int) -> Iterator[_Candidate]:
     present = {(item.colour, item.shape) for item in scene}
-    colours, shapes = {colour for colour, _ in present}, {shape for _, shape in present}
     for colour, shape in product(COLOURS, SHAPES):
         # A "no" is only asked where colour and shape are both there, on different things.
-        if colour in colours and shape in shapes:
+        if any(colour == one for one, _ in present) and any(shape == one for _, one in present):
             yield _Candidate("exist", (f"{colour} {shape}",), _yes_no((colour, shape) in present))
 
 
@@ -147,14 +144,13 @@ def _exist_pair(scene: Scene, cells: int) -> Iterator[_Candidate]:
 
 
 def _exist(scene: Scene, cells: int, by: str) -> Iterator[_Candidate]:
-    present = {getattr(item, by) for item in scene}
-    for value in _VALUES[by]:
-        yield _Candidate("exist", (_noun(value, by),), _yes_no(value in present))
+    for noun, number in _counts(scene, by):
+        yield _Candidate("exist", (noun,), _yes_no(number > 0))
 
 
 def _count(scene: Scene, cells: int, by: str) -> Iterator[_Candidate]:
     for noun, number in _counts(scene, by):
-        yield _Candidate("count", (noun,), str(number))
+        yield _Candidate("count", (f"{noun}s",), str(number))
 
 
 def _count_all(scene: Scene, cells: int) -> Iterator[_Candidate]:
@@ -174,8 +170,7 @@ def _of_unique(scene: Scene, cells: int, asked: str) -> Iterator[_Candidate]:
 def _in_corner(scene: Scene, cells: int, asked: str) -> Iterator[_Candidate]:
     by_cell = {(item.row, item.column): item for item in scene}
     for corner, (row, column) in CORNERS.items():
-        item = by_cell.get((row % cells, column % cells))
-        if item is not None:
+        if (item := by_cell.get((row % cells, column % cells))) is not None:
             yield _Candidate(asked, (f"thing in the {corner} corner",), getattr(item, asked))
 
 
@@ -199,18 +194,16 @@ def _next_to(scene: Scene, cells: int, asked: str) -> Iterator[_Candidate]:
 def _compare(scene: Scene, cells: int, by: str) -> Iterator[_Candidate]:
     for (first, first_count), (second, second_count) in permutations(_counts(scene, by), 2):
         if first_count + second_count > 0:
-            yield _Candidate("more", (first, second), _yes_no(first_count > second_count))
-            yield _Candidate("fewer", (first, second), _yes_no(first_count < second_count))
-            yield _Candidate("same", (first, second), _yes_no(first_count == second_count))
+            words = (f"{first}s", f"{second}s")
+            yield _Candidate("more", words, _yes_no(first_count > second_count))
+            yield _Candidate("fewer", words, _yes_no(first_count < second_count))
+            yield _Candidate("same", words, _yes_no(first_count == second_count))
 
 
 def _counts(scene: Scene, by: str) -> list[tuple[str, int]]:
+    """Each word for shapes of a colour, or for a shape, and how many there are."""
     counts = Counter(getattr(item, by) for item in scene)
-    return [(_noun(value, by) + "s", counts[value]) for value in _VALUES[by]]
-
-
-def _noun(value: str, by: str) -> str:
-    return f"{value} shape" if by == "colour" else value
+    return [(f"{value} shape" if by == "colour" else value, counts[value]) for value in _VALUES[by]]
 
 
 def _neighbours(scene: Scene) -> Iterator[tuple[str, SceneObject, SceneObject]]:
@@ -221,9 +214,8 @@ def _neighbours(scene: Scene) -> Iterator[tuple[str, SceneObject, SceneObject]]:
     for anchor in scene:
         if kinds[anchor.colour, anchor.shape] > 1:
             continue
-        for direction, (row_step, column_step) in STEPS.items():
-            neighbour = by_cell.get((anchor.row + row_step, anchor.column + column_step))
-            if neighbour is not None:
+        for direction, (down, right) in STEPS.items():
+            if (neighbour := by_cell.get((anchor.row + down, anchor.column + right))) is not None:
                 yield direction, anchor, neighbour
 
 

@@ -7,6 +7,7 @@ stay the same when train grows.
 """
 
 import io
+import math
 import random
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -118,17 +119,13 @@ def draw_scenes(
     """
     if not isinstance(num_scenes, Mapping):
         raise ValueError(f"num_scenes maps split names to numbers, such as {{'train': 100}}, but it is {num_scenes!r}.")
-    for split, number in num_scenes.items():
-        if number < 0:
-            raise ValueError(f"num_scenes[{split!r}] is {number}, but a split has 0 scenes or more.")
-
-    if not 1 <= questions_per_scene <= 12:
-        way_out = "generate more scenes instead"
-        raise ValueError(f"questions_per_scene is {questions_per_scene}, but a scene carries 1 to 12; {way_out}.")
-    if not 2 <= cells <= 8:
-        raise ValueError(f"cells is {cells}, but the grid has 2 to 8 rows and columns: a relation needs a neighbour.")
-    if cell_px < 8:
-        raise ValueError(f"cell_px is {cell_px}, but a cell needs 8 pixels or more to show which shape it holds.")
+    # A scene has so many questions without repeating one, a relation needs a neighbour, a cell room to show a shape.
+    limits: dict[str, tuple[int, int, float]] = {"questions_per_scene": (questions_per_scene, 1, 12)}
+    limits |= {"cells": (cells, 2, 8), "cell_px": (cell_px, 8, math.inf)}
+    limits |= {f"num_scenes[{split!r}]": (number, 0, math.inf) for split, number in num_scenes.items()}
+    for name, (value, fewest, most) in limits.items():
+        if not fewest <= value <= most:
+            raise ValueError(f"{name} is {value}, but must be from {fewest} to {most}.")
 
     seen: set[frozenset[SceneObject]] = set()
     for split in sorted(num_scenes, key=lambda name: (name == "train", name)):
@@ -162,19 +159,16 @@ def _draw_scene(
             continue
 
         asked: set[tuple[str, ...]] = set()
-        questions = []
-        for turn in range(questions_per_scene):
-            question_type = QUESTION_TYPES[(index * questions_per_scene + turn) % len(QUESTION_TYPES)]
-            question = writer.write(scene, question_type, asked)
-            if question is not None:
-                questions.append(question)
-        if len(questions) == questions_per_scene:
+        turns = range(index * questions_per_scene, (index + 1) * questions_per_scene)
+        questions = [writer.write(scene, QUESTION_TYPES[turn % len(QUESTION_TYPES)], asked) for turn in turns]
+        found = [question for question in questions if question is not None]
+        if len(found) == questions_per_scene:
             seen.add(frozenset(scene))
-            return scene, questions
+            return scene, found
 
-    grid = f"a grid of {writer.cells} x {writer.cells} cells"
-    found = f"No new scene in {_MAX_ATTEMPTS:,} attempts after {len(seen):,} scenes on {grid}"
-    raise ValueError(f"{found}: ask for fewer scenes or questions, or for more cells.")
+    found_none = f"No new scene in {_MAX_ATTEMPTS:,} attempts after {len(seen):,} scenes on a grid of"
+    way_out = "ask for fewer scenes or questions, or for more cells"
+    raise ValueError(f"{found_none} {writer.cells} x {writer.cells} cells: {way_out}.")
 
 
 def _draw_objects(rng: random.Random, cells: int) -> tuple[SceneObject, ...]:

@@ -15,7 +15,6 @@ import lzma
 import operator
 import tarfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -28,7 +27,6 @@ from datasets.data_files import resolve_pattern
 from datasets.utils.file_utils import xopen
 
 from dual_distill.data.datasets.captions import load_captions
-from dual_distill.data.reading import ReadingReport
 from dual_distill.data.records import InvalidRecordError, existing_folder, read_json_lines
 from dual_distill.data.tasks import nearest_name
 
@@ -54,7 +52,7 @@ class ImageTextSource:
         path: webdataset, parquet: a file or a glob, local, `hf://` or `https://` (an `https://` address has no glob);
             folder: a folder; karpathy: its JSON file; coco: its captions JSON file.
         kind: one of `KINDS`. "webdataset" are tar files as img2dataset writes them (`key.jpg`, `key.txt`, `key.json`);
-            "folder" is images with a `.txt` beside each or one `metadata.jsonl`.
+            "folder" is images with a `metadata.jsonl`.
         weight: how often it is drawn from, relative to the others, as long as it lasts.
         split: which split of Karpathy's file; the others have none.
         images: karpathy, coco: the folder of the images.
@@ -107,7 +105,6 @@ class Shard(NamedTuple):
         path: the file, or the folder.
         start: parquet: number of the row group; folder, karpathy, coco: first row.
         stop: folder, karpathy, coco: the row after the last.
-        problem: why it cannot be read, where that is known already.
     """
 
     source: ImageTextSource
@@ -115,7 +112,6 @@ class Shard(NamedTuple):
     path: str
     start: int = 0
     stop: int = 0
-    problem: str | None = None
 
 
 class FoundShards(NamedTuple):
@@ -125,13 +121,11 @@ class FoundShards(NamedTuple):
         source: where they belong.
         shards: in the order of their names.
         num_rows: rows in them, broken ones included; None where that is not known without reading them.
-        skipped: kind -> entries of caption files that were passed over.
     """
 
     source: ImageTextSource
     shards: list[Shard]
     num_rows: int | None
-    skipped: Counter[str] = Counter()
 
 
 def parse_sources(sources: Any) -> list[ImageTextSource]:
@@ -203,11 +197,11 @@ def find_shards(source: ImageTextSource, skip_bad: bool = False) -> FoundShards:
         return find(source, {f"{source.name}/{file.rsplit('/', 1)[-1]}": file for file in files})
 
     # Ranges of rows, so many that a few workers share them evenly.
-    records, skipped = _listed_records(source, skip_bad)
-    count, pieces = len(records), min(_RANGES, len(records))
+    count = len(_listed_records(source, skip_bad))
+    pieces = min(_RANGES, count)
     bounds = [count * piece // max(pieces, 1) for piece in range(pieces + 1)]
     shards = [Shard(source, str(source.name), source.path, *bound) for bound in itertools.pairwise(bounds)]
-    return FoundShards(source, shards, count, skipped)
+    return FoundShards(source, shards, count)
 
 
 def _tar_shards(source: ImageTextSource, files: dict[str, str]) -> FoundShards:
@@ -228,8 +222,9 @@ def _parquet_shards(source: ImageTextSource, files: dict[str, str]) -> FoundShar
             with xopen(file, "rb") as stream:
                 described = pq.ParquetFile(stream)
                 columns, metadata = described.schema_arrow.names, described.metadata
-        except (pa.ArrowException, OSError) as error:
-            shards.append(Shard(source, name, file, problem=f"the file is no Parquet, or damaged ({error})"))
+        except (pa.ArrowException, OSError):
+            # Said when it is read, so that it may be passed over.
+            shards.append(Shard(source, name, file))
             continue
 
         for column in (source.image_column, source.caption_column):
@@ -242,50 +237,35 @@ def _parquet_shards(source: ImageTextSource, files: dict[str, str]) -> FoundShar
 
 
 @functools.lru_cache(maxsize=32)
-def _listed_records(source: ImageTextSource, skip_bad: bool) -> tuple[Any, Counter[str]]:
-    """The rows of a folder or of a caption file, read once a process; and the entries that were passed over.
-
-    Of a folder they are a list of (image path, caption, name), with an `InvalidRecordError` or the path of a text file
-    in place of a caption; of a caption file a data set.
-    """
+def _listed_records(source: ImageTextSource, skip_bad: bool) -> Any:
+    """The rows of a caption file, a data set; or of a folder, (image path, caption or error, name); read once."""
     if source.kind == "folder":
-        return _folder_records(source), Counter()
+        return list(_folder_records(source))
 
-    report = ReadingReport()
     captions: Any = source.path if source.kind == "karpathy" else {source.split: source.path}
-    splits = load_captions(captions=captions, images=source.images, skip_bad=skip_bad, report=report)
+    splits = load_captions(captions=captions, images=source.images, skip_bad=skip_bad)
     if source.split not in splits:
         found = ", ".join(splits)
         raise ValueError(f"{source.path!r} has no rows of the split {source.split!r}, but of {found}; choose one.")
-    return splits[source.split], Counter({kind: len(sentences) for kind, sentences in report.bad.items()})
+    return splits[source.split]
 
 
-def _folder_records(source: ImageTextSource) -> list[tuple[str | None, Any, str]]:
+def _folder_records(source: ImageTextSource) -> Iterator[tuple[str | None, Any, str]]:
     folder = existing_folder(source.path, " of images with texts").absolute()
-    if not (folder / _METADATA).is_file():
-        images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
-        if not images:
-            raise FileNotFoundError(f"The folder {source.path!r} holds no images ({', '.join(_IMAGE_SUFFIXES)}).")
-        return [(str(image), image.with_suffix(".txt"), image.relative_to(folder).as_posix()) for image in images]
-
-    records: list[tuple[str | None, Any, str]] = []
     for place, record in read_json_lines(folder / _METADATA):
         name = place.rsplit("/", 1)[-1]  # "metadata.jsonl, line 3"
         if not isinstance(record, InvalidRecordError) and not isinstance(record.get("file_name"), str):
             record = InvalidRecordError("malformed entry", "there is no file_name")
         if isinstance(record, InvalidRecordError):
-            records.append((None, record, name))
+            yield None, record, name
         else:
-            records.append((str(folder / record["file_name"]), record.get(source.caption_column), name))
-    return records
+            yield str(folder / record["file_name"]), record.get(source.caption_column), name
 
 
 def read_image_texts(shards: list[Shard], skip_bad: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of shards one after the other, each after its name, with the columns of `IMAGE_TEXT_FEATURES`."""
     for shard in shards:
-        if shard.problem is not None:
-            rows: Rows = iter([_row(shard.name, bad="broken shard", why=shard.problem)])
-        elif shard.source.kind == "webdataset":
+        if shard.source.kind == "webdataset":
             rows = _tar_rows(shard)
         elif shard.source.kind == "parquet":
             rows = _parquet_rows(shard)
@@ -400,7 +380,7 @@ def _parquet_rows(shard: Shard) -> Rows:
 
 def _listed_rows(shard: Shard, skip_bad: bool) -> Rows:
     """The rows of a range of a folder or of a caption file."""
-    records = _listed_records(shard.source, skip_bad)[0]
+    records = _listed_records(shard.source, skip_bad)
     for number in range(shard.start, shard.stop):
         if shard.source.kind == "folder":
             image, caption, record = records[number]
@@ -408,15 +388,7 @@ def _listed_rows(shard: Shard, skip_bad: bool) -> Rows:
             row = records[number]
             image, caption, record = row["image"], row["caption"], f"caption {number} (image {row['image_id']})"
 
-        name = f"{shard.name}: {record}"
         if isinstance(caption, InvalidRecordError):
-            yield _row(name, bad="malformed entry", why=str(caption))
-            continue
-        # A folder of thousands of text files is read as it is trained on, not when it is listed.
-        if isinstance(caption, Path):
-            try:
-                caption = caption.read_text("utf-8") if caption.is_file() else None
-            except UnicodeDecodeError as error:
-                yield _row(name, bad="malformed caption", why=f"the caption cannot be read ({error})")
-                continue
-        yield from _image_rows(name, image, caption)
+            yield _row(f"{shard.name}: {record}", bad="malformed entry", why=str(caption))
+        else:
+            yield from _image_rows(f"{shard.name}: {record}", image, caption)

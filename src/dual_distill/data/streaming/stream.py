@@ -114,13 +114,11 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
 
     @property
     def skipped(self) -> Counter[str]:
-        """Kind -> bad rows that were passed over in this iteration; of workers: `ImageTextLoader.skipped`."""
-        return self.skipped_records + Counter(self._position["skipped"])
+        """Kind -> bad rows that were passed over in this iteration; of workers: `ImageTextLoader.skipped`.
 
-    @property
-    def skipped_records(self) -> Counter[str]:
-        """Kind -> entries of caption files that were passed over when these were read."""
-        return sum((one.skipped for one in self.found), Counter())
+        Bad records of a caption file are not among them: they were listed when it was read.
+        """
+        return Counter(self._position["skipped"])
 
     def split(self, rank: int, world_size: int) -> "ImageTextStream":
         """The part of one process of several.
@@ -291,7 +289,7 @@ class ImageTextLoader(DataLoader[Any]):
     def skipped(self) -> Counter[str]:
         """Kind -> bad rows that were passed over on the way to the batches that were handed out."""
         positions = [position for position in self._state["positions"] if position is not None]
-        return sum((Counter(position["skipped"]) for position in positions), self.stream.skipped_records)
+        return sum((Counter(position["skipped"]) for position in positions), Counter())
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if not self._resumes:
