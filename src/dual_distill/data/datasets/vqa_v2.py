@@ -87,12 +87,12 @@ def load_vqa(
         questions = [folder / f"v2_OpenEnded_mscoco_{part}_questions.json" for part in parts]
         annotations = [folder / f"v2_mscoco_{part}_annotations.json" for part in parts]
     image_folder = ImageFolder(images or official_folder(path, LAYOUT))
-    files = [_as_list(given) for given in (questions, annotations)]
-    if len(files[0]) != len(files[1]):
-        raise ValueError(f"There are {len(files[0])} files of questions, {len(files[1])} of annotations; give as many.")
+    asked, answered = _as_list(questions), _as_list(annotations)
+    if len(asked) != len(answered):
+        raise ValueError(f"There are {len(asked)} files of questions, {len(answered)} of annotations; give as many.")
 
     ids = UniqueIds("question_id")
-    rows = (_read_part(*part, image_folder, ids, reader) for part in zip(*files, strict=True))
+    rows = (_read_part(*part, image_folder, ids, reader) for part in zip(asked, answered, strict=True))
     labelled = reader.table("train", chain.from_iterable(rows))
     indices, wanted = range(labelled.num_rows), f"validation_rows is {validation_rows:,}"
     reader.splits["train"], validation = hold_out(labelled, indices, indices[::-1], wanted, validation_rows)
@@ -100,9 +100,9 @@ def load_vqa(
         reader.splits["validation"] = validation
 
     if test_questions is not None:
-        asked, question_row = _read_questions(test_questions, image_folder, UniqueIds("question_id"))
+        records, question_row = _read_questions(test_questions, image_folder, UniqueIds("question_id"))
         unanswered: dict[str, Any] = dict.fromkeys(_TEXTS) | {"answers": [], "answers_as_given": []}
-        reader.read("test", iter(asked), lambda question: unanswered | question_row(question))
+        reader.read("test", iter(records), lambda question: unanswered | question_row(question))
     return reader.finish()
 
 

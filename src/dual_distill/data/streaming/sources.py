@@ -205,7 +205,7 @@ def find_shards(source: ImageTextSource, skip_bad: bool = False) -> FoundShards:
 
 
 def _tar_shards(source: ImageTextSource, files: dict[str, str]) -> FoundShards:
-    counts = []
+    counts: list[Any] = []
     for file in files.values():
         # img2dataset writes this file beside each of its own.
         stats = Path(file.removesuffix(".gz").removesuffix(".tar") + "_stats.json")
