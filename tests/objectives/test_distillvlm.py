@@ -16,7 +16,7 @@ from dual_distill.objectives import (
     soft_answer_loss,
     soft_label_loss,
 )
-from dual_distill.objectives.losses.hidden_states import pool_tokens
+from dual_distill.objectives.losses.tokens import pool_tokens
 
 TEXT, REGIONS = 5, 3
 TOKENS = TEXT + REGIONS

@@ -8,6 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .losses.logits import check_positive
+
 HARD_WEIGHTS = ("label_weight", "itc_weight")
 """Weights of losses that the student computes from labels, without a teacher."""
 
@@ -70,6 +72,7 @@ class Objective(nn.Module):
         >>> class LabelsAlone(Objective):
         ...     def forward(self, student_outputs, teacher_view, batch):
         ...         return self.weighted({"label_loss": student_outputs.loss})
+        >>> import torch
         >>> from types import SimpleNamespace
         >>> LabelsAlone({"label_weight": 0.5})(SimpleNamespace(loss=torch.tensor(3.0)), None, {})["loss"]
         tensor(1.5000)
@@ -94,14 +97,12 @@ class Objective(nn.Module):
         may_be_idle: bool = False,
     ):
         super().__init__()
-        in_range = all(weight >= 0 for weight in weights.values())  # False for NaN too
+        # A comparison from the inside: it is False for NaN too.
+        in_range = all(weight >= 0 for weight in weights.values())
         if not in_range or not (may_be_idle or any(weights.values())):
             wanted = "numbers >= 0" if may_be_idle else "numbers >= 0, at least one above 0"
             raise ValueError(f"the weights are {dict(weights)}; give {wanted}.")
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; give a number above 0.")
-        if relation_heads is not None and relation_heads < 1:
-            raise ValueError(f"relation_heads is {relation_heads}; give a number above 0, or None for the models' own.")
+        check_positive(temperature=temperature, relation_heads=1 if relation_heads is None else relation_heads)
 
         self.weights = dict(weights)
         for name, weight in weights.items():
@@ -132,12 +133,10 @@ class Objective(nn.Module):
         Args:
             takes: names of the parameters of its `forward`.
         """
-        requests: dict[str, Any] = {"output_hidden_states": True} if self.hidden_layers else {}
-        if self.student_layers:
-            requests |= {"output_query_states": self.student_layers, "output_key_states": self.student_layers}
-            # Those of two towers apart, since side by side they would be a copy.
-            requests |= {"join_states": False} if "join_states" in takes else {}
-        return requests
+        requests = self._requests(self.student_layers)
+
+        # Those of two towers apart, since side by side they would be a copy.
+        return requests | ({"join_states": False} if self.student_layers and "join_states" in takes else {})
 
     def teacher_requests(self, takes: Container[str]) -> dict[str, Any]:
         """Return the keyword arguments that make a teacher hand out what is compared.
@@ -146,12 +145,14 @@ class Objective(nn.Module):
             takes: names of the parameters of its `forward`; a foreign teacher, which records nothing, is asked for its
                 attentions.
         """
-        requests: dict[str, Any] = {"output_hidden_states": True} if self.hidden_layers else {}
-        if self.teacher_layers and "output_query_states" in takes:
-            requests |= {"output_query_states": self.teacher_layers, "output_key_states": self.teacher_layers}
-        elif self.teacher_layers:
-            requests |= {"output_attentions": True}
-        return requests
+        if self.teacher_layers and "output_query_states" not in takes:
+            return self._requests([]) | {"output_attentions": True}
+        return self._requests(self.teacher_layers)
+
+    def _requests(self, layers: list[int]) -> dict[str, Any]:
+        """Ask for hidden states, where they are compared, and for queries and keys of the layers."""
+        hidden = {"output_hidden_states": True} if self.hidden_layers else {}
+        return hidden | ({"output_query_states": layers, "output_key_states": layers} if layers else {})
 
     def forward(self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compare one batch.
@@ -194,28 +195,27 @@ class Objective(nn.Module):
         Raises:
             ValueError: the file is missing or damaged, or is that of another objective.
         """
-        own = self.state_dict()
-        if not own:
-            return
         file = Path(folder, self.state_file)
+        if not self.state_dict():
+            return
+
         if not file.is_file():
             raise ValueError(
                 f"{str(folder)!r} holds no {self.state_file}, but the objective has a state (a queue, a projection) to "
                 "take up; resume from a checkpoint of the same method, or start anew in another output_dir."
             )
+
         try:
-            found = load_file(file)
+            self.load_state_dict(load_file(file))
         except SafetensorError as error:
             raise ValueError(f"{str(file)!r} is damaged ({error}); resume from an earlier checkpoint.") from error
-
-        for name in sorted({*own, *found}):
-            there, here = (None if name not in state else tuple(state[name].shape) for state in (found, own))
-            if there != here:
-                raise ValueError(
-                    f"{str(file)!r} has {name} of shape {there}, the objective of this run {here}; resume with the "
-                    "settings that the checkpoint was written with."
-                )
-        self.load_state_dict(found)
+        except RuntimeError as error:
+            # torch names what does not fit, in its last line.
+            reason = str(error).splitlines()[-1].strip(" \t.")
+            raise ValueError(
+                f"{str(file)!r} is of another objective than this run's ({reason}); resume with the settings that the "
+                "checkpoint was written with."
+            ) from error
 
 
 def mapped_layers(name: str, layers: Mapping[int, int] | None, weight: float) -> dict[int, int]:
@@ -225,12 +225,11 @@ def mapped_layers(name: str, layers: Mapping[int, int] | None, weight: float) ->
     return dict(layers or {-1: -1}) if weight else {}
 
 
-def student_loss(student_outputs: Any) -> Tensor:
+def student_loss(student_outputs: Any) -> Any:
     """The loss that the student computed from labels."""
     if student_outputs.loss is None:
         raise ValueError("label_weight is above 0, but the batch has no labels; give labels or set it to 0.")
-    loss: Tensor = student_outputs.loss
-    return loss
+    return student_outputs.loss
 
 
 def recorded_layer(outputs: Any, role: str, index: int) -> tuple[Any, Any]:
@@ -248,7 +247,7 @@ def recorded_layer(outputs: Any, role: str, index: int) -> tuple[Any, Any]:
     return queries[index], keys[index]
 
 
-def given_attention(outputs: Any, layer: int, relation_heads: int | None, num_tokens: int) -> Tensor:
+def given_attention(outputs: Any, layer: int, relation_heads: int | None, num_tokens: int) -> Any:
     """Attention probabilities of a teacher that records no queries and keys, `(B * N, H, S, S)`.
 
     Raises:
@@ -265,9 +264,8 @@ def given_attention(outputs: Any, layer: int, relation_heads: int | None, num_to
             f"relation_heads is {relation_heads}, but the teacher returns attention probabilities, which cannot be "
             "split into other heads; leave relation_heads out or use a teacher that returns queries and keys."
         )
-    probs: Tensor = attentions[layer]
-    check_num_tokens("teacher", "attention", probs.shape[-1], num_tokens)
-    return probs
+    check_num_tokens("teacher", "attention", attentions[layer].shape[-1], num_tokens)
+    return attentions[layer]
 
 
 def check_num_tokens(role: str, what: str, found: int, expected: int) -> None:

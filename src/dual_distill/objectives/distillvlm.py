@@ -16,11 +16,9 @@ from .base import (
     recorded_layer,
     student_loss,
 )
-from .losses.attention_matrices import attention_matrix_loss, attention_probs, joint_pattern
-from .losses.hidden_states import hidden_state_mse_loss, noise_contrastive_loss, pool_tokens
-from .losses.labels import soft_answer_loss, soft_label_loss
-from .losses.pretraining import mlm_distillation_loss
-from .losses.token_queue import TokenQueue
+from .losses.attention import attention_matrix_loss, attention_probs, joint_pattern
+from .losses.logits import check_positive, mlm_distillation_loss, soft_answer_loss, soft_label_loss
+from .losses.tokens import TokenQueue, hidden_state_mse_loss, noise_contrastive_loss, pool_tokens
 
 HiddenLoss = Literal["nce", "mse", "none"]
 
@@ -113,9 +111,8 @@ class DistillVLMObjective(Objective):
     ):
         if hidden_loss not in get_args(HiddenLoss):
             raise ValueError(f"hidden_loss is {hidden_loss!r}; give one of {', '.join(get_args(HiddenLoss))}.")
-        for name, number in (("nce_temperature", nce_temperature), ("queue_size", queue_size)):
-            if not number > 0:
-                raise ValueError(f"{name} is {number}; give a number above 0.")
+        check_positive(nce_temperature=nce_temperature, queue_size=queue_size)
+
         weights = {
             "attention_weight": attention_weight,
             "hidden_weight": 0.0 if hidden_loss == "none" else hidden_weight,
@@ -161,6 +158,7 @@ class DistillVLMObjective(Objective):
             ValueError: an output is missing or has another shape; the message names it.
         """
         losses: dict[str, Tensor] = {}
+        # Captions have a pattern of their own; otherwise every real token sees every other.
         pattern: Any = getattr(student_outputs, "attention_pattern", None)
         if pattern is None and self.one_sequence:
             pattern = joint_pattern(batch["attention_mask"], student_outputs.image_mask)
@@ -171,6 +169,7 @@ class DistillVLMObjective(Objective):
             # A real token sees itself, a padded one nothing.
             token_mask = pattern.diagonal(dim1=1, dim2=2)
             losses["hidden_loss"] = self._hidden_loss(student_outputs, teacher_view, token_mask)
+
         if self.soft_label_weight:
             losses["soft_label_loss"] = self._soft_label_loss(student_outputs, teacher_view, batch)
         if self.label_weight:
@@ -188,6 +187,7 @@ class DistillVLMObjective(Objective):
                 else:
                     given = given_attention(teacher_view, layer, self.relation_heads, pattern.shape[1])
                     teacher = given.float() * pattern[:, None]
+
             total = total + attention_matrix_loss(student, teacher, pattern)
         return total / len(self.layer_map)
 
@@ -204,6 +204,8 @@ class DistillVLMObjective(Objective):
             student = _hidden_states(student_outputs, "student", student_layer, token_mask.shape[1])
             teacher = _hidden_states(teacher_view, "teacher", teacher_layer, token_mask.shape[1]).detach()
             real = token_mask
+
+            # A row then counts as one token.
             if self.pooled:
                 student, teacher = pool_tokens(student, real), pool_tokens(teacher, real)
                 real = real.any(1, keepdim=True)
@@ -230,6 +232,7 @@ class DistillVLMObjective(Objective):
                     "labels; mask words (CaptioningCollator), or set soft_label_weight to 0."
                 )
             return mlm_distillation_loss(student, teacher, batch["labels"], self.temperature)
+
         compare = soft_answer_loss if self.multi_label else soft_label_loss
         return compare(student, teacher, self.temperature)
 

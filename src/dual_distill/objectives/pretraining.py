@@ -12,9 +12,8 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from .base import Settings
-from .cross_modal import CrossModalObjective
-from .dide import DIDE_PAPER
-from .losses.pretraining import itm_distillation_loss, mlm_distillation_loss
+from .dide import DIDE_PAPER, CrossModalObjective
+from .losses.logits import itm_distillation_loss, mlm_distillation_loss
 
 HARD_TERMS = ("itc_loss", "itm_loss", "mlm_loss")
 """Losses that a model for pre-training computes itself, by the names of its outputs."""
@@ -45,6 +44,7 @@ class PreTrainingObjective(CrossModalObjective):
         Wang et al., EMNLP 2022, arXiv 2112.08723.
 
     Example:
+        >>> import torch
         >>> from types import SimpleNamespace
         >>> student = SimpleNamespace(
         ...     loss=torch.tensor(0.5), itm_loss=torch.tensor(0.5), itm_logits=torch.zeros(3, 2),
@@ -94,6 +94,7 @@ class PreTrainingObjective(CrossModalObjective):
         losses: dict[str, Tensor] = {}
         if self.attention_weight:
             losses["attention_loss"] = self.attention_loss(student_outputs, teacher_view, batch["attention_mask"])
+
         if self.weights["itm_distillation_weight"]:
             student, teacher = _logits_of_both(student_outputs, teacher_view, "itm_logits")
             labels = student_outputs.itm_labels

@@ -11,9 +11,8 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from .base import Settings
-from .cross_modal import CrossModalObjective
-from .dide import DIDE_PAPER
-from .losses.listwise import listwise_distillation_loss
+from .dide import DIDE_PAPER, CrossModalObjective
+from .losses.logits import listwise_distillation_loss
 
 
 class RankingObjective(CrossModalObjective):
@@ -39,6 +38,7 @@ class RankingObjective(CrossModalObjective):
         is that of Cao et al., ICML 2007, "Learning to rank: from pairwise approach to listwise approach".
 
     Example:
+        >>> import torch
         >>> from types import SimpleNamespace
         >>> student = SimpleNamespace(loss=torch.tensor(1.0), list_scores=torch.zeros(2, 4))
         >>> teacher = SimpleNamespace(list_scores=torch.tensor([[50.0, 0.0, 0.0, 0.0]] * 2))

@@ -106,7 +106,7 @@ def test_relation_heads_make_widths_and_head_counts_comparable():
 
 def test_a_pattern_of_another_size_is_refused():
     probs = torch.zeros(2, 1, 4, 4)
-    with pytest.raises(ValueError, match=r"pattern has shape \(2, 4, 5\), the probabilities ask for \(2, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"pattern has shape \(2, 4, 5\), the scores ask for \(2, 4, 4\)"):
         attention_matrix_loss(probs, probs, torch.ones(2, 4, 5).bool())
 
 

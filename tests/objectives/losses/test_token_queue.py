@@ -104,9 +104,9 @@ def test_a_gradient_ends_at_the_queue():
 
 
 def test_wrong_width_and_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"tokens of shape \(3, 4\) were given to a queue of width 2"):
+    with pytest.raises(ValueError, match=r"tokens has shape \(3, 4\); give \(tokens, 2\)"):
         TokenQueue(4, 2).collect(torch.zeros(3, 4))
-    with pytest.raises(ValueError, match="a queue of 0 token states of width 2"):
+    with pytest.raises(ValueError, match="size is 0; give a number above 0"):
         TokenQueue(0, 2)
 
 

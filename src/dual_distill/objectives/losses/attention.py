@@ -1,9 +1,12 @@
-"""Cross-modal attention distillation: the student looks where the teacher looks."""
+"""The student looks where the teacher looks: KL divergence of cross-modal attention, MSE of whole matrices."""
 
 import torch
 from torch import Tensor
 
-from .kl_divergence import kl_divergence
+from .logits import check_shapes, kl_divergence
+from .tokens import mean_over_rows
+
+UNEQUAL_HEADS = "unequal head counts need relation heads (relation_heads=)"
 
 
 def attention_distillation_loss(
@@ -41,24 +44,23 @@ def attention_distillation_loss(
         >>> round(attention_distillation_loss(student, teacher, keys, queries).item(), 4)   # ln 4
         1.3863
     """
-    if student_scores.shape != teacher_scores.shape or student_scores.dim() != 4:
-        raise ValueError(
-            f"student_scores has shape {tuple(student_scores.shape)}, teacher_scores {tuple(teacher_scores.shape)}; "
-            "both must be (B, H, Q, K). Unequal head counts need relation heads (relation_heads=)."
-        )
+    fit = student_scores.shape == teacher_scores.shape and student_scores.dim() == 4
+    check_shapes(
+        fit, f"(B, H, Q, K) twice; {UNEQUAL_HEADS}", student_scores=student_scores, teacher_scores=teacher_scores
+    )
     rows, _, queries, keys = student_scores.shape
-    check_masks(key_mask, (rows, keys), query_mask, (rows, queries))
+    check_mask("key_mask", key_mask, (rows, keys))
+    check_mask("query_mask", query_mask, (rows, queries))
 
     divergence = kl_divergence(student_scores, teacher_scores, mask=key_mask.bool()[:, None, None, :]).mean(1)
     real = query_mask.to(divergence.dtype)
     return ((divergence * real).sum(1) / real.sum(1).clamp(min=1)).mean()
 
 
-def check_masks(key_mask: Tensor, keys: tuple[int, int], query_mask: Tensor, queries: tuple[int, int]) -> None:
-    """Refuse masks of other shapes than the scores ask for."""
-    for name, mask, shape in (("key_mask", key_mask, keys), ("query_mask", query_mask, queries)):
-        if mask.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(mask.shape)}, the scores ask for {shape}.")
+def check_mask(name: str, mask: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse a mask of another shape than the scores ask for."""
+    if mask.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, the scores ask for {tuple(shape)}.")
 
 
 def relation_scores(queries: Tensor, keys: Tensor, relation_heads: int | None = None) -> Tensor:
@@ -141,3 +143,88 @@ def cross_modal_scores(
 
     text_to_image = relation_scores(text_queries, image_keys, relation_heads)
     return text_to_image, relation_scores(image_queries, text_keys, relation_heads)
+
+
+def attention_matrix_loss(student_probs: Tensor, teacher_probs: Tensor, pattern: Tensor) -> Tensor:
+    """MSE of two attention matrices, over the query/key pairs that may attend.
+
+    Averaged over the heads and pairs of a row, then over rows; a row without any pair is left out.
+
+    Args:
+        student_probs: `(B, H, S, S)` attention probabilities, query by key. Receives the gradient.
+        teacher_probs: `(B, H, S, S)`. No gradient reaches it.
+        pattern: `(B, S, S)` bool, True where a real query may look at a real key.
+
+    Returns:
+        Scalar float32 in [0, 1]; 0 when the two agree.
+
+    Raises:
+        ValueError: the shapes differ (most often unequal head counts), or the pattern does not fit them.
+
+    Note:
+        Pairs with padding are left out of the mean, or the value would shrink with the padding. Probabilities of S
+        tokens are about 1 / S, so the value shrinks with the square of the sequence: weigh the term by what is logged.
+
+    References:
+        Fang et al., ICCV 2021, arXiv 2104.02096, attention distribution loss.
+
+    Example:
+        >>> looks_at_itself, looks_at_both = torch.eye(2)[None, None], torch.full((1, 1, 2, 2), 0.5)
+        >>> attention_matrix_loss(looks_at_both, looks_at_itself, torch.ones(1, 2, 2).bool()).item()
+        0.25
+    """
+    fit = student_probs.shape == teacher_probs.shape and student_probs.dim() == 4
+    check_shapes(fit, f"(B, H, S, S) twice; {UNEQUAL_HEADS}", student_probs=student_probs, teacher_probs=teacher_probs)
+    check_mask("pattern", pattern, student_probs[:, 0].shape)
+
+    difference = (student_probs.float() - teacher_probs.detach().float()).square().mean(1)
+    return mean_over_rows(difference, pattern)
+
+
+def attention_probs(queries: Tensor, keys: Tensor, pattern: Tensor, relation_heads: int | None = None) -> Tensor:
+    """Attention probabilities of recorded queries and keys, before dropout, over the keys that a query may look at.
+
+    Args:
+        queries: `(B, H, S, D)`.
+        keys: `(B, H, S, D)`.
+        pattern: `(B, S, S)` bool, True where a query may look at a key.
+        relation_heads: as in `relation_scores`.
+
+    Returns:
+        `(B, R or H, S, S)` float32, 0 outside the pattern; rows sum to 1, or to 0 where a query may look nowhere.
+
+    Example:
+        >>> states = torch.zeros(1, 1, 3, 2)
+        >>> pattern = torch.tensor([[[True, False, False], [True, True, False], [False, False, False]]])
+        >>> attention_probs(states, states, pattern)[0, 0]
+        tensor([[1.0000, 0.0000, 0.0000],
+                [0.5000, 0.5000, 0.0000],
+                [0.0000, 0.0000, 0.0000]])
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        scores = relation_scores(queries.float(), keys.float(), relation_heads)
+
+    allowed = pattern[:, None]
+    # A finite floor and a mask behind it: -inf would give NaN where a query may look nowhere.
+    return scores.masked_fill(~allowed, torch.finfo(torch.float32).min).softmax(-1) * allowed
+
+
+def joint_pattern(attention_mask: Tensor, image_mask: Tensor) -> Tensor:
+    """Return which query may look at which key where every real token sees every other: `(B, S, S)` bool.
+
+    Args:
+        attention_mask: `(B, T)`, 1 = real text token (tags among them).
+        image_mask: `(B, N, R)` bool, True = real image token or region; with N > 1 each image is a row.
+
+    Returns:
+        `(B * N, T + R, T + R)`, True between real tokens.
+
+    Example:
+        >>> joint_pattern(torch.tensor([[1, 0]]), torch.tensor([[[True]]])).int()
+        tensor([[[1, 0, 1],
+                 [0, 0, 0],
+                 [1, 0, 1]]], dtype=torch.int32)
+    """
+    text = attention_mask.bool().repeat_interleave(image_mask.shape[1], dim=0)
+    real = torch.cat([text, image_mask.bool().flatten(0, 1)], dim=1)
+    return real[:, :, None] & real[:, None, :]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention import check_masks, regroup_heads
+from .attention import UNEQUAL_HEADS, check_mask, regroup_heads
 
 MAX_SCORES = {"cpu": 2**17}
 """Scores in a chunk by kind of device: on a processor half a MB a matrix in float32, which its cache holds."""
@@ -61,16 +61,12 @@ def chunked_attention_loss(
     """
     given = (student_queries, student_keys, teacher_queries, teacher_keys)
     states = [regroup_heads(each, relation_heads) for each in given]
-    student, teacher = [
-        (*queries.shape[:3], keys.shape[2]) for queries, keys in zip(states[::2], states[1::2], strict=True)
-    ]
+    student, teacher = ((*states[i].shape[:3], states[i + 1].shape[2]) for i in (0, 2))
     if student != teacher:
-        raise ValueError(
-            f"student_scores would have shape {student}, teacher_scores {teacher}; "
-            "both must be (B, H, Q, K). Unequal head counts need relation heads (relation_heads=)."
-        )
+        raise ValueError(f"student_scores would have shape {student}, teacher_scores {teacher}; {UNEQUAL_HEADS}.")
     rows, _, queries, keys = student
-    check_masks(key_mask, (rows, keys), query_mask, (rows, queries))
+    check_mask("key_mask", key_mask, (rows, keys))
+    check_mask("query_mask", query_mask, (rows, queries))
 
     if max_scores is None:
         max_scores = MAX_SCORES.get(student_queries.device.type, MAX_SCORES_ELSEWHERE)
