@@ -70,25 +70,20 @@ class Detector:
     """
 
     def __init__(self, model: Any, image_processor: Any, name: str | None = None, revision: str | None = None) -> None:
-        self.model = model.eval()
-        self.image_processor = image_processor
-        self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
-        self.prepare = partial(_prepare, image_processor, self.name)  # of an RGB image and what errors call it
-        self.revision = revision
-        self._backbone = self._find_backbone()
+        # The module whose output holds the feature map.
+        modules = [module for module in model.modules() if type(module).__name__.endswith(_BACKBONE_CLASS)]
+        backbone = modules[0] if modules else getattr(model, "vit", None)
+        if not isinstance(backbone, nn.Module):
+            found = f"{type(model).__name__} is no object detector with a backbone known here"
+            raise ValueError(f"{found}; give one of the DETR family (a module ...{_BACKBONE_CLASS}) or a YOLOS.")
         if not hasattr(image_processor, "post_process_object_detection"):
             found = f"{type(image_processor).__name__} has no post_process_object_detection, which makes boxes"
             raise ValueError(f"{found}; give the image processor of the detector.")
 
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        device: torch.device = self.model.device
-        return device
-
-    def described(self) -> str:
-        """Return name and revision for a sentence."""
-        return f"{self.name} @ {self.revision[:_SHOWN]}" if self.revision else self.name
+        self.model, self.image_processor, self._backbone = model.eval(), image_processor, backbone
+        name = name or getattr(model, "name_or_path", "") or type(model).__name__
+        self.described = f"{name} @ {revision[:_SHOWN]}" if revision else name
+        self.prepare = partial(_prepare, image_processor, name)  # of an RGB image and what errors call it
 
     def identity(self) -> dict[str, Any]:
         """Return what its outputs follow from: class, digest of the weights, dtype and settings of the processor."""
@@ -110,16 +105,12 @@ class Detector:
             sizes: width and height of each image before that.
         """
         caught: list[Any] = []
-        handle = self._backbone.register_forward_hook(lambda module, given, found: caught.append(found))
-        try:
-            outputs = self.model(pixel_values=pixel_values.to(self.device, self.model.dtype))
-        finally:
-            handle.remove()
-
+        with self._backbone.register_forward_hook(lambda module, given, found: caught.append(found)):
+            outputs = self.model(pixel_values=pixel_values.to(self.model.device, self.model.dtype))
         feature_maps, stride = self._feature_maps(caught[-1], pixel_values.shape[-2:])
 
         # Every query is kept here; which boxes are regions is chosen later.
-        targets = torch.tensor([(height, width) for width, height in sizes], device=self.device)
+        targets = torch.tensor([(height, width) for width, height in sizes], device=self.model.device)
         found = self.image_processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=targets)
         return DetectorOutput(feature_maps, stride, [self._sorted(entry) for entry in found])
 
@@ -129,29 +120,17 @@ class Detector:
         names = self.model.config.id2label
         return Detected(entry["boxes"].float().cpu()[order], scores, [str(names.get(label, label)) for label in labels])
 
-    def _find_backbone(self) -> nn.Module:
-        """The module whose output holds the feature map."""
-        for module in self.model.modules():
-            if type(module).__name__.endswith(_BACKBONE_CLASS):
-                return module
-        transformer = getattr(self.model, "vit", None)
-        if isinstance(transformer, nn.Module):
-            return transformer
-        found = f"{type(self.model).__name__} is no object detector with a backbone known here"
-        raise ValueError(f"{found}; give one of the DETR family (a module ...{_BACKBONE_CLASS}) or a YOLOS.")
-
     def _feature_maps(self, found: Any, size: torch.Size) -> tuple[torch.Tensor, float]:
         """The coarsest map and its stride in pixels."""
         if isinstance(found, list | tuple):
             maps: torch.Tensor = found[-1][0]
             return maps, _stride(size, maps.shape[-2:])
 
-        # A plain vision transformer: its patches, laid out as a map.
-        tokens: torch.Tensor = found.last_hidden_state
+        # A plain vision transformer: its patches, laid out as a map; CLS stands first, tokens of detections behind.
         patch = self.model.config.patch_size
         patch = patch if isinstance(patch, int) else patch[0]
         rows, columns = size[0] // patch, size[1] // patch
-        patches = tokens[:, 1 : 1 + rows * columns]  # CLS first, tokens of detections behind
+        patches: torch.Tensor = found.last_hidden_state[:, 1 : 1 + rows * columns]
         return patches.transpose(1, 2).unflatten(2, (rows, columns)), float(patch)
 
 

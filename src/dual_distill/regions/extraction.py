@@ -8,7 +8,6 @@ i of its teacher.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from dual_distill.data import InputSource, Prepared, RegionSet
 
 from .detectors import Detected, Detector
 from .roi_align import roi_align
-from .store import SHARD_SIZE, RegionManifest, RegionStore, RegionTable, StoredImage
+from .store import SHARD_SIZE, RegionManifest, RegionReport, RegionStore, RegionTable, StoredImage, report_store
 
 MAX_REGIONS = 50
 MIN_REGIONS = 10
@@ -31,35 +30,6 @@ BATCH_SIZE = 8
 _POINTS = 14
 _POOLING = "mean of RoIAlign 7 x 7"
 _SMALLEST_PX = 1.0
-
-
-@dataclass(frozen=True)
-class RegionReport:
-    """What a call of `extract_regions` did.
-
-    Attributes:
-        store: its folder.
-        images: in the store.
-        added: images that were added now.
-        whole_images: images of the store whose one region is the whole image, since the detector found nothing.
-        regions: in the store.
-        feature_size: F.
-        boxes_id: what made the boxes.
-        features_id: what made the features.
-        seconds: duration, without loading the model.
-        unreadable: id -> problem.
-    """
-
-    store: str
-    images: int
-    added: int
-    whole_images: int
-    regions: int
-    feature_size: int
-    boxes_id: str
-    features_id: str
-    seconds: float
-    unreadable: dict[str, str]
 
 
 def read_image(value: Any, identifier: str) -> tuple[Image.Image, str | None, str]:
@@ -112,6 +82,7 @@ def choose_regions(
     if not (detected.boxes_px.isfinite().all() and detected.scores.isfinite().all()):
         raise ValueError("the detector gives a box or a score that is NaN or infinite; is the model trained and whole?")
 
+    # Cut to the image, the likeliest first; a box that was there before is passed over.
     limits = torch.tensor([width, height, width, height], dtype=torch.float32)
     boxes = torch.minimum(detected.boxes_px.clamp(min=0), limits)
     sizes = (boxes[:, 2:] - boxes[:, :2]).min(1).values.tolist()
@@ -122,6 +93,7 @@ def choose_regions(
         if size >= _SMALLEST_PX:
             chosen.setdefault(tuple(boxes[index].tolist()), index)
 
+    # A model needs one region at least.
     if not chosen:
         whole = limits[None] * torch.tensor([0, 0, 1, 1])
         return RegionSet(torch.zeros(1, 0), whole, torch.zeros(1), [""], width, height, whole_image=True)
@@ -181,15 +153,14 @@ def extract_regions(
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
 
     began = time.perf_counter()
-
     settings = {"threshold": threshold, "min_regions": min_regions, "max_regions": max_regions}
     extraction = _Extraction(detector, boxes, settings)
     table, prepare = RegionTable(store), partial(_prepare, detector.prepare)
     manifest = extraction.manifest(dtype, shard_size, batch_size)
     shards = table.start(manifest, images.ids, partial(data.is_readable, images, prepare))
-    added, total = 0, sum(len(shard.ids) for shard in shards)
+
+    added, total, run = 0, sum(len(shard.ids) for shard in shards), extraction.describe
     with tqdm(total=total, unit=" images", desc="regions", disable=not show_progress) as bar, torch.inference_mode():
-        run = extraction.describe
         for shard in data.fill_shards(shards, images, prepare, run, batch_size, strict, num_workers, bar):
             table.write_images(shard.number, list(shard.results.values()), manifest, shard.unreadable)
             added += len(shard.results)
@@ -210,15 +181,15 @@ class _Extraction(NamedTuple):
 
     def manifest(self, dtype: str, shard_size: int, batch_size: int) -> RegionManifest:
         """What the store says of itself; the width of features is that of a blank image's map."""
-        detector, words = {"detector": self.detector.identity()}, self.detector.described()
-        features_id = data.described_fingerprint(f"backbone of {words}, {_POOLING}", detector | {"pooling": _POOLING})
+        identity, words = {"detector": self.detector.identity()}, self.detector.described
+        features_id = data.described_fingerprint(f"backbone of {words}, {_POOLING}", identity | {"pooling": _POOLING})
         made_with: dict[str, Any] = {"batch_size": batch_size}
         if self.boxes is not None:
             boxes_id = self.boxes.boxes_id
         else:
             made_with |= self.settings
             counts = "{min_regions} to {max_regions} boxes above {threshold:g}".format_map(self.settings)
-            boxes_id = data.described_fingerprint(f"detector {words}, {counts}", detector | self.settings)
+            boxes_id = data.described_fingerprint(f"detector {words}, {counts}", identity | self.settings)
 
         blank = self.detector.prepare(Image.new("RGB", (64, 64)), "blank")
         feature_size = self.detector(blank[None], [(64, 64)]).feature_maps.shape[1]
@@ -239,6 +210,7 @@ class _Extraction(NamedTuple):
         stored = []
         for image, regions, features in zip(batch, found, pieces, strict=True):
             identifier, _, of_bytes, of_pixels = image.known
+            # Copied, so that one image does not keep its batch in memory.
             stored.append(StoredImage(identifier, of_bytes, of_pixels, regions._replace(features=features.clone())))
         return stored
 
@@ -258,27 +230,3 @@ class _Extraction(NamedTuple):
             sizes = f"the image is {size[0]} x {size[1]} pixels, but {found}"
             raise ValueError(f"image {name!r}: {sizes}; give the same images.")
         return regions
-
-
-def report_store(store: str | os.PathLike[str], added: int = 0, seconds: float = 0.0) -> RegionReport:
-    """Return what a store holds.
-
-    Args:
-        store: its folder.
-        added: images that were added just now.
-        seconds: that this took.
-
-    Raises:
-        FileNotFoundError: there is no store.
-        ValueError: it is not finished, or damaged.
-
-    Example:
-        >>> report_store("no/such/store")
-        Traceback (most recent call last):
-        FileNotFoundError: There is no region store 'no/such/store'; `dual-distill regions` makes one.
-    """
-    found = RegionStore(store)
-    whole_images, regions = found.counts()
-    made = {name: getattr(found, name) for name in ("feature_size", "boxes_id", "features_id")}
-    held: dict[str, Any] = {"images": len(found), "whole_images": whole_images, "regions": regions}
-    return RegionReport(str(store), added=added, seconds=seconds, unreadable=found.unreadable(), **held, **made)

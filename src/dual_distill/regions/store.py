@@ -75,6 +75,35 @@ class RegionManifest:
             raise ValueError(f"dtype is {self.dtype!r}, but features are stored as {' or '.join(DTYPES)}.")
 
 
+@dataclass(frozen=True)
+class RegionReport:
+    """What a store holds, and what a call of `extract_regions` did.
+
+    Attributes:
+        store: its folder.
+        images: in the store.
+        added: images that were added now.
+        whole_images: images of the store whose one region is the whole image, since the detector found nothing.
+        regions: in the store.
+        feature_size: F.
+        boxes_id: what made the boxes.
+        features_id: what made the features.
+        seconds: duration, without loading the model.
+        unreadable: id -> problem.
+    """
+
+    store: str
+    images: int
+    added: int
+    whole_images: int
+    regions: int
+    feature_size: int
+    boxes_id: str
+    features_id: str
+    seconds: float
+    unreadable: dict[str, str]
+
+
 class StoredImage(NamedTuple):
     """One image on its way into a store.
 
@@ -190,14 +219,14 @@ class RegionStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(path)
-        self._table = RegionTable(path)
-        self.manifest = RegionManifest(**self._table.open())
+        self.table = RegionTable(path)
+        self.manifest = RegionManifest(**self.table.open())
         self.boxes_id, self.features_id = self.manifest.boxes_id, self.manifest.features_id
         self.feature_size = self.manifest.feature_size
         self._bounds: dict[int, npt.NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
-        return self._table.starts[-1]
+        return self.table.starts[-1]
 
     def __repr__(self) -> str:
         known = f"{len(self):,} images, features {self.feature_size} wide, boxes by {self.boxes_id}"
@@ -207,20 +236,16 @@ class RegionStore:
         return type(self), (self.path,)  # mapped files do not travel to other processes, which open the store again
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str | int) and self._table.find(str(key)) is not None
+        return isinstance(key, str | int) and self.table.find(str(key)) is not None
 
     def ids(self) -> list[str]:
         """Return the ids of all images, in the order in which they were given."""
-        return [identifier for rows in self._shards() for identifier in rows["id"].to_pylist()]
-
-    def counts(self) -> tuple[int, int]:
-        """Return how many images have the whole image as their one region, and how many regions there are."""
-        whole = sum(pc.sum(rows["whole_image"]).as_py() or 0 for rows in self._shards())
-        return whole, sum(int(self._region_bounds(number)[-1]) for number, _ in enumerate(self._shards()))
+        tables = map(self.table.rows, range(len(self.table.starts) - 1))
+        return [identifier for rows in tables for identifier in rows["id"].to_pylist()]
 
     def unreadable(self) -> dict[str, str]:
         """Return id -> problem of images that were to be described and could not be read."""
-        return self._table.unreadable()
+        return self.table.unreadable()
 
     def find(self, key: str | int) -> RegionSet:
         """Return the regions of an image.
@@ -232,10 +257,7 @@ class RegionStore:
         Raises:
             ValueError: the store lacks the image; the message says why where it is known.
         """
-        index = self._table.find(str(key))
-        if index is None:
-            raise ValueError(self._absence(str(key)))
-        return self.read(index)
+        return self._found(self.table.find(str(key)), str(key))
 
     def find_image(self, value: Any, row: int | str = 0) -> RegionSet:
         """Return the regions of an image by its content: the encoded bytes first, then the pixels.
@@ -249,13 +271,21 @@ class RegionStore:
             ValueError: the store lacks it.
         """
         name, source = data.image_source(value, row)
-        index = None if isinstance(source, Image.Image) else self._table.find(fingerprint(source))
+        index = None if isinstance(source, Image.Image) else self.table.find(fingerprint(source))
         if index is None:
             # The same pixels in another file.
-            index = self._table.find(fingerprint(data.decode_image(source, row)))
-        if index is None:
-            raise ValueError(self._absence(f"row {row}" + (f" (image {name!r})" if name else "")))
-        return self.read(index)
+            index = self.table.find(fingerprint(data.decode_image(source, row)))
+        return self._found(index, f"row {row}" + (f" (image {name!r})" if name else ""))
+
+    def _found(self, index: int | None, key: str) -> RegionSet:
+        """The regions at an index; where there is none, the sentence that says why."""
+        if index is not None:
+            return self.read(index)
+        problem = self.unreadable().get(key)
+        known = ", ".join(map(repr, self.ids()[:_NAMED]))
+        store = f"The region store {self.path!r} ({len(self):,} images, boxes by {self.boxes_id}) lacks {key!r}"
+        way_out = "make the regions of all images of the data with `dual-distill regions`"
+        raise ValueError(f"{store}: {problem or f'its ids are like {known}'}; {way_out}.")
 
     def read(self, index: int) -> RegionSet:
         """Return the regions of the image at an index, from 0, in the order of `ids()`.
@@ -264,30 +294,53 @@ class RegionStore:
             IndexError: there is no such image.
             ValueError: a file is damaged.
         """
-        number, inside = self._table.locate(index)
-        [row] = self._table.rows(number).slice(inside, 1).to_pylist()
+        number, inside = self.table.locate(index)
+        [row] = self.table.rows(number).slice(inside, 1).to_pylist()
         start, stop = self._region_bounds(number)[inside : inside + 2].tolist()
 
         return RegionSet(
-            features=self._table.tensor(number, "features", start, stop).float(),
+            features=self.table.tensor(number, "features", start, stop).float(),
             boxes_px=torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4),
             scores=torch.tensor(row["scores"], dtype=torch.float32),
             **{name: row[name] for name in ("tags", "width", "height", "whole_image")},
         )
 
-    def _shards(self) -> list[pa.Table]:
-        return [self._table.rows(number) for number in range(len(self._table.starts) - 1)]
-
     def _region_bounds(self, number: int) -> npt.NDArray[np.int64]:
         """Where each image's regions begin among the features of a shard."""
         if number not in self._bounds:
-            lengths = pc.list_value_length(self._table.rows(number)["scores"]).to_numpy()
+            lengths = pc.list_value_length(self.table.rows(number)["scores"]).to_numpy()
             self._bounds[number] = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return self._bounds[number]
 
-    def _absence(self, key: str) -> str:
-        problem = self.unreadable().get(key)
-        known = ", ".join(map(repr, self.ids()[:_NAMED]))
-        store = f"The region store {self.path!r} ({len(self):,} images, boxes by {self.boxes_id}) lacks {key!r}"
-        way_out = "make the regions of all images of the data with `dual-distill regions`"
-        return f"{store}: {problem or f'its ids are like {known}'}; {way_out}."
+
+def report_store(store: str | os.PathLike[str], added: int = 0, seconds: float = 0.0) -> RegionReport:
+    """Return what a store holds.
+
+    Args:
+        store: its folder.
+        added: images that were added just now.
+        seconds: that this took.
+
+    Raises:
+        FileNotFoundError: there is no store.
+        ValueError: it is not finished, or damaged.
+
+    Example:
+        >>> report_store("no/such/store")
+        Traceback (most recent call last):
+        FileNotFoundError: There is no region store 'no/such/store'; `dual-distill regions` makes one.
+    """
+    found = RegionStore(store)
+    tables = [found.table.rows(number) for number in range(len(found.table.starts) - 1)]
+    return RegionReport(
+        store=str(store),
+        images=len(found),
+        added=added,
+        whole_images=sum(pc.sum(rows["whole_image"]).as_py() or 0 for rows in tables),
+        regions=sum(len(rows["scores"].combine_chunks().flatten()) for rows in tables),
+        feature_size=found.feature_size,
+        boxes_id=found.boxes_id,
+        features_id=found.features_id,
+        seconds=seconds,
+        unreadable=found.unreadable(),
+    )

@@ -15,9 +15,9 @@ where its lines begin, then read line by line, and every error names file and li
 import base64
 import binascii
 import json
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from .store import SHARD_SIZE, RegionManifest, RegionStore, StoredImage, fill_st
 
 _BOX_NUMBERS = 6
 # The names of the columns behind the id; one alone is JSON.
-_COLUMNS = {5: ("image_w", "image_h", "num_boxes", "boxes", "features"), 2: ("num_boxes", "features"), 1: ()}
+_COLUMNS = {5: ("image_w", "image_h", "num_boxes", "boxes", "features"), 2: ("num_boxes", "features")}
 
 
 def read_region_tsv(
@@ -79,10 +79,13 @@ def read_region_tsv(
     """
     lines = _TsvLines(file)
     label_lines, size_lines = (None if other is None else _TsvLines(other) for other in (labels, sizes))
-    reader = _Reader(lines, label_lines, size_lines, -_BOX_NUMBERS if cut_box_numbers else None)
-    if feature_size is None:
-        feature_size = reader.regions(lines.ids[0]).features.shape[1]
 
+    def regions_of(identifier: str) -> RegionSet:
+        regions = _regions(identifier, lines, label_lines, size_lines)
+        return regions._replace(features=regions.features[:, : -_BOX_NUMBERS if cut_box_numbers else None])
+
+    if feature_size is None:
+        feature_size = regions_of(lines.ids[0]).features.shape[1]
     if images is not None and (absent := sorted(set(lines.ids).difference(images.ids))):
         found = f"{len(absent):,} images of {str(lines.path)!r} are not among the images given, such as {absent[0]!r}"
         raise ValueError(f"{found}; their ids are like {images.ids[0]!r}: name the file's column of ids, or no images.")
@@ -95,7 +98,7 @@ def read_region_tsv(
 
     def describe(ids: list[str]) -> Iterator[StoredImage]:
         for identifier in ids:
-            regions = reader.regions(identifier).checked(lines.where(identifier), feature_size)
+            regions = regions_of(identifier).checked(lines.where(identifier), feature_size)
             if images is None:
                 yield StoredImage(identifier, None, None, regions)
                 continue
@@ -143,93 +146,77 @@ class _TsvLines:
 
     def where(self, identifier: str) -> str:
         """File and line, for errors."""
-        return f"{self.path}, line {self._lines[identifier][1]}"
-
-    def read(self, identifier: str, parse: Callable[[list[str]], Any]) -> Any:
-        """What `parse` makes of the columns behind an image's id; errors get file and line, bad UTF-8 among them."""
         if identifier not in self._lines:
             problem = f"{str(self.path)!r} has no line for the image {identifier!r}"
             raise ValueError(f"{problem}; give the file that belongs to the features.")
+        return f"{self.path}, line {self._lines[identifier][1]}"
 
+    @contextmanager
+    def columns(self, identifier: str) -> Iterator[list[str]]:
+        """What stands behind an image's id; errors of whoever reads it get file and line, bad UTF-8 among them."""
+        where = self.where(identifier)
         self._source.seek(self._lines[identifier][0])
         try:
-            return parse(self._source.readline().decode().rstrip("\r\n").split("\t")[1:])
+            yield self._source.readline().decode().rstrip("\r\n").split("\t")[1:]
         except ValueError as error:
-            raise ValueError(f"{self.where(identifier)}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
 
 
-class _Reader(NamedTuple):
-    """Turns the lines of one image into its regions; of each vector the numbers up to `kept` are taken."""
-
-    lines: _TsvLines
-    labels: _TsvLines | None
-    sizes: _TsvLines | None
-    kept: int | None
-
-    def regions(self, identifier: str) -> RegionSet:
-        """The regions of an image, unchecked but for their layout."""
-        regions: RegionSet = self.lines.read(identifier, partial(self._regions, identifier))
-        return regions
-
-    def _regions(self, identifier: str, columns: list[str]) -> RegionSet:
-        if len(columns) not in _COLUMNS:
+def _regions(identifier: str, lines: _TsvLines, labels: _TsvLines | None, sizes: _TsvLines | None) -> RegionSet:
+    """The regions of an image, unchecked but for their layout."""
+    with lines.columns(identifier) as columns:
+        names = _COLUMNS.get(len(columns), ())
+        if not names and len(columns) != 1:
             raise ValueError(f"it has {len(columns) + 1} columns, but expected are 6, 3 or 2, as read_region_tsv says.")
-        names = _COLUMNS[len(columns)]
         entry = dict(zip(names, columns, strict=True)) if names else _json(columns[0], dict)
 
         if "boxes" in names:
             number, width, height = (_value(entry, name, int) for name in ("num_boxes", "image_w", "image_h"))
             boxes, features = (_numbers(entry[name], number, name) for name in ("boxes", "features"))
-            return RegionSet(features[:, : self.kept], boxes, torch.ones(number), [""] * number, width, height)
+            return RegionSet(features, boxes, torch.ones(number), [""] * number, width, height)
         if "objects" in entry:
             rows = [_numbers(_value(item, "feature", str), 1, "feature") for item in _objects(entry)]
             if len(widths := {row.shape[1] for row in rows}) > 1:
                 raise ValueError(f"its features are {sorted(widths)} wide, but expected is one width.")
-            return self._sorted(identifier, torch.cat(rows) if rows else torch.zeros(0, 0), entry)
+            return _with_objects(identifier, torch.cat(rows) if rows else torch.zeros(0, 0), entry, sizes)
 
         # Features of one file, boxes and classes of another.
         number, text = _value(entry, "num_boxes", int), _value(entry, "features", str)
         features = _numbers(text, number, "features")
-        if self.labels is None:
+        if labels is None:
             raise ValueError("it holds features and no boxes; give the file of labels beside it (labels=, --labels).")
-        labelled: RegionSet = self.labels.read(identifier, partial(self._labelled, identifier, features))
-        return labelled
 
-    def _labelled(self, identifier: str, features: torch.Tensor, columns: list[str]) -> RegionSet:
+    with labels.columns(identifier) as columns:
         found = _json(columns[-1], (dict, list))
-        return self._sorted(identifier, features, found if isinstance(found, dict) else {"objects": found})
-
-    def _sorted(self, identifier: str, features: torch.Tensor, entry: dict[str, Any]) -> RegionSet:
-        """The regions of the objects of an entry, the most certain first."""
-        objects = _objects(entry)
-        if len(objects) != len(features):
-            others = f"{self.lines.where(identifier)} features of {len(features)}"
-            raise ValueError(f"it has {len(objects)} objects, but {others}; give files of one extraction.")
-        boxes = [_value(item, "rect", list) for item in objects]
-        if any(len(box) != 4 or not all(isinstance(corner, int | float) for corner in box) for box in boxes):
-            raise ValueError("a rect is [x0, y0, x1, y1], but one holds something else.")
-
-        if "image_w" in entry or "image_h" in entry:
-            width, height = _value(entry, "image_w", int), _value(entry, "image_h", int)
-        elif self.sizes is not None:
-            width, height = self.sizes.read(identifier, _listed_size)
-        else:
-            raise ValueError("it does not say how large the image is; give the file of sizes (sizes=, --sizes).")
-
-        scores = torch.tensor([float(_value(item, "conf", (int, float))) for item in objects])
-        order = scores.argsort(descending=True, stable=True)
-        corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)[order]
-        tags = [_value(objects[index], "class", str) for index in order.tolist()]
-        return RegionSet(features[order, : self.kept], corners, scores[order], tags, width, height)
+        entry = found if isinstance(found, dict) else {"objects": found}
+        if (count := len(_objects(entry))) != number:
+            others = f"{lines.where(identifier)} features of {number}"
+            raise ValueError(f"it has {count} objects, but {others}; give files of one extraction.")
+        return _with_objects(identifier, features, entry, sizes)
 
 
-def _listed_size(columns: list[str]) -> tuple[int, int]:
-    """Width and height in pixels, of a line of a file of sizes."""
-    found = _json(columns[-1], (dict, list))
-    size = found[0] if isinstance(found, list) and found else found
-    if not isinstance(size, dict):
-        raise ValueError(f'a size is [{{"height": ..., "width": ...}}], but it holds {found!r}.')
-    return _value(size, "width", int), _value(size, "height", int)
+def _with_objects(identifier: str, features: torch.Tensor, entry: dict[str, Any], sizes: _TsvLines | None) -> RegionSet:
+    """The regions of the objects of an entry, the most certain first."""
+    objects, size = _objects(entry), entry
+    boxes = [_value(item, "rect", list) for item in objects]
+    if any(len(box) != 4 or not all(isinstance(corner, int | float) for corner in box) for box in boxes):
+        raise ValueError("a rect is [x0, y0, x1, y1], but one holds something else.")
+    if sizes is not None and "image_w" not in entry:
+        with sizes.columns(identifier) as columns:
+            found = _json(columns[-1], (dict, list))
+            listed = found[0] if isinstance(found, list) and found else found
+            if not isinstance(listed, dict):
+                raise ValueError(f'a size is [{{"height": ..., "width": ...}}], but it holds {found!r}.')
+            size = {f"image_{name[0]}": _value(listed, name, int) for name in ("width", "height")}
+    elif "image_w" not in entry:
+        raise ValueError("it does not say how large the image is; give the file of sizes (sizes=, --sizes).")
+
+    scores = torch.tensor([float(_value(item, "conf", (int, float))) for item in objects])
+    order = scores.argsort(descending=True, stable=True)
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)[order]
+    tags = [_value(objects[index], "class", str) for index in order.tolist()]
+    width, height = _value(size, "image_w", int), _value(size, "image_h", int)
+    return RegionSet(features[order], corners, scores[order], tags, width, height)
 
 
 def _numbers(text: str, rows: int, name: str) -> torch.Tensor:
