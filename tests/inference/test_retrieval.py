@@ -131,29 +131,19 @@ def assert_recalls(found, wanted) -> None:
         assert found[direction] == pytest.approx(numbers), direction
 
 
-def test_dual_reranked_and_all_pairs_are_those_of_plain_loops(
+def test_dual_reranked_and_fusion_alone_are_those_of_plain_loops(
     rows, dual, fusion, answering_processor, pictures
 ) -> None:
     similarities = cosines(dual, answering_processor, pictures[:4], CAPTIONS)
     scores = pair_scores(fusion, answering_processor, pictures[:4], CAPTIONS)
     assert len({tuple(by_scores(table)(0, "image_to_text")) for table in (similarities, scores)}) == 2, "they disagree"
-    for all_pairs in (False, True):
-        report = evaluate_retrieval(
-            rows,
-            TASK,
-            dual,
-            answering_processor,
-            fusion,
-            answering_processor,
-            rerank_top=2,
-            all_pairs=all_pairs,
-            batch_size=3,
-        )
-        assert (report.images, report.captions, report.rerank_top, report.folds) == (4, 7, 2, 0)
-        assert_recalls(report.whole["dual"], expected(by_scores(similarities), OWNERS, 4))
-        assert_recalls(report.whole["reranked"], expected(by_candidates(similarities, scores, 2), OWNERS, 4))
-        assert ("fusion" in report.whole) == all_pairs
-    assert_recalls(report.whole["fusion"], expected(by_scores(scores), OWNERS, 4))
+    both = (rows, TASK, dual, answering_processor, fusion, answering_processor)
+    report = evaluate_retrieval(*both, rerank_top=2, batch_size=3)
+    assert (report.images, report.captions, report.rerank_top, report.folds) == (4, 7, 2, 0)
+    assert_recalls(report.whole["dual"], expected(by_scores(similarities), OWNERS, 4))
+    assert_recalls(report.whole["reranked"], expected(by_candidates(similarities, scores, 2), OWNERS, 4))
+    everything = evaluate_retrieval(*both, rerank_top=50, batch_size=3)
+    assert_recalls(everything.whole["reranked"], expected(by_scores(scores), OWNERS, 4))
 
 
 def test_times_say_what_was_measured(rows, dual, fusion, answering_processor) -> None:
@@ -162,17 +152,10 @@ def test_times_say_what_was_measured(rows, dual, fusion, answering_processor) ->
     assert {way: time.measured for way, time in some.items()} == {"dual": True, "rerank": True, "fusion": False}
     assert some["fusion"].pairs == 28
     assert some["fusion"].seconds == pytest.approx(some["rerank"].seconds * 28 / some["rerank"].pairs)
-    everything = {time.way: time for time in evaluate_retrieval(*both, rerank_top=1, all_pairs=True).times}
-    assert {way: time.measured for way, time in everything.items()} == {"dual": True, "rerank": False, "fusion": True}
-    assert everything["rerank"].pairs == some["rerank"].pairs
+    everything = {time.way: time for time in evaluate_retrieval(*both, rerank_top=50).times}
+    assert {way: time.measured for way, time in everything.items()} == {"dual": True, "rerank": True, "fusion": True}
     [alone] = evaluate_retrieval(rows, TASK, dual, answering_processor).times
     assert (alone.way, alone.pairs, alone.measured) == ("dual", 28, True)
-
-
-def test_more_candidates_than_there_are_is_the_fusion_encoder_alone(rows, dual, fusion, answering_processor) -> None:
-    both = (rows, TASK, dual, answering_processor, fusion, answering_processor)
-    report = evaluate_retrieval(*both, rerank_top=50, all_pairs=True)
-    assert report.whole["reranked"] == report.whole["fusion"]
 
 
 def test_folds_are_evaluated_by_themselves(dual, fusion, answering_processor, pictures) -> None:
@@ -254,8 +237,6 @@ def test_each_error_by_its_message(rows, dual, fusion, answering_processor, answ
         evaluate_retrieval(rows, TASK, answering_model(DualEncoderForQuestionAnswering), processor)
     with pytest.raises(ValueError, match="DualEncoderForImageTextRetrieval cannot re-rank; give a fusion encoder"):
         evaluate_retrieval(rows, TASK, dual, processor, dual, processor)
-    with pytest.raises(ValueError, match="all_pairs lets a fusion encoder read every pair"):
-        evaluate_retrieval(rows, TASK, dual, processor, all_pairs=True)
     with pytest.raises(ValueError, match="fusion and fusion_processor belong together"):
         evaluate_retrieval(rows, TASK, dual, processor, fusion)
     with pytest.raises(ValueError, match="rerank_top is 0, but must be at least 1"):

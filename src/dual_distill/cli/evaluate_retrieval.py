@@ -8,8 +8,8 @@ from dual_distill.inference import RetrievalReport, evaluate_retrieval
 from dual_distill.runs import HEADS
 from dual_distill.teachers import load_model
 
-OPTIONS = ("rerank", "rerank_top", "all_pairs", "fold_images")
-_WAYS = {"dual": "dual encoder alone", "reranked": "top {} re-ranked", "fusion": "fusion encoder alone"}
+OPTIONS = ("rerank", "rerank_top", "fold_images")
+_WAYS = {"dual": "dual encoder alone", "reranked": "top {} re-ranked"}
 _DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
 _TIMED = {"dual": "dual encoder, all pairs", "rerank": "re-ranking", "fusion": "fusion encoder, all pairs"}
 
@@ -22,7 +22,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rerank-top", type=int, metavar="K", help="candidates of each query that it reads (default: 16)"
     )
-    group.add_argument("--all-pairs", action="store_true", help="let it read every pair too, not an estimate: slow")
     group.add_argument("--fold-images", type=int, metavar="N", help=folds)
 
 
@@ -33,8 +32,8 @@ def evaluate_ranking(options: argparse.Namespace, task: Task, data: Any, rows: A
         ValueError: an option does not fit, or the models cannot be read.
     """
     head = HEADS[task.head]
-    if options.rerank is None and (options.all_pairs or options.rerank_top is not None):
-        raise ValueError("--rerank-top and --all-pairs are about a fusion encoder; name it by --rerank CHECKPOINT.")
+    if options.rerank is None and options.rerank_top is not None:
+        raise ValueError("--rerank-top is about a fusion encoder; name it by --rerank CHECKPOINT.")
     model, processor = load_model(options.model, options.revision, head.classes)
     if isinstance(model, head.fusion_class):
         wrong = f"{options.model!r} is a fusion encoder, which reads each pair"
@@ -44,7 +43,7 @@ def evaluate_ranking(options: argparse.Namespace, task: Task, data: Any, rows: A
     if options.rerank is not None:
         again = load_model(options.rerank, model_class=head.classes)
         again.model.to(options.device)
-    settings = {name: getattr(options, name) for name in ("rerank_top", "fold_images", "all_pairs", "batch_size")}
+    settings = {name: getattr(options, name) for name in ("rerank_top", "fold_images", "batch_size")}
     settings = {name: value for name, value in settings.items() if value is not None}
     if options.fold_images == 0:
         settings["fold_images"] = None

@@ -10,10 +10,10 @@ ranked in blocks, images are decoded as they are needed, a few ahead, and are no
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -37,8 +37,7 @@ _QUERIES = 512
 Recalls = dict[str, dict[str, dict[str, float]]]
 
 
-@dataclass(frozen=True)
-class PairTime:
+class PairTime(NamedTuple):
     """How long one way takes for a number of pairs.
 
     Attributes:
@@ -61,8 +60,8 @@ class RetrievalReport:
     Attributes:
         images: number of images.
         captions: number of captions.
-        whole: way ("dual", "reranked", "fusion") -> direction ("text_to_image", "image_to_text") -> what
-            `RetrievalRecall` computes, over all images and captions.
+        whole: way ("dual", "reranked") -> direction ("text_to_image", "image_to_text") -> what `RetrievalRecall`
+            computes, over all images and captions.
         times: for all pairs of the whole.
         rerank_top: candidates a query; None without a fusion encoder.
         folds: number of parts of `fold_images` images each; 0 where there are fewer than two.
@@ -81,7 +80,7 @@ class RetrievalReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict that JSON takes."""
-        return asdict(self)
+        return asdict(self) | {"times": [time._asdict() for time in self.times]}
 
 
 def evaluate_retrieval(
@@ -93,7 +92,6 @@ def evaluate_retrieval(
     fusion_processor: DualDistillProcessor | None = None,
     *,
     rerank_top: int = 16,
-    all_pairs: bool = False,
     fold_images: int | None = 1000,
     batch_size: int = 64,
     show_progress: bool = False,
@@ -110,8 +108,7 @@ def evaluate_retrieval(
         processor: its processor.
         fusion: a `FusionEncoderForImageTextRetrieval` that orders the dual's candidates anew; None: the dual alone.
         fusion_processor: its processor.
-        rerank_top: candidates a query, >= 1.
-        all_pairs: let the fusion encoder read every pair too, which is slow, and keeps 12 bytes a pair.
+        rerank_top: candidates a query, >= 1; as many as there are images and captions for the fusion encoder alone.
         fold_images: evaluate parts of so many images too (1,000 for COCO's 1K figures), in the order of the rows;
             images that fill no part are left out of them. None: the whole only.
         batch_size: images, texts or pairs a forward pass.
@@ -124,74 +121,60 @@ def evaluate_retrieval(
         ValueError: a model is of another kind, or an argument is out of its range.
         ImageError: an image cannot be read.
     """
-    _check_models(dual, fusion, fusion_processor, all_pairs)
-    for name, value in (("rerank_top", rerank_top), ("batch_size", batch_size), ("fold_images", fold_images)):
-        if value is not None:
-            check_at_least_1(name, value)
-    data = ImagesWithCaptions(rows, task)
-    num_images, num_pairs = data.num_images, data.num_images * len(data.captions)
-
-    start = time.perf_counter()
-    vectors = data.vectors(dual.eval(), processor, batch_size, show_progress)
-    owners = torch.tensor(data.image_of_caption)
-    parts = [_directions(*vectors, owners, range(num_images))]
-    parts[0]["text_to_image"].candidates(1)  # compares every pair once
-    times = [PairTime("dual", num_pairs, time.perf_counter() - start, True)]
-
-    fold = fold_images or num_images
-    firsts = range(0, num_images - fold + 1, fold)
-    if len(firsts) > 1:
-        parts += [_directions(*vectors, owners, range(first, first + fold)) for first in firsts]
-
-    recalls: list[Recalls] = [{"dual": {name: one.recall() for name, one in part.items()}} for part in parts]
-
-    if fusion is not None and fusion_processor is not None:
-        candidates = [{name: one.candidates(rerank_top) for name, one in part.items()} for part in parts]
-        asked = [
-            torch.cat([one.pair_keys(best[name]).flatten() for name, one in part.items()]).unique()
-            for part, best in zip(parts, candidates, strict=True)
-        ]
-        keys = torch.arange(num_pairs) if all_pairs else torch.cat(asked).unique()
-        start = time.perf_counter()
-        pair_scores = data.pair_scores(fusion.eval(), fusion_processor, keys, batch_size, show_progress)
-        seconds = time.perf_counter() - start
-
-        def scores_of(wanted: torch.Tensor) -> torch.Tensor:
-            return pair_scores[torch.searchsorted(keys, wanted)]
-
-        for part, best, recall in zip(parts, candidates, recalls, strict=True):
-            recall["reranked"] = {name: one.recall(scores_of, best[name]) for name, one in part.items()}
-            if all_pairs:
-                recall["fusion"] = {name: one.recall(scores_of) for name, one in part.items()}
-        # Whoever needs the whole alone scores the pairs of the whole alone.
-        for way, number in (("rerank", len(asked[0])), ("fusion", num_pairs)):
-            times.append(PairTime(way, number, number * seconds / len(keys), number == len(keys)))
-
-    return RetrievalReport(
-        images=num_images,
-        captions=len(data.captions),
-        whole=recalls[0],
-        times=times,
-        rerank_top=None if fusion is None else rerank_top,
-        folds=len(parts) - 1,
-        fold_images=fold_images if len(parts) > 1 else None,
-        mean_of_folds=_mean(recalls[1:]) if len(parts) > 1 else {},
-    )
-
-
-def _check_models(
-    dual: PreTrainedModel, fusion: PreTrainedModel | None, fusion_processor: Any, all_pairs: bool
-) -> None:
-    apart = "does not encode images and texts apart for comparison; give a dual encoder"
     if not isinstance(dual, DualEncoderForImageTextRetrieval):
+        apart = "does not encode images and texts apart for comparison; give a dual encoder"
         raise ValueError(f"{type(dual).__name__} {apart} with the head image_text_retrieval.")
     if fusion is not None and not isinstance(fusion, FusionEncoderForImageTextRetrieval):
         needed = "a fusion encoder with the head image_text_retrieval"
         raise ValueError(f"{type(fusion).__name__} cannot re-rank; give {needed}.")
     if (fusion is None) != (fusion_processor is None):
         raise ValueError("fusion and fusion_processor belong together; give both or neither.")
-    if all_pairs and fusion is None:
-        raise ValueError("all_pairs lets a fusion encoder read every pair; give one.")
+    for name, value in (("rerank_top", rerank_top), ("batch_size", batch_size), ("fold_images", fold_images)):
+        if value is not None:
+            check_at_least_1(name, value)
+
+    data = ImagesWithCaptions(rows, task)
+    num_images, num_pairs = data.num_images, data.num_images * len(data.captions)
+    start = time.perf_counter()
+    vectors = data.vectors(dual.eval(), processor, batch_size, show_progress)
+    owners = torch.tensor(data.image_of_caption)
+    parts = [_directions(*vectors, owners, range(num_images))]
+    # Compares every pair once, for the time that this takes.
+    parts[0]["text_to_image"].candidates(1)
+    times = [PairTime("dual", num_pairs, time.perf_counter() - start, True)]
+
+    fold = fold_images or num_images
+    firsts = range(0, num_images - fold + 1, fold)
+    if len(firsts) > 1:
+        parts += [_directions(*vectors, owners, range(first, first + fold)) for first in firsts]
+    recalls: list[Recalls] = [{"dual": {name: one.recall() for name, one in part.items()}} for part in parts]
+
+    if fusion is not None and fusion_processor is not None:
+        # The pairs of all parts and directions, each once.
+        best = [{name: one.candidates(rerank_top) for name, one in part.items()} for part in parts]
+        asked = [
+            {name: one.pair_keys(chosen[name]) for name, one in part.items()}
+            for part, chosen in zip(parts, best, strict=True)
+        ]
+        each = [torch.cat([pairs.flatten() for pairs in part.values()]).unique() for part in asked]
+        keys = torch.cat(each).unique()
+        start = time.perf_counter()
+        scores = data.pair_scores(fusion.eval(), fusion_processor, keys, batch_size, show_progress)
+        seconds = time.perf_counter() - start
+
+        for part, chosen, pairs, recall in zip(parts, best, asked, recalls, strict=True):
+            recall["reranked"] = {
+                name: one.recall(chosen[name], scores[torch.searchsorted(keys, pairs[name])])
+                for name, one in part.items()
+            }
+        # Whoever needs the whole alone scores the pairs of the whole alone.
+        for way, number in (("rerank", len(each[0])), ("fusion", num_pairs)):
+            times.append(PairTime(way, number, number * seconds / len(keys), number == len(keys)))
+
+    report = RetrievalReport(num_images, len(data.captions), recalls[0], times, None if fusion is None else rerank_top)
+    if len(parts) == 1:
+        return report
+    return replace(report, folds=len(parts) - 1, fold_images=fold_images, mean_of_folds=_mean(recalls[1:]))
 
 
 class ImagesWithCaptions:
@@ -325,22 +308,18 @@ class _Direction:
         number = min(number, len(self.gallery))
         return torch.cat([similarities.topk(number, dim=1).indices.cpu() for _, similarities in self._blocks()])
 
-    def pair_keys(self, candidates: torch.Tensor, block: slice = slice(None)) -> torch.Tensor:
-        """The keys of queries and their candidates."""
-        return self.query_keys[block, None] + self.gallery_keys[candidates]
+    def pair_keys(self, candidates: torch.Tensor) -> torch.Tensor:
+        """The keys of queries and their candidates, `(queries, number)`."""
+        return self.query_keys[:, None] + self.gallery_keys[candidates]
 
-    def recall(
-        self, scores_of: Callable[[torch.Tensor], torch.Tensor] | None = None, candidates: torch.Tensor | None = None
-    ) -> dict[str, float]:
-        """Recall by the dual encoder; with scores of pairs by their keys, re-ranked by those, candidates or all."""
+    def recall(self, candidates: torch.Tensor | None = None, scores: torch.Tensor | None = None) -> dict[str, float]:
+        """Recall by the dual encoder; its candidates re-ranked where they have scores, both `(queries, number)`."""
         metric = RetrievalRecall()
         for block, similarities in self._blocks():
-            scores = similarities.cpu()
-            if scores_of is not None:
-                everything = torch.arange(len(self.gallery)).expand(len(scores), -1)
-                best = everything if candidates is None else candidates[block]
-                scores = reranked(scores, best, scores_of(self.pair_keys(best, block)))
-            metric.add_batch(predictions=scores, references=self.right[block])
+            ranked = similarities.cpu()
+            if candidates is not None and scores is not None:
+                ranked = reranked(ranked, candidates[block], scores[block])
+            metric.add_batch(predictions=ranked, references=self.right[block])
         found: dict[str, float] = metric.compute()
         return found
 
@@ -384,12 +363,8 @@ def reranked(similarities: torch.Tensor, candidates: torch.Tensor, scores: torch
     return similarities.double().scatter(1, candidates, above)
 
 
-def _mean(recalls: list[Recalls]) -> Recalls:
-    """The mean of each number over the folds."""
-    return {
-        way: {
-            direction: {name: sum(one[way][direction][name] for one in recalls) / len(recalls) for name in numbers}
-            for direction, numbers in directions.items()
-        }
-        for way, directions in recalls[0].items()
-    }
+def _mean(values: list[Any]) -> Any:
+    """The mean of each number in dicts of the same keys."""
+    if isinstance(values[0], dict):
+        return {name: _mean([one[name] for one in values]) for name in values[0]}
+    return sum(values) / len(values)
