@@ -84,21 +84,18 @@ class ShardedTable:
         file = self.path / self.manifest_name
         if not file.is_file():
             return None
+
+        name, again = repr(str(file)), f"repeat {self.made_by} into another folder"
         try:
-            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            content: dict[str, Any] = json.loads(file.read_bytes())
             found, sha256 = content.pop("format", None), content.pop("sha256", None)
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
-            problem = f"{str(file)!r} is not the manifest of a {self.kind} ({error})"
-            raise ValueError(f"{problem}; give a folder of {self.made_by}.") from error
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ValueError(f"{name} is not the manifest of a {self.kind} ({error}); {again}.") from error
 
         if found != FORMAT:
-            problem = f"{str(file)!r} has format {found!r}, but this version reads {FORMAT}"
-            raise ValueError(
-                f"{problem}; repeat {self.made_by} into another folder, or take the version that wrote it."
-            )
+            raise ValueError(f"{name} has format {found!r}, but this version reads {FORMAT}; {again}.")
         if sha256 != fingerprint(content):
-            problem = f"{str(file)!r} is damaged: its content does not fit its sha256"
-            raise ValueError(f"{problem}; copy it again, or repeat {self.made_by} into another folder.")
+            raise ValueError(f"{name} is damaged: its content does not fit its sha256; copy it again, or {again}.")
         return content
 
     def begin(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,12 +107,11 @@ class ShardedTable:
         if (found := self.read_manifest()) is not None:
             return found
 
-        if self.path.exists():
-            names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else [self.path.name]
-            others = sorted(name for name in names if not name.startswith((".", self.manifest_name, "plan-", "shard-")))
-            if others:
-                problem = f"{str(self.path)!r} is no {self.kind} and is not empty ({', '.join(others[:_NAMED])})"
-                raise ValueError(f"{problem}; give a new or empty folder.")
+        names = [self.path.name] if self.path.is_file() else [file.name for file in self.path.glob("*")]
+        others = sorted(name for name in names if not name.startswith((".", self.manifest_name, "plan-", "shard-")))
+        if others:
+            problem = f"{str(self.path)!r} is no {self.kind} and is not empty ({', '.join(others[:_NAMED])})"
+            raise ValueError(f"{problem}; give a new or empty folder.")
 
         self.path.mkdir(parents=True, exist_ok=True)
         sealed = {**manifest, "format": FORMAT, "sha256": fingerprint(manifest)}
@@ -131,8 +127,8 @@ class ShardedTable:
             ValueError: they differ; the message gives both values of each.
         """
         as_read = json.loads(json.dumps(given))  # tuples are lists there, keys are strings
-        if differences := _differences(manifest, as_read):
-            begun = f"The {self.kind} {str(self.path)!r} was begun with other settings ({'; '.join(differences)})"
+        if differences := "; ".join(_differences(manifest, as_read)):
+            begun = f"The {self.kind} {str(self.path)!r} was begun with other settings ({differences})"
             raise ValueError(f"{begun}; repeat those that began it, or give another folder.")
 
     def planned_shards(self) -> list[PlannedShard]:
@@ -258,9 +254,9 @@ class ShardedTable:
         numbers = range(sum(-(-len(plan) // size) for plan, size in self._plans()))
         missing = [number for number in numbers if not self.is_done(number)]
         if missing or not numbers:
-            found = f"The {self.kind} {str(self.path)!r} lacks {len(missing)} of {len(numbers)} shards"
+            lacks = f"lacks {len(missing)} of {len(numbers)} shards (the first is number {(missing or [0])[0]})"
             way_out = "The same command continues it; shards of other machines belong beside these"
-            raise ValueError(f"{found} (the first is number {(missing or [0])[0]}): it is not finished. {way_out}.")
+            raise ValueError(f"The {self.kind} {str(self.path)!r} {lacks}: it is not finished. {way_out}.")
 
         # The index of the first row of each shard, and behind the last one the number of all rows.
         self.starts = [0, *accumulate(map(self.num_rows, numbers))]
@@ -282,14 +278,12 @@ class ShardedTable:
     def find(self, key: str) -> int | None:
         """Return the index of the row of an open table that has this value in one of its `keys`, or None."""
         hashes, indices = self._index
-        wanted = hash(key)
         # Looked up by 64 bits, then compared whole.
-        for candidate in range(int(np.searchsorted(hashes, wanted)), len(hashes)):
-            if hashes[candidate] != wanted:
-                break
-            number, inside = self.locate(int(indices[candidate]))
+        first, last = np.searchsorted(hashes, hash(key)), np.searchsorted(hashes, hash(key), side="right")
+        for index in indices[first:last].tolist():
+            number, inside = self.locate(index)
             if any(self.rows(number)[column][inside].as_py() == key for column in self.keys):
-                return int(indices[candidate])
+                return int(index)
         return None
 
     @cached_property
@@ -303,8 +297,9 @@ class ShardedTable:
                 found = self.rows(number)[column].to_pylist()
                 hashes += [hash(key) for key in found if key is not None]
                 indices += [start + inside for inside, key in enumerate(found) if key is not None]
-        order = np.argsort(np.array(hashes, dtype=np.int64), kind="stable")
-        return np.array(hashes, dtype=np.int64)[order], np.array(indices, dtype=np.int64)[order]
+        both = np.array([hashes, indices], dtype=np.int64)
+        sorted_hashes, of_rows = both[:, np.argsort(both[0], kind="stable")]
+        return sorted_hashes, of_rows
 
     def _stream(self, file: Path, which: int, streams: int = 2) -> pa.Table:
         """One stream of a file that holds one or two; its digest is compared the first time."""
@@ -327,8 +322,8 @@ class ShardedTable:
         return self._read[file, which]
 
     def _damaged(self, file: Path, error: Exception) -> str:
-        problem = f"{str(file)!r} is missing or damaged ({error})"
-        return f"{problem}; copy it again, or remove it and repeat {self.made_by}, which makes it anew."
+        way_out = f"copy it again, or remove it and repeat {self.made_by}, which makes it anew"
+        return f"{str(file)!r} is missing or damaged ({error}); {way_out}."
 
 
 def tensor_column(tensor: torch.Tensor, lengths: Sequence[int] | None = None) -> pa.Array:
