@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,19 +61,30 @@ class ReadingReport:
         return "\n".join(lines)
 
 
+class Reading(TypedDict, total=False):
+    """What every reader of files takes, as further keywords.
+
+    Attributes:
+        skip_bad: pass over bad records and list them in the report, instead of an error at the first (the default).
+        report: takes what was read, skipped and left out; None: a new one. It is printed on stderr either way.
+    """
+
+    skip_bad: bool
+    report: ReadingReport | None
+
+
 class RecordReader:
     """Makes the splits of a data set from records.
 
     Args:
         source: what is read, such as "vqa", for report and errors.
         features: columns of the rows and their types.
-        skip_bad: pass over bad records and list them in the report, instead of an error at the first.
-        report: takes what was read and skipped; None: a new one.
+        **reading: see `Reading`.
     """
 
-    def __init__(self, source: str, features: Features, skip_bad: bool, report: ReadingReport | None) -> None:
-        self.features, self.skip_bad = features, skip_bad
-        self.report = ReadingReport() if report is None else report
+    def __init__(self, source: str, features: Features, **reading: Unpack[Reading]) -> None:
+        self.features, self.skip_bad = features, reading.get("skip_bad", False)
+        self.report = reading.get("report") or ReadingReport()
         self.report.source = source
         self.splits: dict[str, Dataset] = {}
 

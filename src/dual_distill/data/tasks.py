@@ -16,6 +16,8 @@ from typing import Any
 
 from datasets import DatasetDict, Image
 
+from .reading import Reading
+
 
 @dataclass(frozen=True)
 class Task:
@@ -143,7 +145,8 @@ def load_task(name: str, path: str | os.PathLike[str] | None = None, **options: 
     read = getattr(import_module(f"dual_distill.data.datasets.{module}"), function)
 
     options |= {} if path is None else {"path": path}
-    known = list(inspect.signature(read).parameters)
+    parameters = inspect.signature(read).parameters
+    known = [*parameters, *Reading.__annotations__] if "reading" in parameters else list(parameters)
     for option in options:
         if option not in known:
             raise ValueError(f"Task {name!r} has no option {option!r}{nearest_name(option, known)}")

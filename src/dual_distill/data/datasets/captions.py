@@ -5,12 +5,12 @@ one path means the former, and a mapping from split to path the latter.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value
 
-from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, official_folder
+from dual_distill.data.reading import ImageFolder, Reading, RecordReader, official_folder
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, document_records, read_json
 
 LAYOUT = (
@@ -29,8 +29,7 @@ def load_captions(
     path: FilePath | None = None,
     captions: FilePath | Mapping[str, FilePath] | None = None,
     images: FilePath | Mapping[str, FilePath] | None = None,
-    skip_bad: bool = False,
-    report: ReadingReport | None = None,
+    **reading: Unpack[Reading],
 ) -> DatasetDict:
     """Captions with their images, in the splits of the files.
 
@@ -39,9 +38,7 @@ def load_captions(
         captions: one file in Karpathy's format, or split -> file in COCO's captions format; None: Karpathy's in `path`.
         images: folder of all images, or (COCO's format) split -> folder. Karpathy's `filepath` is a sub-folder of it.
             None: `path`.
-        skip_bad: pass over bad records and list them, instead of an error at the first.
-        report: takes what was read, skipped, and left out (images without a caption); it is printed on stderr either
-            way.
+        **reading: `skip_bad` and `report`, see `Reading`. Images without a caption are left out.
 
     Returns:
         Columns image (undecoded), caption (as it is), image_id (cocoid where there is one, or imgid; COCO's id), split
@@ -60,7 +57,7 @@ def load_captions(
         Traceback (most recent call last):
         FileNotFoundError: There is no folder 'no/such/folder'; it should hold dataset_coco.json or ...
     """
-    reader = RecordReader("captions", _FEATURES, skip_bad, report)
+    reader = RecordReader("captions", _FEATURES, **reading)
     if captions is None:
         folder = official_folder(path, LAYOUT)
         names = [name for name in _KARPATHY_NAMES if (folder / name).exists()]

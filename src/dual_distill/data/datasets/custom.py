@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import datasets
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
 
 from dual_distill.data.answers import build_answer_vocabulary
-from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, hold_out, undecoded
+from dual_distill.data.reading import ImageFolder, Reading, RecordReader, hold_out, undecoded
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, existing_file, read_lines
 from dual_distill.data.tasks import TASKS, Task, nearest_name
 
@@ -64,8 +64,7 @@ def load_custom_dataset(
     seed: int = 0,
     config: str | None = None,
     revision: str | None = None,
-    skip_bad: bool = False,
-    report: ReadingReport | None = None,
+    **reading: Unpack[Reading],
 ) -> CustomDataset:
     """Read a custom dataset, and make the task that it is.
 
@@ -90,9 +89,8 @@ def load_custom_dataset(
         seed: of that draw.
         config: configuration of a data set on the Hub.
         revision: branch, tag or commit of a data set on the Hub.
-        skip_bad: pass over bad records and list them, instead of an error at the first.
-        report: takes what was read and skipped; it is printed on stderr either way. An answer that is no class is not
-            bad: the row is taken and noted, and counts as wrong.
+        **reading: `skip_bad` and `report`, see `Reading`. An answer that is no class is not bad: the
+            row is taken and noted, and counts as wrong.
 
     Returns:
         The data, with the columns named here and no others, and its task. Each split has labels, test too.
@@ -119,7 +117,7 @@ def load_custom_dataset(
     fixed, classes = _FIXED_LABELS[head], list(label_names or ())
     task = Task("custom", head, images, text_column, label_column, answers_column=answers_column, fixed_labels=fixed)
 
-    reader = _TableReader(task, id_column, skip_bad, report)
+    reader = _TableReader(task, id_column, **reading)
     for split, (name, table) in _find_tables(data, config, revision).items():  # train comes first
         rows, kind = reader.read_table(split, name, table, classes if fixed else [])
         if fixed and not classes:
@@ -188,7 +186,7 @@ def _folder_files(folder: Path) -> dict[str, list[Path]]:
 class _TableReader(RecordReader):
     """Reads tables by the names of their columns, which are those of the task."""
 
-    def __init__(self, task: Task, id_column: str | None, skip_bad: bool, report: ReadingReport | None) -> None:
+    def __init__(self, task: Task, id_column: str | None, **reading: Unpack[Reading]) -> None:
         images, text, label, answers = task.image_columns, task.text_column, str(task.label_column), task.answers_column
         self.task, self.label, self.id_column = task, label, id_column
         self.columns = [*images, text, answers or label, *([id_column] if id_column else [])]
@@ -203,7 +201,7 @@ class _TableReader(RecordReader):
         features = dict.fromkeys(images, Image(decode=False)) | dict.fromkeys([text, label], Value("string"))
         features |= {answers: List(Value("string"))} if answers else {}
         features |= {id_column: Value("string")} if id_column else {}
-        super().__init__("custom dataset", Features(features), skip_bad, report)
+        super().__init__("custom dataset", Features(features), **reading)
 
     def read_table(self, split: str, name: str, table: Any, classes: list[str]) -> tuple[Dataset, Any]:
         """Add a split, and return it with the type of its labels, as far as there is one.

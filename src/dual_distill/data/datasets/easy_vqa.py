@@ -6,11 +6,11 @@ images.
 
 import random
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from datasets import DatasetDict, Features, Image, Value
 
-from dual_distill.data.reading import ReadingReport, RecordReader, hold_out, official_folder, read_parquet
+from dual_distill.data.reading import Reading, RecordReader, hold_out, official_folder, read_parquet
 from dual_distill.data.records import FilePath, InvalidRecordError
 
 LAYOUT = (
@@ -27,11 +27,7 @@ _FEATURES = Features(
 
 
 def load_easy_vqa(
-    path: FilePath | None = None,
-    validation_images: int = 400,
-    seed: int = 0,
-    skip_bad: bool = False,
-    report: ReadingReport | None = None,
+    path: FilePath | None = None, validation_images: int = 400, seed: int = 0, **reading: Unpack[Reading]
 ) -> DatasetDict:
     """easy-VQA as train, validation and test.
 
@@ -40,8 +36,7 @@ def load_easy_vqa(
         validation_images: training images that move to validation with all their questions, >= 0 and fewer than there
             are.
         seed: which images those are.
-        skip_bad: pass over bad records and list them, instead of an error at the first.
-        report: takes what was read and skipped; it is printed on stderr either way.
+        **reading: `skip_bad` and `report`, see `Reading`.
 
     Returns:
         Columns image (undecoded), question, answer, image_id, question_id.
@@ -60,7 +55,7 @@ def load_easy_vqa(
         FileNotFoundError: There is no folder 'no/such/folder'...
     """
     folder = official_folder(path, LAYOUT)
-    reader = RecordReader("easy_vqa", _FEATURES, skip_bad, report)
+    reader = RecordReader("easy_vqa", _FEATURES, **reading)
     images: dict[tuple[str, int], Any] = {}
     for place, record in read_parquet(folder, "images.parquet", ("image", "image_id", "split")):
         if images.setdefault((record["split"], record["image_id"]), record["image"]) is not record["image"]:

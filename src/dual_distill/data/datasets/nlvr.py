@@ -10,13 +10,13 @@ sentences, so it groups by the latter.
 import random
 import re
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from datasets import DatasetDict, Features, Image, Value
 
 from dual_distill.data.reading import (
     ImageFolder,
-    ReadingReport,
+    Reading,
     RecordReader,
     hold_out,
     official_folder,
@@ -46,11 +46,7 @@ _PHOTOGRAPHS = Features({"image_0": Image(decode=False), "image_1": Image(decode
 
 
 def load_nlvr(
-    path: FilePath | None = None,
-    validation_rows: int = 4_000,
-    seed: int = 0,
-    skip_bad: bool = False,
-    report: ReadingReport | None = None,
+    path: FilePath | None = None, validation_rows: int = 4_000, seed: int = 0, **reading: Unpack[Reading]
 ) -> DatasetDict:
     """NLVR v1 as train, validation, dev and test.
 
@@ -59,8 +55,7 @@ def load_nlvr(
         validation_rows: whole directories of train, in an order drawn by `seed`, move to validation until it has this
             many rows or more; 0 leaves validation empty.
         seed: which directories become validation.
-        skip_bad: pass over bad records and list them, instead of an error at the first.
-        report: takes what was read and skipped; it is printed on stderr either way.
+        **reading: `skip_bad` and `report`, see `Reading`.
 
     Returns:
         Columns image (undecoded), sentence (as it is), label ("true" or "false"), identifier, sentence_id (the n of
@@ -78,7 +73,7 @@ def load_nlvr(
         Traceback (most recent call last):
         FileNotFoundError: There is no folder 'no/such/folder'...
     """
-    reader = RecordReader("nlvr", _BOXES, skip_bad, report)
+    reader = RecordReader("nlvr", _BOXES, **reading)
     for split in ("train", "dev", "test"):
         reader.read(split, read_parquet(official_folder(path, NLVR_LAYOUT), f"{split}-*.parquet", _COLUMNS), _boxes_row)
     train, dev, test = reader.splits.values()
@@ -97,19 +92,13 @@ def _boxes_row(record: Any) -> dict[str, Any]:
     return {**record, "label": "true" if record["label"] else "false", "sentence_id": sentence_id}
 
 
-def load_nlvr2(
-    path: FilePath | None = None,
-    images: FilePath | None = None,
-    skip_bad: bool = False,
-    report: ReadingReport | None = None,
-) -> DatasetDict:
+def load_nlvr2(path: FilePath | None = None, images: FilePath | None = None, **reading: Unpack[Reading]) -> DatasetDict:
     """NLVR2 as train, validation (its dev) and, if its file is there, test (its test-P).
 
     Args:
         path: folder with the files of `NLVR2_LAYOUT`.
         images: folder of the images; None: images/ in `path`, or `path`.
-        skip_bad: pass over bad records and list them, instead of an error at the first.
-        report: takes what was read and skipped; it is printed on stderr either way.
+        **reading: `skip_bad` and `report`, see `Reading`.
 
     Returns:
         Columns image_0 (left) and image_1 (right), undecoded, sentence, label ("True" or "False"), identifier,
@@ -129,7 +118,7 @@ def load_nlvr2(
         Traceback (most recent call last):
         FileNotFoundError: There is no folder 'no/such/folder'...
     """
-    reader = RecordReader("nlvr2", _PHOTOGRAPHS, skip_bad, report)
+    reader = RecordReader("nlvr2", _PHOTOGRAPHS, **reading)
     files = official_splits(path, _NAMES, NLVR2_LAYOUT)
     folder = files["train"].parent
     image_folder = ImageFolder(images or next(place for place in (folder / "images", folder) if place.is_dir()))

@@ -5,11 +5,11 @@ class and is left out, and counted, as every published number leaves it out.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from datasets import DatasetDict, Features, Image, Value
 
-from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, official_splits
+from dual_distill.data.reading import ImageFolder, Reading, ReadingReport, RecordReader, official_splits
 from dual_distill.data.records import FilePath, InvalidRecordError, read_json_lines
 from dual_distill.data.tasks import TASKS
 
@@ -26,19 +26,15 @@ _FEATURES = Features({"image": Image(decode=False), **_TEXTS})
 
 
 def load_snli_ve(
-    path: FilePath | None = None,
-    images: FilePath | None = None,
-    skip_bad: bool = False,
-    report: ReadingReport | None = None,
+    path: FilePath | None = None, images: FilePath | None = None, **reading: Unpack[Reading]
 ) -> DatasetDict:
     """SNLI-VE as train, validation (its dev) and, if its file is there, test.
 
     Args:
         path: folder with the files of `LAYOUT`.
         images: folder of the images; None: flickr30k-images/ in `path`.
-        skip_bad: pass over bad records and list them, instead of an error at the first.
-        report: takes what was read, skipped and left out for its gold_label "-", and how many have a pairID that was
-            there before (they are taken); it is printed on stderr either way.
+        **reading: `skip_bad` and `report`, see `Reading`. The report also says what was left out for its
+            gold_label "-", and how many have a pairID that was there before (they are taken).
 
     Returns:
         Columns image (undecoded), sentence (the hypothesis, sentence2), label (contradiction, entailment or neutral),
@@ -56,7 +52,7 @@ def load_snli_ve(
         Traceback (most recent call last):
         FileNotFoundError: There is no folder 'no/such/folder'...
     """
-    reader = RecordReader("snli_ve", _FEATURES, skip_bad, report)
+    reader = RecordReader("snli_ve", _FEATURES, **reading)
     files = official_splits(path, _NAMES, LAYOUT)
     image_folder = ImageFolder(images or files["train"].parent / "flickr30k-images")
     for split, file in files.items():

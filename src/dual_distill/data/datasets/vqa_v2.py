@@ -7,11 +7,11 @@ would never be scored apart from it. Training takes train and val together but f
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, Unpack
 
 from datasets import DatasetDict, Features, Image, List, Value
 
-from dual_distill.data.reading import ImageFolder, ReadingReport, RecordReader, hold_out, official_folder
+from dual_distill.data.reading import ImageFolder, Reading, RecordReader, hold_out, official_folder
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, document_records, read_json
 from dual_distill.vqa_answers import normalise_answer, strip_answer
 
@@ -39,8 +39,7 @@ def load_vqa(
     images: FilePath | None = None,
     test_questions: FilePath | None = None,
     validation_rows: int = 1_000,
-    skip_bad: bool = False,
-    report: ReadingReport | None = None,
+    **reading: Unpack[Reading],
 ) -> DatasetDict:
     """VQA v2 as train, validation and, where its questions are given, test.
 
@@ -53,8 +52,7 @@ def load_vqa(
         test_questions: file of questions without answers, such as v2_OpenEnded_mscoco_test2015_questions.json.
         validation_rows: the last rows become validation instead of train, >= 0. They are rows, not images: the official
             files list the questions of an image together, so that one image at most stands on both sides.
-        skip_bad: pass over bad records and list them, instead of an error at the first.
-        report: takes what was read and skipped; it is printed on stderr either way.
+        **reading: `skip_bad` and `report`, see `Reading`.
 
     Returns:
         Columns image (undecoded), question, answer (the most common, normalised), answers (all ten, normalised),
@@ -79,7 +77,7 @@ def load_vqa(
         Traceback (most recent call last):
         FileNotFoundError: There is no folder 'no/such/folder'; it should hold v2_OpenEnded_mscoco_train2014_...
     """
-    reader = RecordReader("vqa", _FEATURES, skip_bad, report)
+    reader = RecordReader("vqa", _FEATURES, **reading)
     if questions is None or annotations is None:
         folder = official_folder(path, LAYOUT)
         has_val = (folder / "v2_OpenEnded_mscoco_val2014_questions.json").exists()
