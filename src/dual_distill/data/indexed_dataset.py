@@ -65,17 +65,13 @@ class IndexedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        number = int(index)
-        return self._numbered(self.dataset[number], number)
+        return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Fetch many rows at once, as data loaders do."""
-        numbers = [int(index) for index in indices]
-        rows = self.dataset.__getitems__(numbers)
-        return [self._numbered(row, number) for row, number in zip(rows, numbers, strict=True)]
-
-    def _numbered(self, row: dict[str, Any], number: int) -> dict[str, Any]:
-        return {**row, INDEX_COLUMN: number % len(self), EPOCH_COLUMN: self.epoch}
+        numbers, epoch = [int(index) for index in indices], self.epoch
+        rows = zip(self.dataset.__getitems__(numbers), numbers, strict=True)
+        return [{**row, INDEX_COLUMN: number % len(self), EPOCH_COLUMN: epoch} for row, number in rows]
 
 
 class RowEpochCallback(TrainerCallback):

@@ -103,29 +103,15 @@ class Shard(NamedTuple):
         source: where it belongs.
         name: in the names of its rows.
         path: the file, or the folder.
+        num_rows: rows in it, bad ones included; None where that is not known without reading them.
         start: parquet: number of the row group; folder, karpathy, coco: first row.
-        stop: folder, karpathy, coco: the row after the last.
     """
 
     source: ImageTextSource
     name: str
     path: str
-    start: int = 0
-    stop: int = 0
-
-
-class FoundShards(NamedTuple):
-    """The shards of a source.
-
-    Attributes:
-        source: where they belong.
-        shards: in the order of their names.
-        num_rows: rows in them, broken ones included; None where that is not known without reading them.
-    """
-
-    source: ImageTextSource
-    shards: list[Shard]
     num_rows: int | None
+    start: int = 0
 
 
 def parse_sources(sources: Any) -> list[ImageTextSource]:
@@ -167,7 +153,7 @@ def parse_sources(sources: Any) -> list[ImageTextSource]:
     return list(parsed.values())
 
 
-def find_shards(source: ImageTextSource, skip_bad: bool = False) -> FoundShards:
+def find_shards(source: ImageTextSource, skip_bad: bool = False) -> list[Shard]:
     """The shards of a source; reads listings, Parquet's footers and caption files, and no image.
 
     Args:
@@ -175,11 +161,11 @@ def find_shards(source: ImageTextSource, skip_bad: bool = False) -> FoundShards:
         skip_bad: pass over bad entries of caption files, and leave broken Parquet files to be counted.
 
     Returns:
-        The shards.
+        The shards, in the order of their names.
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: a Parquet file lacks a column, or an entry is bad.
+        ValueError: a Parquet file lacks a column, an entry is bad, or there are no rows.
 
     Example:
         >>> find_shards(ImageTextSource("no/such/*.tar", "webdataset"))
@@ -192,48 +178,41 @@ def find_shards(source: ImageTextSource, skip_bad: bool = False) -> FoundShards:
         except FileNotFoundError as error:
             missing = f"There is no file {source.path!r} for a source of kind {source.kind!r}"
             raise FileNotFoundError(f"{missing}; relative paths start at the current folder.") from error
+        find = _tar_shard if source.kind == "webdataset" else _parquet_shards
+        shards = [shard for file in files for shard in find(source, f"{source.name}/{file.rsplit('/', 1)[-1]}", file)]
+    else:
+        # Ranges of rows, so many that a few workers share them evenly.
+        count = len(_listed_records(source, skip_bad))
+        bounds = [count * piece // _RANGES for piece in range(_RANGES + 1)]
+        ranges = [(start, stop - start) for start, stop in itertools.pairwise(bounds) if stop > start]
+        shards = [Shard(source, str(source.name), source.path, rows, start) for start, rows in ranges]
 
-        find = _tar_shards if source.kind == "webdataset" else _parquet_shards
-        return find(source, {f"{source.name}/{file.rsplit('/', 1)[-1]}": file for file in files})
-
-    # Ranges of rows, so many that a few workers share them evenly.
-    count = len(_listed_records(source, skip_bad))
-    pieces = min(_RANGES, count)
-    bounds = [count * piece // max(pieces, 1) for piece in range(pieces + 1)]
-    shards = [Shard(source, str(source.name), source.path, *bound) for bound in itertools.pairwise(bounds)]
-    return FoundShards(source, shards, count)
-
-
-def _tar_shards(source: ImageTextSource, files: dict[str, str]) -> FoundShards:
-    counts: list[Any] = []
-    for file in files.values():
-        # img2dataset writes this file beside each of its own.
-        stats = Path(file.removesuffix(".gz").removesuffix(".tar") + "_stats.json")
-        counts.append(json.loads(stats.read_bytes()).get("successes") if stats.is_file() else None)
-    shards = [Shard(source, name, file) for name, file in files.items()]
-    return FoundShards(source, shards, sum(counts) if all(isinstance(count, int) for count in counts) else None)
+    if not shards:
+        raise ValueError(f"The source {source.path!r} has no rows; leave it out.")
+    return shards
 
 
-def _parquet_shards(source: ImageTextSource, files: dict[str, str]) -> FoundShards:
-    shards: list[Shard] = []
-    num_rows = 0
-    for name, file in files.items():
-        try:
-            with xopen(file, "rb") as stream:
-                described = pq.ParquetFile(stream)
-                columns, metadata = described.schema_arrow.names, described.metadata
-        except (pa.ArrowException, OSError):
-            # Said when it is read, so that it may be passed over.
-            shards.append(Shard(source, name, file))
-            continue
+def _tar_shard(source: ImageTextSource, name: str, file: str) -> list[Shard]:
+    # img2dataset writes this file beside each of its own.
+    stats = Path(file.removesuffix(".gz").removesuffix(".tar") + "_stats.json")
+    return [Shard(source, name, file, json.loads(stats.read_bytes()).get("successes") if stats.is_file() else None)]
 
-        for column in (source.image_column, source.caption_column):
-            if column not in columns:
-                found = f"{file!r} has no column {column!r}, but {', '.join(columns)}"
-                raise ValueError(f"{found}; name image_column and caption_column.")
-        shards += [Shard(source, name, file, start=group) for group in range(metadata.num_row_groups)]
-        num_rows += metadata.num_rows
-    return FoundShards(source, shards, num_rows)
+
+def _parquet_shards(source: ImageTextSource, name: str, file: str) -> list[Shard]:
+    try:
+        with xopen(file, "rb") as stream:
+            described = pq.ParquetFile(stream)
+            columns, metadata = described.schema_arrow.names, described.metadata
+    except (pa.ArrowException, OSError):
+        # Said when it is read, so that it may be passed over.
+        return [Shard(source, name, file, 0)]
+
+    for column in (source.image_column, source.caption_column):
+        if column not in columns:
+            found = f"{file!r} has no column {column!r}, but {', '.join(columns)}"
+            raise ValueError(f"{found}; name image_column and caption_column.")
+    groups = range(metadata.num_row_groups)
+    return [Shard(source, name, file, metadata.row_group(group).num_rows, group) for group in groups]
 
 
 @functools.lru_cache(maxsize=32)
@@ -381,7 +360,7 @@ def _parquet_rows(shard: Shard) -> Rows:
 def _listed_rows(shard: Shard, skip_bad: bool) -> Rows:
     """The rows of a range of a folder or of a caption file."""
     records = _listed_records(shard.source, skip_bad)
-    for number in range(shard.start, shard.stop):
+    for number in range(shard.start, shard.start + (shard.num_rows or 0)):
         if shard.source.kind == "folder":
             image, caption, record = records[number]
         else:

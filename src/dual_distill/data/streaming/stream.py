@@ -96,21 +96,19 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
         if self.shuffle_buffer < 0:
             raise ValueError(f"shuffle_buffer is {self.shuffle_buffer} rows, but must be at least 0 (no shuffling).")
 
-        self.found = [find_shards(source, self.skip_bad) for source in parse_sources(self.sources)]
-        if empty := [one.source.path for one in self.found if not one.shards]:
-            raise ValueError(f"The source {empty[0]!r} has no rows; leave it out.")
+        self.shards = [find_shards(source, self.skip_bad) for source in parse_sources(self.sources)]
         self._epoch, self._position, self._resumes = 0, _start(0), False
 
     @property
     def num_rows(self) -> int | None:
         """Rows of an epoch of all processes, bad ones included; None where a tar file does not say."""
-        counts = [one.num_rows for one in self.found if one.num_rows is not None]
-        return sum(counts) if len(counts) == len(self.found) else None
+        counts = [shard.num_rows for shards in self.shards for shard in shards]
+        return None if None in counts else sum(filter(None, counts))
 
     @property
     def num_shards(self) -> int:
         """Readers (processes times workers) that can have shards of their own: the fewest shards of a source."""
-        return min(len(one.shards) for one in self.found)
+        return min(map(len, self.shards))
 
     @property
     def skipped(self) -> Counter[str]:
@@ -166,7 +164,7 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
     def identity(self) -> dict[str, Any]:
         """What must be equal for a position to mean the same rows."""
         names = ("seed", "shuffle_buffer", "stopping_strategy", "rank", "world_size")
-        return {"shards": [len(one.shards) for one in self.found], **{name: getattr(self, name) for name in names}}
+        return {"shards": list(map(len, self.shards)), **{name: getattr(self, name) for name in names}}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         # Not within the generator, whose first line runs with its first row: a position is asked for before that.
@@ -211,17 +209,16 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
     def _one_epoch(self, epoch: int) -> datasets.IterableDataset:
         """All rows of all sources, before shuffling; what of it this process and worker read, `datasets` decides."""
         parts = []
-        for one in self.found:
-            shards = one.shards
+        for shards in self.shards:
             if self.shuffle_buffer:
-                shards = _shuffled(shards, f"shards/{self.seed}/{epoch}/{one.source.name}")
+                shards = _shuffled(shards, f"shards/{self.seed}/{epoch}/{shards[0].source.name}")
             # IterableDataset.from_generator would do, but makes a builder with a cache folder, each time.
             examples = ExamplesIterable(read_image_texts, {"shards": shards, "skip_bad": self.skip_bad})
             parts.append(datasets.IterableDataset(examples, info=datasets.DatasetInfo(features=IMAGE_TEXT_FEATURES)))
 
         dataset = parts[0]
         if len(parts) > 1:
-            weights = [one.source.weight for one in self.found]
+            weights = [shards[0].source.weight for shards in self.shards]
             mixture = hashlib.blake2b(f"mixture/{self.seed}/{epoch}".encode(), digest_size=4).digest()
             shares, seed = [weight / sum(weights) for weight in weights], int.from_bytes(mixture, "big")
             dataset = datasets.interleave_datasets(parts, shares, seed, stopping_strategy=self.stopping_strategy)
