@@ -174,8 +174,11 @@ def test_several_images_a_row(build):
         model(**{name: tensor[:1] for name, tensor in text.items()}, **pairs)
 
 
+MINILM = {"hidden_size": 384, "intermediate_size": 1536}
+
+
 def test_presets_have_the_shapes_of_minivlm_and_oscar():
-    small, base = FusionEncoderConfig.minilm_regions(), FusionEncoderConfig.base_regions(region_feature_size=1024)
+    small, base = FusionEncoderConfig.base_regions(**MINILM), FusionEncoderConfig.base_regions(region_feature_size=1024)
     for config, width, mlp in ((small, 384, 1536), (base, 768, 3072)):
         assert (config.num_hidden_layers, config.num_attention_heads, config.hidden_size) == (12, 12, width)
         assert (config.intermediate_size, config.norm_first, config.visual_inputs) == (mlp, False, "regions")
@@ -300,10 +303,10 @@ def test_shapes_that_are_refused(build):
     batch = collate(make_rows())
     for name, tensor, message in (
         ("region_features", torch.zeros(3, 4, 7), "region_features are 7 wide, the model was built for 6"),
-        ("region_boxes", torch.zeros(3, 4, 4), r"region_boxes \(3, 4, 4\).*give one box of 6 numbers"),
+        ("region_boxes", torch.zeros(3, 4, 4), r"region_boxes \(3, 1, 4, 4\).*give one box of 6 numbers"),
         ("region_boxes", torch.zeros(3, 2, 6), "give one box of 6 numbers and one mask entry a region"),
         ("region_mask", torch.ones(3, 2), "give one box of 6 numbers and one mask entry a region"),
-        ("region_mask", torch.ones(3), r"region_mask has shape \(3,\); give 2 axes for one image a row"),
+        ("region_mask", torch.ones(3), r"region_mask \(3,\); give one box of 6 numbers"),
         ("region_boxes", None, "give region_features and region_boxes, not region_features"),
         ("pixel_values", torch.zeros(3, 3, 8, 12), "and region_boxes, not pixel_values and region_features"),
         ("input_ids", torch.ones(2, 9, dtype=torch.long), "input_ids has 2 rows, region_features 3"),

@@ -193,19 +193,6 @@ class FusionEncoderConfig(TransformerConfig):
         }
         return cls(**{**shape, **fields})
 
-    @classmethod
-    def minilm_regions(cls, **fields: Any) -> "FusionEncoderConfig":
-        """Return MiniLM's shape over regions (12 layers x 384, 12 heads, MLP 1,536): MiniVLM's, the student's.
-
-        Args:
-            **fields: what shall differ.
-
-        Example:
-            >>> FusionEncoderConfig.minilm_regions().hidden_size
-            384
-        """
-        return cls.base_regions(**{"hidden_size": 384, "intermediate_size": 1536, **fields})
-
     def validate_architecture(self) -> None:
         """Refuse image tokens of a third kind."""
         super().validate_architecture()

@@ -103,7 +103,7 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
             raise ValueError("output_token_states asks for keys and values of interaction layers; there are none.")
 
         output = self.vision_model(pixel_values, pixel_mask, **kwargs)
-        rows = _image_rows(pixel_values)
+        rows = with_image_axis(pixel_values, 4).shape[:2]
         tokens, mask = (each.unflatten(0, rows) for each in (output.last_hidden_state, output.image_mask))
         features = ImageFeaturesOutput(**output, image_token_embeds=tokens, image_token_mask=mask)
         # Without an axis of images where the pixels had none.
@@ -192,7 +192,7 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention), and what attention functions take.
 
         Returns:
-            A `EncoderOutput`.
+            An `EncoderOutput`.
 
         Raises:
             ValueError: a side is missing or given twice, a stored vector is of another kind or not enough for
@@ -205,6 +205,7 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
             check_side(side, self.config.hidden_size)
         layers = layers_to_record(output_query_states, output_key_states, self.config)
 
+        # Interaction layers read an image's tokens, or what was made of them; without such layers nothing does.
         has_layers, has_states = self.interaction_model is not None, image_token_states is not None
         only_vectors = any(tensor is not None for tensor in vectors.values())
         for is_wrong, sentence in (
@@ -223,14 +224,14 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
             text_pooler_output = text_output.pooler_output
         if pixel_values is not None:
             vision_output = self.vision_model(pixel_values, pixel_mask, recorded_layers=layers, **kwargs)
+            rows = with_image_axis(pixel_values, 4).shape[:2]
             of_images = (vision_output.pooler_output, vision_output.last_hidden_state, vision_output.image_mask)
-            image_pooler_output, image_token_embeds, image_token_mask = (
-                each.unflatten(0, _image_rows(pixel_values)) for each in of_images
-            )
+            image_pooler_output, image_token_embeds, image_token_mask = (each.unflatten(0, rows) for each in of_images)
         elif image_token_embeds is not None:
             image_token_embeds = with_image_axis(image_token_embeds, 3)
             pooled = self.vision_model.pooler(image_token_embeds.flatten(0, 1))
             image_pooler_output = pooled.unflatten(0, image_token_embeds.shape[:2])
+
         if image_embeds is None:
             image_pooler_output = with_image_axis(image_pooler_output, 2)
             image_embeds = self.project_images(image_pooler_output)
@@ -258,6 +259,7 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
             )
             pooled = self.text_model.pooler(interaction_output.last_hidden_state)
             text_pooler_output = pooled.unflatten(0, (-1, image_embeds.shape[1]))
+
         text_embeds = self.project_text(text_pooler_output) if text_embeds is None else text_embeds
         fused = self.fuse_projections(with_image_axis(text_embeds, 2), image_embeds)
 
@@ -274,11 +276,6 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
             interaction_model_output=interaction_output,
             **join_recorded_states(text_output, vision_output, wanted, join_states, image_embeds.shape[1]),
         )
-
-
-def _image_rows(pixel_values: Tensor) -> tuple[int, int]:
-    """Rows B and images N a row of `(B, N, 3, H, W)` or `(B, 3, H, W)` pixels."""
-    return pixel_values.shape[0], 1 if pixel_values.dim() == 4 else pixel_values.shape[1]
 
 
 def check_side(given: Mapping[str, Tensor | None], hidden_size: int) -> None:

@@ -47,8 +47,10 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         (3, tensor([2, 2, 2]), True)
     """
 
-    main_input_name = "input_ids"  # what `generate` lengthens
-    _supports_flash_attn = False  # it has no mask of this kind
+    # What `generate` lengthens.
+    main_input_name = "input_ids"
+    # It has no mask of this kind.
+    _supports_flash_attn = False
     one_image = "a caption is written about one"
 
     def add_head(self, config: FusionEncoderConfig) -> None:
@@ -142,12 +144,13 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         extend_keys = [partial(extend, layer=layer) for layer in range(self.config.num_hidden_layers)]
         hidden_states, _ = self.fusion_encoder.encoder(tokens, mask, extend_keys=extend_keys)
         if past_key_values is not None:
-            past_key_values.crop(-1)  # the keys of the [MASK]
+            # The [MASK] was asked, not written.
+            past_key_values.crop(-1)
         last = self.fusion_encoder.layernorm(hidden_states[:, -1:])
         return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=past_key_values)
 
     @torch.no_grad()
-    def generate(  # captions begin with [CLS]; the text that is given holds tags
+    def generate(
         self,
         input_ids: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
@@ -175,14 +178,16 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
             ValueError: the ids that writing needs are not in the config, or the rows hold words beside the tags.
         """
         begin = kwargs.get("bos_token_id", self._begin_token(generation_config or self.generation_config))
-        image = {name: kwargs.pop(name) for name in IMAGE_DIMS if kwargs.get(name) is not None}
-        check_one_image(image.get("pixel_values"), image.get("region_features"), self.one_image)
-        if not image:
+        image = {name: kwargs.pop(name, None) for name in IMAGE_DIMS}
+        pixels, regions = image["pixel_values"], image["region_features"]
+        check_one_image(pixels, regions, self.one_image)
+        if pixels is None and regions is None:
             raise ValueError(
                 "a caption is written about an image; give pixel_values, or region_features and region_boxes."
             )
 
-        num_rows = len(next(iter(image.values())))
+        # Tags and image are read once; a beam costs its words alone.
+        num_rows = len(pixels if regions is None else regions)
         tag_ids, tag_mask = self._tags_of(input_ids, attention_mask, token_type_ids, num_rows)
         context_states, context_mask = self.read_context(tag_ids, tag_mask, **image)
         start = torch.full((num_rows, 1), begin, dtype=torch.long, device=context_states.device)
@@ -229,6 +234,8 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         segments = torch.full_like(input_ids, WORD_SEGMENT) if token_type_ids is None else token_type_ids
         frame = [self.generation_config.bos_token_id, self.generation_config.eos_token_id, self.config.pad_token_id]
         known = torch.tensor([-1 if token is None else token for token in frame], device=input_ids.device)
+
+        # The text that is given holds tags; the caption begins with [CLS], whatever it says.
         words = (segments == WORD_SEGMENT) & real.bool() & ~torch.isin(input_ids, known)
         if words.any():
             raise ValueError(

@@ -190,7 +190,8 @@ class FusionEncoderForPreTraining(EncoderForPreTraining, FusionEncoderPreTrained
         rows = hard_negatives(torch.zeros(ids.num_rows, len(ids.image_ids), device=ids.image_ids.device), ids)
         pixels, mask = inputs["pixel_values"], inputs["pixel_mask"]
         gathered = gather_rows(pixels)
-        if mask is None and gathered is not pixels:  # another process' images may be larger
+        # Another process' images may be larger.
+        if mask is None and gathered is not pixels:
             mask = pixels.new_ones(pixels.shape[:-3] + pixels.shape[-2:], dtype=torch.bool)
 
         indices = rows.clamp(min=0)

@@ -54,15 +54,13 @@ def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> list[int]:
         >>> resolve_layers([0, -1], 12)
         [0, 11]
     """
-    resolved = []
     for layer in layers:
         if not -num_hidden_layers <= layer < num_hidden_layers:
             raise ValueError(
                 f"layer {layer} was asked for, but the model has {num_hidden_layers} layers; "
                 f"choose from {-num_hidden_layers} to {num_hidden_layers - 1}."
             )
-        resolved.append(layer % num_hidden_layers)
-    return resolved
+    return [layer % num_hidden_layers for layer in layers]
 
 
 def layers_to_record(
@@ -145,7 +143,8 @@ class SelfAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
-        self.is_causal = False  # sdpa would turn causal when there is no padding mask
+        # Else sdpa would turn causal when there is no padding mask.
+        self.is_causal = False
         self.query, self.key, self.value = (
             nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias) for _ in range(3)
         )
@@ -217,7 +216,9 @@ class TransformerLayer(GradientCheckpointingLayer):
         widened = nn.Linear(config.hidden_size, config.intermediate_size)
         self.intermediate = nn.Sequential(OrderedDict(dense=widened, activation=ACT2FN[config.hidden_act]))
         self.output = projection(config.intermediate_size, config)
-        self.norm_first = getattr(config, "norm_first", True)  # towers have no such field: they are pre-norm
+
+        # Towers have no such field: they are pre-norm.
+        self.norm_first = getattr(config, "norm_first", True)
         norms = [nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in range(2)]
         if self.norm_first:
             self.layernorm_before, self.layernorm_after = norms

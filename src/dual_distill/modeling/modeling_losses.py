@@ -301,12 +301,14 @@ def hard_negatives(similarities: Tensor, ids: PairIds, texts_ask: bool = True) -
         tensor([1, 0, 1])
     """
     asked = ids.image_ids if texts_ask else ids.caption_ids
-    again = (asked[:, None] == asked).tril(diagonal=-1).any(dim=1)  # an entry that an earlier row holds too
+    # An entry that an earlier row holds too.
+    again = (asked[:, None] == asked).tril(diagonal=-1).any(dim=1)
     allowed = allowed_negatives(ids, texts_ask) & ~again
 
     seed = _mix(ids.image_ids.sum() + _mix(ids.caption_ids.sum() + int(texts_ask)))
     bits = _shift(_mix(_asked_codes(ids, texts_ask) + seed), 64 - _NOISE_BITS)
-    uniform = (bits.float() + 0.5) * 2.0**-_NOISE_BITS  # strictly between 0 and 1
+    # Strictly between 0 and 1.
+    uniform = (bits.float() + 0.5) * 2.0**-_NOISE_BITS
     scores = (similarities.float() - (-uniform.log()).log()).masked_fill(~allowed, -torch.inf)
     best = scores.max(dim=1)
     return torch.where(best.values > -torch.inf, best.indices, -1)

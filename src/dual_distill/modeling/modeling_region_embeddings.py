@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .modeling_embeddings import TextEmbeddings
+from .modeling_embeddings import TextEmbeddings, with_image_axis
 from .modeling_layers import has_values
 
 BOX_NUMBERS = 6
@@ -17,38 +17,13 @@ BOX_NUMBERS = 6
 _BOX_TOLERANCE = 1e-4
 
 
-def as_region_rows(tensor: Tensor, name: str, dims: int) -> Tensor:
-    """Give a tensor of one image a row its axis of images: `(B, R, ...)` -> `(B, 1, R, ...)`.
-
-    Args:
-        tensor: of `dims` axes, or one more when the axis of images is there.
-        name: names it in the error.
-        dims: axes without that of the images.
-
-    Raises:
-        ValueError: another number of axes.
-
-    Example:
-        >>> as_region_rows(torch.ones(2, 5), "region_mask", 2).shape
-        torch.Size([2, 1, 5])
-    """
-    if tensor.dim() == dims:
-        return tensor[:, None]
-    if tensor.dim() != dims + 1:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}; give {dims} axes for one image a row (rows, regions, ...), or "
-            f"{dims + 1} for several (rows, images, regions, ...)."
-        )
-    return tensor
-
-
 def check_regions(features: Tensor, boxes: Tensor, mask: Tensor, feature_size: int, max_regions: int) -> None:
     """Refuse regions that the model cannot mean anything by.
 
     Args:
-        features: `(P, R, F)`, P images.
-        boxes: `(P, R, 6)`.
-        mask: `(P, R)` bool, True = real region; what is not real is not looked at.
+        features: `(B, N, R, F)`, N images a row.
+        boxes: `(B, N, R, 6)`.
+        mask: `(B, N, R)` bool, True = real region; what is not real is not looked at.
         feature_size: F that the model was built for.
         max_regions: most real regions an image.
 
@@ -57,7 +32,7 @@ def check_regions(features: Tensor, boxes: Tensor, mask: Tensor, feature_size: i
             or an image has no region or too many.
 
     Example:
-        >>> check_regions(torch.zeros(1, 2, 4), torch.full((1, 2, 6), 2.0), torch.tensor([[True, False]]), 4, 50)
+        >>> check_regions(torch.zeros(1, 1, 2, 4), torch.full((1, 1, 2, 6), 2.0), torch.ones(1, 1, 2).bool(), 4, 50)
         Traceback (most recent call last):
         ValueError: region_boxes of image 0 of the batch reach outside [0, 1]; give x0, y0, x1, y1, width and height
         ...
@@ -67,17 +42,21 @@ def check_regions(features: Tensor, boxes: Tensor, mask: Tensor, feature_size: i
             f"region_features are {features.shape[-1]} wide, the model was built for {feature_size}; give the features "
             "of the detector that it was trained with, or set region_feature_size in the config of a new model."
         )
-    if boxes.shape != (*features.shape[:-1], BOX_NUMBERS) or mask.shape != features.shape[:-1]:
+    regions = features.shape[:-1]
+    if features.dim() != 4 or boxes.shape != (*regions, BOX_NUMBERS) or mask.shape != regions:
         raise ValueError(
             f"region_features have shape {tuple(features.shape)}, region_boxes {tuple(boxes.shape)} and region_mask "
             f"{tuple(mask.shape)}; give one box of {BOX_NUMBERS} numbers and one mask entry a region."
         )
 
+    # What follows reads values, which would break a graph.
     if not has_values(mask):
-        return  # what follows reads values, which would break a graph
+        return
 
+    features, boxes, mask = features.flatten(0, 1), boxes.flatten(0, 1), mask.flatten(0, 1)
     counts, real = mask.sum(1), mask[..., None]
-    inside = (boxes >= -_BOX_TOLERANCE) & (boxes <= 1 + _BOX_TOLERANCE)  # False for NaN too
+    # Compared from the inside: False for NaN too.
+    inside = (boxes >= -_BOX_TOLERANCE) & (boxes <= 1 + _BOX_TOLERANCE)
     problems = {
         "region_mask of image {0} of the batch has no region; give each image one at least (the whole image, when the "
         "detector finds nothing).": counts == 0,
@@ -91,13 +70,14 @@ def check_regions(features: Tensor, boxes: Tensor, mask: Tensor, feature_size: i
     }
 
     found = torch.stack(list(problems.values()))
-    if found.any():  # one look for all of them: each would wait for the device
+    # One look for all of them: each would wait for the device.
+    if found.any():
         kind, image = (int(index) for index in found.nonzero()[0])
         raise ValueError(list(problems)[kind].format(image, int(counts[image]), max_regions))
 
 
 class RegionEmbeddings(nn.Module):
-    """Features and box through one linear map, normalised: `(P, R, F)` and `(P, R, 6)` -> `(P, R, C)`."""
+    """Features and box through one linear map, normalised: `(B, N, R, F)` and `(B, N, R, 6)` -> `(B, N, R, C)`."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -135,16 +115,11 @@ class RegionFusionEmbeddings(nn.Module):
         position_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return text `(B, T, C)`, regions `(B, N, R, C)` and their mask `(B, N, R)`."""
-        features = as_region_rows(region_features, "region_features", 3)
-        boxes = as_region_rows(region_boxes, "region_boxes", 3)
-
-        if region_mask is None:
-            mask = torch.ones(features.shape[:-1], dtype=torch.bool, device=features.device)
-        else:
-            mask = as_region_rows(region_mask, "region_mask", 2).bool()
-        rows = features.shape[:2]
-        regions = self.region_embeddings(features.flatten(0, 1), boxes.flatten(0, 1), mask.flatten(0, 1))
-        return self.embed_text(input_ids, token_type_ids, position_ids), regions.unflatten(0, rows), mask
+        features, boxes = with_image_axis(region_features, 3), with_image_axis(region_boxes, 3)
+        mask = with_image_axis(region_mask, 2)
+        mask = features.new_ones(features.shape[:-1], dtype=torch.bool) if mask is None else mask.bool()
+        regions = self.region_embeddings(features, boxes, mask)
+        return self.embed_text(input_ids, token_type_ids, position_ids), regions, mask
 
     def embed_text(self, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
         """Return text `(B, T, C)` alone."""
