@@ -10,7 +10,8 @@ from dual_distill.modeling import (
     FusionEncoderForQuestionAnswering,
 )
 from dual_distill.teachers import convert_vilt, largest_difference, random_batch
-from dual_distill.teachers.vilt import VILT_CLASSES, convert_vilt_config, split_vilt_head
+from dual_distill.teachers.checkpoint import split_head
+from dual_distill.teachers.vilt import VILT_CLASSES, convert_vilt_config
 
 SHAPE = {
     "hidden_size": 16,
@@ -199,18 +200,18 @@ def test_weights_as_transformers_4_saved_them(make_vilt):
     """With constant buffers, and with the decoder's bias under its old name or under both."""
     vilt = make_vilt("ViltForMaskedLM")
     weights = vilt.state_dict()
-    body, head = split_vilt_head(weights)
+    body, head = split_head(weights, "vilt")
     assert len(body) + len(head) == len(weights)
     old = dict(weights)
     old["vilt.embeddings.text_embeddings.position_ids"] = torch.arange(12)[None]
     old["vilt.embeddings.text_embeddings.token_type_ids"] = torch.zeros(1, 12, dtype=torch.long)
     old["mlm_score.bias"] = old["mlm_score.decoder.bias"]
-    assert [part.keys() for part in split_vilt_head(old)] == [body.keys(), head.keys()]
+    assert [part.keys() for part in split_head(old, "vilt")] == [body.keys(), head.keys()]
     del old["mlm_score.decoder.bias"]
-    assert torch.equal(split_vilt_head(old)[1]["mlm_score.decoder.bias"], head["mlm_score.decoder.bias"])
+    assert torch.equal(split_head(old, "vilt")[1]["mlm_score.decoder.bias"], head["mlm_score.decoder.bias"])
     old["mlm_score.decoder.bias"] = old["mlm_score.bias"] + 1
     with pytest.raises(ValueError, match=r"mlm_score.bias and mlm_score.decoder.bias with different values"):
-        split_vilt_head(old)
+        split_head(old, "vilt")
 
 
 def test_another_class_is_refused():

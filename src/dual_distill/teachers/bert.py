@@ -20,7 +20,7 @@ from dual_distill.modeling import (
     FusionEncoderModel,
 )
 
-from .checkpoint import Weights, body_prefix, build, fetch, read_config, read_weights
+from .checkpoint import Weights, build, fetch, read_config, read_weights
 from .loading import LABELLED, read_processor, take_over
 
 logger = logging.getLogger(__name__)
@@ -105,9 +105,8 @@ def start_from_bert(
     left_out += [name for name in head if name not in taken]
 
     # Words and layers must all be there; regions, pooler and head may be new.
-    model = build(model_class, config, body, taken, source, required=("encoder.", "embeddings.text_embeddings."))
-    given = {*taken, *(body_prefix(model_class) + name for name in body), *model.all_tied_weights_keys}
-    new = [name for name in model.state_dict() if name not in given]
+    required = ("encoder.", "embeddings.text_embeddings.")
+    model, new = build(model_class, config, body, taken, source, required=required)
     if left_out:
         logger.warning("%s: left out, since the model does not have them: %s.", source, ", ".join(left_out))
     bert_config.max_position_embeddings = config.max_position_embeddings

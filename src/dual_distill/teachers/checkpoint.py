@@ -27,6 +27,10 @@ Weights = Mapping[str, torch.Tensor]
 BARE_MODELS = (FusionEncoderModel, DualEncoderModel)
 # An adapter's config too, so that it is recognized and refused as one.
 CONFIG_FILES = ("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+# Constants that transformers 4 saved with the weights of a ViLT.
+BUFFERS = ("embeddings.text_embeddings.position_ids", "embeddings.text_embeddings.token_type_ids")
+# The same bias, under the name that transformers 4 gave it.
+OLD_DECODER_BIAS, DECODER_BIAS = "mlm_score.bias", "mlm_score.decoder.bias"
 WHOLE_WEIGHTS = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = (WHOLE_WEIGHTS, SHARD_INDEX, "model-*-of-*.safetensors")
@@ -106,6 +110,8 @@ def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
 def split_head(weights: Weights, prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Split the weights of a model into body, without its prefix, and head; a bare model is all body.
 
+    Constants that transformers 4 saved are left out, and the bias of the masked-word decoder gets its present name.
+
     Example:
         >>> body, head = split_head({"vilt.pooler.bias": torch.ones(1), "classifier.bias": torch.ones(1)}, "vilt")
         >>> list(body), list(head)
@@ -113,14 +119,14 @@ def split_head(weights: Weights, prefix: str) -> tuple[dict[str, torch.Tensor], 
     """
     prefix = f"{prefix}."
     body = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
-    if not body:
-        return dict(weights), {}
-    return body, {name: weight for name, weight in weights.items() if not name.startswith(prefix)}
+    head = {name: weight for name, weight in weights.items() if body and not name.startswith(prefix)}
+    body = {name: weight for name, weight in (body or weights).items() if name not in BUFFERS}
 
-
-def body_prefix(model_class: type[PreTrainedModel]) -> str:
-    """Return what the names of a model's body begin with: nothing in a bare model."""
-    return "" if model_class in BARE_MODELS else f"{model_class.base_model_prefix}."
+    old_bias = head.pop(OLD_DECODER_BIAS, None)
+    if old_bias is not None and not torch.equal(head.setdefault(DECODER_BIAS, old_bias), old_bias):
+        differ = f"{OLD_DECODER_BIAS} and {DECODER_BIAS} with different values for one parameter"
+        raise ValueError(f"the checkpoint has {differ}; save it again with the transformers that trained it.")
+    return body, head
 
 
 def build(
@@ -133,8 +139,8 @@ def build(
     required: tuple[str, ...] | None = None,
     attn_implementation: str = "sdpa",
     dtype: torch.dtype = torch.float32,
-) -> PreTrainedModel:
-    """Build a model in eval mode and give it every weight.
+) -> tuple[PreTrainedModel, list[str]]:
+    """Build a model in eval mode and give it every weight; return it, and the names of what is newly initialized.
 
     Args:
         model_class: the class, bare or with a head.
@@ -152,7 +158,7 @@ def build(
     """
     model = model_class._from_config(config, attn_implementation=attn_implementation, dtype=dtype)
     expected, tied = model.state_dict(), model.all_tied_weights_keys
-    prefix = body_prefix(model_class)
+    prefix = "" if model_class in BARE_MODELS else f"{model_class.base_model_prefix}."
     weights = {prefix + name: weight for name, weight in body.items()} | dict(head)
 
     # A tied weight is saved under either name or both; one that was saved untied would be lost silently.
@@ -176,7 +182,7 @@ def build(
         problems = "; ".join(shorten(line, 200) for line in str(error).splitlines()[1:5])
         way_out = "it is damaged or another model than its config.json says: fetch it again or correct the config"
         raise ValueError(f"{source} does not fit {model_class.__name__} ({problems}); {way_out}.") from error
-    return model.eval()
+    return model.eval(), new
 
 
 def first_line(error: Exception) -> str:

@@ -4,7 +4,7 @@ Parity is that of outputs: the same random batch through both, and nothing is wr
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,11 +77,9 @@ def convert_folder(
         if not isinstance(config, ViltConfig):
             raise ValueError(f"{source!r} holds a {config.model_type}, which needs no conversion; use it as it is.")
 
-        model, processor = load_model(source, revision, model_class)
-        original = load_original_vilt(folder, source, config, type(model))
-        batch = random_batch(model.config)
-        difference = _write(model, processor, aside, source, lambda ours: largest_difference(original, ours, batch))
-    return _report(source, out, model, difference)
+        loaded = load_model(source, revision, model_class)
+        original = load_original_vilt(folder, source, config, type(loaded.model))
+        return _write(aside, out, source, *loaded, original, random_batch(loaded.model.config))
 
 
 def start_folder(
@@ -115,27 +113,25 @@ def start_folder(
             torch.manual_seed(0)
             model, processor, new, left_out = start_from_bert(source, model_class, revision=revision, **fields)
 
-        original = load_original_bert(folder, source)
-        difference = _write(model, processor, aside, source, lambda ours: text_difference(original, ours))
-    return replace(_report(source, out, model, difference), new=new, left_out=left_out)
+        draw, length = torch.Generator().manual_seed(0), min(_PARITY_TOKENS, positions)
+        segments = (torch.arange(length) >= length // 2).long().expand(2, -1) % model.config.type_vocab_size
+        batch = {"input_ids": torch.randint(model.config.vocab_size, (2, length), generator=draw)}
+        batch |= {"token_type_ids": segments}
+        report = _write(aside, out, source, model, processor, load_original_bert(folder, source), batch)
+    return replace(report, new=new, left_out=left_out)
 
 
-Compare = Callable[[PreTrainedModel], dict[str, Any]]
-
-
-def _write(model: PreTrainedModel, processor: Any, folder: Path, source: str, compare: Compare) -> dict[str, Any]:
+def _write(
+    folder: Path, out: Path, source: str, model: PreTrainedModel, processor: Any, original: Any, batch: dict[str, Any]
+) -> ConversionReport:
     """Write a folder and load it again; refuse it unless it still computes what the original does."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     again = type(model).from_pretrained(folder, dtype=torch.float32).eval()
     DualDistillProcessor.from_pretrained(folder, trust_remote_code=False)
 
-    difference = compare(again)
+    difference = largest_difference(original, again, batch)
     check_parity(difference, f"the {difference['output']} of {source!r} and of its conversion", "conversion")
-    return difference
-
-
-def _report(source: str, out: Path, model: PreTrainedModel, difference: dict[str, Any]) -> ConversionReport:
     labels = model.config.num_labels if hasattr(model, "classifier") else 0
     return ConversionReport(source, str(out), type(model).__name__, model.num_parameters(), labels, **difference)
 
@@ -189,54 +185,32 @@ def random_batch(
 def largest_difference(
     original: PreTrainedModel, converted: PreTrainedModel, batch: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
-    """Run one batch through a ViLT of transformers and through its conversion.
+    """Run one batch through a model of transformers and through what was made of it.
 
     Args:
-        original: ViLT, bare or with a head.
+        original: ViLT, bare or with a head; or a bare BERT, of which the text side is compared.
         converted: the fusion encoder made of it; the head is compared when both have one, else the pooled vectors.
-        batch: as `random_batch` draws it, on the models' device.
+        batch: as `random_batch` draws it, on the models' device; of a BERT `input_ids` and `token_type_ids`.
 
     Returns:
-        `output` ("logits" or "pooler_output"), `largest_difference` between the two in absolute terms, and
-        `largest_value` of the original, its scale.
+        `output` ("logits", "pooler_output" or "last_hidden_state"), `largest_difference` between the two in absolute
+        terms, and `largest_value` of the original, its scale.
     """
-    found = converted.eval()(**batch)
-    output = "logits" if found.get("logits") is not None else "pooler_output"
-    values = found.logits if output == "logits" else found.pooler_output[:, 0]
+    ours: Any = converted.eval()
+    if isinstance(original, BertModel):
+        output, body = "last_hidden_state", getattr(ours, FusionEncoderModel.base_model_prefix, ours)
+        found, _ = body.encoder(body.embeddings.text_embeddings(batch["input_ids"], batch["token_type_ids"]), None)
+    else:
+        outputs = ours(**batch)
+        output = "logits" if outputs.get("logits") is not None else "pooler_output"
+        found = outputs.logits if output == "logits" else outputs.pooler_output[:, 0]
+        # transformers' ViLT has an axis of images in one of its classes only.
+        if type(original).__name__ != "ViltForImagesAndTextClassification":
+            batch = {**batch, **{name: batch[name][:, 0] for name in ("pixel_values", "pixel_mask")}}
 
-    # transformers' ViLT has an axis of images in one of its classes only.
-    if type(original).__name__ != "ViltForImagesAndTextClassification":
-        batch = {**batch, **{name: batch[name][:, 0] for name in ("pixel_values", "pixel_mask")}}
-    return _difference(output, values, original.eval()(**batch)[output])
-
-
-@torch.inference_mode()
-def text_difference(original: BertModel, started: PreTrainedModel) -> dict[str, Any]:
-    """Run random tokens, without regions, through a BERT and the fusion encoder over regions that it started.
-
-    Args:
-        original: in eval mode.
-        started: with a head or without, in eval mode.
-
-    Returns:
-        As `largest_difference`, of "last_hidden_state".
-    """
-    body: Any = getattr(started, FusionEncoderModel.base_model_prefix, started)
-    length = min(_PARITY_TOKENS, started.config.max_position_embeddings)
-    tokens = torch.randint(started.config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
-    segments = (torch.arange(length) >= length // 2).long().expand(2, -1) % started.config.type_vocab_size
-
-    expected = original(input_ids=tokens, token_type_ids=segments).last_hidden_state
-    found, _ = body.encoder(body.embeddings.text_embeddings(tokens, segments), None)
-    return _difference("last_hidden_state", found, expected)
-
-
-def _difference(output: str, found: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:
-    return {
-        "output": output,
-        "largest_difference": (found.float() - expected.float()).abs().max().item(),
-        "largest_value": expected.float().abs().max().item(),
-    }
+    expected = original.eval()(**batch)[output].float()
+    difference = (found.float() - expected).abs().max().item()
+    return {"output": output, "largest_difference": difference, "largest_value": expected.abs().max().item()}
 
 
 def check_parity(difference: Mapping[str, Any], compared: str, step: str) -> None:

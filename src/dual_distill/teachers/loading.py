@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from dual_distill import modeling
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, FusionEncoderConfig
 
 from .checkpoint import BARE_MODELS, build, fetch, first_line, read_config, read_weights, split_head
-from .vilt import VILT_CLASSES, convert_vilt_config, split_vilt_head
+from .vilt import VILT_CLASSES, convert_vilt_config
 
 logger = logging.getLogger(__name__)
 
@@ -91,16 +90,15 @@ def load_model(
     source = str(checkpoint)
     folder = fetch(source, revision)
     found = read_known_config(folder, source)
-    told = {"label_names": label_names, "num_images": num_images}
-    config, wanted, saved = _resolve(found, source, model_class, new_head=new_head, **told)
+    config, wanted, saved = _resolve(found, source, model_class, new_head, label_names, num_images)
+    prefix = found.model_type if isinstance(found, ViltConfig) else wanted.base_model_prefix
+    body, head = split_head(read_weights(folder, source), prefix)
 
-    weights = read_weights(folder, source)
-    if isinstance(found, ViltConfig):
-        body, head = split_vilt_head(weights)
-    else:
-        body, head = split_head(weights, wanted.base_model_prefix)
-    if new_head and wanted.config_class is FusionEncoderConfig:
-        body = extend_modalities(body, config.modality_type_vocab_size)
+    # The table of modalities has a row for each image: new ones are copies of the last.
+    table = body.get(_MODALITIES)
+    if new_head and table is not None:
+        missing = max(config.modality_type_vocab_size - len(table), 0)
+        body[_MODALITIES] = torch.cat([table, table[-1:].repeat(missing, 1)])
 
     # Either the head fits as it is, or parts of it are taken over, or it is left out.
     taken = take_over(head, saved, wanted)
@@ -110,8 +108,10 @@ def load_model(
         logger.warning("%s: the weights of its head are left out: %s.", source, ", ".join(head))
     else:
         taken = head
-    fill = partial(build, attn_implementation=attn_implementation, dtype=dtype, required=("",) if new_head else None)
-    return LoadedModel(fill(wanted, config, body, taken, source), read_processor(folder, source, found))
+
+    options = {"attn_implementation": attn_implementation, "dtype": dtype}
+    model, _ = build(wanted, config, body, taken, source, required=("",) if new_head else None, **options)
+    return LoadedModel(model, read_processor(folder, source, found))
 
 
 def load_teacher(
@@ -175,19 +175,6 @@ def take_over(
     return {name.replace("itm_score.fc", "rank_output"): weight[1:] - weight[:1] for name, weight in taken.items()}
 
 
-def extend_modalities(body: dict[str, torch.Tensor], num_modalities: int) -> dict[str, torch.Tensor]:
-    """Give the modality table as many rows as asked for; new rows are copies of the last one.
-
-    Example:
-        >>> extend_modalities({_MODALITIES: torch.tensor([[0.0], [1.0]])}, 3)[_MODALITIES].flatten()
-        tensor([0., 1., 1.])
-    """
-    table = body.get(_MODALITIES)
-    if table is None or len(table) >= num_modalities:
-        return body
-    return {**body, _MODALITIES: torch.cat([table, table[-1:].repeat(num_modalities - len(table), 1)])}
-
-
 def read_known_config(folder: Path, source: str) -> PreTrainedConfig:
     """Read the configuration of a checkpoint that can be loaded: ours or a ViLT."""
     ours = [config.model_type for config in (FusionEncoderConfig, DualEncoderConfig)]
@@ -195,29 +182,40 @@ def read_known_config(folder: Path, source: str) -> PreTrainedConfig:
     return read_config(folder, source, [*ours, ViltConfig.model_type], known)
 
 
-def _saved_class(found: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """Return our class for what a checkpoint was saved as, None when its config does not say or names another."""
-    name = (found.architectures or [""])[0]
-    saved = VILT_CLASSES.get(name) if isinstance(found, ViltConfig) else getattr(modeling, name, None)
-    return saved if isinstance(saved, type) and issubclass(saved, PreTrainedModel) else None
-
-
 def _resolve(
-    found: PreTrainedConfig, source: str, model_class: ModelClass | None, *, new_head: bool = False, **told: Any
-) -> tuple[PreTrainedConfig, type[PreTrainedModel], type[PreTrainedModel] | None]:
+    found: PreTrainedConfig,
+    source: str,
+    model_class: ModelClass | None = None,
+    new_head: bool = False,
+    label_names: Sequence[str] | None = None,
+    num_images: int | None = None,
+) -> tuple[Any, type[PreTrainedModel], type[PreTrainedModel] | None]:
     """Return our configuration, its class and the class that was saved, or refuse a head that the checkpoint lacks."""
-    saved = _saved_class(found)
-    config_class = FusionEncoderConfig if isinstance(found, ViltConfig) else type(found)
+    is_vilt, architecture = isinstance(found, ViltConfig), (found.architectures or [""])[0]
+    saved: Any = VILT_CLASSES.get(architecture) if is_vilt else getattr(modeling, architecture, None)
+    saved = saved if hasattr(saved, "config_class") else None
     if new_head and model_class is None:
         raise ValueError("new_head is set but no class is named; give model_class, the class to load as.")
-    wanted = _wanted_class(source, config_class, model_class or saved, found.architectures)
-    if not new_head and any(value is not None for value in told.values()):
+    if not new_head and not (label_names is None and num_images is None):
         raise ValueError("label_names and num_images describe a new head; set new_head, or leave them out.")
+
+    # The one class, of those to load as, that is of the type of the checkpoint.
+    classes = model_class or saved
+    if classes is None:
+        named = f"the architecture {found.architectures or 'of no class'}, which is not known here; give model_class"
+        raise ValueError(f"the config of {source!r} names {named}.")
+    classes = (classes,) if isinstance(classes, type) else classes
+    config_class = FusionEncoderConfig if is_vilt else type(found)
+    wanted = next((each for each in classes if each.config_class is config_class), None)
+    if wanted is None:
+        named = " or ".join(each.__name__ for each in classes)
+        raise ValueError(f"{source!r} holds a {config_class.model_type}, which cannot be loaded as {named}.")
+
+    # A head is as it was saved, or none, or follows from the one that was saved.
     follows = (saved, wanted) in TAKEN_OVER and wanted not in PRETRAINING
-    has_head = saved in (None, wanted) or wanted in BARE_MODELS or follows
-    if not new_head and not has_head:
+    if not (new_head or follows or saved in (None, wanted) or wanted in BARE_MODELS):
         way_out = "load it as it is, or set new_head for a newly initialized head, which must then be trained"
-        raise ValueError(f"{source!r} was saved as {found.architectures[0]}, not as {wanted.__name__}; {way_out}.")
+        raise ValueError(f"{source!r} was saved as {architecture}, not as {wanted.__name__}; {way_out}.")
 
     config = found
     if isinstance(found, ViltConfig):
@@ -225,25 +223,9 @@ def _resolve(
             config = convert_vilt_config(found, modeling.FusionEncoderModel if new_head else wanted)
         except ValueError as error:
             raise ValueError(f"{source!r} cannot be converted: {error}") from error
-    if new_head:
-        config = new_head_config(config, wanted, **told)
+    config = new_head_config(config, wanted, label_names, num_images) if new_head else config
     config.architectures = [wanted.__name__]
     return config, wanted, saved
-
-
-def _wanted_class(
-    source: str, config_class: Any, classes: ModelClass | None, architectures: list[str] | None
-) -> type[PreTrainedModel]:
-    """Return the one class, of those to load as, that is of the type of the checkpoint."""
-    if classes is None:
-        names = f"the architecture {architectures or 'of no class'}, which is not known here; give model_class"
-        raise ValueError(f"the config of {source!r} names {names}.")
-    classes = (classes,) if isinstance(classes, type) else classes
-    for each in classes:
-        if each.config_class is config_class:
-            return each
-    names = " or ".join(each.__name__ for each in classes)
-    raise ValueError(f"{source!r} holds a {config_class.model_type}, which cannot be loaded as {names}.")
 
 
 def new_head_config(
@@ -260,26 +242,27 @@ def new_head_config(
         >>> config.id2label, config.num_images, config.modality_type_vocab_size
         ({0: 'false', 1: 'true'}, 2, 3)
     """
-    name = model_class.__name__
-    if model_class in BARE_MODELS:
-        raise ValueError(f"a {name} has no head to initialize; name another class or leave new_head out.")
-    if (label_names is None) == (model_class in LABELLED):
-        problem = "needs label_names, in the order of its logits" if label_names is None else "takes no label_names"
-        raise ValueError(f"a new head of {name} {problem}.")
-    if label_names is not None and (not label_names or len(set(label_names)) != len(label_names)):
-        different = f"{len(label_names)} names, {len(set(label_names))} different"
-        raise ValueError(f"label_names has {different}; give each once.")
-    count, reads = num_images or 1, "1 or more" if model_class in SEVERAL_IMAGES else "1"
-    if num_images == 0 or count < 1 or (count > 1 and reads == "1"):
-        raise ValueError(f"num_images is {num_images}, but {name} reads {reads} a row.")
+    name, count = model_class.__name__, 1 if num_images is None else num_images
+    names, is_labelled = label_names or (), model_class in LABELLED
+    reads = "1 or more" if model_class in SEVERAL_IMAGES else "1"
+    problems = {
+        f"a {name} has no head to initialize; name another class or leave new_head out": model_class in BARE_MODELS,
+        f"a new head of {name} needs label_names, in the order of its logits": is_labelled and label_names is None,
+        f"a new head of {name} takes no label_names": not is_labelled and label_names is not None,
+        f"label_names has {len(names)} names, {len(set(names))} different; give each once": is_labelled
+        and not 0 < len(names) == len(set(names)),
+        f"num_images is {num_images}, but {name} reads {reads} a row": count < 1 or (count > 1 and reads == "1"),
+    }
+    for problem, is_there in problems.items():
+        if is_there:
+            raise ValueError(f"{problem}.")
 
-    fields = config.to_dict()
-    if label_names is not None:
-        ids = {label: index for index, label in enumerate(label_names)}
-        fields |= {"id2label": dict(enumerate(label_names)), "label2id": ids}
-    fields["num_images"] = count
+    fields = {**config.to_dict(), "num_images": count}
+    if is_labelled:
+        ids = {label: index for index, label in enumerate(names)}
+        fields |= {"id2label": dict(enumerate(names)), "label2id": ids}
     if "modality_type_vocab_size" in fields:
-        fields["modality_type_vocab_size"] = max(fields["modality_type_vocab_size"], 1 + fields["num_images"])
+        fields["modality_type_vocab_size"] = max(fields["modality_type_vocab_size"], 1 + count)
     return type(config)(**fields)
 
 

@@ -15,14 +15,13 @@ it, the order of image tokens in hidden states and attention does: compare those
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 import transformers
 from transformers import PreTrainedModel, ViltConfig
 
 from dual_distill import modeling
 from dual_distill.modeling import FusionEncoderConfig, FusionEncoderForImagesAndTextClassification, FusionEncoderModel
 
-from .checkpoint import Weights, build, read_weights, split_head
+from .checkpoint import DECODER_BIAS, build, read_weights, split_head
 
 VILT_CLASSES: Mapping[str, type[PreTrainedModel]] = {
     "ViltModel": FusionEncoderModel,
@@ -33,10 +32,6 @@ VILT_CLASSES: Mapping[str, type[PreTrainedModel]] = {
 }
 # What an image processor of ViLT allows: a longer side of 1333 / 800 times the shorter one.
 LONGEST_OVER_SHORTEST = 1333 / 800
-# Constants that transformers 4 saved with the weights.
-BUFFERS = ("embeddings.text_embeddings.position_ids", "embeddings.text_embeddings.token_type_ids")
-# The same bias, under the name that transformers 4 gave it.
-OLD_DECODER_BIAS, DECODER_BIAS = "mlm_score.bias", "mlm_score.decoder.bias"
 
 
 def convert_vilt_config(
@@ -123,21 +118,10 @@ def convert_vilt(model: PreTrainedModel, attn_implementation: str = "sdpa") -> P
     if name not in VILT_CLASSES:
         raise ValueError(f"{name} cannot be converted; give one of {', '.join(VILT_CLASSES)}.")
     config = convert_vilt_config(model.config, VILT_CLASSES[name])
-    body, head = split_vilt_head(model.state_dict())
+    body, head = split_head(model.state_dict(), "vilt")
     options = {"attn_implementation": attn_implementation, "dtype": model.dtype}
-    return build(VILT_CLASSES[name], config, body, head, name, **options).to(model.device)
-
-
-def split_vilt_head(weights: Weights) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Split ViLT's weights into body and head, both under our names."""
-    body, head = split_head(weights, "vilt")
-    for name in BUFFERS:
-        body.pop(name, None)
-    old_bias = head.pop(OLD_DECODER_BIAS, None)
-    if old_bias is not None and not torch.equal(head.setdefault(DECODER_BIAS, old_bias), old_bias):
-        differ = f"{OLD_DECODER_BIAS} and {DECODER_BIAS} with different values for one parameter"
-        raise ValueError(f"the checkpoint has {differ}; save it again with the transformers that trained it.")
-    return body, head
+    converted, _ = build(VILT_CLASSES[name], config, body, head, name, **options)
+    return converted.to(model.device)
 
 
 def load_original_vilt(
@@ -150,7 +134,7 @@ def load_original_vilt(
     """
     [name] = [name for name, ours in VILT_CLASSES.items() if ours is model_class]
     original: PreTrainedModel = getattr(transformers, name)(config)
-    body, head = split_vilt_head(read_weights(folder, source))
+    body, head = split_head(read_weights(folder, source), "vilt")
     weights = body if model_class is FusionEncoderModel else {f"vilt.{key}": body[key] for key in body} | head
     if DECODER_BIAS in weights:
         weights["mlm_score.decoder.weight"] = body["embeddings.text_embeddings.word_embeddings.weight"]
