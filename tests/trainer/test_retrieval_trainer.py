@@ -82,13 +82,14 @@ def test_lists_hold_an_entry_once_and_say_where_they_end():
     """Three rows of one image: nothing but the fourth can be held against any of them."""
     ids = gather_pair_ids(torch.tensor([1, 1, 1, 2]), torch.tensor([5, 6, 7, 8]))
     similarities = torch.arange(16.0).reshape(4, 4)
-    lists = choose_lists(similarities, similarities.T, ids, 2)
-    assert lists.image_rows[:3, 0].tolist() == [3, 3, 3]
-    assert lists.is_listed[:4].tolist() == [[True, True, False]] * 3 + [[True, True, False]]
-    assert lists.image_rows[3, 0] == 0  # the image that three rows show is there once
-    assert lists.is_listed[4:7].tolist() == [[True, True, False]] * 3
-    assert lists.text_rows[3].tolist() == [2, 1]
-    scores = listed_scores(similarities, similarities.T, ids, lists)
+    both = (similarities, similarities.T)
+    rows, is_listed = choose_lists(both, ids, 2)
+    assert rows[0][:3, 0].tolist() == [3, 3, 3]
+    assert is_listed[:4].tolist() == [[True, True, False]] * 3 + [[True, True, False]]
+    assert rows[0][3, 0] == 0  # the image that three rows show is there once
+    assert is_listed[4:7].tolist() == [[True, True, False]] * 3
+    assert rows[1][3].tolist() == [2, 1]
+    scores = listed_scores(both, ids, rows)
     assert scores[0, :2].tolist() == [0.0, 3.0]
     assert scores[7].tolist() == [15.0, 11.0, 7.0]
 
@@ -119,11 +120,11 @@ def test_a_fusion_encoder_learns_to_put_the_right_pair_first(tmp_path):
     with torch.no_grad():
         model = trainer.model.eval()
         loss = trainer.compute_loss(model, batch).item()
-        lists = choose_lists(*drawn_scores(ids), ids, 3)
-        rows = [[(i, p) for p in [i, *lists.image_rows[i].tolist()]] for i in range(8)]
-        rows += [[(p, i) for p in [i, *lists.text_rows[i].tolist()]] for i in range(8)]
+        (image_rows, text_rows), is_listed = choose_lists(drawn_scores(ids), ids, 3)
+        rows = [[(i, p) for p in [i, *image_rows[i].tolist()]] for i in range(8)]
+        rows += [[(p, i) for p in [i, *text_rows[i].tolist()]] for i in range(8)]
         scores = torch.stack([torch.stack([score(model, batch, *pair) for pair in row]) for row in rows])
-    assert loss == pytest.approx(listwise_cross_entropy(scores, lists.is_listed).item(), rel=1e-4)
+    assert loss == pytest.approx(listwise_cross_entropy(scores, is_listed).item(), rel=1e-4)
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()

@@ -1,6 +1,7 @@
 """Whether student, teacher and objective go together: found out before the first step, said in one sentence."""
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -32,7 +33,7 @@ _EQUAL = {
 
 
 def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objective) -> None:
-    """Raise a `ValueError` if this objective cannot compare these two; the sentence names both values and the way out.
+    """Raise a `ValueError` if this objective cannot compare these two: a sentence each, with both values and a way out.
 
     A foreign teacher's configuration may lack a field; what it does not say is not checked.
 
@@ -43,17 +44,28 @@ def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objec
     """
     if isinstance(objective, PreTrainingObjective | RankingObjective):
         _check_image_text(student, teacher, objective)
-    ours, theirs = student.config, getattr(teacher, "config", None)
-    if theirs is None:
-        return
+    theirs = getattr(teacher, "config", None)
+    problems = [] if theirs is None else list(_problems(student.config, theirs, objective))
+    if problems:
+        raise ValueError(f"teacher and student cannot be paired: {'. '.join(problems)}.")
 
-    # What must be the same on both sides.
+
+def _problems(ours: Any, theirs: Any, objective: Objective) -> Iterator[str]:
+    # What must be the same on both sides; ViLT says -1 for "not set".
     for name, (words, way_out) in _EQUAL.items():
         mine, its = _field(ours, name), _field(theirs, name)
-        if mine is not None and its not in (None, -1, mine):  # ViLT says -1 for "not set"
-            _refuse(f"the teacher has {words.format(its)}, the student {words.format(mine)}; {way_out}")
-    if objective.soft_label_weight:
-        _check_labels(ours, theirs)
+        if mine is not None and its not in (None, -1, mine):
+            yield f"the teacher has {words.format(its)}, the student {words.format(mine)}; {way_out}"
+
+    mine, its = ours.id2label, getattr(theirs, "id2label", None)
+    if objective.soft_label_weight and its not in (None, mine):
+        differ = f"the teacher has {len(its)} answers, the student {len(mine)}"
+        if len(its) == len(mine):
+            index = next(index for index in its if mine.get(index) != its[index])
+            other = f"the student answer {index} = {mine.get(index)!r}"
+            differ = f"the teacher has answer {index} = {its[index]!r}, {other}"
+        way_out = "train the teacher on the student's answers in the same order, or set soft_label_weight to 0"
+        yield f"{differ}; {way_out}"
 
     # What the objective needs of each side.
     sides = (
@@ -63,27 +75,30 @@ def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objec
     for index, (role, config, layers, hidden_layers) in enumerate(sides):
         if objective.one_sequence and getattr(config, "text_config", None) is not None:
             compares = f"a {type(objective).__name__} compares states of one sequence"
-            _refuse(f"the {role} has two towers, but {compares}; take a fusion encoder, or method dide")
+            yield f"the {role} has two towers, but {compares}; take a fusion encoder, or method dide"
         sizes, width = objective.hidden_sizes, _field(config, "hidden_size")
         if sizes is not None and width not in (None, sizes[index]):
             built = f"the objective was built for {sizes[index]}"
-            _refuse(f"the {role} has width {width}, {built}; give it {role}_size={width}")
+            yield f"the {role} has width {width}, {built}; give it {role}_size={width}"
 
         depths = [tower.num_hidden_layers for tower in _towers(config) if hasattr(tower, "num_hidden_layers")]
         for name, named in (("hidden_layers", hidden_layers), ("layer_map", layers)):
             for layer, depth in itertools.product(named, depths):
                 if not -depth <= layer < depth:
                     has = f"the {role}, which has {depth} layers"
-                    _refuse(f"{name} names layer {layer} of {has}; choose from {-depth} to {depth - 1}")
+                    yield f"{name} names layer {layer} of {has}; choose from {-depth} to {depth - 1}"
 
-    if objective.attention_weight:
-        if getattr(theirs, "model_type", None) == "vilt":
-            _refuse(_VILT)
-        _check_heads(ours, theirs, objective.relation_heads)
+        heads = objective.relation_heads
+        if objective.attention_weight and heads is not None and width is not None and width % heads:
+            does = f"does not divide the {role}'s width {width}"
+            yield f"relation_heads is {heads}, which {does}; choose a number that divides both widths"
 
-
-def _refuse(reason: str) -> None:
-    raise ValueError(f"teacher and student cannot be paired: {reason}.")
+    mine, its = _field(ours, "num_attention_heads"), _field(theirs, "num_attention_heads")
+    if objective.attention_weight and getattr(theirs, "model_type", None) == "vilt":
+        yield _VILT
+    elif objective.attention_weight and objective.relation_heads is None and mine and its not in (None, mine):
+        way_out = "set relation_heads to a number that divides both widths, or attention_weight to 0"
+        yield f"the teacher has {its} attention heads, the student {mine}; {way_out}"
 
 
 def _check_image_text(student: Any, teacher: Any, objective: Objective) -> None:
@@ -129,28 +144,3 @@ def _field(config: Any, name: str) -> Any:
     default = "patches" if name == "visual_inputs" else None
     values = (getattr(part, name, None) for part in (config, *_towers(config)))
     return next((value for value in values if value is not None), default)
-
-
-def _check_labels(ours: Any, theirs: Any) -> None:
-    student, teacher = ours.id2label, getattr(theirs, "id2label", None)
-    if teacher is None or student == teacher:
-        return
-
-    way_out = "train the teacher on the student's answers in the same order, or set soft_label_weight to 0"
-    if len(student) != len(teacher):
-        _refuse(f"the teacher has {len(teacher)} answers, the student {len(student)}; {way_out}")
-    index = next(index for index in teacher if student.get(index) != teacher[index])
-    has = f"the teacher has answer {index} = {teacher[index]!r}, the student answer {index} = {student.get(index)!r}"
-    _refuse(f"{has}; {way_out}")
-
-
-def _check_heads(ours: Any, theirs: Any, relation_heads: int | None) -> None:
-    student, teacher = _field(ours, "num_attention_heads"), _field(theirs, "num_attention_heads")
-    if relation_heads is None and student is not None and teacher not in (None, student):
-        way_out = "set relation_heads to a number that divides both widths, or attention_weight to 0"
-        _refuse(f"the teacher has {teacher} attention heads, the student {student}; {way_out}")
-    for role, config in (("teacher", theirs), ("student", ours)):
-        width = _field(config, "hidden_size")
-        if relation_heads is not None and width is not None and width % relation_heads:
-            does = f"does not divide the {role}'s width {width}"
-            _refuse(f"relation_heads is {relation_heads}, which {does}; choose a number that divides both widths")

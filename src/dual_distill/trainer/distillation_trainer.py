@@ -37,6 +37,7 @@ Losses = tuple[Batch, dict[str, torch.Tensor]]
 """The loss and its terms, and what an evaluation gathers."""
 TEACHER_PREFIX = "teacher_"
 """Inputs whose name begins so are the teacher's."""
+_ROWS = "rows"  # beside the sums of the terms: of how many rows
 
 
 class DistillationTrainer(RecordingTrainer):
@@ -73,6 +74,10 @@ class DistillationTrainer(RecordingTrainer):
     """What is compared unless it is given; None: what `args.method` names."""
     leaves_parameters_unused: ClassVar[bool] = False
     """Whether some parameters of the student take no part in a step."""
+    label_columns: ClassVar[list[str] | None] = None
+    """Inputs that `compute_metrics` is given, and where they are there a loss is computed; None: `labels`."""
+    draws_by_row: ClassVar[str | None] = None
+    """What is drawn anew in each epoch beside an augmentation."""
 
     def __init__(
         self,
@@ -113,20 +118,19 @@ class DistillationTrainer(RecordingTrainer):
             kwargs |= {"data_collator": collator, "processing_class": collator.processor} if collator else {}
         super().__init__(model=model, args=args, **kwargs)
         self._prepare_model(self.model)
+        self.label_names = self.label_columns or self.label_names
 
         # A stream's rows say their index and epoch themselves.
+        drawn = "an augmentation" if getattr(self.data_collator, "augmentation", None) else self.draws_by_row
         if isinstance(self.train_dataset, IndexedDataset):
             self.add_callback(RowEpochCallback())
-        elif getattr(self.data_collator, "augmentation", None) and not isinstance(
-            self.train_dataset, ImageTextStream | None
-        ):
+        elif drawn is not None and not isinstance(self.train_dataset, ImageTextStream | None):
             lacks = f"a {type(self.train_dataset).__name__} without them; give IndexedDataset(train_dataset)"
-            raise ValueError(f"an augmentation is drawn from a row's number and epoch, but train_dataset is {lacks}.")
+            raise ValueError(f"{drawn} is drawn from a row's number and epoch, but train_dataset is {lacks}.")
 
         self.teacher: nn.Module | None = taught_by
         self.distillation_objective: Objective | None = None
-        self._term_sums: dict[str, torch.Tensor] = {}
-        self._term_rows = 0
+        self._terms: dict[str, Any] = {}
         self.teacher_cache: TeacherCache | None = None
         if taught_by is None:
             return
@@ -219,11 +223,10 @@ class DistillationTrainer(RecordingTrainer):
         losses, outputs = self._losses(model, inputs)
 
         rows = len(next(iter(inputs.values())))
-        for name, value in losses.items():
+        for name, value in {**losses, _ROWS: torch.ones(())}.items():
             if name != "loss":
                 # Stays on the device: reading it here would wait for it in every step.
-                self._term_sums[name] = self._term_sums.get(name, 0.0) + value.detach().float() * rows
-        self._term_rows += rows
+                self._terms[name] = self._terms.get(name, 0.0) + value.detach().float() * rows
         return (losses["loss"], outputs) if return_outputs else losses["loss"]
 
     def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
@@ -270,13 +273,13 @@ class DistillationTrainer(RecordingTrainer):
 
     def _take_terms(self) -> dict[str, float]:
         """Return the mean of each term since the last call, over all processes, and start anew."""
-        sums, rows = self._term_sums, self._term_rows
-        self._term_sums, self._term_rows = {}, 0
-        if not sums:
+        sums, self._terms = self._terms, {}
+        if len(sums) < 2:
             return {}
-        totals = torch.stack([*sums.values(), torch.tensor(float(rows), device=self.args.device)])
-        totals = self.accelerator.reduce(totals, reduction="sum")
-        return {name: (totals[i] / totals[-1]).item() for i, name in enumerate(sums)}
+        totals = torch.stack([value.to(self.args.device) for value in sums.values()])
+        means = dict(zip(sums, self.accelerator.reduce(totals, reduction="sum").tolist(), strict=True))
+        rows = means.pop(_ROWS)
+        return {name: value / rows for name, value in means.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the loss terms beside the loss they make up."""
@@ -287,11 +290,10 @@ class DistillationTrainer(RecordingTrainer):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate, with the loss terms among the metrics."""
         # Those of the training steps since the last log are put aside.
-        training_sums, training_rows = self._term_sums, self._term_rows
-        self._term_sums, self._term_rows = {}, 0
+        training, self._terms = self._terms, {}
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         terms = {f"{metric_key_prefix}_{name}": value for name, value in self._take_terms().items()}
-        self._term_sums, self._term_rows = training_sums, training_rows
+        self._terms = training
         return output._replace(metrics={**output.metrics, **terms})
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -9,7 +9,7 @@ Unusual here:
 """
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ class PreTrainingTrainer(ImageTextTrainer):
             are written into its configuration.
         args: a `DistillationTrainingArguments`.
         teacher: a `FusionEncoderForPreTraining`, or the name of a checkpoint of one; frozen.
-        objective: what is compared; None: `args.make_pretraining_objective()` when there is a teacher.
+        objective: what is compared; None: `args.make_objective(PreTrainingObjective)` when there is a teacher.
         **kwargs: as for `ImageTextTrainer`; batches are those of `PreTrainingCollator`.
 
     Raises:
@@ -48,11 +48,7 @@ class PreTrainingTrainer(ImageTextTrainer):
 
     teacher_class = FusionEncoderForPreTraining
     objective_class = PreTrainingObjective
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        # Trainer computes a loss in evaluation where these are in the batch.
-        self.label_names = ["image_ids", "caption_ids"]
+    label_columns: ClassVar[list[str]] = ["image_ids", "caption_ids"]
 
     def _prepare_model(self, model: Any) -> None:
         self.args.write_weights(model.config)

@@ -10,9 +10,8 @@ finest: for short texts a fraction of queries and keys. What was just computed i
 so that the loss of a row does not depend on whether it was cached.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -122,17 +121,11 @@ class TeacherCache:
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        kind: str,
-        settings: Mapping[str, Any],
-        patch_size: int,
-        shard_bytes: int = _SHARD_BYTES,
+        self, folder: Any, kind: str, settings: Mapping[str, Any], patch_size: int, shard_bytes: int = _SHARD_BYTES
     ):
         self.kind, self.patch_size, self.shard_bytes = kind, patch_size, shard_bytes
-        self.computed_rows = self._waiting_bytes = 0
+        self._waiting_bytes = 0
         self._where: dict[str, tuple[int, int]] = {}
-        self._seen: set[Path] = set()
         self._waiting: dict[str, _Row] = {}
         self._table = _CacheTable(folder)
         given = {"kind": kind, **settings}
@@ -190,34 +183,30 @@ class TeacherCache:
 
     def refresh(self) -> None:
         """Take in shards that this or another process has written since."""
-        for file in sorted(set(self._table.path.glob("shard-*")) - self._seen):
-            number = int(file.stem.removeprefix("shard-"))
+        known = {number for number, _ in self._where.values()}
+        for number in {int(file.stem.removeprefix("shard-")) for file in self._table.path.glob("shard-*")} - known:
             # Ids alone; logits and scores stay on the disk.
             ids = self._table.rows(number)["id"].to_pylist()
             self._where |= {name: (number, inside) for inside, name in enumerate(ids)}
-            self._seen.add(file)
 
     def _keep(self, names: list[str], batch: Batch, outputs: Any, objective: DiDEObjective) -> None:
         """Let rows that were just computed wait to be written."""
         logits = outputs.logits.detach().float().cpu()
         layers = []
         if self.kind == "attention":
-            num_tokens = batch["attention_mask"].shape[1] + _image_mask(batch, self.patch_size).shape[2]
+            num_tokens = batch["attention_mask"].shape[1] + _image_mask(batch["pixel_mask"], self.patch_size).shape[2]
             scores = objective.teacher_scores(outputs, batch["attention_mask"], num_tokens)
-            layers = [(to_image.detach().float().cpu(), to_text.detach().float().cpu()) for to_image, to_text in scores]
+            layers = [[way.detach().float().cpu() for way in layer] for layer in scores]
 
-        heads = [to_image.shape[1] for to_image, _ in layers]
-        images = len(batch["pixel_values"][0])
-
-        for row, (name, blocks) in enumerate(zip(names, self._blocks([heads] * len(names), batch), strict=True)):
-            pieces = [torch.zeros(0, dtype=torch.float16)]
-            for layer, image, text, patches in blocks:
-                to_image, to_text = (scores[row * images + image] for scores in layers[layer])
-                pieces.append(_rounded(to_image[:, text[:, None], patches]))
-                pieces.append(_rounded(to_text[:, patches[:, None], text]))
-            self._waiting[name] = _Row(logits[row].clone(), heads, torch.cat(pieces))
-            self._waiting_bytes += logits[row].nbytes + self._waiting[name].scores.nbytes
-        self.computed_rows += len(names)
+        for row, name in enumerate(names):
+            pieces = [
+                _rounded(layer[way][image][:, queries[:, None], keys])
+                for layer in layers
+                for way, image, queries, keys in self._blocks(batch, row)
+            ]
+            scores = torch.cat([torch.zeros(0, dtype=torch.float16), *pieces])
+            self._waiting[name] = _Row(logits[row].clone(), [layer[0].shape[1] for layer in layers], scores)
+            self._waiting_bytes += logits[row].nbytes + scores.nbytes
 
     def _row(self, name: str) -> _Row:
         if name in self._waiting:
@@ -236,36 +225,32 @@ class TeacherCache:
         if self.kind == "logits":
             return CachedTeacherOutputs(logits)
 
-        images, tokens = _image_mask(batch, self.patch_size).shape[1:]
-        shape = len(rows) * images, batch["attention_mask"].shape[1], tokens
+        images, tokens = _image_mask(batch["pixel_mask"], self.patch_size).shape[1:]
+        count, length = len(rows) * images, batch["attention_mask"].shape[1]
         layers = [
-            (torch.zeros(shape[0], heads, *shape[1:]), torch.zeros(shape[0], heads, *shape[:0:-1]))
+            (torch.zeros(count, heads, length, tokens), torch.zeros(count, heads, tokens, length))
             for heads in rows[0].heads
         ]
-
-        for index, (row, blocks) in enumerate(zip(rows, self._blocks([row.heads for row in rows], batch), strict=True)):
-            sizes = [row.heads[layer] * len(text) * len(real) for layer, _, text, real in blocks for _ in range(2)]
+        for index, row in enumerate(rows):
+            places = [(layer, *block) for layer in range(len(row.heads)) for block in self._blocks(batch, index)]
+            sizes = [row.heads[layer] * len(queries) * len(keys) for layer, _, _, queries, keys in places]
             if len(row.heads) != num_layers or sum(sizes) != len(row.scores):
                 holds = f"holds {len(row.scores):,} scores of {len(row.heads)} layers"
                 asked = f"the batch asks for {sum(sizes):,} of {num_layers}; give the cache of this objective"
                 raise ValueError(f"row {names[index]} of the teacher cache {str(self._table.path)!r} {holds}, {asked}.")
 
-            pieces = iter(row.scores.float().split(sizes))
-            for layer, image, text, patches in blocks:
-                to_image, to_text = (scores[index * images + image] for scores in layers[layer])
-                to_image[:, text[:, None], patches] = next(pieces).view(-1, len(text), len(patches))
-                to_text[:, patches[:, None], text] = next(pieces).view(-1, len(patches), len(text))
+            for (layer, way, image, queries, keys), piece in zip(places, row.scores.float().split(sizes), strict=True):
+                layers[layer][way][image][:, queries[:, None], keys] = piece.view(-1, len(queries), len(keys))
         return CachedTeacherOutputs(logits, [(to_image.to(device), to_text.to(device)) for to_image, to_text in layers])
 
-    def _blocks(
-        self, heads: Sequence[Sequence[int]], batch: Batch
-    ) -> Iterator[list[tuple[int, int, torch.Tensor, torch.Tensor]]]:
-        """For each row, where its scores belong, in the order in which they are kept: layer, image, text, patches."""
-        text_mask, image_mask = batch["attention_mask"].cpu(), _image_mask(batch, self.patch_size).cpu()
-        for row, layers in enumerate(heads):
-            text = text_mask[row].nonzero()[:, 0]
-            patches = [mask.nonzero()[:, 0] for mask in image_mask[row]]
-            yield [(layer, image, text, real) for layer in range(len(layers)) for image, real in enumerate(patches)]
+    def _blocks(self, batch: Batch, row: int) -> list[tuple[int, int, torch.Tensor, torch.Tensor]]:
+        """Where the scores of a layer of a row belong, in the order in which they are kept: way, image, query, key."""
+        text = batch["attention_mask"][row].cpu().nonzero()[:, 0]
+        patches = [
+            real.nonzero()[:, 0] for real in _image_mask(batch["pixel_mask"][row, None], self.patch_size)[0].cpu()
+        ]
+        images = enumerate(patches, row * len(patches))
+        return [block for image, real in images for block in ((0, image, text, real), (1, image, real, text))]
 
 
 class TeacherCacheCallback(TrainerCallback):
@@ -285,9 +270,9 @@ class TeacherCacheCallback(TrainerCallback):
     on_evaluate = on_train_end = on_save
 
 
-def _image_mask(batch: Batch, patch_size: int) -> torch.Tensor:
+def _image_mask(pixel_mask: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Real image tokens `(B, N, 1 + I)`, CLS token first: a patch counts by its top left pixel, as in the models."""
-    patches = batch["pixel_mask"][:, :, ::patch_size, ::patch_size].bool().flatten(2)
+    patches = pixel_mask[:, :, ::patch_size, ::patch_size].bool().flatten(2)
     return torch.cat([patches.new_ones(*patches.shape[:2], 1), patches], dim=2)
 
 
