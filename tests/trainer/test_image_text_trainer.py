@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from dual_distill.data import load_image_text_stream
-from dual_distill.trainer.pretraining_trainer import PreTrainingTrainer
+from dual_distill.trainer.image_text_trainers import PreTrainingTrainer
 
 TINY_PAIRS = runpy.run_path(str(Path(__file__).with_name("tiny_pairs.py")))
 dual, fusion, pair_arguments, image_text_collator, pair_rows = (

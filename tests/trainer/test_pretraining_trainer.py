@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dual_distill.objectives import attention_distillation_loss, cross_modal_scores
-from dual_distill.trainer.pretraining_trainer import PreTrainingTrainer, in_batch_recall
+from dual_distill.trainer.image_text_trainers import PreTrainingTrainer, in_batch_recall
 
 HARD = ["itc_loss", "itm_loss", "mlm_loss"]
 SOFT = ["attention_loss", "itm_distillation_loss", "mlm_distillation_loss"]

@@ -11,7 +11,7 @@ from transformers import EvalPrediction
 from dual_distill.evaluation import recall_of_vectors
 from dual_distill.modeling.modeling_losses import gather_pair_ids
 from dual_distill.objectives import listwise_cross_entropy, listwise_distillation_loss
-from dual_distill.trainer.retrieval_trainer import RetrievalTrainer, choose_lists, drawn_scores, listed_scores
+from dual_distill.trainer.image_text_trainers import RetrievalTrainer, choose_lists, drawn_scores, listed_scores
 
 TINY_PAIRS = runpy.run_path(str(Path(__file__).with_name("tiny_pairs.py")))
 fusion, retrieval_dual, retrieval_fusion, pair_arguments, retrieval_collator, pair_rows = (

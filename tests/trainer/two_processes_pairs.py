@@ -52,8 +52,7 @@ def main() -> None:
         retrieval_fusion,
     )
 
-    from dual_distill.trainer.pretraining_trainer import PreTrainingTrainer
-    from dual_distill.trainer.retrieval_trainer import RetrievalTrainer
+    from dual_distill.trainer.image_text_trainers import PreTrainingTrainer, RetrievalTrainer
 
     output, rows, kind = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     backend = {"ddp_backend": "gloo"} if "WORLD_SIZE" in os.environ else {}

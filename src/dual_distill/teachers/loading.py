@@ -109,7 +109,7 @@ def load_model(
     else:
         taken = head
 
-    options = {"attn_implementation": attn_implementation, "dtype": dtype}
+    options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
     model, _ = build(wanted, config, body, taken, source, required=("",) if new_head else None, **options)
     return LoadedModel(model, read_processor(folder, source, found))
 
@@ -200,7 +200,7 @@ def _resolve(
         raise ValueError("label_names and num_images describe a new head; set new_head, or leave them out.")
 
     # The one class, of those to load as, that is of the type of the checkpoint.
-    classes = model_class or saved
+    classes: Any = model_class or saved
     if classes is None:
         named = f"the architecture {found.architectures or 'of no class'}, which is not known here; give model_class"
         raise ValueError(f"the config of {source!r} names {named}.")

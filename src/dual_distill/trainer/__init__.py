@@ -5,6 +5,5 @@ from .compatibility import check_compatibility
 from .distillation_config import DistillationTrainingArguments
 from .distillation_trainer import DistillationTrainer
 from .evaluation import EvaluationReport, captions_by_image, describe_images, predict_answers, report_answers
-from .pretraining_trainer import PreTrainingTrainer
+from .image_text_trainers import PreTrainingTrainer, RetrievalTrainer
 from .recording import differing_fields
-from .retrieval_trainer import RetrievalTrainer

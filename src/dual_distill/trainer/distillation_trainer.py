@@ -118,7 +118,8 @@ class DistillationTrainer(RecordingTrainer):
             kwargs |= {"data_collator": collator, "processing_class": collator.processor} if collator else {}
         super().__init__(model=model, args=args, **kwargs)
         self._prepare_model(self.model)
-        self.label_names = self.label_columns or self.label_names
+        if self.label_columns is not None:
+            self.label_names = self.label_columns
 
         # A stream's rows say their index and epoch themselves.
         drawn = "an augmentation" if getattr(self.data_collator, "augmentation", None) else self.draws_by_row

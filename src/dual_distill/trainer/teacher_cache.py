@@ -195,8 +195,8 @@ class TeacherCache:
         layers = []
         if self.kind == "attention":
             num_tokens = batch["attention_mask"].shape[1] + _image_mask(batch["pixel_mask"], self.patch_size).shape[2]
-            scores = objective.teacher_scores(outputs, batch["attention_mask"], num_tokens)
-            layers = [[way.detach().float().cpu() for way in layer] for layer in scores]
+            both_ways = objective.teacher_scores(outputs, batch["attention_mask"], num_tokens)
+            layers = [[way.detach().float().cpu() for way in layer] for layer in both_ways]
 
         for row, name in enumerate(names):
             pieces = [
