@@ -98,9 +98,7 @@ def test_the_state_lies_in_each_checkpoint_and_not_in_the_final_model(tmp_path):
     file.unlink()
     with pytest.raises(ValueError, match=f"holds no {Objective.state_file}, but the objective has a state"):
         region_trainer(tmp_path / "b").train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-    with pytest.raises(
-        ValueError, match=r"has queues.0.tokens of shape \(100, 24\), the objective of this run \(50, 24\)"
-    ):
+    with pytest.raises(ValueError, match=r"size mismatch for queues.0.tokens: .*\[100, 24\].*\[50, 24\]"):
         region_trainer(tmp_path / "c", queue_size=50).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     (tmp_path / "checkpoint-3" / Objective.state_file).write_bytes(b"broken")
     with pytest.raises(ValueError, match="is damaged"):
