@@ -176,7 +176,7 @@ def test_two_images_a_row(tmp_path):
 
 def test_refusals(exported, tmp_path, monkeypatch):
     model, processor, out, _ = exported
-    with pytest.raises(ValueError, match="DualEncoderModel cannot be exported as text tower, image tower and head"):
+    with pytest.raises(ValueError, match="DualEncoderModel cannot be exported as towers and a head"):
         export_onnx(model_of(DualEncoderModel, processor), processor, tmp_path / "new")
     with pytest.raises(ValueError, match="is there already and not an empty folder"):
         export_onnx(model, processor, out)

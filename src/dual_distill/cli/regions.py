@@ -50,7 +50,7 @@ from .options import add_options, command_parser, default_device, refuse_options
 
 _OF_BOXES = ("threshold", "min_regions", "max_regions")
 _OF_DETECTION = ("model", "boxes", "revision", *_OF_BOXES, "batch_size", "device", "num_workers")
-_OF_TSV = ("labels", "sizes", "made_by", "feature_size")
+_OF_TSV = ("labels", "sizes", "made_by")
 
 
 def run(words: Sequence[str]) -> None:
@@ -69,7 +69,6 @@ def run(words: Sequence[str]) -> None:
         "--max-regions": f"of the likeliest (default: {MAX_REGIONS})",
         "--batch-size": f"images a forward pass (default: {BATCH_SIZE})",
         "--shard-size": f"images a file, all that a kill costs (default: {SHARD_SIZE})",
-        "--feature-size": "width of --tsv's features (default: that of the first line)",
     }
     for name, explained in numbers.items():
         parser.add_argument(name, type=int, metavar="N", help=explained)
@@ -115,7 +114,7 @@ def _from_tsv(options: argparse.Namespace) -> RegionReport:
         images = open_images(options.images, options.image_column, options.id_column, options.split)
 
     made_by = options.made_by or f"published features {Path(options.tsv).name}"
-    names = ("labels", "sizes", "feature_size", "cut_box_numbers", "dtype", "shard_size")
+    names = ("labels", "sizes", "cut_box_numbers", "dtype", "shard_size")
     given = {key: getattr(options, key) for key in names if getattr(options, key) is not None}
     read_region_tsv(options.tsv, options.out, made_by=made_by, images=images, **given)
     return report_store(options.out)

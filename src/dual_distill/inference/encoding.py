@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate
@@ -67,7 +67,7 @@ def encode_images(
     model: PreTrainedModel,
     processor: DualDistillProcessor,
     images: Any,
-    store: str | os.PathLike[str],
+    store: data.FilePath,
     *,
     strict: bool = False,
     verify: bool = False,
@@ -131,7 +131,7 @@ def encode_texts(
     model: PreTrainedModel,
     processor: DualDistillProcessor,
     texts: Iterable[str],
-    store: str | os.PathLike[str],
+    store: data.FilePath,
     *,
     show_progress: bool = False,
     **settings: Unpack[StoreSettings],
@@ -159,31 +159,41 @@ def encode_texts(
     """
     source = distinct_texts(texts)
     run = _Encoding("text", model, processor, store, settings)
-    max_tokens = longest_text(model, processor)
 
     def prepare(identifier: str, text: str) -> Prepared:
-        return Prepared(processor.encode_text([text], max_length=max_tokens)["input_ids"][0], data.fingerprint(text))
+        return Prepared(next(text_inputs(model, processor, [text])), data.fingerprint(text))
 
     # No worker: the tokenizer has threads of its own.
     return run.fill(source, prepare, strict=True, num_workers=0, show_progress=show_progress)
 
 
 @torch.inference_mode()
-def encode_text_vectors(
-    model: PreTrainedModel, processor: DualDistillProcessor, texts: Iterable[str], batch_size: int
-) -> torch.Tensor:
-    """Encode texts as `encode_texts` does, `(texts, C)`: batches of one length, so that nothing is padded."""
-    max_tokens = longest_text(model, processor)
+def encode_in_order(model: PreTrainedModel, inputs: Iterable[torch.Tensor], batch_size: int) -> torch.Tensor:
+    """Encode texts `(T,)` or images `(3, H, W)` as a store does, in batches of one shape: one row each, in order."""
 
-    def encode(batch: list[Prepared]) -> torch.Tensor:
-        rows = torch.stack([text.values for text in batch]).to(model.device)
-        return stored_vectors(model, model.get_text_features(rows).pooler_output)
+    def run(batch: list[Prepared]) -> torch.Tensor:
+        return stored_vectors(model, tower_output(model, batch).pooler_output)
 
-    batches = ShapedBatches(encode, batch_size)
-    for index, text in enumerate(texts):
-        batches.add(index, Prepared(processor.encode_text([text], max_length=max_tokens)["input_ids"][0]))
+    batches = ShapedBatches(run, batch_size)
+    for index, values in enumerate(inputs):
+        batches.add(index, Prepared(values))
     found = batches.finish()
     return torch.stack([found[index] for index in range(len(found))])
+
+
+def text_inputs(
+    model: PreTrainedModel, processor: DualDistillProcessor, texts: Iterable[str]
+) -> Iterator[torch.Tensor]:
+    """Yield the word pieces of each text, `(T,)`."""
+    max_tokens = longest_text(model, processor)
+    return (processor.encode_text([text], max_length=max_tokens)["input_ids"][0] for text in texts)
+
+
+def tower_output(model: PreTrainedModel, batch: Sequence[Prepared]) -> Any:
+    """Run texts or images of one shape through their tower."""
+    rows = torch.stack([row.values for row in batch]).to(model.device)
+    is_image = rows.is_floating_point()
+    return model.get_image_features(rows.to(model.dtype)) if is_image else model.get_text_features(rows)
 
 
 def searches(model: PreTrainedModel) -> bool:
@@ -214,12 +224,7 @@ class _Encoding:
     """A model on its way through images or texts into a store that is new, or made by the same model and settings."""
 
     def __init__(
-        self,
-        kind: str,
-        model: PreTrainedModel,
-        processor: DualDistillProcessor,
-        store: str | os.PathLike[str],
-        settings: StoreSettings,
+        self, kind: str, model: PreTrainedModel, processor: Any, store: data.FilePath, settings: StoreSettings
     ) -> None:
         if not isinstance(model.config, DualEncoderConfig):
             raise ValueError(f"{type(model).__name__} reads text and image together; give a dual encoder.")
@@ -235,25 +240,15 @@ class _Encoding:
             vectors = TOKENS
         self._check(kind, vectors, settings)
 
+        # What was left open has a default, in a store that is begun now.
         given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-        shard_size = TOKEN_SHARD_SIZE if vectors == TOKENS else SHARD_SIZE
-        defaults: dict[str, Any] = {
-            "dtype": "float32",
-            "projected": False,
-            "batch_size": BATCH_SIZE,
-            "shard_size": shard_size,
-        }
+        wanted: dict[str, Any] = {"dtype": "float32", "projected": False, "batch_size": BATCH_SIZE}
+        wanted |= {"shard_size": TOKEN_SHARD_SIZE if vectors == TOKENS else SHARD_SIZE} | given
+        wanted |= {"kind": kind, "width": width, "vectors": vectors}
         made_with = model_identity(model), processor_settings(kind, model, processor)
-        of_model: dict[str, Any] = {
-            "kind": kind,
-            "width": width,
-            "vectors": vectors,
-            "model": made_with[0],
-            "processor": made_with[1],
-        }
 
         # Of a store that is there already, everything must fit.
-        found = self.table.begin(asdict(FeatureManifest(**of_model, **{**defaults, **given})))
+        found = self.table.begin(asdict(FeatureManifest(**wanted, model=made_with[0], processor=made_with[1])))
         self.manifest = FeatureManifest(**found)
         self.table.check_made_with(self.manifest, kind, *made_with)
         given["vectors"] = vectors
@@ -290,13 +285,9 @@ class _Encoding:
         self._check_disk(sum(len(shard.ids) for shard in to_do))
 
         mine = [shard for shard in to_do if shard.number % world_size == rank]
-        bar = tqdm(
-            total=sum(len(shard.ids) for shard in mine),
-            unit=f" {kind}s",
-            desc="encode" if world_size == 1 else f"encode {rank + 1}/{world_size}",
-            disable=not show_progress or not mine,
-            position=rank,
-        )
+        total, quiet = sum(len(shard.ids) for shard in mine), not show_progress or not mine
+        share = "encode" if world_size == 1 else f"encode {rank + 1}/{world_size}"
+        bar = tqdm(total=total, unit=f" {kind}s", desc=share, disable=quiet, position=rank)
         encoded, batch_size = 0, self.manifest.batch_size
         with bar, torch.inference_mode():
             for shard in data.fill_shards(mine, source, prepare, self._run, batch_size, strict, num_workers, bar):
@@ -305,17 +296,10 @@ class _Encoding:
 
         # Others may have finished theirs meanwhile.
         done = [shard.number for shard in shards if table.is_done(shard.number)]
-        num_rows = sum(map(table.num_rows, done))
-        return EncodingReport(
-            store=str(table.path),
-            kind=kind,
-            rows=num_rows,
-            bytes_per_row=sum(table.shard_file(number).stat().st_size for number in done) // max(1, num_rows),
-            encoded=encoded,
-            seconds=time.perf_counter() - start,
-            missing_shards=len(shards) - len(done),
-            unreadable=table.unreadable(),
-        )
+        num_rows, size = sum(map(table.num_rows, done)), sum(table.shard_file(one).stat().st_size for one in done)
+        seconds, missing = time.perf_counter() - start, len(shards) - len(done)
+        made = (str(table.path), kind, num_rows, size // max(1, num_rows), encoded, seconds, missing)
+        return EncodingReport(*made, table.unreadable())
 
     def _verify(self, source: Inputs, shards: list[PlannedShard]) -> None:
         """Refuse images whose content is not that of their id in the store."""
@@ -343,15 +327,10 @@ class _Encoding:
 
     def _run(self, batch: list[Prepared]) -> list[tuple[dict[str, torch.Tensor], str]]:
         """What is stored of each input of a batch, by column, and its fingerprint."""
-        model, rows = self.model, torch.stack([row.values for row in batch]).to(self.model.device)
-        is_text, kept = self.manifest.kind == "text", self.manifest.vectors
-        found = model.get_text_features(rows) if is_text else model.get_image_features(rows.to(model.dtype))
-
+        model, kept, found = self.model, self.manifest.vectors, tower_output(self.model, batch)
         # No image is padded, so all tokens are real.
         vectors = found.image_token_embeds[:, 0] if kept == TOKENS else stored_vectors(model, found.pooler_output)
-        encoded = {kept: vectors}
-        if self.manifest.projected:
-            encoded[PROJECTED] = model.project_images(vectors)
+        encoded = {kept: vectors} | ({PROJECTED: model.project_images(vectors)} if self.manifest.projected else {})
         return [({name: each[row] for name, each in encoded.items()}, one.known) for row, one in enumerate(batch)]
 
     def _write(

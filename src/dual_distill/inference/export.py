@@ -100,7 +100,15 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
         ValueError: the model is of another kind, is not float32, `out` is not empty, or the outputs differ.
     """
     out = Path(out)
-    _check(model)
+    if not isinstance(model, _MODELS):
+        known = ", ".join(kind.__name__ for kind in _MODELS)
+        raise ValueError(f"{type(model).__name__} cannot be exported as towers and a head; give {known}.")
+    if model.dtype != torch.float32:
+        raise ValueError(f"the model is {model.dtype}; load it with dtype=torch.float32, as which graphs are compared.")
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        lacks = f"{', '.join(missing)} is not installed, which export needs"
+        raise ImportError(f"{lacks}; pip install 'dual-distill[onnx]'.")
+
     model = model.cpu().eval()
     with written_aside(out) as folder:
         _write_graphs(model, folder)
@@ -119,19 +127,6 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
 def graphs_of(model: PreTrainedModel) -> _Graphs:
     """Return the graphs of a model by name, with their inputs and outputs; each has a file NAME.onnx."""
     return _GRAPHS_OF_LAYERS if model.config.interaction_layers else _GRAPHS
-
-
-def _check(model: PreTrainedModel) -> None:
-    if not isinstance(model, _MODELS):
-        known = ", ".join(kind.__name__ for kind in _MODELS)
-        raise ValueError(
-            f"{type(model).__name__} cannot be exported as text tower, image tower and head; give {known}."
-        )
-    if model.dtype != torch.float32:
-        raise ValueError(f"the model is {model.dtype}; load it with dtype=torch.float32, as which graphs are compared.")
-    if missing := [name for name in _NEEDED if find_spec(name) is None]:
-        lacks = f"{', '.join(missing)} is not installed, which export needs"
-        raise ImportError(f"{lacks}; pip install 'dual-distill[onnx]'.")
 
 
 def _describe(model: PreTrainedModel, processor: DualDistillProcessor) -> dict[str, Any]:

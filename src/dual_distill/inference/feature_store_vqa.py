@@ -18,9 +18,8 @@ from dual_distill.modeling import DualDistillProcessor
 
 from .encoding import searches
 from .feature_store import PROJECTED, TOKENS, FeatureStore
-from .feature_store_queries import FeatureStoreQueries
 from .model_identity import longest_text
-from .top_k import RunningTopK, answer_probs, best_answers, check_at_least_1, check_text
+from .queries import FeatureStoreQueries, RunningTopK, answer_probs, best_answers, check_at_least_1, check_text
 
 _ROWS = 1024
 _TOKEN_ROWS = 64

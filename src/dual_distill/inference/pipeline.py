@@ -24,8 +24,8 @@ from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig
 from dual_distill.regions import RegionStore
 from dual_distill.teachers import load_model, load_processor
 
+from .queries import answer_probs, best_answers, check_at_least_1, check_text
 from .sources import load_image
-from .top_k import answer_probs, best_answers, check_at_least_1, check_text
 
 ANSWERING_TASK = "dual-visual-question-answering"
 _CLASSES: tuple[type[PreTrainedModel], ...] = (
@@ -119,10 +119,11 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
             raise ValueError("The pipeline has a model but no processor; give processor=, or a checkpoint as model=.")
         reads_regions = getattr(model.config, "visual_inputs", "patches") == "regions"
         if reads_regions != (regions is not None):
-            given = "reads regions; give regions=RegionStore(folder), of `dual-distill regions`"
-            raise ValueError(
-                f"The model {given if reads_regions else 'reads pixels, but regions are given; leave them out'}."
+            needed, unread = (
+                "regions; give regions=RegionStore(folder)",
+                "pixels, but regions are given; leave them out",
             )
+            raise ValueError(f"The model reads {needed if reads_regions else unread}.")
 
         super().__init__(model=model.eval(), processor=processor, **kwargs)
         self._regions, self._num_tags, self._max_tag_length = regions, num_tags, max_tag_length
@@ -351,15 +352,16 @@ def answer_questions(
     rows = list(images) if isinstance(images, list | tuple) else [images]
     texts = [questions] if isinstance(questions, str) else list(questions)
     if len(rows) == 1:
-        answers = pipeline(rows[0], texts, top_k=1, batch_size=batch_size)
-        return [best[0]["answer"] for best in answers]
+        requests = [{"image": rows[0], "question": texts}]
+    else:
+        texts = texts * len(rows) if len(texts) == 1 else texts
+        if len(texts) != len(rows):
+            given = f"there are {len(rows)} images and {len(texts)} questions"
+            raise ValueError(f"{given}; give as many, or one of either.")
+        requests = [{"image": image, "question": [text]} for image, text in zip(rows, texts, strict=True)]
 
-    if len(texts) == 1:
-        texts *= len(rows)
-    if len(texts) != len(rows):
-        raise ValueError(f"there are {len(rows)} images and {len(texts)} questions; give as many, or one of either.")
-    requests = [{"image": image, "question": text} for image, text in zip(rows, texts, strict=True)]
-    return [best[0]["answer"] for best in pipeline(requests, top_k=1, batch_size=batch_size)]
+    answered = pipeline(requests, top_k=1, batch_size=batch_size)
+    return [best[0]["answer"] for answers in answered for best in answers]
 
 
 PIPELINE_REGISTRY.register_pipeline(

@@ -20,7 +20,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dual_distill.data import ImageError, Prepared, ShapedBatches, Task, decode_ahead, decode_image, resize_image
+from dual_distill.data import ImageError, Prepared, Task, decode_ahead, decode_image, resize_image
 from dual_distill.evaluation import RetrievalRecall
 from dual_distill.modeling import (
     DualDistillProcessor,
@@ -28,9 +28,9 @@ from dual_distill.modeling import (
     FusionEncoderForImageTextRetrieval,
 )
 
-from .encoding import encode_text_vectors, stored_vectors
+from .encoding import encode_in_order, text_inputs
+from .queries import check_at_least_1
 from .sources import dataset_images
-from .top_k import check_at_least_1
 
 _QUERIES = 512
 
@@ -232,26 +232,18 @@ class ImagesWithCaptions:
                 raise image
             yield index, image.values
 
-    @torch.inference_mode()
     def vectors(
         self, model: PreTrainedModel, processor: DualDistillProcessor, batch_size: int, show: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode all images and captions with a dual encoder: `(images, P)`, `(captions, P)` float32 of length 1."""
-
-        def encode(batch: list[Prepared]) -> torch.Tensor:
-            pixels = torch.stack([image.values for image in batch]).to(model.device, model.dtype)
-            return stored_vectors(model, model.get_image_features(pixels).pooler_output)
-
-        batches = ShapedBatches(encode, batch_size)
-        everything = range(self.num_images)
-        prepared = self.prepared(processor, everything)
-        for index, pixels in tqdm(prepared, "encode images", len(everything), unit=" images", disable=not show):
-            batches.add(index, Prepared(pixels))
-        found = batches.finish()
-
-        captions = tqdm(self.captions, "encode texts", unit=" texts", disable=not show)
-        texts = encode_text_vectors(model, processor, captions, batch_size)
-        return torch.stack([found[index] for index in everything]), texts
+        images = (pixels for _, pixels in self.prepared(processor, range(self.num_images)))
+        texts = text_inputs(model, processor, self.captions)
+        bars = {"images": (images, self.num_images), "texts": (texts, len(self.captions))}
+        of_images, of_texts = (
+            encode_in_order(model, tqdm(inputs, f"encode {kind}", total, unit=f" {kind}", disable=not show), batch_size)
+            for kind, (inputs, total) in bars.items()
+        )
+        return of_images, of_texts
 
     @torch.inference_mode()
     def pair_scores(

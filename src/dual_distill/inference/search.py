@@ -14,11 +14,10 @@ from transformers import PreTrainedModel
 
 from dual_distill.modeling import DualDistillProcessor
 
-from .encoding import searches, stored_vectors
+from .encoding import encode_in_order, searches
 from .feature_store import FeatureStore
-from .feature_store_queries import FeatureStoreQueries
+from .queries import FeatureStoreQueries, RunningTopK, check_at_least_1
 from .sources import load_image
-from .top_k import RunningTopK, check_at_least_1
 
 _ROWS = 8192
 
@@ -119,7 +118,6 @@ class FeatureStoreSearcher(FeatureStoreQueries):
         self._check_kind("image")
         return self._search(self._text_vectors(texts, self.queries), top_k, threshold)
 
-    @torch.inference_mode()
     def by_images(self, images: Sequence[Any], top_k: int = 10, threshold: float = -1.0) -> list[SearchResult]:
         """Find texts for images.
 
@@ -143,12 +141,8 @@ class FeatureStoreSearcher(FeatureStoreQueries):
         if self.queries is not None:
             return self._search(self._read(self.queries, self.queries.indices(list(images))), top_k, threshold)
 
-        vectors = []
-        for number, image in enumerate(images):
-            pixels = self.processor.prepare_image(load_image(image, number))[None]
-            features = self.model.get_image_features(pixels.to(self.model.device, self.model.dtype))
-            vectors.append(stored_vectors(self.model, features.pooler_output))
-        return self._search(torch.cat(vectors), top_k, threshold)
+        pixels = (self.processor.prepare_image(load_image(image, number)) for number, image in enumerate(images))
+        return self._search(encode_in_order(self.model, pixels, batch_size=1), top_k, threshold)
 
     def _check_kind(self, kind: str) -> None:
         found = self.store.manifest.kind

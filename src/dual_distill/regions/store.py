@@ -136,16 +136,13 @@ class RegionTable(ShardedTable):
             problem = f"The id {twice[0]!r} occurs more than once, but an image is found by its id"
             raise ValueError(f"{problem}; give each its own.")
 
+        # What was begun with something else is not continued.
         self.check_settings(self.begin(asdict(manifest)), asdict(manifest))
         shards = self.plan(ids, manifest.shard_size, is_readable)
         return [shard for shard in shards if not self.is_done(shard.number)]
 
     def write_images(
-        self,
-        number: int,
-        images: Sequence[StoredImage],
-        manifest: RegionManifest,
-        unreadable: Mapping[str, str] | None = None,
+        self, number: int, images: Sequence[StoredImage], manifest: RegionManifest, unreadable: Mapping[str, str]
     ) -> None:
         """Write one shard, after its regions were checked."""
         checked = [image.regions.checked(f"image {image.id!r}", manifest.feature_size) for image in images]
@@ -155,6 +152,7 @@ class RegionTable(ShardedTable):
             numbers = {"boxes": regions.boxes_px.flatten().tolist(), "scores": regions.scores.tolist()}
             rows.append(image._asdict() | regions._asdict() | numbers)
 
+        # Regions of all images, one behind the other; their numbers follow from the scores.
         features = torch.cat([torch.zeros(0, manifest.feature_size), *(regions.features for regions in checked)])
         stored = features.to(DTYPES[manifest.dtype])
         if not stored.isfinite().all():
@@ -183,12 +181,10 @@ def fill_store(
     Raises:
         ValueError: the store was begun with something else, an id occurs twice, or regions are not usable.
     """
-    table = RegionTable(folder)
-    added = 0
-
+    table, added = RegionTable(folder), 0
     for shard in table.start(manifest, ids):
         images = list(describe(shard.ids))
-        table.write_images(shard.number, images, manifest)
+        table.write_images(shard.number, images, manifest, unreadable={})
         added += len(images)
     return added
 
@@ -233,7 +229,8 @@ class RegionStore:
         return f"RegionStore({self.path!r}, {known})"
 
     def __reduce__(self) -> tuple[type["RegionStore"], tuple[str]]:
-        return type(self), (self.path,)  # mapped files do not travel to other processes, which open the store again
+        # Mapped files do not travel to other processes, which open the store again.
+        return type(self), (self.path,)
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str | int) and self.table.find(str(key)) is not None
@@ -332,15 +329,8 @@ def report_store(store: str | os.PathLike[str], added: int = 0, seconds: float =
     """
     found = RegionStore(store)
     tables = [found.table.rows(number) for number in range(len(found.table.starts) - 1)]
-    return RegionReport(
-        store=str(store),
-        images=len(found),
-        added=added,
-        whole_images=sum(pc.sum(rows["whole_image"]).as_py() or 0 for rows in tables),
-        regions=sum(len(rows["scores"].combine_chunks().flatten()) for rows in tables),
-        feature_size=found.feature_size,
-        boxes_id=found.boxes_id,
-        features_id=found.features_id,
-        seconds=seconds,
-        unreadable=found.unreadable(),
-    )
+    whole_images = sum(pc.sum(rows["whole_image"]).as_py() or 0 for rows in tables)
+    regions = sum(pc.sum(pc.list_value_length(rows["scores"])).as_py() or 0 for rows in tables)
+
+    made = (found.feature_size, found.boxes_id, found.features_id, seconds, found.unreadable())
+    return RegionReport(str(store), len(found), added, whole_images, regions, *made)

@@ -40,7 +40,6 @@ def read_region_tsv(
     labels: FilePath | None = None,
     sizes: FilePath | None = None,
     images: InputSource | None = None,
-    feature_size: int | None = None,
     cut_box_numbers: bool = False,
     dtype: str = "float32",
     shard_size: int = SHARD_SIZE,
@@ -58,7 +57,6 @@ def read_region_tsv(
         sizes: file of image sizes, for files without.
         images: the images, under the ids of the file; the store then knows their content, by which `find_image` (and
             so training) finds their regions. None: they are found by id alone.
-        feature_size: width that is expected; None: that of the first line.
         cut_box_numbers: the last six numbers of each vector are its box once more (2,054 = 2,048 + 6), and are left
             out.
         dtype: of the stored features, "float32" or "float16".
@@ -84,8 +82,8 @@ def read_region_tsv(
         regions = _regions(identifier, lines, label_lines, size_lines)
         return regions._replace(features=regions.features[:, : -_BOX_NUMBERS if cut_box_numbers else None])
 
-    if feature_size is None:
-        feature_size = regions_of(lines.ids[0]).features.shape[1]
+    # All lines must be as wide as the first.
+    feature_size = regions_of(lines.ids[0]).features.shape[1]
     if images is not None and (absent := sorted(set(lines.ids).difference(images.ids))):
         found = f"{len(absent):,} images of {str(lines.path)!r} are not among the images given, such as {absent[0]!r}"
         raise ValueError(f"{found}; their ids are like {images.ids[0]!r}: name the file's column of ids, or no images.")
@@ -119,7 +117,8 @@ class _TsvLines:
 
     def __init__(self, file: FilePath) -> None:
         self.path = existing_file(file)
-        self._lines: dict[str, tuple[int, int]] = {}  # where a line begins, and its number from 1
+        # Where a line begins, and its number from 1.
+        self._lines: dict[str, tuple[int, int]] = {}
         content, boxes = Fingerprint(), Fingerprint()
         offset = 0
         self._source = self.path.open("rb")
