@@ -1,6 +1,7 @@
 """What the models of both encoders are mixed from: abilities, the transformer behind embeddings, word embeddings."""
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from operator import attrgetter
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -20,7 +21,7 @@ from .modeling_layers import Pooler, TransformerAttention, TransformerEncoder, T
 class EncoderPreTrainedModel(PreTrainedModel):
     """What all classes of both encoders share: abilities and initialisation."""
 
-    main_input_name = "pixel_values"
+    main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     # The loss is a mean over rows and is never scaled by `num_items_in_batch`: gradient accumulation must divide it.
@@ -46,6 +47,17 @@ def records_layers(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Let a forward hand out `hidden_states` and `attentions` as `_can_record_outputs` names them."""
     recording: Callable[..., Any] = merge_with_config_defaults(capture_outputs(tie_last_hidden_states=False)(forward))
     return recording
+
+
+def returns_tuple(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a tuple where the call or the configuration asks for one; parts of the model that it calls do not."""
+
+    @wraps(forward)
+    def with_dictionaries(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, return_dict=True, **kwargs)
+
+    wrapped: Callable[..., Any] = can_return_tuple(with_dictionaries)
+    return wrapped
 
 
 class TransformerBody(EncoderPreTrainedModel):

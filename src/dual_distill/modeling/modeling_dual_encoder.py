@@ -6,15 +6,15 @@ out in the layout of the fusion encoder, `[text; image]`, a pair a row, which is
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs
 
 from .configuration_dual_encoder import DualEncoderConfig
-from .modeling_base import TextInputs
+from .modeling_base import TextInputs, returns_tuple
 from .modeling_embeddings import with_image_axis
 from .modeling_heads import SplitLinear, classification_head
 from .modeling_layers import AskedLayers, layers_to_record
@@ -65,6 +65,7 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
         self.interaction = classification_head(2 * width, 2 * width, width, first_layer=SplitLinear)
         self.post_init()
 
+    @returns_tuple
     def get_text_features(
         self,
         input_ids: Tensor,
@@ -75,6 +76,7 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
         """Encode texts alone: `pooler_output` is `(B, C)`, what `forward` takes as `text_pooler_output`."""
         return self.text_model(input_ids, attention_mask, token_type_ids, **kwargs)
 
+    @returns_tuple
     def get_image_features(
         self,
         pixel_values: Tensor,
@@ -117,11 +119,23 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
 
         That map is linear in text and image apart, so each half is computed once, however many pairs it is part of.
         """
-        return self.interaction[0](text_pooler_output, half="first")
+        return self._project(text_pooler_output, "first")
 
     def project_images(self, image_pooler_output: Tensor) -> Tensor:
         """Give the image's half of the interaction's first linear map: `(..., C)` -> `(..., 2C)`, without the bias."""
-        return self.interaction[0](image_pooler_output, half="second")
+        return self._project(image_pooler_output, "second")
+
+    def _project(self, vectors: Tensor, half: Literal["first", "second"]) -> Tensor:
+        """Give one half of the first linear map, of whatever stands in its place too."""
+        layer = self.interaction[0]
+        if isinstance(layer, SplitLinear):
+            return layer(vectors, half=half)
+
+        # An adapted or a quantised layer takes both vectors: zeros stand for the other, the bias goes with the first.
+        zeros = torch.zeros_like(vectors)
+        if half == "first":
+            return layer(torch.cat([vectors, zeros], dim=-1))
+        return layer(torch.cat([zeros, vectors], dim=-1)) - layer(torch.cat([zeros, zeros], dim=-1))
 
     def fuse_projections(self, text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
         """Finish the interaction from its two halves.
@@ -145,7 +159,7 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
         """
         return self.interaction[1:](text_embeds + image_embeds)
 
-    @can_return_tuple
+    @returns_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs
 
 from .configuration_dual_encoder import DualEncoderConfig
+from .modeling_base import returns_tuple
 from .modeling_dual_encoder import DualEncoderModel, join_recorded_states
 from .modeling_embeddings import check_one_image
 from .modeling_heads import (
@@ -145,6 +146,7 @@ class ContrastiveDualEncoder(DualEncoderWithHead):
         text, image = self.text_projection(text_pooler_output), self.image_projection(image_pooler_output)
         return normalize(text.float(), dim=-1), normalize(image.float(), dim=-1)
 
+    @returns_tuple
     def get_text_features(self, *args: Tensor, **kwargs: Any) -> TowerOutput:
         """Encode texts alone: `pooler_output` is `(B, P)`, projected and not yet of length 1, as CLIP's.
 
@@ -154,6 +156,7 @@ class ContrastiveDualEncoder(DualEncoderWithHead):
         output.pooler_output = self.text_projection(output.pooler_output)
         return output
 
+    @returns_tuple
     def get_image_features(self, *args: Tensor, **kwargs: Any) -> ImageFeaturesOutput:
         """Encode images alone: `pooler_output` is `(B, P)`, projected and not yet of length 1, as CLIP's.
 
@@ -182,7 +185,7 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
         (torch.Size([3, 5]), True)
     """
 
-    @can_return_tuple
+    @returns_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -339,6 +342,7 @@ class DualEncoderForPreTraining(EncoderForPreTraining, ContrastiveDualEncoder):
                 gather_rows(mask)[of_text],
                 gather_rows(vision.last_hidden_state)[of_image][:, None],
                 image_token_mask=gather_rows(vision.image_mask)[of_image][:, None],
+                return_dict=True,
             )
             pooled_texts = body.text_model.pooler(read.last_hidden_state)
         return (image_rows, text_rows), body.interaction(torch.cat([pooled_texts, pooled_images], dim=-1))
@@ -346,11 +350,12 @@ class DualEncoderForPreTraining(EncoderForPreTraining, ContrastiveDualEncoder):
     def masked_word_states(self, output: Any, inputs: dict[str, Any]) -> Tensor:
         """Fuse every token of the masked text with the pooled image."""
         body = self.dual_encoder
-        masked = body.text_model(inputs["input_ids"], inputs["attention_mask"], inputs["token_type_ids"])
+        text = {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        masked = body.text_model(**text, return_dict=True)
         if body.interaction_model is not None:
             tokens = output.vision_model_output.last_hidden_state[:, None]
-            masked = body.interaction_model(
-                masked.last_hidden_state, inputs["attention_mask"], tokens, image_token_mask=output.image_mask
-            )
+            images = {"image_token_embeds": tokens, "image_token_mask": output.image_mask}
+            mask = inputs["attention_mask"]
+            masked = body.interaction_model(masked.last_hidden_state, mask, **images, return_dict=True)
         image = body.project_images(output.image_pooler_output[:, 0])[:, None]
         return body.fuse_projections(body.project_text(masked.last_hidden_state), image)

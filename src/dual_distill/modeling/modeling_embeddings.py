@@ -63,7 +63,7 @@ class PatchEmbeddings(nn.Module):
                 f"pixel_values is {height} x {width} pixels, which does not divide into patches of {self.patch_size}; "
                 "let the processor resize and pad it (size_divisor = patch_size)."
             )
-        return self.projection(pixel_values.to(self.projection.weight.dtype))
+        return self.projection(pixel_values)
 
 
 class ImageEmbeddings(nn.Module):
@@ -84,6 +84,7 @@ class ImageEmbeddings(nn.Module):
         self.patch_embeddings = PatchEmbeddings(config)
         self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + 1, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.last_slot = config.modality_type_vocab_size - 1
         self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
 
     def embed_image_rows(
@@ -106,14 +107,14 @@ class ImageEmbeddings(nn.Module):
 
         # Images beyond the table share its last row.
         slots = torch.arange(first_slot, first_slot + rows[1], device=tokens.device)
-        modality = self.token_type_embeddings(slots.clamp(max=self.token_type_embeddings.num_embeddings - 1))
+        modality = self.token_type_embeddings(slots.clamp(max=self.last_slot))
         return tokens.unflatten(0, rows) + modality[:, None], None if mask is None else mask.unflatten(0, rows)
 
     forward: Callable[..., Any] = embed_image_rows
 
     def embed_images(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Embed `(B, 3, H, W)` pixels as `(B, 1 + I, C)` tokens and give their `(B, 1 + I)` mask (None: all real)."""
-        patches = self.patch_embeddings(pixel_values)
+        patches = self.patch_embeddings(pixel_values.to(self.cls_token.dtype))
         batch_size, _, rows, columns = patches.shape
 
         patch_mask = None

@@ -47,8 +47,6 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         (3, tensor([2, 2, 2]), True)
     """
 
-    # What `generate` lengthens.
-    main_input_name = "input_ids"
     # It has no mask of this kind.
     _supports_flash_attn = False
     one_image = "a caption is written about one"
@@ -114,6 +112,7 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
             token_type_ids=torch.full_like(tag_ids, TAG_SEGMENT),
             caption_mask=True,
             extend_keys=[keep] * self.config.num_hidden_layers,
+            return_dict=True,
             **image,
         )
         return torch.stack(states, dim=1), torch.cat([tag_mask.bool(), output.image_mask[:, 0]], dim=1)
@@ -187,10 +186,10 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
             )
 
         # Tags and image are read once; a beam costs its words alone.
-        num_rows = len(pixels if regions is None else regions)
-        tag_ids, tag_mask = self._tags_of(input_ids, attention_mask, token_type_ids, num_rows)
+        rows = pixels if regions is None else regions
+        tag_ids, tag_mask = self._tags_of(input_ids, attention_mask, token_type_ids, rows)
         context_states, context_mask = self.read_context(tag_ids, tag_mask, **image)
-        start = torch.full((num_rows, 1), begin, dtype=torch.long, device=context_states.device)
+        start = torch.full((len(rows), 1), begin, dtype=torch.long, device=rows.device)
         context = {"context_states": context_states, "context_mask": context_mask}
         return super().generate(start, generation_config=generation_config, **context, **kwargs)
 
@@ -221,14 +220,14 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         return begin
 
     def _tags_of(
-        self, input_ids: Tensor | None, attention_mask: Tensor | None, token_type_ids: Tensor | None, num_rows: int
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, token_type_ids: Tensor | None, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return ids and mask `(B, K)` of the tags; refuse words, which the caption would have to begin with."""
         if input_ids is None:
-            none = torch.zeros(num_rows, 0, dtype=torch.long, device=self.device)
+            none = torch.zeros(len(rows), 0, dtype=torch.long, device=rows.device)
             return none, none
-        if len(input_ids) != num_rows:
-            raise ValueError(f"input_ids has {len(input_ids)} rows, the images {num_rows}; give one text for each.")
+        if len(input_ids) != len(rows):
+            raise ValueError(f"input_ids has {len(input_ids)} rows, the images {len(rows)}; give one text for each.")
 
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         segments = torch.full_like(input_ids, WORD_SEGMENT) if token_type_ids is None else token_type_ids

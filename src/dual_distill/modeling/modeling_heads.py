@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs
 
-from .modeling_base import EncoderPreTrainedModel
+from .modeling_base import EncoderPreTrainedModel, returns_tuple
 from .modeling_embeddings import check_one_image
 from .modeling_layers import AskedLayers
 from .modeling_losses import (
@@ -107,7 +107,7 @@ class EncoderForTask(EncoderWithHead):
 
     task_loss: Callable[[Tensor, Tensor], Tensor] = staticmethod(classification_loss)
 
-    @can_return_tuple
+    @returns_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -199,7 +199,7 @@ class EncoderForPreTraining(MaskedWordsMixin, EncoderWithHead):
 
     itm_score: nn.Module
 
-    @can_return_tuple
+    @returns_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -252,6 +252,8 @@ class EncoderForPreTraining(MaskedWordsMixin, EncoderWithHead):
         inputs = {**text, "pixel_values": pixel_values, "pixel_mask": pixel_mask}
         recorded = {"output_query_states": output_query_states, "output_key_states": output_key_states}
         output = self.base_model(**inputs, **recorded, **kwargs)
+        # Of the passes that follow.
+        inputs["return_dict"] = True
         ids = None if image_ids is None or caption_ids is None else gather_pair_ids(image_ids, caption_ids)
 
         # What a switched-off term alone needs is left out: an output without a gradient would mislead

@@ -89,11 +89,11 @@ class RegionEmbeddings(nn.Module):
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, features: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, features: Tensor, boxes: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
         check_regions(features, boxes, mask, self.feature_size, self.max_regions)
         regions = torch.cat([features, boxes.to(features.dtype)], dim=-1)
         # NaN in padding would come through a probability of zero.
-        regions = regions.masked_fill(~mask[..., None], 0.0).to(self.projection.weight.dtype)
+        regions = regions.masked_fill(~mask[..., None], 0.0).to(dtype)
         return self.dropout(self.LayerNorm(self.projection(regions)))
 
 
@@ -118,8 +118,8 @@ class RegionFusionEmbeddings(nn.Module):
         features, boxes = with_image_axis(region_features, 3), with_image_axis(region_boxes, 3)
         mask = with_image_axis(region_mask, 2)
         mask = features.new_ones(features.shape[:-1], dtype=torch.bool) if mask is None else mask.bool()
-        regions = self.region_embeddings(features, boxes, mask)
-        return self.embed_text(input_ids, token_type_ids, position_ids), regions, mask
+        text = self.embed_text(input_ids, token_type_ids, position_ids)
+        return text, self.region_embeddings(features, boxes, mask, text.dtype), mask
 
     def embed_text(self, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
         """Return text `(B, T, C)` alone."""

@@ -95,7 +95,6 @@ class DualEncoderTextModel(TextInputs, TransformerBody, DualEncoderPreTrainedMod
 
     config: DualEncoderTextConfig
     base_model_prefix = "text_model"
-    main_input_name = "input_ids"
     input_modalities = ("text",)
 
     def __init__(self, config: DualEncoderTextConfig):
@@ -122,6 +121,7 @@ class DualEncoderVisionModel(TransformerBody, DualEncoderPreTrainedModel):
 
     config: DualEncoderVisionConfig
     base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
     input_modalities = ("image",)
 
     def __init__(self, config: DualEncoderVisionConfig):
