@@ -1,6 +1,6 @@
 """Questions about images, answered from an exported folder without torch and without dual_distill.
 
-    dual-distill export runs/student runs/student-onnx
+    dual-distill export runs/student --output-dir runs/student-onnx
     pip install numpy onnxruntime pillow tokenizers
     python examples/answer_from_onnx.py runs/student-onnx --image photo.jpg "what is it?" "how many are there?"
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 from PIL import Image
 from transformers import ViltImageProcessorPil
 
-from dual_distill.cli.ask import run
-from dual_distill.cli.encode import run as run_encode
-from dual_distill.cli.predict import run as run_predict
+from dual_distill.cli.options import run_command
 from dual_distill.data import train_tokenizer
 from dual_distill.inference import encode_images, encode_texts
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, DualEncoderForQuestionAnswering
+
+run = partial(run_command, "ask")
+run_encode = partial(run_command, "encode")
+run_predict = partial(run_command, "predict")
 
 QUESTIONS = ["is it red?", "what is it?"]
 ANSWERS = {0: "yes", 1: "no", 2: "red"}
@@ -111,8 +114,8 @@ def test_the_tables_are_for_reading(folder: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     "words, message",
     [
-        ([], "Give questions or --pairs FILE, one of the two"),
-        (["is it red?", "--pairs", "x"], "Give questions or --pairs FILE, one of the two"),
+        ([], "Give questions or --pairs PATH, one of the two"),
+        (["is it red?", "--pairs", "x"], "Give questions or --pairs PATH, one of the two"),
         (["is it red?", "--answer", "yes", "--image", "red.png"], "--answer ranks all images"),
         (["--pairs", "x", "--image", "red.png"], "--image is given, but --pairs names its images itself"),
         (["--pairs", "nowhere.jsonl"], "The pairs 'nowhere.jsonl' cannot be read"),
@@ -138,7 +141,7 @@ def test_a_model_with_interaction_layers_is_asked_from_stored_tokens(folder: Pat
     config.interaction_layers = 1
     DualEncoderForQuestionAnswering(config).save_pretrained(folder / "model")
     store = str(folder / "tokens")
-    report = asked("--images", str(folder / "images"), "--out", store, "--dtype", "float32", call=run_encode)
+    report = asked("--images", str(folder / "images"), "--output-dir", store, "--dtype", "float32", call=run_encode)
     assert report["bytes_per_row"] > 5 * 8 * 4  # tokens of a vector of 8 numbers
     image = folder / "images" / "red.png"
     [predicted, _] = asked(*QUESTIONS, "--image", str(image), call=run_predict)["predictions"]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from PIL import Image
 from transformers import ViltImageProcessorPil
 
-from dual_distill.cli.ask import run
-from dual_distill.cli.encode import run as run_encode
+from dual_distill.cli.options import run_command
 from dual_distill.data import train_tokenizer
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, DualEncoderForImageTextRetrieval
+
+run = partial(run_command, "ask")
+run_encode = partial(run_command, "encode")
 
 TEXTS = ["a red picture", "a blue picture", "nothing at all"]
 COLOURS = ("red", "blue", "white")
@@ -39,7 +42,14 @@ def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     for option, name in (("--images", "images"), ("--texts", "texts.txt")):
         run_encode(
-            [str(tmp_path / "model"), option, str(tmp_path / name), "--out", str(tmp_path / f"{name}.store"), "--json"]
+            [
+                str(tmp_path / "model"),
+                option,
+                str(tmp_path / name),
+                "--output-dir",
+                str(tmp_path / f"{name}.store"),
+                "--json",
+            ]
         )
     return tmp_path
 
@@ -91,7 +101,7 @@ def test_the_table_shows_cosines(folder: Path, capsys: pytest.CaptureFixture[str
         (["red", "--image", "red.png"], "Give texts to search images by, or --image"),
         (["red", "--answer", "yes"], "--answer is about answers"),
         (["--pairs", "pairs.jsonl"], "--pairs is about answers"),
-        (["--image", "red.png"], "--image searches texts; give --text-store STORE"),
+        (["--image", "red.png"], "--image searches texts; give --text-store PATH"),
         (["red", "--index", "annoy"], "index is 'annoy', but expected is 'faiss'"),
     ],
 )

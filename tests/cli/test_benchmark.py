@@ -1,11 +1,12 @@
 """`dual-distill benchmark`: any checkpoint, in one process, as a table or one JSON line."""
 
 import json
+from functools import partial
 
 import pytest
 from transformers import ViltImageProcessorPil
 
-from dual_distill.cli.benchmark import run
+from dual_distill.cli.options import run_command
 from dual_distill.data import train_tokenizer
 from dual_distill.modeling import (
     DualDistillProcessor,
@@ -13,6 +14,8 @@ from dual_distill.modeling import (
     FusionEncoderConfig,
     FusionEncoderForQuestionAnswering,
 )
+
+run = partial(run_command, "benchmark")
 
 TOKENIZER = train_tokenizer(["what is it?"], vocab_size=40)
 QUICK = ["--repeats", "2", "--warmup", "0", "--batch-sizes", "1", "2"]

@@ -1,13 +1,16 @@
 """`dual-distill card`: what it writes, adds and refuses."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dual_distill.cli.card import run
+from dual_distill.cli.options import run_command
+
+run = partial(run_command, "card")
 
 
 @pytest.fixture

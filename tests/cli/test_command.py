@@ -119,10 +119,10 @@ def test_an_unknown_command_is_refused(tmp_path: Path, refusal: Callable[..., st
 
 
 def test_a_wrong_field_names_the_nearest(tmp_path: Path, refusal: Callable[..., str]) -> None:
-    assert "no field 'hidden_sise'; did you mean 'hidden_size'?" in refusal(
+    assert "there is no field 'hidden_sise'; did you mean 'hidden_size'?" in refusal(
         "train", recipe(tmp_path, hidden_sise=3), cwd=tmp_path
     )
-    assert "no field 'learning_rat'; did you mean 'learning_rate'?" in refusal(
+    assert "there is no field 'learning_rat'; did you mean 'learning_rate'?" in refusal(
         "train", recipe(tmp_path), "--learning_rat", "1", cwd=tmp_path
     )
 
@@ -180,7 +180,7 @@ def test_a_student_learns_from_the_teacher_and_is_evaluated(
     # Each type has the same number of questions, so the overall share is the mean over the types.
     assert result["accuracy"] == pytest.approx(sum(result["accuracy_by_group"].values()) / 6)
     table = printed(*words, cwd=folder)
-    assert "text only" in table
+    assert "question-only baseline" in table
     assert f"{100 * result['accuracy']:.1f} %" in table
     assert "no split 'dev'" in refusal(*words, "--split", "dev", cwd=folder)
 

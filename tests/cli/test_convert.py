@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from transformers import (
     ViltProcessor,
 )
 
-from dual_distill.cli.convert import run
+from dual_distill.cli.options import run_command
 from dual_distill.modeling import FusionEncoderForQuestionAnswering
 from dual_distill.regions import read_region_tsv
 from dual_distill.teachers import load_model
 from dual_distill.teachers.vilt import VILT_CLASSES
+
+run = partial(run_command, "convert")
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def vilt(tmp_path: Path) -> Path:
 
 def test_one_json_line_and_a_checkpoint_with_its_answers(vilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = vilt.parent / "ours"
-    run([str(vilt), str(out), "--json"])
+    run([str(vilt), "--output-dir", str(out), "--json"])
     printed = capsys.readouterr().out
     [line] = printed.splitlines()
     report = json.loads(line)
@@ -62,7 +65,7 @@ def test_one_json_line_and_a_checkpoint_with_its_answers(vilt: Path, capsys: pyt
 
 
 def test_a_table_for_reading(vilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run([str(vilt), str(vilt.parent / "ours"), "--head", "bare"])
+    run([str(vilt), "--output-dir", str(vilt.parent / "ours"), "--head", "bare"])
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     assert list(lines) == ["written", "loads as", "parameters", "labels", "largest difference of pooler_output"]
     assert lines["loads as"].strip() == "FusionEncoderModel"
@@ -107,7 +110,8 @@ def test_a_bert_starts_a_captioning_model_over_the_regions_of_a_store(
     reports = []
     for name in ("one", "other"):
         torch.manual_seed(len(name))
-        run([str(bert), str(bert.parent / name), "--regions", str(store), "--head", "captioning", "--json"])
+        words = [str(bert), "--output-dir", str(bert.parent / name), "--regions", str(store)]
+        run([*words, "--head", "captioning", "--json"])
         reports.append(json.loads(capsys.readouterr().out))
     assert reports[0]["architecture"] == "FusionEncoderForCaptioning"
     assert (reports[0]["output"], reports[0]["labels"]) == ("last_hidden_state", 0)
@@ -122,7 +126,7 @@ def test_a_bert_starts_a_captioning_model_over_the_regions_of_a_store(
     answering = FusionEncoderForQuestionAnswering
     answers = load_model(bert.parent / "one", None, answering, new_head=True, label_names=["yes", "no"]).model
     assert answers.config.id2label == {0: "yes", 1: "no"}
-    run([str(bert), str(bert.parent / "bare"), "--regions", str(store), "--max-positions", "50"])
+    run([str(bert), "--output-dir", str(bert.parent / "bare"), "--regions", str(store), "--max-positions", "50"])
     printed = capsys.readouterr().out
     lines = dict(line.split("  ", 1) for line in printed.splitlines())
     assert lines["loads as"].strip() == "FusionEncoderModel"
@@ -144,7 +148,7 @@ def test_refusals_of_starts(vilt: Path, bert: Path, store: Path) -> None:
         ([str(store), out, *regions], r"has no config\.json"),
     ):
         with pytest.raises(ValueError, match=message):
-            run(words)
+            run([words[0], "--output-dir", *words[1:]])
     assert not Path(out).exists()
 
 
@@ -159,10 +163,13 @@ def test_help_names_classes_revisions_and_an_example(capsys: pytest.CaptureFixtu
 
 def test_refusals(vilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused: list[tuple[Callable[[], None], str]] = [
-        (lambda: run([str(vilt), str(vilt)]), "is there already and not an empty folder"),
-        (lambda: run([str(vilt.parent / "no"), "out"]), "is not a folder here and could not be fetched from the Hub"),
+        (lambda: run([str(vilt), "--output-dir", str(vilt)]), "is there already and not an empty folder"),
         (
-            lambda: run([str(vilt), str(vilt.parent / "new"), "--head", "masked_lm"]),
+            lambda: run([str(vilt.parent / "no"), "--output-dir", "out"]),
+            "is not a folder here and could not be fetched from the Hub",
+        ),
+        (
+            lambda: run([str(vilt), "--output-dir", str(vilt.parent / "new"), "--head", "masked_lm"]),
             "was saved as ViltForQuestionAnswering, not as FusionEncoderForMaskedLM",
         ),
     ]
@@ -170,5 +177,5 @@ def test_refusals(vilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(ValueError, match=message):
             call()
     with pytest.raises(SystemExit, match="2"):
-        run([str(vilt), "out", "--head", "captions"])
+        run([str(vilt), "--output-dir", "out", "--head", "captions"])
     assert "invalid choice: 'captions'" in capsys.readouterr().err

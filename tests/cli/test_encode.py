@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from PIL import Image
 from transformers import ViltImageProcessorPil
 
-from dual_distill.cli.encode import run
+from dual_distill.cli.options import run_command
 from dual_distill.data import train_tokenizer
 from dual_distill.inference import FeatureStore
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, DualEncoderForQuestionAnswering
+
+run = partial(run_command, "encode")
 
 
 @pytest.fixture
@@ -54,20 +57,20 @@ def encoded(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict]:
 
 def test_a_folder_becomes_a_store(model: str, images: Path, tmp_path: Path, encoded: Callable) -> None:
     (images / "broken.jpg").write_bytes(b"nothing")
-    report = encoded(model, "--images", images, "--out", tmp_path / "store", "--dtype", "float16", "--projected")
+    report = encoded(model, "--images", images, "--output-dir", tmp_path / "store", "--dtype", "float16", "--projected")
     assert (report["rows"], report["encoded"], report["missing_shards"]) == (3, 3, 0)
     assert list(report["unreadable"]) == ["broken.jpg"]
     store = FeatureStore(tmp_path / "store")
     assert store.ids() == ["blue.png", "red.png", "white.png"]
     assert (store["red.png"].dtype, store.manifest.projected) == (torch.float16, True)
     assert store.manifest.model["name"] == model
-    again = encoded(model, "--images", images, "--out", tmp_path / "store")
+    again = encoded(model, "--images", images, "--output-dir", tmp_path / "store")
     assert (again["rows"], again["encoded"]) == (3, 0)
 
 
 def test_texts_of_a_file(model: str, tmp_path: Path, encoded: Callable) -> None:
     (tmp_path / "texts.txt").write_text("is it red?\nwhat is it?\n")
-    assert encoded(model, "--texts", tmp_path / "texts.txt", "--out", tmp_path / "store")["kind"] == "text"
+    assert encoded(model, "--texts", tmp_path / "texts.txt", "--output-dir", tmp_path / "store")["kind"] == "text"
     assert FeatureStore(tmp_path / "store").ids() == ["is it red?", "what is it?"]
 
 
@@ -75,7 +78,7 @@ def test_the_summary_is_for_reading(
     model: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (images / "broken.jpg").write_bytes(b"nothing")
-    run([model, "--images", str(images), "--out", str(tmp_path / "store"), "--device", "cpu"])
+    run([model, "--images", str(images), "--output-dir", str(tmp_path / "store"), "--device", "cpu"])
     captured = capsys.readouterr()
     first, second, third = captured.out.splitlines()
     assert first.startswith(f"{tmp_path / 'store'}: 3 images, ")
@@ -89,7 +92,7 @@ def test_the_summary_is_for_reading(
 def test_mistakes_by_their_sentences(
     model: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = ["--out", str(tmp_path / "store"), "--device", "cpu"]
+    store = ["--output-dir", str(tmp_path / "store"), "--device", "cpu"]
     with pytest.raises(FileNotFoundError, match=r"There is no folder '\./nowhere' of images"):
         run([model, "--images", "./nowhere", *store])
     with pytest.raises(ValueError, match="--strict is about images, but --texts is given"):
@@ -97,7 +100,10 @@ def test_mistakes_by_their_sentences(
     (images / "broken.jpg").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"row broken.jpg .* Without strict, it is listed"):
         run([model, "--images", str(images), "--strict", *store])
-    for words, message in (([model, *store], "one of the arguments --images --texts is required"), ([model], "--out")):
+    for words, message in (
+        ([model, *store], "one of the arguments --images --texts is required"),
+        ([model], "--output-dir"),
+    ):
         with pytest.raises(SystemExit, match="2"):
             run(words)
         assert message in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from transformers import ViltImageProcessorPil
 from worlds.write import write_captions
 
-from dual_distill.cli.evaluate import run
+from dual_distill.cli.options import run_command
 from dual_distill.data import get_task, load_task, train_tokenizer
 from dual_distill.inference import evaluate_retrieval
 from dual_distill.modeling import (
@@ -21,6 +22,8 @@ from dual_distill.modeling import (
     FusionEncoderForImageTextRetrieval,
     FusionEncoderForPreTraining,
 )
+
+run = partial(run_command, "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +102,12 @@ def test_pre_trained_checkpoints_do_without_training(folder, words, capsys) -> N
 
 
 def test_the_table(folder, words, capsys, tmp_path) -> None:
-    run([*words, "--rerank", str(folder / "fusion"), "--output", str(tmp_path / "found.json")])
+    run([*words, "--rerank", str(folder / "fusion"), "--output-dir", str(tmp_path)])
     out = capsys.readouterr().out
     assert "6 images, 12 captions" in out
     assert out.count("top 16 re-ranked") == out.count("dual encoder alone") == 2
     assert "72 pairs, measured" in out
-    assert json.loads((tmp_path / "found.json").read_text())["split"] == "test"
+    assert json.loads((tmp_path / "evaluation.json").read_text())["split"] == "test"
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """`dual-distill export`: what it prints and what it refuses; the graphs have their tests in tests/inference."""
 
 import json
+from functools import partial
 
 import pytest
 from transformers import ViltImageProcessorPil
 
-from dual_distill.cli import export
+from dual_distill.cli.export import table
+from dual_distill.cli.options import run_command
 from dual_distill.data import train_tokenizer
 from dual_distill.inference import ExportReport
 from dual_distill.modeling import (
@@ -14,6 +16,8 @@ from dual_distill.modeling import (
     FusionEncoderConfig,
     FusionEncoderForQuestionAnswering,
 )
+
+run = partial(run_command, "export")
 
 TOKENIZER = train_tokenizer(["what is it?"], vocab_size=40)
 REPORT = ExportReport(
@@ -48,7 +52,7 @@ def folder_of(tmp_path):
 
 
 def test_the_table_says_what_was_written():
-    assert export.table(REPORT).splitlines() == [
+    assert table(REPORT).splitlines() == [
         "written                      runs/onnx",
         "architecture                 DualEncoderForQuestionAnswering",
         "text_tower                   2.5 MB",
@@ -61,7 +65,7 @@ def test_the_table_says_what_was_written():
 def test_one_json_line(tmp_path, folder_of, capsys):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra [onnx])")
     model = DualEncoderForQuestionAnswering.from_fusion_encoder(FusionEncoderForQuestionAnswering(fusion_config()))
-    export.run([str(folder_of(model)), str(tmp_path / "out"), "--json"])
+    run([str(folder_of(model)), "--output-dir", str(tmp_path / "out"), "--json"])
     [line] = capsys.readouterr().out.splitlines()
     report = json.loads(line)
     assert sorted(report["files"]) == ["head", "image_tower", "text_tower"]
@@ -73,12 +77,12 @@ def test_a_fusion_encoder_is_refused_in_a_sentence(tmp_path, folder_of):
     with pytest.raises(
         ValueError, match="FusionEncoderForQuestionAnswering cannot be exported as text tower, image tower"
     ):
-        export.run([str(folder), str(tmp_path / "out")])
+        run([str(folder), "--output-dir", str(tmp_path / "out")])
 
 
 def test_help_names_the_files_and_an_example(capsys):
     with pytest.raises(SystemExit, match="0"):
-        export.run(["--help"])
+        run(["--help"])
     printed = capsys.readouterr().out
     for words in ("text_tower.onnx", "examples/answer_from_onnx.py", "dual-distill[onnx]"):
         assert words in printed

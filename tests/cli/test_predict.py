@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessorPil
 
-from dual_distill.cli.predict import run
+from dual_distill.cli.options import run_command
 from dual_distill.data import train_tokenizer
 from dual_distill.modeling import (
     DualDistillProcessor,
@@ -19,6 +20,8 @@ from dual_distill.modeling import (
     DualEncoderModel,
 )
 from dual_distill.teachers import load_config
+
+run = partial(run_command, "predict")
 
 ANSWERS = {0: "yes", 1: "no", 2: "red"}
 

@@ -1,14 +1,18 @@
 """`dual-distill push`: what it prints and refuses before any network; `tests/hub` pushes for real."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dual_distill.cli.push import run, table
+from dual_distill.cli.options import run_command
+from dual_distill.cli.push import table
 from dual_distill.hub_cards import PUBLISHED, PushError, PushReport
+
+run = partial(run_command, "push")
 
 
 @pytest.fixture

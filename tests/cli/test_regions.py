@@ -67,7 +67,18 @@ def printed(capsys):
 
 def test_regions_and_the_teachers_features_of_the_same_boxes(detector, pictures, tmp_path, capsys) -> None:
     student, teacher = str(tmp_path / "student"), str(tmp_path / "teacher")
-    command = ["regions", detector, "--images", pictures, "--out", student, "--max-regions", "12", "--batch-size", "2"]
+    command = [
+        "regions",
+        detector,
+        "--images",
+        pictures,
+        "--output-dir",
+        student,
+        "--max-regions",
+        "12",
+        "--batch-size",
+        "2",
+    ]
     assert main(command) == 0
     said = capsys.readouterr()
     assert f"{student}: 3 images, 36 regions, 3 images added now, " in said.out
@@ -76,7 +87,7 @@ def test_regions_and_the_teachers_features_of_the_same_boxes(detector, pictures,
     assert main([*command, "--json"]) == 0
     assert printed(capsys)["added"] == 0
     heavy = save_detector(tmp_path / "heavy", 24)
-    assert main(["regions", heavy, "--images", pictures, "--out", teacher, "--boxes", student, "--json"]) == 0
+    assert main(["regions", heavy, "--images", pictures, "--output-dir", teacher, "--boxes", student, "--json"]) == 0
     report = printed(capsys)
     assert (report["images"], report["feature_size"], report["regions"]) == (3, 24, 36)
     assert report["boxes_id"] == RegionStore(student).boxes_id
@@ -100,7 +111,7 @@ def test_published_features(tmp_path, capsys) -> None:
                 str(tmp_path / "butd.tsv"),
                 "--made-by",
                 "bottom-up attention",
-                "--out",
+                "--output-dir",
                 store,
                 "--json",
             ]
@@ -112,7 +123,7 @@ def test_published_features(tmp_path, capsys) -> None:
     assert report["boxes_id"].startswith("bottom-up attention [")
     assert torch.equal(RegionStore(store).find(7).features, features)
     (tmp_path / "butd.tsv").write_text("\t".join(columns)[:-5] + "\n")
-    assert main(["regions", "--tsv", str(tmp_path / "butd.tsv"), "--out", str(tmp_path / "other")]) == 2
+    assert main(["regions", "--tsv", str(tmp_path / "butd.tsv"), "--output-dir", str(tmp_path / "other")]) == 2
     assert "butd.tsv, line 1: the base64 of its features is truncated" in capsys.readouterr().err
 
 
@@ -132,7 +143,7 @@ def test_photographs_from_end_to_end(tmp_path, capsys) -> None:
         str(tmp_path / "few.parquet"),
         "--id-column",
         "image_id",
-        "--out",
+        "--output-dir",
         store,
         "--json",
     ]
@@ -151,15 +162,15 @@ def test_photographs_from_end_to_end(tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["x", "--out", "y"], "A detector and --images are needed, or --tsv"),
-        (["--images", "x", "--out", "y"], "A detector and --images are needed, or --tsv"),
-        (["x", "--images", "no/such/folder", "--out", "y"], "There is no folder 'no/such/folder' of images"),
+        (["x", "--output-dir", "y"], "A detector and --images are needed, or --tsv"),
+        (["--images", "x", "--output-dir", "y"], "A detector and --images are needed, or --tsv"),
+        (["x", "--images", "no/such/folder", "--output-dir", "y"], "There is no folder 'no/such/folder' of images"),
         (
-            ["x", "--images", "y", "--out", "z", "--labels", "l"],
+            ["x", "--images", "y", "--output-dir", "z", "--labels", "l"],
             "--labels is about published features, but --tsv is not given",
         ),
         (
-            ["x", "--tsv", "y", "--out", "z", "--threshold", "0"],
+            ["x", "--tsv", "y", "--output-dir", "z", "--threshold", "0"],
             "MODEL, --threshold is about finding regions, but --tsv holds",
         ),
     ],
@@ -171,7 +182,7 @@ def test_bad_input_is_one_sentence(words, message, capsys) -> None:
 
 def test_settings_of_boxes_that_are_given(detector, pictures, tmp_path, capsys) -> None:
     student = str(tmp_path / "student")
-    assert main(["regions", detector, "--images", pictures, "--out", student]) == 0
-    command = ["regions", detector, "--images", pictures, "--out", str(tmp_path / "teacher"), "--boxes", student]
+    assert main(["regions", detector, "--images", pictures, "--output-dir", student]) == 0
+    command = ["regions", detector, "--images", pictures, "--output-dir", str(tmp_path / "teacher"), "--boxes", student]
     assert main([*command, "--threshold", "0.5"]) == 2
     assert "--threshold is about finding boxes, but --boxes has them" in capsys.readouterr().err

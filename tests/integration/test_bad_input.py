@@ -290,7 +290,7 @@ def test_data_for_another_model_is_refused(
     printed, out = train("custom", lambda folder: write_shop(folder, *none_known), *words)
     assert_refused(printed, "none of the labels in column 'answer' is among the 2 that the head gives", out)
     printed = dual_distill(
-        "evaluate", shop_model, "--task", "snli_ve", "--data", files("snli_ve"), "--output", tmp_path / "r"
+        "evaluate", shop_model, "--task", "snli_ve", "--data", files("snli_ve"), "--output-dir", tmp_path / "r"
     )
     assert_refused(
         printed,
@@ -352,7 +352,7 @@ def test_a_checkpoint_that_cannot_be_read_is_refused_everywhere(
         assert_refused(printed, sentence, out)
     image = next(files("vqa").glob("val2014/*.jpg"))
     for words in (
-        ("convert", folder, tmp_path / "converted"),
+        ("convert", folder, "--output-dir", tmp_path / "converted"),
         ("predict", folder, "--image", image, "is it red?"),
         (
             "evaluate",

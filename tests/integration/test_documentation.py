@@ -13,7 +13,6 @@ import re
 import shlex
 import tarfile
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from dual_distill import (
     load_teacher,
 )
 from dual_distill.cli import COMMANDS
+from dual_distill.cli.options import run_command as cli_command
 from dual_distill.cli.recipe_parser import check_names, make_flag_parser, parse_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +138,8 @@ def world(
         model.save_pretrained(root / name)
         processor.save_pretrained(root / name)
 
+    recipe = root / "fields.yaml"
+    recipe.write_text("{}")
     few = ["--max_steps", "1", "--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true"]
     student = [
         "--architecture",
@@ -148,14 +150,14 @@ def world(
         root / "runs/teacher",
     ]
     data = ["--task", "easy_vqa", "--data", files("easy_vqa"), *HELD_OUT]
-    printed = dual_distill("train", *student, *data, *few, "--output_dir", root / "runs/student")
+    printed = dual_distill("train", recipe, *student, *data, *few, "--output_dir", root / "runs/student")
     assert printed.code == 0, printed.err
 
     small = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "4"]
     small += ["--intermediate_size", "16", "--image_height", "36", "--image_width", "36", "--patch_size", "12"]
     data = ["--task", "scenes", "--data_options", json.dumps({"num_scenes": {"train": 20, "validation": 2}})]
     words = ["--architecture", "fusion_encoder", *data, *small, "--resize", "fixed", *few]
-    printed = dual_distill("train", *words, "--output_dir", root / "quickstart-default-seed0" / "teacher")
+    printed = dual_distill("train", recipe, *words, "--output_dir", root / "quickstart-default-seed0" / "teacher")
     assert printed.code == 0, printed.err
 
     for name in ("photo.png", "photo.jpg", "photos/2024/cat.jpg", "photos/2023/dog.jpg"):
@@ -225,7 +227,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("parse_args", "parse_intermixed_args"):
             patched.setattr(argparse.ArgumentParser, name, stopping(getattr(argparse.ArgumentParser, name)))
         with pytest.raises(Parsed):
-            import_module(f"dual_distill.cli.{command}").run(words)
+            cli_command(command, words)
 
 
 def run_command(

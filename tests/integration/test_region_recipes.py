@@ -144,7 +144,7 @@ def stores(photos: Path, dual_distill: Callable, tmp_path_factory: pytest.TempPa
     light, heavy = save_yolos(root / "yolos"), save_detr(root / "detr")
     found = {}
     for name, detector, boxes in (("light", light, None), ("heavy", heavy, None), ("adapted", heavy, "light")):
-        words = ["regions", detector, "--images", photos, "--out", root / name, "--threads", "1", "--json"]
+        words = ["regions", detector, "--images", photos, "--output-dir", root / name, "--threads", "1", "--json"]
         printed = dual_distill(*words, *([] if boxes is None else ["--boxes", root / boxes]))
         assert printed.code == 0, printed.err
         assert (json.loads(printed.out)["images"], json.loads(printed.out)["unreadable"]) == (69, {})
@@ -166,7 +166,8 @@ def starts(stores: dict, dual_distill: Callable, tmp_path_factory: pytest.TempPa
     found = {}
     for name, cls, width, store in (("bert", BertForPreTraining, 24, "heavy"), ("minilm", BertModel, 16, "light")):
         source = save_bert(root / "source" / name, cls, width)
-        words = ["convert", source, root / name, "--regions", stores["photos"][store], "--head", "captioning", "--json"]
+        words = ["convert", source, "--output-dir", root / name, "--regions", stores["photos"][store]]
+        words += ["--head", "captioning", "--json"]
         printed = dual_distill(*words)
         assert printed.code == 0, printed.err
         assert any(part.startswith("mlm_score.") for part in json.loads(printed.out)["new"]) == (name == "minilm")
@@ -436,7 +437,7 @@ def test_photographs_from_detector_to_scores(dual_distill: Callable, tmp_path: P
             save_detr(tmp_path / "detr", short_side=128),
             "--images",
             tmp_path / "coco",
-            "--out",
+            "--output-dir",
             tmp_path / "store",
         ),
         *("--json", "--threads", "1"),

@@ -7,7 +7,7 @@ that are not called are not imported, so help and a typo cost no import of torch
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from importlib.metadata import version
 
 COMMANDS = {
     "quickstart": "train a teacher and three students on generated images, and show what distillation does",
@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = _parser().parse_known_args(words[:1] or ["--help"])[0].command
 
     try:
-        import_module(f"{__name__}.{command}").run(words[1:])
+        # Here, since a parser of commands needs none of it.
+        from .options import run_command
+
+        run_command(command, words[1:])
         _leave_process_group()
     except KeyboardInterrupt:
         if debug:
@@ -64,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Distil a fusion encoder (accurate, slow) into a dual encoder (images are encoded once).",
         epilog="`dual-distill COMMAND --help` explains a command.",
     )
+    parser.add_argument("--version", action="version", version=f"dual-distill {version('dual-distill')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command, summary in COMMANDS.items():
         commands.add_parser(command, help=summary, add_help=False)

@@ -1,7 +1,7 @@
 """Ask a feature store of `dual-distill encode`: no image is read again.
 
 Without --image, each question is asked of all stored images, which are ranked: by the probability of --answer, or each
-by that of its most probable answer. With --image, the questions are asked of those images alone. --pairs FILE asks any
+by that of its most probable answer. With --image, the questions are asked of those images alone. --pairs PATH asks any
 questions of any images: JSON lines {"image": ID, "question": TEXT}.
 
 A store of a model with a retrieval head is searched instead, by the cosine of text and image: a store of images by
@@ -18,49 +18,37 @@ Examples:
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dual_distill.inference import (
-    NORMALISED,
-    FeatureStore,
-    FeatureStoreSearcher,
-    FeatureStoreVQA,
-    prepack_linear_layers,
-)
+from dual_distill import inference
+from dual_distill.inference import FeatureStore, FeatureStoreVQA
 from dual_distill.teachers import load_model
 
-from .options import add_options, answer_blocks, command_parser, default_device, refuse_options, show
+from .options import add_options, answer_blocks, option, refuse_options
 
 _RANKED, _ANSWERS = 10, 5
 
 
-def run(words: Sequence[str]) -> None:
-    """Ask and print."""
-    parser = command_parser(__name__, __doc__)
-    add_options(parser, "model")
-    parser.add_argument("store", metavar="STORE", help="folder of the store that the model made")
-    add_options(parser, "questions")
-
-    parser.add_argument("--image", action="append", metavar="ID", help="ask this image; may be repeated")
-    parser.add_argument("--pairs", metavar="FILE", help="JSON lines of image and question, in place of questions")
-    parser.add_argument("--answer", help="rank images by the probability of this answer")
-    parser.add_argument("--threshold", type=float, help="least probability, or least cosine of a search (default: all)")
-    parser.add_argument("--top-k", type=int, help="images a question (default: 10), or answers an image (default: 5)")
-    parser.add_argument("--text-store", metavar="STORE", help="store of texts; those it holds are not encoded again")
-    parser.add_argument("--index", metavar="faiss[:SPEC]", help="of a search, such as faiss:HNSW32; none: exact")
-    add_options(parser, "--revision", "--device", "--json", "--debug")
-
-    # Intermixed, so that questions may stand before, between and after the options.
-    show(parser.parse_intermixed_args(words), ask, table)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add model, store and questions, and what is asked of which images."""
+    add_options(parser, "model", "store")
+    parser.add_argument("questions", metavar="question", nargs="*", help="question or sentence about an image")
+    option(parser, "--image", "ID", "ask this image; may be repeated", action="append")
+    option(parser, "--pairs", "PATH", "JSON lines of image and question, in place of questions")
+    option(parser, "--answer", "TEXT", "rank images by the probability of this answer")
+    option(parser, "--threshold", "X", "least probability, or least cosine of a search (default: all)")
+    option(parser, "--top-k", "N", "images a question (default: 10), or answers an image (default: 5)")
+    option(parser, "--text-store", "PATH", "store of texts; those it holds are not encoded again")
+    option(parser, "--index", "faiss[:SPEC]", "of a search, such as faiss:HNSW32; none: exact")
+    add_options(parser, "--revision", "--device")
 
 
-def ask(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> dict[str, Any]:
     """Check the options against the store, load the model, and search, answer or rank."""
     stored = FeatureStore(options.store)
     texts = None if options.text_store is None else FeatureStore(options.text_store)
-    is_searched = stored.manifest.vectors == NORMALISED
+    is_searched = stored.manifest.vectors == inference.NORMALISED
     _refuse_unfit(options, stored, texts, is_searched)
 
     # What was left open depends on the store: a search has no requests, and cosines may be negative.
@@ -73,12 +61,12 @@ def ask(options: argparse.Namespace) -> dict[str, Any]:
         options.threshold = -1.0 if is_searched else 0.0
 
     model, processor = load_model(options.model, options.revision)
-    model.to(options.device or default_device())
-    prepack_linear_layers(model)
+    model.to(options.device)
+    inference.prepack_linear_layers(model)
 
     if is_searched:
         sides = (texts, stored) if options.image and stored.manifest.kind == "image" else (stored, texts)
-        result = _search(options, FeatureStoreSearcher(model, processor, *sides, index=options.index))
+        result = _search(options, inference.FeatureStoreSearcher(model, processor, *sides, index=options.index))
     elif requests:
         result = _answer(options, FeatureStoreVQA(model, processor, stored, texts), requests)
     else:
@@ -96,11 +84,11 @@ def _refuse_unfit(
         if bool(options.questions) == bool(options.image):
             raise ValueError("Give texts to search images by, or --image to search texts by, one of the two.")
         if options.image and stored.manifest.kind == "image" and texts is None:
-            raise ValueError("--image searches texts; give --text-store STORE, or a store of texts in place of STORE.")
+            raise ValueError("--image searches texts; give --text-store PATH, or a store of texts in place of STORE.")
         return
 
     if bool(options.questions) == (options.pairs is not None):
-        raise ValueError("Give questions or --pairs FILE, one of the two.")
+        raise ValueError("Give questions or --pairs PATH, one of the two.")
     refuse_options(options, ["index"], "is about a search, but this store is asked questions")
     if options.pairs is not None:
         refuse_options(options, ["image"], "is given, but --pairs names its images itself")
@@ -127,7 +115,7 @@ def _answer(options: argparse.Namespace, vqa: FeatureStoreVQA, requests: list[tu
     return {"answers": rows}
 
 
-def _search(options: argparse.Namespace, searcher: FeatureStoreSearcher) -> dict[str, Any]:
+def _search(options: argparse.Namespace, searcher: inference.FeatureStoreSearcher) -> dict[str, Any]:
     """Search images for texts, or texts for images."""
     find: Any = searcher.by_images if options.image else searcher.by_texts
     query, kind = ("image", "text") if options.image else ("question", "image")
@@ -140,12 +128,14 @@ def _search(options: argparse.Namespace, searcher: FeatureStoreSearcher) -> dict
     return {f"stored_{kind}s": len(searcher.store), "index": options.index, "rankings": rankings}
 
 
-def read_requests(file: str) -> list[tuple[str, str]]:
+def read_requests(file: Path) -> list[tuple[str, str]]:
     """Return image and question of each request in a file of JSON lines."""
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The pairs {file!r} cannot be read ({error}); give a UTF-8 file of JSON lines.") from error
+        raise ValueError(
+            f"The pairs {str(file)!r} cannot be read ({error}); give a UTF-8 file of JSON lines."
+        ) from error
 
     requests = []
     for number, line in enumerate(lines, start=1):
@@ -157,7 +147,7 @@ def read_requests(file: str) -> list[tuple[str, str]]:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f'{file}, line {number}: no {{"image": ID, "question": TEXT}} ({reason}).') from error
     if not requests:
-        raise ValueError(f"The file {file!r} holds no pairs; give JSON lines of image and question.")
+        raise ValueError(f"The file {str(file)!r} holds no pairs; give JSON lines of image and question.")
     return requests
 
 

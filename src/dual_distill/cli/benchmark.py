@@ -16,7 +16,6 @@ Example:
 import argparse
 import os
 import platform
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -27,36 +26,31 @@ from dual_distill.modeling import DualEncoderConfig, DualEncoderModel, FusionEnc
 from dual_distill.runs import HEADS
 from dual_distill.teachers import load_model
 
-from .options import add_options, command_parser, default_device, show
+from .options import add_options, option
 
 
-def run(words: Sequence[str]) -> None:
-    """Measure and print."""
-    parser = command_parser(__name__, __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what is timed, in which shapes, and how often."""
     add_options(parser, "model")
-
-    parser.add_argument("--against", metavar="MODEL", help="checkpoint that the ratios compare with, often the teacher")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16], help="pairs a batch (default: 1 16)")
+    option(parser, "--against", "MODEL", "checkpoint that the ratios compare with, often the teacher")
+    option(parser, "--batch-sizes", "N", "pairs a batch (default: 1 16)", nargs="+", default=[1, 16])
     parser.add_argument("--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: the model's own")
-    parser.add_argument("--text-tokens", type=int, help="tokens a text, padding included (default: the model's most)")
-    parser.add_argument("--real-tokens", type=int, help="tokens that are not padding (default: all)")
+    option(parser, "--text-tokens", "N", "tokens a text, padding included (default: the model's most)")
+    option(parser, "--real-tokens", "N", "tokens that are not padding (default: all)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     prepacking = "time torch's own linear layers; else float32 weights on the CPU are kept as oneDNN reads them fastest"
     parser.add_argument("--no-prepacking", action="store_true", help=prepacking)
-
-    parser.add_argument("--threads", type=int, help="of the CPU (default: torch's choice)")
-    parser.add_argument("--warmup", type=int, default=3, help="rounds that do not count (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=15, help="rounds that do (default: %(default)s)")
-    add_options(parser, "--revision", "--device", "--json", "--debug")
-    command = " ".join(["dual-distill", "benchmark", *words])
-    show(parser.parse_args(words), lambda options: {**benchmark(options), "command": command}, table)
+    option(parser, "--threads", "N", "of the CPU (default: torch's choice)")
+    option(parser, "--warmup", "N", "rounds that do not count (default: %(default)s)", default=3)
+    option(parser, "--repeats", "N", "rounds that do (default: %(default)s)", default=15)
+    add_options(parser, "--revision", "--device")
 
 
-def benchmark(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> dict[str, Any]:
     """Load what is asked for and time it at every batch size."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device, dtype = options.device or default_device(), getattr(torch, options.dtype)
+    dtype = getattr(torch, options.dtype)
     model = load_model(options.model, options.revision, dtype=dtype).model
     models = {options.model: model}
     duals: dict[Any, Any] = {spec.fusion_class: spec.dual_class for spec in HEADS.values() if spec.has_labels}
@@ -66,7 +60,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         models = {options.against: load_model(options.against, dtype=dtype).model} | models
     elif dual_class is not None:
         models["dual encoder of its shape"] = dual_class.from_fusion_encoder(model).eval()
-    models = {name: each.to(device) for name, each in models.items()}
+    models = {name: each.to(options.device) for name, each in models.items()}
     prepacked = 0 if options.no_prepacking else sum([prepack_linear_layers(each) for each in models.values()])
 
     config = model.config
@@ -82,7 +76,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": options.model,
         "against": next(iter(models)) if len(models) > 1 else None,
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.processor() or "cpu",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "dtype": options.dtype,
@@ -91,6 +85,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         "dual_encoders": [name for name, each in models.items() if isinstance(each.config, DualEncoderConfig)],
         "versions": {name: version(name) for name in ("dual-distill", "torch", "transformers")},
         "rows": rows,
+        "command": options.command,
     }
 
 

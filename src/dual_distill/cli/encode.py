@@ -15,87 +15,77 @@ Of a model with a retrieval head the store keeps vectors of length 1 in one spac
 cosines. Of a model with interaction layers it keeps all tokens of an image, a quarter of the size by --dtype int8.
 
 Examples:
-  dual-distill encode runs/student --images photos --out photos.store
-  dual-distill encode runs/student --images shop.parquet --id-column sku --out shop.store --dtype float16
-  dual-distill encode runs/student --texts questions.txt --out questions.store
+  dual-distill encode runs/student --images photos --output-dir photos.store
+  dual-distill encode runs/student --images shop.parquet --id-column sku --output-dir shop.store --dtype float16
+  dual-distill encode runs/student --texts questions.txt --output-dir questions.store
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from dual_distill.inference import (
-    DTYPES,
-    EncodingReport,
-    encode_images,
-    encode_texts,
-    open_images,
-    prepack_linear_layers,
-    read_texts,
-)
+from dual_distill import inference
 from dual_distill.teachers import load_model
 
-from .options import add_options, command_parser, default_device, refuse_options, show
+from .options import add_options, option, refuse_options
 
 _MOST_LISTED = 20
 
 
-def run(words: Sequence[str]) -> None:
-    """Encode and print."""
-    parser = command_parser(__name__, __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model, what is encoded, and how it is stored."""
     add_options(parser, "model")
     inputs = parser.add_mutually_exclusive_group(required=True)
-    inputs.add_argument("--images", metavar="DIR|PARQUET|DATASET", help="what to encode; see below")
-    inputs.add_argument("--texts", metavar="FILE", help="texts to encode instead, one a line, UTF-8")
+    option(inputs, "--images", "PATH_OR_DATASET", "what to encode; see below")
+    option(inputs, "--texts", "PATH", "texts to encode instead, one a line, UTF-8")
     add_store_options(parser)
 
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of what is stored (default: float32; int8: tokens only)")
+    dtype = "of what is stored (default: float32; int8: tokens only)"
+    parser.add_argument("--dtype", choices=list(inference.DTYPES), help=dtype)
     projected = "store their half of the interaction too: three times the size, and one product less a pair"
     parser.add_argument("--projected", action="store_true", default=None, help=projected)
-    parser.add_argument("--batch-size", type=int, metavar="N", help="rows a forward pass (default: 32)")
-    shard_size = "rows a file, all that a kill costs (default: 1024; 128 for tokens)"
-    parser.add_argument("--shard-size", type=int, metavar="N", help=shard_size)
+    option(parser, "--batch-size", "N", "rows a forward pass (default: 32)")
+    option(parser, "--shard-size", "N", "rows a file, all that a kill costs (default: 1024; 128 for tokens)")
     parser.add_argument("--verify", action="store_true", help="compare the content of images that are stored already")
-    add_options(parser, "--revision", "--device", "--json", "--debug")
-    show(parser.parse_args(words), encode, table)
+    add_options(parser, "--revision", "--device")
 
 
 def add_store_options(parser: argparse.ArgumentParser) -> None:
     """Add what commands share that read images and fill a store."""
-    parser.add_argument("--out", required=True, metavar="STORE", help="folder of the store, made or continued")
-    parser.add_argument("--image-column", default="image", help="of Parquet and data sets (default: %(default)s)")
-    parser.add_argument("--id-column", help="column of ids, each once (default: the number of the row)")
-    parser.add_argument("--split", help="split of a dataset that has several")
+    option(parser, "--output-dir", "PATH", "folder of the store, made or continued", required=True)
+    option(parser, "--image-column", "NAME", "of Parquet and data sets (default: %(default)s)", default="image")
+    option(parser, "--id-column", "NAME", "column of ids, each once (default: the number of the row)")
+    option(parser, "--split", "NAME", "split of a dataset that has several")
     workers = "processes that read and decode images (default: one a core, 16 at most; 0: none beside this one)"
     parser.add_argument("--num-workers", "--threads", type=int, metavar="N", help=workers)
     parser.add_argument("--strict", action="store_true", help="end at the first image that cannot be read")
 
 
-def encode(options: argparse.Namespace) -> EncodingReport:
+def run(options: argparse.Namespace) -> inference.EncodingReport:
     """Look at the inputs first, then load the model and encode."""
     if options.texts is not None:
-        of_images = ("id_column", "split", "strict", "verify", "projected")
-        refuse_options(options, of_images, "is about images, but --texts is given")
-        texts = read_texts(options.texts)
+        refuse_options(
+            options, ("id_column", "split", "strict", "verify", "projected"), "is about images, but --texts is given"
+        )
+        texts = inference.read_texts(options.texts)
     else:
-        images = open_images(options.images, options.image_column, options.id_column, options.split)
+        images = inference.open_images(options.images, options.image_column, options.id_column, options.split)
 
     # Only now: a wrong folder of images is said before a model is fetched.
     model, processor = load_model(options.model, options.revision)
-    model.to(options.device or default_device())
-    prepack_linear_layers(model)
-    settings: dict[str, Any] = {
-        name: getattr(options, name) for name in ("dtype", "projected", "batch_size", "shard_size")
-    }
+    model.to(options.device)
+    inference.prepack_linear_layers(model)
+
+    names = ["dtype", "projected", "batch_size", "shard_size"]
+    names += [] if options.texts is not None else ["strict", "verify", "num_workers"]
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     settings["show_progress"] = True
-
     if options.texts is not None:
-        return encode_texts(model, processor, texts, options.out, **settings)
-    settings |= {name: getattr(options, name) for name in ("strict", "verify", "num_workers")}
-    return encode_images(model, processor, images, options.out, **settings)
+        return inference.encode_texts(model, processor, texts, options.output_dir, **settings)
+    return inference.encode_images(model, processor, images, options.output_dir, **settings)
 
 
-def table(report: EncodingReport) -> str:
+def table(report: inference.EncodingReport) -> str:
     """Lay a report out for reading."""
     speed = f", {report.encoded / report.seconds:,.1f} {report.kind}s/s" if report.encoded else ""
     size = f"{report.bytes_per_row:,} bytes each"

@@ -12,7 +12,7 @@ Examples:
   dual-distill evaluate runs/retrieval/distilled --task coco_retrieval --data path/to/coco \
       --rerank runs/retrieval/teacher --rerank-top 16
   dual-distill evaluate runs/coco_captions/distilled --task coco_captioning --data coco --regions regions/light \
-      --num-beams 5
+      --num-beams 5 --output-dir runs/coco_captions/distilled
 
 The answers to VQA v2's test questions, for EvalAI:
   dual-distill evaluate runs/vqa_v2/distilled --task vqa --data path/to/vqa_v2 --split test --submission answers.json \
@@ -20,80 +20,104 @@ The answers to VQA v2's test questions, for EvalAI:
 """
 
 import argparse
-import dataclasses
 import json
-import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
-from pathlib import Path
+from dataclasses import asdict, fields
 from typing import Any
 
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedConfig
 
-from dual_distill.data import TASKS, DistillationCollator, Task
-from dual_distill.evaluation import write_submission
+from dual_distill import trainer
+from dual_distill.data import TASKS, CaptioningCollator, DistillationCollator, Task
+from dual_distill.evaluation import report_captions, write_captions, write_submission
+from dual_distill.inference import evaluate_retrieval
+from dual_distill.regions import RegionStore
 from dual_distill.runs import HEADS, DataArguments, ReadingArguments, head_of, load_data
 from dual_distill.teachers import load_config, load_model
-from dual_distill.trainer import EvaluationReport, predict_answers, report_answers
 
-from . import evaluate_captions as captions
-from . import evaluate_retrieval as retrieval
-from .options import add_options, command_parser, default_device, refuse_options
+from .card import EVALUATION
+from .options import add_options, aligned, option, refuse_options
+
+OF_CAPTIONS = ("num_beams", "max_new_tokens")
+_OF_RANKING = ("rerank", "rerank_top", "fold_images")
+_NUM_BEAMS, _MAX_NEW_TOKENS, _NUM_TAGS = 1, 20, 20
+_WAYS = {"dual": "dual encoder alone", "reranked": "top {} re-ranked"}
+_DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
+_TIMED = {"dual": "dual encoder, all pairs", "rerank": "re-ranking", "fusion": "fusion encoder, all pairs"}
 
 
-def run(words: Sequence[str]) -> None:
-    """Evaluate and print."""
-    # What is read is said as in a recipe.
-    fields = HfArgumentParser(ReadingArguments, add_help=False, formatter_class=argparse.HelpFormatter)
-    next(action for action in fields._actions if action.dest == "task").required = True
-    parser = command_parser(__name__, __doc__, parents=[fields])
-    add_options(parser, "model", "--revision", "--device", batch_size=128)
-    parser.add_argument("--split", default="test", metavar="NAME", help="train, validation or test (%(default)s)")
-    parser.add_argument("--max-rows", type=int, metavar="N", help="evaluate the first N rows (default: all)")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model, its task as a recipe says it, and what is measured."""
+    reading = HfArgumentParser(ReadingArguments, add_help=False)
+    next(action for action in reading._actions if action.dest == "task").required = True
+    parser._add_container_actions(reading)
+    add_options(parser, "model", "--revision", "--device", "--batch-size")
+    parser.set_defaults(batch_size=128)
+    option(parser, "--split", "NAME", "train, validation or test (%(default)s)", default="test")
+    option(parser, "--max-rows", "N", "evaluate the first N rows (default: all)")
     parser.add_argument("--no-baselines", action="store_true", help="without the baselines, which read all of train")
-    parser.add_argument("--submission", type=Path, metavar="FILE", help="also write EvalAI's or COCO's results file")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the results to this JSON file")
-    retrieval.add_options(parser)
-    captions.add_options(parser)
-    add_options(parser, "--json", "--debug")
-    options = parser.parse_args([word.replace("_", "-") if word.startswith("--") else word for word in words])
-    options.device = options.device or default_device()
+    option(parser, "--submission", "PATH", "also write EvalAI's or COCO's results file")
+    option(parser, "--output-dir", "PATH", f"also write the results to {EVALUATION} in this folder")
 
-    # What an evaluation gives follows from the head of its task; a custom dataset has labels.
+    group = parser.add_argument_group("images with captions (coco_retrieval)")
+    option(group, "--rerank", "MODEL", "fusion encoder that orders the best candidates anew")
+    option(group, "--rerank-top", "N", "candidates of each query that it reads (default: 16)")
+    option(group, "--fold-images", "N", "also the mean over parts of N images; 0: not (default: 1000, as COCO's 1K)")
+    add_caption_options(parser)
+
+
+def add_caption_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of regions and of captioning, to `predict` too."""
+    group = parser.add_argument_group("models that read regions, and models that write captions")
+    tags, beams = f"(default: {_NUM_TAGS}, 0 where none were learnt)", f"(default: {_NUM_BEAMS}, greedy)"
+    option(group, "--regions", "PATH", "region store of the images (`dual-distill regions`)")
+    option(group, "--num-tags", "N", f"most object tags a text {tags}")
+    option(group, "--num-beams", "N", f"beams; 5 in the papers {beams}")
+    option(group, "--max-new-tokens", "N", f"longest caption (default: {_MAX_NEW_TOKENS})")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate by what the task's head writes, and note the result where it was asked for."""
+    if options.output_dir is not None and options.output_dir.suffix == ".json":
+        raise ValueError(f"--output-dir is {str(options.output_dir)!r}; give a folder, which gets {EVALUATION}.")
+    # A custom dataset has labels.
     writes = HEADS[TASKS[options.task].head].writes if options.task in TASKS else "answers"
     evaluate, unfit = {
-        "answers": (evaluate_answers, retrieval.OPTIONS + captions.OPTIONS),
-        "ranking": (retrieval.evaluate_ranking, (*captions.OPTIONS, "submission")),
-        "captions": (captions.evaluate_captions, retrieval.OPTIONS),
+        "answers": (_evaluate_answers, (*_OF_RANKING, *OF_CAPTIONS)),
+        "ranking": (_evaluate_ranking, (*OF_CAPTIONS, "submission")),
+        "captions": (_evaluate_captions, _OF_RANKING),
     }[str(writes)]
     refuse_options(options, unfit, f"is given, but task {options.task!r} is evaluated by its {writes}")
-    with redirect_stdout(sys.stderr):
-        report, shown = evaluate(options, *load_rows(options))
+    found = evaluate(options, *_load_rows(options))
 
-    result = {"model": options.model, "task": options.task, "split": options.split}
-    if report is not None:
-        result |= ({} if options.rerank is None else {"rerank": options.rerank}) | report.to_dict()
-        if options.output:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(result, indent=2) + "\n")
-        shown = f"{options.model} on {options.task}, {options.split}{shown}"
-    print(json.dumps(result) if options.json else shown)
+    result = {"model": options.model, "task": options.task, "split": options.split, **found}
+    if options.output_dir is not None and "rows" in result:
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        (options.output_dir / EVALUATION).write_text(json.dumps(result, indent=2) + "\n")
+    return result
 
 
-def load_rows(options: argparse.Namespace) -> tuple[Task, Any, Any]:
+def table(result: dict[str, Any]) -> str:
+    """Lay a result out for reading."""
+    if "submission" in result:
+        return f"no labels in split {result['split']}; answers in {result['submission']}"
+    lay_out = _ranking_table if "whole" in result else _captions_table if "cider" in result else _answers_table
+    return f"{result['model']} on {result['task']}, {result['split']}{lay_out(result)}"
+
+
+def _load_rows(options: argparse.Namespace) -> tuple[Task, Any, Any]:
     """Read the data; its task, its splits, and the rows that are evaluated.
 
     Raises:
         ValueError: the data cannot be read, or has no such split or no rows in it.
     """
-    fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(ReadingArguments)}
+    reading = {field.name: getattr(options, field.name) for field in fields(ReadingArguments)}
     label_names, head = None, None
     if options.task == "custom":  # what is learned with which labels only the checkpoint knows
         config = load_config(options.model, options.revision)
         label_names, spec = [config.id2label[index] for index in range(config.num_labels)], head_of(config)
         head = None if spec is None else spec.name
 
-    task, data = load_data(DataArguments(**fields, head=head), label_names)
+    task, data = load_data(DataArguments(**reading, head=head), label_names)
     if options.split not in data:
         raise ValueError(f"task {options.task!r} has no split {options.split!r}; it has {', '.join(data)}.")
     rows = data[options.split]
@@ -104,41 +128,153 @@ def load_rows(options: argparse.Namespace) -> tuple[Task, Any, Any]:
     return task, data, rows
 
 
-def evaluate_answers(options: argparse.Namespace, task: Task, data: Any, rows: Any) -> tuple[Any, str]:
+def _evaluate_answers(options: argparse.Namespace, task: Task, data: Any, rows: Any) -> dict[str, Any]:
     """Answer the rows, and hold the answers against their labels; no report where they have none."""
     # What cannot be answered or written is said before minutes of answering.
     if options.submission and "question_id" not in rows.column_names:
         raise ValueError(f"--submission needs a column question_id, but split {options.split!r} has none.")
     has_labels = task.label_column in rows.column_names and rows[0][task.label_column] is not None
     if not has_labels and not options.submission:
-        raise ValueError(f"split {options.split!r} has no labels to hold answers against; give --submission FILE.")
+        raise ValueError(f"split {options.split!r} has no labels to hold answers against; give --submission PATH.")
 
     model, processor = load_model(options.model, options.revision, HEADS[task.head].classes)
     label_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    regions = captions.region_options(options, model.config)
-    longest = min(captions.text_tokens(model.config, regions), processor.tokenizer.model_max_length)
+    regions = region_options(options, model.config)
+    longest = min(_text_tokens(model.config, regions), processor.tokenizer.model_max_length)
     collator = DistillationCollator(processor, task, label_names, max_text_length=longest, image_cache_mb=0, **regions)
-    answers = predict_answers(model.to(options.device), rows, collator, options.batch_size)
+    answers = trainer.predict_answers(model.to(options.device), rows, collator, options.batch_size)
 
     if options.submission:
         write_submission(options.submission, list(rows["question_id"]), answers)
     if not has_labels:
-        return None, f"no labels in split {options.split}; answers in {options.submission}"
-    report = report_answers(answers, rows, task, None if options.no_baselines else data.get("train"))
-    return report, "\n" + table(report)
+        return {"submission": str(options.submission)}
+    return asdict(trainer.report_answers(answers, rows, task, None if options.no_baselines else data.get("train")))
 
 
-def table(report: EvaluationReport) -> str:
-    """Lay a report out for reading, shares in per cent."""
-    lines = [] if report.vqa_score is None else [(f"VQA score, {report.rows} rows", report.vqa_score)]
-    lines += [(f"  {group}", share) for group, share in report.vqa_score_by_group.items()]
-    lines += [(f"accuracy, {report.rows} rows", report.accuracy)]
-    lines += [(f"  {group}", share) for group, share in report.accuracy_by_group.items()]
-    optional = {
-        "consistency": report.consistency,
-        f"text only ({report.text_only_method})": report.text_only,
-        "most frequent answer": report.majority,
+def _answers_table(found: dict[str, Any]) -> str:
+    """Shares in per cent, by group and beside those of the baselines."""
+    shares = [(f"VQA score, {found['rows']} rows", found["vqa_score"]), *_indented(found["vqa_score_by_group"])]
+    shares += [(f"accuracy, {found['rows']} rows", found["accuracy"]), *_indented(found["accuracy_by_group"])]
+    shares += [("consistency", found["consistency"]), ("most frequent answer", found["majority"])]
+    shares += [(f"question-only baseline ({found['text_only_method']})", found["text_only"])]
+    shown = [(name, share) for name, share in shares if share is not None]
+    width = max(len(name) for name, _ in shown)
+    return "\n".join(["", *(f"{name:<{width}}  {100 * share:5.1f} %" for name, share in shown)])
+
+
+def _indented(groups: dict[str, float]) -> list[tuple[str, float]]:
+    return [(f"  {group}", share) for group, share in groups.items()]
+
+
+def _evaluate_ranking(options: argparse.Namespace, task: Task, data: Any, rows: Any) -> dict[str, Any]:
+    """Search the rows both ways.
+
+    Raises:
+        ValueError: an option does not fit, or the models cannot be read.
+    """
+    head = HEADS[task.head]
+    if options.rerank is None and options.rerank_top is not None:
+        raise ValueError("--rerank-top is about a fusion encoder; name it by --rerank MODEL.")
+    model, processor = load_model(options.model, options.revision, head.classes)
+    if isinstance(model, head.fusion_class):
+        wrong = f"{options.model!r} is a fusion encoder, which reads each pair"
+        raise ValueError(f"{wrong}; give the dual encoder that finds the candidates, and this one by --rerank.")
+
+    again: Any = (None, None)
+    if options.rerank is not None:
+        again = load_model(options.rerank, model_class=head.classes)
+        again.model.to(options.device)
+    settings = {name: getattr(options, name) for name in ("rerank_top", "fold_images", "batch_size")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if options.fold_images == 0:
+        settings["fold_images"] = None
+    searched = (rows, task, model.to(options.device), processor)
+    report = asdict(evaluate_retrieval(*searched, *again, **settings, show_progress=True))
+    return {**({} if options.rerank is None else {"rerank": options.rerank}), "rows": report["images"], **report}
+
+
+def _ranking_table(found: dict[str, Any]) -> str:
+    """Recalls in per cent, both ways, and what they cost."""
+    parts = {"": found["whole"]}
+    if found["mean_of_folds"]:
+        parts[f"mean over {found['folds']} parts of {found['fold_images']:,} images"] = found["mean_of_folds"]
+
+    lines = [f": {found['images']:,} images, {found['captions']:,} captions"]
+    for heading, recalls in parts.items():
+        lines += ["", heading] if heading else []
+        for direction, words in _DIRECTIONS.items():
+            lines.append(f"{words:<24}   R@1    R@5   R@10   median rank")
+            for way, directions in recalls.items():
+                name, numbers = _WAYS[way].format(found["rerank_top"]), directions[direction]
+                shares = "  ".join(f"{100 * numbers[f'recall@{k}']:5.1f}" for k in (1, 5, 10))
+                lines.append(f"  {name:<22} {shares}   {numbers['median_rank']:11,.1f}")
+
+    lines.append("")
+    for time in found["times"]:
+        how = "measured" if time["measured"] else "estimated from measured pairs per second"
+        lines.append(f"{_TIMED[time['way']]:<26} {time['seconds']:12,.2f} s  {time['pairs']:>13,} pairs, {how}")
+    return "\n".join(lines)
+
+
+def _evaluate_captions(options: argparse.Namespace, task: Task, data: Any, rows: Any) -> dict[str, Any]:
+    """Describe every image of the rows, and score what was written."""
+    model, processor = load_model(options.model, options.revision, HEADS[task.head].classes)
+    config: Any = model.config
+    regions = region_options(options, config)
+    longest = min(_text_tokens(config, regions), config.max_caption_tokens)
+    collator = CaptioningCollator(processor, task, max_text_length=longest, image_cache_mb=0, **regions)
+    told = writing_options(options)
+    captions = trainer.describe_images(model.to(options.device), rows, collator, options.batch_size, **told)
+    if options.submission:
+        write_captions(options.submission, list(captions), list(captions.values()))
+    report = asdict(report_captions(captions, trainer.captions_by_image(rows, task)))
+    return {"rows": report["images"], **report}
+
+
+def _captions_table(found: dict[str, Any]) -> str:
+    """CIDEr as it is, BLEU in per cent."""
+    lines = {
+        f"CIDEr, {found['images']:,} images, {found['captions']:,} captions": f"{found['cider']:8.4f}",
+        "BLEU-4": f"{100 * found['bleu_4']:8.2f} %",
+        "words a caption": f"{found['mean_words']:8.2f}",
     }
-    lines += [(name, share) for name, share in optional.items() if share is not None]
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {100 * share:5.1f} %" for name, share in lines)
+    return "\n" + aligned(lines)
+
+
+def writing_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what `generate` is told."""
+    return {"num_beams": options.num_beams or _NUM_BEAMS, "max_new_tokens": options.max_new_tokens or _MAX_NEW_TOKENS}
+
+
+def region_options(options: argparse.Namespace, config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the keyword arguments of a collator for a model that reads regions; none for one that reads pixels.
+
+    Raises:
+        ValueError: such a model without a store, a store of other boxes or features than it reads, or one for another
+            model.
+    """
+    if getattr(config, "visual_inputs", "patches") != "regions":
+        if options.regions is not None:
+            raise ValueError(f"{options.model!r} reads pixels, but --regions is given; leave it out.")
+        return {}
+    if options.regions is None:
+        made = f"boxes: {config.region_boxes_id}; features: {config.region_features_id}"
+        raise ValueError(f"{options.model!r} reads regions ({made}); give --regions PATH.")
+
+    store = RegionStore(options.regions)
+    for what in ("boxes", "features"):
+        trained, given = getattr(config, f"region_{what}_id"), getattr(store, f"{what}_id")
+        if trained not in (None, given):
+            held = f"the store {str(options.regions)!r} holds {what} of {given}; give a store made the same way"
+            raise ValueError(f"{options.model!r} was trained on {what} of {trained}, but {held}.")
+
+    # Tags have the positions behind the longest text; a model without such positions has learnt none.
+    room = max(config.max_position_embeddings - config.max_caption_tokens, 0)
+    num_tags = (_NUM_TAGS if room else 0) if options.num_tags is None else options.num_tags
+    return {"regions": store, "num_tags": num_tags, "max_tag_length": room}
+
+
+def _text_tokens(config: PreTrainedConfig, regions: dict[str, Any]) -> int:
+    """Return the longest text in tokens, beside which tags have their positions."""
+    positions: int = getattr(config, "text_config", config).max_position_embeddings
+    return positions - regions["max_tag_length"] if regions.get("num_tags") else positions

@@ -1,41 +1,39 @@
 """Export a dual encoder as ONNX graphs: text tower, image tower, and the head that answers.
 
-OUT gets text_tower.onnx, image_tower.onnx and head.onnx (any batch, text length and image size), the processor, and
-export.json: the answers in the order of the logits, and whether probabilities are their softmax or sigmoid. Of a model
-with interaction layers it gets image_tower.onnx, which gives an image's tokens, and question.onnx, which reads them.
+The folder gets text_tower.onnx, image_tower.onnx and head.onnx (any batch, text length and image size), the processor,
+and export.json: the answers in the order of the logits, and whether probabilities are their softmax or sigmoid. Of a
+model with interaction layers it gets image_tower.onnx, which gives an image's tokens, and question.onnx, which reads
+them.
 
 Encode each image once with the image tower and keep what it gives; a question costs the other graphs.
 examples/answer_from_onnx.py answers from such a folder without torch.
 
 Examples:
-  dual-distill export runs/student runs/student-onnx
+  dual-distill export runs/student --output-dir runs/student-onnx
   python examples/answer_from_onnx.py runs/student-onnx --image photo.jpg "what is it?"
 
 It needs onnx, onnxscript and onnxruntime: pip install 'dual-distill[onnx]'.
 """
 
 import argparse
-from collections.abc import Sequence
 
 from dual_distill.inference import ExportReport, export_onnx
 from dual_distill.teachers import load_model
 
-from .options import add_options, aligned, command_parser, show
+from .options import add_options, aligned, option
 
 
-def run(words: Sequence[str]) -> None:
-    """Export and print."""
-    parser = command_parser(__name__, __doc__)
-    add_options(parser, "model", "out")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model and the folder."""
+    add_options(parser, "model", "--revision")
+    option(parser, "--output-dir", "PATH", "folder to write; must be new or empty", required=True)
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="default: %(default)s")
-    add_options(parser, "--revision", "--json", "--debug")
-    show(parser.parse_args(words), export, table)
 
 
-def export(options: argparse.Namespace) -> ExportReport:
+def run(options: argparse.Namespace) -> ExportReport:
     """Load and export."""
     model, processor = load_model(options.model, options.revision)
-    return export_onnx(model, processor, options.out)
+    return export_onnx(model, processor, options.output_dir)
 
 
 def table(report: ExportReport) -> str:

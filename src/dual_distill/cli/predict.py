@@ -6,7 +6,7 @@ that writes captions describes each image, and takes no questions.
 The probabilities of a model with one right answer add up to 100 %. One trained on several people's answers (VQA v2, and
 every ViLT with answers) gives each answer its own: two may both be right.
 
-A model over regions takes --regions STORE, made of these images by `dual-distill regions` as it was for training.
+A model over regions takes --regions PATH, made of these images by `dual-distill regions` as it was for training.
 
 Examples:
   dual-distill predict runs/student --image photo.jpg "what is it?" "how many balls?" --top-k 3
@@ -17,7 +17,6 @@ Examples:
 """
 
 import argparse
-from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -29,24 +28,21 @@ from dual_distill.modeling import DualDistillProcessor, FusionEncoderForCaptioni
 from dual_distill.teachers import load_model
 from dual_distill.trainer import describe_images
 
-from . import evaluate_captions as captions
-from .options import add_options, answer_blocks, command_parser, default_device, refuse_options, show
+from . import evaluate as captions
+from .options import add_options, answer_blocks, option, refuse_options
 
 
-def run(words: Sequence[str]) -> None:
-    """Answer or describe, and print."""
-    parser = command_parser(__name__, __doc__)
-    add_options(parser, "model", "questions")
-    parser.add_argument("--image", action="append", required=True, metavar="FILE_OR_URL", help="may be repeated")
-    add_options(parser, top_k=5, batch_size=16)
-    captions.add_options(parser)
-    add_options(parser, "--revision", "--device", "--json", "--debug")
-
-    # Intermixed, so that questions may stand before, between and after the options.
-    show(parser.parse_intermixed_args(words), predict, table)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add model, questions and images."""
+    add_options(parser, "model")
+    parser.add_argument("questions", metavar="question", nargs="*", help="question or sentence about an image")
+    option(parser, "--image", "PATH_OR_URL", "may be repeated", action="append", required=True)
+    add_options(parser, "--top-k", "--batch-size", "--revision", "--device")
+    parser.set_defaults(top_k=5, batch_size=16)
+    captions.add_caption_options(parser)
 
 
-def predict(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> dict[str, Any]:
     """Load the model, and let it answer or describe."""
     model, processor = load_model(options.model, options.revision)
     prepack_linear_layers(model)
@@ -60,12 +56,11 @@ def answer(
     options: argparse.Namespace, model: PreTrainedModel, processor: DualDistillProcessor, of_regions: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Answer every question about every image, or group of images that are read together."""
-    refuse_options(options, captions.OPTIONS, f"is given, but {options.model!r} answers questions and writes nothing")
+    refuse_options(options, captions.OF_CAPTIONS, f"is given, but {options.model!r} answers and writes nothing")
     if not options.questions:
         raise ValueError(f"{options.model!r} answers questions, but there is none; write one or more.")
 
-    device = options.device or default_device()
-    answering = pipeline(ANSWERING_TASK, model=model, processor=processor, device=device, **of_regions)
+    answering = pipeline(ANSWERING_TASK, model=model, processor=processor, device=options.device, **of_regions)
     together = answering.model.num_images
     if len(options.image) % together:
         given = f"there are {len(options.image)} images, but {options.model} reads {together} together"
@@ -97,7 +92,7 @@ def describe(
     rows = datasets.Dataset.from_dict({image_column: images, id_column: range(len(images))}, features)
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
     collator = CaptioningCollator(processor, task, image_cache_mb=0, **of_regions)
-    model.to(options.device or default_device())
+    model.to(options.device)
     written = describe_images(model, rows, collator, options.batch_size, **captions.writing_options(options))
     return [{"images": [image], "caption": text} for image, text in zip(options.image, written.values(), strict=True)]
 

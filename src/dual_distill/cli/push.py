@@ -14,31 +14,28 @@ Examples:
 
 import argparse
 import textwrap
-from collections.abc import Sequence
 
 from dual_distill.hub_cards import PUBLISHED, PushReport, push_folder
 
-from .options import add_options, command_parser, show
+from .options import add_options, option
+
+_SENT = textwrap.fill(f"Sent beside the card are, where they are there: {', '.join(PUBLISHED)}.", 118)
+__doc__ = f"{__doc__}\n{_SENT} Everything else stays here.\n"
 
 
-def run(words: Sequence[str]) -> None:
-    """Push and print."""
-    sent = textwrap.fill(f"Sent beside the card are, where they are there: {', '.join(PUBLISHED)}.", 118)
-    parser = command_parser(__name__, f"{__doc__}\n{sent} Everything else stays here.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the folder and its repository."""
     add_options(parser, "folder")
-
-    parser.add_argument("repo_id", metavar="REPO", help="owner/name on the Hub; created when it is not there")
+    option(parser, "repo_id", "REPO", "owner/name on the Hub; created when it is not there")
     parser.add_argument("--private", action="store_true", help="create it private, and refuse one that is public")
-    parser.add_argument("--revision", help="branch to push to, made when it is not there (default: main)")
+    option(parser, "--revision", "NAME", "branch to push to, made when it is not there (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
-    parser.add_argument("--message", help="of the commit")
+    option(parser, "--message", "TEXT", "of the commit")
     parser.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and send nothing")
-
-    add_options(parser, "--with-code", "--license", "--json", "--debug")
-    show(parser.parse_args(words), push, table)
+    add_options(parser, "--with-code", "--license")
 
 
-def push(options: argparse.Namespace) -> PushReport:
+def run(options: argparse.Namespace) -> PushReport:
     """Push as the options say."""
     names = ("revision", "create_pr", "message", "dry_run", "with_code")
     given = {name: getattr(options, name) for name in names}

@@ -6,32 +6,33 @@ are accuracy, speed, and where each of them looks. A second start of the same co
 stage.
 """
 
+import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dual_distill.quickstart import PRESETS, finding, quickstart, report_table
 
-from .options import add_options, command_parser, show
+from .options import option
 
 
-def run(words: Sequence[str]) -> None:
-    """Run all stages and print the table."""
-    parser = command_parser(__name__, __doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add size, start and seed."""
     presets = "smoke: under a minute, learns nothing; default: minutes on two cores; thorough: hours (default: default)"
     parser.add_argument("--preset", choices=PRESETS, default="default", help=presets)
     start = "the students start from the same random weights, or from the teacher's (default: random)"
     parser.add_argument("--student-start", choices=("random", "teacher"), default="random", help=start)
-    parser.add_argument("--seed", type=int, default=0, help="of scenes, weights and order (default: 0)")
-    parser.add_argument("--output-dir", type=Path, help="of everything (default: quickstart-PRESET-seedSEED)")
-    add_options(parser, "--json", "--debug")
+    option(parser, "--seed", "N", "of scenes, weights and order (default: 0)", default=0)
+    option(parser, "--output-dir", "PATH", "of everything (default: quickstart-PRESET-seedSEED)")
 
-    options = parser.parse_args(words)
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run all stages."""
     folder = options.output_dir or Path(f"quickstart-{options.preset}-seed{options.seed}")
-    show(options, lambda _: quickstart(options.preset, options.seed, options.student_start, folder), table)
+    return quickstart(options.preset, options.seed, options.student_start, folder)
 
 
 def table(report: Mapping[str, Any]) -> str:

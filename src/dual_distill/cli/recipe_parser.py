@@ -2,8 +2,8 @@
 
 A recipe is a mapping of fields. Models that belong together are one file: `base` holds the fields of all, and `roles`
 those in which each differs; --role names one. Fields are given on the command line as in the recipe, --field value, and
-override it. A run that was interrupted continues from the last checkpoint in its output_dir. Recipes set bf16 for a
-GPU; on a CPU give --bf16 false --use_cpu true. --debug shows the traceback of an error.
+override it. A run that was interrupted continues from the last checkpoint in its output_dir. It runs on the GPU if
+there is one, and where a recipe's bf16 cannot be had, in float32. --debug shows the traceback of an error.
 
 Examples:
   dual-distill train recipes/easy_vqa.yaml --role teacher --data path/to/easy_vqa
@@ -23,16 +23,20 @@ A recipe of your own (student.yaml, roles are not needed):
 
 import argparse
 import dataclasses
-import difflib
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
 
 from dual_distill.runs import DataArguments, ModelArguments
 from dual_distill.trainer import DistillationTrainingArguments
+
+from .options import find_name
 
 DATACLASSES = (ModelArguments, DataArguments, DistillationTrainingArguments)
 FLAGS = {
@@ -48,6 +52,10 @@ _USUAL = {
     *("bf16", "use_cpu", "activation_checkpointing", "dataloader_num_workers", "dataloader_persistent_workers", "seed"),
     *("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end"),
     *("metric_for_best_model", "logging_steps", "report_to", "disable_tqdm"),
+}
+_PATHS = {
+    *("data", "output_dir", "regions", "teacher_regions", "teacher_cache_dir", "tokenizer_texts"),
+    "resume_from_checkpoint",
 }
 _MOST_CHOICES = 4
 
@@ -69,7 +77,7 @@ def make_parser(shows_all: bool = False) -> HfArgumentParser:
         DATACLASSES,
         parents=[make_flag_parser()],
         prog="dual-distill train",
-        usage="dual-distill train [RECIPE.yaml [--role NAME]] [--field value ...] [--dry-run] [--json] [--debug]",
+        usage="dual-distill train RECIPE.yaml [--role NAME] [--field value ...] [--dry-run] [--json] [--debug]",
         description=summary,
         epilog=details,
         formatter_class=_HelpFormatter,
@@ -99,13 +107,21 @@ def parse_recipe(
 
     parser = make_parser()
     parser.set_defaults(**recipe)
-    *arguments, _, rest = parser.parse_args_into_dataclasses(
-        words, return_remaining_strings=True, look_for_args_file=False
-    )
+    given, rest = parser.parse_known_args(words)
     if rest:
         check_names(word.removeprefix("--").split("=")[0] for word in rest if word.startswith("--"))
         raise ValueError(f"{' '.join(rest)!r} was not understood; write fields as --field value.")
-    return tuple(arguments)
+    _fall_back(given)
+    return parser.parse_dict(vars(given), allow_extra_keys=True)
+
+
+def _fall_back(given: argparse.Namespace) -> None:
+    """Take back a precision that there is no device for; on a CPU that is asked for, torch has one."""
+    there = {"bf16": is_torch_bf16_gpu_available(), "fp16": torch.accelerator.is_available()}
+    for precision, is_there in there.items():
+        if getattr(given, precision) and not is_there and not given.use_cpu:
+            setattr(given, precision, False)
+            print(f"there is no GPU with {precision} here; the run takes --{precision} false", file=sys.stderr)
 
 
 def read_recipe(path: Path, role: str | None = None) -> dict[str, Any]:
@@ -128,14 +144,25 @@ def read_recipe(path: Path, role: str | None = None) -> dict[str, Any]:
     return {**recipe.get("base", {}), **roles[role]}
 
 
-def check_names(fields: Iterable[str]) -> None:
-    """Refuse the first name that is no field, with the nearest that is."""
+def check_names(names: Iterable[str]) -> None:
+    """Refuse the first name that is no field, with the one that was most likely meant."""
     known = [field.name for kind in DATACLASSES for field in dataclasses.fields(kind)]
-    for name in fields:
+    of_model = [field.name for field in dataclasses.fields(ModelArguments)]
+    for name in names:
         if name not in known:
-            # Both spellings are fields on the command line; a recipe has underscores only.
-            [nearest] = difflib.get_close_matches(str(name).replace("-", "_"), known, n=1, cutoff=0.0)
-            raise ValueError(f"no field {name!r}; did you mean {nearest!r}? `dual-distill train --help-all` lists all.")
+            # A field that changes the model is named for what is nearly equal only.
+            meant = find_name(str(name), known, sensitive=of_model)
+            hint = f"; did you mean {meant!r}?" if meant else "."
+            raise ValueError(f"there is no field {name!r}{hint} `dual-distill train --help-all` lists all.")
+
+
+def list_recipes() -> str:
+    """Return the recipes of this folder, else of the repository that the package lies in, a line each."""
+    folders = (Path("recipes"), Path(__file__).parents[3] / "recipes")
+    files = next((found for folder in folders if (found := sorted(folder.glob("*.yaml")))), [])
+    titles = [file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for file in files]
+    lines = [f"  {file!s:<40} {title}" for file, title in zip(files, titles, strict=True)]
+    return "\n".join(lines or ["  none here; they lie in the folder recipes/ of the repository"])
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -152,6 +179,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if action.const is True:
             return f"{action.option_strings[0]} [true|false]"
         word = {int: "N", float: "X"}.get(action.type, "WORD") if isinstance(action.type, type) else "WORD"
+        word = "PATH" if action.dest in _PATHS else word
         if action.choices is not None and len(list(action.choices)) <= _MOST_CHOICES:
             word = "{" + ",".join(map(str, action.choices)) + "}"
         return f"{action.option_strings[0]} {word}" + (" ..." if action.nargs == "+" else "")

@@ -1,54 +1,62 @@
 """`dual-distill train RECIPE.yaml [--role NAME] [--field value ...]`: one run, by the fields of three dataclasses."""
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from dual_distill.runs import make_run, plan_run, train
+from dual_distill.runs import RunPlan, make_run, plan_run, train
 
 from .options import aligned
-from .recipe_parser import make_flag_parser, make_parser, parse_recipe
+from .recipe_parser import list_recipes, make_flag_parser, make_parser, parse_recipe
 
 
-def run(words: Sequence[str]) -> None:
-    """Train as the recipe and the command line say, or plan it."""
-    flags, words = make_flag_parser().parse_known_args(words)
-    if flags.help_all:
-        make_parser(shows_all=True).print_help()
-        return
-    if flags.dry_run and not torch.cuda.is_available():
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read flags and recipe; without a recipe nothing starts."""
+    options, words = make_flag_parser().parse_known_args(words)
+    parser = make_parser(shows_all=options.help_all)
+    if options.help_all or {"-h", "--help"} & {*words}:
+        parser.print_help()
+        raise SystemExit(0)
+    if not words or words[0].startswith("-"):
+        parser.print_usage(sys.stderr)
+        print(f"Give a recipe; there are:\n{list_recipes()}", file=sys.stderr)
+        raise SystemExit(2)
+
+    if options.dry_run and not torch.cuda.is_available():
         words = [*words, "--use_cpu", "true"]  # a recipe for a GPU is planned where there is none
-    arguments = parse_recipe(words, flags.role)
+    options.arguments = parse_recipe(words, options.role)
+    return options
 
-    if flags.dry_run:
-        with redirect_stdout(sys.stderr):
-            plan = plan_run(*arguments)
-        print(json.dumps(asdict(plan)) if flags.json else plan)
-        return
 
-    with redirect_stdout(sys.stderr):
-        trainer = make_run(*arguments)
-        trainer.describe_run(command="dual-distill train")
-        metrics = train(trainer)
-        # Self-critical training has a reward, and no loss of validation rows.
-        if trainer.eval_dataset is not None:
-            metrics |= trainer.evaluate()
-        if trainer.args.push_to_hub:
-            trainer.push_to_hub()  # once more, with what was measured
+def run(options: argparse.Namespace) -> dict[str, Any] | RunPlan:
+    """Train as the recipe and the command line say, or plan it."""
+    model, data, training = options.arguments
+    if options.dry_run:
+        return plan_run(model, data, training)
 
-    results = {
-        "output_dir": arguments[2].output_dir,
-        "task": arguments[1].task,
-        "seed": arguments[2].seed,
-        "steps": trainer.state.global_step,
-        **{name: value for name, value in metrics.items() if isinstance(value, int | float)},
-    }
-    Path(arguments[2].output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    trainer = make_run(model, data, training)
+    trainer.describe_run(command="dual-distill train")
+    metrics = train(trainer)
+    # Self-critical training has a reward, and no loss of validation rows.
+    if trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()  # once more, with what was measured
 
-    rounded = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in results.items()}
-    print(json.dumps(results) if flags.json else aligned(rounded))
+    results = {"output_dir": training.output_dir, "task": data.task, "seed": training.seed}
+    results |= {"steps": trainer.state.global_step}
+    results |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    Path(training.output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def table(result: dict[str, Any] | RunPlan) -> str:
+    """Lay results or a plan out for reading."""
+    if isinstance(result, RunPlan):
+        return str(result)
+    return aligned({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in result.items()})

@@ -262,7 +262,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def add_evaluation(
     record: RunRecord, evaluation: Mapping[str, Any], source: str, teacher: Mapping[str, Any] | None = None
 ) -> RunRecord:
-    """Add what `dual-distill evaluate --output FILE` wrote; an earlier number of the same metric and split gives way.
+    """Add what `dual-distill evaluate --output-dir` wrote; an earlier number of the same metric and split gives way.
 
     Args:
         record: the run.
@@ -281,7 +281,7 @@ def add_evaluation(
     """
     for name in ("task", "split", "rows"):
         if name not in evaluation:
-            raise ValueError(f"{source} has no {name!r}; give the file that `dual-distill evaluate --output` wrote.")
+            raise ValueError(f"{source} has no {name!r}; give what `dual-distill evaluate --output-dir` wrote.")
         if teacher is not None and teacher.get(name) != evaluation[name]:
             both = f"with {name} {teacher.get(name)!r}, the model with {evaluation[name]!r}"
             raise ValueError(f"the teacher was evaluated {both}; evaluate both on the same rows.")
