@@ -146,7 +146,7 @@ def test_a_value_out_of_range_is_one_sentence_and_debug_shows_the_traceback(
 
 def test_unknown_task_and_missing_data(tmp_path: Path, refusal: Callable[..., str]) -> None:
     assert "did you mean 'scenes'?" in refusal("train", recipe(tmp_path, task="scene", data_options=None), cwd=tmp_path)
-    assert "pass path=" in refusal("train", recipe(tmp_path, task="nlvr", data_options=None), cwd=tmp_path)
+    assert "Give path=" in refusal("train", recipe(tmp_path, task="nlvr", data_options=None), cwd=tmp_path)
 
 
 def test_a_trained_checkpoint_loads_in_a_fresh_process_and_holds_no_pickle(teacher: Path) -> None:
