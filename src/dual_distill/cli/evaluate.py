@@ -189,7 +189,7 @@ def _evaluate_ranking(options: argparse.Namespace, task: Task, data: Any, rows: 
     if options.fold_images == 0:
         settings["fold_images"] = None
     searched = (rows, task, model.to(options.device), processor)
-    report = asdict(evaluate_retrieval(*searched, *again, **settings, show_progress=True))
+    report = evaluate_retrieval(*searched, *again, **settings, show_progress=True).to_dict()
     return {**({} if options.rerank is None else {"rerank": options.rerank}), "rows": report["images"], **report}
 
 
