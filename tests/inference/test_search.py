@@ -141,7 +141,7 @@ def test_many_rows_are_ranked_as_at_once_and_a_flat_index_gives_the_same(
         len({found.id for found in a.best[:10]} & {found.id for found in b.best})
         for a, b in zip(exact, graph, strict=True)
     ]
-    assert sum(hits) >= 32, "of 40"  # a graph is approximate: one run gave 35
+    assert sum(hits) >= 36, "of 40"  # a graph is approximate
     cells = FeatureStoreSearcher(model, answering_processor, store, index="faiss:IVF4,Flat")
     assert len(cells.by_texts(TEXTS[:1])[0].best) == 10
 

@@ -36,6 +36,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 30_522, max_text_len
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trained.decoder = decoders.WordPiece()
 
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=_SPECIAL_TOKENS, show_progress=False)
+    # The trainer numbers letters within words in the order of a hash table, another one each time, and breaks ties by
+    # these numbers: given first and sorted, they make equal texts give equal word pieces.
+    normal = {trained.normalizer.normalize_str(text) for text in texts}
+    words = {word for text in normal for word, _ in trained.pre_tokenizer.pre_tokenize_str(text)}
+    letters = sorted({f"##{letter}" for word in words for letter in word[1:]})
+
+    first = [*_SPECIAL_TOKENS, *letters]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
     trained.train_from_iterator(texts, trainer)
     return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=True, model_max_length=max_text_length)
