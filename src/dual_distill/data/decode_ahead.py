@@ -6,12 +6,13 @@ killed.
 """
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from .fingerprint import fingerprint
 from .images import ImageError, image_source
@@ -44,27 +45,21 @@ class Prepared(NamedTuple):
     known: Any = None
 
 
-class _Decoding(Dataset[Prepared | ImageError]):
-    """What `prepare` makes of each input; an error is handed over, not raised, so that it crosses processes."""
-
-    def __init__(self, source: InputSource, ids: Sequence[str], prepare: Callable[[str, Any], Prepared]) -> None:
-        self.source, self.ids, self.prepare = source, ids, prepare
-        self.given = set(source.ids)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Prepared | ImageError:
-        identifier = self.ids[index]
-        if identifier not in self.given:
-            return ImageError(f"row {identifier}: it was planned, but is not among those given now.")
-        try:
-            return self.prepare(identifier, self.source.value(identifier))
-        except ImageError as error:
-            return error
+def _prepared(
+    source: InputSource, given: Container[str], prepare: Callable[[str, Any], Prepared], identifier: str
+) -> Prepared | ImageError:
+    """What `prepare` makes of an input; an error is handed over, not raised, so that it crosses processes."""
+    if identifier not in given:
+        return ImageError(f"row {identifier}: it was planned, but is not among those given now.")
+    try:
+        return prepare(identifier, source.value(identifier))
+    except ImageError as error:
+        return error
 
 
-def _to_numpy(prepared: Any) -> Any:
+def _as_numpy(prepare: Callable[[str], Prepared | ImageError], identifier: str) -> Any:
+    # An array crosses processes at half the cost of a tensor, which would take shared memory and an open file.
+    prepared = prepare(identifier)
     return prepared if isinstance(prepared, ImageError) else (prepared.values.numpy(), prepared.known)
 
 
@@ -81,24 +76,19 @@ def decode_ahead(
     """
     if num_workers is None:
         num_workers = min(_MOST_WORKERS, os.cpu_count() or 1, len(ids) // _INPUTS_OF_A_WORKER)
-    ahead = _AHEAD_OF_A_WORKER if num_workers else None
 
-    loader = DataLoader(
-        _Decoding(source, ids, prepare),
-        batch_size=None,
-        collate_fn=_to_numpy,
-        num_workers=num_workers,
-        prefetch_factor=ahead,
-        generator=torch.Generator(),  # workers are seeded from it, not from the generator of everyone else
-    )
+    made_of = partial(_as_numpy, partial(_prepared, source, frozenset(source.ids), prepare))
+    ahead = _AHEAD_OF_A_WORKER if num_workers else None
+    # Workers are seeded from a generator of their own, not from that of everyone else.
+    own: dict[str, Any] = {"generator": torch.Generator(), "prefetch_factor": ahead, "num_workers": num_workers}
+    loader: DataLoader[Any] = DataLoader(list(ids), batch_size=None, collate_fn=made_of, **own)  # type: ignore[arg-type]
     for prepared in loader:
-        # An array crosses processes at half the cost of a tensor, which would take shared memory and an open file.
         yield prepared if isinstance(prepared, ImageError) else Prepared(torch.from_numpy(prepared[0]), prepared[1])
 
 
 def is_readable(source: InputSource, prepare: Callable[[str, Any], Prepared], identifier: str) -> bool:
     """Return whether an input that could not be read can be now."""
-    return isinstance(_Decoding(source, [identifier], prepare)[0], Prepared)
+    return isinstance(_prepared(source, source.ids, prepare, identifier), Prepared)
 
 
 class ShapedBatches:

@@ -359,7 +359,9 @@ def test_broken_files_of_other_kinds(tmp_path):
 def test_each_error_by_its_message(tmp_path, pairs):
     with pytest.raises(ValueError, match=r"There are no sources; give at least one"):
         load_image_text_stream([])
-    with pytest.raises(ValueError, match=r"A source is \{'path': 'x'\}, but expected is an object with path and kind"):
+    with pytest.raises(
+        ValueError, match=r"A source is \{'path': 'x'\} \(.*'kind'\), but expected is an object of path, kind, weight"
+    ):
         load_image_text_stream([{"path": "x"}])
     with pytest.raises(
         ValueError, match=r"has the kind 'tar'.* Known are: coco, folder, karpathy, parquet, webdataset"

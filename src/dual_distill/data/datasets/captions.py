@@ -88,13 +88,13 @@ def _read_karpathy(file: FilePath, images: ImageFolder, reader: RecordReader) ->
         raise ValueError(f"{str(file)!r} is in COCO's format; pass it with its split, captions={{'train': ...}}.")
     image_ids, sentence_ids = UniqueIds("image id"), UniqueIds("sentid")
 
-    def sentences_of(image: Record) -> tuple[int, list[Any]]:
+    def id_and_sentences(image: Record) -> tuple[int, list[Any]]:
         image_id = image_ids.add(image.value("cocoid" if "cocoid" in image else "imgid", int))
         return image_id, image.value("sentences", list)
 
     def sentences() -> Iterator[tuple[str, Any]]:
         for place, image in document_records(file, document["images"], "image", "imgid"):
-            image_id, listed = reader.row(place, image, sentences_of) or (None, None)
+            image_id, listed = reader.row(place, image, id_and_sentences) or (None, None)
             if listed == []:
                 reader.report.left_out["image without a caption"] += 1
             for number, sentence in enumerate(listed or (), start=1):

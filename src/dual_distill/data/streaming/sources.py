@@ -131,19 +131,15 @@ def parse_sources(sources: Any) -> list[ImageTextSource]:
         2
         >>> parse_sources([{"path": "/data/sbu/*.tar", "kind": "webdataset", "wieght": 2}])
         Traceback (most recent call last):
-        ValueError: A source has no field 'wieght'; did you mean 'weight'? Known are: caption_column, ...
+        ValueError: A source is {...} (...argument 'wieght'...), but expected is an object of path, ...
     """
-    known = [field.name for field in fields(ImageTextSource)]
     parsed: dict[str | None, ImageTextSource] = {}
-    for source in [sources] if isinstance(sources, Mapping | ImageTextSource) else list(sources):
-        if not isinstance(source, ImageTextSource):
-            if not isinstance(source, Mapping) or not {"path", "kind"} <= set(source):
-                more = ", ".join(known[2:])
-                raise ValueError(f"A source is {source!r}, but expected is an object with path and kind (and {more}).")
-            if wrong := [name for name in source if name not in known]:
-                raise ValueError(f"A source has no field {wrong[0]!r}{nearest_name(wrong[0], known)}")
-            source = ImageTextSource(**source)
-
+    for given in [sources] if isinstance(sources, Mapping | ImageTextSource) else list(sources):
+        try:
+            source = given if isinstance(given, ImageTextSource) else ImageTextSource(**given)
+        except TypeError as error:
+            known = ", ".join(field.name for field in fields(ImageTextSource))
+            raise ValueError(f"A source is {given!r} ({error}), but expected is an object of {known}.") from error
         if source.name in parsed:
             raise ValueError(f"Two sources are named {source.name!r}, by which rows are told apart; give each a name=.")
         parsed[source.name] = source
