@@ -420,3 +420,76 @@ def test_pictures_in_parquet_without_a_path_are_taken(tmp_path, png):
     own = load_custom_dataset(tmp_path / "rows.parquet", validation_share=0.5)
     assert own.data["train"].features["image"] == Image(decode=False)
     assert {row["image"]["bytes"] for split in own.data.values() for row in split} == {one["bytes"] for one in pictures}
+
+
+def test_spellings_of_an_answer_are_one_class(folder, capsys):
+    """61 of the 477 answers of VQA-RAD are another one in another spelling, and cost 6.5 points."""
+    said = ["Yes", "yes", "No", " NO ", "right  Lung", "Right lung"]
+    rows = [row | {"answer": answer} for row, answer in zip(questions("abcdef"), said, strict=True)]
+    files = splits(folder, ".csv", train=rows, validation=questions("gh", _0={"answer": "YES"}, _1={"answer": "no"}))
+    report = ReadingReport()
+    data, task = load_custom_dataset(files, report=report)
+    assert task.label_names == ("No", "Yes", "right Lung")
+    assert data["train"]["answer"][:] == ["Yes", "Yes", "No", "No", "right Lung", "right Lung"]
+    assert data["validation"]["answer"][:] == ["Yes", "No"]
+    remark = "answer in another spelling than its class (5 spellings; merge_spellings=False keeps them apart)"
+    assert report.notes == {remark: 5}
+    assert f"taken 5: {remark}" in capsys.readouterr().err
+
+    apart = load_custom_dataset(files, merge_spellings=False).task.label_names
+    assert apart == ("NO", "No", "Right lung", "Yes", "right  Lung", "yes")
+    # A checkpoint's classes keep their spelling, whatever the data writes first.
+    given = load_custom_dataset(files, label_names=["yes", "no", "right lung"])
+    assert set(given.data["train"]["answer"]) == {"yes", "no", "right lung"}
+
+
+def test_spellings_among_several_answers(folder):
+    rows = [{k: v for k, v in row.items() if k != "answer"} | {"answers": ["Cat", "cat", "dog"]} for row in questions()]
+    data, _ = load_custom_dataset(splits(folder, ".jsonl", train=rows, validation=rows), answers_column="answers")
+    assert data["train"][0]["answers"] == ["Cat", "Cat", "dog"]
+    assert data["train"][0]["answer"] == "Cat"
+
+
+def test_classes_of_a_classifier_keep_their_case(folder):
+    rows = [{"image": f"images/{x}.png", "text": x, "label": label} for x, label in zip("abc", "aAb", strict=True)]
+    assert load_custom_dataset(splits(folder, ".csv", train=rows, val=rows), **CLASSES).task.label_names == (
+        "A",
+        "a",
+        "b",
+    )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("head", ["question_answering", "images_and_text_classification"])
+def test_1_and_1_point_0_are_one_class(folder, suffix, head):
+    """pandas writes whole numbers beside an empty cell as 1.0."""
+    train = questions("abcd", _0={"answer": 1}, _1={"answer": 2}, _2={"answer": 1}, _3={"answer": 2})
+    validation = questions("ef", _0={"answer": 1.0}, _1={"answer": 2.0})
+    data, task = load_custom_dataset(splits(folder, suffix, train=train, validation=validation), head=head)
+    assert task.label_names == ("1", "2")
+    assert data["validation"]["answer"][:] == ["1", "2"]
+
+
+def test_the_held_out_share_is_one_of_rows(folder):
+    """Where one image has most of the rows, its rows would be 60 of the 10 that are asked for."""
+    file = write(folder / "mine.csv", questions("a" * 60 + "bcdefgh" * 6)[:100])
+    for seed in range(8):
+        data, _ = load_custom_dataset(file, seed=seed)
+        assert 10 - 6 < data["validation"].num_rows <= 10
+        assert data["train"].num_rows + data["validation"].num_rows == 100
+    few = load_custom_dataset(write(folder / "mine.csv", questions("aaaaabbb"))).data  # the smallest image is too large
+    assert few.num_rows == {"train": 5, "validation": 3}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("column", ["directory", "identifier"])
+def test_validation_holds_out_whole_groups_that_the_data_names(folder, suffix, column):
+    """The six permutations of an example of NLVR are six images with one identifier."""
+    rows = [row | {column: f"{number // 2}-0"} for number, row in enumerate(questions("abcdefgh"))]
+    file = write(folder / f"mine{suffix}", rows)
+    for seed in range(4):
+        data, _ = load_custom_dataset(file, validation_share=0.3, seed=seed)
+        letters = {split: [row["image"]["path"][-5] for row in rows] for split, rows in data.items()}
+        assert len(letters["validation"]) == 2
+        assert "".join(letters["validation"]) in ("ab", "cd", "ef", "gh")
+        assert column not in data["train"].column_names

@@ -1,12 +1,14 @@
 """A custom dataset by the names of its columns: questions with free answers, or texts and images to classify.
 
 The result is what the official readers give, a `DatasetDict` with undecoded images, and beside it a `Task` whose
-`label_names` become `id2label` in the config and the card. Answers stay as they are written but for blanks at their
-ends. Parquet, the Hub and data in memory come through `datasets`, and images inside them stay where they are.
+`label_names` become `id2label` in the config and the card. Answers that differ in case or blanks alone are one class.
+Parquet, the Hub and data in memory come through `datasets`, and images inside them stay where they are.
 """
 
 import os
 import random
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +37,8 @@ _FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _FIXED_LABELS = {task.head: task.fixed_labels for task in TASKS.values() if task.label_column}
 _TEXT_TYPES = (Value("string"), Value("large_string"))
+_GROUP_COLUMNS = ("directory", "identifier")
+_WHOLE = re.compile(r"^(-?[0-9]+)\.0+$")  # 1.0 is 1
 _IMAGE, _LABEL = "the path of an image", "a word, a whole number, or true or false"
 
 
@@ -60,6 +64,7 @@ def load_custom_dataset(
     head: str = "question_answering",
     label_names: Sequence[str] | None = None,
     min_answer_count: int = 1,
+    merge_spellings: bool = True,
     validation_share: float = 0.1,
     seed: int = 0,
     config: str | None = None,
@@ -84,8 +89,13 @@ def load_custom_dataset(
         label_names: the classes in the order of the logits. None: for classification the labels of train, in
             alphabetical order (whole numbers by size); for questions the answers of train, most frequent first.
         min_answer_count: fewest training rows with an answer that becomes a class; for questions without `label_names`.
-        validation_share: share of train in (0, 1) that becomes validation where the data has none. All rows of one
-            image (with several, of one first image) go together, where images are paths; which ones, `seed` draws.
+        merge_spellings: an answer that differs from another by case or blanks alone is no class of its own, and neither
+            is 1.0 beside 1; a class is spelled as in `label_names`, or as it is first. The report counts them. Classes
+            of a classifier keep their case.
+        validation_share: share of train in (0, 1) that becomes validation where the data has none, at most so many
+            rows. All rows of one image (with several, of one first image) go together, where images are paths; where
+            there is a column `directory`, or `identifier` with repeated values, all rows of one of its values do.
+            Which ones, `seed` draws.
         seed: of that draw.
         config: configuration of a data set on the Hub.
         revision: branch, tag or commit of a data set on the Hub.
@@ -117,18 +127,22 @@ def load_custom_dataset(
     fixed, classes = _FIXED_LABELS[head], list(label_names or ())
     task = Task("custom", head, images, text_column, label_column, answers_column=answers_column, fixed_labels=fixed)
 
-    reader = _TableReader(task, id_column, **reading)
+    reader = _TableReader(task, id_column, merge_spellings, **reading)
     for split, (name, table) in _find_tables(data, config, revision).items():  # train comes first
-        rows, kind = reader.read_table(split, name, table, classes if fixed else [])
+        rows, kind = reader.read_table(split, name, table, classes)
         if fixed and not classes:
             classes = list(kind.names) if isinstance(kind, ClassLabel) else _in_order(rows.unique(label_column))
 
     splits = reader.splits
     if "validation" not in splits:
-        splits["train"], splits["validation"] = _hold_out_images(splits["train"], images, validation_share, seed)
+        groups = reader.groups_of_train()
+        splits["train"], splits["validation"] = _hold_out_groups(splits["train"], groups, validation_share, seed)
     reader.splits = {split: splits[split] for split in _SPLITS if split in splits}
 
     classes = classes or build_answer_vocabulary(splits["train"], label_column, min_answer_count)
+    if reader.respelled:
+        merged = f"{len(set(reader.respelled)):,} spellings; merge_spellings=False keeps them apart"
+        reader.report.notes[f"answer in another spelling than its class ({merged})"] = len(reader.respelled)
     for split, rows in reader.splits.items():
         if unknown := sum(label not in set(classes) for label in rows[label_column]):
             remark = f"answer outside the {len(classes):,} classes ({split}; it counts as wrong)"
@@ -186,10 +200,14 @@ def _folder_files(folder: Path) -> dict[str, list[Path]]:
 class _TableReader(RecordReader):
     """Reads tables by the names of their columns, which are those of the task."""
 
-    def __init__(self, task: Task, id_column: str | None, **reading: Unpack[Reading]) -> None:
+    def __init__(self, task: Task, id_column: str | None, merge_spellings: bool, **reading: Unpack[Reading]) -> None:
         images, text, label, answers = task.image_columns, task.text_column, str(task.label_column), task.answers_column
-        self.task, self.label, self.id_column = task, label, id_column
+        self.task, self.label, self.id_column, self.merges = task, label, id_column, merge_spellings
         self.columns = [*images, text, answers or label, *([id_column] if id_column else [])]
+        self.respelled: list[str] = []
+        self._known: set[str] = set()
+        self._spellings: dict[str, str] = {}
+        self._groups: dict[str, list[list[Any]]] = {}
         names = [*self.columns, label] if answers else self.columns
         if len(set(names)) < len(names):
             raise ValueError(f"The columns are {', '.join(names)}, but each is another one; name each once.")
@@ -206,7 +224,7 @@ class _TableReader(RecordReader):
     def read_table(self, split: str, name: str, table: Any, classes: list[str]) -> tuple[Dataset, Any]:
         """Add a split, and return it with the type of its labels, as far as there is one.
 
-        Labels outside of `classes` are bad, if there are any.
+        Labels are spelled as in `classes`; those of a classifier that are none of them are bad, if there are any.
         """
         folder = Path.cwd()
         if not isinstance(table, Dataset):
@@ -216,18 +234,33 @@ class _TableReader(RecordReader):
                 raise ValueError(f"{name!r} is none of the known formats ({', '.join(_FORMATS)}); save it as one.")
             table = Dataset.from_parquet([str(file) for file in files]) if suffix == ".parquet" else None
 
+        kind = None if table is None else table.features.get(self.label)
+        self._known = set(kind.names if isinstance(kind, ClassLabel) else classes)
+        for known in sorted(self._known):
+            self._spellings.setdefault(self._key(_WHOLE.sub(r"\1", known)), known)
         if table is None:
-            make_row = self._row_maker(folder, self.task.image_columns, None, classes)
+            make_row = self._row_maker(split, folder, self.task.image_columns, None, classes)
             self.read(split, self._file_records(Path(name)), make_row)
             return self.splits[split], None
 
         self._check_columns(name, table.column_names)
         inside = [column for column in self.task.image_columns if table.features[column] not in _TEXT_TYPES]
         paths = [column for column in self.task.image_columns if column not in inside]
-        kind = table.features.get(self.label)
-        make_row = self._row_maker(folder, paths, kind, classes)
+        make_row = self._row_maker(split, folder, paths, kind, classes)
         self.splits[split] = self._read_rows(split, name, table.with_format(None), inside, make_row)
         return self.splits[split], kind
+
+    def groups_of_train(self) -> list[Any]:
+        """What the rows of train are of that must not stand on both sides of the line, one a row."""
+        for values in zip(*self._groups["train"], strict=True):
+            # Six images of one example of NLVR share these; a column that numbers the rows says nothing.
+            if None not in values and len(set(values)) < len(values):
+                return list(values)
+
+        images = self.splits["train"].select_columns(list(self.task.image_columns))
+        if any(value["bytes"] is not None for value in images[0].values()):
+            return list(range(images.num_rows))
+        return [image["path"] for image in images[self.task.image_columns[0]]]
 
     def _check_columns(self, name: str, found: Iterable[str]) -> None:
         """Refuse a table without a column, which is no matter of skipping."""
@@ -236,10 +269,11 @@ class _TableReader(RecordReader):
                 raise ValueError(f"{name}: there is no column {column!r}{nearest_name(column, list(found))}")
 
     def _row_maker(
-        self, folder: Path, paths: Sequence[str], kind: Any, classes: list[str]
+        self, split: str, folder: Path, paths: Sequence[str], kind: Any, classes: list[str]
     ) -> Callable[[Record], dict[str, Any]]:
         """What makes a row of a record, but for images that are inside the table."""
         task, images, ids = self.task, ImageFolder(folder), UniqueIds(self.id_column or "id")
+        groups = self._groups[split] = []
 
         def make_row(record: Record) -> dict[str, Any]:
             row: dict[str, Any] = {column: images.find(record.text(column, _IMAGE).strip()) for column in paths}
@@ -247,15 +281,46 @@ class _TableReader(RecordReader):
 
             if task.answers_column is not None:
                 answers = [Record(answer=answer) for answer in record.value(task.answers_column, list) or [None]]
-                row[task.answers_column] = [answer.text("answer", _LABEL).strip() for answer in answers]
+                row[task.answers_column] = [self._spelled(answer.text("answer", _LABEL)) for answer in answers]
                 row[self.label] = Counter(row[task.answers_column]).most_common(1)[0][0]
             else:
-                row[self.label] = _label(record, self.label, kind, classes)
+                row[self.label] = self._label(record, kind, classes)
             if self.id_column is not None:
                 row[self.id_column] = str(ids.add(record.get(self.id_column)))
+            groups.append([record.get(column) for column in _GROUP_COLUMNS])
             return row
 
         return make_row
+
+    def _label(self, record: Record, kind: Any, classes: list[str]) -> str:
+        """The label of a record as text: a word, a whole number, true or false, or the name of a `ClassLabel`."""
+        value = record.get(self.label)
+        if isinstance(kind, ClassLabel) and isinstance(value, int):
+            record = Record({self.label: kind.int2str(value) if value >= 0 else None})
+        elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+            record = Record({self.label: str(value).removesuffix(".0").lower()})
+
+        label = self._spelled(record.text(self.label, _LABEL))
+        if self.task.fixed_labels and classes and label not in classes:
+            message = f"{self.label} is {label!r}{nearest_name(label, classes)}".removesuffix(".")
+            raise InvalidRecordError("unknown label", message)
+        return label
+
+    def _spelled(self, label: str) -> str:
+        """A label as its class is spelled; classes that are known keep theirs, others that of their first row."""
+        label = label.strip()
+        if not self.merges or label in self._known:
+            return label
+
+        plain = _WHOLE.sub(r"\1", " ".join(label.split()))
+        spelled = self._spellings.setdefault(self._key(plain), plain)
+        if spelled != plain:
+            self.respelled.append(label)
+        return spelled
+
+    def _key(self, label: str) -> str:
+        """What all spellings of a label share; the classes of a classifier keep their case."""
+        return label if self.task.fixed_labels else unicodedata.normalize("NFKC", label).casefold()
 
     def _file_records(self, file: Path) -> Iterator[tuple[str, Any]]:
         """The lines of a file; in an image folder's, `file_name` is the column image, `a_file_name` the column a."""
@@ -279,7 +344,8 @@ class _TableReader(RecordReader):
         good: list[int] = []
 
         def rows() -> Iterator[dict[str, Any]]:
-            for index, values in enumerate(table.select_columns([one for one in self.columns if one not in inside])):
+            needed = {*self.columns, *_GROUP_COLUMNS} - {*inside}
+            for index, values in enumerate(table.select_columns([one for one in table.column_names if one in needed])):
                 record = InvalidRecordError("missing image", problem) if index in missing else Record(values)
                 row = self.row(f"{name}, row {index}", record, make_row)
                 if row is not None:
@@ -295,20 +361,6 @@ class _TableReader(RecordReader):
             return written if good else self.table(split, [])
         joined = concatenate_datasets([images, written], axis=1, split=split).select_columns(list(self.features))
         return joined if len(good) == joined.num_rows else joined.select(good)
-
-
-def _label(record: Record, column: str, kind: Any, classes: list[str]) -> str:
-    """The label of a record as text: a word, a whole number, true or false, or the name of a `ClassLabel`."""
-    value = record.get(column)
-    if isinstance(value, int):
-        named = isinstance(kind, ClassLabel)
-        record = Record({column: (kind.int2str(value) if value >= 0 else None) if named else str(value).lower()})
-
-    label = record.text(column, _LABEL).strip()
-    if classes and label not in classes:
-        message = f"{column} is {label!r}{nearest_name(label, classes)}".removesuffix(".")
-        raise InvalidRecordError("unknown label", message)
-    return label
 
 
 def _rows_without_image(images: Dataset) -> set[int]:
@@ -327,13 +379,18 @@ def _in_order(labels: Sequence[str]) -> list[str]:
     return sorted(labels, key=int if all(label.removeprefix("-").isdecimal() for label in labels) else None)
 
 
-def _hold_out_images(rows: Dataset, images: Sequence[str], share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Train and validation; rows of one image go together where images are paths."""
-    groups: list[Any] = list(range(rows.num_rows))
-    if all(rows[0][column]["bytes"] is None for column in images):
-        groups = [image["path"] for image in rows[images[0]]]
-    order = sorted(set(groups))
+def _hold_out_groups(rows: Dataset, groups: list[Any], share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Train and validation, which gets whole groups as long as they fit into its share; one group at least."""
+    sizes = Counter(groups)
+    order = sorted(sizes)
     random.Random(seed).shuffle(order)
 
+    held_out: list[Any] = []
+    free = round(share * rows.num_rows)
+    for group in order:
+        if sizes[group] <= free:
+            held_out.append(group)
+            free -= sizes[group]
+
     asked = f"there is no validation split and validation_share is {share}"
-    return hold_out(rows, groups, order, asked, max(1, round(share * rows.num_rows)))
+    return hold_out(rows, groups, held_out or [min(order, key=lambda group: sizes[group])], asked)
