@@ -173,6 +173,19 @@ def test_resumed_equals_uninterrupted(step, taught, build, make_student, tmp_pat
         assert logged(resumed, term) == logged(whole, term)
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+def test_workers_draw_nothing_from_the_generator_of_dropout(persistent, build, make_student, make_rows, tmp_path):
+    """Workers that outlive an epoch are seeded once in a whole run, and once more after a resume."""
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    fields = {"learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 1, "dataloader_num_workers": 1}
+    fields |= {"dataloader_persistent_workers": persistent, "eval_strategy": "steps", "eval_steps": 1}
+    whole = build(make_student(**dropout), eval_rows=make_rows(2), **fields)
+    whole.train()
+    resumed = build(make_student(seed=9, **dropout), eval_rows=make_rows(2), **fields, output_dir=tmp_path / "again")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert_equal_weights(weights(whole), weights(resumed), exactly=True)
+
+
 def test_the_best_checkpoint_is_loaded_on_every_tensor(build, make_rows, tmp_path):
     trainer = build(
         eval_rows=make_rows(6),

@@ -51,17 +51,29 @@ def stream(tmp_path):
     )
 
 
-def build(folder, stream, *callbacks, **fields):
+def build(folder, stream, *callbacks, dropout=0.0, **fields):
     torch.manual_seed(0)
     fields = {"per_device_train_batch_size": 4, "max_steps": 8, "save_strategy": "steps", "save_steps": 3, **fields}
     return PreTrainingTrainer(
-        dual(),
+        dual(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout),
         pair_arguments(folder, **fields),
         teacher=fusion(),
         train_dataset=stream(),
         data_collator=Collator(),
         callbacks=list(callbacks),
     )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_with_dropout_that_was_cut_off_ends_as_the_whole_one(stream, tmp_path, workers):
+    options = {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
+    whole = build(tmp_path / "whole", stream, dropout=0.1, **options)
+    whole.train()
+    build(tmp_path / "cut", stream, CutOff(), dropout=0.1, **options).train()
+    resumed = build(tmp_path / "cut", stream, dropout=0.1, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
 
 
 def test_a_run_that_was_cut_off_goes_on_at_its_row(stream, tmp_path):

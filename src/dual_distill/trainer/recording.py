@@ -78,6 +78,15 @@ class RecordingTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         self._start = known_origin(loaded_from(model)) if self.args.should_save else None
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Give each loader a generator of its own to seed its workers from, so that dropout draws the same on a resume.
+
+        Workers that outlive an epoch are seeded once in a whole run, and once more after each resume.
+        """
+        loader = super()._get_dataloader(*args, **kwargs)
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
+
     def describe_run(self, settings: Mapping[str, Any] | None = None, **known: Any) -> None:
         """Add to the record what the trainer cannot know.
 

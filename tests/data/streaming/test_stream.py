@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from dual_distill.data import ImageTextLoader, ImageTextSource, ImageTextStreamCallback, load_image_text_stream
 
@@ -221,6 +222,13 @@ def test_a_loader_goes_on_where_it_was(pairs, workers, tmp_path):
         second = loader()
         second.load_position(tmp_path)
         assert taken + list(itertools.islice(second, 32 - cut)) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_draws_nothing_from_the_generator_of_everyone_else(pairs, workers):
+    before = torch.get_rng_state()
+    assert len(list(ImageTextLoader(mixed(pairs), 4, numbers, num_workers=workers))) > 10
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_position_of_another_run_is_refused(pairs, tmp_path):

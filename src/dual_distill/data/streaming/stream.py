@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from datasets.distributed import split_dataset_by_node
 from datasets.iterable_dataset import ExamplesIterable
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -276,7 +277,9 @@ class ImageTextLoader(DataLoader[Any]):
         self.stream = stream
         self._state, self._resumes = self._start(num_workers), False
         self._batches = _Batches(stream, batch_size, collator, self._state)
-        super().__init__(self._batches, batch_size=None, collate_fn=_unchanged, num_workers=num_workers, **options)
+        # Workers are seeded from a generator of their own, so that dropout draws the same whether they start or not.
+        options |= {"num_workers": num_workers, "generator": torch.Generator().manual_seed(stream.seed)}
+        super().__init__(self._batches, batch_size=None, collate_fn=_unchanged, **options)
 
     @staticmethod
     def _start(num_workers: int) -> dict[str, Any]:
