@@ -56,9 +56,9 @@ def test_an_image_has_its_own_tokens_whatever_its_batch(encode, model, answering
     assert torch.equal(again[0][again_mask[0]], alone[0])
 
 
-@pytest.mark.parametrize("rows", [None, 1, 2, 100])
-def test_answers_are_those_from_pixels(encode, model, answering_processor, images, rows) -> None:
-    ask = FeatureStoreVQA(model, answering_processor, encode())
+@pytest.mark.parametrize("keys_values, rows", [(False, None), (False, 1), (False, 2), (True, None), (True, 2)])
+def test_answers_are_those_from_pixels(encode, model, answering_processor, images, keys_values, rows) -> None:
+    ask = FeatureStoreVQA(model, answering_processor, encode(keys_values=keys_values))
     answer = pipeline(ANSWERING_TASK, model=model, processor=answering_processor, device="cpu")
     expected = {name: answer(image, QUESTIONS, top_k=5) for name, image in images.items()}
 
@@ -83,12 +83,57 @@ def test_answers_are_those_from_pixels(encode, model, answering_processor, image
             )
 
 
-def test_one_image_is_read_once_for_many_questions(encode, model, answering_processor) -> None:
-    ask = FeatureStoreVQA(model, answering_processor, encode())
+def test_keys_and_values_are_those_that_the_layers_make(
+    encode, answering_model, answering_processor, images, tmp_path
+) -> None:
+    """Two layers, images of unequal sizes, each by itself from pixels."""
+    model = answering_model(DualEncoderForQuestionAnswering, interaction_layers=2)
+    encode_images(model, answering_processor, images, tmp_path / "two", batch_size=2, shard_size=2, keys_values=True)
+    store = FeatureStore(tmp_path / "two")
+    assert (store.manifest.vectors, store.manifest.width) == ("keys_values", 16)
+    found = store.image_inputs([4, 0, 4], model.config)
+    for row, name in enumerate(("image 4", "image 0", "image 4")):
+        with torch.no_grad():
+            pixels = answering_processor(images=images[name])["pixel_values"]
+            expected = model.get_image_features(pixels, output_token_states=True)
+        real = found["image_token_mask"][row]
+        assert real.sum() == expected.image_token_states.shape[-2]
+        states = found["image_token_states"][row][..., real, :]
+        torch.testing.assert_close(states, expected.image_token_states[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found["image_pooler_output"][row], expected.pooler_output[0, 0], atol=1e-5, rtol=0)
+    for name in images:
+        [found] = FeatureStoreVQA(model, answering_processor, store).answer(name, QUESTIONS[:1])
+        answer = pipeline(ANSWERING_TASK, model=model, processor=answering_processor, device="cpu")
+        scores = {one["answer"]: one["score"] for one in answer(images[name], QUESTIONS[0], top_k=5)}
+        assert {one["answer"]: one["score"] for one in found} == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_store_of_keys_and_values_stays_one(encode, model, answering_model, answering_processor, images, tmp_path):
+    encode("store", keys_values=True, dtype="int8")
+    (tmp_path / "store" / "shard-00001.arrow").unlink()
+    assert encode("store").manifest.vectors == "keys_values"
+    with pytest.raises(ValueError, match=r"other settings \(vectors: 'keys_values' there, 'tokens' now\)"):
+        encode("store", keys_values=False)
+    encode("tokens")
+    with pytest.raises(ValueError, match=r"other settings \(vectors: 'tokens' there, 'keys_values' now\)"):
+        encode("tokens", keys_values=True)
+    with pytest.raises(ValueError, match="holds keys_values vectors, not tokens"):
+        FeatureStore(tmp_path / "store").read_tokens([0])
+    with pytest.raises(ValueError, match="holds keys and values, not one vector an image"):
+        FeatureStore(tmp_path / "store").read([0])
+    for cls in (DualEncoderForQuestionAnswering, DualEncoderForImageTextRetrieval):
+        with pytest.raises(
+            ValueError, match="keys_values is set, but the model has no interaction layers that read them"
+        ):
+            encode_images(answering_model(cls), answering_processor, images, tmp_path / "none", keys_values=True)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("keys_values, name", [(False, "image_token_embeds"), (True, "image_token_states")])
+def test_one_image_is_read_once_for_many_questions(encode, model, answering_processor, keys_values, name) -> None:
+    ask = FeatureStoreVQA(model, answering_processor, encode(keys_values=keys_values))
     given = []
-    model.register_forward_pre_hook(
-        lambda module, args, inputs: given.append(inputs["image_token_embeds"].shape[0]), with_kwargs=True
-    )
+    model.register_forward_pre_hook(lambda module, args, inputs: given.append(inputs[name].shape[0]), with_kwargs=True)
     ask.answer("image 2", QUESTIONS)
     list(ask.probabilities(QUESTIONS[0], rows=2))
     assert given == [1, 2, 2, 1]
@@ -112,14 +157,20 @@ def test_int8_has_one_scale_a_token_and_errs_by_half_a_step(encode, model, answe
     half, _ = encode("float16", dtype="float16").read_tokens(range(5))
     assert torch.equal(half, exact.half())
 
+    exact = encode("states", keys_values=True).image_inputs(range(5), model.config)["image_token_states"]
+    found = encode("int8 states", keys_values=True, dtype="int8").image_inputs(range(5), model.config)
+    # One scale a token's key or value, of all its heads.
+    largest = exact.abs().amax(dim=(-3, -1), keepdim=True)
+    assert ((found["image_token_states"] - exact).abs() <= largest / 254 * (1 + 1e-5)).all()
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_a_run_that_continues_leaves_the_same_bytes(encode, tmp_path, dtype) -> None:
+
+@pytest.mark.parametrize("dtype, keys_values", [("float32", False), ("int8", False), ("float16", True)])
+def test_a_run_that_continues_leaves_the_same_bytes(encode, tmp_path, dtype, keys_values) -> None:
     def contents(name: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())}
 
-    encode("whole", dtype=dtype)
-    encode("store", dtype=dtype)
+    encode("whole", dtype=dtype, keys_values=keys_values)
+    encode("store", dtype=dtype, keys_values=keys_values)
     (tmp_path / "store" / "shard-00001.arrow").unlink()
     encode("store")
     assert contents("store") == contents("whole")
@@ -130,6 +181,8 @@ def test_the_report_says_bytes_an_image(model, answering_processor, images, tmp_
     numbers = sum(tokens_of(model, answering_processor, image).numel() for image in images.values())
     assert 4 * numbers / 5 < report.bytes_per_row < 4 * numbers / 5 + 1000
     assert FeatureStore(tmp_path / "store").manifest.shard_size == 128
+    larger = encode_images(model, answering_processor, images, tmp_path / "states", keys_values=True)
+    assert 2 * report.bytes_per_row - 1000 < larger.bytes_per_row < 2 * report.bytes_per_row + 1000
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_first_image(
@@ -145,7 +198,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_image(
 
 def test_what_does_not_fit_is_refused(encode, answering_model, model, answering_processor, images, tmp_path) -> None:
     store = encode()
-    with pytest.raises(ValueError, match="holds tokens, not one vector an image; read them with read_tokens"):
+    with pytest.raises(ValueError, match="holds tokens, not one vector an image; read them with image_inputs"):
         store.read([0])
     with pytest.raises(ValueError, match="holds tokens"):
         next(store.pieces())

@@ -12,7 +12,8 @@ same command encodes them. Several processes or machines with one shared folder:
   torchrun --nproc-per-node 2 -m dual_distill encode ...                      (CPUs)
 
 Of a model with a retrieval head the store keeps vectors of length 1 in one space, which `ask` searches by their
-cosines. Of a model with interaction layers it keeps all tokens of an image, a quarter of the size by --dtype int8.
+cosines. Of a model with interaction layers it keeps all tokens of an image, a quarter of the size by --dtype int8, or
+(--keys-values) what the layers make of them.
 
 Examples:
   dual-distill encode runs/student --images photos --output-dir photos.store
@@ -44,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=list(inference.DTYPES), help=dtype)
     projected = "store their half of the interaction too: three times the size, and one product less a pair"
     parser.add_argument("--projected", action="store_true", default=None, help=projected)
+    states = "of interaction layers, store their keys and values, not tokens: faster to ask, twice the size a layer"
+    parser.add_argument("--keys-values", action="store_true", default=None, help=states)
     option(parser, "--batch-size", "N", "rows a forward pass (default: 32)")
     option(parser, "--shard-size", "N", "rows a file, all that a kill costs (default: 1024; 128 for tokens)")
     parser.add_argument("--verify", action="store_true", help="compare the content of images that are stored already")
@@ -64,9 +67,8 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> inference.EncodingReport:
     """Look at the inputs first, then load the model and encode."""
     if options.texts is not None:
-        refuse_options(
-            options, ("id_column", "split", "strict", "verify", "projected"), "is about images, but --texts is given"
-        )
+        of_images = ("id_column", "split", "strict", "verify", "projected", "keys_values")
+        refuse_options(options, of_images, "is about images, but --texts is given")
         texts = inference.read_texts(options.texts)
     else:
         images = inference.open_images(options.images, options.image_column, options.id_column, options.split)
@@ -76,7 +78,7 @@ def run(options: argparse.Namespace) -> inference.EncodingReport:
     model.to(options.device)
     inference.prepack_linear_layers(model)
 
-    names = ["dtype", "projected", "batch_size", "shard_size"]
+    names = ["dtype", "projected", "keys_values", "batch_size", "shard_size"]
     names += [] if options.texts is not None else ["strict", "verify", "num_workers"]
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     settings["show_progress"] = True

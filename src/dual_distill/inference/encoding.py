@@ -19,7 +19,18 @@ from dual_distill import data
 from dual_distill.data import PlannedShard, Prepared, ShapedBatches
 from dual_distill.modeling import ContrastiveDualEncoder, DualDistillProcessor, DualEncoderConfig
 
-from .feature_store import DTYPES, NORMALISED, POOLED, PROJECTED, TOKENS, FeatureManifest, FeatureTable, stored_columns
+from .feature_store import (
+    DTYPES,
+    KEYS_VALUES,
+    LISTS,
+    NORMALISED,
+    POOLED,
+    PROJECTED,
+    TOKENS,
+    FeatureManifest,
+    FeatureTable,
+    stored_columns,
+)
 from .model_identity import longest_text, model_identity, processor_settings
 from .sources import Inputs, distinct_texts, open_images
 
@@ -34,6 +45,7 @@ class StoreSettings(TypedDict, total=False):
 
     dtype: str | None
     projected: bool | None
+    keys_values: bool | None
     batch_size: int | None
     shard_size: int | None
 
@@ -95,8 +107,10 @@ def encode_images(
         show_progress: a bar on stderr, with images/s and time left.
         **settings: of the store. `dtype` of what is stored, "float32" (default) or "float16"; of tokens also "int8",
             with one scale a token. `projected`: store the image's half of the interaction's first linear map too, `2C`
-            wide; default no. `batch_size`: images a forward pass (default 32). `shard_size`: images a file (default
-            1,024; 128 where tokens are stored); a killed run loses what it had of one.
+            wide; default no. `keys_values`: store the keys and values that interaction layers make of an image's tokens
+            in place of these: less to compute for each question, twice the size for each layer; default no.
+            `batch_size`: images a forward pass (default 32). `shard_size`: images a file (default 1,024; 128 where an
+            image has many vectors); a killed run loses what it had of one.
 
     Returns:
         An `EncodingReport`.
@@ -189,11 +203,11 @@ def text_inputs(
     return (processor.encode_text([text], max_length=max_tokens)["input_ids"][0] for text in texts)
 
 
-def tower_output(model: PreTrainedModel, batch: Sequence[Prepared]) -> Any:
-    """Run texts or images of one shape through their tower."""
+def tower_output(model: PreTrainedModel, batch: Sequence[Prepared], **options: bool) -> Any:
+    """Run texts or images of one shape through their tower; options are those of `get_image_features`."""
     rows = torch.stack([row.values for row in batch]).to(model.device)
     is_image = rows.is_floating_point()
-    return model.get_image_features(rows.to(model.dtype)) if is_image else model.get_text_features(rows)
+    return model.get_image_features(rows.to(model.dtype), **options) if is_image else model.get_text_features(rows)
 
 
 def searches(model: PreTrainedModel) -> bool:
@@ -237,13 +251,17 @@ class _Encoding:
         if searches(model):
             vectors, width = NORMALISED, model.config.projection_dim
         elif model.config.interaction_layers:
-            vectors = TOKENS
+            before = self.table.read_manifest() or {}
+            wanted_states = settings.get("keys_values")
+            stays = wanted_states is None and before.get("vectors") == KEYS_VALUES
+            vectors = KEYS_VALUES if wanted_states or stays else TOKENS
         self._check(kind, vectors, settings)
 
         # What was left open has a default, in a store that is begun now.
         given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        given.pop("keys_values", None)
         wanted: dict[str, Any] = {"dtype": "float32", "projected": False, "batch_size": BATCH_SIZE}
-        wanted |= {"shard_size": TOKEN_SHARD_SIZE if vectors == TOKENS else SHARD_SIZE} | given
+        wanted |= {"shard_size": TOKEN_SHARD_SIZE if vectors in LISTS else SHARD_SIZE} | given
         wanted |= {"kind": kind, "width": width, "vectors": vectors}
         made_with = model_identity(model), processor_settings(kind, model, processor)
 
@@ -256,13 +274,17 @@ class _Encoding:
 
     def _check(self, kind: str, vectors: str, settings: StoreSettings) -> None:
         """Refuse settings that mean nothing for what is stored."""
-        if kind == "text" and vectors == TOKENS:
+        if kind == "text" and vectors in LISTS:
             ahead = "in which a question reads the image, so no text can be encoded ahead"
             raise ValueError(f"The model has interaction layers, {ahead}; store images alone.")
         if settings.get("projected") and (kind == "text" or vectors != POOLED):
             what = f"is about pooled vectors of images, but {vectors} {'texts' if kind == 'text' else 'vectors'}"
             raise ValueError(f"projected is set, which {what} are stored; leave it out.")
-        if settings.get("dtype") == "int8" and vectors != TOKENS:
+        if settings.get("keys_values") and vectors != KEYS_VALUES:
+            raise ValueError(
+                "keys_values is set, but the model has no interaction layers that read them; leave it out."
+            )
+        if settings.get("dtype") == "int8" and vectors not in LISTS:
             raise ValueError("dtype is 'int8', which is for an image's tokens, but vectors are stored; take float16.")
 
     def fill(
@@ -317,7 +339,9 @@ class _Encoding:
     def _check_disk(self, num_rows: int) -> None:
         """Refuse a disk that cannot hold the rows to come, by the numbers of one row of the model's own image size."""
         manifest, (rows, columns) = self.manifest, self.model.config.vision_config.patch_grid
-        numbers = {TOKENS: 1 + rows * columns}.get(manifest.vectors, 3 if manifest.projected else 1) * manifest.width
+        tokens, layers = 1 + rows * columns, self.model.config.interaction_layers
+        of_lists = {TOKENS: tokens, KEYS_VALUES: 1 + 2 * layers * tokens}
+        numbers = of_lists.get(manifest.vectors, 3 if manifest.projected else 1) * manifest.width
         needed, free = num_rows * numbers * DTYPES[manifest.dtype].itemsize, shutil.disk_usage(self.table.path).free
         if needed > free:
             least = f"at least {needed / 1e9:,.1f} GB ({needed // num_rows:,} bytes each)"
@@ -327,9 +351,17 @@ class _Encoding:
 
     def _run(self, batch: list[Prepared]) -> list[tuple[dict[str, torch.Tensor], str]]:
         """What is stored of each input of a batch, by column, and its fingerprint."""
-        model, kept, found = self.model, self.manifest.vectors, tower_output(self.model, batch)
+        model, kept = self.model, self.manifest.vectors
+        found = tower_output(model, batch, **({"output_token_states": True} if kept == KEYS_VALUES else {}))
+
         # No image is padded, so all tokens are real.
-        vectors = found.image_token_embeds[:, 0] if kept == TOKENS else stored_vectors(model, found.pooler_output)
+        if kept == TOKENS:
+            vectors = found.image_token_embeds[:, 0]
+        elif kept == KEYS_VALUES:
+            states = found.image_token_states[:, 0].permute(0, 4, 1, 2, 3, 5).flatten(4).flatten(1, 3)
+            vectors = torch.cat([found.pooler_output[:, None], states], dim=1)
+        else:
+            vectors = stored_vectors(model, found.pooler_output)
         encoded = {kept: vectors} | ({PROJECTED: model.project_images(vectors)} if self.manifest.projected else {})
         return [({name: each[row] for name, each in encoded.items()}, one.known) for row, one in enumerate(batch)]
 
@@ -340,7 +372,7 @@ class _Encoding:
         manifest, ids, rows = self.manifest, list(results), list(results.values())
         widths = {manifest.vectors: manifest.width} | ({PROJECTED: 2 * manifest.width} if manifest.projected else {})
         # A vector a row, or the tokens of all rows one behind the other.
-        lengths = [len(row[TOKENS]) for row, _ in rows] if manifest.vectors == TOKENS else None
+        lengths = [len(row[manifest.vectors]) for row, _ in rows] if manifest.vectors in LISTS else None
         join = torch.stack if lengths is None else torch.cat
 
         stored: dict[str, torch.Tensor] = {}

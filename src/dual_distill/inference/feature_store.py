@@ -8,7 +8,8 @@
 
 Of a model that searches by cosine, the vectors are `normalised` `(rows, P)`, its projections of length 1, in place of
 both. Of a model with interaction layers, each image has a list of `tokens` `(L, C)` of its own length; all are real, so
-that length is the mask. As int8 they stand beside their `scales` `(L, 1)` in float32.
+that length is the mask. Or a list of `keys_values` `(1 + 2 L layers, C)`: the pooled vector, then of each token the key
+and the value of each layer. As int8, lists stand beside their `scales`, one a vector, in float32.
 """
 
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from transformers import PreTrainedConfig
 
 from dual_distill.data import ShardedTable, tensor_column
 
@@ -25,7 +27,9 @@ from .model_identity import check_same_model
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 PROJECTED = "projected"
-POOLED, NORMALISED, TOKENS = "pooled", "normalised", "tokens"
+POOLED, NORMALISED, TOKENS, KEYS_VALUES = "pooled", "normalised", "tokens", "keys_values"
+LISTS = (TOKENS, KEYS_VALUES)
+"""What an image has many vectors of."""
 _SCALES = "scales"
 _INT8_MAX = 127
 _NAMED = 3
@@ -44,8 +48,8 @@ class FeatureManifest:
         batch_size: rows a forward pass.
         model: name, revision, digests of weights and configuration, and the dtype that it computed in.
         processor: settings of the image processor, or the digest of the tokenizer and its limit.
-        vectors: what is stored of each row: "pooled" to be asked questions ("tokens", where interaction layers read
-            them), "normalised" to be searched by cosine.
+        vectors: what is stored of each row: "pooled" to be asked questions ("tokens" or "keys_values" where interaction
+            layers read them), "normalised" to be searched by cosine.
 
     Raises:
         ValueError: a size is below 1, or the dtype is unknown.
@@ -186,19 +190,46 @@ class FeatureStore:
 
         Raises:
             IndexError: there is no such row.
-            ValueError: the store holds vectors.
+            ValueError: the store holds something else.
         """
         if self.manifest.vectors != TOKENS:
             raise ValueError(f"The store {self.path!r} holds {self.manifest.vectors} vectors, not tokens; use read.")
+        return self._read_lists(indices)
+
+    def image_inputs(self, indices: Sequence[int], config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+        """Return what a model with interaction layers takes in place of the images at some indices.
+
+        Args:
+            indices: in any order, also repeatedly.
+            config: the model's.
+
+        Returns:
+            Arguments of `DualEncoderModel.forward`, one row an image, in the stored dtype (int8: float32): tokens, or
+            pooled vectors beside keys and values; and the mask.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        vectors, mask = self._read_lists(indices)
+        if self.manifest.vectors == TOKENS:
+            return {"image_token_embeds": vectors, "image_token_mask": mask}
+
+        layers, heads = config.interaction_layers, config.text_config.num_attention_heads
+        states = vectors[:, 1:].unflatten(1, (-1, layers, 2)).unflatten(-1, (heads, -1)).permute(0, 2, 3, 4, 1, 5)
+        # All vectors of a token are real or none.
+        real = {"image_token_mask": mask[:, 1 :: 2 * layers]}
+        return {"image_pooler_output": vectors[:, 0], "image_token_states": states[:, None]} | real
+
+    def _read_lists(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         found = []
         for number, inside in map(self.table.locate, indices):
-            tokens = self.table.tensor(number, TOKENS, inside, inside + 1)
-            if tokens.dtype == torch.int8:
-                tokens = tokens * self.table.tensor(number, _SCALES, inside, inside + 1)
-            found.append(tokens)
+            vectors = self.table.tensor(number, self.manifest.vectors, inside, inside + 1)
+            if vectors.dtype == torch.int8:
+                vectors = vectors * self.table.tensor(number, _SCALES, inside, inside + 1)
+            found.append(vectors)
 
         # Zeros behind the shorter ones, which the mask says.
-        lengths = torch.tensor([len(tokens) for tokens in found])
+        lengths = torch.tensor([len(vectors) for vectors in found])
         padded = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
         return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
@@ -241,10 +272,9 @@ class FeatureStore:
 
     def _checked_name(self, name: str | None) -> str:
         names = [self.manifest.vectors, *([PROJECTED] if self.manifest.projected else [])]
-        if TOKENS in names:
-            raise ValueError(
-                f"The store {self.path!r} holds tokens, not one vector an image; read them with read_tokens."
-            )
+        if self.manifest.vectors in LISTS:
+            held = f"{self.manifest.vectors.replace('_', ' and ')}, not one vector an image"
+            raise ValueError(f"The store {self.path!r} holds {held}; read them with image_inputs.")
         if name is not None and name not in names:
             how = "encode with projected=True" if name == PROJECTED and POOLED in names else "encode with another head"
             raise ValueError(f"The store {self.path!r} holds {' and '.join(names)} vectors, not {name!r}; {how}.")

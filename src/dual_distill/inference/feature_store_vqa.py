@@ -5,7 +5,8 @@ computed once for all images, the image's half once for all questions (or comes 
 addition and what lies behind. All images are run through piece by piece; only the best `top_k` are kept, so memory does
 not grow with the store.
 
-Of a model with interaction layers the store holds each image's tokens, and the layers read them with every question.
+Of a model with interaction layers the store holds each image's tokens, or the keys and values that the layers make of
+them, and the layers read these with every question.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from dual_distill.modeling import DualDistillProcessor
 
 from .encoding import searches
-from .feature_store import PROJECTED, TOKENS, FeatureStore
+from .feature_store import LISTS, PROJECTED, FeatureStore
 from .model_identity import longest_text
 from .queries import FeatureStoreQueries, RunningTopK, answer_probs, best_answers, check_at_least_1, check_text
 
@@ -105,12 +106,12 @@ class FeatureStoreVQA(FeatureStoreQueries):
 
         super().__init__(model, processor, images, texts)
         for store in (images, texts) if model.config.interaction_layers else ():
-            if store is not None and store.manifest.vectors != TOKENS:
+            if store is not None and store.manifest.vectors not in LISTS:
                 held = f"the store {store.path!r} holds {store.manifest.vectors} vectors of {store.manifest.kind}s"
                 reads = "The model has interaction layers, which read an image's tokens"
                 raise ValueError(f"{reads}, but {held}; encode the images again, and give no store of texts.")
         self.images, self.texts = images, texts
-        self._has_tokens = images.manifest.vectors == TOKENS
+        self._has_tokens = images.manifest.vectors in LISTS
         self._part = PROJECTED if images.manifest.projected else None
         self._labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
 
@@ -241,10 +242,9 @@ class FeatureStoreVQA(FeatureStoreQueries):
         text = self.processor.encode_text(list(questions), max_length=longest_text(self.model, self.processor))
 
         # One image is broadcast to all questions, not read for each.
-        tokens, mask = self.images.read_tokens(indices[:1] if len(set(indices)) == 1 else indices)
-        output = self.model(
-            **{name: tensor.to(self.model.device) for name, tensor in text.items()},
-            image_token_embeds=tokens.to(self.model.device, self.model.dtype),
-            image_token_mask=mask.to(self.model.device),
-        )
+        read = indices[:1] if len(set(indices)) == 1 else indices
+        images = self.images.image_inputs(read, self.model.config)
+        inputs = {name: tensor.to(self.model.device) for name, tensor in {**text, **images}.items()}
+        floats = {name: tensor.to(self.model.dtype) for name, tensor in inputs.items() if tensor.is_floating_point()}
+        output = self.model(**{**inputs, **floats})
         return answer_probs(self.model.config, output.logits.float()).cpu()
