@@ -1,12 +1,14 @@
-"""Milliseconds a row: fusion encoder, dual encoder, half-depth one; nothing stored, image stored, both stored.
+"""Milliseconds a row: fusion encoder and dual encoders; nothing stored, image stored, both stored.
 
     python benchmarks/inference_speed.py [--batch-sizes 1 16 64] [--height 384 --width 512]
 
 Random weights in ViLT-B/32's shape with 3,129 answers, float32: what is computed does not depend on their values. Texts
-of 40 tokens of which 12 are real, and of 12 tokens. All ways of one shape run in turn in one process; "times faster" is
-the ratio of medians to the fusion encoder, beside it the ratio of multiply-adds. Linear layers of all models are
-prepacked, as `encode`, `ask` and `predict` do it; `--no-prepacking` times torch's own instead. `--tiny` tries the
-script out and writes nothing.
+of 40 tokens of which 12 are real, and of 12 tokens. The dual encoders: the paper's interaction of pooled vectors, the
+same with towers of half the depth, and one interaction layer over an image's tokens, which are stored as they are or as
+the layer's keys and values, an image a text or one image for all texts of the batch. All ways of one shape run in turn
+in one process; "times faster" is the ratio of medians to the fusion encoder, beside it the ratio of multiply-adds.
+Linear layers of all models are prepacked, as `encode`, `ask` and `predict` do it; `--no-prepacking` times torch's own
+instead. `--tiny` tries the script out and writes nothing.
 """
 
 import argparse
@@ -52,6 +54,11 @@ def main() -> None:
         "fusion_encoder": fusion.to(device),
         "dual_encoder": DualEncoderForQuestionAnswering.from_fusion_encoder(fusion).eval().to(device),
         "half_depth": half.eval().to(device),
+        "interaction_layer": DualEncoderForQuestionAnswering.from_fusion_encoder(
+            fusion, interaction_layers=1, interaction_from=[-1]
+        )
+        .eval()
+        .to(device),
     }
     prepacked = 0 if options.no_prepacking else sum([prepack_linear_layers(model) for model in models.values()])
     rows: list[dict[str, Any]] = []

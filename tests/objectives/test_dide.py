@@ -372,3 +372,81 @@ def test_scores_given_back_by_a_cache_give_the_same_loss(masks, relation_heads):
     ]
     found = objective(student, SimpleNamespace(logits=teacher.logits, cross_modal_scores=scores), batch)
     torch.testing.assert_close(found["attention_loss"], expected, atol=1e-5, rtol=0)
+
+
+def interacting(student, layers=1, hidden=6, grad=False):
+    """The student's outputs with those of interaction layers: queries of text, keys of text and image, last states."""
+    pairs, _, _, width = student.query_states[0].shape
+    heads = student.query_states[0].shape[1]
+    queries = tuple(torch.randn(pairs, heads, TEXT, width, requires_grad=grad) for _ in range(layers))
+    keys = tuple(
+        (torch.randn(pairs, heads, TEXT, width), torch.randn(pairs, heads, IMAGE, width, requires_grad=grad))
+        for _ in range(layers)
+    )
+    states = torch.randn(pairs, TEXT, hidden, requires_grad=grad)
+    student.interaction_model_output = SimpleNamespace(query_states=queries, key_states=keys, last_hidden_state=states)
+    return student
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_the_last_interaction_layer_looks_where_the_teachers_text_looks(images):
+    mask = torch.rand(3, images, IMAGE) < 0.6
+    mask[:, :, 0] = True
+    batch = {"attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])}
+    student, teacher = interacting(outputs(images=images, mask=mask), layers=2), outputs(images=images, mask=mask)
+    own, (_, keys) = (getattr(student.interaction_model_output, name)[-1] for name in ("query_states", "key_states"))
+    to_image, _ = cross_modal_scores(teacher.query_states[0], teacher.key_states[0], TEXT)
+    text = batch["attention_mask"].bool().repeat_interleave(images, 0)
+    expected = attention_distillation_loss(own @ keys.transpose(-1, -2) / 2, to_image, mask.flatten(0, 1), text)
+
+    objective = DiDEObjective(attention_weight=0.0, soft_label_weight=0.0, interaction_attention_weight=0.5)
+    losses = objective(student, teacher, batch)
+    assert set(losses) == {"interaction_attention_loss", "loss"}
+    torch.testing.assert_close(losses["interaction_attention_loss"], images * expected)
+    torch.testing.assert_close(losses["loss"], 0.5 * images * expected)
+    assert (objective.student_layers, objective.teacher_layers) == ([], [-1])
+    assert objective.student_requests({"join_states"}) == {"output_interaction_states": True}
+
+    # What a cache gives back, and a teacher's probabilities, are the same blocks.
+    scores = objective.teacher_scores(teacher, batch["attention_mask"], TEXT + IMAGE)
+    cached = SimpleNamespace(cross_modal_scores=scores, logits=teacher.logits)
+    torch.testing.assert_close(objective(student, cached, batch)["loss"], losses["loss"])
+
+
+def test_hidden_states_behind_the_interaction_in_closed_form():
+    """Equal up to scale and shift: 0; opposite: 4; uncorrelated: 2; padding and the image's tokens do not count."""
+    one = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    other = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    mask = torch.ones(2, 1, IMAGE).bool()
+    batch = {"attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])}
+    student = interacting(outputs(rows=2, mask=mask), hidden=4)
+    student.interaction_model_output.last_hidden_state = one.expand(2, TEXT, 4)
+    taught = torch.randn(2, TEXT + IMAGE, 4)
+    taught[0, :TEXT] = torch.stack([3 * one + 5, -one, 7 * other, other - 2])
+    taught[1, :2] = one
+    teacher = SimpleNamespace(hidden_states=(torch.randn(2, TEXT + IMAGE, 4), taught))
+
+    objective = DiDEObjective(0.0, 0.0, interaction_hidden_weight=0.5, student_size=4, teacher_size=4)
+    losses = objective(student, teacher, batch)
+    assert losses["interaction_hidden_loss"].item() == pytest.approx(((0 + 4 + 2 + 2) / 4 + 0) / 2, abs=1e-4)
+    assert losses["loss"].item() == pytest.approx(0.5, abs=1e-4)
+    assert objective.teacher_requests({"output_query_states"}) == {"output_hidden_states": True}
+
+
+def test_a_narrower_interaction_is_compared_through_a_map_that_learns(masks):
+    batch, image = masks
+    student, teacher = interacting(outputs(mask=image), hidden=6, grad=True), outputs(mask=image)
+    teacher.hidden_states = (torch.randn(3, TEXT + IMAGE, 10, requires_grad=True),)
+    objective = DiDEObjective(0.0, 0.0, interaction_hidden_weight=1.0, student_size=6, teacher_size=10)
+    objective(student, teacher, batch)["loss"].backward()
+    assert student.interaction_model_output.last_hidden_state.grad.abs().sum() > 0
+    assert teacher.hidden_states[0].grad is None
+    assert all(parameter.grad.abs().sum() > 0 for parameter in objective.parameters())
+    assert len(list(objective.parameters())) == 2
+
+
+@pytest.mark.parametrize("weight", ["interaction_attention_weight", "interaction_hidden_weight"])
+def test_interaction_terms_of_a_student_without_such_layers_are_refused(weight, masks):
+    batch, image = masks
+    with pytest.raises(ValueError, match="the student has no interaction layers to compare"):
+        DiDEObjective(**{weight: 1.0})(outputs(mask=image), outputs(mask=image), batch)

@@ -37,6 +37,8 @@ _TAUGHT = {
     "soft_label_weight": "to give the teacher's answers",
     "attention_weight": "to look where the teacher looks",
     "hidden_weight": "to have the teacher's hidden states",
+    "interaction_attention_weight": "to look in its interaction layers where the teacher looks",
+    "interaction_hidden_weight": "to make of the text in its interaction layers what the teacher makes of it",
     "itm_distillation_weight": "to match images and texts as the teacher does",
     "mlm_distillation_weight": "to fill in words as the teacher does",
     "ranking_weight": "to rank as the teacher ranks",

@@ -58,6 +58,8 @@ class Objective(nn.Module):
     Attributes:
         paper: where the method was published; None: nowhere.
         attention_weight: weight of the attention term; 0: attention is not compared.
+        interaction_attention_weight: weight of the attention of a student's interaction layers; 0: it is not compared.
+        interaction_hidden_weight: weight of what comes out of a student's interaction layers; 0: it is not compared.
         soft_label_weight: weight of the teacher's soft labels; 0: the two models may have other labels.
         label_weight: weight of hard labels; 0: the student is not shown them.
         hidden_layers: student layer -> teacher layer of compared hidden states; empty: none are.
@@ -80,6 +82,8 @@ class Objective(nn.Module):
 
     paper: ClassVar[Paper | None] = None
     attention_weight: float = 0.0
+    interaction_attention_weight: float = 0.0
+    interaction_hidden_weight: float = 0.0
     soft_label_weight: float = 0.0
     label_weight: float = 0.0
     hidden_sizes: tuple[int, int] | None = None
@@ -109,13 +113,14 @@ class Objective(nn.Module):
             setattr(self, name, weight)
         self.temperature = temperature
         self.relation_heads = relation_heads
-        self.layer_map = mapped_layers("layer_map", layer_map, self.attention_weight)
+        compares_attention = self.attention_weight or self.interaction_attention_weight
+        self.layer_map = mapped_layers("layer_map", layer_map, compares_attention)
         self.hidden_layers: dict[int, int] = {}
 
     @property
     def student_layers(self) -> list[int]:
         """Layers whose queries and keys the student must record, in order; empty without an attention term."""
-        return list(self.layer_map)
+        return list(self.layer_map) if self.attention_weight else []
 
     @property
     def teacher_layers(self) -> list[int]:

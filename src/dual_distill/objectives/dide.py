@@ -1,15 +1,16 @@
 """The DiDE objective: soft labels and cross-modal attention of the last layer, both weight 1 in the paper's recipe."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import Objective, Paper, Settings, check_num_tokens, given_attention, recorded_layer, student_loss
 from .losses.attention import attention_distillation_loss, attention_probs_to_scores, relation_scores
 from .losses.chunked_attention import chunked_attention_loss
 from .losses.logits import soft_answer_loss, soft_label_loss
+from .losses.tokens import hidden_state_mse_loss
 
 DIDE_PAPER = Paper(
     method="cross-modal attention distillation (DiDE)",
@@ -85,20 +86,27 @@ class CrossModalObjective(Objective):
         total = torch.zeros((), device=image_mask.device)
         for index in range(len(self.layer_map)):
             students = _recorded(student_outputs, "student", index, num_text_tokens, num_tokens)
-            if getattr(teacher_view, "query_states", None):
-                teachers = _recorded(teacher_view, "teacher", index, num_text_tokens, num_tokens)
-                for student, teacher, mask in zip(students, teachers, masks, strict=True):
-                    total = total + chunked_attention_loss(*student, *teacher, *mask, self.relation_heads)
-                continue
-
-            # A teacher that gives matrices has them in memory already: chunks would save nothing.
-            given = self._given_scores(teacher_view, index, num_text_tokens, num_tokens)
-            for student, scores, mask in zip(students, given, masks, strict=True):
-                student_scores = relation_scores(*student, self.relation_heads)
-                total = total + attention_distillation_loss(student_scores, scores, *mask)
+            teachers = self._teacher_pair(teacher_view, index, num_text_tokens, num_tokens)
+            for student, teacher, mask in zip(students, teachers, masks, strict=True):
+                total = total + self._direction_loss(student, teacher, *mask)
 
         # A mean over rows of pairs becomes a sum over the images of a row.
         return total * num_images / len(self.layer_map)
+
+    def _teacher_pair(self, view: Any, index: int, num_text_tokens: int, num_tokens: int) -> tuple[Any, Any]:
+        """Both directions of a mapped layer: queries and keys each, or scores where the teacher gave no states."""
+        if getattr(view, "query_states", None):
+            return _recorded(view, "teacher", index, num_text_tokens, num_tokens)
+        to_image, to_text = self._given_scores(view, index, num_text_tokens, num_tokens)
+        return to_image, to_text
+
+    def _direction_loss(self, student: Pair, teacher: Pair | Tensor, key_mask: Tensor, query_mask: Tensor) -> Tensor:
+        """One direction of a layer; `teacher` as `_teacher_pair` gives it."""
+        if isinstance(teacher, tuple):
+            return chunked_attention_loss(*student, *teacher, key_mask, query_mask, self.relation_heads)
+        # A teacher that gives matrices has them in memory already: chunks would save nothing.
+        scores = relation_scores(*student, self.relation_heads)
+        return attention_distillation_loss(scores, teacher, key_mask, query_mask)
 
     def _given_scores(self, view: Any, index: int, num_text_tokens: int, num_tokens: int) -> Any:
         """Return the scores that a cache gave back, or those of a foreign teacher's probabilities."""
@@ -137,10 +145,21 @@ class DiDEObjective(CrossModalObjective):
     0 is not computed. The attention term adds text-to-image and image-to-text, is averaged over the mapped layers, and
     is summed over the N images of a row.
 
+    A student with interaction layers has text tokens that have read the image, as the teacher's have, so two further
+    terms can be added for it: `interaction_attention`, the text-to-image direction once more, of the last interaction
+    layer and the last mapped layer of the teacher; and `interaction_hidden`, the MSE between the text tokens behind the
+    interaction layers and those behind the teacher's last layer, each token scaled to mean 0 and variance 1. Both are
+    summed over the N images of a row.
+
     Args:
         attention_weight: >= 0.
         soft_label_weight: >= 0.
         label_weight: >= 0; the student's own loss on hard labels, 0 in the authors' release.
+        interaction_attention_weight: >= 0, for students with interaction layers.
+        interaction_hidden_weight: >= 0, for students with interaction layers.
+        student_size: width of the student, for `interaction_hidden`.
+        teacher_size: width of the teacher; a student of another width is compared through a linear map, which is
+            trained with it.
         temperature: > 0, of the soft labels.
         layer_map: student layer -> teacher layer, negative counts from the last; None: last to last, as in the paper.
         relation_heads: heads over which attention is compared when widths or head counts differ; None: the models' own.
@@ -153,7 +172,7 @@ class DiDEObjective(CrossModalObjective):
 
     References:
         Wang et al., EMNLP 2022, arXiv 2112.08723. The paper writes which layers and weights; hard labels, temperature,
-        layer map and relation heads are options of ours.
+        layer map, relation heads, interaction layers and their terms are options of ours.
 
     Example:
         >>> from types import SimpleNamespace
@@ -174,27 +193,46 @@ class DiDEObjective(CrossModalObjective):
         soft_label_weight: float = 1.0,
         label_weight: float = 0.0,
         multi_label: bool = False,
+        interaction_attention_weight: float = 0.0,
+        interaction_hidden_weight: float = 0.0,
+        student_size: int = 1,
+        teacher_size: int = 1,
         **settings: Unpack[Settings],
     ):
         weights = {
             "attention_weight": attention_weight,
             "soft_label_weight": soft_label_weight,
             "label_weight": label_weight,
+            "interaction_attention_weight": interaction_attention_weight,
+            "interaction_hidden_weight": interaction_hidden_weight,
         }
         super().__init__(weights, **settings)
         self.multi_label = multi_label
+
+        self.projection: nn.Module = nn.Identity()
+        if interaction_hidden_weight:
+            self.hidden_layers = {-1: -1}
+            self.hidden_sizes = (student_size, teacher_size)
+            if student_size != teacher_size:
+                self.projection = nn.Linear(student_size, teacher_size)
+
+    def student_requests(self, takes: Container[str]) -> dict[str, Any]:
+        """Return the keyword arguments that make a student hand out what is compared."""
+        of_interaction = {"output_interaction_states": True} if self.interaction_attention_weight else {}
+        return super().student_requests(takes) | of_interaction
 
     def forward(self, student_outputs: Any, teacher_view: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compare one batch.
 
         Args:
-            student_outputs: `logits`, `loss` when `label_weight` is above 0, and as for `attention_loss`.
-            teacher_view: `logits`, and as for `attention_loss`.
+            student_outputs: `logits`, `loss` when `label_weight` is above 0, `interaction_model_output` for the terms
+                of interaction layers, and as for `attention_loss`.
+            teacher_view: `logits`, `hidden_states` for `interaction_hidden`, and as for `attention_loss`.
             batch: `attention_mask` `(B, T)`.
 
         Returns:
-            Scalars in nats per row: `loss`, and unweighted `attention_loss`, `soft_label_loss`, `label_loss` as far as
-            they have a weight.
+            Scalars in nats per row: `loss`, and unweighted `attention_loss`, `soft_label_loss`, `label_loss`,
+            `interaction_attention_loss` and `interaction_hidden_loss` (MSE) as far as they have a weight.
 
         Raises:
             ValueError: an output is missing or has another shape; the message names it.
@@ -207,4 +245,37 @@ class DiDEObjective(CrossModalObjective):
             losses["soft_label_loss"] = compare(student_outputs.logits, teacher_view.logits, self.temperature)
         if self.label_weight:
             losses["label_loss"] = student_loss(student_outputs)
+        losses |= self._interaction_losses(student_outputs, teacher_view, batch["attention_mask"])
         return self.weighted(losses)
+
+    def _interaction_losses(self, student_outputs: Any, teacher_view: Any, attention_mask: Tensor) -> dict[str, Tensor]:
+        """The two terms of interaction layers, as far as they have a weight."""
+        losses: dict[str, Tensor] = {}
+        if not (self.interaction_attention_weight or self.interaction_hidden_weight):
+            return losses
+        interaction = getattr(student_outputs, "interaction_model_output", None)
+        if interaction is None:
+            raise ValueError("the student has no interaction layers to compare; set both interaction weights to 0.")
+
+        num_images = student_outputs.image_mask.shape[1]
+        image_mask = student_outputs.image_mask.flatten(0, 1)
+        text_mask = attention_mask.bool().repeat_interleave(num_images, dim=0)
+        num_text_tokens = text_mask.shape[1]
+
+        if self.interaction_attention_weight:
+            num_tokens = num_text_tokens + image_mask.shape[1]
+            states = interaction.query_states[-1], interaction.key_states[-1][1]
+            of_text = self._teacher_pair(teacher_view, len(self.layer_map) - 1, num_text_tokens, num_tokens)[0]
+            attention = self._direction_loss(states, of_text, image_mask, text_mask)
+            losses["interaction_attention_loss"] = num_images * attention
+        if self.interaction_hidden_weight:
+            if not getattr(teacher_view, "hidden_states", None):
+                raise ValueError("the teacher gave no hidden_states; set interaction_hidden_weight to 0.")
+            # A residual stream grows with depth: what a layer norm behind it would see is compared.
+            student, teacher = self.projection(interaction.last_hidden_state.float()), teacher_view.hidden_states[-1]
+            student, teacher = (
+                nn.functional.layer_norm(states.float(), states.shape[-1:])
+                for states in (student, teacher[:, :num_text_tokens])
+            )
+            losses["interaction_hidden_loss"] = num_images * hidden_state_mse_loss(student, teacher, text_mask)
+        return losses

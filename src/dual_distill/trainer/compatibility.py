@@ -67,6 +67,12 @@ def _problems(ours: Any, theirs: Any, objective: Objective) -> Iterator[str]:
         way_out = "train the teacher on the student's answers in the same order, or set soft_label_weight to 0"
         yield f"{differ}; {way_out}"
 
+    for name in ("interaction_attention_weight", "interaction_hidden_weight"):
+        weight = getattr(objective, name)
+        if weight and not getattr(ours, "interaction_layers", 0):
+            lacks = "the student has no interaction layers"
+            yield f"{name} is {weight}, but {lacks}; give it some (interaction_layers), or set it to 0"
+
     # What the objective needs of each side.
     sides = (
         ("student", ours, objective.student_layers, list(objective.hidden_layers)),
@@ -89,14 +95,14 @@ def _problems(ours: Any, theirs: Any, objective: Objective) -> Iterator[str]:
                     yield f"{name} names layer {layer} of {has}; choose from {-depth} to {depth - 1}"
 
         heads = objective.relation_heads
-        if objective.attention_weight and heads is not None and width is not None and width % heads:
+        if objective.teacher_layers and heads is not None and width is not None and width % heads:
             does = f"does not divide the {role}'s width {width}"
             yield f"relation_heads is {heads}, which {does}; choose a number that divides both widths"
 
     mine, its = _field(ours, "num_attention_heads"), _field(theirs, "num_attention_heads")
-    if objective.attention_weight and getattr(theirs, "model_type", None) == "vilt":
+    if objective.teacher_layers and getattr(theirs, "model_type", None) == "vilt":
         yield _VILT
-    elif objective.attention_weight and objective.relation_heads is None and mine and its not in (None, mine):
+    elif objective.teacher_layers and objective.relation_heads is None and mine and its not in (None, mine):
         way_out = "set relation_heads to a number that divides both widths, or attention_weight to 0"
         yield f"the teacher has {its} attention heads, the student {mine}; {way_out}"
 

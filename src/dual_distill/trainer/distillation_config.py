@@ -44,6 +44,12 @@ class DistillationTrainingArguments(TrainingArguments):
     attention_weight: float = _option(1.0, "Weight of attention distillation (recipe: 1). 0 leaves it out.")
     soft_label_weight: float = _option(1.0, "Weight of the teacher's soft labels (recipe: 1). 0 leaves them out.")
     label_weight: float = _option(0.0, "Weight of hard labels beside the teacher (recipe: 0); without one all.")
+    interaction_attention_weight: float = _option(
+        0.0, "Weight of attention distillation into the student's interaction layers (needs some). 0 leaves it out."
+    )
+    interaction_hidden_weight: float = _option(
+        0.0, "Weight of the teacher's last hidden states for what interaction layers give (needs some). 0: left out."
+    )
     temperature: float = _option(1.0, "Temperature of the soft labels (recipe: 1).")
     layer_map: dict | str | None = field(
         default=None,
@@ -97,9 +103,10 @@ class DistillationTrainingArguments(TrainingArguments):
         for name, (is_allowed, way_out) in allowed.items():
             if not is_allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; {way_out}.")
-        if self.cache_teacher == "logits" and self.attention_weight:
-            weight = f"attention_weight {self.attention_weight}"
-            raise ValueError(f"cache_teacher is 'logits' but {weight}; cache attention, or set the weight to 0.")
+        for name in ("attention_weight", "interaction_attention_weight"):
+            if self.cache_teacher == "logits" and getattr(self, name):
+                weight = f"{name} {getattr(self, name)}"
+                raise ValueError(f"cache_teacher is 'logits' but {weight}; cache attention, or set the weight to 0.")
 
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False  # nothing to pin for; torch would warn at every epoch

@@ -149,6 +149,11 @@ class DistillationTrainer(RecordingTrainer):
             if not isinstance(objective, DiDEObjective):
                 compares = f"a DiDEObjective compares, and the objective is a {type(objective).__name__}"
                 raise ValueError(f"a cache keeps what {compares}; leave cache_teacher out.")
+            if objective.hidden_layers:
+                compares = f"interaction_hidden_weight is {objective.interaction_hidden_weight}"
+                raise ValueError(
+                    f"a cache keeps no hidden states, but {compares}; leave cache_teacher out, or set it to 0."
+                )
             self.teacher_cache = self._open_teacher_cache(args.cache_teacher, taught_by, objective)
             self.data_collator = KeyedCollator(self.data_collator)
             self.add_callback(TeacherCacheCallback(self.teacher_cache))

@@ -147,7 +147,7 @@ class TeacherCache:
             ValueError: the objective compares attention but the cache holds logits, or a kept row does not fit the
                 batch.
         """
-        if objective.attention_weight and self.kind != "attention":
+        if objective.teacher_layers and self.kind != "attention":
             keeps = "the teacher cache keeps logits alone; cache attention, or set attention_weight to 0"
             raise ValueError(f"the objective compares attention, but {keeps}.")
         rows = {name: value for name, value in batch.items() if name not in (ROW_KEYS, "labels")}
