@@ -33,7 +33,7 @@ FLOORS = {
 FOUNDATIONS = {
     "vqa_answers"
 }  # modules beside the rooms that every room may import; they import the standard library alone
-MODELING_MAY_IMPORT = {"torch", "transformers", "huggingface_hub.dataclasses"}
+MODELING_MAY_IMPORT = {"torch", "transformers", "huggingface_hub.dataclasses", "PIL"}
 NAMES_WITHOUT_A_NOUN = {"utils", "util", "helpers", "helper", "common", "misc"}
 ASKED_FOR_TROUBLE = {("trust_remote_code", "True"), ("allow_pickle", "True")}
 LONGEST_FILE = 450

@@ -138,7 +138,7 @@ def test_refusals(cls, build, batch):
     for layer in (2, -3):
         with pytest.raises(ValueError, match=f"layer {layer} was asked for, but the model has 2 layers"):
             model(**batch, output_query_states=[layer])
-    with pytest.raises(ValueError, match="name the same layers in both, in the same order"):
+    with pytest.raises(ValueError, match="name the same, in one order"):
         model(**batch, output_query_states=[0, 1], output_key_states=[1, 0])
 
 

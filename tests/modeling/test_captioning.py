@@ -414,7 +414,7 @@ def test_what_is_refused(writer, processor):
     batch = captioned("regions")
     with pytest.raises(ValueError, match="row 0 of input_ids holds words beside the tags"):
         model.generate(**batch)
-    with pytest.raises(ValueError, match="a caption is written about an image; give pixel_values, or region_features"):
+    with pytest.raises(ValueError, match="a caption is about an image; give pixel_values, or region_features"):
         model.generate(input_ids=batch["input_ids"])
     with pytest.raises(ValueError, match="input_ids has 3 rows, the images 2"):
         model.generate(**tags_of(3), **images)

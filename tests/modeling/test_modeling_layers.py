@@ -59,9 +59,7 @@ def test_resolve_layers_keeps_order_and_duplicates():
 
 @pytest.mark.parametrize("layer", [4, -5])
 def test_resolve_layers_refuses_a_layer_outside(layer):
-    with pytest.raises(
-        ValueError, match=f"layer {layer} was asked for, but the model has 4 layers; choose from -4 to 3"
-    ):
+    with pytest.raises(ValueError, match=f"layer {layer} was asked for, but the model has 4 layers"):
         resolve_layers([0, layer], 4)
 
 

@@ -125,7 +125,7 @@ def test_refusals(cls, build, batch):
     for name, value, message in (
         ("pixel_values", pixels[:, :, :2], "pixel_values has 2 channels, the model takes 3"),
         ("pixel_values", pixels[..., :-1], "12 x 11 pixels, which does not divide into patches of 4"),
-        ("pixel_values", pixels[0, 0], r"pixel_values has shape \(3, 12, 12\); expected \(B, N, 3, H, W\)"),
+        ("pixel_values", pixels[0, 0], r"pixel_values has shape \(3, 12, 12\); give \(B, N, 3, H, W\)"),
         ("pixel_mask", mask[..., :-1], r"pixel_mask has shape \(3, 12, 11\)"),
         ("input_ids", torch.ones(3, 13, dtype=torch.long), "the text has 13 tokens, the model takes at most 12"),
     ):

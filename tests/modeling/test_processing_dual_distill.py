@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, BertTokenizer, ViltImageProcessorPil, ViTImageProcessorPil
 
+from dual_distill.data import decode_image
 from dual_distill.modeling import DualDistillProcessor
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "?"]
@@ -103,3 +104,113 @@ def test_refusals(processor):
         processor(images=[PICTURES[0], PICTURES[0] * 2])
     with pytest.raises(ValueError, match=r"the rows of one batch have \[0\] images"):
         processor(images=[[], []])
+
+
+def photograph(mode: str) -> Image.Image:
+    """A picture in a mode that files have; half of it transparent where the mode can say so."""
+    image = picture(32, 16).convert("RGBA")
+    image.putalpha(Image.new("L", (16, 16), 60).resize((32, 16)))
+    if mode == "P with a transparent colour":
+        image = image.convert("RGB").quantize(8)
+        image.info["transparency"] = 0
+        return image
+    if mode == "turned":
+        image = picture(32, 16)
+        image.getexif()[0x0112] = 6
+        return image
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    "mode", ["RGB", "RGBA", "LA", "PA", "L", "P", "1", "CMYK", "YCbCr", "P with a transparent colour", "turned"]
+)
+def test_any_image_gives_the_pixels_that_the_products_decoder_gives(mode, processor):
+    image = photograph(mode)
+    expected = processor(images=decode_image(image, row=0))["pixel_values"]
+    assert torch.equal(processor(images=image)["pixel_values"], expected)
+    assert torch.equal(processor.prepare_image(image), expected[0, 0])
+    assert image.mode == photograph(mode).mode  # the caller's image stays what it is
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "I;16"])
+def test_an_image_whose_white_is_not_known_is_refused(mode, processor):
+    with pytest.raises(ValueError, match=f"the image has mode '{mode}', .*; convert it to 8 bits"):
+        processor(images=Image.new(mode, (16, 16)))
+
+
+IMAGE_OPTIONS = [
+    {"do_resize": False},
+    {"size": {"height": 24, "width": 24, "shortest_edge": 24}},
+    {"do_rescale": False},
+    {"rescale_factor": 0.01},
+    {"do_normalize": False},
+    {"image_mean": [0.0] * 3},
+    {"image_std": [1.0] * 3},
+    {"resample": Image.Resampling.NEAREST},
+]
+
+
+@pytest.mark.parametrize("options", IMAGE_OPTIONS, ids=lambda options: next(iter(options)))
+def test_each_option_of_the_image_processor_has_its_effect(options, processor):
+    if "size" in options:
+        sides = {"shortest_edge"} if "shortest_edge" in processor.image_processor.size else {"height", "width"}
+        options = {"size": dict.fromkeys(sides, 24)}
+    image = picture(40, 40)
+    expected = processor.image_processor(image, return_tensors="pt", **options)["pixel_values"][0]
+    assert expected.shape != processor.prepare_image(image).shape or not torch.equal(
+        expected, processor.prepare_image(image)
+    )
+    for given in (options, {"images_kwargs": options}):
+        assert torch.equal(processor(images=image, **given)["pixel_values"][0, 0], expected)
+
+
+def test_floats_from_0_to_1_are_not_rescaled_again(processor):
+    pixels = np.random.default_rng(0).random((16, 16, 3), dtype=np.float32)
+    found = processor(images=pixels, do_rescale=False, do_resize=False)["pixel_values"][0, 0]
+    ours = processor.image_processor
+    mean, std = (torch.tensor(value)[:, None, None] for value in (ours.image_mean, ours.image_std))
+    torch.testing.assert_close(found, (torch.from_numpy(pixels).permute(2, 0, 1) - mean) / std)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_options_of_the_text_have_their_effect(nested, processor):
+    def ids(**options):
+        return processor(text=["what is it?"], **({"text_kwargs": options} if nested else options))[
+            "input_ids"
+        ].tolist()
+
+    assert ids(padding="max_length", max_length=8) == [[2, 5, 6, 7, 8, 3, 0, 0]]
+    assert ids(add_special_tokens=False) == [[5, 6, 7, 8]]
+    assert ids(max_length=3) == [[2, 5, 3]]
+
+
+def test_both_sides_at_once_each_with_its_options(processor):
+    batch = processor(images=PICTURES, text=TEXTS, do_normalize=False, max_length=3)
+    assert torch.equal(batch["input_ids"], processor(text=TEXTS, max_length=3)["input_ids"])
+    assert torch.equal(batch["pixel_values"], processor(images=PICTURES, do_normalize=False)["pixel_values"])
+
+
+def test_the_kind_of_tensors(processor):
+    expected = processor(images=PICTURES, text=TEXTS)
+    for options in ({"return_tensors": "np"}, {"common_kwargs": {"return_tensors": "np"}}):
+        found = processor(images=PICTURES, text=TEXTS, **options)
+        assert all(isinstance(found[name], np.ndarray) for name in expected)
+        assert all(np.array_equal(found[name], expected[name].numpy()) for name in expected)
+    for kind in ("pt", None):
+        assert torch.equal(processor(text=TEXTS, return_tensors=kind)["input_ids"], expected["input_ids"])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"nonsense": 3}, "the processor takes no nonsense"),
+        ({"images_kwargs": {"nonsense": 3}}, "the processor takes no nonsense"),
+        ({"text_kwargs": {"do_resize": False}}, "the processor takes no do_resize"),
+        ({"do_pad": False}, "the processor takes no do_pad"),
+        ({"videos": None, "audio": None}, "the processor takes no audio, videos"),
+        ({"return_tensors": "tf"}, 'return_tensors is \'tf\'; give "pt" or "np"'),
+    ],
+)
+def test_options_that_nobody_would_read_are_refused(options, message, processor):
+    with pytest.raises(ValueError, match=message):
+        processor(images=PICTURES, text=TEXTS, **options)

@@ -174,11 +174,12 @@ def test_several_images_a_row(build):
         model(**{name: tensor[:1] for name, tensor in text.items()}, **pairs)
 
 
-MINILM = {"hidden_size": 384, "intermediate_size": 1536}
+BASE = {"visual_inputs": "regions", "norm_first": False, "max_position_embeddings": 512}
+MINILM = {**BASE, "hidden_size": 384, "intermediate_size": 1536}
 
 
 def test_presets_have_the_shapes_of_minivlm_and_oscar():
-    small, base = FusionEncoderConfig.base_regions(**MINILM), FusionEncoderConfig.base_regions(region_feature_size=1024)
+    small, base = FusionEncoderConfig(**MINILM), FusionEncoderConfig(**BASE)
     for config, width, mlp in ((small, 384, 1536), (base, 768, 3072)):
         assert (config.num_hidden_layers, config.num_attention_heads, config.hidden_size) == (12, 12, width)
         assert (config.intermediate_size, config.norm_first, config.visual_inputs) == (mlp, False, "regions")

@@ -122,10 +122,7 @@ class DualEncoderConfig(OwnConfig):
         for name in ("hidden_size", "num_attention_heads"):
             text, vision = getattr(self.text_config, name), getattr(self.vision_config, name)
             if text != vision:
-                raise ValueError(
-                    f"the text tower has {name} {text}, the image tower {vision}; give both the same, or text queries "
-                    "cannot be held against image keys."
-                )
+                raise ValueError(f"the text tower has {name} {text}, the image tower {vision}; give both the same.")
 
     hidden_size = _of_towers("hidden_size", "text_config", "vision_config")
     num_attention_heads = _of_towers("num_attention_heads", "text_config", "vision_config")

@@ -51,11 +51,9 @@ class TransformerConfig(OwnConfig):
     def validate_architecture(self) -> None:
         """Refuse widths and grids that do not divide."""
         super().validate_architecture()
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}; "
-                "choose a width that the heads divide evenly."
-            )
+        width, heads = self.hidden_size, self.num_attention_heads
+        if width % heads:
+            raise ValueError(f"hidden_size {width} is no multiple of num_attention_heads {heads}; choose one that is.")
 
         # The text tower has no image.
         image_size = getattr(self, "image_size", None)
@@ -64,8 +62,7 @@ class TransformerConfig(OwnConfig):
         sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(sides) != 2 or any(side <= 0 or side % self.patch_size for side in sides):
             raise ValueError(
-                f"image_size {image_size} does not divide into patches of {self.patch_size} pixels; "
-                "give one side or [height, width], each a multiple of patch_size."
+                f"image_size {image_size} does not divide into patches of {self.patch_size} pixels; give multiples."
             )
 
     @property
@@ -172,26 +169,6 @@ class FusionEncoderConfig(TransformerConfig):
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     max_caption_tokens: int = 40
-
-    @classmethod
-    def base_regions(cls, **fields: Any) -> "FusionEncoderConfig":
-        """Return BERT-base's shape over regions (12 layers x 768, layer norms behind): OSCAR's, the teacher's.
-
-        Args:
-            **fields: what shall differ.
-
-        Example:
-            >>> FusionEncoderConfig.base_regions(region_feature_size=1024).intermediate_size
-            3072
-        """
-        shape = {
-            "visual_inputs": "regions",
-            "norm_first": False,
-            "max_position_embeddings": 512,
-            "hidden_dropout_prob": 0.1,
-            "attention_probs_dropout_prob": 0.1,
-        }
-        return cls(**{**shape, **fields})
 
     def validate_architecture(self) -> None:
         """Refuse image tokens of a third kind."""

@@ -91,8 +91,7 @@ def check_caption_length(num_words: int, num_tags: int, config: PreTrainedConfig
     longest = min(config.max_caption_tokens, config.max_position_embeddings)
     if num_words > longest:
         raise ValueError(
-            f"a caption has {num_words} tokens, the model takes at most {longest}; truncate it, or raise "
-            "max_caption_tokens (and max_position_embeddings) in the config."
+            f"a caption has {num_words} tokens, the model takes at most {longest}; truncate it (max_caption_tokens)."
         )
     if num_tags and config.max_caption_tokens + num_tags > config.max_position_embeddings:
         raise ValueError(

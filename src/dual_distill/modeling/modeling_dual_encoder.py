@@ -27,10 +27,7 @@ from .modeling_towers import (
 )
 
 STORED_AND_RECORDED = "stored vectors have no queries and keys; give input_ids and pixel_values to record them."
-INTERACTION_READS_TEXT = (
-    "this model has interaction layers, in which a text's tokens read the image; give input_ids in place of a stored "
-    "vector."
-)
+INTERACTION_READS_TEXT = "this model has interaction layers, in which a text's tokens read the image; give input_ids."
 INTERACTION_READS_IMAGES = (
     "this model has interaction layers, which read an image's tokens; give pixel_values or image_token_embeds, or "
     "image_token_states beside image_pooler_output or image_embeds."
@@ -256,8 +253,7 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
         num_rows = image_embeds.shape[0]
         if num_texts != num_rows and 1 not in (num_texts, num_rows):
             raise ValueError(
-                f"there are {num_texts} texts and {num_rows} rows of images; give one text for each row of images, or "
-                "one of either for all."
+                f"there are {num_texts} texts and {num_rows} rows of images; give one text for each row of images."
             )
 
         # A text is pooled as it reads each image, where there are layers that read.

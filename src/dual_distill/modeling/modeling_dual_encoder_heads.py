@@ -236,8 +236,7 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
         wants_loss = return_loss or image_ids is not None
         if (wants_loss or layers) and len(input_ids) != len(pixel_values):
             raise ValueError(
-                f"there are {len(input_ids)} texts and {len(pixel_values)} images; a loss and recorded states pair "
-                "text i with image i, so give as many of each."
+                f"there are {len(input_ids)} texts and {len(pixel_values)} images; a loss and states need pairs."
             )
 
         body = self.dual_encoder

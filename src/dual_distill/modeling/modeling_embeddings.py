@@ -30,10 +30,8 @@ class TextEmbeddings(nn.Module):
     ) -> Tensor:
         num_tokens = input_ids.shape[1]
         if position_ids is None and num_tokens > self.max_position_embeddings:
-            raise ValueError(
-                f"the text has {num_tokens} tokens, the model takes at most {self.max_position_embeddings}; "
-                "let the processor truncate it."
-            )
+            limit = self.max_position_embeddings
+            raise ValueError(f"the text has {num_tokens} tokens, the model takes at most {limit}; truncate it.")
         if token_type_ids is None:
             token_type_ids = input_ids.new_zeros(1, 1)
         if position_ids is None:
@@ -97,8 +95,7 @@ class ImageEmbeddings(nn.Module):
         pixel_values = with_image_axis(pixel_values, 4)
         if pixel_values.dim() != 5:
             raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (B, N, 3, H, W), or (B, 3, H, W) for "
-                "one image a row."
+                f"pixel_values has shape {tuple(pixel_values.shape)}; give (B, N, 3, H, W) or (B, 3, H, W)."
             )
         rows = pixel_values.shape[:2]
         if pixel_mask is not None:
@@ -121,8 +118,7 @@ class ImageEmbeddings(nn.Module):
         if pixel_mask is not None:
             if pixel_mask.shape != (batch_size, *pixel_values.shape[-2:]):
                 raise ValueError(
-                    f"pixel_mask has shape {tuple(pixel_mask.shape)}, pixel_values {tuple(pixel_values.shape)}; "
-                    "the mask needs one entry a pixel and no channel."
+                    f"pixel_mask has shape {tuple(pixel_mask.shape)}, pixel_values {tuple(pixel_values.shape)}."
                 )
             # A patch counts as real when its top left pixel is: processors pad whole patches at the bottom and right.
             patch_mask = pixel_mask[:, :: self.patch_embeddings.patch_size, :: self.patch_embeddings.patch_size].bool()

@@ -181,9 +181,7 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         pixels, regions = image["pixel_values"], image["region_features"]
         check_one_image(pixels, regions, self.one_image)
         if pixels is None and regions is None:
-            raise ValueError(
-                "a caption is written about an image; give pixel_values, or region_features and region_boxes."
-            )
+            raise ValueError("a caption is about an image; give pixel_values, or region_features and region_boxes.")
 
         # Tags and image are read once; a beam costs its words alone.
         rows = pixels if regions is None else regions
@@ -214,8 +212,7 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         if begin is None or self.config.mask_token_id is None:
             raise ValueError(
                 f"bos_token_id is {begin} and the config's mask_token_id {self.config.mask_token_id}, but captions "
-                "begin with the one and are written with the other; call model.use_tokens_of(tokenizer) and save the "
-                "model again."
+                "need both; call model.use_tokens_of(tokenizer) and save the model again."
             )
         return begin
 

@@ -187,8 +187,7 @@ class ClassifierHead:
         """Logits of fused vectors `(B, N, C)`; refuse another N than the head's."""
         if fused.shape[1] != self.num_images:
             raise ValueError(
-                f"the rows have {fused.shape[1]} images, the head was built for {self.num_images}; "
-                "set num_images in the config or give as many images a row."
+                f"the rows have {fused.shape[1]} images, the head was built for {self.num_images}; give as many."
             )
         logits: Tensor = self.classifier(fused.flatten(1))
         return logits

@@ -56,10 +56,7 @@ def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> list[int]:
     """
     for layer in layers:
         if not -num_hidden_layers <= layer < num_hidden_layers:
-            raise ValueError(
-                f"layer {layer} was asked for, but the model has {num_hidden_layers} layers; "
-                f"choose from {-num_hidden_layers} to {num_hidden_layers - 1}."
-            )
+            raise ValueError(f"layer {layer} was asked for, but the model has {num_hidden_layers} layers.")
     return [layer % num_hidden_layers for layer in layers]
 
 
@@ -75,8 +72,7 @@ def layers_to_record(
     asked = [list(config.recorded_layers if value is True else value) for value in wanted if value]
     if len(asked) == 2 and asked[0] != asked[1]:
         raise ValueError(
-            f"output_query_states names layers {asked[0]}, output_key_states {asked[1]}; "
-            "name the same layers in both, in the same order."
+            f"output_query_states names layers {asked[0]}, output_key_states {asked[1]}; name the same, in one order."
         )
     return asked[0] if asked else []
 

@@ -4,13 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_utils import is_valid_image
+from transformers.processing_utils import TextKwargs
 
-# An image (PIL, numpy or torch, RGB), one a row, or N a row.
+# An image (PIL of any mode of 8 bits, numpy or torch with three channels), one a row, or N a row.
 Images = Any
+# What image processor and tokenizer could be told, but is decided here: images are padded to the largest of the batch.
+_DECIDED = {"do_pad", "pad_size", "data_format", "return_tensors"}
 
 
 class DualDistillProcessor(ProcessorMixin):
@@ -57,45 +61,71 @@ class DualDistillProcessor(ProcessorMixin):
             max_length: longest text in tokens; None: the tokenizer's own limit.
             regions: `region_features` `(B, R, F)`, `region_boxes` `(B, R, 6)` and `region_mask` `(B, R)` in place of
                 images, as they stand in the batch; the model checks them.
-            **kwargs: further arguments of the tokenizer (`padding=`, `truncation=`).
+            **kwargs: further options of the image processor (`do_rescale=`, `size=`, ...) and of the tokenizer
+                (`padding=`, `truncation=`, ...), by name or in `images_kwargs` and `text_kwargs`; `return_tensors`,
+                "pt" or "np".
 
         Returns:
             `input_ids`, `attention_mask` `(B, T)` and `pixel_values` `(B, N, 3, H, W)`, `pixel_mask` `(B, N, H, W)`,
-            torch tensors; only the sides that were given.
+            torch tensors unless others are asked for; only the sides that were given.
 
         Raises:
-            ValueError: no side is given, images as well as regions are, or their rows differ.
+            ValueError: no side is given, images as well as regions are, their rows differ, an option is of neither
+                side, or the mode of an image does not say which value is white.
         """
         if images is None and text is None and regions is None:
             raise ValueError("give images, text, or both; got neither.")
         if images is not None and regions is not None:
             raise ValueError("give images or regions, got both; a model reads the one or the other.")
 
+        given = {**kwargs.pop("common_kwargs", {}), **kwargs}
+        form = given.pop("return_tensors", None) or "pt"
+        if form not in ("pt", "np"):
+            raise ValueError(f'return_tensors is {form!r}; give "pt" or "np".')
+        of_images, of_text = self._sort_options(given)
+
         batch: dict[str, Tensor] = {}
         if text is not None:
-            batch |= self.encode_text([text] if isinstance(text, str) else list(text), max_length=max_length, **kwargs)
+            texts = [text] if isinstance(text, str) else list(text)
+            batch |= self.encode_text(texts, **{"max_length": max_length, **of_text})
         if images is not None:
-            batch |= self.pad_images([[self.prepare_image(image) for image in row] for row in _as_rows(images)])
+            rows = [[self.prepare_image(image, **of_images) for image in row] for row in _as_rows(images)]
+            batch |= self.pad_images(rows)
         if regions is not None:
             batch |= regions
 
         for name, kind in (("pixel_values", "images"), ("region_features", "regions")):
             if text is not None and name in batch and len(batch["input_ids"]) != len(batch[name]):
-                raise ValueError(
-                    f"there are {len(batch['input_ids'])} texts and {len(batch[name])} rows of {kind}; give one text "
-                    f"for each row of {kind}."
-                )
-        return BatchFeature(batch)
+                counts = f"{len(batch['input_ids'])} texts and {len(batch[name])} rows of {kind}"
+                raise ValueError(f"there are {counts}; give one text for each row of {kind}.")
+        return BatchFeature(batch if form == "pt" else {name: tensor.numpy() for name, tensor in batch.items()})
+
+    def _sort_options(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what of the options is for images and what for text; refuse what nobody would read."""
+        of_images, of_text = given.pop("images_kwargs", {}), given.pop("text_kwargs", {})
+        flat_text = given.keys() & TextKwargs.__annotations__.keys()
+        of_text = {**{name: given[name] for name in flat_text}, **of_text}
+        of_images = {**{name: given[name] for name in given.keys() - flat_text}, **of_images}
+
+        unknown = of_text.keys() - (TextKwargs.__annotations__.keys() - _DECIDED)
+        unknown |= of_images.keys() - (self.image_processor.valid_kwargs.__annotations__.keys() - _DECIDED)
+        if unknown:
+            raise ValueError(
+                f"the processor takes no {', '.join(sorted(unknown))}; it takes options of its "
+                f"{type(self.image_processor).__name__} but {', '.join(sorted(_DECIDED))}, and of its tokenizer."
+            )
+        return of_images, of_text
 
     def encode_text(self, texts: list[str], max_length: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Tokenize `texts` as `input_ids` and `attention_mask`, `(B, T)`, padded to the longest."""
         arguments = {"padding": True, "truncation": True, "return_token_type_ids": False, **kwargs}
         return dict(self.tokenizer(texts, max_length=max_length, **arguments | {"return_tensors": "pt"}))
 
-    def prepare_image(self, image: Any) -> Tensor:
-        """Resize, rescale and normalise one RGB image to `(3, H, W)` float32."""
+    def prepare_image(self, image: Any, **options: Any) -> Tensor:
+        """Resize, rescale and normalise one image to `(3, H, W)` float32; `options` are the image processor's."""
         # One image alone is never padded, so that what is cached or stored does not depend on its batch.
-        return torch.as_tensor(self.image_processor(image, return_tensors="pt")["pixel_values"][0])
+        prepared = self.image_processor(_upright_rgb(image), return_tensors="pt", **options)
+        return torch.as_tensor(prepared["pixel_values"][0])
 
     def pad_images(self, rows: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
         """Pad prepared images to a common size.
@@ -111,9 +141,7 @@ class DualDistillProcessor(ProcessorMixin):
         """
         counts = sorted({len(row) for row in rows})
         if len(counts) != 1 or not counts[0]:
-            raise ValueError(
-                f"the rows of one batch have {counts} images; give every row the same number, at least one."
-            )
+            raise ValueError(f"the rows of one batch have {counts} images; give each the same number, at least one.")
         images = [image for row in rows for image in row]
         height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
 
@@ -128,6 +156,21 @@ class DualDistillProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Names of the tensors in a batch."""
         return ["input_ids", "attention_mask", "pixel_values", "pixel_mask"]
+
+
+def _upright_rgb(image: Any) -> Any:
+    """A PIL image as `data.decode_image` gives it: turned by its EXIF, transparency on white; an array as it is."""
+    if not isinstance(image, Image.Image):
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise ValueError(f"the image has mode {image.mode!r}, which does not say what is white; convert it to 8 bits.")
+
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        image = canvas
+    return image.convert("RGB")
 
 
 def _as_rows(images: Images) -> list[list[Any]]:

@@ -142,7 +142,7 @@ def convert_bert_config(config: BertConfig, **fields: Any) -> FusionEncoderConfi
         if value != fixed and not is_shorter:
             raise ValueError(f"{name} is {value!r}, but the BERT has {fixed!r}; leave it out, or take another BERT.")
     shared = {name: getattr(config, name) for name in (*_FIXED, *_FREE)}
-    return FusionEncoderConfig.base_regions(**{**shared, **fields})
+    return FusionEncoderConfig(**{"visual_inputs": "regions", "norm_first": False, **shared, **fields})
 
 
 def convert_bert_state_dict(weights: Weights) -> tuple[dict[str, torch.Tensor], list[str]]:
