@@ -1,7 +1,10 @@
 import contextlib
 import io
+import os
 import re
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -183,3 +186,37 @@ def test_each_error_names_the_row_and_the_cause(value, message):
         decode_image(value, row=5)
     assert isinstance(caught.value, ValueError)
     assert "\n" not in str(caught.value)
+
+
+def test_only_regular_files_of_a_bounded_size_are_read(tmp_path, monkeypatch):
+    """/dev/zero never ends, and a named pipe waits for somebody who writes."""
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in ("/dev/zero", tmp_path / "pipe.png", tmp_path):
+        with pytest.raises(ImageError, match=r"cannot be read \(it is not a regular file"):
+            decode_image(str(path), row=3)
+    monkeypatch.setattr("dual_distill.data.images.MAX_FILE_BYTES", 10)
+    (tmp_path / "large.png").write_bytes(b"x" * 11)
+    with pytest.raises(
+        ImageError, match=r"row 3 .*cannot be read \(it has 11 bytes, more than the 10 that are allowed"
+    ):
+        decode_image(tmp_path / "large.png", row=3)
+
+
+def test_an_image_is_held_twice_at_most():
+    """Making the JPEG took as much memory as its pixels need, so decoding may take them no more than once again."""
+    code = (
+        "import io, resource, sys; from PIL import Image; from dual_distill.data import decode_image\n"
+        "buffer = io.BytesIO(); Image.new('RGB', (4000, 4000), (9, 9, 9)).save(buffer, 'JPEG')\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "image = decode_image(buffer.getvalue(), row=0); assert image.getpixel((5, 5)) == (9, 9, 9)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 70  # MiB; the pixels are 61
+
+
+def test_the_callers_own_image_stays_as_it_is():
+    given = Image.new("RGB", (2, 1))
+    decoded = decode_image(given, row=0)
+    decoded.putpixel((0, 0), (1, 2, 3))
+    assert given.getpixel((0, 0)) == (0, 0, 0)

@@ -1,3 +1,4 @@
+import json
 import re
 from collections import Counter
 
@@ -6,7 +7,14 @@ from datasets import Dataset, Features, Value
 
 from dual_distill.data import ReadingReport
 from dual_distill.data.reading import ImageFolder, RecordReader, hold_out
-from dual_distill.data.records import InvalidRecordError, Record, UniqueIds, document_records, read_json_lines
+from dual_distill.data.records import (
+    InvalidRecordError,
+    Record,
+    UniqueIds,
+    document_records,
+    read_json,
+    read_json_lines,
+)
 
 
 def test_the_report_says_what_was_taken_and_what_not():
@@ -148,3 +156,28 @@ def test_a_row_is_left_to_train_on(rows, message):
     groups = list("aabb")
     with pytest.raises(ValueError, match=message):
         hold_out(Dataset.from_dict({"group": groups}), groups, "ab", f"held_out is {rows}", rows)
+
+
+def test_nesting_length_and_size_have_bounds(tmp_path, monkeypatch):
+    """A line of a hundred thousand brackets ends in a RecursionError, a text of 100 MB in 6 GB of tokens."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}\n' + "[" * 200_000 + "\n" + json.dumps({"a": "x" * 1_000_001}) + '\n{"a": "y"}\n')
+    places, records = zip(*read_json_lines(file), strict=True)
+    assert isinstance(records[1], InvalidRecordError)
+    assert str(records[1]).startswith("the line is not JSON (")
+    with pytest.raises(InvalidRecordError, match="a has 1,000,001 characters, but a text has 1,000,000 at most"):
+        records[2].text("a")
+    assert records[3].text("a") == "y"
+    assert places[3].endswith("line 4")
+
+    nested = tmp_path / "nested.json"
+    nested.write_text('{"questions": ' + "[" * 200_000 + "]" * 200_000 + "}")
+    with pytest.raises(ValueError, match=r"nested\.json' is not one JSON document"):
+        read_json(nested, "questions")
+
+    monkeypatch.setattr("dual_distill.data.records.MAX_LINE_BYTES", 1_000)
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: the line has more than the 1,000 bytes"):
+        list(read_json_lines(file))
+    for path in ("/dev/zero", "/dev/null"):
+        with pytest.raises(FileNotFoundError, match="There is no file '/dev/"):
+            list(read_json_lines(path))

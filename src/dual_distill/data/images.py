@@ -5,6 +5,7 @@ bombs. All of them meet this file, and whatever cannot become an RGB image ends 
 """
 
 import io
+import stat
 import struct
 import warnings
 import zlib
@@ -15,7 +16,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 64_000_000
-"""Default limit on width x height, in pixels: 8000 x 8000, 192 MB once decoded."""
+"""Default limit on width x height, in pixels: 8000 x 8000, 256 MB once decoded (Pillow keeps four bytes a pixel)."""
+
+MAX_FILE_BYTES = 1_000_000_000
+"""Largest file that is read as an image: five times what the largest allowed image takes without compression."""
 
 # Raster formats whose decoders live in Pillow itself. PostScript (runs Ghostscript) and the containers ICO and ICNS
 # (their header may declare another size than the image inside) stay out.
@@ -60,7 +64,7 @@ def decode_image(value: Any, row: int | str, max_pixels: int = MAX_PIXELS) -> Im
     name, source = image_source(value, row)
     where = f"row {row} (image {name!r})" if name else f"row {row}"
     if isinstance(source, Image.Image):
-        return _decode(source, where, max_pixels)
+        return _decode(source, where, max_pixels, is_ours=False)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is stricter, and is an error
@@ -73,7 +77,7 @@ def decode_image(value: Any, row: int | str, max_pixels: int = MAX_PIXELS) -> Im
             problem = f"the bytes are not an image of a known format ({', '.join(_FORMATS)})"
             raise ImageError(f"{where}: {problem}; download the file again or drop the row.") from error
         with image:
-            return _decode(image, where, max_pixels)
+            return _decode(image, where, max_pixels, is_ours=True)
 
 
 def image_source(value: Any, row: int | str) -> tuple[str | None, bytes | Image.Image]:
@@ -107,13 +111,19 @@ def image_source(value: Any, row: int | str) -> tuple[str | None, bytes | Image.
         raise ImageError(f"row {row}: an image is {expected}, but this one is a {type(value).__name__}.")
 
     try:
+        # Neither a device, which may never end, nor a named pipe, which waits for a writer.
+        status = Path(value).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is not a regular file")
+        if (size := status.st_size) > MAX_FILE_BYTES:
+            raise OSError(f"it has {size:,} bytes, more than the {MAX_FILE_BYTES:,} that are allowed")
         return str(value), Path(value).read_bytes()
     except (OSError, ValueError) as error:
         problem = f"the file cannot be read ({getattr(error, 'strerror', None) or error})"
         raise ImageError(f"row {row} (image {str(value)!r}): {problem}; paths start at the current folder.") from error
 
 
-def _decode(image: Image.Image, where: str, max_pixels: int) -> Image.Image:
+def _decode(image: Image.Image, where: str, max_pixels: int, is_ours: bool) -> Image.Image:
     """The pixels of an opened image as RGB, once its header promises few enough of them."""
     width, height = image.size
     if width * height > max_pixels:
@@ -125,7 +135,9 @@ def _decode(image: Image.Image, where: str, max_pixels: int) -> Image.Image:
 
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        # A copy of the largest image takes 256 MB, so one that nobody else holds is turned in place.
+        image = image if is_ours else image.copy()
+        ImageOps.exif_transpose(image, in_place=True)
     except _DECODING_ERRORS as error:
         problem = f"{where}: the image is truncated or damaged ({error})"
         raise ImageError(f"{problem}; download the file again or drop the row.") from error
@@ -147,4 +159,4 @@ def _decode(image: Image.Image, where: str, max_pixels: int) -> Image.Image:
         canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
         canvas.alpha_composite(image.convert("RGBA"))
         image = canvas
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -17,7 +17,14 @@ FilePath = str | os.PathLike[str]
 Records = Iterator[tuple[str, Any]]
 """Pairs of a place (file and line, or file, index and id) and a record, or the `InvalidRecordError` in its stead."""
 
+MAX_CHARACTERS = 1_000_000
+"""Longest text of a record: whatever is longer is no question, and takes gigabytes as tokens."""
+
+MAX_LINE_BYTES = 100_000_000
+"""Longest line that is read into memory."""
+
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates, which JSON may spell out and UTF-8 cannot
+_MOST_SHOWN = 80
 _EXPECTED = {str: "text in Unicode", int: "a whole number of 64 bits", list: "a list [...]", dict: "an object {...}"}
 
 
@@ -57,7 +64,11 @@ class Record(dict[str, Any]):
         value = self.get(name, "missing")
         if value is None or (isinstance(value, str) and not value.strip()):
             raise InvalidRecordError(f"empty {name}", f"{name} is empty ({value!r}), but a row needs {expected}")
-        return str(self.value(name, str, expected))
+        text: str = self.value(name, str, expected)
+        if len(text) > MAX_CHARACTERS:
+            message = f"{name} has {len(text):,} characters, but a text has {MAX_CHARACTERS:,} at most"
+            raise InvalidRecordError(f"long {name}", message)
+        return text
 
 
 def existing_file(file: FilePath) -> Path:
@@ -80,16 +91,19 @@ def existing_folder(folder: FilePath, purpose: str = "") -> Path:
 def read_json_lines(file: FilePath) -> Records:
     """The objects of a file of JSON lines, each with file and line; a BOM, CRLF and empty lines are fine."""
     with existing_file(file).open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE_BYTES + 1), b""), start=1):
+            place = f"{os.fspath(file)}, line {number}"
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(f"{place}: the line has more than the {MAX_LINE_BYTES:,} bytes that are read at once.")
             if not line.strip(b" \t\r\n\xef\xbb\xbf"):
                 continue
 
             try:
                 record = json.loads(line)
-            except ValueError as error:  # bytes that are not UTF-8 among them
-                text = _shortened(line.decode("utf-8", "replace").strip())
+            except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 and deep nesting among them
+                text = _shortened(line[: 4 * _MOST_SHOWN].decode("utf-8", "replace").strip())
                 record = InvalidRecordError("malformed line", f"the line is not JSON ({error}): {text}")
-            yield f"{os.fspath(file)}, line {number}", _object_or_error(record, "line")
+            yield place, _object_or_error(record, "line")
 
 
 def read_csv(file: FilePath) -> Records:
@@ -133,7 +147,7 @@ def read_json(file: FilePath, *keys: str) -> dict[str, Any]:
     path = existing_file(file)
     try:
         document = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not one JSON document ({error}); download it again.") from error
 
     found = list(document) if isinstance(document, dict) else [type(document).__name__]
@@ -190,4 +204,4 @@ def _object_or_error(record: Any, noun: str) -> Any:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."

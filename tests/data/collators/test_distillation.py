@@ -301,6 +301,8 @@ def test_each_error_by_its_message(processor, rows):
         ValueError, match=r"Row 0 of its batch has no column 'question', which task 'scenes' needs; it has: image\."
     ):
         make(processor)([{"image": rows[0]["image"]}])
+    with pytest.raises(ValueError, match=r"Row 0 .* the text in column 'question' has 1,000,001 characters, more than"):
+        make(processor)([{**rows[0], "question": "x" * 1_000_001}])
     with pytest.raises(ValueError, match="label_names holds 'no' more than once"):
         DistillationCollator(processor, TASKS["scenes"], ["no", "yes", "no"])
     with pytest.raises(ValueError, match="image_cache_mb is -1"):

@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -323,6 +324,33 @@ def test_a_broken_shard_ends_itself_alone(tmp_path, cut):
     taken = numbers(passing)
     assert taken in ([*range(5), *range(8, 12)], [*range(6), *range(8, 12)])
     assert passing.skipped == {"broken shard": 1}
+
+
+def test_a_member_larger_than_any_image_ends_its_shard(tmp_path):
+    """Three megabytes of a compressed tar file may hold six gigabytes of zeros."""
+    folder = tmp_path / "cc"
+    files.write_tars(folder, 1, 2)
+    with tarfile.open(folder / "00001.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("bomb.jpg")
+        member.size = 300_000_000
+        with Path("/dev/zero").open("rb") as zeros:
+            archive.addfile(member, zeros)
+    source = tars(folder / "*.tar*")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"00001\.tar\.gz: the archive .*'bomb\.jpg' has 300,000,000 bytes"):
+        list(stream(source, shuffle_buffer=0))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+    passing = stream(source, skip_bad=True)
+    assert sorted(numbers(passing)) == [0, 1]
+    assert passing.skipped == {"broken shard": 1}
+
+
+def test_captions_that_are_too_long_or_nested(tmp_path):
+    nested = b'{"caption": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    bad = {1: {"txt": b"x" * 1_000_001}, 2: {"txt": None, "json": nested}}
+    passing = stream(tars(files.write_tars(tmp_path / "cc", 1, 4, bad=bad)), skip_bad=True)
+    assert sorted(numbers(passing)) == [0, 3]
+    assert passing.skipped == {"malformed caption": 2}
 
 
 def test_broken_files_of_other_kinds(tmp_path):

@@ -27,7 +27,7 @@ from datasets.data_files import resolve_pattern
 from datasets.utils.file_utils import xopen
 
 from dual_distill.data.datasets.captions import load_captions
-from dual_distill.data.records import InvalidRecordError, existing_folder, read_json_lines
+from dual_distill.data.records import MAX_CHARACTERS, InvalidRecordError, existing_folder, read_json_lines
 from dual_distill.data.tasks import nearest_name
 
 KINDS = ("webdataset", "parquet", "folder", "karpathy", "coco")
@@ -42,6 +42,7 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".t
 _METADATA = "metadata.jsonl"
 _READING_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 _RANGES, _ROWS_AT_ONCE = 64, 64
+_MAX_MEMBER_BYTES = 256_000_000  # of a tar file; the largest allowed image without compression has 192
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,8 @@ def _image_rows(name: str, image: Any, captions: Any) -> Rows:
             bad, why = "missing caption", "there is an image and no caption"
         elif not isinstance(caption, str):
             bad, why = "malformed caption", f"the caption is {caption!r:.80}, but expected is a text"
+        elif len(caption) > MAX_CHARACTERS:
+            bad, why = "malformed caption", f"the caption has {len(caption):,} characters, {MAX_CHARACTERS:,} at most"
         elif not caption.strip():
             bad, why = "empty caption", f"the caption is empty ({caption!r:.80})"
         yield _row(row_name, image, caption) if bad is None else _row(row_name, bad=bad, why=why)
@@ -280,12 +283,18 @@ class _CheckedTarInfo(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
         try:
-            return super().frombuf(buf, encoding, errors)
+            member = super().frombuf(buf, encoding, errors)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
             reason = "it ends without an end mark" if len(buf) < tarfile.BLOCKSIZE else str(error)
             raise tarfile.ReadError(reason) from error
+
+        # Three compressed megabytes may declare gigabytes, which would be read at once.
+        if member.size > _MAX_MEMBER_BYTES:
+            found = f"{member.name!r} has {member.size:,} bytes, more than the {_MAX_MEMBER_BYTES:,} that are allowed"
+            raise tarfile.ReadError(found)
+        return member
 
 
 def _tar_rows(shard: Shard) -> Rows:
@@ -331,7 +340,7 @@ def _sample(shard: Shard, key: str, parts: dict[str, bytes]) -> Rows:
             caption = parts["txt"].decode()
         else:
             caption = json.loads(parts.get("json", b"{}")).get(column)
-    except (ValueError, AttributeError) as error:  # bytes that are not UTF-8, no JSON, or JSON that is no object
+    except (ValueError, AttributeError, RecursionError) as error:  # no UTF-8, no JSON, no object, or nested too deeply
         yield _row(name, bad="malformed caption", why=f"the caption cannot be read ({error})")
     else:
         yield from _image_rows(name, image, caption)
