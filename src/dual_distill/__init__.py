@@ -4,9 +4,10 @@ Importing it registers models, processor and pipeline with transformers; any oth
 used. The command `dual-distill` leaves both to its subcommands, so that help and a typo import no torch.
 """
 
+import os
+import signal
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,10 +44,11 @@ _PUBLIC = {
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted(["__version__", *_MODULE_OF])
-__version__ = version("dual-distill")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("dual-distill")
     if name in _PUBLIC:
         return import_module(f".{name}", __name__)
     if name not in _MODULE_OF:
@@ -72,3 +74,6 @@ def _register() -> None:
 _is_command = "dual-distill" in [Path(word).name.removesuffix(".exe") for word in sys.argv[:1]]
 if not _is_command and ("-m", "dual_distill") not in pairwise(sys.orig_argv):
     _register()
+elif signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # While a command imports, an interruption ends it at once: an import that is cut short may say anything.
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))

@@ -90,7 +90,7 @@ def test_a_dry_run_prints_a_plan_for_reading_or_as_json(capsys: pytest.CaptureFi
     recipe.write_text(json.dumps(fields))
     run(["--dry-run", str(recipe)])
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert list(lines) == ["task", "rows", "labels", "model", "teacher", "steps", "memory"]
+    assert list(lines) == ["task", "rows", "labels", "model", "teacher", "steps", "time", "memory"]
     assert lines["rows"] == "train 24, validation 6, test 6"
     assert lines["steps"] == "3 of 8 rows, 1.00 epochs"
     run([str(recipe), "--json", "--dry_run"])

@@ -7,7 +7,6 @@ that are not called are not imported, so help and a typo cost no import of torch
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 COMMANDS = {
     "quickstart": "train a teacher and three students on generated images, and show what distillation does",
@@ -39,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if words[:1] == ["--version"]:
+        # Here, since the import takes longer than help does.
+        from importlib.metadata import version
+
+        print(f"dual-distill {version('dual-distill')}")
+        return 0
     # The command's own parser reads what follows it, `--help` too.
     command = _parser().parse_known_args(words[:1] or ["--help"])[0].command
 
@@ -67,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Distil a fusion encoder (accurate, slow) into a dual encoder (images are encoded once).",
         epilog="`dual-distill COMMAND --help` explains a command.",
     )
-    parser.add_argument("--version", action="version", version=f"dual-distill {version('dual-distill')}")
+    parser.add_argument("--version", action="store_true", help="print the version of the package")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command, summary in COMMANDS.items():
         commands.add_parser(command, help=summary, add_help=False)

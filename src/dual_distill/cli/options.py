@@ -10,6 +10,7 @@ import difflib
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -75,6 +76,9 @@ _ALIKE, _NEARLY_EQUAL = 0.7, 0.85
 def run_command(name: str, words: Sequence[str]) -> None:
     """Run a subcommand with stdout sent to stderr, and print its result: as one JSON line, or laid out."""
     module = import_module(f"{__package__}.{name}")
+    # From here on an interruption is an exception again (`dual_distill/__init__.py`), so that a run can end in order.
+    if callable(handler := signal.getsignal(signal.SIGINT)) and handler is not signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     options = getattr(module, "parse", partial(_parse, name, module))(words)
     with redirect_stdout(sys.stderr):
         if "device" in options:

@@ -24,6 +24,7 @@ from dual_distill.trainer import DistillationTrainer, DistillationTrainingArgume
 
 from .arguments import DataArguments, ModelArguments
 from .data import RunData, prepare_data, splits_of
+from .duration import warn_if_long
 from .heads import head_of
 
 _SHORTEST_TEXT = 4
@@ -108,6 +109,9 @@ def train(trainer: DistillationTrainer) -> dict[str, float]:
     Returns:
         The metrics that Trainer reports, with `train_runtime` in seconds.
     """
+    if trainer.is_world_process_zero():
+        warn_if_long(trainer)
+
     folder, checkpoint = trainer.args.output_dir, trainer.args.resume_from_checkpoint
     if checkpoint is None and Path(folder).is_dir():
         checkpoint = get_last_checkpoint(folder)

@@ -1,6 +1,6 @@
 """The data of a run: read, held to what the run needs, and its rows as the trainer takes them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,4 +132,4 @@ def _used_rows(rows: Any, task: data.Task, limit: int | None, seed: int) -> Any:
 
 def num_rows(split: Any) -> int | None:
     """Return how many rows a split has; None for a stream that does not say."""
-    return split.num_rows if isinstance(split, data.ImageTextStream) else len(split)
+    return len(split) if isinstance(split, Sized) else getattr(split, "num_rows", None)

@@ -7,7 +7,6 @@ device would not do: there sdpa falls back on the form of attention that keeps e
 does.)
 """
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dual_distill.data import ImageTextStream, answer_coverage
+from dual_distill.data import answer_coverage
 from dual_distill.trainer import DistillationTrainingArguments, check_compatibility
 
 from .arguments import DataArguments, ModelArguments
 from .build import resolve
 from .data import num_rows
+from .duration import count_steps, estimate_seconds
 from .heads import Batch
 
 _ADAM_STATES = 2
@@ -47,6 +47,7 @@ class RunPlan:
         steps: optimizer steps.
         rows_per_step: rows of all processes and accumulated batches.
         epochs: passes over the training rows; None where their number is not known.
+        seconds: rough estimate for the machine that this is computed on.
         memory_bytes: estimate for one process, by what it is for: weights, gradients, optimizer, teacher, activations
             (of the largest batch: longest texts, images of every shape); see `estimate_memory`.
     """
@@ -62,6 +63,7 @@ class RunPlan:
     steps: int
     rows_per_step: int
     epochs: float | None
+    seconds: float
     memory_bytes: dict[str, int]
 
     def __str__(self) -> str:
@@ -80,6 +82,7 @@ class RunPlan:
             "model": f"{self.student}, {self.student_parameters / 1e6:,.1f} M parameters",
             "teacher": f"{self.teacher}, {self.teacher_parameters / 1e6:,.1f} M parameters" if self.teacher else "none",
             "steps": f"{self.steps:,} of {self.rows_per_step:,} rows{epochs}",
+            "time": f"about {self.seconds / 3600:,.1f} hours on this machine, by a rough estimate",
             "memory": f"about {sum(self.memory_bytes.values()) / 1e9:,.1f} GB a process ({', '.join(parts)})",
         }
         return "\n".join(f"{name:<8} {value}" for name, value in lines.items())
@@ -95,19 +98,23 @@ def plan_run(
     """
     resolved = resolve((model_arguments, data_arguments, training_arguments))
     data, task, head, config = resolved.data, resolved.data.task, resolved.data.head, resolved.student_config
-    student_class, teacher_name, teacher_parameters, layers = head.model_class(config), None, 0, []
-    if resolved.teacher_config is not None:
-        with FakeTensorMode():
+    teacher: Any = None
+    layers: list[int] = []
+    with FakeTensorMode():
+        student: Any = head.model_class(config)(config)
+        if resolved.teacher_config is not None:
             teacher = head.model_class(resolved.teacher_config)(resolved.teacher_config)
             objective = training_arguments.make_objective(head.trainer.objective_class, config, resolved.teacher_config)
-            check_compatibility(student_class(config), teacher, objective)
-        teacher_name, teacher_parameters = type(teacher).__name__, teacher.num_parameters()
-        layers = objective.student_layers
+            check_compatibility(student, teacher, objective)
+            layers = objective.student_layers
 
     # The two forms of which a CPU knows the cost; flex and flash attention keep what sdpa keeps.
     config._attn_implementation = "eager" if model_arguments.attn_implementation == "eager" else "sdpa"
     images = resolved.processor.image_processor
-    memory = estimate_memory(student_class, config, layers, images, training_arguments, head.example)
+    memory = estimate_memory(type(student), config, layers, images, training_arguments, head.example)
+    memory["teacher"] = 0 if teacher is None else _FLOAT32 * teacher.num_parameters()
+    counts = count_steps(data.train_rows, training_arguments)
+    rows = counts["steps"] * counts["rows_per_step"]
 
     column, validation = task.answers_column or task.label_column, data.splits["validation"]
     is_covered = column is not None and len(validation) > 0
@@ -116,29 +123,14 @@ def plan_run(
         rows={split: num_rows(rows) for split, rows in data.splits.items()},
         num_labels=len(resolved.label_names),
         label_coverage=answer_coverage(validation, str(column), resolved.label_names) if is_covered else None,
-        student=student_class.__name__,
-        student_parameters=memory["weights"] // _FLOAT32,
-        teacher=teacher_name,
-        teacher_parameters=teacher_parameters,
-        memory_bytes={**memory, "teacher": _FLOAT32 * teacher_parameters},
-        **_count_steps(data.train_rows, training_arguments),
+        student=type(student).__name__,
+        student_parameters=student.num_parameters(),
+        teacher=None if teacher is None else type(teacher).__name__,
+        teacher_parameters=memory["teacher"] // _FLOAT32,
+        seconds=estimate_seconds(rows, student, teacher, training_arguments),
+        memory_bytes=memory,
+        **counts,
     )
-
-
-def _count_steps(train_rows: Any, arguments: DistillationTrainingArguments) -> dict[str, Any]:
-    """Steps of the run, rows a step, and epochs, None where the number of rows is not known."""
-    if isinstance(train_rows, ImageTextStream) and arguments.max_steps < 1:
-        raise ValueError(f"max_steps is {arguments.max_steps}, but a stream has no end; say how many to train.")
-
-    rows, rows_per_batch = num_rows(train_rows), arguments.train_batch_size * arguments.world_size
-    rows_per_step = rows_per_batch * arguments.gradient_accumulation_steps
-    if rows is None:
-        return {"steps": arguments.max_steps, "rows_per_step": rows_per_step, "epochs": None}
-
-    batches = rows // rows_per_batch if arguments.dataloader_drop_last else math.ceil(rows / rows_per_batch)
-    an_epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
-    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * an_epoch)
-    return {"steps": steps, "rows_per_step": rows_per_step, "epochs": steps / an_epoch}
 
 
 def estimate_memory(
