@@ -48,7 +48,11 @@ _TIMED = {"dual": "dual encoder, all pairs", "rerank": "re-ranking", "fusion": "
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, its task as a recipe says it, and what is measured."""
     reading = HfArgumentParser(ReadingArguments, add_help=False)
-    next(action for action in reading._actions if action.dest == "task").required = True
+    for action in reading._actions:
+        # One spelling, as everywhere here; words are read with dashes.
+        action.option_strings = [name for name in action.option_strings if "_" not in name]
+        action.metavar = {"data": "PATH", "data_options": "JSON", "skip_bad": "true|false"}.get(action.dest, "NAME")
+        action.required = action.dest == "task"
     parser._add_container_actions(reading)
     add_options(parser, "model", "--revision", "--device", "--batch-size")
     parser.set_defaults(batch_size=128)

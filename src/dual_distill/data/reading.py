@@ -163,7 +163,7 @@ class ImageFolder:
 def official_folder(path: FilePath | None, layout: str) -> Path:
     """The folder in which files have their official names."""
     if path is None:
-        raise ValueError(f"Give path=, a folder that holds {layout}")
+        raise ValueError(f"Give path= (data= of a recipe), a folder that holds {layout}")
     if not Path(path).is_dir():
         raise FileNotFoundError(f"There is no folder {os.fspath(path)!r}; it should hold {layout}")
     return Path(path)

@@ -103,15 +103,17 @@ def get_task(name: str) -> Task:
         The task.
 
     Raises:
-        ValueError: there is no such task; the message offers the nearest.
+        ValueError: there is no such task; the message offers the nearest, and names all.
 
     Example:
         >>> get_task("easyvqa")
         Traceback (most recent call last):
         ValueError: There is no task 'easyvqa'; did you mean 'easy_vqa'? Known are: coco_captioning, coco_retrieval, ...
     """
+    if name == "custom":
+        raise ValueError("A custom dataset is read by `load_custom_dataset`, or by a recipe with `task: custom`.")
     if name not in TASKS:
-        raise ValueError(f"There is no task {name!r}{nearest_name(name, list(TASKS))}")
+        raise ValueError(f"There is no task {name!r}{nearest_name(name, [*TASKS, 'custom'])}")
     return TASKS[name]
 
 

@@ -148,7 +148,7 @@ def test_each_format_is_told_from_the_other(folder):
     write_karpathy(folder, [karpathy_image(0, "train")])
     with pytest.raises(ValueError, match="holds no list 'annotations'"):
         load_captions(captions={"train": folder / "dataset_coco.json"}, images=folder)
-    with pytest.raises(ValueError, match=r"Give path=, a folder that holds dataset_coco\.json"):
+    with pytest.raises(ValueError, match=r"Give path= .data= of a recipe., a folder that holds dataset_coco\.json"):
         load_captions()
     (folder / "dataset_coco.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds none of dataset_coco\.json, dataset_flickr30k\.json"):

@@ -140,7 +140,7 @@ def test_a_line_that_is_no_json_or_no_utf8(folder):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, ValueError, "Give path=, a folder that holds train.json"),
+        ({}, ValueError, "Give path= .data= of a recipe., a folder that holds train.json"),
         ({"path": "."}, FileNotFoundError, "holds no train.json"),
     ],
 )

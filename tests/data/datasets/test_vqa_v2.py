@@ -200,8 +200,11 @@ def test_skipping_a_question_of_a_wrong_id_lists_both_sides(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (lambda folder: {}, "Give path=, a folder that holds v2_OpenEnded"),
-        (lambda folder: files(folder) | {"images": None}, "Give path=, a folder that holds v2_OpenEnded"),
+        (lambda folder: {}, "Give path= .data= of a recipe., a folder that holds v2_OpenEnded"),
+        (
+            lambda folder: files(folder) | {"images": None},
+            "Give path= .data= of a recipe., a folder that holds v2_OpenEnded",
+        ),
         (lambda folder: {"path": folder, "validation_rows": -1}, "validation_rows is -1"),
         (lambda folder: {"path": folder, "validation_rows": 7}, "validation_rows is 7, but there are 7 rows"),
         (lambda folder: {"path": folder}, "validation_rows is 1,000, but there are 7 rows"),
