@@ -144,17 +144,21 @@ class ImageFolder:
 
     def __init__(self, folder: FilePath) -> None:
         self.folder = existing_folder(folder, " for images").absolute()
-        self._listed: dict[Path, set[str]] = {}
+        self._listed: dict[Path, dict[str, str]] = {}
 
     def find(self, *names: str) -> dict[str, Any]:
-        """The first of some files, below the folder or absolute, as an undecoded image."""
+        """The first of some files, below the folder or absolute, with or without extension, as an undecoded image."""
         for name in names:
             path = self.folder / name
             folder = path.parent
             if folder not in self._listed:
-                self._listed[folder] = {file.name for file in os.scandir(folder)} if folder.is_dir() else set()
+                files = [file.name for file in os.scandir(folder)] if folder.is_dir() else []
+                # A name without extension means a file if it can mean only one.
+                once = Counter(file.rpartition(".")[0] for file in files)
+                stems = {file.rpartition(".")[0]: file for file in files if once[file.rpartition(".")[0]] == 1}
+                self._listed[folder] = stems | {file: file for file in files}
             if path.name in self._listed[folder]:
-                return {"bytes": None, "path": str(path)}
+                return {"bytes": None, "path": str(folder / self._listed[folder][path.name])}
 
         message = f"the image is missing: {str(self.folder)!r} holds no {' nor '.join(names)}"
         raise InvalidRecordError("missing image", message)

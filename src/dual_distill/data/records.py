@@ -24,6 +24,7 @@ MAX_LINE_BYTES = 100_000_000
 """Longest line that is read into memory."""
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates, which JSON may spell out and UTF-8 cannot
+_BLANKS = b" \t\r\n\xef\xbb\xbf"  # a BOM among them
 _MOST_SHOWN = 80
 _EXPECTED = {str: "text in Unicode", int: "a whole number of 64 bits", list: "a list [...]", dict: "an object {...}"}
 
@@ -89,13 +90,22 @@ def existing_folder(folder: FilePath, purpose: str = "") -> Path:
 
 
 def read_json_lines(file: FilePath) -> Records:
-    """The objects of a file of JSON lines, each with file and line; a BOM, CRLF and empty lines are fine."""
+    """The objects of a file of JSON lines, each with file and line; a BOM, CRLF and empty lines are fine.
+
+    A file that is one array of objects is read as well, whole.
+    """
+    with existing_file(file).open("rb") as content:
+        start = content.read(1_000).lstrip(_BLANKS)
+    if start.startswith(b"[") and start.lstrip(b"[").lstrip(_BLANKS).startswith(b"{"):
+        yield from document_records(file, _read_document(Path(file)), "record", "id")
+        return
+
     with existing_file(file).open("rb") as lines:
         for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE_BYTES + 1), b""), start=1):
             place = f"{os.fspath(file)}, line {number}"
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(f"{place}: the line has more than the {MAX_LINE_BYTES:,} bytes that are read at once.")
-            if not line.strip(b" \t\r\n\xef\xbb\xbf"):
+            if not line.strip(_BLANKS):
                 continue
 
             try:
@@ -145,23 +155,26 @@ def read_lines(file: FilePath) -> Records:
 def read_json(file: FilePath, *keys: str) -> dict[str, Any]:
     """A file that is one JSON object with a list under each of `keys`; a BOM is fine."""
     path = existing_file(file)
-    try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is not one JSON document ({error}); download it again.") from error
-
+    document = _read_document(path)
     found = list(document) if isinstance(document, dict) else [type(document).__name__]
     for key in keys:
         if key not in found or not isinstance(document[key], list):
             names = f"expected {' and '.join(keys)}, found {', '.join(map(str, found))}"
             raise ValueError(f"{str(path)!r} holds no list {key!r}: {names}; is it the right file?")
-    return document
+    return dict(document)
+
+
+def _read_document(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(file)!r} is not one JSON document ({error}); download it again.") from error
 
 
 def document_records(file: FilePath, records: Sequence[Any], noun: str, id_name: str) -> Records:
     """The records of a list in a JSON document, placed as "file, question 3 (question_id 17)", counted from 1."""
     for number, record in enumerate(records, start=1):
-        identity = f" ({id_name} {record.get(id_name)})" if isinstance(record, dict) else ""
+        identity = f" ({id_name} {record.get(id_name)})" if isinstance(record, dict) and id_name in record else ""
         yield f"{os.fspath(file)}, {noun} {number}{identity}", _object_or_error(record, noun)
 
 

@@ -493,3 +493,27 @@ def test_validation_holds_out_whole_groups_that_the_data_names(folder, suffix, c
         assert len(letters["validation"]) == 2
         assert "".join(letters["validation"]) in ("ab", "cd", "ef", "gh")
         assert column not in data["train"].column_names
+
+
+def test_a_json_file_may_be_one_array(folder):
+    """VQA-RAD is published as one array of objects."""
+    file = folder / "rad.json"
+    file.write_text("\ufeff\n" + json.dumps(questions("abcdefgh"), indent=1))
+    data, _ = load_custom_dataset(file)
+    assert data.num_rows == {"train": 7, "validation": 1}
+    file.write_text(json.dumps([*questions("ab"), "what?", questions()[0] | {"answer": None}]))
+    with pytest.raises(ValueError, match=r"rad\.json, record 3: the record is 'what\?', but expected is an object"):
+        load_custom_dataset(file)
+    report = ReadingReport()
+    assert sum(load_custom_dataset(file, skip_bad=True, report=report).data.num_rows.values()) == 2
+    assert set(report.bad) == {"malformed record", "empty answer"}
+
+
+def test_an_image_may_be_named_without_its_extension(folder, png):
+    rows = [row | {"image": row["image"].removesuffix(".png")} for row in questions()]
+    files = splits(folder, ".csv", train=rows, validation=questions())
+    data, _ = load_custom_dataset(files)
+    assert data["train"]["image"][:] == data["validation"]["image"][:]
+    (folder / "images" / "a.jpg").write_bytes(png())  # now there are two that it could be
+    with pytest.raises(ValueError, match=r"train\.csv, line 2: the image is missing: .* holds no images/a;"):
+        load_custom_dataset(files)

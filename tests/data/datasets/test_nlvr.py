@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -31,10 +34,11 @@ def write_split(folder, split, directories, png, drop=None, examples=3):
 
 @pytest.fixture
 def folder(tmp_path, png):
-    write_split(tmp_path, "train", range(10), png)
-    write_split(tmp_path, "dev", [20], png)
-    write_split(tmp_path, "test", [30], png)
-    return tmp_path
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    for split, directories in {"train": range(10), "dev": [20], "test": [30]}.items():
+        write_split(folder, split, directories, png)
+    return folder
 
 
 def test_validation_is_made_of_whole_directories(folder):
@@ -117,3 +121,54 @@ def test_the_official_files(data_folder):
     assert not set(data["train"]["identifier"]) & set(data["validation"]["identifier"])
     share_true = sum(label == "true" for label in data["test"]["label"]) / 5_940
     assert round(share_true, 3) == 0.562  # the published majority of test
+
+
+@pytest.fixture
+def repository(tmp_path, png):
+    """The folder nlvr/ of the authors' repository: JSON lines and numbered folders of images in each split's folder."""
+    for split, directories in {"train": range(10), "dev": [20], "test": [30]}.items():
+        examples = [(directory, example) for directory in directories for example in range(3)]
+        lines = [
+            {
+                "sentence": f"There is  a box {directory}.",
+                "label": str((directory + example) % 2 == 0).lower(),
+                "identifier": f"{100 * directory + example}-{example}",
+                "directory": str(directory),
+                "evals": {"r0": "true"},
+            }
+            for directory, example in examples
+        ]
+        for (directory, example), line in zip(examples, lines, strict=True):
+            folder = tmp_path / split / "images" / str(directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            for permutation in range(6):
+                file = folder / f"{split}-{line['identifier']}-{permutation}.png"
+                file.write_bytes(png((directory, example, permutation)))
+        (tmp_path / split / f"{split}.json").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path
+
+
+def test_the_repository_gives_what_parquet_gives(repository, folder):
+    from_repository, from_parquet = load_nlvr(repository, 20), load_nlvr(folder, 20)
+    for split, rows in from_parquet.items():
+        assert from_repository[split].remove_columns("image").to_list() == rows.remove_columns("image").to_list()
+        for row, expected in zip(from_repository[split], rows, strict=True):
+            assert Path(row["image"]["path"]).read_bytes() == expected["image"]["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": "maybe"}, "line 2, permutation 0: label is 'maybe', but expected is 'true' or 'false'"),
+        ({"directory": "x"}, "line 2, permutation 0: directory is 'x', but expected is a whole number"),
+        ({"identifier": "7-7"}, "line 2, permutation 0: the image is missing: .* holds no 20/dev-7-7-0.png"),
+    ],
+)
+def test_a_bad_line_of_the_repository(repository, change, message):
+    file = repository / "dev" / "dev.json"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[1] |= change
+    file.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match=message):
+        load_nlvr(repository, 20)
+    assert load_nlvr(repository, 20, skip_bad=True)["dev"].num_rows == 12

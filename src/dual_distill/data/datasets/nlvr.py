@@ -10,6 +10,7 @@ sentences, so it groups by the latter.
 import random
 import re
 from functools import partial
+from pathlib import Path
 from typing import Any, Unpack
 
 from datasets import DatasetDict, Features, Image, Value
@@ -23,9 +24,10 @@ from dual_distill.data.reading import (
     official_splits,
     read_parquet,
 )
-from dual_distill.data.records import FilePath, InvalidRecordError, UniqueIds, read_json_lines
+from dual_distill.data.records import FilePath, InvalidRecordError, Record, Records, UniqueIds, read_json_lines
 
 NLVR_LAYOUT = (
+    "train/train.json and train/images/, the same of dev and test, as in nlvr/ of the authors' repository; or "
     "train-*.parquet, dev-*.parquet and test-*.parquet, each with the columns image (PNG bytes), sentence, "
     'label (bool), identifier ("n-m"), permutation (0 to 5) and directory.'
 )
@@ -63,7 +65,7 @@ def load_nlvr(
 
     Raises:
         FileNotFoundError: the folder lacks one of the splits.
-        ValueError: a file lacks a column, or `validation_rows` is negative or leaves no training row.
+        ValueError: a file lacks a column, a record is bad, or `validation_rows` is negative or leaves no training row.
 
     References:
         Suhr et al., ACL 2017, "A Corpus of Natural Language for Visual Reasoning"; github.com/lil-lab/nlvr.
@@ -74,8 +76,13 @@ def load_nlvr(
         FileNotFoundError: There is no folder 'no/such/folder'...
     """
     reader = RecordReader("nlvr", _BOXES, **reading)
+    folder = official_folder(path, NLVR_LAYOUT)
     for split in ("train", "dev", "test"):
-        reader.read(split, read_parquet(official_folder(path, NLVR_LAYOUT), f"{split}-*.parquet", _COLUMNS), _boxes_row)
+        if (file := folder / split / f"{split}.json").is_file():
+            make_row = partial(_repository_row, split=split, images=ImageFolder(file.parent / "images"))
+            reader.read(split, _permutations(file), make_row)
+        else:
+            reader.read(split, read_parquet(folder, f"{split}-*.parquet", _COLUMNS), _parquet_row)
     train, dev, test = reader.splits.values()
 
     directories = train["directory"][:]
@@ -87,7 +94,31 @@ def load_nlvr(
     return reader.finish()
 
 
-def _boxes_row(record: Any) -> dict[str, Any]:
+def _permutations(file: Path) -> Records:
+    """Each record of a file six times, with the number of its image."""
+    for place, record in read_json_lines(file):
+        if isinstance(record, InvalidRecordError):
+            yield place, record
+        else:
+            yield from ((f"{place}, permutation {number}", Record(record, permutation=number)) for number in range(6))
+
+
+def _repository_row(record: Any, split: str, images: ImageFolder) -> dict[str, Any]:
+    identifier, directory, label = (record.value(name, str) for name in ("identifier", "directory", "label"))
+    for name, fits, expected in (
+        ("label", label in ("true", "false"), "'true' or 'false'"),
+        ("directory", directory.isdecimal(), "a whole number"),
+    ):
+        if not fits:
+            raise InvalidRecordError(f"malformed {name}", f"{name} is {record[name]!r}, but expected is {expected}")
+
+    image = images.find(f"{directory}/{split}-{identifier}-{record['permutation']}.png")
+    known = {"sentence": record.text("sentence"), "directory": int(directory), "permutation": record["permutation"]}
+    sentence_id = identifier.partition("-")[0]
+    return {"image": image, "label": label, "identifier": identifier, "sentence_id": sentence_id, **known}
+
+
+def _parquet_row(record: Any) -> dict[str, Any]:
     sentence_id = record["identifier"].partition("-")[0]
     return {**record, "label": "true" if record["label"] else "false", "sentence_id": sentence_id}
 
