@@ -1,9 +1,10 @@
 """`dual-distill quickstart`: on generated images, in minutes on a laptop, from nothing to a distilled dual encoder.
 
 Stages: scenes, a tokenizer, a fusion teacher; three dual encoders with equal steps: one with an interaction layer on
-hard labels, one distilled with the paper's interaction of pooled vectors, one distilled with the layer (which starts as
-the first does); evaluation, latency, attention image, report. Each trained stage leaves a folder and a `stage.json`; a
-second start of the same command skips the stages whose folders are complete.
+hard labels, one distilled with the paper's interaction of pooled vectors, one distilled with the layer, which starts as
+the first does and imitates the teacher's last hidden states too; evaluation, latency, attention image, report. Each
+trained stage leaves a folder and a `stage.json`; a second start of the same command skips the stages whose folders are
+complete.
 """
 
 import json
@@ -56,8 +57,10 @@ class Preset:
     student_steps: int
     teacher_batch_size: int = 64
     teacher_learning_rate: float = 1.5e-3
-    student_batch_size: int = 128
+    student_batch_size: int = 64
     student_learning_rate: float = 2e-3
+    # What the layer makes of the text against the teacher's, for the student that is distilled with one.
+    interaction_hidden_weight: float = 1.0
     # Share of the teacher's steps that see only questions of _FIRST_TYPES.
     teacher_first_share: float = 0.14
     num_attention_heads: int = 4
@@ -68,8 +71,8 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(200, 20, 40, 32, 2, teacher_steps=30, student_steps=20),
-    "default": Preset(10_000, 300, 1_000, 96, 4, teacher_steps=5_000, student_steps=1_500),
-    "thorough": Preset(40_000, 500, 2_000, 128, 4, teacher_steps=12_000, student_steps=8_000),
+    "default": Preset(10_000, 300, 1_000, 96, 4, teacher_steps=5_000, student_steps=6_000),
+    "thorough": Preset(40_000, 500, 2_000, 128, 4, teacher_steps=12_000, student_steps=16_000),
 }
 """Name -> how much is generated and trained."""
 
@@ -202,6 +205,7 @@ def _train(
         per_device_eval_batch_size=512,
         learning_rate=settings[f"{role}_learning_rate"],
         seed=settings["seed"],
+        interaction_hidden_weight=settings["interaction_hidden_weight"] if folder.name == "distilled" else 0.0,
         logging_steps=max(steps // 10, 1),
         # The teacher's rows lie in their order already.
         train_sampling_strategy="sequential" if role == "teacher" else "random",
