@@ -55,7 +55,9 @@ class Answerer:
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Resize, rescale and normalise an image as the processor does: `(3, H, W)` float32."""
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = ImageOps.exif_transpose(image).convert("RGBA")
+        # What is transparent stands on white, as the processor has it.
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         size = self.images["size"]
         if "shortest_edge" in size:  # ViLT's rule: keep the shape, cap the longer side, round down to whole patches
             shorter = size["shortest_edge"]

@@ -1,6 +1,7 @@
 """Three ONNX graphs against torch, and the example that answers from them in a process without torch."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,16 @@ def test_the_example_answers_as_the_pipeline_does_without_torch(which, request, 
         assert [entry["answer"] for entry in found["answers"]] == [entry["answer"] for entry in wanted]
         scores = ([entry["score"] for entry in entries] for entries in (found["answers"], wanted))
         np.testing.assert_allclose(*scores, atol=1e-4)
+
+
+def test_the_example_prepares_any_image_as_the_processor_does():
+    processor, answerer_class = processor_of(), runpy.run_path(str(EXAMPLE))["Answerer"]
+    answerer = object.__new__(answerer_class)
+    answerer.images = json.loads(json.dumps(processor.image_processor.to_dict()))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 32, 4), dtype=np.uint8), "RGBA")
+    for mode in ("RGB", "RGBA", "LA", "L", "P", "CMYK"):
+        given = image.convert(mode) if mode in ("RGB", "RGBA", "LA", "L") else image.convert("RGB").convert(mode)
+        np.testing.assert_allclose(answerer.prepare(given), processor.prepare_image(given), atol=1e-5, err_msg=mode)
 
 
 @pytest.mark.slow
