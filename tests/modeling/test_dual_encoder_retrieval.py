@@ -178,7 +178,7 @@ def test_the_stock_pipeline_gives_the_probabilities_of_doing_it_by_hand(build, p
         ({"pixel_values": torch.zeros(4, 2, 3, 8, 8)}, "the rows have 2 images, but images are ranked one by one"),
         (
             {"pixel_values": torch.zeros(3, 3, 8, 8), "pixel_mask": None},
-            "there are 4 texts and 3 images; a loss and recorded",
+            "there are 4 texts and 3 images; a loss and states need pairs",
         ),
     ],
 )

@@ -217,8 +217,8 @@ def test_one_process_gathers_nothing():
 
 def test_ids_of_another_shape_or_type_are_refused():
     with pytest.raises(
-        ValueError, match=r"image_ids has shape \(2,\) .* caption_ids \(3,\) .* give one int64 id a row"
+        ValueError, match=r"image_ids and caption_ids have shapes \(2,\) .* \(3,\) .* give one int64 id a row"
     ):
         gather_pair_ids(torch.arange(2), torch.arange(3))
-    with pytest.raises(ValueError, match=r"dtype torch.float32"):
+    with pytest.raises(ValueError, match=r"of torch.float32"):
         gather_pair_ids(torch.zeros(2), torch.arange(2))

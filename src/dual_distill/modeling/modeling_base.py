@@ -43,21 +43,19 @@ class EncoderPreTrainedModel(PreTrainedModel):
             init.normal_(module.position_embeddings, std=std)
 
 
-def records_layers(forward: Callable[..., Any]) -> Callable[..., Any]:
+def records_layers(forward: Callable[..., Any]) -> Any:
     """Let a forward hand out `hidden_states` and `attentions` as `_can_record_outputs` names them."""
-    recording: Callable[..., Any] = merge_with_config_defaults(capture_outputs(tie_last_hidden_states=False)(forward))
-    return recording
+    return merge_with_config_defaults(capture_outputs(tie_last_hidden_states=False)(forward))
 
 
-def returns_tuple(forward: Callable[..., Any]) -> Callable[..., Any]:
+def returns_tuple(forward: Callable[..., Any]) -> Any:
     """Give a tuple where the call or the configuration asks for one; parts of the model that it calls do not."""
 
     @wraps(forward)
     def with_dictionaries(self: Any, *args: Any, **kwargs: Any) -> Any:
         return forward(self, *args, return_dict=True, **kwargs)
 
-    wrapped: Callable[..., Any] = can_return_tuple(with_dictionaries)
-    return wrapped
+    return can_return_tuple(with_dictionaries)
 
 
 class TransformerBody(EncoderPreTrainedModel):

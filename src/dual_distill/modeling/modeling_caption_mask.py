@@ -114,9 +114,7 @@ def attention_mask_of(pattern: Tensor, config: PreTrainedConfig, queries: Tensor
         ValueError: the attention cannot take a pattern.
     """
     if "flash" in config._attn_implementation:
-        raise ValueError(
-            f"{config._attn_implementation} takes no mask of a caption; load the model with attn_implementation='sdpa'."
-        )
+        raise ValueError(f"{config._attn_implementation} takes no mask of a caption; give attn_implementation='sdpa'.")
 
     return create_bidirectional_mask(
         config=config,

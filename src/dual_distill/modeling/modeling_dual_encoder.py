@@ -273,7 +273,7 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
         text_embeds = self.project_text(text_pooler_output) if text_embeds is None else text_embeds
         fused = self.fuse_projections(with_image_axis(text_embeds, 2), image_embeds)
 
-        wanted = {"query_states": output_query_states, "key_states": output_key_states}
+        wanted = (output_query_states, output_key_states)
         return EncoderOutput(
             pooler_output=fused,
             text_pooler_output=text_pooler_output,
@@ -307,14 +307,14 @@ def check_side(given: Mapping[str, Tensor | None], hidden_size: int) -> None:
 
 
 def join_recorded_states(
-    text_output: Any, vision_output: Any, wanted: Mapping[str, Any], join_states: bool, num_images: int = 1
+    text_output: Any, vision_output: Any, wanted: tuple[Any, Any], join_states: bool, num_images: int = 1
 ) -> dict[str, tuple[Any, ...]]:
     """Join the states that both towers recorded as the fusion encoder's sequence `[text; image]`, a pair a row.
 
     Args:
         text_output: of B texts.
         vision_output: of B * N images.
-        wanted: `query_states` and `key_states`, and whether they are.
+        wanted: whether queries are, and whether keys are.
         join_states: False leaves each layer's pair (text, image) apart.
         num_images: N, images a text.
 
@@ -322,7 +322,7 @@ def join_recorded_states(
         For what is wanted, one `(B * N, H, T + 1 + I, D)`, or one pair, a recorded layer.
     """
     joined: dict[str, tuple[Any, ...]] = {}
-    for name in (name for name, value in wanted.items() if value):
+    for name in (name for name, value in zip(("query_states", "key_states"), wanted, strict=True) if value):
         apart = [
             (text if num_images == 1 else text.repeat_interleave(num_images, dim=0), image)
             for text, image in zip(text_output[name], vision_output[name], strict=True)

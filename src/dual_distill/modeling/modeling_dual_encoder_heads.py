@@ -253,7 +253,7 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
             ids = gather_pair_ids(image_ids, caption_ids)
             loss = itc_loss(*pair_similarities(texts, images, self.logit_scale), ids)
 
-        wanted = {"query_states": output_query_states, "key_states": output_key_states}
+        wanted = (output_query_states, output_key_states)
         output = EncoderOutput(
             text_pooler_output=text_output.pooler_output,
             image_pooler_output=vision_output.pooler_output,

@@ -98,9 +98,8 @@ class ImageEmbeddings(nn.Module):
                 f"pixel_values has shape {tuple(pixel_values.shape)}; give (B, N, 3, H, W) or (B, 3, H, W)."
             )
         rows = pixel_values.shape[:2]
-        if pixel_mask is not None:
-            pixel_mask = pixel_mask.flatten(0, 1) if pixel_mask.dim() == 4 else pixel_mask
-        tokens, mask = self.embed_images(pixel_values.flatten(0, 1), pixel_mask)
+        real = None if pixel_mask is None else with_image_axis(pixel_mask, 3).flatten(0, 1)
+        tokens, mask = self.embed_images(pixel_values.flatten(0, 1), real)
 
         # Images beyond the table share its last row.
         slots = torch.arange(first_slot, first_slot + rows[1], device=tokens.device)

@@ -118,7 +118,7 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         return torch.stack(states, dim=1), torch.cat([tag_mask.bool(), output.image_mask[:, 0]], dim=1)
 
     def _write(
-        self, input_ids: Tensor, context_states: Tensor, context_mask: Tensor | None, past_key_values: Cache | None
+        self, input_ids: Tensor, context_states: Tensor, context_mask: Tensor, past_key_values: Cache | None
     ) -> BaseModelOutputWithPast:
         """Encode the [MASK] at the end of `input_ids`, from which the next word is told."""
         num_new = input_ids.shape[1]
@@ -128,8 +128,6 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         tokens = self.fusion_encoder.embeddings.embed_text(input_ids, None, positions)
 
         # New words see tags, image and earlier words.
-        if context_mask is None:
-            context_mask = context_states.new_ones((len(tokens), context_states.shape[-2]), dtype=torch.bool)
         earlier = context_mask.new_ones((len(tokens), num_new, num_past + num_new)).tril(num_past)
         pattern = torch.cat([context_mask[:, None].expand(-1, num_new, -1), earlier], dim=2)
         mask = attention_mask_of(pattern, self.config, tokens, tokens.new_empty(*pattern.shape[::2], 0))
@@ -176,7 +174,15 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         Raises:
             ValueError: the ids that writing needs are not in the config, or the rows hold words beside the tags.
         """
-        begin = kwargs.get("bos_token_id", self._begin_token(generation_config or self.generation_config))
+        asked = generation_config or self.generation_config
+        own = self.generation_config.bos_token_id if asked.bos_token_id is None else asked.bos_token_id
+        begin, mask_token = kwargs.get("bos_token_id", own), self.config.mask_token_id
+        if begin is None or mask_token is None:
+            raise ValueError(
+                f"bos_token_id is {begin} and the config's mask_token_id {mask_token}, but captions need both; call "
+                "model.use_tokens_of(tokenizer) and save the model again."
+            )
+
         image = {name: kwargs.pop(name, None) for name in IMAGE_DIMS}
         pixels, regions = image["pixel_values"], image["region_features"]
         check_one_image(pixels, regions, self.one_image)
@@ -204,17 +210,6 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
         context = {"context_states": context_states, "context_mask": context_mask}
         return {"input_ids": words[:, num_past:], "past_key_values": past_key_values, **context}
-
-    def _begin_token(self, generation_config: GenerationConfig) -> int:
-        """The id that captions begin with."""
-        begin = generation_config.bos_token_id
-        begin = self.generation_config.bos_token_id if begin is None else begin
-        if begin is None or self.config.mask_token_id is None:
-            raise ValueError(
-                f"bos_token_id is {begin} and the config's mask_token_id {self.config.mask_token_id}, but captions "
-                "need both; call model.use_tokens_of(tokenizer) and save the model again."
-            )
-        return begin
 
     def _tags_of(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, token_type_ids: Tensor | None, rows: Tensor

@@ -90,6 +90,8 @@ class EncoderWithHead(EncoderPreTrainedModel):
     """A body of either kind and what a subclass puts on top of it."""
 
     body_class: type[PreTrainedModel]
+    add_head: Callable[[Any], None]
+    """Builds what stands on the body."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
@@ -97,15 +99,13 @@ class EncoderWithHead(EncoderPreTrainedModel):
         self.add_head(config)
         self.post_init()
 
-    def add_head(self, config: PreTrainedConfig) -> None:
-        """Build what stands on the body."""
-        raise NotImplementedError
-
 
 class EncoderForTask(EncoderWithHead):
     """A body and a head for a task: subclasses say how rows are encoded, what the logits are, and their loss."""
 
     task_loss: Callable[[Tensor, Tensor], Tensor] = staticmethod(classification_loss)
+    head_logits: Callable[[Any, Any], Tensor]
+    """Of the body's output, and of the text's ids."""
 
     @returns_tuple
     def forward(
@@ -161,10 +161,6 @@ class EncoderForTask(EncoderWithHead):
         """Run the body."""
         return self.base_model(**inputs)
 
-    def head_logits(self, output: Any, input_ids: Tensor | None) -> Tensor:
-        """Run the head on the body's output."""
-        raise NotImplementedError
-
 
 class ClassifierHead:
     """The classifier of a row's N fused vectors, side by side; mixed into the models that answer and classify."""
@@ -197,6 +193,10 @@ class EncoderForPreTraining(MaskedWordsMixin, EncoderWithHead):
     """A body of either kind with matching, masked words and what else its subclass compares."""
 
     itm_score: nn.Module
+    fuse_negatives: Callable[..., Negatives]
+    """Draws unmatched pairs from the batch of all processes, by their similarities (None: all alike)."""
+    masked_word_states: Callable[..., Tensor]
+    """States `(B, T, C)` of a masked text's tokens that have seen the image."""
 
     @returns_tuple
     def forward(
@@ -290,11 +290,3 @@ class EncoderForPreTraining(MaskedWordsMixin, EncoderWithHead):
     def contrast(self, output: Any, ids: PairIds | None, results: dict[str, Any]) -> Similarities | None:
         """Add the contrastive term to the results, and return the similarities that negatives are drawn by."""
         return None
-
-    def fuse_negatives(self, output: Any, ids: PairIds, similarities: Any, inputs: dict[str, Any]) -> Negatives:
-        """Draw unmatched pairs from the batch of all processes, by their similarities (None: all alike)."""
-        raise NotImplementedError
-
-    def masked_word_states(self, output: Any, inputs: dict[str, Any]) -> Tensor:
-        """States `(B, T, C)` of a masked text's tokens that have seen the image."""
-        raise NotImplementedError

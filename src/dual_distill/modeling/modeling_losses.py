@@ -153,10 +153,8 @@ def gather_pair_ids(image_ids: Tensor, caption_ids: Tensor) -> PairIds:
     """
     ids = (image_ids, caption_ids)
     if any(each.dim() != 1 or each.dtype != torch.int64 for each in ids) or len(image_ids) != len(caption_ids):
-        raise ValueError(
-            f"image_ids has shape {tuple(image_ids.shape)} and dtype {image_ids.dtype}, caption_ids "
-            f"{tuple(caption_ids.shape)} and {caption_ids.dtype}; give one int64 id a row in each."
-        )
+        found = " and ".join(f"{tuple(each.shape)} of {each.dtype}" for each in ids)
+        raise ValueError(f"image_ids and caption_ids have shapes {found}; give one int64 id a row in each.")
     gathered, first_row = _gather(torch.stack(ids, dim=1))
     return PairIds(gathered[:, 0], gathered[:, 1], first_row, len(image_ids))
 
@@ -394,8 +392,7 @@ def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     if labels.shape != logits.shape[:2]:
         raise ValueError(
-            f"labels have shape {tuple(labels.shape)}, the text {tuple(logits.shape[:2])}; give one word piece a "
-            "token, -100 where none was masked."
+            f"labels have shape {tuple(labels.shape)}, the text {tuple(logits.shape[:2])}; give one word piece a token."
         )
     loss = nn.functional.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"

@@ -37,12 +37,9 @@ def check_regions(features: Tensor, boxes: Tensor, mask: Tensor, feature_size: i
         ValueError: region_boxes of image 0 of the batch reach outside [0, 1]; give x0, y0, x1, y1, width and height
         ...
     """
-    if features.shape[-1] != feature_size:
-        raise ValueError(
-            f"region_features are {features.shape[-1]} wide, the model was built for {feature_size}; give the features "
-            "of the detector that it was trained with, or set region_feature_size in the config of a new model."
-        )
-    regions = features.shape[:-1]
+    width, regions = features.shape[-1], features.shape[:-1]
+    if width != feature_size:
+        raise ValueError(f"region_features are {width} wide, the model was built for {feature_size}; give that width.")
     if features.dim() != 4 or boxes.shape != (*regions, BOX_NUMBERS) or mask.shape != regions:
         raise ValueError(
             f"region_features have shape {tuple(features.shape)}, region_boxes {tuple(boxes.shape)} and region_mask "

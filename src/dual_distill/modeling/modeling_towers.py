@@ -78,8 +78,7 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
             )
         if interaction_from is not None and len(interaction_from) != interaction_layers:
             raise ValueError(
-                f"interaction_from names {len(interaction_from)} layers, interaction_layers is {interaction_layers}; "
-                "name one fusion layer for each."
+                f"interaction_from names {len(interaction_from)} layers, interaction_layers is {interaction_layers}."
             )
         config = dual_config_from_fusion(fusion_encoder.config, text_layers, vision_layers, interaction_layers)
         config.architectures = [cls.__name__]

@@ -35,11 +35,8 @@ def dual_config_from_fusion(
             "towers read patches and normalise first; start from a fusion encoder that does."
         )
 
-    all_layers = range(config.num_hidden_layers)
-    depths = [
-        len(resolve_layers(all_layers if layers is None else layers, config.num_hidden_layers))
-        for layers in (text_layers, vision_layers)
-    ]
+    depth = config.num_hidden_layers
+    depths = [depth if own is None else len(resolve_layers(own, depth)) for own in (text_layers, vision_layers)]
     # A recorded layer that one of the towers lacks is left out.
     recorded_layers = [layer for layer in config.recorded_layers if -min(depths) <= layer < min(depths)] or [-1]
 
