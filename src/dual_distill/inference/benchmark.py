@@ -22,6 +22,8 @@ from dual_distill.modeling import DualEncoderConfig
 # first linear map (`encode --projected`). Of interaction layers, an image is stored as its tokens, or as the keys and
 # values that the layers make of them.
 WAYS = ("fusion_encoder", "dual_encoder", "image_stored", "keys_values_stored", "both_stored", "both_projected")
+# Of interaction layers: the first image of the batch is asked about by all texts.
+_SHARED_WAYS = {"one_image_stored": "image_stored", "one_image_keys_values_stored": "keys_values_stored"}
 
 _MIN_ROUND_MS = 50.0  # what a way of answering is called in a row for, at least
 
@@ -127,7 +129,7 @@ def multiply_adds(config: PreTrainedConfig, way: str, shape: PairShape) -> int:
 
     Args:
         config: of a fusion encoder for the way "fusion_encoder", of a dual encoder for the others.
-        way: one of `WAYS`.
+        way: one of `WAYS`, or one of them with one image for all texts, as `measure_answering` names it.
         shape: of the batch; a row has `config.num_images` images.
 
     Example:
@@ -150,7 +152,10 @@ def multiply_adds(config: PreTrainedConfig, way: str, shape: PairShape) -> int:
     # The interaction: two linear maps, 2C to 2C (half of it a text and half an image, unless stored) and 2C to C.
     text_tower, vision_tower = config.text_config, config.vision_config
     texts = images if config.interaction_layers else 1
-    first_map = 0 if way == "both_projected" else (texts + images) * width * 2 * width
+    # Of one image for all texts a text bears its share.
+    sharing = shape.batch_size if way in _SHARED_WAYS else 1
+    way = _SHARED_WAYS.get(way, way)
+    first_map = 0 if way == "both_projected" else (texts + images / sharing) * width * 2 * width
     total = first_map + images * 2 * width * width + head
     if way not in ("both_stored", "both_projected"):
         total += text_tower.num_hidden_layers * _layer(text_tower, shape.text_tokens) + width**2
@@ -161,9 +166,10 @@ def multiply_adds(config: PreTrainedConfig, way: str, shape: PairShape) -> int:
     if config.interaction_layers:
         # Each image has its own texts in there, and their pooled token; stored tokens are pooled here too.
         each = _layer(text_tower, shape.text_tokens, 1 + patches)
-        each += 0 if way == "keys_values_stored" else 2 * width**2 * (1 + patches)
-        total += images * (config.interaction_layers * each + width**2 + (width**2 if way == "image_stored" else 0))
-    return total
+        each += 0 if way == "keys_values_stored" else 2 * width**2 * (1 + patches) / sharing
+        pooler = width**2 / sharing if way == "image_stored" else 0
+        total += images * (config.interaction_layers * each + width**2 + pooler)
+    return round(total)
 
 
 def _layer(config: PreTrainedConfig, tokens: int, other_keys: int = 0) -> int:
@@ -207,7 +213,8 @@ def measure_answering(
     Args:
         models: by name, on one device; the first is what the others are compared with. A dual encoder is timed with
             nothing stored, with images stored, with both sides stored, and with both sides stored after their half of
-            the interaction; one with interaction layers with nothing, an image's tokens, and their keys and values.
+            the interaction; one with interaction layers with nothing, an image's tokens, and their keys and values, of
+            an image for each text and of one for all ("one_image_stored", "one_image_keys_values_stored").
         shape: of the batch.
         warmup: rounds that do not count.
         repeats: rounds that do.
@@ -261,12 +268,16 @@ def _calls(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[st
     pixels = batch["pixel_values"], batch["pixel_mask"]
     if model.config.interaction_layers:  # which read the image's tokens: neither side can be stored as one vector
         images = model.get_image_features(*pixels, output_token_states=True)
-        stored = text | {"image_token_mask": images.image_token_mask}
-        states = {"image_pooler_output": images.pooler_output, "image_token_states": images.image_token_states}
-        return {
-            "dual_encoder": partial(model, **batch),
-            "image_stored": partial(model, **stored, image_token_embeds=images.image_token_embeds),
-            "keys_values_stored": partial(model, **stored, **states),
+        mask = {"image_token_mask": images.image_token_mask}
+        stored = {
+            "image_stored": mask | {"image_token_embeds": images.image_token_embeds},
+            "keys_values_stored": mask
+            | {"image_pooler_output": images.pooler_output, "image_token_states": images.image_token_states},
+        }
+        for shared, way in _SHARED_WAYS.items():
+            stored[shared] = {name: tensor[:1] for name, tensor in stored[way].items()}
+        return {"dual_encoder": partial(model, **batch)} | {
+            way: partial(model, **text, **sides) for way, sides in stored.items()
         }
 
     image_pooler_output = model.get_image_features(*pixels).pooler_output
