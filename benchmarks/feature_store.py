@@ -13,22 +13,33 @@ Asking: a store of synthetic vectors, opened, and ranked by one answer; beside i
 tensor in memory, in pieces of the same size, with the same softmax and a sort. They take turns. The store was just
 written, so its pages are in the system's cache where that has room. `--tiny` tries the script out and writes nothing.
 
+    python benchmarks/feature_store.py --tokens [--rows 10000]
+
+Stores for a student with one interaction layer, ViLT-B/32's shape, 193 tokens of 768 numbers an image: synthetic tokens
+(or keys and values), all shards alike but for their ids. Of each kind: bytes an image, opening, 100 questions to one
+image and one question to 1,000 images, the first time (digests are compared then) and again. It writes some 13 GB into
+--folder, one store after the other.
+
 What it costs: the shallow interaction and the head of width 768 are 3.5 million multiply-adds an image, so a question
 to a million images is 7 TFLOP, some 85 s of one processor core on either side, and an image of the tower is 33 GFLOP.
 Hence few repeats, and a warm-up over a tenth of the rows; at these durations neither changes a median by a percent.
 """
 
 import argparse
+import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-from _record import provenance, write
+from _record import provenance
+from _runs import record
 from PIL import Image
 from transformers import PreTrainedModel, ViltImageProcessorPil
 
@@ -45,6 +56,7 @@ from dual_distill.inference import (
     prepack_linear_layers,
     processor_settings,
 )
+from dual_distill.inference.feature_store import KEYS_VALUES, TOKENS, stored_columns
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, DualEncoderForQuestionAnswering
 
 QUESTION = "is there a red circle?"
@@ -59,7 +71,8 @@ def main() -> None:
     parser.add_argument(
         "--encode-repeats", type=int, default=2, help="timed rounds of encoding, after one that does not count"
     )
-    parser.add_argument("--rows", type=int, default=1_000_000, help="stored images that are asked")
+    parser.add_argument("--tokens", action="store_true", help="measure stores of an interaction layer's tokens instead")
+    parser.add_argument("--rows", type=int, help="stored images that are asked (default: 1,000,000; tokens: 10,000)")
     parser.add_argument("--width", type=int, default=768, help="of their vectors")
     parser.add_argument("--labels", type=int, default=2, help="answers of the head")
     parser.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="of the stored vectors")
@@ -70,20 +83,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="models of no use, to try the script out")
     options = parser.parse_args()
+    options.rows = options.rows or (10_000 if options.tokens else 1_000_000)
     if options.tiny:
-        options.images, options.batch_size, options.rows, options.width, options.repeats = 12, 4, 5000, 32, 2
+        options.images, options.batch_size, options.width, options.repeats = 12, 4, 32, 2
+        options.rows = 300 if options.tokens else 5000
     source = provenance()
     source["seed"] = options.seed
     torch.manual_seed(options.seed)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        results = {"encoding": encoding(options, Path(folder)), "asking": asking(options, Path(folder) / "asked")}
+        if options.tokens:
+            results = asking_tokens(options, Path(folder))
+        else:
+            results = {"encoding": encoding(options, Path(folder)), "asking": asking(options, Path(folder) / "asked")}
     print(*(f"{part} {name}: {value}" for part, values in results.items() for name, value in values.items()), sep="\n")
-    if not options.tiny:
-        write("feature_store", results, source)
+    record(options, "feature_store_tokens" if options.tokens else "feature_store", results, source)
 
 
 def make_model(
-    width: int, layers: int, labels: int, image_size: list[int]
+    width: int, layers: int, labels: int, image_size: list[int], interaction_layers: int = 0
 ) -> tuple[PreTrainedModel, DualDistillProcessor]:
     """Return a dual encoder with random weights, and a processor that brings the shorter side to the image size."""
     tokenizer = train_tokenizer([QUESTION])
@@ -97,6 +114,7 @@ def make_model(
         text_config={**tower, "vocab_size": len(tokenizer)},
         vision_config={**tower, "image_size": image_size, "patch_size": 32},
         num_labels=labels,
+        interaction_layers=interaction_layers,
     )
     model = DualEncoderForQuestionAnswering(config).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -191,6 +209,75 @@ def asking(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "ask_over_plain_tensor": round(timings["store"].median_ms / timings["plain"].median_ms, 3),
         "memory_growth_mb": round(most - before, 1),
     }
+
+
+def asking_tokens(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, object]]:
+    """Size, opening and asking of stores of tokens, and of keys and values, by kind and dtype."""
+    layers, image_size = (1, [96, 128]) if options.tiny else (12, [384, 512])
+    model, processor = make_model(options.width, layers, options.labels, image_size, interaction_layers=1)
+    tokens = 1 + image_size[0] * image_size[1] // 32**2
+    questions = [f"{QUESTION} {number}" for number in range(100)]
+    asked = min(1000, options.rows)
+    kinds = [(TOKENS, "float32"), (TOKENS, "float16"), (TOKENS, "int8"), (KEYS_VALUES, "int8")]
+    results = {}
+
+    for kind, dtype in kinds:
+        store = folder / f"{kind}-{dtype}"
+        start = time.perf_counter()
+        write_tokens(store, model, processor, kind, dtype, options.rows, tokens)
+        write_s, size = time.perf_counter() - start, sum(file.stat().st_size for file in store.iterdir())
+        opened = alternate({"open": partial(FeatureStore, store)}, repeats=5)["open"]
+
+        asker = FeatureStoreVQA(model, processor, FeatureStore(store))
+        ids = asker.images.ids(range(asked))
+        ways = {
+            "100_questions_to_one_image": partial(asker.answer, ids[-1], questions),
+            f"one_question_to_{asked}_images": partial(asker.answer_pairs, [(name, QUESTION) for name in ids]),
+        }
+        first = {name: seconds_of(ask) for name, ask in ways.items()}
+        again = alternate(ways, device=model.device, warmup=0, repeats=options.repeats)
+        results[f"{kind}, {dtype}"] = {
+            "images": options.rows,
+            "tokens_an_image": tokens,
+            "width": options.width,
+            "bytes_an_image": round(size / options.rows),
+            "store_mb": round(size / 1e6),
+            "write_s": round(write_s, 1),
+            "open_ms": round(opened.median_ms, 2),
+            **{f"{name}_first_s": round(seconds, 3) for name, seconds in first.items()},
+            **{f"{name}_s": round(timing.median_ms / 1000, 3) for name, timing in again.items()},
+        }
+        shutil.rmtree(store)
+    return results
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def write_tokens(
+    folder: Path,
+    model: PreTrainedModel,
+    processor: DualDistillProcessor,
+    kind: str,
+    dtype: str,
+    num_images: int,
+    tokens: int,
+) -> None:
+    """Write random tokens (or keys and values) of images as `encode_images` would have, the same in each shard."""
+    table, width, shard_size = FeatureTable(folder), model.config.hidden_size, min(128, num_images)
+    identity, settings = model_identity(model), processor_settings("image", model, processor)
+    table.begin(asdict(FeatureManifest("image", dtype, width, False, shard_size, 1, identity, settings, kind)))
+    each = tokens if kind == TOKENS else 1 + 2 * model.config.interaction_layers * tokens
+    columns = stored_columns(kind, torch.randn(shard_size * each, width), dtype)
+
+    for shard in table.plan([f"images/{number:09}.jpg" for number in range(num_images)], shard_size):
+        length = len(shard.ids)
+        rows = {name: column[: length * each] for name, column in columns.items()}
+        table.write_features(shard.number, shard.ids, ["0" * 64] * length, rows, lengths=[each] * length)
 
 
 def write_store(

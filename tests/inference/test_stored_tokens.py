@@ -133,10 +133,19 @@ def test_a_store_of_keys_and_values_stays_one(encode, model, answering_model, an
 def test_one_image_is_read_once_for_many_questions(encode, model, answering_processor, keys_values, name) -> None:
     ask = FeatureStoreVQA(model, answering_processor, encode(keys_values=keys_values))
     given = []
-    model.register_forward_pre_hook(lambda module, args, inputs: given.append(inputs[name].shape[0]), with_kwargs=True)
+    model.register_forward_pre_hook(
+        lambda module, args, inputs: given.append((inputs[name].shape[0], len(inputs["input_ids"]))), with_kwargs=True
+    )
     ask.answer("image 2", QUESTIONS)
     list(ask.probabilities(QUESTIONS[0], rows=2))
-    assert given == [1, 2, 2, 1]
+    assert given == [(1, 3), (2, 1), (2, 1), (1, 1)]
+    given.clear()
+    found = ask.answer_pairs([(f"image {number}", QUESTIONS[0]) for number in range(5)])
+    assert given == [(5, 1)], "one question is encoded once for all images"
+    assert len(ask.answer("image 2", QUESTIONS[:1] * 3)) == 3
+    for number, answers in enumerate(found):
+        [alone] = ask.answer(f"image {number}", QUESTIONS[:1])
+        assert [one["score"] for one in answers] == pytest.approx([one["score"] for one in alone], abs=1e-5)
 
 
 def test_int8_has_one_scale_a_token_and_errs_by_half_a_step(encode, model, answering_processor) -> None:

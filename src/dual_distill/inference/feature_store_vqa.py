@@ -239,12 +239,13 @@ class FeatureStoreVQA(FeatureStoreQueries):
         """Probabilities of pairs of question and image, or of one question and every image."""
         for question in questions:
             check_text("A text", question)
-        text = self.processor.encode_text(list(questions), max_length=longest_text(self.model, self.processor))
 
-        # One image is broadcast to all questions, not read for each.
+        # One question is broadcast to all images and one image to all questions, neither encoded nor read for each.
+        asked = questions[:1] if len(set(questions)) == 1 else questions
         read = indices[:1] if len(set(indices)) == 1 else indices
+        text = self.processor.encode_text(list(asked), max_length=longest_text(self.model, self.processor))
         images = self.images.image_inputs(read, self.model.config)
         inputs = {name: tensor.to(self.model.device) for name, tensor in {**text, **images}.items()}
         floats = {name: tensor.to(self.model.dtype) for name, tensor in inputs.items() if tensor.is_floating_point()}
-        output = self.model(**{**inputs, **floats})
-        return answer_probs(self.model.config, output.logits.float()).cpu()
+        probs = answer_probs(self.model.config, self.model(**{**inputs, **floats}).logits.float()).cpu()
+        return probs.expand(max(len(questions), len(indices)), -1)
