@@ -247,6 +247,7 @@ def asking_tokens(options: argparse.Namespace, folder: Path) -> dict[str, dict[s
             **{f"{name}_first_s": round(seconds, 3) for name, seconds in first.items()},
             **{f"{name}_s": round(timing.median_ms / 1000, 3) for name, timing in again.items()},
         }
+        print(f"{kind}, {dtype}: {results[f'{kind}, {dtype}']}", flush=True)
         shutil.rmtree(store)
     return results
 

@@ -108,3 +108,34 @@ def test_the_table_shows_cosines(folder: Path, capsys: pytest.CaptureFixture[str
 def test_each_error_by_its_message(folder: Path, words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run([str(folder / "model"), str(folder / "images.store"), *words])
+
+
+def test_layers_order_the_nearest_anew(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stored with their tokens, the two nearest images are read with the text; a store without is refused."""
+    model = DualEncoderForImageTextRetrieval.from_pretrained(folder / "model")
+    layered = DualEncoderForImageTextRetrieval(DualEncoderConfig(**{**model.config.to_dict(), "interaction_layers": 1}))
+    processor = DualDistillProcessor.from_pretrained(folder / "model")
+    for saved in (layered, processor):
+        saved.save_pretrained(folder / "layered")
+    store = ["--images", str(folder / "images"), "--output-dir", str(folder / "tokens.store"), "--tokens"]
+    run_encode([str(folder / "layered"), *store, "--json"])
+
+    capsys.readouterr()
+    words = [str(folder / "layered"), str(folder / "tokens.store"), TEXTS[0], "--rerank-top", "2", "--device", "cpu"]
+    run([*words, "--json"])
+    hits = json.loads(capsys.readouterr().out)["rankings"][0]["images"]
+    assert ["match" in hit for hit in hits] == [True, True, False]
+    with torch.no_grad():
+        fits = [
+            layered.eval()
+            .match_scores(**processor(images=Image.open(folder / "images" / hit["image"]), text=TEXTS[0]))
+            .sigmoid()
+            .item()
+            for hit in hits[:2]
+        ]
+    assert [hit["match"] for hit in hits[:2]] == pytest.approx(fits, abs=1e-5)
+    assert fits == sorted(fits, reverse=True)
+    run(words)
+    assert " %  " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="give a store of images with tokens"):
+        run([str(folder / "model"), str(folder / "images.store"), TEXTS[0], "--rerank-top", "2", "--device", "cpu"])

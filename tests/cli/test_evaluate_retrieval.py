@@ -40,6 +40,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dual": DualEncoderForImageTextRetrieval(
             DualEncoderConfig(text_config=shape | text, vision_config=shape | image, projection_dim=8)
         ),
+        "layers": DualEncoderForImageTextRetrieval(
+            DualEncoderConfig(
+                text_config=shape | text, vision_config=shape | image, projection_dim=8, interaction_layers=1
+            )
+        ),
         "fusion": FusionEncoderForImageTextRetrieval(FusionEncoderConfig(**shape, **text, **image)),
     }
     for model in models.values():
@@ -101,6 +106,22 @@ def test_pre_trained_checkpoints_do_without_training(folder, words, capsys) -> N
     assert "re-ranked" in together[3]
 
 
+def test_the_models_own_layers_re_rank_without_a_second_model(folder, words, capsys) -> None:
+    run([str(folder / "layers"), *words[1:], "--rerank-with-layers", "--rerank-top", "3", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    model = DualEncoderForImageTextRetrieval.from_pretrained(folder / "layers")
+    processor = DualDistillProcessor.from_pretrained(folder / "layers")
+    rows, task = load_task("coco_retrieval", folder / "scenes")["test"], get_task("coco_retrieval")
+    report = evaluate_retrieval(rows, task, model, processor, rerank_with_layers=True, rerank_top=3)
+    assert (result["whole"], result["rerank_top"]) == (report.whole, 3)
+    run([str(folder / "layers"), *words[1:], "--rerank-with-layers"])
+    shown = capsys.readouterr().out
+    assert "top 16 re-ranked" in shown
+    assert "layers, all pairs" in shown
+    with pytest.raises(ValueError, match="rerank_with_layers is set, but the model has no interaction layers"):
+        run([*words, "--rerank-with-layers"])
+
+
 def test_the_table(folder, words, capsys, tmp_path) -> None:
     run([*words, "--rerank", str(folder / "fusion"), "--output-dir", str(tmp_path)])
     out = capsys.readouterr().out
@@ -113,7 +134,10 @@ def test_the_table(folder, words, capsys, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--rerank-top", "4"], "--rerank-top is about a fusion encoder; name it by --rerank"),
+        (
+            ["--rerank-top", "4"],
+            "--rerank-top needs what orders candidates anew; give --rerank MODEL or --rerank-with-layers",
+        ),
         (["--split", "dev"], "has no split 'dev'; it has validation, test"),
         (["--data-options", "[1]"], "data_options is '\\[1\\]'; give a JSON object"),
         (["--submission", "x.json"], "--submission is given, but task .* is evaluated by its ranking"),

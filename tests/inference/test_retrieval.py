@@ -146,6 +146,26 @@ def test_dual_reranked_and_fusion_alone_are_those_of_plain_loops(
     assert_recalls(everything.whole["reranked"], expected(by_scores(scores), OWNERS, 4))
 
 
+def test_the_models_own_layers_re_rank_as_they_do_from_pixels(
+    rows, answering_model, answering_processor, pictures
+) -> None:
+    dual = answering_model(DualEncoderForImageTextRetrieval, projection_dim=8, interaction_layers=1)
+    similarities = cosines(dual, answering_processor, pictures[:4], CAPTIONS)
+    with torch.no_grad():
+        scores = [
+            [dual.match_scores(**answering_processor(picture, caption)).item() for caption in CAPTIONS]
+            for picture in pictures[:4]
+        ]
+    for rerank_top, order in ((2, by_candidates(similarities, scores, 2)), (50, by_scores(scores))):
+        report = evaluate_retrieval(
+            rows, TASK, dual, answering_processor, rerank_with_layers=True, rerank_top=rerank_top, batch_size=3
+        )
+        assert report.rerank_top == rerank_top
+        assert_recalls(report.whole["dual"], expected(by_scores(similarities), OWNERS, 4))
+        assert_recalls(report.whole["reranked"], expected(order, OWNERS, 4))
+        assert [time.way for time in report.times] == ["dual", "rerank", "rerank_all"]
+
+
 def test_times_say_what_was_measured(rows, dual, fusion, answering_processor) -> None:
     both = (rows, TASK, dual, answering_processor, fusion, answering_processor)
     some = {time.way: time for time in evaluate_retrieval(*both, rerank_top=1).times}
@@ -239,6 +259,10 @@ def test_each_error_by_its_message(rows, dual, fusion, answering_processor, answ
         evaluate_retrieval(rows, TASK, dual, processor, dual, processor)
     with pytest.raises(ValueError, match="fusion and fusion_processor belong together"):
         evaluate_retrieval(rows, TASK, dual, processor, fusion)
+    with pytest.raises(ValueError, match="rerank_with_layers is set, but the model has no interaction layers"):
+        evaluate_retrieval(rows, TASK, dual, processor, rerank_with_layers=True)
+    with pytest.raises(ValueError, match="rerank_with_layers is set, but a fusion encoder is given too"):
+        evaluate_retrieval(rows, TASK, dual, processor, fusion, processor, rerank_with_layers=True)
     with pytest.raises(ValueError, match="rerank_top is 0, but must be at least 1"):
         evaluate_retrieval(rows, TASK, dual, processor, fusion, processor, rerank_top=0)
     with pytest.raises(ValueError, match="task 'scenes' has no images with captions to search"):

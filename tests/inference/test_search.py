@@ -158,6 +158,90 @@ def test_an_index_that_faiss_does_not_know(model, answering_processor, stores) -
         FeatureStoreSearcher(model, answering_processor, stores[0], index="faiss:Flut")
 
 
+@pytest.fixture
+def reading(
+    answering_model, answering_processor, images, tmp_path
+) -> tuple[PreTrainedModel, Callable[..., FeatureStore]]:
+    """A model whose layers read tokens, and its stores with them."""
+    model = answering_model(DualEncoderForImageTextRetrieval, projection_dim=8, interaction_layers=1)
+
+    def stored(name: str, **settings: object) -> FeatureStore:
+        if name == "texts":
+            encode_texts(model, answering_processor, TEXTS, tmp_path / name)
+        else:
+            encode_images(model, answering_processor, images, tmp_path / name, shard_size=2, tokens=True, **settings)
+        return FeatureStore(tmp_path / name)
+
+    return model, stored
+
+
+@torch.no_grad()
+def matches(model, processor, images) -> torch.Tensor:
+    """`(images, texts)` probabilities from pixels, each pair alone."""
+    rows = [[model.match_scores(**processor(image, text))[0, 0] for text in TEXTS] for image in images.values()]
+    return torch.stack([torch.stack(row) for row in rows]).sigmoid()
+
+
+@pytest.mark.parametrize("top_k, rerank_top", [(5, 3), (2, 3), (5, 50), (4, 1)])
+def test_layers_order_the_nearest_anew_as_they_do_from_pixels(
+    reading, answering_processor, images, top_k, rerank_top
+) -> None:
+    model, stored = reading
+    of_images, of_texts = stored("images"), stored("texts")
+    near, fits = cosines(model, answering_processor, images), matches(model, answering_processor, images)
+    assert (near.argsort(0) != fits.argsort(0)).any(), "they disagree"
+
+    by_texts = FeatureStoreSearcher(model, answering_processor, of_images, of_texts).by_texts(
+        TEXTS, top_k, rerank_top=rerank_top
+    )
+    by_images = FeatureStoreSearcher(model, answering_processor, of_texts, of_images).by_images(
+        list(images), top_k, rerank_top=rerank_top
+    )
+    for results, scores, probs, names in ((by_texts, near.T, fits.T, list(images)), (by_images, near, fits, TEXTS)):
+        for result, score, prob in zip(results, scores, probs, strict=True):
+            order = score.argsort(descending=True).tolist()
+            first = sorted(order[:rerank_top], key=lambda place, prob=prob: -prob[place])
+            expected = (first + order[rerank_top:])[:top_k]
+            assert [hit.id for hit in result.best] == [names[place] for place in expected]
+            assert [hit.score for hit in result.best] == pytest.approx(score[expected].tolist(), abs=1e-5)
+            found = [hit.match for hit in result.best if hit.match is not None]
+            assert found == pytest.approx(prob[expected[: len(found)]].tolist(), abs=1e-5)
+            assert len(found) == min(rerank_top, top_k, len(names))
+
+
+def test_tokens_beside_vectors_leave_the_search_what_it_is(reading, answering_processor, images, tmp_path) -> None:
+    model, stored = reading
+    with_tokens, small = stored("images"), stored("int8", dtype="int8")
+    encode_images(model, answering_processor, images, tmp_path / "plain", shard_size=2)
+    plain = FeatureStore(tmp_path / "plain")
+    assert torch.equal(with_tokens.read(range(5)), plain.read(range(5)))
+    assert (small.read([0]).dtype, small.manifest.tokens, plain.manifest.tokens) == (torch.float16, True, False)
+    torch.testing.assert_close(small.read(range(5)).float(), plain.read(range(5)), atol=1e-3, rtol=0)
+
+    exact, rounded = (
+        store.image_inputs(range(5), model.config)["image_token_embeds"] for store in (with_tokens, small)
+    )
+    assert ((rounded - exact).abs() <= exact.abs().amax(-1, keepdim=True) / 254 * (1 + 1e-5)).all()
+    (tmp_path / "images" / "shard-00001.arrow").unlink()
+    encode_images(model, answering_processor, images, tmp_path / "images")
+    assert torch.equal(FeatureStore(tmp_path / "images").read(range(5)), plain.read(range(5)))
+
+
+def test_re_ranking_that_cannot_be_is_refused(reading, model, answering_processor, images, tmp_path) -> None:
+    layered, stored = reading
+    searcher = FeatureStoreSearcher(layered, answering_processor, stored("images"))
+    with pytest.raises(ValueError, match="rerank_top is 0, but must be at least 1"):
+        searcher.by_texts(["red"], rerank_top=0)
+    with pytest.raises(ValueError, match="rerank_top lets interaction layers read images; give a store of images with"):
+        FeatureStoreSearcher(layered, answering_processor, stored("texts")).by_images(
+            list(images.values()), rerank_top=2
+        )
+    with pytest.raises(ValueError, match="tokens is set, which is about images of a model that searches and has"):
+        encode_images(model, answering_processor, images, tmp_path / "none", tokens=True)
+    with pytest.raises(ValueError, match="match_scores needs interaction layers, of which this model has none"):
+        model.match_scores(**answering_processor(images["image 0"], "red"))
+
+
 def test_a_pretrained_model_searches_too(answering_model, answering_processor, images, tmp_path) -> None:
     model = answering_model(DualEncoderForPreTraining, projection_dim=8)
     encode_images(model, answering_processor, images, tmp_path / "store")

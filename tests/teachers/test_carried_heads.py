@@ -29,11 +29,11 @@ def said(caplog):
 def saved(save_vilt, tmp_path):
     """A model of ours with noise on every parameter, and the folder that it was saved in."""
 
-    def save(kind):
+    def save(kind, interaction_layers=0):
         _, folder = save_vilt("ViltForMaskedLM")
         model, processor = load_model(folder, model_class=PRETRAINING, new_head=True)
         if kind == "dual":
-            model = DualEncoderForPreTraining.from_fusion_encoder(model).eval()
+            model = DualEncoderForPreTraining.from_fusion_encoder(model, interaction_layers=interaction_layers).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -88,6 +88,19 @@ def test_a_matching_head_ranks_with_the_probability_that_it_gave(saved, said):
     assert expected.std() > 1e-3
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     assert "taken over from it: rank_output.bias, rank_output.weight." in said()[-1]
+
+
+def test_a_matching_head_behind_layers_ranks_with_the_probability_that_it_gave(saved, said):
+    before, folder = saved("dual", interaction_layers=1)
+    model, _ = load_model(folder, model_class=RETRIEVAL)
+    height, width = (side * model.config.vision_config.patch_size for side in model.config.vision_config.patch_grid)
+    batch = {"input_ids": torch.randint(1, 9, (3, 5)), "pixel_values": torch.randn(3, 1, 3, height, width)}
+    with torch.no_grad():
+        expected = before(**batch).itm_logits.softmax(-1)[:, 1]
+        found = model.match_scores(**batch)[:, 0].sigmoid()
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert "rank_output.weight" in said()[-1]
 
 
 def test_masked_words_follow_from_pretraining(saved):

@@ -6,7 +6,7 @@ questions of any images: JSON lines {"image": ID, "question": TEXT}.
 
 A store of a model with a retrieval head is searched instead, by the cosine of text and image: a store of images by
 texts, a store of texts by --image, a file or URL. --image ID with --text-store searches those texts by an image of the
-store.
+store. --rerank-top lets the model's interaction layers read the nearest, and orders them by how well they fit.
 
 Examples:
   dual-distill ask runs/student photos.store "is there a dog?" --answer yes --threshold 0.5 --top-k 20
@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "--image", "ID", "ask this image; may be repeated", action="append")
     option(parser, "--pairs", "PATH", "JSON lines of image and question, in place of questions")
     option(parser, "--answer", "TEXT", "rank images by the probability of this answer")
+    rerank = "of a search, let interaction layers order the N nearest anew (the store has tokens: `encode --tokens`)"
+    option(parser, "--rerank-top", "N", rerank)
     option(parser, "--threshold", "X", "least probability, or least cosine of a search (default: all)")
     option(parser, "--top-k", "N", "images a question (default: 10), or answers an image (default: 5)")
     option(parser, "--text-store", "PATH", "store of texts; those it holds are not encoded again")
@@ -89,7 +91,7 @@ def _refuse_unfit(
 
     if bool(options.questions) == (options.pairs is not None):
         raise ValueError("Give questions or --pairs PATH, one of the two.")
-    refuse_options(options, ["index"], "is about a search, but this store is asked questions")
+    refuse_options(options, ["index", "rerank_top"], "is about a search, but this store is asked questions")
     if options.pairs is not None:
         refuse_options(options, ["image"], "is given, but --pairs names its images itself")
     if options.pairs is not None or options.image is not None:
@@ -122,8 +124,11 @@ def _search(options: argparse.Namespace, searcher: inference.FeatureStoreSearche
     queries = options.image or options.questions
 
     rankings = []
-    for given, result in zip(queries, find(queries, options.top_k, options.threshold), strict=True):
-        hits = [{kind: hit.id, "score": hit.score} for hit in result.best]
+    for given, result in zip(queries, find(queries, options.top_k, options.threshold, options.rerank_top), strict=True):
+        hits = [
+            {kind: hit.id, "score": hit.score} | ({} if hit.match is None else {"match": hit.match})
+            for hit in result.best
+        ]
         rankings.append({query: given, "matches": result.matches, f"{kind}s": hits})
     return {f"stored_{kind}s": len(searcher.store), "index": options.index, "rankings": rankings}
 
@@ -166,6 +171,7 @@ def table(result: dict[str, Any]) -> str:
         width = max((len(hit[kind]) for hit in hits), default=0)
         for hit in hits:
             answered = f"  {hit[kind]:<{width}}  {100 * hit['score']:5.1f} %  {hit.get('answer')}"
-            lines.append(answered if "answer" in hit else f"  {hit['score']:6.3f}  {hit[kind]}")
+            fits = f"  {100 * hit['match']:5.1f} %" if "match" in hit else ""
+            lines.append(answered if "answer" in hit else f"  {hit['score']:6.3f}{fits}  {hit[kind]}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--projected", action="store_true", default=None, help=projected)
     states = "of interaction layers, store their keys and values, not tokens: faster to ask, twice the size a layer"
     parser.add_argument("--keys-values", action="store_true", default=None, help=states)
+    tokens = "of a model that searches, store images' tokens too, by which its interaction layers re-rank"
+    parser.add_argument("--tokens", action="store_true", default=None, help=tokens)
     option(parser, "--batch-size", "N", "rows a forward pass (default: 32)")
     option(parser, "--shard-size", "N", "rows a file, all that a kill costs (default: 1024; 128 for tokens)")
     parser.add_argument("--verify", action="store_true", help="compare the content of images that are stored already")
@@ -67,7 +69,7 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> inference.EncodingReport:
     """Look at the inputs first, then load the model and encode."""
     if options.texts is not None:
-        of_images = ("id_column", "split", "strict", "verify", "projected", "keys_values")
+        of_images = ("id_column", "split", "strict", "verify", "projected", "keys_values", "tokens")
         refuse_options(options, of_images, "is about images, but --texts is given")
         texts = inference.read_texts(options.texts)
     else:
@@ -78,7 +80,7 @@ def run(options: argparse.Namespace) -> inference.EncodingReport:
     model.to(options.device)
     inference.prepack_linear_layers(model)
 
-    names = ["dtype", "projected", "keys_values", "batch_size", "shard_size"]
+    names = ["dtype", "projected", "keys_values", "tokens", "batch_size", "shard_size"]
     names += [] if options.texts is not None else ["strict", "verify", "num_workers"]
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     settings["show_progress"] = True

@@ -38,11 +38,16 @@ from .card import EVALUATION
 from .options import add_options, aligned, option, refuse_options
 
 OF_CAPTIONS = ("num_beams", "max_new_tokens")
-_OF_RANKING = ("rerank", "rerank_top", "fold_images")
+_OF_RANKING = ("rerank", "rerank_with_layers", "rerank_top", "fold_images")
 _NUM_BEAMS, _MAX_NEW_TOKENS, _NUM_TAGS = 1, 20, 20
 _WAYS = {"dual": "dual encoder alone", "reranked": "top {} re-ranked"}
 _DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
-_TIMED = {"dual": "dual encoder, all pairs", "rerank": "re-ranking", "fusion": "fusion encoder, all pairs"}
+_TIMED = {
+    "dual": "dual encoder, all pairs",
+    "rerank": "re-ranking",
+    "fusion": "fusion encoder, all pairs",
+    "rerank_all": "layers, all pairs",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("images with captions (coco_retrieval)")
     option(group, "--rerank", "MODEL", "fusion encoder that orders the best candidates anew")
-    option(group, "--rerank-top", "N", "candidates of each query that it reads (default: 16)")
+    layers = "let the model's own interaction layers order them anew, without a second model"
+    group.add_argument("--rerank-with-layers", action="store_true", help=layers)
+    option(group, "--rerank-top", "N", "candidates of each query that are ordered anew (default: 16)")
     option(group, "--fold-images", "N", "also the mean over parts of N images; 0: not (default: 1000, as COCO's 1K)")
     add_caption_options(parser)
 
@@ -177,8 +184,8 @@ def _evaluate_ranking(options: argparse.Namespace, task: Task, data: Any, rows: 
         ValueError: an option does not fit, or the models cannot be read.
     """
     head = HEADS[task.head]
-    if options.rerank is None and options.rerank_top is not None:
-        raise ValueError("--rerank-top is about a fusion encoder; name it by --rerank MODEL.")
+    if options.rerank is None and not options.rerank_with_layers and options.rerank_top is not None:
+        raise ValueError("--rerank-top needs what orders candidates anew; give --rerank MODEL or --rerank-with-layers.")
     model, processor = load_model(options.model, options.revision, head.classes)
     if isinstance(model, head.fusion_class):
         wrong = f"{options.model!r} is a fusion encoder, which reads each pair"
@@ -188,7 +195,9 @@ def _evaluate_ranking(options: argparse.Namespace, task: Task, data: Any, rows: 
     if options.rerank is not None:
         again = load_model(options.rerank, model_class=head.classes)
         again.model.to(options.device)
-    settings = {name: getattr(options, name) for name in ("rerank_top", "fold_images", "batch_size")}
+    settings = {
+        name: getattr(options, name) for name in ("rerank_with_layers", "rerank_top", "fold_images", "batch_size")
+    }
     settings = {name: value for name, value in settings.items() if value is not None}
     if options.fold_images == 0:
         settings["fold_images"] = None

@@ -46,6 +46,7 @@ class StoreSettings(TypedDict, total=False):
     dtype: str | None
     projected: bool | None
     keys_values: bool | None
+    tokens: bool | None
     batch_size: int | None
     shard_size: int | None
 
@@ -108,7 +109,8 @@ def encode_images(
         **settings: of the store. `dtype` of what is stored, "float32" (default) or "float16"; of tokens also "int8",
             with one scale a token. `projected`: store the image's half of the interaction's first linear map too, `2C`
             wide; default no. `keys_values`: store the keys and values that interaction layers make of an image's tokens
-            in place of these: less to compute for each question, twice the size for each layer; default no.
+            in place of these: less to compute for each question, twice the size for each layer; default no. `tokens`:
+            of a model that searches and has interaction layers, store tokens too, for `rerank_top`; default no.
             `batch_size`: images a forward pass (default 32). `shard_size`: images a file (default 1,024; 128 where an
             image has many vectors); a killed run loses what it had of one.
 
@@ -260,8 +262,9 @@ class _Encoding:
         # What was left open has a default, in a store that is begun now.
         given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         given.pop("keys_values", None)
+        has_lists = vectors in LISTS or settings.get("tokens")
         wanted: dict[str, Any] = {"dtype": "float32", "projected": False, "batch_size": BATCH_SIZE}
-        wanted |= {"shard_size": TOKEN_SHARD_SIZE if vectors in LISTS else SHARD_SIZE} | given
+        wanted |= {"shard_size": TOKEN_SHARD_SIZE if has_lists else SHARD_SIZE} | given
         wanted |= {"kind": kind, "width": width, "vectors": vectors}
         made_with = model_identity(model), processor_settings(kind, model, processor)
 
@@ -284,7 +287,12 @@ class _Encoding:
             raise ValueError(
                 "keys_values is set, but the model has no interaction layers that read them; leave it out."
             )
-        if settings.get("dtype") == "int8" and vectors not in LISTS:
+        searched_by_layers = vectors == NORMALISED and kind == "image" and self.model.config.interaction_layers
+        if settings.get("tokens") and not searched_by_layers:
+            raise ValueError(
+                "tokens is set, which is about images of a model that searches and has interaction layers."
+            )
+        if settings.get("dtype") == "int8" and vectors not in LISTS and not searched_by_layers:
             raise ValueError("dtype is 'int8', which is for an image's tokens, but vectors are stored; take float16.")
 
     def fill(
@@ -339,9 +347,9 @@ class _Encoding:
     def _check_disk(self, num_rows: int) -> None:
         """Refuse a disk that cannot hold the rows to come, by the numbers of one row of the model's own image size."""
         manifest, (rows, columns) = self.manifest, self.model.config.vision_config.patch_grid
-        tokens, layers = 1 + rows * columns, self.model.config.interaction_layers
-        of_lists = {TOKENS: tokens, KEYS_VALUES: 1 + 2 * layers * tokens}
-        numbers = of_lists.get(manifest.vectors, 3 if manifest.projected else 1) * manifest.width
+        tokens, width = 1 + rows * columns, self.model.config.hidden_size
+        of_lists = {TOKENS: tokens, KEYS_VALUES: 1 + 2 * self.model.config.interaction_layers * tokens}
+        numbers = of_lists.get(manifest.lists or "", 3 if manifest.projected else 1) * width
         needed, free = num_rows * numbers * DTYPES[manifest.dtype].itemsize, shutil.disk_usage(self.table.path).free
         if needed > free:
             least = f"at least {needed / 1e9:,.1f} GB ({needed // num_rows:,} bytes each)"
@@ -355,14 +363,16 @@ class _Encoding:
         found = tower_output(model, batch, **({"output_token_states": True} if kept == KEYS_VALUES else {}))
 
         # No image is padded, so all tokens are real.
-        if kept == TOKENS:
-            vectors = found.image_token_embeds[:, 0]
+        encoded = {}
+        if self.manifest.lists == TOKENS:
+            encoded[TOKENS] = found.image_token_embeds[:, 0]
         elif kept == KEYS_VALUES:
             states = found.image_token_states[:, 0].permute(0, 4, 1, 2, 3, 5).flatten(4).flatten(1, 3)
-            vectors = torch.cat([found.pooler_output[:, None], states], dim=1)
-        else:
-            vectors = stored_vectors(model, found.pooler_output)
-        encoded = {kept: vectors} | ({PROJECTED: model.project_images(vectors)} if self.manifest.projected else {})
+            encoded[KEYS_VALUES] = torch.cat([found.pooler_output[:, None], states], dim=1)
+        if kept not in LISTS:
+            encoded[kept] = stored_vectors(model, found.pooler_output)
+        if self.manifest.projected:
+            encoded[PROJECTED] = model.project_images(found.pooler_output)
         return [({name: each[row] for name, each in encoded.items()}, one.known) for row, one in enumerate(batch)]
 
     def _write(
@@ -371,18 +381,24 @@ class _Encoding:
         """Write one shard; a GPU is waited for here alone."""
         manifest, ids, rows = self.manifest, list(results), list(results.values())
         widths = {manifest.vectors: manifest.width} | ({PROJECTED: 2 * manifest.width} if manifest.projected else {})
+        if manifest.tokens:
+            widths[TOKENS] = self.model.config.hidden_size
         # A vector a row, or the tokens of all rows one behind the other.
-        lengths = [len(row[manifest.vectors]) for row, _ in rows] if manifest.vectors in LISTS else None
-        join = torch.stack if lengths is None else torch.cat
+        lengths = None if manifest.lists is None else [len(row[manifest.lists]) for row, _ in rows]
 
         stored: dict[str, torch.Tensor] = {}
         for name, width in widths.items():
+            join = torch.cat if name == manifest.lists else torch.stack
             joined = join([row[name] for row, _ in rows]).cpu() if rows else torch.zeros(0, width)
-            stored |= stored_columns(name, joined, manifest.dtype)
-        for name, tensor in stored.items():
-            if not tensor.isfinite().all():
-                row = int((~tensor.isfinite().all(-1)).nonzero()[0])
-                first = ids[row if lengths is None else bisect_right(list(accumulate(lengths)), row)]
-                beyond = f"NaN or a value beyond {manifest.dtype}"
-                raise ValueError(f"The {name} vector of {first!r} holds {beyond}; is the model trained and whole?")
+            columns = stored_columns(name, joined, manifest.dtype)
+            for column, tensor in columns.items():
+                if not tensor.isfinite().all():
+                    row = int((~tensor.isfinite().all(-1)).nonzero()[0])
+                    is_list = lengths is not None and name == manifest.lists
+                    first = ids[bisect_right(list(accumulate(lengths or [])), row) if is_list else row]
+                    beyond = f"NaN or a value beyond {manifest.dtype}"
+                    raise ValueError(
+                        f"The {column} vector of {first!r} holds {beyond}; is the model trained and whole?"
+                    )
+            stored |= columns
         self.table.write_features(number, ids, [sha256 for _, sha256 in rows], stored, unreadable, lengths)

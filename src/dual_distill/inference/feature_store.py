@@ -7,13 +7,15 @@
 | vectors | `pooled` `(rows, C)`, and `projected` `(rows, 2C)` on request |
 
 Of a model that searches by cosine, the vectors are `normalised` `(rows, P)`, its projections of length 1, in place of
-both. Of a model with interaction layers, each image has a list of `tokens` `(L, C)` of its own length; all are real, so
-that length is the mask. Or a list of `keys_values` `(1 + 2 L layers, C)`: the pooled vector, then of each token the key
-and the value of each layer. As int8, lists stand beside their `scales`, one a vector, in float32.
+both; on request beside the tokens, by which its interaction layers order the nearest anew.
+
+Of a model that answers by interaction layers, each image has a list of `tokens` `(L, C)` of its own length; all are
+real, so that length is the mask. Or a list of `keys_values` `(1 + 2 L layers, C)`: the pooled vector, then of each
+token the key and the value of each layer. As int8, lists stand beside their `scales`, one a vector, in float32.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +52,7 @@ class FeatureManifest:
         processor: settings of the image processor, or the digest of the tokenizer and its limit.
         vectors: what is stored of each row: "pooled" to be asked questions ("tokens" or "keys_values" where interaction
             layers read them), "normalised" to be searched by cosine.
+        tokens: whether images have their tokens beside normalised vectors.
 
     Raises:
         ValueError: a size is below 1, or the dtype is unknown.
@@ -64,6 +67,12 @@ class FeatureManifest:
     model: dict[str, Any]
     processor: dict[str, Any]
     vectors: str = POOLED
+    tokens: bool = False
+
+    @property
+    def lists(self) -> str | None:
+        """The column in which an image has many vectors, if there is one."""
+        return TOKENS if self.tokens else self.vectors if self.vectors in LISTS else None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "shard_size"):
@@ -91,11 +100,14 @@ class FeatureTable(ShardedTable):
     ) -> None:
         """Write one shard: vectors by name, `(rows, width)` each on the CPU, with id and content hash of each row.
 
-        With `lengths`, each row has as many vectors, one behind the other.
+        With `lengths`, each row has as many tokens, one behind the other.
         """
         rows = pa.table({"id": pa.array(ids, pa.large_string()), "sha256": pa.array(hashes, pa.string())})
         # Vectors apart from ids, so that looking for an id reads no vector.
-        columns = {name: tensor_column(tensor, lengths) for name, tensor in features.items()}
+        columns = {
+            name: tensor_column(tensor, lengths if name in (*LISTS, _SCALES) else None)
+            for name, tensor in features.items()
+        }
         self.write(number, rows, pa.table(columns), unreadable)
 
     def check_made_with(
@@ -171,7 +183,7 @@ class FeatureStore:
         """
         name = self._checked_name(name)
         width = self.manifest.width * (2 if name == PROJECTED else 1)
-        found = torch.empty(len(indices), width, dtype=DTYPES[self.manifest.dtype])
+        found = torch.empty(len(indices), width, dtype=DTYPES[vector_dtype(self.manifest.dtype)])
 
         for position, index in enumerate(indices):
             number, inside = self.table.locate(index)
@@ -192,7 +204,7 @@ class FeatureStore:
             IndexError: there is no such row.
             ValueError: the store holds something else.
         """
-        if self.manifest.vectors != TOKENS:
+        if self.manifest.lists != TOKENS:
             raise ValueError(f"The store {self.path!r} holds {self.manifest.vectors} vectors, not tokens; use read.")
         return self._read_lists(indices)
 
@@ -209,9 +221,10 @@ class FeatureStore:
 
         Raises:
             IndexError: there is no such row.
+            ValueError: the store holds one vector an image.
         """
         vectors, mask = self._read_lists(indices)
-        if self.manifest.vectors == TOKENS:
+        if self.manifest.lists == TOKENS:
             return {"image_token_embeds": vectors, "image_token_mask": mask}
 
         layers, heads = config.interaction_layers, config.text_config.num_attention_heads
@@ -221,17 +234,17 @@ class FeatureStore:
         return {"image_pooler_output": vectors[:, 0], "image_token_states": states[:, None]} | real
 
     def _read_lists(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        found = []
+        found, name = [], self.manifest.lists
+        if name is None:
+            raise ValueError(f"The store {self.path!r} holds {self.manifest.vectors} vectors and no tokens.")
         for number, inside in map(self.table.locate, indices):
-            vectors = self.table.tensor(number, self.manifest.vectors, inside, inside + 1)
+            vectors = self.table.tensor(number, name, inside, inside + 1)
             if vectors.dtype == torch.int8:
                 vectors = vectors * self.table.tensor(number, _SCALES, inside, inside + 1)
             found.append(vectors)
 
-        # Zeros behind the shorter ones, which the mask says.
-        lengths = torch.tensor([len(vectors) for vectors in found])
-        padded = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
-        return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+        padded = pad_tokens(found)
+        return padded["image_token_embeds"], padded["image_token_mask"]
 
     def ids(self, indices: Sequence[int] | None = None) -> list[str]:
         """Return the ids at some indices, or all of them.
@@ -281,10 +294,24 @@ class FeatureStore:
         return name or names[0]
 
 
+def pad_tokens(tokens: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return images' tokens `(L, C)` as `image_token_embeds` `(images, L, C)`, zeros behind the shorter, and a mask."""
+    each = list(tokens)
+    padded = torch.nn.utils.rnn.pad_sequence(each, batch_first=True)
+    lengths = torch.tensor([len(one) for one in each], device=padded.device)
+    mask = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+    return {"image_token_embeds": padded, "image_token_mask": mask}
+
+
+def vector_dtype(dtype: str) -> str:
+    """Return how single vectors are stored where tokens are int8."""
+    return "float16" if dtype == "int8" else dtype
+
+
 def stored_columns(name: str, vectors: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
-    """Return the columns of `(rows, width)` in the stored dtype; int8 is symmetric, with one scale a row."""
-    if dtype != "int8":
-        return {name: vectors.to(DTYPES[dtype])}
+    """Return the columns of `(rows, width)` in the stored dtype; int8, of tokens, is symmetric with a scale a row."""
+    if dtype != "int8" or name not in LISTS:
+        return {name: vectors.to(DTYPES[vector_dtype(dtype)])}
     scales = vectors.float().abs().amax(-1, keepdim=True) / _INT8_MAX
     # A row of zeros has scale 0.
     rounded = (vectors / scales.clamp_min(torch.finfo(torch.float32).tiny)).round()

@@ -19,8 +19,7 @@ from dual_distill.modeling import DualDistillProcessor
 
 from .encoding import searches
 from .feature_store import LISTS, PROJECTED, FeatureStore
-from .model_identity import longest_text
-from .queries import FeatureStoreQueries, RunningTopK, answer_probs, best_answers, check_at_least_1, check_text
+from .queries import FeatureStoreQueries, RunningTopK, answer_probs, best_answers, check_at_least_1
 
 _ROWS = 1024
 _TOKEN_ROWS = 64
@@ -237,15 +236,5 @@ class FeatureStoreVQA(FeatureStoreQueries):
 
     def _token_probs(self, questions: Sequence[str], indices: Sequence[int]) -> torch.Tensor:
         """Probabilities of pairs of question and image, or of one question and every image."""
-        for question in questions:
-            check_text("A text", question)
-
-        # One question is broadcast to all images and one image to all questions, neither encoded nor read for each.
-        asked = questions[:1] if len(set(questions)) == 1 else questions
-        read = indices[:1] if len(set(indices)) == 1 else indices
-        text = self.processor.encode_text(list(asked), max_length=longest_text(self.model, self.processor))
-        images = self.images.image_inputs(read, self.model.config)
-        inputs = {name: tensor.to(self.model.device) for name, tensor in {**text, **images}.items()}
-        floats = {name: tensor.to(self.model.dtype) for name, tensor in inputs.items() if tensor.is_floating_point()}
-        probs = answer_probs(self.model.config, self.model(**{**inputs, **floats}).logits.float()).cpu()
-        return probs.expand(max(len(questions), len(indices)), -1)
+        logits = self.model(**self._pair_inputs(questions, self.images, indices)).logits.float()
+        return answer_probs(self.model.config, logits).cpu().expand(max(len(questions), len(indices)), -1)

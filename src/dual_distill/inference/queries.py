@@ -9,7 +9,7 @@ from dual_distill.modeling import DualDistillProcessor
 
 from .encoding import encode_in_order, text_inputs
 from .feature_store import FeatureStore
-from .model_identity import model_identity, processor_settings
+from .model_identity import longest_text, model_identity, processor_settings
 
 _BATCH_SIZE = 32
 
@@ -50,6 +50,22 @@ class FeatureStoreQueries:
             encoded = encode_in_order(self.model, inputs, _BATCH_SIZE).float()
             found |= zip(others, encoded, strict=True)
         return torch.stack([found[text] for text in texts])
+
+    def _pair_inputs(
+        self, texts: Sequence[str], store: FeatureStore, indices: Sequence[int]
+    ) -> dict[str, torch.Tensor]:
+        """What interaction layers read of texts and of stored images, side by side: equal ones stand there once."""
+        for text in texts:
+            check_text("A text", text)
+        # Broadcast to all of the other side, neither encoded nor read for each.
+        asked = texts[:1] if len(set(texts)) == 1 else texts
+        read = indices[:1] if len(set(indices)) == 1 else indices
+
+        words = self.processor.encode_text(list(asked), max_length=longest_text(self.model, self.processor))
+        given = dict(words) | store.image_inputs(read, self.model.config)
+        inputs = {name: tensor.to(self.model.device) for name, tensor in given.items()}
+        floats = {name: tensor.to(self.model.dtype) for name, tensor in inputs.items() if tensor.is_floating_point()}
+        return {**inputs, **floats}
 
     def _read(self, store: FeatureStore, indices: Sequence[int]) -> torch.Tensor:
         """Vectors at some indices, float32, on the model's device."""

@@ -1,4 +1,4 @@
-"""Image-text retrieval, evaluated: the dual encoder alone, the fusion encoder behind it, and what each costs.
+"""Image-text retrieval, evaluated: the dual encoder alone, what re-ranks its candidates, and what each costs.
 
 A dual encoder encodes N images and M texts once, N + M passes, and compares all N x M pairs by one product. A fusion
 encoder reads each pair, N x M passes, so it is given the dual encoder's best k of each query only. What is unusual: the
@@ -29,6 +29,7 @@ from dual_distill.modeling import (
 )
 
 from .encoding import encode_in_order, text_inputs
+from .feature_store import pad_tokens
 from .queries import check_at_least_1
 from .sources import dataset_images
 
@@ -41,7 +42,7 @@ class PairTime(NamedTuple):
     """How long one way takes for a number of pairs.
 
     Attributes:
-        way: "dual", "rerank" or "fusion".
+        way: "dual", "rerank", or of every pair "fusion" or, by the dual encoder's own layers, "rerank_all".
         pairs: that it judges.
         seconds: with reading and decoding images, without loading models.
         measured: False: computed from the measured pairs per second of other pairs of the same data.
@@ -91,6 +92,7 @@ def evaluate_retrieval(
     fusion: PreTrainedModel | None = None,
     fusion_processor: DualDistillProcessor | None = None,
     *,
+    rerank_with_layers: bool = False,
     rerank_top: int = 16,
     fold_images: int | None = 1000,
     batch_size: int = 64,
@@ -108,7 +110,9 @@ def evaluate_retrieval(
         processor: its processor.
         fusion: a `FusionEncoderForImageTextRetrieval` that orders the dual's candidates anew; None: the dual alone.
         fusion_processor: its processor.
-        rerank_top: candidates a query, >= 1; as many as there are images and captions for the fusion encoder alone.
+        rerank_with_layers: let the dual encoder's own interaction layers order its candidates anew, in place of a
+            fusion encoder: no second model, and each image's tokens are made once.
+        rerank_top: candidates a query, >= 1; as many as there are images and captions for every pair.
         fold_images: evaluate parts of so many images too (1,000 for COCO's 1K figures), in the order of the rows;
             images that fill no part are left out of them. None: the whole only.
         batch_size: images, texts or pairs a forward pass.
@@ -129,6 +133,9 @@ def evaluate_retrieval(
         raise ValueError(f"{type(fusion).__name__} cannot re-rank; give {needed}.")
     if (fusion is None) != (fusion_processor is None):
         raise ValueError("fusion and fusion_processor belong together; give both or neither.")
+    if rerank_with_layers and (fusion is not None or not dual.config.interaction_layers):
+        found = "a fusion encoder is given too" if fusion is not None else "the model has no interaction layers"
+        raise ValueError(f"rerank_with_layers is set, but {found}; leave one of the two out.")
     for name, value in (("rerank_top", rerank_top), ("batch_size", batch_size), ("fold_images", fold_images)):
         if value is not None:
             check_at_least_1(name, value)
@@ -149,7 +156,7 @@ def evaluate_retrieval(
         parts += [_directions(*vectors, owners, range(first, first + fold)) for first in firsts]
     recalls: list[Recalls] = [{"dual": {name: one.recall() for name, one in part.items()}} for part in parts]
 
-    if fusion is not None and fusion_processor is not None:
+    if fusion is not None or rerank_with_layers:
         # The pairs of all parts and directions, each once.
         best = [{name: one.candidates(rerank_top) for name, one in part.items()} for part in parts]
         asked = [
@@ -159,7 +166,8 @@ def evaluate_retrieval(
         each = [torch.cat([pairs.flatten() for pairs in part.values()]).unique() for part in asked]
         keys = torch.cat(each).unique()
         start = time.perf_counter()
-        scores = data.pair_scores(fusion.eval(), fusion_processor, keys, batch_size, show_progress)
+        second, its_processor = (dual, processor) if fusion is None else (fusion.eval(), fusion_processor)
+        scores = data.pair_scores(second, its_processor, keys, batch_size, show_progress)
         seconds = time.perf_counter() - start
 
         for part, chosen, pairs, recall in zip(parts, best, asked, recalls, strict=True):
@@ -168,10 +176,11 @@ def evaluate_retrieval(
                 for name, one in part.items()
             }
         # Whoever needs the whole alone scores the pairs of the whole alone.
-        for way, number in (("rerank", len(each[0])), ("fusion", num_pairs)):
+        for way, number in (("rerank", len(each[0])), ("rerank_all" if fusion is None else "fusion", num_pairs)):
             times.append(PairTime(way, number, number * seconds / len(keys), number == len(keys)))
 
-    report = RetrievalReport(num_images, len(data.captions), recalls[0], times, None if fusion is None else rerank_top)
+    top = rerank_top if "reranked" in recalls[0] else None
+    report = RetrievalReport(num_images, len(data.captions), recalls[0], times, top)
     if len(parts) == 1:
         return report
     return replace(report, folds=len(parts) - 1, fold_images=fold_images, mean_of_folds=_mean(recalls[1:]))
@@ -247,33 +256,48 @@ class ImagesWithCaptions:
 
     @torch.inference_mode()
     def pair_scores(
-        self, model: PreTrainedModel, processor: DualDistillProcessor, keys: torch.Tensor, batch_size: int, show: bool
+        self, model: PreTrainedModel, processor: Any, keys: torch.Tensor, batch_size: int, show: bool
     ) -> torch.Tensor:
-        """The fusion encoder's score of each pair; keys ascend, so that an image's pairs stand together."""
+        """A model's score of each pair; keys ascend, so that an image's pairs stand together."""
         images, texts = keys // len(self.captions), keys % len(self.captions)
-        max_tokens = min(processor.tokenizer.model_max_length, model.config.max_position_embeddings)
+        is_fusion = isinstance(model, FusionEncoderForImageTextRetrieval)
+        config = model.config if is_fusion else model.config.text_config
+        max_tokens = min(processor.tokenizer.model_max_length, config.max_position_embeddings)
         prepared = self.prepared(processor, images.unique().tolist())
+
         held: dict[int, torch.Tensor] = {}
         scores = []
-        with tqdm(total=len(keys), desc="fusion encoder", unit=" pairs", disable=not show) as bar:
+        with tqdm(total=len(keys), desc="re-rank", unit=" pairs", disable=not show) as bar:
             for start in range(0, len(keys), batch_size):
                 of_rows = images[start : start + batch_size].tolist()
                 while of_rows[-1] not in held:
-                    held.update([next(prepared)])
+                    image, pixels = next(prepared)
+                    held[image] = pixels if is_fusion else _image_tokens(model, pixels)
                 held = {image: held[image] for image in dict.fromkeys(of_rows)}
 
                 # Moved once an image, repeated on the device.
                 position = {image: row for row, image in enumerate(held)}
                 repeats = torch.tensor([position[image] for image in of_rows], device=model.device)
-                padded = processor.pad_images([[pixels] for pixels in held.values()])
+                padded = (
+                    processor.pad_images([[one] for one in held.values()]) if is_fusion else pad_tokens(held.values())
+                )
                 inputs = {name: tensor.to(model.device)[repeats] for name, tensor in padded.items()}
-                inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
                 captions = [self.captions[text] for text in texts[start : start + batch_size].tolist()]
                 words = processor.encode_text(captions, max_length=max_tokens)
                 inputs |= {name: tensor.to(model.device) for name, tensor in words.items()}
-                scores.append(model(**inputs).logits[:, 0].float().cpu())
+
+                if is_fusion:
+                    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+                found = model(**inputs).logits if is_fusion else model.match_scores(**inputs)
+                scores.append(found[:, 0].float().cpu())
                 bar.update(len(captions))
         return torch.cat(scores)
+
+
+def _image_tokens(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """The tokens `(L, C)` of one image, which is not padded."""
+    tokens: torch.Tensor = model.get_image_features(pixels[None].to(model.device, model.dtype)).image_token_embeds[0, 0]
+    return tokens
 
 
 def _prepare(processor: DualDistillProcessor, identifier: str, value: Any) -> Prepared:

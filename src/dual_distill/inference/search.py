@@ -3,6 +3,8 @@
 Exact by default: every stored vector is compared, piece by piece from the disk, and only the best are kept, so memory
 does not grow with the store. An index of faiss holds the vectors in memory instead, and may be approximate: then it is
 faster and misses some.
+
+A model with interaction layers can read the nearest once more, with the text beside them: as many as `rerank_top` says.
 """
 
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from .queries import FeatureStoreQueries, RunningTopK, check_at_least_1
 from .sources import load_image
 
 _ROWS = 8192
+_PAIRS = 64
 
 
 class SearchHit(NamedTuple):
@@ -28,17 +31,20 @@ class SearchHit(NamedTuple):
     Attributes:
         id: of the image; of texts, the text itself.
         score: cosine, in [-1, 1].
+        match: by interaction layers, the probability that text and image fit; None where they did not read the pair.
     """
 
     id: str
     score: float
+    match: float | None = None
 
 
 class SearchResult(NamedTuple):
     """What one query found.
 
     Attributes:
-        best: the first `top_k`, nearest first; equal ones in the order of the store, where the search is exact.
+        best: the first `top_k`, nearest first; equal ones in the order of the store, where the search is exact. Those
+            that were re-ranked stand before all others, in the order of `match`.
         matches: rows that reach the threshold, of which `best` shows at most `top_k`; None where an index answered,
             which does not count them.
     """
@@ -101,24 +107,31 @@ class FeatureStoreSearcher(FeatureStoreQueries):
         self.store, self.queries = store, queries
         self._index = None if index is None else make_index(store, index)
 
-    def by_texts(self, texts: Sequence[str], top_k: int = 10, threshold: float = -1.0) -> list[SearchResult]:
+    def by_texts(
+        self, texts: Sequence[str], top_k: int = 10, threshold: float = -1.0, rerank_top: int | None = None
+    ) -> list[SearchResult]:
         """Find images for texts.
 
         Args:
             texts: with words in them.
             top_k: images a text.
             threshold: least cosine, in [-1, 1].
+            rerank_top: how many of the nearest images each text reads, by the model's interaction layers, to order them
+                anew; the store has their tokens (`encode_images(tokens=True)`). None: the cosines alone.
 
         Returns:
             A `SearchResult` a text.
 
         Raises:
-            ValueError: the store holds texts, a text is empty, or `top_k` or `threshold` is out of range.
+            ValueError: the store holds texts, a text is empty, `top_k`, `threshold` or `rerank_top` is out of range, or
+                there are no tokens to re-rank by.
         """
         self._check_kind("image")
-        return self._search(self._text_vectors(texts, self.queries), top_k, threshold)
+        return self._search(self._text_vectors(texts, self.queries), texts, top_k, threshold, rerank_top)
 
-    def by_images(self, images: Sequence[Any], top_k: int = 10, threshold: float = -1.0) -> list[SearchResult]:
+    def by_images(
+        self, images: Sequence[Any], top_k: int = 10, threshold: float = -1.0, rerank_top: int | None = None
+    ) -> list[SearchResult]:
         """Find texts for images.
 
         Args:
@@ -126,23 +139,26 @@ class FeatureStoreSearcher(FeatureStoreQueries):
                 image, bytes.
             top_k: texts an image.
             threshold: least cosine, in [-1, 1].
+            rerank_top: as in `by_texts`: how many of the nearest texts read each image, whose tokens the store of
+                queries has.
 
         Returns:
             A `SearchResult` an image.
 
         Raises:
-            ValueError: the store holds images, the store of queries lacks one, or `top_k` or `threshold` is out of
-                range.
+            ValueError: the store holds images, the store of queries lacks one, `top_k`, `threshold` or `rerank_top` is
+                out of range, or there are no tokens to re-rank by.
             ImageError: an image cannot be read.
         """
         self._check_kind("text")
         if not images:
             raise ValueError("There are no images to search by; give one or more.")
         if self.queries is not None:
-            return self._search(self._read(self.queries, self.queries.indices(list(images))), top_k, threshold)
-
-        pixels = (self.processor.prepare_image(load_image(image, number)) for number, image in enumerate(images))
-        return self._search(encode_in_order(self.model, pixels, batch_size=1), top_k, threshold)
+            vectors = self._read(self.queries, self.queries.indices(list(images)))
+        else:
+            pixels = (self.processor.prepare_image(load_image(image, number)) for number, image in enumerate(images))
+            vectors = encode_in_order(self.model, pixels, batch_size=1)
+        return self._search(vectors, images, top_k, threshold, rerank_top)
 
     def _check_kind(self, kind: str) -> None:
         found = self.store.manifest.kind
@@ -150,21 +166,50 @@ class FeatureStoreSearcher(FeatureStoreQueries):
             raise ValueError(f"{self.store.path!r} is a store of {found}s, but {kind}s are to be found.")
 
     @torch.inference_mode()
-    def _search(self, vectors: torch.Tensor, top_k: int, threshold: float) -> list[SearchResult]:
+    def _search(
+        self, vectors: torch.Tensor, given: Sequence[Any], top_k: int, threshold: float, rerank_top: int | None
+    ) -> list[SearchResult]:
         check_at_least_1("top_k", top_k)
         if not -1 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}, but a cosine lies between -1 and 1.")
-        # What a float16 store gives back is of length 1 up to its rounding.
-        queries = normalize(vectors, dim=-1)
-        if self._index is not None:
-            return self._ask_index(queries.cpu(), top_k, threshold)
+        if rerank_top is not None:
+            check_at_least_1("rerank_top", rerank_top)
+            images = self.store if self.store.manifest.kind == "image" else self.queries
+            if images is None or not images.manifest.tokens:
+                needed = "a store of images with tokens (`dual-distill encode --tokens`)"
+                raise ValueError(f"rerank_top lets interaction layers read images; give {needed}.")
 
-        best = [RunningTopK(top_k, threshold) for _ in queries]
-        for start, piece in self.store.pieces(rows=_ROWS):
-            scores = (queries @ piece.to(queries).T).clamp(-1, 1).cpu()
-            for one, row in zip(best, scores, strict=True):
-                one.add(start, row)
-        return [SearchResult(self._hits(one.rows.tolist(), one.scores.tolist()), one.matches) for one in best]
+        # What a float16 store gives back is of length 1 up to its rounding.
+        queries, number = normalize(vectors, dim=-1), max(top_k, rerank_top or 0)
+        if self._index is not None:
+            results = self._ask_index(queries.cpu(), number, threshold)
+        else:
+            best = [RunningTopK(number, threshold) for _ in queries]
+            for start, piece in self.store.pieces(rows=_ROWS):
+                scores = (queries @ piece.to(queries).T).clamp(-1, 1).cpu()
+                for one, row in zip(best, scores, strict=True):
+                    one.add(start, row)
+            results = [SearchResult(self._hits(one.rows.tolist(), one.scores.tolist()), one.matches) for one in best]
+
+        if rerank_top is not None:
+            pairs = zip(given, results, strict=True)
+            results = [found._replace(best=self._reranked(query, found.best, rerank_top)) for query, found in pairs]
+        return [result._replace(best=result.best[:top_k]) for result in results]
+
+    def _reranked(self, query: str, hits: list[SearchHit], rerank_top: int) -> list[SearchHit]:
+        """The nearest in the order in which text and image fit, read together; the others behind them."""
+        matched = []
+        for start in range(0, min(rerank_top, len(hits)), _PAIRS):
+            part = hits[start : min(start + _PAIRS, rerank_top)]
+            names, is_image = [hit.id for hit in part], self.store.manifest.kind == "image"
+            texts, images, store = ([query], names, self.store) if is_image else (names, [query], self.queries)
+            assert store is not None
+            inputs = self._pair_inputs(texts, store, store.indices(images))
+            fits = self.model.match_scores(**inputs)[:, 0].float().sigmoid().expand(len(part)).tolist()
+            matched += [hit._replace(match=fit) for hit, fit in zip(part, fits, strict=True)]
+
+        matched.sort(key=lambda hit: -(hit.match or 0.0))
+        return matched + hits[rerank_top:]
 
     def _ask_index(self, queries: torch.Tensor, top_k: int, threshold: float) -> list[SearchResult]:
         assert self._index is not None

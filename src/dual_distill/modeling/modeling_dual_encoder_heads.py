@@ -171,7 +171,8 @@ class ContrastiveDualEncoder(DualEncoderWithHead):
 class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
     """Dual encoder that ranks images for a text and texts for an image by the cosine of their projections.
 
-    The interaction takes no part and gets no gradient: under DistributedDataParallel train with
+    With interaction layers it has a score of pairs too, `match_scores`, which orders the nearest anew. The interaction
+    takes no part in `forward` and gets no gradient there: under DistributedDataParallel train with
     `ddp_find_unused_parameters=True` (Trainer's default, but not with activation checkpointing).
 
     Example:
@@ -184,6 +185,27 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
         >>> output.logits_per_image.shape, output.text_embeds.norm(dim=-1).allclose(torch.ones(5))
         (torch.Size([3, 5]), True)
     """
+
+    def add_head(self, config: DualEncoderConfig) -> None:
+        """Build the projections, and behind interaction layers the score of a pair."""
+        super().add_head(config)
+        if config.interaction_layers:
+            self.rank_output = nn.Linear(config.hidden_size, 1)
+
+    def match_scores(self, **inputs: Any) -> Tensor:
+        """Say how well a text fits each image of its row, which its tokens read: `(B, N)`, higher fits better.
+
+        Args:
+            **inputs: as in `DualEncoderModel.forward`: `image_token_embeds` in place of pixels, one text for all images
+                or one image for all texts.
+
+        Raises:
+            ValueError: the model has no interaction layers.
+        """
+        if not self.config.interaction_layers:
+            raise ValueError("match_scores needs interaction layers, of which this model has none; take the cosines.")
+        scores: Tensor = self.rank_output(self.dual_encoder(**inputs, return_dict=True).pooler_output)
+        return scores.squeeze(-1)
 
     @returns_tuple
     def forward(

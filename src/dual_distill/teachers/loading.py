@@ -34,7 +34,7 @@ TAKEN_OVER: Mapping[tuple[type[PreTrainedModel], type[PreTrainedModel]], tuple[s
     (modeling.FusionEncoderForPreTraining, modeling.FusionEncoderForCaptioning): ("mlm_score",),
     (modeling.FusionEncoderForMaskedLM, modeling.FusionEncoderForCaptioning): ("mlm_score",),
     (modeling.FusionEncoderForMaskedLM, modeling.FusionEncoderForPreTraining): ("mlm_score",),
-    (modeling.DualEncoderForPreTraining, modeling.DualEncoderForImageTextRetrieval): _PROJECTIONS,
+    (modeling.DualEncoderForPreTraining, modeling.DualEncoderForImageTextRetrieval): (*_PROJECTIONS, "itm_score"),
     (modeling.DualEncoderForImageTextRetrieval, modeling.DualEncoderForPreTraining): _PROJECTIONS,
 }
 _MODALITIES = "embeddings.token_type_embeddings.weight"
@@ -102,6 +102,9 @@ def load_model(
 
     # Either the head fits as it is, or parts of it are taken over, or it is left out.
     taken = take_over(head, saved, wanted)
+    if wanted is modeling.DualEncoderForImageTextRetrieval and not config.interaction_layers:
+        # Without such layers it compares vectors alone.
+        taken = {name: weight for name, weight in taken.items() if not name.startswith("rank_output")}
     if taken:
         logger.warning("%s: its head is of another class; taken over from it: %s.", source, ", ".join(sorted(taken)))
     elif head and (new_head or wanted in BARE_MODELS):
@@ -170,9 +173,11 @@ def take_over(
     """
     parts = () if saved is None else TAKEN_OVER.get((saved, wanted), ())
     taken = {name: weight for name, weight in head.items() if name.split(".")[0] in parts}
-    if wanted is not modeling.FusionEncoderForImageTextRetrieval:
+    if wanted not in (modeling.FusionEncoderForImageTextRetrieval, modeling.DualEncoderForImageTextRetrieval):
         return taken
-    return {name.replace("itm_score.fc", "rank_output"): weight[1:] - weight[:1] for name, weight in taken.items()}
+    scores = {name: weight for name, weight in taken.items() if name.startswith("itm_score.fc")}
+    ranks = {name.replace("itm_score.fc", "rank_output"): weight[1:] - weight[:1] for name, weight in scores.items()}
+    return {name: weight for name, weight in taken.items() if name not in scores} | ranks
 
 
 def read_known_config(folder: Path, source: str) -> PreTrainedConfig:
