@@ -357,7 +357,7 @@ def test_an_empty_split_and_an_empty_file(folder):
             FileNotFoundError,
             "There is no file or folder 'nobody-at-all/nothing', and it cannot be loaded",
         ),
-        ("images", ValueError, "The folder 'images' holds no table; expected is a file .csv"),
+        ("images", ValueError, "The folder 'images' holds no table; expected is a .csv, .tsv"),
         ("images/a.png", ValueError, r"'images/a.png' is none of the known formats \(\.csv, \.tsv"),
         (
             {"train": "t.csv", "extra": "t.csv"},
@@ -378,9 +378,9 @@ def test_data_that_is_not_there(folder, name, error, message, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_column": []}, "image_column names no column"),
-        ({"text_column": "image"}, "The columns are image, image, answer, but each is another one"),
-        ({"answers_column": "answer"}, "The columns are image, question, answer, answer, but each"),
+        ({"image_column": []}, "The columns are question, answer, 0 of them of images; give one image column"),
+        ({"text_column": "image"}, "The columns are image, image, answer, 1 of them of images"),
+        ({"answers_column": "answer"}, "The columns are image, question, answer, answer, 1 of them"),
         ({"head": "image_text_retrieval"}, "head is 'image_text_retrieval', but it is 'question_answering' or"),
         (
             {"head": "images_and_text_classification", "answers_column": "all"},

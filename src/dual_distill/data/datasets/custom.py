@@ -24,12 +24,8 @@ from dual_distill.data.reading import ImageFolder, Reading, RecordReader, hold_o
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, existing_file, read_lines
 from dual_distill.data.tasks import TASKS, Task, nearest_name
 
-LAYOUT = (
-    "a file .csv, .tsv, .jsonl or .parquet; a folder with train.csv, validation.csv, test.csv (or the other formats), "
-    "or with images and a metadata.csv or metadata.jsonl, in it or in train/, validation/, test/; or the name of a "
-    "data set on the Hub, owner/name"
-)
-"""What a custom dataset may be."""
+LAYOUT = "a .csv, .tsv, .jsonl, .json or .parquet, a folder of such or of images with metadata, or owner/name"
+"""What a custom dataset may be; more in `load_custom_dataset`."""
 
 _SPLIT_WORDS = {"train": "train", **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"), "test": "test"}
 _SPLITS = tuple(dict.fromkeys(_SPLIT_WORDS.values()))
@@ -74,10 +70,11 @@ def load_custom_dataset(
     """Read a custom dataset, and make the task that it is.
 
     Args:
-        data: a file .csv, .tsv, .jsonl or .parquet; a folder with train.csv, validation.csv, test.csv (or the other
-            formats), or with images and metadata.csv or metadata.jsonl (whose `file_name` is the column image), in it
-            or in train/, validation/, test/; the name of a data set on the Hub, owner/name; split -> file; or splits
-            that are loaded already. val, valid and dev mean validation. A BOM and CRLF are fine.
+        data: a file .csv, .tsv, .jsonl, .json (lines, or one array) or .parquet; a folder with train.csv,
+            validation.csv, test.csv (or the other formats), or with images and metadata.csv or metadata.jsonl (whose
+            `file_name` is the column image), in it or in train/, validation/, test/; the name of a data set on the Hub,
+            owner/name; split -> file; or splits that are loaded already. val, valid and dev mean validation. A BOM and
+            CRLF are fine.
         image_column: column of the images, or several in the order in which the model sees them. A value is a path,
             which starts at the folder of the file, or (Parquet, Hub) an image.
         text_column: column of the question or sentence.
@@ -131,7 +128,10 @@ def load_custom_dataset(
     for split, (name, table) in _find_tables(data, config, revision).items():  # train comes first
         rows, kind = reader.read_table(split, name, table, classes)
         if fixed and not classes:
-            classes = list(kind.names) if isinstance(kind, ClassLabel) else _in_order(rows.unique(label_column))
+            labels = rows.unique(label_column)
+            are_numbers = all(label.removeprefix("-").isdecimal() for label in labels)
+            in_order = sorted(labels, key=int if are_numbers else None)
+            classes = list(kind.names) if isinstance(kind, ClassLabel) else in_order
 
     splits = reader.splits
     if "validation" not in splits:
@@ -203,16 +203,15 @@ class _TableReader(RecordReader):
     def __init__(self, task: Task, id_column: str | None, merge_spellings: bool, **reading: Unpack[Reading]) -> None:
         images, text, label, answers = task.image_columns, task.text_column, str(task.label_column), task.answers_column
         self.task, self.label, self.id_column, self.merges = task, label, id_column, merge_spellings
-        self.columns = [*images, text, answers or label, *([id_column] if id_column else [])]
         self.respelled: list[str] = []
-        self._known: set[str] = set()
         self._spellings: dict[str, str] = {}
         self._groups: dict[str, list[list[Any]]] = {}
+
+        self.columns = [*images, text, answers or label, *([id_column] if id_column else [])]
         names = [*self.columns, label] if answers else self.columns
-        if len(set(names)) < len(names):
-            raise ValueError(f"The columns are {', '.join(names)}, but each is another one; name each once.")
-        if not images:
-            raise ValueError("image_column names no column, but a row has one image or more.")
+        if not images or len(set(names)) < len(names):
+            found = f"The columns are {', '.join(names)}, {len(images)} of them of images"
+            raise ValueError(f"{found}; give one image column or more, and each column another name.")
         if answers and task.fixed_labels:
             raise ValueError(f"answers_column is {answers!r}, but several answers go with a head for questions.")
 
@@ -234,20 +233,26 @@ class _TableReader(RecordReader):
                 raise ValueError(f"{name!r} is none of the known formats ({', '.join(_FORMATS)}); save it as one.")
             table = Dataset.from_parquet([str(file) for file in files]) if suffix == ".parquet" else None
 
-        kind = None if table is None else table.features.get(self.label)
-        self._known = set(kind.names if isinstance(kind, ClassLabel) else classes)
-        for known in sorted(self._known):
-            self._spellings.setdefault(self._key(_WHOLE.sub(r"\1", known)), known)
-        if table is None:
-            make_row = self._row_maker(split, folder, self.task.image_columns, None, classes)
-            self.read(split, self._file_records(Path(name)), make_row)
-            return self.splits[split], None
+        # Images inside a data set stay where they are; everything else is a record, whatever it is read from.
+        images, kind, records = None, None, self._file_records(Path(name))
+        if table is not None:
+            self._check_columns(name, table.column_names)
+            kind = table.features.get(self.label)
+            inside = [column for column in self.task.image_columns if table.features[column] not in _TEXT_TYPES]
+            images = table.select_columns(inside) if inside else None
+            for column in inside:
+                images = undecoded(images, column, name)
+            records = _dataset_records(name, table, images, {*self.columns, *_GROUP_COLUMNS})
 
-        self._check_columns(name, table.column_names)
-        inside = [column for column in self.task.image_columns if table.features[column] not in _TEXT_TYPES]
-        paths = [column for column in self.task.image_columns if column not in inside]
-        make_row = self._row_maker(split, folder, paths, kind, classes)
-        self.splits[split] = self._read_rows(split, name, table.with_format(None), inside, make_row)
+        known = kind.names if isinstance(kind, ClassLabel) else classes
+        self._spellings |= {label: label for label in known}
+        for label in known:
+            self._spellings.setdefault(self._key(label), label)
+        make_row = self._row_maker(split, folder, [] if images is None else images.column_names, kind, classes)
+        if images is None:
+            self.read(split, records, make_row)
+        else:
+            self.splits[split] = self._beside(split, images, records, make_row)
         return self.splits[split], kind
 
     def groups_of_train(self) -> list[Any]:
@@ -268,11 +273,22 @@ class _TableReader(RecordReader):
             if column not in found:
                 raise ValueError(f"{name}: there is no column {column!r}{nearest_name(column, list(found))}")
 
+    def _file_records(self, file: Path) -> Iterator[tuple[str, Any]]:
+        """The lines of a file; in an image folder's, `file_name` is the column image, `a_file_name` the column a."""
+        for place, record in read_lines(file):
+            if file.name in _METADATA and isinstance(record, Record):
+                names = {"file_name": "image"}
+                record = Record({names.get(c, c.removesuffix("_file_name")): v for c, v in record.items()})
+            if file.suffix in (".csv", ".tsv") and isinstance(record, Record):
+                self._check_columns(str(file), record)
+            yield place, record
+
     def _row_maker(
-        self, split: str, folder: Path, paths: Sequence[str], kind: Any, classes: list[str]
+        self, split: str, folder: Path, inside: Sequence[str], kind: Any, classes: list[str]
     ) -> Callable[[Record], dict[str, Any]]:
         """What makes a row of a record, but for images that are inside the table."""
         task, images, ids = self.task, ImageFolder(folder), UniqueIds(self.id_column or "id")
+        paths = [column for column in task.image_columns if column not in inside]
         groups = self._groups[split] = []
 
         def make_row(record: Record) -> dict[str, Any]:
@@ -309,74 +325,60 @@ class _TableReader(RecordReader):
     def _spelled(self, label: str) -> str:
         """A label as its class is spelled; classes that are known keep theirs, others that of their first row."""
         label = label.strip()
-        if not self.merges or label in self._known:
+        if not self.merges:
             return label
 
         plain = _WHOLE.sub(r"\1", " ".join(label.split()))
-        spelled = self._spellings.setdefault(self._key(plain), plain)
-        if spelled != plain:
+        spelled = self._spellings.get(label) or self._spellings.setdefault(self._key(plain), plain)
+        if spelled not in (label, plain):
             self.respelled.append(label)
         return spelled
 
     def _key(self, label: str) -> str:
         """What all spellings of a label share; the classes of a classifier keep their case."""
+        label = _WHOLE.sub(r"\1", label)
         return label if self.task.fixed_labels else unicodedata.normalize("NFKC", label).casefold()
 
-    def _file_records(self, file: Path) -> Iterator[tuple[str, Any]]:
-        """The lines of a file; in an image folder's, `file_name` is the column image, `a_file_name` the column a."""
-        for place, record in read_lines(file):
-            if file.name in _METADATA and isinstance(record, Record):
-                names = {"file_name": "image"}
-                record = Record({names.get(c, c.removesuffix("_file_name")): v for c, v in record.items()})
-            if file.suffix in (".csv", ".tsv") and isinstance(record, Record):
-                self._check_columns(str(file), record)
-            yield place, record
-
-    def _read_rows(
-        self, split: str, name: str, table: Dataset, inside: list[str], make_row: Callable[[Record], Any]
+    def _beside(
+        self, split: str, images: Dataset, records: Iterator[Any], make_row: Callable[[Record], Any]
     ) -> Dataset:
-        """Rows of a data set: images `inside` it stay where they are, its other columns are written anew."""
-        images = table.select_columns(inside)
-        for column in inside:
-            images = undecoded(images, column, name)
-        missing = _rows_without_image(images) if inside else set()
-        problem = "the image is missing: there are neither bytes nor a file at its path"
+        """The rows of records beside their images."""
+        features = Features({name: kind for name, kind in self.features.items() if name not in images.column_names})
         good: list[int] = []
 
         def rows() -> Iterator[dict[str, Any]]:
-            needed = {*self.columns, *_GROUP_COLUMNS} - {*inside}
-            for index, values in enumerate(table.select_columns([one for one in table.column_names if one in needed])):
-                record = InvalidRecordError("missing image", problem) if index in missing else Record(values)
-                row = self.row(f"{name}, row {index}", record, make_row)
+            for index, (place, record) in enumerate(records):
+                row = self.row(place, record, make_row)
                 if row is not None:
                     good.append(index)
-                    yield row
                 # Written blank where it is bad, so that the images beside it need not be copied.
-                elif inside:
-                    yield dict.fromkeys(kept)
+                yield row or dict.fromkeys(features)
 
-        kept = Features({name: kind for name, kind in self.features.items() if name not in inside})
-        written = self.table(split, rows(), kept)
-        if not inside or not good:
-            return written if good else self.table(split, [])
+        written = self.table(split, rows(), features)
+        if not good:
+            return self.table(split, [])  # which says that nothing is left
         joined = concatenate_datasets([images, written], axis=1, split=split).select_columns(list(self.features))
         return joined if len(good) == joined.num_rows else joined.select(good)
 
 
-def _rows_without_image(images: Dataset) -> set[int]:
-    """Indices of the rows with an image that has neither bytes nor a file; no bytes are read for it."""
+def _dataset_records(name: str, table: Dataset, images: Dataset | None, wanted: set[str]) -> Iterator[tuple[str, Any]]:
+    """The rows of a data set, but for the images inside it, whose absence makes a row bad."""
+    inside = [] if images is None else images.column_names
     missing: set[int] = set()
-    for number, batch in enumerate(images.with_format("arrow").iter(1_000)):
+    # No bytes are read to learn whether there are any.
+    for number, batch in enumerate(images.with_format("arrow").iter(1_000) if images is not None else ()):
         for column in batch.itercolumns():
             is_empty = pc.is_null(pc.struct_field(column, "bytes")).to_pylist()
             for index, path in enumerate(pc.struct_field(column, "path").to_pylist()):
                 if is_empty[index] and (path is None or not Path(path).is_file()):
                     missing.add(1_000 * number + index)
-    return missing
 
-
-def _in_order(labels: Sequence[str]) -> list[str]:
-    return sorted(labels, key=int if all(label.removeprefix("-").isdecimal() for label in labels) else None)
+    problem = InvalidRecordError(
+        "missing image", "the image is missing: there are neither bytes nor a file at its path"
+    )
+    kept = [column for column in table.column_names if column in wanted and column not in inside]
+    for index, values in enumerate(table.with_format(None).select_columns(kept)):
+        yield f"{name}, row {index}", problem if index in missing else Record(values)
 
 
 def _hold_out_groups(rows: Dataset, groups: list[Any], share: float, seed: int) -> tuple[Dataset, Dataset]:

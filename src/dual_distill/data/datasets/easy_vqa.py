@@ -13,10 +13,7 @@ from datasets import DatasetDict, Features, Image, Value
 from dual_distill.data.reading import Reading, RecordReader, hold_out, official_folder, read_parquet
 from dual_distill.data.records import FilePath, InvalidRecordError
 
-LAYOUT = (
-    'images.parquet with the columns image (PNG bytes), image_id and split ("train" or "test"), and questions.parquet '
-    "with the columns question, answer, image_id, split and question_id."
-)
+LAYOUT = "images.parquet (image, image_id, split), questions.parquet (question, answer, image_id, split, question_id)."
 """What the folder of easy-VQA holds."""
 
 _QUESTIONS = ("question", "answer", "image_id", "split", "question_id")
