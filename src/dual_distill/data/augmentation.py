@@ -41,6 +41,7 @@ def _solarize_add(image: Image.Image, strength: float) -> Image.Image:
     return ImageOps.solarize(image.point(table * 3), _SOLARIZE_THRESHOLD)
 
 
+# Name -> operation; strengths are degrees, bits, grey levels 0 to 256, factors (1 = unchanged), slopes or pixels.
 OPERATIONS: dict[str, Operation] = {
     "auto_contrast": Operation(lambda image, _: ImageOps.autocontrast(image)),
     "equalize": Operation(lambda image, _: ImageOps.equalize(image)),
@@ -58,7 +59,6 @@ OPERATIONS: dict[str, Operation] = {
     "translate_x": Operation(lambda image, pixels: _affine(image, (1, 0, pixels, 0, 1, 0)), 0, 100, signed=True),
     "translate_y": Operation(lambda image, pixels: _affine(image, (1, 0, 0, 0, 1, pixels)), 0, 100, signed=True),
 }
-"""Name -> operation; strengths are degrees, bits, grey levels 0 to 256, factors (1 = unchanged), slopes or pixels."""
 
 
 class RandAugment:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+# Default limit on width x height, in pixels: 8000 x 8000, 256 MB once decoded (Pillow keeps four bytes a pixel).
 MAX_PIXELS = 64_000_000
-"""Default limit on width x height, in pixels: 8000 x 8000, 256 MB once decoded (Pillow keeps four bytes a pixel)."""
 
+# Largest file that is read as an image: five times what the largest allowed image takes without compression.
 MAX_FILE_BYTES = 1_000_000_000
-"""Largest file that is read as an image: five times what the largest allowed image takes without compression."""
 
 # Raster formats whose decoders live in Pillow itself. PostScript (runs Ghostscript) and the containers ICO and ICNS
 # (their header may declare another size than the image inside) stay out.
@@ -143,17 +143,13 @@ def _decode(image: Image.Image, where: str, max_pixels: int, is_ours: bool) -> I
         raise ImageError(f"{problem}; download the file again or drop the row.") from error
 
     if image.mode == "F":
-        raise ImageError(
-            f"{where}: mode 'F' (float pixels) does not say which value is white; save it with 8 or 16 bits."
-        )
+        raise ImageError(f"{where}: mode 'F' (float pixels) does not say what is white; save it with 8 or 16 bits.")
     if image.mode in _SIXTEEN_BIT_MODES:
         # Pillow would clip such values instead of scaling them.
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             problem = f"{where}: mode {image.mode!r} is read as 16-bit grey (0 to 65535)"
-            raise ImageError(
-                f"{problem}, but its values run from {values.min()} to {values.max()}; save it with 16 bits."
-            )
+            raise ImageError(f"{problem}, but it runs from {values.min()} to {values.max()}; save it with 16 bits.")
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     elif image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))

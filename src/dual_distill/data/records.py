@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 FilePath = str | os.PathLike[str]
+# Pairs of a place (file and line, or file, index and id) and a record, or the `InvalidRecordError` in its stead.
 Records = Iterator[tuple[str, Any]]
-"""Pairs of a place (file and line, or file, index and id) and a record, or the `InvalidRecordError` in its stead."""
 
+# Longest text of a record: whatever is longer is no question, and takes gigabytes as tokens.
 MAX_CHARACTERS = 1_000_000
-"""Longest text of a record: whatever is longer is no question, and takes gigabytes as tokens."""
 
+# Longest line that is read into memory.
 MAX_LINE_BYTES = 100_000_000
-"""Longest line that is read into memory."""
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")  # of surrogates, which JSON may spell out and UTF-8 cannot
 _BLANKS = b" \t\r\n\xef\xbb\xbf"  # a BOM among them
@@ -128,10 +128,8 @@ def read_csv(file: FilePath) -> Records:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield (
-                    place,
-                    InvalidRecordError("malformed line", f"the line is not {path.suffix[1:].upper()} ({error})"),
-                )
+                kind = path.suffix[1:].upper()
+                yield place, InvalidRecordError("malformed line", f"the line is not {kind} ({error})")
                 continue
             except UnicodeDecodeError as error:
                 raise ValueError(f"{place}: the file is not UTF-8 ({error}); save it as UTF-8.") from error

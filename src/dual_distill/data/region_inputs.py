@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+# Most regions an image, as models take them.
 MAX_REGIONS = 50
-"""Most regions an image, as models take them."""
 
+# Most object tags beside a text.
 NUM_TAGS = 20
-"""Most object tags beside a text."""
 
 # Detectors and the files of others round; a box may stick out by this much and is then cut to the image.
 ROUNDING_PX = 1.0
@@ -40,15 +40,15 @@ class RegionSet(NamedTuple):
         tensor([[0.0000, 0.5000, 0.5000, 1.0000, 0.5000, 0.5000]])
     """
 
-    features: torch.Tensor
-    boxes_px: torch.Tensor
-    scores: torch.Tensor
+    features: Tensor
+    boxes_px: Tensor
+    scores: Tensor
     tags: Sequence[str]
     width: int
     height: int
     whole_image: bool = False
 
-    def normalized_boxes(self) -> torch.Tensor:
+    def normalized_boxes(self) -> Tensor:
         """Return the six numbers that a model reads, `(R, 6)`: x0/W, y0/H, x1/W, y1/H, width/W, height/H, in [0, 1]."""
         boxes = self.boxes_px / self._limits()
         return torch.cat([boxes, boxes[:, 2:] - boxes[:, :2]], dim=1)
@@ -82,7 +82,7 @@ class RegionSet(NamedTuple):
         # What detectors round beyond the image is cut off.
         return plain._replace(boxes_px=torch.minimum(boxes.clamp(min=0), plain._limits()))
 
-    def _limits(self) -> torch.Tensor:
+    def _limits(self) -> Tensor:
         return self.boxes_px.new_tensor([self.width, self.height, self.width, self.height])
 
     def _problem(self, feature_size: int | None) -> str | None:
@@ -158,7 +158,7 @@ class RegionInputs:
             way_out = "make the teacher's features at the student's boxes (dual-distill regions ... --boxes STORE)"
             raise ValueError(f"the regions have {found}, but region i must be one box on both sides; {way_out}.")
 
-    def __call__(self, rows: Sequence[NamedImages]) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+    def __call__(self, rows: Sequence[NamedImages]) -> tuple[dict[str, Tensor], list[list[str]]]:
         """The padded regions of B rows of images, and the object tags of each row."""
         ours = self._find(self.regions, rows)
         batch, tags = pad_regions(ours), [distinct_tags(row, self.num_tags) for row in ours]
@@ -185,7 +185,7 @@ def tag_texts(
     tags: Sequence[Sequence[str]],
     max_text_length: int | None = None,
     max_tag_length: int | None = None,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Tensor]:
     """Tokenize texts with the tags of their regions behind them; what is too long is cut from the tags first.
 
     Args:
@@ -252,7 +252,7 @@ def distinct_tags(regions: Sequence[RegionSet], num_tags: int) -> list[str]:
     return list(dict.fromkeys(tag for one in regions for tag in one.tags if tag))[:num_tags]
 
 
-def pad_regions(rows: Sequence[Sequence[RegionSet]]) -> dict[str, torch.Tensor]:
+def pad_regions(rows: Sequence[Sequence[RegionSet]]) -> dict[str, Tensor]:
     """Pad the regions of a batch to the most of an image.
 
     Args:
@@ -284,5 +284,5 @@ def pad_regions(rows: Sequence[Sequence[RegionSet]]) -> dict[str, torch.Tensor]:
     return batch if num_images == 1 else {name: tensor.unflatten(0, (-1, num_images)) for name, tensor in batch.items()}
 
 
-def _padded(rows: list[torch.Tensor], value: float = 0) -> torch.Tensor:
+def _padded(rows: list[Tensor], value: float = 0) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)

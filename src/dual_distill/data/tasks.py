@@ -89,8 +89,8 @@ _TABLE = (
     Task("image_text", head="image_text_retrieval", **_CAPTIONS, reader="image_text:load_image_text"),
     Task("coco_captioning", head="captioning", **_COCO),
 )
+# Every task by its name.
 TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _TABLE})
-"""Every task by its name."""
 
 
 def get_task(name: str) -> Task:

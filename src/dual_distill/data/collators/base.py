@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from dual_distill.data.decode_ahead import resize_image
 from dual_distill.data.fingerprint import fingerprint
@@ -22,14 +23,14 @@ from dual_distill.data.region_inputs import MAX_REGIONS, NUM_TAGS, RegionInputs,
 from dual_distill.data.tasks import Task
 from dual_distill.vqa_answers import soft_scores
 
+# Columns that name a row in an error, where the data has them.
 ID_COLUMNS = ("question_id", "identifier", "scene_id", "pair_id", "image_id", "id")
-"""Columns that name a row in an error, where the data has them."""
 
+# Key under which `ImageTextCollator.read_rows` puts what errors call a row.
 ROW_NAME = "__name__"
-"""Key under which `ImageTextCollator.read_rows` puts what errors call a row."""
 
 Row = Mapping[str, Any]
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Tensor]
 
 _UNKNOWN_LABEL = -100  # the index that torch's cross-entropy leaves out
 _NO_LIMIT = 1_000_000  # from here on, a tokenizer's `model_max_length` stands for none (transformers writes 1e30)
@@ -174,7 +175,7 @@ class ImageTextCollator:
         batch: Batch = self.processor.pad_images([[self._image(row, index) for index in indices] for row in rows])
         return batch
 
-    def _image(self, row: Row, index: int) -> torch.Tensor:
+    def _image(self, row: Row, index: int) -> Tensor:
         """One prepared image `(3, H, W)`: augmented anew, or kept from the last time that its content was seen."""
         value, name = row[self.task.image_columns[index]], row[ROW_NAME]
         augmented = self.augmentation is not None and EPOCH_COLUMN in row and INDEX_COLUMN in row
@@ -185,7 +186,7 @@ class ImageTextCollator:
         image = decode_image(value, name, self.max_pixels)
         if self.augmentation is not None and augmented:
             image = self.augmentation(image, (row[EPOCH_COLUMN], row[INDEX_COLUMN], index))
-        prepared: torch.Tensor = resize_image(self.processor.prepare_image, image, name)
+        prepared: Tensor = resize_image(self.processor.prepare_image, image, name)
         if not augmented:
             self._cache.keep(key, prepared)
         return prepared
@@ -247,7 +248,7 @@ class DistillationCollator(ImageTextCollator):
             batch["labels"] = torch.tensor([self._label(row.get(label), row[ROW_NAME]) for row in rows])
         return batch
 
-    def _scores(self, answers: Any, name: str) -> torch.Tensor:
+    def _scores(self, answers: Any, name: str) -> Tensor:
         """Soft scores `(answers,)` of what people answered; all zero for a row without answers."""
         if not isinstance(answers, list | tuple) or not all(isinstance(answer, str) for answer in answers):
             found = f"the answers in column {self.task.answers_column!r} are {answers!r}"
@@ -268,13 +269,13 @@ class DistillationCollator(ImageTextCollator):
         raise ValueError(f"Row {name}: {found}, but it is a name, or an index from 0 to {len(self.label_names) - 1}.")
 
 
-class _ImageCache(dict[str, torch.Tensor]):
+class _ImageCache(dict[str, Tensor]):
     """Prepared images by content, up to a limit; copies of a collator share it, another process starts with none."""
 
     def __init__(self, limit_bytes: float) -> None:
         self.limit_bytes = self.free_bytes = limit_bytes
 
-    def keep(self, key: str, image: torch.Tensor) -> None:
+    def keep(self, key: str, image: Tensor) -> None:
         """Take an image in, if it fits."""
         if image.nbytes <= self.free_bytes:
             self[key] = image

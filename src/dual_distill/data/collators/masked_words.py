@@ -11,21 +11,22 @@ several sources are known to be no negatives of one another.
 import copy
 import hashlib
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
 from dual_distill.data.tasks import Task
 
 from .base import Batch, ImageTextCollator, Row, image_content
 
+# Longest caption in tokens, [CLS] and [SEP] among them, as the models have it.
 CAPTION_LENGTH = 40
-"""Longest caption in tokens, [CLS] and [SEP] among them, as the models have it."""
 
+# Most tokens of the tags.
 TAG_LENGTH = 30
-"""Most tokens of the tags."""
 
 _IGNORED = -100  # the index that torch's cross-entropy leaves out
 _BITS = (1 << 63) - 1
@@ -45,14 +46,13 @@ class _Masker:
         self._special = frozenset(tokenizer.all_special_ids)
         self._ordinary = [index for index in range(len(tokenizer)) if index not in self._special]
 
-    def _count(self, units: int, numbers: random.Random) -> int:
-        """How many of so many units are drawn."""
-        raise NotImplementedError
-
     def _mask(
-        self, input_ids: torch.Tensor, units: Sequence[Sequence[Sequence[int]]], keys: Sequence[Key]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masked ids, and labels with the piece that belongs where one was drawn, -100 elsewhere; both `(B, T)`."""
+        self, input_ids: Tensor, units: Sequence[Any], keys: Sequence[Key], count: Callable[[int, random.Random], int]
+    ) -> tuple[Tensor, Tensor]:
+        """Masked ids, and labels with the piece that belongs where one was drawn, -100 elsewhere; both `(B, T)`.
+
+        `count` says how many of so many units are drawn.
+        """
         if len(keys) != len(input_ids):
             raise ValueError(f"there are {len(input_ids)} texts and {len(keys)} keys; give one key for each text.")
 
@@ -60,10 +60,10 @@ class _Masker:
         for row, (candidates, key) in enumerate(zip(units, keys, strict=True)):
             # A string seed goes through SHA-512, and of `random()` alone does Python promise to keep the numbers.
             numbers = random.Random(f"{self.name}/{self.seed}/" + "/".join(map(repr, key)))
-            count = self._count(len(candidates), numbers)
+            drawn_units = count(len(candidates), numbers)
             order = sorted((numbers.random(), index) for index in range(len(candidates)))
 
-            for _, drawn in order[:count]:
+            for _, drawn in order[:drawn_units]:
                 kind = numbers.random()
                 for index in candidates[drawn]:
                     labels[row, index] = input_ids[row, index]
@@ -109,15 +109,13 @@ class WholeWordMasker(_Masker):
 
     def __init__(self, tokenizer: Any, probability: float = 0.15, seed: int = 0) -> None:
         if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(
-                f"{type(tokenizer).__name__} is not a fast tokenizer, which says where words begin; load one."
-            )
+            raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer, which knows where words begin.")
         if not 0 < probability <= 1:
             raise ValueError(f"probability is {probability}, but must be above 0 and at most 1 (BERT: 0.15).")
         super().__init__(tokenizer, seed)
         self.probability = probability
 
-    def __call__(self, encoding: Any, keys: Sequence[Key]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, encoding: Any, keys: Sequence[Key]) -> tuple[Tensor, Tensor]:
         """Mask one batch.
 
         Args:
@@ -140,10 +138,11 @@ class WholeWordMasker(_Masker):
 
             # What is unknown, or a special token that was written out, is nothing to guess.
             units.append([word for word in words.values() if self._special.isdisjoint(pieces[i] for i in word)])
-        return self._mask(encoding["input_ids"], units, keys)
 
-    def _count(self, units: int, numbers: random.Random) -> int:
-        return min(units, max(1, int(self.probability * units + numbers.random())))
+        def count(units: int, numbers: random.Random) -> int:
+            return min(units, max(1, int(self.probability * units + numbers.random())))
+
+        return self._mask(encoding["input_ids"], units, keys, count)
 
 
 class CaptionMasker(_Masker):
@@ -181,9 +180,7 @@ class CaptionMasker(_Masker):
         super().__init__(tokenizer, seed)
         self.share, self.max_masked = share, max_masked
 
-    def __call__(
-        self, input_ids: torch.Tensor, caption_mask: torch.Tensor, keys: Sequence[Key]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, input_ids: Tensor, caption_mask: Tensor, keys: Sequence[Key]) -> tuple[Tensor, Tensor]:
         """Mask one batch.
 
         Args:
@@ -196,10 +193,11 @@ class CaptionMasker(_Masker):
         """
         # Behind [CLS], each token by itself.
         tokens = [[[index] for index in row.nonzero()[1:, 0].tolist()] for row in caption_mask]
-        return self._mask(input_ids, tokens, keys)
 
-    def _count(self, units: int, numbers: random.Random) -> int:
-        return min(self.max_masked, units, max(1, round(self.share * units)))
+        def count(units: int, numbers: random.Random) -> int:
+            return min(self.max_masked, units, max(1, round(self.share * units)))
+
+        return self._mask(input_ids, tokens, keys, count)
 
 
 class PreTrainingCollator(ImageTextCollator):

@@ -13,8 +13,8 @@ from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value
 from dual_distill.data.reading import ImageFolder, Reading, RecordReader, official_folder
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, document_records, read_json
 
+# What a folder of captions holds; in Karpathy's splits, images lie below it as the file says.
 LAYOUT = "dataset_coco.json or dataset_flickr30k.json and the images. Of COCO's own files give captions= and images=."
-"""What a folder of captions holds; in Karpathy's splits, images lie below it as the file says."""
 
 _KARPATHY_NAMES = ("dataset_coco.json", "dataset_flickr30k.json")
 _KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}

@@ -24,8 +24,8 @@ from dual_distill.data.reading import ImageFolder, Reading, RecordReader, hold_o
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, existing_file, read_lines
 from dual_distill.data.tasks import TASKS, Task, nearest_name
 
+# What a custom dataset may be; more in `load_custom_dataset`.
 LAYOUT = "a .csv, .tsv, .jsonl, .json or .parquet, a folder of such or of images with metadata, or owner/name"
-"""What a custom dataset may be; more in `load_custom_dataset`."""
 
 _SPLIT_WORDS = {"train": "train", **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"), "test": "test"}
 _SPLITS = tuple(dict.fromkeys(_SPLIT_WORDS.values()))

@@ -13,8 +13,8 @@ from datasets import DatasetDict, Features, Image, Value
 from dual_distill.data.reading import Reading, RecordReader, hold_out, official_folder, read_parquet
 from dual_distill.data.records import FilePath, InvalidRecordError
 
+# What the folder of easy-VQA holds.
 LAYOUT = "images.parquet (image, image_id, split), questions.parquet (question, answer, image_id, split, question_id)."
-"""What the folder of easy-VQA holds."""
 
 _QUESTIONS = ("question", "answer", "image_id", "split", "question_id")
 _TEXTS = {"question": Value("string"), "answer": Value("string")}

@@ -26,13 +26,13 @@ from dual_distill.data.reading import (
 )
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, Records, UniqueIds, read_json_lines
 
+# What the folder of NLVR v1 holds: the authors' repository, or Parquet with the columns image (PNG bytes), sentence,
+# label (bool), identifier ("n-m"), permutation (0 to 5) and directory.
 NLVR_LAYOUT = "train/train.json, train/images/, the same of dev and test, or train-*.parquet, dev-* and test-*."
-"""What the folder of NLVR v1 holds: the authors' repository, or Parquet with the columns image (PNG bytes), sentence,
-label (bool), identifier ("n-m"), permutation (0 to 5) and directory."""
 
+# What the folder of NLVR2 holds: JSON lines, and images such as dev-850-0-img0.png, there at once, in train/, dev/,
+# test1/, or in train/DIRECTORY/.
 NLVR2_LAYOUT = "train.json, dev.json and, if wanted, test1.json, and the images, in it or in images/."
-"""What the folder of NLVR2 holds: JSON lines, and images such as dev-850-0-img0.png, there at once, in train/, dev/,
-test1/, or in train/DIRECTORY/."""
 
 _COLUMNS = ("image", "sentence", "label", "identifier", "permutation", "directory")
 _NAMES = {"train": "train.json", "validation": "dev.json", "test": "test1.json"}

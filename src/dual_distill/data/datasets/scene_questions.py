@@ -20,8 +20,8 @@ from typing import NamedTuple
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "triangle")
 QUESTION_TYPES = ("exist", "count", "colour", "shape", "relation", "comparison")
+# Most shapes in one scene, and so the largest number that is an answer.
 MAX_OBJECTS = 6
-"""Most shapes in one scene, and so the largest number that is an answer."""
 
 _VALUES = {"colour": COLOURS, "shape": SHAPES}
 STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}

@@ -21,8 +21,8 @@ from PIL import Image as PILImage
 
 from .scene_questions import COLOURS, MAX_OBJECTS, QUESTION_TYPES, SHAPES, Question, SceneObject, SceneQuestionWriter
 
+# Default number of scenes a split.
 NUM_SCENES: Mapping[str, int] = {"train": 10_000, "validation": 500, "test": 1_000}
-"""Default number of scenes a split."""
 
 _MIN_OBJECTS = 3
 _MAX_ATTEMPTS = 1_000

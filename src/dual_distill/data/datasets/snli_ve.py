@@ -13,8 +13,8 @@ from dual_distill.data.reading import ImageFolder, Reading, ReadingReport, Recor
 from dual_distill.data.records import FilePath, InvalidRecordError, read_json_lines
 from dual_distill.data.tasks import TASKS
 
+# What the folder of SNLI-VE holds, with an image ID.jpg for each Flickr30K_ID.
 LAYOUT = "snli_ve_train.jsonl, snli_ve_dev.jsonl and, if wanted, snli_ve_test.jsonl, and flickr30k-images/."
-"""What the folder of SNLI-VE holds, with an image ID.jpg for each Flickr30K_ID."""
 
 _NAMES = {"train": "snli_ve_train.jsonl", "validation": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"}
 _NO_MAJORITY = "-"

@@ -15,9 +15,9 @@ from dual_distill.data.reading import ImageFolder, Reading, RecordReader, hold_o
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, document_records, read_json
 from dual_distill.vqa_answers import normalise_answer, strip_answer
 
+# What the folder of VQA v2 holds; val2014 if it is to be trained on, images such as COCO_train2014_000000123456.jpg in
+# it or in train2014/ and val2014/.
 LAYOUT = "v2_OpenEnded_mscoco_train2014_questions.json, v2_mscoco_train2014_annotations.json, those of val2014, images."
-"""What the folder of VQA v2 holds; val2014 if it is to be trained on, images such as COCO_train2014_000000123456.jpg in
-it or in train2014/ and val2014/."""
 
 _TEXTS = dict.fromkeys(("question", "answer", "question_type", "answer_type"), Value("string"))
 _LISTS = dict.fromkeys(("answers", "answers_as_given"), List(Value("string")))

@@ -33,8 +33,8 @@ from dual_distill.data.tasks import nearest_name
 KINDS = ("webdataset", "parquet", "folder", "karpathy", "coco")
 CAPTION_COLUMN = "caption"
 _TEXTS = dict.fromkeys(("caption", "name", "bad", "why"), Value("string"))
+# What `read_image_texts` yields: an image (undecoded), its caption, where it is; `bad` is None, or what is wrong.
 IMAGE_TEXT_FEATURES = Features({"image": {"bytes": Value("binary"), "path": Value("string")}, **_TEXTS})
-"""What `read_image_texts` yields: an image (undecoded), its caption, where it is; `bad` is None, or what is wrong."""
 
 Rows = Iterator[dict[str, Any]]
 

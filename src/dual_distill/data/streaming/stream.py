@@ -41,8 +41,8 @@ from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
 
 from .sources import IMAGE_TEXT_FEATURES, find_shards, parse_sources, read_image_texts
 
+# When an epoch of several sources ends, in the words of `datasets.interleave_datasets`.
 STOPPING_STRATEGIES = ("all_exhausted_without_replacement", "all_exhausted", "first_exhausted")
-"""When an epoch of several sources ends, in the words of `datasets.interleave_datasets`."""
 
 _UNSHUFFLED_BLOCK = 64
 _MOST_LOGGED = 20
