@@ -173,10 +173,7 @@ def test_postscript_is_not_opened():
             "row 5: an image is a PIL image, bytes, a path or a dict with 'bytes' and 'path', but this one is a float",
         ),
         (Image.new("F", (2, 2)), "row 5: mode 'F'"),
-        (
-            Image.new("I", (2, 2), 70_000),
-            "row 5: mode 'I' is read as 16-bit grey (0 to 65535), but it runs from 70000",
-        ),
+        (Image.new("I", (2, 2), 70_000), "row 5: mode 'I' is read as 16-bit grey (0 to 65535), but it runs from 70000"),
         (Image.new("I", (2, 2), -1), "row 5: mode 'I' is read as 16-bit grey"),
         (Image.new("RGB", (0, 3)), "row 5: the image has no pixels (0 x 3)"),
     ],

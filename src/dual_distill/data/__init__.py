@@ -7,18 +7,9 @@ from .collators.masked_words import TAG_LENGTH, CaptioningCollator, CaptionMaske
 from .datasets.custom import CustomDataset, load_custom_dataset
 from .datasets.scene_questions import COLOURS, SHAPES, scene_answers
 from .datasets.scenes import generate_scenes
-from .decode_ahead import (
-    InputSource,
-    Prepared,
-    ShapedBatches,
-    decode_ahead,
-    fill_shards,
-    image_bytes,
-    is_readable,
-    resize_image,
-)
+from .decode_ahead import InputSource, Prepared, ShapedBatches, decode_ahead, fill_shards, is_readable
 from .fingerprint import Fingerprint, described_fingerprint, fingerprint
-from .images import ImageError, decode_image, image_source
+from .images import ImageError, decode_image, image_bytes, image_source, resize_image
 from .indexed_dataset import IndexedDataset, RowEpochCallback
 from .reading import ReadingReport
 from .records import FilePath, existing_file

@@ -11,11 +11,9 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
-from .fingerprint import fingerprint
-from .images import ImageError, image_source
+from .images import ImageError
 from .sharded_table import PlannedShard
 
 _WAITING_BATCHES = 4
@@ -182,34 +180,3 @@ def fill_shards(
 
         found = batches.finish()
         yield FilledShard(shard.number, {name: found[name] for name in shard.ids if name in found}, unreadable)
-
-
-def image_bytes(value: Any, identifier: str) -> tuple[Any, str]:
-    """Fetch an image that is not decoded yet, and fingerprint its content.
-
-    Args:
-        value: what `decode_image` accepts.
-        identifier: names the image in errors.
-
-    Returns:
-        What `decode_image` accepts, without a file left to read, and the `fingerprint` of the encoded bytes or of the
-        PIL image.
-
-    Raises:
-        ImageError: the file cannot be read, or the value is of another type.
-
-    Example:
-        >>> image_bytes(b"abc", "x")[1][:8]
-        'ba7816bf'
-    """
-    name, content = image_source(value, identifier)
-    return content if isinstance(content, Image.Image) else {"bytes": content, "path": name}, fingerprint(content)
-
-
-def resize_image(resize: Callable[[Image.Image], Any], image: Image.Image, identifier: str) -> Any:
-    """Return what an image processor makes of one image, or say that its shape is too extreme."""
-    try:
-        return resize(image)
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        problem = f"the image of {image.width} x {image.height} pixels cannot be resized ({error})"
-        raise ImageError(f"row {identifier}: {problem}; crop it to a less extreme shape.") from error

@@ -9,11 +9,14 @@ import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from .fingerprint import fingerprint
 
 # Default limit on width x height, in pixels: 8000 x 8000, 256 MB once decoded (Pillow keeps four bytes a pixel).
 MAX_PIXELS = 64_000_000
@@ -121,6 +124,37 @@ def image_source(value: Any, row: int | str) -> tuple[str | None, bytes | Image.
     except (OSError, ValueError) as error:
         problem = f"the file cannot be read ({getattr(error, 'strerror', None) or error})"
         raise ImageError(f"row {row} (image {str(value)!r}): {problem}; paths start at the current folder.") from error
+
+
+def image_bytes(value: Any, identifier: str) -> tuple[Any, str]:
+    """Fetch an image that is not decoded yet, and fingerprint its content.
+
+    Args:
+        value: what `decode_image` accepts.
+        identifier: names the image in errors.
+
+    Returns:
+        What `decode_image` accepts, without a file left to read, and the `fingerprint` of the encoded bytes or of the
+        PIL image.
+
+    Raises:
+        ImageError: the file cannot be read, or the value is of another type.
+
+    Example:
+        >>> image_bytes(b"abc", "x")[1][:8]
+        'ba7816bf'
+    """
+    name, content = image_source(value, identifier)
+    return content if isinstance(content, Image.Image) else {"bytes": content, "path": name}, fingerprint(content)
+
+
+def resize_image(resize: Callable[[Image.Image], Any], image: Image.Image, identifier: str) -> Any:
+    """Return what an image processor makes of one image, or say that its shape is too extreme."""
+    try:
+        return resize(image)
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        problem = f"the image of {image.width} x {image.height} pixels cannot be resized ({error})"
+        raise ImageError(f"row {identifier}: {problem}; crop it to a less extreme shape.") from error
 
 
 def _decode(image: Image.Image, where: str, max_pixels: int, is_ours: bool) -> Image.Image:

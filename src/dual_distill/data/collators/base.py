@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dual_distill.data.decode_ahead import resize_image
 from dual_distill.data.fingerprint import fingerprint
-from dual_distill.data.images import MAX_PIXELS, decode_image, image_source
+from dual_distill.data.images import MAX_PIXELS, decode_image, image_source, resize_image
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
 from dual_distill.data.records import MAX_CHARACTERS
 from dual_distill.data.region_inputs import MAX_REGIONS, NUM_TAGS, RegionInputs, RegionLookup, tag_texts
