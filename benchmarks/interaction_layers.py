@@ -2,25 +2,33 @@
 
     python benchmarks/interaction_layers.py depth [--seeds 0 1 2] [--runs-dir runs/quickstart]
     python benchmarks/interaction_layers.py terms [--seeds 0 1 2]
+    python benchmarks/interaction_layers.py stored [--seeds 0 1 2]
 
 Needs the teachers that benchmarks/quickstart_seeds.py leaves in RUNS_DIR/default-random-seedN. "depth" trains students
 with 0 (the paper's interaction of pooled vectors), 1 and 2 layers for 1,000, 2,000 and 4,000 steps; "terms" trains
 students with one layer for 2,000 steps on soft labels with the attention of the towers, of the layer or of both, with
 the teacher's last hidden states behind the layer, and from the teacher's weights. All other settings are those of the
-quickstart's students. A finished student is read, not trained again. `--tiny` tries the script out and records nothing.
+quickstart's students. A finished student is read, not trained again. "stored" asks the quickstart's own distilled
+student about stored images: what each number format and form costs in bytes and accuracy. `--tiny` tries the script out
+and records nothing.
 """
 
 import argparse
+import itertools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from _record import provenance, write
+from datasets import DatasetDict
 from transformers import set_seed
 
 from dual_distill import DistillationCollator, DualEncoderForQuestionAnswering, distill, load_teacher
 from dual_distill.data import get_task, load_task
+from dual_distill.inference import FeatureStore, FeatureStoreVQA, encode_images
 from dual_distill.quickstart import PRESETS
+from dual_distill.teachers import load_model
 from dual_distill.trainer import predict_answers, report_answers
 
 TERMS: dict[str, dict[str, float]] = {
@@ -36,7 +44,7 @@ TERMS: dict[str, dict[str, float]] = {
 def main() -> None:
     """Train, evaluate, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("depth", "terms"))
+    parser.add_argument("part", choices=("depth", "terms", "stored"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, nargs="+", help="default: those named above")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/quickstart"))
@@ -51,6 +59,9 @@ def main() -> None:
                 hidden = {"interaction_hidden_weight": 1.0} if layers else {}
                 for steps in options.steps or (1000, 2000, 4000):
                     runs.append(student(options, seed, f"{layers} layers", layers, steps, **hidden))
+            continue
+        if options.part == "stored":
+            runs += stored(options, seed)
             continue
         for steps in options.steps or (2000,):
             runs += [student(options, seed, name, 1, steps, **weights) for name, weights in TERMS.items()]
@@ -75,15 +86,52 @@ def student(
     file = output / "result.json"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(
-            json.dumps(_train(options, folder / "teacher", output, seed, layers, steps, from_teacher, weights))
-        )
+        found = _train(options, folder / "teacher", output, seed, layers, steps, from_teacher, weights)
+        file.write_text(json.dumps(found))
     result = {"seed": seed, "variant": name, "layers": layers, "steps": steps, "weights": weights}
     result |= json.loads(file.read_text())
     seconds = f"{result['train_seconds']:.0f} s"
     accuracy = f"test {100 * result['accuracy']:.1f} % (teacher {100 * result['teacher_accuracy']:.1f})"
     print(f"seed {seed}, {name}, {steps:,} steps: {accuracy} in {seconds}", flush=True)
     return result
+
+
+def stored(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """Ask about stored images in every form; the first row answers from pixels."""
+    folder = options.runs_dir / f"default-random-seed{seed}" / "distilled"
+    model, processor = load_model(folder)
+    model.eval()
+    test, task = _scenes(options, seed)["test"], get_task("scenes")
+    collator = DistillationCollator(processor, task, list(model.config.id2label.values()))
+    answers = predict_answers(model, test, collator, 512, "from pixels")
+    rows = [{"seed": seed, "form": "pixels", "accuracy": report_answers(answers, test, task, None).accuracy}]
+
+    # Six questions are asked about each image.
+    names = [f"scene {index // 6}" for index in range(len(test))]
+    images = dict(zip(names, test["image"], strict=True))
+    pairs = list(zip(names, test["question"], strict=True))
+    for keys_values, dtype in itertools.product((False, True), ("float32", "float16", "int8")):
+        if keys_values and dtype == "int8":  # of tokens alone
+            continue
+        with tempfile.TemporaryDirectory() as store:
+            encode_images(model, processor, images, store, dtype=dtype, keys_values=keys_values)
+            size = sum(file.stat().st_size for file in Path(store).rglob("*") if file.is_file())
+            found = FeatureStoreVQA(model, processor, FeatureStore(store)).answer_pairs(pairs, top_k=1)
+        said = [one[0]["answer"] for one in found]
+        accuracy = report_answers(said, test, task, None).accuracy
+        form = f"{'keys and values' if keys_values else 'tokens'}, {dtype}"
+        changed = sum(one != other for one, other in zip(said, answers, strict=True))
+        rows.append({"seed": seed, "form": form, "accuracy": accuracy, "answers_changed": changed})
+        rows[-1] |= {"bytes_an_image": round(size / len(images)), "answers": len(said)}
+        shown = f"{100 * accuracy:.2f} %, {changed} answers changed, {rows[-1]['bytes_an_image']:,} bytes an image"
+        print(f"seed {seed}, {form}: {shown}", flush=True)
+    return rows
+
+
+def _scenes(options: argparse.Namespace, seed: int) -> DatasetDict:
+    size = PRESETS["default"]
+    num_scenes = {"train": size.train_scenes, "validation": size.validation_scenes, "test": size.test_scenes}
+    return load_task("scenes", num_scenes=dict.fromkeys(num_scenes, 20) if options.tiny else num_scenes, seed=seed)
 
 
 def _train(
@@ -96,9 +144,7 @@ def _train(
     from_teacher: bool,
     weights: dict[str, float],
 ) -> dict[str, Any]:
-    size, task = PRESETS["default"], get_task("scenes")
-    num_scenes = {"train": size.train_scenes, "validation": size.validation_scenes, "test": size.test_scenes}
-    data = load_task("scenes", num_scenes=dict.fromkeys(num_scenes, 20) if options.tiny else num_scenes, seed=seed)
+    size, task, data = PRESETS["default"], get_task("scenes"), _scenes(options, seed)
 
     taught_by, processor = load_teacher(teacher)
     set_seed(seed)
@@ -126,9 +172,7 @@ def _train(
         use_cpu=True,
         **weights,
     )
-    collator = DistillationCollator(
-        processor, task, [taught_by.config.id2label[i] for i in range(taught_by.config.num_labels)]
-    )
+    collator = DistillationCollator(processor, task, list(taught_by.config.id2label.values()))
     accuracies = []
     for one in (trained.student, taught_by.eval()):
         answers = predict_answers(one, data["test"], collator, 512, output.name)
