@@ -133,8 +133,11 @@ def world(
         (root / name).symlink_to(target)
 
     teacher, processor = load_teacher(vilts["vqa"])
-    retrieval = DualEncoderForImageTextRetrieval.from_fusion_encoder(teacher)
-    for name, model in {"runs/teacher": teacher, "runs/retrieval_scenes/distilled": retrieval}.items():
+    pooled, interacting = (
+        DualEncoderForImageTextRetrieval.from_fusion_encoder(teacher, interaction_layers=layers) for layers in (0, 1)
+    )
+    named = {"runs/teacher": teacher, "runs/retrieval_scenes/distilled": pooled, "runs/retrieval": interacting}
+    for name, model in named.items():
         model.save_pretrained(root / name)
         processor.save_pretrained(root / name)
 
