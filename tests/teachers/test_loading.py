@@ -413,3 +413,10 @@ def test_a_configuration_names_the_class_that_it_loads_as(save_vilt):
     _, folder = save_vilt("ViltForMaskedLM")
     assert load_config(folder).architectures == ["FusionEncoderForMaskedLM"]
     assert load_config(folder, model_class=FusionEncoderModel).architectures == ["FusionEncoderModel"]
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(save_vilt):
+    _, folder = save_vilt("ViltForQuestionAnswering")
+    rewrite(folder, lambda weights: weights["classifier.3.bias"].fill_(torch.nan))
+    with pytest.raises(ValueError, match=r"has 1 weights that are not finite \(the first is classifier.3.bias\)"):
+        load_model(folder)

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 
 def run(folder, processes, rows, pair):
     folder.mkdir()
-    command = [sys.executable, str(SCRIPT), str(folder), str(rows), pair]
+    command = [sys.executable, str(SCRIPT), str(folder), str(rows), *pair.split()]
     if processes > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command[1:1] = torchrun
@@ -28,7 +28,18 @@ def run(folder, processes, rows, pair):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", ["with_teacher", "without_teacher"])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "with_teacher",
+        "without_teacher",
+        "with_teacher uneven",  # 13 rows: the last batch of two processes is filled up with rows that do not count
+        "without_teacher uneven",
+        "with_teacher few",  # 11 rows: one process has none of its own in the last batch
+        "with_teacher attention_alone",  # the classifier takes part in no loss
+        "with_teacher streamed",
+    ],
+)
 def test_two_processes_equal_one(pair, tmp_path):
     alone, expected = run(tmp_path / "one", 1, 8, pair)
     together, found = run(tmp_path / "two", 2, 4, pair)

@@ -104,6 +104,12 @@ def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
             raise ValueError(f"{source!r} lacks {name}, which {SHARD_INDEX} names; fetch it again.") from error
         except SafetensorError as error:
             raise ValueError(f"{name} of {source!r} is damaged ({error}); fetch the checkpoint again.") from error
+
+    if wrong := [
+        name for name, weight in weights.items() if weight.is_floating_point() and not weight.isfinite().all()
+    ]:
+        found = f"{len(wrong)} weights that are not finite (the first is {wrong[0]})"
+        raise ValueError(f"{source!r} has {found}: a run that went wrong wrote it; take an earlier checkpoint.")
     return weights
 
 

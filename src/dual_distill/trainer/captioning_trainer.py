@@ -40,6 +40,7 @@ class CaptioningTrainer(DistillationTrainer):
 
     leaves_parameters_unused = True  # the pooler, which no caption passes through
     draws_by_row = "the masking of words"
+    gives_predictions = False
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute nothing but the loss: the logits of every word of the vocabulary would fill the memory."""
@@ -68,6 +69,8 @@ class SelfCriticalTrainer(DistillationTrainer):
     """
 
     leaves_parameters_unused = True  # the pooler, which no caption passes through
+    own_loss = "the reward"
+    gives_predictions = False
 
     def __init__(
         self,

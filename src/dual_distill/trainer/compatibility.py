@@ -1,7 +1,7 @@
 """Whether student, teacher and objective go together: found out before the first step, said in one sentence."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -30,6 +30,35 @@ _EQUAL = {
         "adapt the teacher: train it on its own features at the student's boxes (dual-distill regions ... --boxes)",
     ),
 }
+
+
+def check_arguments(trainer: Any, args: Any, teacher: Any, given: Mapping[str, Any]) -> None:
+    """Refuse, by name, arguments of `Trainer` and of the run that would change nothing.
+
+    Args:
+        trainer: its class says what computes the loss.
+        args: of the run.
+        teacher: or None.
+        given: the arguments of `Trainer`.
+    """
+    loss_of = "the objective" if teacher is not None else trainer.own_loss
+    computed = f"the loss is computed by {loss_of}, which does not know it"
+    settled, losses = "the groups of the optimizer that was given are settled", "an evaluation here gives losses alone"
+    read = "teacher and collator read columns that the student does not"
+    alone, has_optimizer = not trainer.gives_predictions, given.get("optimizers", (None, None))[0] is not None
+
+    idle = {
+        "compute_loss_func": (loss_of and given.get("compute_loss_func"), computed),
+        "label_smoothing_factor": (loss_of and args.label_smoothing_factor, computed),
+        "use_liger_kernel": (loss_of and args.use_liger_kernel, computed),
+        "compute_metrics": (alone and given.get("compute_metrics"), losses),
+        "preprocess_logits_for_metrics": (alone and given.get("preprocess_logits_for_metrics"), losses),
+        "head_learning_rate_factor": (has_optimizer and args.head_learning_rate_factor != 1, settled),
+        "remove_unused_columns": (loss_of and args.remove_unused_columns, read),
+    }
+    for name, (is_given, why) in idle.items():
+        if is_given:
+            raise ValueError(f"{name} is given, but {why}; leave it out.")
 
 
 def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objective) -> None:

@@ -12,6 +12,7 @@ Unusual here:
 """
 
 import inspect
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput
 
 from dual_distill.data import ImageTextStream, IndexedDataset, RowEpochCallback, fingerprint
@@ -27,11 +30,13 @@ from dual_distill.hub_cards import ObjectiveRecord, Origin, RunRecord
 from dual_distill.objectives import DiDEObjective, Objective
 from dual_distill.teachers import load_model, load_teacher
 
-from .compatibility import check_compatibility
+from .compatibility import check_arguments, check_compatibility
 from .distillation_config import DistillationTrainingArguments
 from .raw_dataset import raw_collator
 from .recording import RecordingTrainer, known_origin, loaded_from
 from .teacher_cache import ROW_KEYS, Batch, KeyedCollator, TeacherCache, TeacherCacheCallback
+
+logger = logging.getLogger(__name__)
 
 Losses = tuple[Batch, dict[str, torch.Tensor]]
 """The loss and its terms, and what an evaluation gathers."""
@@ -78,6 +83,12 @@ class DistillationTrainer(RecordingTrainer):
     """Inputs that `compute_metrics` is given, and where they are there a loss is computed; None: `labels`."""
     draws_by_row: ClassVar[str | None] = None
     """What is drawn anew in each epoch beside an augmentation."""
+    own_loss: ClassVar[str | None] = None
+    """What computes the loss without a teacher; None: the model, or whatever the arguments of `Trainer` say."""
+    compares_rows: ClassVar[bool] = False
+    """Whether a term compares the rows of all processes, each of which must then have equally many."""
+    gives_predictions: ClassVar[bool] = True
+    """Whether an evaluation has outputs for `compute_metrics`."""
 
     def __init__(
         self,
@@ -96,8 +107,16 @@ class DistillationTrainer(RecordingTrainer):
         if teacher is None and objective is not None:
             raise ValueError("an objective was given without a teacher; give teacher= as well, or leave it out.")
         args = DistillationTrainingArguments(output_dir="tmp_trainer") if args is None else args
-        if self.leaves_parameters_unused and args.ddp_find_unused_parameters is None:
+        has_idle_parameters = self.leaves_parameters_unused or teacher is not None
+        if has_idle_parameters and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True
+        # Read by each process for itself: rows of unequal sizes cannot be sent around as one batch.
+        if (
+            isinstance(kwargs.get("train_dataset"), IterableDataset)
+            and args.accelerator_config.dispatch_batches is None
+        ):
+            args.accelerator_config.dispatch_batches = False
+        check_arguments(self, args, teacher, kwargs)
 
         # Whoever is given by name is loaded, and brings a processor.
         name = teacher if isinstance(teacher, str | Path) else None
@@ -118,7 +137,7 @@ class DistillationTrainer(RecordingTrainer):
             kwargs |= {"data_collator": collator, "processing_class": collator.processor} if collator else {}
         super().__init__(model=model, args=args, **kwargs)
         self._prepare_model(self.model)
-        if self.label_columns is not None:
+        if self.label_columns is not None and args.label_names is None:
             self.label_names = self.label_columns
 
         # A stream's rows say their index and epoch themselves.
@@ -132,6 +151,10 @@ class DistillationTrainer(RecordingTrainer):
         self.teacher: nn.Module | None = taught_by
         self.distillation_objective: Objective | None = None
         self._terms: dict[str, Any] = {}
+        self._mean_rows = 0.0
+        self._has_real_rows = True
+        if self.compute_loss_func is not None:
+            self.loss_is_scaled_for_ga = None  # such a function divides by the items of all micro-batches
         self.teacher_cache: TeacherCache | None = None
         if taught_by is None:
             return
@@ -158,13 +181,15 @@ class DistillationTrainer(RecordingTrainer):
             self.data_collator = KeyedCollator(self.data_collator)
             self.add_callback(TeacherCacheCallback(self.teacher_cache))
 
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Make a model as `Trainer` does, and in each run of a search the objective of its arguments."""
-        model: nn.Module = super().call_model_init(trial)
-        self._prepare_model(model)
-        if getattr(self, "teacher", None) is not None:
-            self._set_objective(model)
-        return model
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Set up a run: its model and objective are those of the arguments as they are now, a trial's among them."""
+        super()._hp_search_setup(trial)
+        student = self.accelerator.unwrap_model(self.model)
+        self._prepare_model(student)
+        # A state that was trained goes on, with the optimizer that holds it.
+        objective = self.distillation_objective
+        if objective is not None and (self.model_init is not None or not objective.state_dict()):
+            self._set_objective(student)
 
     def _prepare_model(self, model: Any) -> None:
         """Write into a model what the arguments say about it."""
@@ -225,15 +250,49 @@ class DistillationTrainer(RecordingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss, a mean over the rows, and what an evaluation gathers if `return_outputs`."""
-        losses, outputs = self._losses(model, inputs)
+        """Return the loss, a mean over the rows, and what an evaluation gathers if `return_outputs`.
 
-        rows = len(next(iter(inputs.values())))
+        Of a micro-batch in training, it is weighed by its rows: a short last one of an epoch counts for what it holds.
+        """
+        if self.compute_loss_func is not None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        losses, outputs = self._losses(model, inputs)
+        for name, value in losses.items():
+            self.note_finite(name, value)
+
+        rows = find_batch_size(inputs)
+        counted = rows if self._has_real_rows else 0
         for name, value in {**losses, _ROWS: torch.ones(())}.items():
             if name != "loss":
                 # Stays on the device: reading it here would wait for it in every step.
-                self._terms[name] = self._terms.get(name, 0.0) + value.detach().float() * rows
-        return (losses["loss"], outputs) if return_outputs else losses["loss"]
+                self._terms[name] = self._terms.get(name, 0.0) + value.detach().float() * counted
+        loss = losses["loss"] * (rows / self._mean_rows) if model.training and self._mean_rows else losses["loss"]
+        return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """Take the micro-batches of a step, and note how many rows they have in the mean."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self._mean_rows = sum(map(find_batch_size, batches)) / max(len(batches), 1)
+        return batches, num_items
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Predict as `Trainer` does, without the rows that fill the last batch of several processes up."""
+        rows, state = find_batch_size(inputs), self.accelerator.gradient_state
+        real = rows
+        if state.end_of_dataloader and state.remainder > 0:
+            real = min(max(state.remainder - self.args.process_index * rows, 0), rows)
+        if real < rows and self.compares_rows:
+            repeated = f"the last batch of this evaluation holds {rows - real} rows again to fill it up"
+            logger.warning("%s: terms that compare the rows of a batch count them.", repeated)
+        if real == rows or self.compares_rows:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+
+        # A process without real rows computes one that counts nothing; what is gathered has the size of all others.
+        self._has_real_rows = real > 0
+        own = {name: value[: max(real, 1)] for name, value in inputs.items()}
+        loss, *outputs = super().prediction_step(model, own, *args, **kwargs)
+        self._has_real_rows = True
+        return loss, *(_filled(output, rows) for output in outputs)
 
     def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         """Return the loss and its terms, in nats per row, and the logits: of more, every query would be gathered."""
@@ -275,7 +334,9 @@ class DistillationTrainer(RecordingTrainer):
     def _pass_to_teacher(self, batch: Batch, requests: Mapping[str, Any] | None = None) -> Any:
         assert self.teacher is not None
         with torch.no_grad(), self.accelerator.autocast():
-            return self.teacher(**batch, **(requests or {}))
+            outputs = self.teacher(**batch, **(requests or {}))
+        self.note_finite("the teacher's outputs", outputs if isinstance(outputs, Mapping) else vars(outputs))
+        return outputs
 
     def _take_terms(self) -> dict[str, float]:
         """Return the mean of each term since the last call, over all processes, and start anew."""
@@ -377,6 +438,13 @@ class ObjectiveCallback(TrainerCallback):
         objective: Any = self.trainer.distillation_objective
         objective.zero_grad()
         objective.finish_step()
+
+
+def _filled(values: Any, rows: int) -> Any:
+    """Repeat the last row of a tensor, or of those of a tuple, until there are so many."""
+    if isinstance(values, tuple):
+        return tuple(_filled(one, rows) for one in values)
+    return values if values is None else torch.cat([values, values[-1:].expand(rows - len(values), *values.shape[1:])])
 
 
 def _parameters(model: nn.Module) -> set[str]:

@@ -62,6 +62,8 @@ class ImageTextTrainer(DistillationTrainer):
         ValueError: a stream without `max_steps`.
     """
 
+    compares_rows = True
+
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | None = None,
@@ -94,7 +96,7 @@ class ImageTextTrainer(DistillationTrainer):
             options["persistent_workers"] = self.args.dataloader_persistent_workers
             options["prefetch_factor"] = self.args.dataloader_prefetch_factor
         stream = self.train_dataset.split(self.args.process_index, self.args.world_size)
-        return ImageTextLoader(stream, self.args.train_batch_size, self.data_collator, workers, **options)
+        return ImageTextLoader(stream, self._train_batch_size, self.data_collator, workers, **options)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Name the parameters that weight decay pulls to 0: not the temperature, for which 0 means nothing."""
@@ -123,6 +125,8 @@ class PreTrainingTrainer(ImageTextTrainer):
     teacher_class = FusionEncoderForPreTraining
     objective_class = PreTrainingObjective
     label_columns: ClassVar[list[str]] = ["image_ids", "caption_ids"]
+    own_loss = "the model's own terms"
+    gives_predictions = False
 
     def _prepare_model(self, model: Any) -> None:
         self.args.write_weights(model.config)
@@ -240,6 +244,7 @@ class RetrievalTrainer(ImageTextTrainer):
     objective_class = RankingObjective
     leaves_parameters_unused = True  # the shallow interaction, which no similarity passes through
     label_columns: ClassVar[list[str]] = ["image_ids"]
+    own_loss = "the ranking"
 
     def _prepare_model(self, model: Any) -> None:
         self.is_fusion = model.config.model_type == FusionEncoderConfig.model_type

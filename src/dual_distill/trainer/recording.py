@@ -44,6 +44,8 @@ from dual_distill.hub_cards import (
     write_run,
 )
 
+from .finite_trainer import FiniteTrainer
+
 _logger = logging.getLogger(__name__)
 _PACKAGES = ("dual-distill", "torch", "transformers", "datasets")
 # Where things lie on one machine, what Trainer makes of it, and what the Hub client is told: no part of what was done.
@@ -56,7 +58,7 @@ _HUB_PREFIXES = ("hub_", "push_to_hub", "logging_dir", "report_to", "disable_tqd
 _NOT_METRICS = re.compile(r"mem_.*|(.*_)?(runtime|per_second|preparation_time|compilation_time)")
 
 
-class RecordingTrainer(Trainer):
+class RecordingTrainer(FiniteTrainer):
     """A `Trainer` that writes `run.json` with every checkpoint, and makes its card from it.
 
     Args:

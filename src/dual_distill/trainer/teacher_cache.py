@@ -205,6 +205,10 @@ class TeacherCache:
                 for way, image, queries, keys in self._blocks(batch, row)
             ]
             scores = torch.cat([torch.zeros(0, dtype=torch.float16), *pieces])
+            if not (logits[row].isfinite().all() and scores.isfinite().all()):
+                raise ValueError(
+                    f"the teacher's outputs for row {name} are not finite, and are not kept; load it again."
+                )
             self._waiting[name] = _Row(logits[row].clone(), [layer[0].shape[1] for layer in layers], scores)
             self._waiting_bytes += logits[row].nbytes + scores.nbytes
 
@@ -215,6 +219,9 @@ class TeacherCache:
         vectors = self._table.vectors(number)
         scores = torch.tensor(vectors["scores"][inside].values.to_numpy())
         logits = self._table.tensor(number, "logits", inside, inside + 1)[0]
+        if not (logits.isfinite().all() and scores.isfinite().all()):
+            way_out = "remove the folder, and let the run ask its teacher again"
+            raise ValueError(f"row {name} of the teacher cache {str(self._table.path)!r} is not finite; {way_out}.")
         return _Row(logits, vectors["heads"][inside].as_py(), scores)
 
     def _assemble(self, names: list[str], batch: Batch, num_layers: int) -> CachedTeacherOutputs:
