@@ -72,7 +72,7 @@ class DistillationTrainer(RecordingTrainer):
     """
 
     # The loss is a mean over the rows of one micro-batch, so Trainer must divide it by the accumulation steps.
-    loss_is_scaled_for_ga = False
+    loss_is_scaled_for_ga: bool | None = False
     teacher_class: ClassVar[type[PreTrainedModel] | None] = None
     """Class that the name of a teacher is loaded as; None: that of its checkpoint."""
     objective_class: ClassVar[type[Objective] | None] = None
