@@ -1,0 +1,132 @@
+"""A Trainer whose losses have names, and weigh every row alike: in micro-batches, in evaluations, over processes.
+
+Unusual here:
+
+* Each term is averaged over the rows since the last log and gathered across processes, in training and evaluation.
+* A short last micro-batch of an epoch counts for the rows that it has, so that six rows at once and as four and two
+  give the same update.
+* The last batch of an evaluation in several processes is filled up with rows that were seen before: they do not count.
+"""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import EvalLoopOutput
+
+from .recording import RecordingTrainer
+
+logger = logging.getLogger(__name__)
+
+Batch = Mapping[str, torch.Tensor]
+Losses = tuple[Batch, dict[str, torch.Tensor]]
+"""The loss and its terms, and what an evaluation gathers."""
+_ROWS = "rows"  # beside the sums of the terms: of how many rows
+
+
+class RowMeansTrainer(RecordingTrainer):
+    """A `Trainer` of losses by name, which `_losses` computes of a batch as means over its rows.
+
+    Args:
+        **kwargs: as for `transformers.Trainer`.
+    """
+
+    # The loss is a mean over the rows of one micro-batch, so Trainer must divide it by the accumulation steps.
+    loss_is_scaled_for_ga: bool | None = False
+    compares_rows: ClassVar[bool] = False
+    """Whether a term compares the rows of all processes, each of which must then have equally many."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._terms: dict[str, Any] = {}
+        self._mean_rows = 0.0
+        self._has_real_rows = True
+        if self.compute_loss_func is not None:
+            self.loss_is_scaled_for_ga = None  # such a function divides by the items of all micro-batches
+
+    @abstractmethod
+    def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
+        """Return the loss and its terms, and what an evaluation gathers."""
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss, a mean over the rows, and what an evaluation gathers if `return_outputs`.
+
+        Of a micro-batch in training, it is weighed by its rows: a short last one of an epoch counts for what it holds.
+        """
+        if self.compute_loss_func is not None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        losses, outputs = self._losses(model, inputs)
+        for name, value in losses.items():
+            self.note_finite(name, value)
+
+        rows = find_batch_size(inputs)
+        counted = rows if self._has_real_rows else 0
+        for name, value in {**losses, _ROWS: torch.ones(())}.items():
+            if name != "loss":
+                # Stays on the device: reading it here would wait for it in every step.
+                self._terms[name] = self._terms.get(name, 0.0) + value.detach().float() * counted
+        loss = losses["loss"] * (rows / self._mean_rows) if model.training and self._mean_rows else losses["loss"]
+        return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """Take the micro-batches of a step, and note how many rows they have in the mean."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self._mean_rows = sum(map(find_batch_size, batches)) / max(len(batches), 1)
+        return batches, num_items
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Predict as `Trainer` does, without the rows that fill the last batch of several processes up."""
+        rows, state = find_batch_size(inputs), self.accelerator.gradient_state
+        real = rows
+        if state.end_of_dataloader and state.remainder > 0:
+            real = min(max(state.remainder - self.args.process_index * rows, 0), rows)
+        if real < rows and self.compares_rows:
+            repeated = f"the last batch of this evaluation holds {rows - real} rows again to fill it up"
+            logger.warning("%s: terms that compare the rows of a batch count them.", repeated)
+        if real == rows or self.compares_rows:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+
+        # A process without real rows computes one that counts nothing; what is gathered has the size of all others.
+        self._has_real_rows = real > 0
+        own = {name: value[: max(real, 1)] for name, value in inputs.items()}
+        loss, *outputs = super().prediction_step(model, own, *args, **kwargs)
+        self._has_real_rows = True
+        return loss, *(_filled(output, rows) for output in outputs)
+
+    def _take_terms(self) -> dict[str, float]:
+        """Return the mean of each term since the last call, over all processes, and start anew."""
+        sums, self._terms = self._terms, {}
+        if len(sums) < 2:
+            return {}
+        totals = torch.stack([value.to(self.args.device) for value in sums.values()])
+        means = dict(zip(sums, self.accelerator.reduce(totals, reduction="sum").tolist(), strict=True))
+        rows = means.pop(_ROWS)
+        return {name: value / rows for name, value in means.items()}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the loss terms beside the loss they make up."""
+        if "loss" in logs:
+            logs = {**logs, **self._take_terms()}
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate, with the loss terms among the metrics."""
+        # Those of the training steps since the last log are put aside.
+        training, self._terms = self._terms, {}
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        terms = {f"{metric_key_prefix}_{name}": value for name, value in self._take_terms().items()}
+        self._terms = training
+        return output._replace(metrics={**output.metrics, **terms})
+
+
+def _filled(values: Any, rows: int) -> Any:
+    """Repeat the last row of a tensor, or of those of a tuple, until there are so many."""
+    if isinstance(values, tuple):
+        return tuple(_filled(one, rows) for one in values)
+    return values if values is None else torch.cat([values, values[-1:].expand(rows - len(values), *values.shape[1:])])
