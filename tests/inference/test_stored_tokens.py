@@ -41,18 +41,22 @@ def tokens_of(model, processor, image) -> torch.Tensor:
         return model.get_image_features(processor(images=image)["pixel_values"]).image_token_embeds[0, 0]
 
 
+def read(store, indices) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(store.image_inputs(indices, None).values())
+
+
 def test_an_image_has_its_own_tokens_whatever_its_batch(encode, model, answering_processor, images) -> None:
     store = encode()
     expected = [tokens_of(model, answering_processor, image) for image in images.values()]
     assert len({len(tokens) for tokens in expected}) > 1
-    padded, mask = store.read_tokens(range(5))
+    padded, mask = read(store, range(5))
     assert mask.sum(-1).tolist() == [len(tokens) for tokens in expected]
     for found, real, tokens in zip(padded, mask, expected, strict=True):
         torch.testing.assert_close(found[real], tokens, atol=1e-5, rtol=0)
         assert not found[~real].any()
-    alone, _ = store.read_tokens([3])
+    alone, _ = read(store, [3])
     assert torch.equal(alone[0], padded[3][mask[3]])
-    again, again_mask = store.read_tokens([3, 0, 3])
+    again, again_mask = read(store, [3, 0, 3])
     assert torch.equal(again[0][again_mask[0]], alone[0])
 
 
@@ -117,8 +121,6 @@ def test_a_store_of_keys_and_values_stays_one(encode, model, answering_model, an
     encode("tokens")
     with pytest.raises(ValueError, match=r"other settings \(vectors: 'tokens' there, 'keys_values' now\)"):
         encode("tokens", keys_values=True)
-    with pytest.raises(ValueError, match="holds keys_values vectors, not tokens"):
-        FeatureStore(tmp_path / "store").read_tokens([0])
     with pytest.raises(ValueError, match="holds keys and values, not one vector an image"):
         FeatureStore(tmp_path / "store").read([0])
     for cls in (DualEncoderForQuestionAnswering, DualEncoderForImageTextRetrieval):
@@ -156,14 +158,14 @@ def test_int8_has_one_scale_a_token_and_errs_by_half_a_step(encode, model, answe
     largest = tokens.abs().amax(-1, keepdim=True)
     assert ((columns["tokens"] * columns["scales"] - tokens).abs() <= largest / 254 * (1 + 1e-5)).all()
 
-    exact, mask = encode("float32").read_tokens(range(5))
+    exact, mask = read(encode("float32"), range(5))
     small = encode("int8", dtype="int8")
-    found, found_mask = small.read_tokens(range(5))
+    found, found_mask = read(small, range(5))
     assert (found.dtype, torch.equal(mask, found_mask)) == (torch.float32, True)
     assert ((found - exact).abs() <= exact.abs().amax(-1, keepdim=True) / 254 * (1 + 1e-5)).all()
     [answers] = FeatureStoreVQA(model, answering_processor, small).answer("image 0", QUESTIONS[:1])
     assert sum(answer["score"] for answer in answers) == pytest.approx(1, abs=1e-5)
-    half, _ = encode("float16", dtype="float16").read_tokens(range(5))
+    half, _ = read(encode("float16", dtype="float16"), range(5))
     assert torch.equal(half, exact.half())
 
     exact = encode("states", keys_values=True).image_inputs(range(5), model.config)["image_token_states"]
@@ -224,8 +226,8 @@ def test_what_does_not_fit_is_refused(encode, answering_model, model, answering_
         FeatureStoreVQA(plain, answering_processor, store)
     encode_images(plain, answering_processor, images, tmp_path / "pooled")
     pooled = FeatureStore(tmp_path / "pooled")
-    with pytest.raises(ValueError, match="holds pooled vectors, not tokens; use read"):
-        pooled.read_tokens([0])
+    with pytest.raises(ValueError, match="holds pooled vectors and no tokens"):
+        pooled.image_inputs([0], plain.config)
     encode_texts(plain, answering_processor, QUESTIONS, tmp_path / "texts")
     with pytest.raises(ValueError, match="was made with the model"):
         FeatureStoreVQA(model, answering_processor, store, FeatureStore(tmp_path / "texts"))

@@ -49,6 +49,7 @@ def word_attention(
     Returns:
         The W words and their maps `(W, rows, columns)`, float32, over the image's own patch grid.
     """
+    # The scores that distillation compares, of one layer.
     model.eval()
     batch = processor(images=image, text=text).to(model.device)
     outputs = model(**batch, output_query_states=[layer], output_key_states=[layer])
@@ -163,6 +164,7 @@ def _checked_maps(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> dict[
 
 def _as_tile(image: Image.Image) -> Image.Image:
     """The image at about `_TILE_SIZE ** 2` pixels, its proportions kept: enlarged by a whole factor, or scaled down."""
+    # Pixels of a small image stay sharp squares; a large one is smoothed.
     factor = min(_TILE_SIZE / (image.width * image.height) ** 0.5, 2 * _TILE_SIZE / max(image.size))
     is_enlarged = factor >= 1.5
     factor = round(factor) if is_enlarged else factor
@@ -326,6 +328,7 @@ def _write(
     anchor: str = "la",
 ) -> None:
     """Write text in the largest font up to `size` in which it fits; cut short with dots where none does."""
+    # Smaller first: a word that is cut says less than one in small letters.
     while _font(size).getlength(text) > width and size - 2 >= _SMALLEST_SIZE:
         size -= 2
     shown = text

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any, TypedDict, Unpack
 
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -184,12 +185,13 @@ def encode_texts(
 
 
 @torch.inference_mode()
-def encode_in_order(model: PreTrainedModel, inputs: Iterable[torch.Tensor], batch_size: int) -> torch.Tensor:
+def encode_in_order(model: PreTrainedModel, inputs: Iterable[Tensor], batch_size: int) -> Tensor:
     """Encode texts `(T,)` or images `(3, H, W)` as a store does, in batches of one shape: one row each, in order."""
 
-    def run(batch: list[Prepared]) -> torch.Tensor:
+    def run(batch: list[Prepared]) -> Tensor:
         return stored_vectors(model, tower_output(model, batch).pooler_output)
 
+    # Inputs of one shape share a pass; results come back under their index.
     batches = ShapedBatches(run, batch_size)
     for index, values in enumerate(inputs):
         batches.add(index, Prepared(values))
@@ -197,9 +199,7 @@ def encode_in_order(model: PreTrainedModel, inputs: Iterable[torch.Tensor], batc
     return torch.stack([found[index] for index in range(len(found))])
 
 
-def text_inputs(
-    model: PreTrainedModel, processor: DualDistillProcessor, texts: Iterable[str]
-) -> Iterator[torch.Tensor]:
+def text_inputs(model: PreTrainedModel, processor: DualDistillProcessor, texts: Iterable[str]) -> Iterator[Tensor]:
     """Yield the word pieces of each text, `(T,)`."""
     max_tokens = longest_text(model, processor)
     return (processor.encode_text([text], max_length=max_tokens)["input_ids"][0] for text in texts)
@@ -217,7 +217,7 @@ def searches(model: PreTrainedModel) -> bool:
     return isinstance(model, ContrastiveDualEncoder)
 
 
-def stored_vectors(model: PreTrainedModel, vectors: torch.Tensor) -> torch.Tensor:
+def stored_vectors(model: PreTrainedModel, vectors: Tensor) -> Tensor:
     """Return what a store keeps of a tower's vectors: of a model that searches, float32 of length 1."""
     return normalize(vectors.float(), dim=-1) if searches(model) else vectors
 
@@ -257,6 +257,7 @@ class _Encoding:
             wanted_states = settings.get("keys_values")
             stays = wanted_states is None and before.get("vectors") == KEYS_VALUES
             vectors = KEYS_VALUES if wanted_states or stays else TOKENS
+        # Said before a folder is made.
         self._check(kind, vectors, settings)
 
         # What was left open has a default, in a store that is begun now.
@@ -314,6 +315,7 @@ class _Encoding:
         to_do = [shard for shard in shards if not table.is_done(shard.number)]
         self._check_disk(sum(len(shard.ids) for shard in to_do))
 
+        # Shared out by number, so that processes need not speak to each other.
         mine = [shard for shard in to_do if shard.number % world_size == rank]
         total, quiet = sum(len(shard.ids) for shard in mine), not show_progress or not mine
         share = "encode" if world_size == 1 else f"encode {rank + 1}/{world_size}"
@@ -333,6 +335,7 @@ class _Encoding:
 
     def _verify(self, source: Inputs, shards: list[PlannedShard]) -> None:
         """Refuse images whose content is not that of their id in the store."""
+        # Only what is given can be compared: a store may hold more.
         given, changed = set(source.ids), []
         for shard in shards:
             if self.table.is_done(shard.number):
@@ -346,6 +349,7 @@ class _Encoding:
 
     def _check_disk(self, num_rows: int) -> None:
         """Refuse a disk that cannot hold the rows to come, by the numbers of one row of the model's own image size."""
+        # Of tokens, an image of another shape has about as many; whatever else is stored is small beside them.
         manifest, (rows, columns) = self.manifest, self.model.config.vision_config.patch_grid
         tokens, width = 1 + rows * columns, self.model.config.hidden_size
         of_lists = {TOKENS: tokens, KEYS_VALUES: 1 + 2 * self.model.config.interaction_layers * tokens}
@@ -357,7 +361,7 @@ class _Encoding:
             way_out = "make room, or take a smaller dtype"
             raise ValueError(f"{num_rows:,} {manifest.kind}s take {least}, but {disk}; {way_out}.")
 
-    def _run(self, batch: list[Prepared]) -> list[tuple[dict[str, torch.Tensor], str]]:
+    def _run(self, batch: list[Prepared]) -> list[tuple[dict[str, Tensor], str]]:
         """What is stored of each input of a batch, by column, and its fingerprint."""
         model, kept = self.model, self.manifest.vectors
         found = tower_output(model, batch, **({"output_token_states": True} if kept == KEYS_VALUES else {}))
@@ -376,7 +380,7 @@ class _Encoding:
         return [({name: each[row] for name, each in encoded.items()}, one.known) for row, one in enumerate(batch)]
 
     def _write(
-        self, number: int, results: dict[str, tuple[dict[str, torch.Tensor], str]], unreadable: dict[str, str]
+        self, number: int, results: dict[str, tuple[dict[str, Tensor], str]], unreadable: dict[str, str]
     ) -> None:
         """Write one shard; a GPU is waited for here alone."""
         manifest, ids, rows = self.manifest, list(results), list(results.values())
@@ -386,7 +390,7 @@ class _Encoding:
         # A vector a row, or the tokens of all rows one behind the other.
         lengths = None if manifest.lists is None else [len(row[manifest.lists]) for row, _ in rows]
 
-        stored: dict[str, torch.Tensor] = {}
+        stored: dict[str, Tensor] = {}
         for name, width in widths.items():
             join = torch.cat if name == manifest.lists else torch.stack
             joined = join([row[name] for row, _ in rows]).cpu() if rows else torch.zeros(0, width)

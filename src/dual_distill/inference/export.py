@@ -116,7 +116,21 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
         check_parity(difference, f"the graphs in onnxruntime and {type(model).__name__} in torch", "export")
 
         processor.save_pretrained(folder)
-        about = _describe(model, processor) | {"checked": {**difference, "tolerance": TOLERANCE}}
+        # How to feed the graphs and how to read what they give.
+        config, positions = model.config, model.config.text_config.max_position_embeddings
+        about = {
+            "format": "onnx",
+            "architecture": type(model).__name__,
+            "graphs": {name: f"{name}.onnx" for name in graphs_of(model)},
+            "answers": [config.id2label[index] for index in range(config.num_labels)],
+            "probabilities": "sigmoid" if config.problem_type == "multi_label_classification" else "softmax",
+            "num_images": model.num_images,
+            "max_text_tokens": min(positions, processor.tokenizer.model_max_length),
+            "patch_size": config.vision_config.patch_size,
+            "hidden_size": config.hidden_size,
+            "versions": {name: version(name) for name in ("dual-distill", "torch", *_NEEDED)},
+            "checked": {**difference, "tolerance": TOLERANCE},
+        }
         Path(folder, EXPORT_FILE).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         # Of a large graph, the weights lie in a file beside it.
         parts = {name: folder.glob(f"{name}.onnx*") for name in graphs_of(model)}
@@ -127,23 +141,6 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
 def graphs_of(model: PreTrainedModel) -> _Graphs:
     """Return the graphs of a model by name, with their inputs and outputs; each has a file NAME.onnx."""
     return _GRAPHS_OF_LAYERS if model.config.interaction_layers else _GRAPHS
-
-
-def _describe(model: PreTrainedModel, processor: DualDistillProcessor) -> dict[str, Any]:
-    """What `export.json` holds: how to feed the graphs and how to read what they give."""
-    config = model.config
-    return {
-        "format": "onnx",
-        "architecture": type(model).__name__,
-        "graphs": {name: f"{name}.onnx" for name in graphs_of(model)},
-        "answers": [config.id2label[index] for index in range(config.num_labels)],
-        "probabilities": "sigmoid" if config.problem_type == "multi_label_classification" else "softmax",
-        "num_images": model.num_images,
-        "max_text_tokens": min(config.text_config.max_position_embeddings, processor.tokenizer.model_max_length),
-        "patch_size": config.vision_config.patch_size,
-        "hidden_size": config.hidden_size,
-        "versions": {name: version(name) for name in ("dual-distill", "torch", *_NEEDED)},
-    }
 
 
 def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
@@ -167,6 +164,7 @@ def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
     for name, (inputs, outputs) in graphs_of(model).items():
         graph, tensors = Graph(model, inputs, outputs).eval(), tuple(example[one] for one in inputs)
         dynamic = tuple({0: rows, **axes.get(one, {})} for one in inputs)
+        # Inputs and outputs keep the model's names, by which one graph feeds the next.
         program = _quietly_exported(
             graph, tensors, dynamic_shapes={"tensors": dynamic}, input_names=inputs, output_names=outputs
         )

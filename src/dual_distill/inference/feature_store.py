@@ -190,24 +190,6 @@ class FeatureStore:
             found[position] = self.table.tensor(number, name, inside, inside + 1)[0]
         return found
 
-    def read_tokens(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the tokens of the images at some indices, padded to the longest, and which are real.
-
-        Args:
-            indices: in any order, also repeatedly.
-
-        Returns:
-            `(indices, L, C)` in the stored dtype (int8: float32), and a mask `(indices, L)`, True = real; what a dual
-            encoder takes as `image_token_embeds` and `image_token_mask`.
-
-        Raises:
-            IndexError: there is no such row.
-            ValueError: the store holds something else.
-        """
-        if self.manifest.lists != TOKENS:
-            raise ValueError(f"The store {self.path!r} holds {self.manifest.vectors} vectors, not tokens; use read.")
-        return self._read_lists(indices)
-
     def image_inputs(self, indices: Sequence[int], config: PreTrainedConfig) -> dict[str, torch.Tensor]:
         """Return what a model with interaction layers takes in place of the images at some indices.
 
@@ -223,17 +205,6 @@ class FeatureStore:
             IndexError: there is no such row.
             ValueError: the store holds one vector an image.
         """
-        vectors, mask = self._read_lists(indices)
-        if self.manifest.lists == TOKENS:
-            return {"image_token_embeds": vectors, "image_token_mask": mask}
-
-        layers, heads = config.interaction_layers, config.text_config.num_attention_heads
-        states = vectors[:, 1:].unflatten(1, (-1, layers, 2)).unflatten(-1, (heads, -1)).permute(0, 2, 3, 4, 1, 5)
-        # All vectors of a token are real or none.
-        real = {"image_token_mask": mask[:, 1 :: 2 * layers]}
-        return {"image_pooler_output": vectors[:, 0], "image_token_states": states[:, None]} | real
-
-    def _read_lists(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         found, name = [], self.manifest.lists
         if name is None:
             raise ValueError(f"The store {self.path!r} holds {self.manifest.vectors} vectors and no tokens.")
@@ -242,9 +213,16 @@ class FeatureStore:
             if vectors.dtype == torch.int8:
                 vectors = vectors * self.table.tensor(number, _SCALES, inside, inside + 1)
             found.append(vectors)
-
         padded = pad_tokens(found)
-        return padded["image_token_embeds"], padded["image_token_mask"]
+        if name == TOKENS:
+            return padded
+
+        vectors, mask = padded.values()
+        layers, heads = config.interaction_layers, config.text_config.num_attention_heads
+        states = vectors[:, 1:].unflatten(1, (-1, layers, 2)).unflatten(-1, (heads, -1)).permute(0, 2, 3, 4, 1, 5)
+        # All vectors of a token are real or none.
+        real = {"image_token_mask": mask[:, 1 :: 2 * layers]}
+        return {"image_pooler_output": vectors[:, 0], "image_token_states": states[:, None]} | real
 
     def ids(self, indices: Sequence[int] | None = None) -> list[str]:
         """Return the ids at some indices, or all of them.

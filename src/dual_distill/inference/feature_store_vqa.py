@@ -103,7 +103,7 @@ class FeatureStoreVQA(FeatureStoreQueries):
             wrong = f"{type(model).__name__} does not answer about one image at a time{way_out}"
             raise ValueError(f"{wrong}; give a dual encoder that answers about one image.")
 
-        super().__init__(model, processor, images, texts)
+        super().__init__(model, processor, image=images, text=texts)
         for store in (images, texts) if model.config.interaction_layers else ():
             if store is not None and store.manifest.vectors not in LISTS:
                 held = f"the store {store.path!r} holds {store.manifest.vectors} vectors of {store.manifest.kind}s"

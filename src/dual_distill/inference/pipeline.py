@@ -207,6 +207,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         for index, question in enumerate(questions):
             check_text(f"Question {index} of a request", question)
 
+        # A request has no name of its own: errors call it by its question.
         name = questions[0] if len(questions[0]) <= _LONGEST_NAME else f"{questions[0][:_LONGEST_NAME]}..."
         images = request["image"] if isinstance(request["image"], list | tuple) else [request["image"]]
         if len(images) != self.model.num_images:
@@ -229,6 +230,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
             if self.model.config.interaction_layers:
                 stored = {name: features[name] for name in ("image_token_embeds", "image_token_mask")}
 
+        # Images are encoded by now, or go with each question where the model reads both together.
         rows = [(index, question) for index, request in enumerate(requests) for question in request.questions]
         logits = []
         for start in range(0, len(rows), batch_size):
@@ -349,6 +351,7 @@ def answer_questions(
         processor = load_processor(model.config._name_or_path)
     pipeline = DualVisualQuestionAnsweringPipeline(model, processor, device=model.device)
 
+    # One image with many questions is one request, so that it is read once.
     rows = list(images) if isinstance(images, list | tuple) else [images]
     texts = [questions] if isinstance(questions, str) else list(questions)
     if len(rows) == 1:

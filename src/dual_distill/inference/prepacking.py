@@ -8,7 +8,7 @@ processor (`benchmarks/prepacking.py`, `docs/performance.md`).
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dual_distill.modeling import SplitLinear
 
@@ -58,7 +58,7 @@ def prepack_linear_layers(model: nn.Module) -> int:
 class PrepackedLinear(nn.Linear):
     """An `nn.Linear` that keeps its weights in oneDNN's layout as well."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (as torch names it)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (as torch names it)
         """Give `(..., in_features)` -> `(..., out_features)`."""
         product = self._product(input, "whole", slice(None), self.bias)
         return super().forward(input) if product is None else product
@@ -67,9 +67,7 @@ class PrepackedLinear(nn.Linear):
         # A copy of the layer, in this process or another, makes its own: oneDNN's tensors cannot be copied.
         return {name: value for name, value in self.__dict__.items() if name != "_packed"}
 
-    def _product(
-        self, features: torch.Tensor, name: str, columns: slice, bias: torch.Tensor | None
-    ) -> torch.Tensor | None:
+    def _product(self, features: Tensor, name: str, columns: slice, bias: Tensor | None) -> Tensor | None:
         """`features` times some columns of the weights, or None where the plain way must be taken."""
         weight = self.weight
         if (
@@ -83,18 +81,18 @@ class PrepackedLinear(nn.Linear):
             return None
 
         state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        packed: dict[str, tuple[tuple[int, int], torch.Tensor]] = self.__dict__.setdefault("_packed", {})
+        packed: dict[str, tuple[tuple[int, int], Tensor]] = self.__dict__.setdefault("_packed", {})
         if name not in packed or packed[name][0] != state:
             part = weight.detach()[:, columns].contiguous()
             packed[name] = state, torch.ops.mkldnn._reorder_linear_weight(part, _ROWS)
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(features, packed[name][1], bias, "none", [], "")
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(features, packed[name][1], bias, "none", [], "")
         return product
 
 
 class PrepackedSplitLinear(PrepackedLinear, SplitLinear):
     """A `SplitLinear` that keeps both halves of its weights in oneDNN's layout as well."""
 
-    def forward(self, input: torch.Tensor, half: Any = None) -> torch.Tensor:  # noqa: A002 (as torch names it)
+    def forward(self, input: Tensor, half: Any = None) -> Tensor:  # noqa: A002 (as torch names it)
         """Give the whole product, or one half's."""
         middle = self.in_features // 2
         columns = {None: slice(None), "first": slice(None, middle), "second": slice(middle, None)}[half]
@@ -105,5 +103,5 @@ class PrepackedSplitLinear(PrepackedLinear, SplitLinear):
 _PREPACKED: dict[type[nn.Module], type[nn.Linear]] = {nn.Linear: PrepackedLinear, SplitLinear: PrepackedSplitLinear}
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def _is_plain(tensor: Tensor) -> bool:
     return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.layout == torch.strided

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from dual_distill.modeling import DualDistillProcessor
@@ -15,24 +16,19 @@ _BATCH_SIZE = 32
 
 
 class FeatureStoreQueries:
-    """A dual encoder and the stores that it made, of images and of texts; anything else is refused."""
+    """A dual encoder and the stores that it made, `image=` and `text=`; anything else is refused."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: DualDistillProcessor,
-        images: FeatureStore | None,
-        texts: FeatureStore | None,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, processor: DualDistillProcessor, **stores: FeatureStore | None) -> None:
+        # Digested once for all stores; settings are asked for where a store is, for not every tokenizer has some.
         identity = model_identity(model)
-        for kind, store in (("image", images), ("text", texts)):
+        for kind, store in stores.items():
             if store is not None:
                 settings = processor_settings(kind, model, processor)
                 store.table.check_made_with(store.manifest, kind, identity, settings)
         self.model, self.processor = model.eval(), processor
 
     @torch.inference_mode()
-    def _text_vectors(self, texts: Sequence[str], store: FeatureStore | None) -> torch.Tensor:
+    def _text_vectors(self, texts: Sequence[str], store: FeatureStore | None) -> Tensor:
         """One row a text, float32; what the store of texts holds is not encoded again, and nothing is encoded twice."""
         if not texts:
             raise ValueError("There are no texts; give one or more.")
@@ -40,7 +36,7 @@ class FeatureStoreQueries:
             check_text("A text", text)
 
         # A text that the store holds is read, any other is encoded.
-        found: dict[str, torch.Tensor] = {}
+        found: dict[str, Tensor] = {}
         if store is not None:
             stored = [text for text in dict.fromkeys(texts) if text in store]
             found |= zip(stored, self._read(store, store.indices(stored)), strict=True)
@@ -51,9 +47,7 @@ class FeatureStoreQueries:
             found |= zip(others, encoded, strict=True)
         return torch.stack([found[text] for text in texts])
 
-    def _pair_inputs(
-        self, texts: Sequence[str], store: FeatureStore, indices: Sequence[int]
-    ) -> dict[str, torch.Tensor]:
+    def _pair_inputs(self, texts: Sequence[str], store: FeatureStore, indices: Sequence[int]) -> dict[str, Tensor]:
         """What interaction layers read of texts and of stored images, side by side: equal ones stand there once."""
         for text in texts:
             check_text("A text", text)
@@ -67,7 +61,7 @@ class FeatureStoreQueries:
         floats = {name: tensor.to(self.model.dtype) for name, tensor in inputs.items() if tensor.is_floating_point()}
         return {**inputs, **floats}
 
-    def _read(self, store: FeatureStore, indices: Sequence[int]) -> torch.Tensor:
+    def _read(self, store: FeatureStore, indices: Sequence[int]) -> Tensor:
         """Vectors at some indices, float32, on the model's device."""
         return store.read(indices).to(self.model.device, torch.float32)
 
@@ -99,7 +93,7 @@ class RunningTopK:
         self.rows = self.labels = torch.empty(0, dtype=torch.long)
         self.matches = 0
 
-    def add(self, start: int, scores: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+    def add(self, start: int, scores: Tensor, labels: Tensor | None = None) -> None:
         """Take in one piece.
 
         Args:
@@ -124,13 +118,13 @@ class RunningTopK:
         self.labels = torch.cat([self.labels, torch.zeros_like(found) if labels is None else labels[found]])[order]
 
 
-def answer_probs(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
+def answer_probs(config: PreTrainedConfig, logits: Tensor) -> Tensor:
     """Return probabilities of answers: a sigmoid each where several may be right, else a softmax over all."""
     is_multi_label = config.problem_type == "multi_label_classification"
     return logits.sigmoid() if is_multi_label else logits.softmax(-1)
 
 
-def best_answers(config: PreTrainedConfig, probs: torch.Tensor, top_k: int) -> list[list[dict[str, str | float]]]:
+def best_answers(config: PreTrainedConfig, probs: Tensor, top_k: int) -> list[list[dict[str, str | float]]]:
     """Return for each row of `(rows, labels)` probabilities the best answers with their scores, most probable first."""
     best = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
     return [

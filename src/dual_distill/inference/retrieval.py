@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -150,6 +151,7 @@ def evaluate_retrieval(
     parts[0]["text_to_image"].candidates(1)
     times = [PairTime("dual", num_pairs, time.perf_counter() - start, True)]
 
+    # Published figures are means over parts of 1,000 images, in the order of the rows.
     fold = fold_images or num_images
     firsts = range(0, num_images - fold + 1, fold)
     if len(firsts) > 1:
@@ -218,6 +220,7 @@ class ImagesWithCaptions:
         if empty := [row for row, caption in enumerate(self.captions) if not caption.strip()]:
             raise ValueError(f"row {empty[0]}: its caption is empty; leave the row out or give it words.")
 
+        # An image stands in as many rows as it has captions, and is read from the first of them.
         [image_column], image_ids = task.image_columns, list(rows[task.image_id_column])
         self._source = dataset_images(rows, image_column)
         first_rows: dict[Any, int] = {}
@@ -228,7 +231,7 @@ class ImagesWithCaptions:
         self._rows = list(first_rows.values())
         self.num_images = len(self._rows)
 
-    def prepared(self, processor: DualDistillProcessor, indices: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
+    def prepared(self, processor: DualDistillProcessor, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield indices and prepared images `(3, H, W)`, in the order given; a few are decoded ahead.
 
         Raises:
@@ -243,7 +246,7 @@ class ImagesWithCaptions:
 
     def vectors(
         self, model: PreTrainedModel, processor: DualDistillProcessor, batch_size: int, show: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Encode all images and captions with a dual encoder: `(images, P)`, `(captions, P)` float32 of length 1."""
         images = (pixels for _, pixels in self.prepared(processor, range(self.num_images)))
         texts = text_inputs(model, processor, self.captions)
@@ -255,9 +258,7 @@ class ImagesWithCaptions:
         return of_images, of_texts
 
     @torch.inference_mode()
-    def pair_scores(
-        self, model: PreTrainedModel, processor: Any, keys: torch.Tensor, batch_size: int, show: bool
-    ) -> torch.Tensor:
+    def pair_scores(self, model: PreTrainedModel, processor: Any, keys: Tensor, batch_size: int, show: bool) -> Tensor:
         """A model's score of each pair; keys ascend, so that an image's pairs stand together."""
         images, texts = keys // len(self.captions), keys % len(self.captions)
         is_fusion = isinstance(model, FusionEncoderForImageTextRetrieval)
@@ -265,7 +266,7 @@ class ImagesWithCaptions:
         max_tokens = min(processor.tokenizer.model_max_length, config.max_position_embeddings)
         prepared = self.prepared(processor, images.unique().tolist())
 
-        held: dict[int, torch.Tensor] = {}
+        held: dict[int, Tensor] = {}
         scores = []
         with tqdm(total=len(keys), desc="re-rank", unit=" pairs", disable=not show) as bar:
             for start in range(0, len(keys), batch_size):
@@ -294,9 +295,9 @@ class ImagesWithCaptions:
         return torch.cat(scores)
 
 
-def _image_tokens(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+def _image_tokens(model: PreTrainedModel, pixels: Tensor) -> Tensor:
     """The tokens `(L, C)` of one image, which is not padded."""
-    tokens: torch.Tensor = model.get_image_features(pixels[None].to(model.device, model.dtype)).image_token_embeds[0, 0]
+    tokens: Tensor = model.get_image_features(pixels[None].to(model.device, model.dtype)).image_token_embeds[0, 0]
     return tokens
 
 
@@ -308,27 +309,27 @@ def _prepare(processor: DualDistillProcessor, identifier: str, value: Any) -> Pr
 class _Direction:
     """Queries that search a gallery; the key of a pair, image * captions + caption, is the sum of its sides' keys."""
 
-    queries: torch.Tensor
-    gallery: torch.Tensor
-    query_keys: torch.Tensor
-    gallery_keys: torch.Tensor
+    queries: Tensor
+    gallery: Tensor
+    query_keys: Tensor
+    gallery_keys: Tensor
     right: list[list[int]]
 
-    def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, len(self.queries), _QUERIES):
             block = slice(start, start + _QUERIES)
             yield block, self.queries[block] @ self.gallery.T
 
-    def candidates(self, number: int) -> torch.Tensor:
+    def candidates(self, number: int) -> Tensor:
         """`(queries, number)` indices in the gallery, the nearest first."""
         number = min(number, len(self.gallery))
         return torch.cat([similarities.topk(number, dim=1).indices.cpu() for _, similarities in self._blocks()])
 
-    def pair_keys(self, candidates: torch.Tensor) -> torch.Tensor:
+    def pair_keys(self, candidates: Tensor) -> Tensor:
         """The keys of queries and their candidates, `(queries, number)`."""
         return self.query_keys[:, None] + self.gallery_keys[candidates]
 
-    def recall(self, candidates: torch.Tensor | None = None, scores: torch.Tensor | None = None) -> dict[str, float]:
+    def recall(self, candidates: Tensor | None = None, scores: Tensor | None = None) -> dict[str, float]:
         """Recall by the dual encoder; its candidates re-ranked where they have scores, both `(queries, number)`."""
         metric = RetrievalRecall()
         for block, similarities in self._blocks():
@@ -340,9 +341,7 @@ class _Direction:
         return found
 
 
-def _directions(
-    image_vectors: torch.Tensor, text_vectors: torch.Tensor, owners: torch.Tensor, images: range
-) -> dict[str, _Direction]:
+def _directions(image_vectors: Tensor, text_vectors: Tensor, owners: Tensor, images: range) -> dict[str, _Direction]:
     """Some images with their captions, both ways: each caption searches the images and each image the captions."""
     texts = ((owners >= images.start) & (owners < images.stop)).nonzero()[:, 0]
     right_images = [[owner] for owner in (owners[texts] - images.start).tolist()]
@@ -358,7 +357,7 @@ def _directions(
     }
 
 
-def reranked(similarities: torch.Tensor, candidates: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+def reranked(similarities: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
     """Put the candidates of each query before all others, in the order of their scores.
 
     Args:

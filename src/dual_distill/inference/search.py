@@ -103,7 +103,8 @@ class FeatureStoreSearcher(FeatureStoreQueries):
             wrong = f"{type(model).__name__} puts images and texts into no common space"
             raise ValueError(f"{wrong}; give a dual encoder with the head image_text_retrieval.")
         # Images are searched by texts and texts by images.
-        super().__init__(model, processor, *((store, queries) if store.manifest.kind == "image" else (queries, store)))
+        kind = store.manifest.kind
+        super().__init__(model, processor, **{kind: store, "text" if kind == "image" else "image": queries})
         self.store, self.queries = store, queries
         self._index = None if index is None else make_index(store, index)
 
@@ -191,6 +192,7 @@ class FeatureStoreSearcher(FeatureStoreQueries):
                     one.add(start, row)
             results = [SearchResult(self._hits(one.rows.tolist(), one.scores.tolist()), one.matches) for one in best]
 
+        # More were searched than are wanted, where more are read again.
         if rerank_top is not None:
             pairs = zip(given, results, strict=True)
             results = [found._replace(best=self._reranked(query, found.best, rerank_top)) for query, found in pairs]
@@ -208,6 +210,7 @@ class FeatureStoreSearcher(FeatureStoreQueries):
             fits = self.model.match_scores(**inputs)[:, 0].float().sigmoid().expand(len(part)).tolist()
             matched += [hit._replace(match=fit) for hit, fit in zip(part, fits, strict=True)]
 
+        # Stable, so that equal ones stay in the order of their cosines.
         matched.sort(key=lambda hit: -(hit.match or 0.0))
         return matched + hits[rerank_top:]
 
@@ -252,6 +255,7 @@ def make_index(store: FeatureStore, index: str) -> Any:
     except ImportError as error:
         wrong = "An index needs faiss, which is not installed: pip install 'dual-distill[retrieval]'"
         raise ImportError(f"{wrong}; or search without an index, which is exact.") from error
+    # faiss says by a RuntimeError what it cannot make of a spec.
     try:
         found = faiss.index_factory(store.manifest.width, spec or "Flat", faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:

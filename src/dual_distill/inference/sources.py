@@ -68,7 +68,11 @@ def open_images(
     if isinstance(images, Inputs):
         return images
     if isinstance(images, Mapping) and not isinstance(images, DatasetDict):
-        return _mapping_images(images)
+        if not images:
+            raise ValueError("There are no images; give at least one.")
+        if unfit := [key for key in images if not isinstance(key, str)]:
+            raise ValueError(f"The id {unfit[0]!r} is a {type(unfit[0]).__name__}, but an id is a string.")
+        return Inputs(list(images), images.__getitem__)
 
     path, name, shown = Path(str(images)), str(images), repr(str(images))
     found: Dataset | DatasetDict
@@ -96,14 +100,6 @@ def open_images(
             raise ValueError(f"There are the splits {', '.join(found)} in {shown}, but {split or 'none'} is named.")
         found = found[split]
     return dataset_images(found, image_column, id_column)
-
-
-def _mapping_images(images: Mapping[str, Any]) -> Inputs:
-    if not images:
-        raise ValueError("There are no images; give at least one.")
-    if wrong := [identifier for identifier in images if not isinstance(identifier, str)]:
-        raise ValueError(f"The id {wrong[0]!r} is a {type(wrong[0]).__name__}, but an id is a string.")
-    return Inputs(list(images), images.__getitem__)
 
 
 def _folder_images(folder: str) -> Inputs:

@@ -115,6 +115,7 @@ class Detector:
         return DetectorOutput(feature_maps, stride, [self._sorted(entry) for entry in found])
 
     def _sorted(self, entry: dict[str, torch.Tensor]) -> Detected:
+        # Stable, so that equal scores come in one order everywhere.
         scores, order = entry["scores"].float().cpu().sort(descending=True, stable=True)
         labels = entry["labels"].cpu()[order].tolist()
         names = self.model.config.id2label
@@ -178,6 +179,7 @@ def load_detector(folder: Path, name: str, revision: str | None = None) -> Detec
         way_out = "give safetensors weights with a backbone of transformers (facebook/detr-resnet-50, revision no_timm)"
         raise ValueError(f"{name!r} cannot be loaded as an object detector ({reason}); {way_out}.") from error
 
+    # transformers would draw them at random, and say so in a warning.
     if missing := sorted(report["missing_keys"]):
         found = f"lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
         raise ValueError(f"{name!r} {found}; fetch it again.")

@@ -291,6 +291,7 @@ class RegionStore:
             IndexError: there is no such image.
             ValueError: a file is damaged.
         """
+        # One row of small columns, and its part of the features.
         number, inside = self.table.locate(index)
         [row] = self.table.rows(number).slice(inside, 1).to_pylist()
         start, stop = self._region_bounds(number)[inside : inside + 2].tolist()

@@ -210,6 +210,7 @@ def _with_objects(identifier: str, features: torch.Tensor, entry: dict[str, Any]
     elif "image_w" not in entry:
         raise ValueError("it does not say how large the image is; give the file of sizes (sizes=, --sizes).")
 
+    # The most certain first, as a detector gives them.
     scores = torch.tensor([float(_value(item, "conf", (int, float))) for item in objects])
     order = scores.argsort(descending=True, stable=True)
     corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)[order]
