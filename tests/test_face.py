@@ -38,6 +38,35 @@ def test_importing_the_package_registers_the_models_and_their_push() -> None:
     assert dual_distill.DualEncoderModel.push_to_hub is push_pretrained
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import dual_distill; from transformers import ViltProcessor; from transformers import AutoConfig",
+        "from transformers import AutoConfig; import dual_distill",
+        "import dual_distill.hub_cards; from transformers import AutoConfig",
+        "import dual_distill.regions; from transformers import pipeline, AutoConfig",
+    ],
+)
+def test_ours_are_known_whatever_is_imported_first(code: str) -> None:
+    known = (
+        "; print(AutoConfig.for_model('dual_distill_dual_encoder').model_type)"
+        "; from transformers.pipelines import PIPELINE_REGISTRY"
+        "; print('dual-visual-question-answering' in PIPELINE_REGISTRY.get_supported_tasks())"
+    )
+    done = subprocess.run([sys.executable, "-c", code + known], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["dual_distill_dual_encoder", "True"]
+
+
+def test_a_room_by_itself_brings_the_push() -> None:
+    code = (
+        "import sys, dual_distill; print('torch' in sys.modules); import dual_distill.modeling as modeling; "
+        "from dual_distill.hub_cards import push_pretrained; "
+        "print(modeling.FusionEncoderModel.push_to_hub is push_pretrained)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
 def test_names_are_listed_and_others_are_none() -> None:
     assert {*dual_distill.__all__, "trainer"} <= set(dir(dual_distill))
     with pytest.raises(AttributeError, match="module 'dual_distill' has no attribute 'load_techer'"):

@@ -1,7 +1,8 @@
 """dual_distill: a fusion encoder teaches a dual encoder, so that images are encoded once and asked many times.
 
-Importing it registers models, processor and pipeline with transformers; any other name is imported when it is first
-used. The command `dual-distill` leaves both to its subcommands, so that help and a typo import no torch.
+Importing it lets transformers know models, processor and pipeline, which are imported when one of its Auto classes or
+its pipeline is first asked for; any other name is imported when it is used. The command `dual-distill` leaves both
+to its subcommands, so that help and a typo import no torch.
 """
 
 import os
@@ -10,6 +11,7 @@ import sys
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,20 +62,45 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_PUBLIC, *__all__})
 
 
-def _register() -> None:
-    """Register with transformers, which the imports do, and give the models our push in one commit."""
-    from . import inference  # noqa: F401
-    from .hub_cards import push_pretrained
-    from .modeling import DualEncoderPreTrainedModel, FusionEncoderPreTrainedModel
+class _Package(ModuleType):
+    """This module: once the models are imported, from wherever, they push in one commit."""
 
-    # Here, since `modeling` travels with checkpoints and must not know the Hub's client.
-    for model_class in (FusionEncoderPreTrainedModel, DualEncoderPreTrainedModel):
-        model_class.push_to_hub = push_pretrained
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "modeling":
+            # Here, since `modeling` travels with checkpoints and must not know the Hub's client.
+            push_pretrained = import_module(".hub_cards", __name__).push_pretrained
+            for model_class in (value.FusionEncoderPreTrainedModel, value.DualEncoderPreTrainedModel):
+                model_class.push_to_hub = push_pretrained
 
 
+def _register_when_asked() -> None:
+    """Import ours, which registers them, as soon as one of transformers' Auto classes or its pipeline is asked for.
+
+    A name that is there already is not asked for again, so once any Auto class was used, ours are imported at once.
+    """
+    if "transformers.models.auto" in sys.modules:
+        import_module(".inference", __name__)
+        return
+    # The class, not the module: transformers puts another module in its own place while it is imported.
+    lazy_module: Any = type(import_module("transformers"))
+    get = lazy_module.__getattr__
+
+    def asked(module: ModuleType, name: str) -> Any:
+        ours = [name for name in sys.modules if name.rpartition(".")[0] == __name__]
+        is_importing = any(name.rpartition(".")[2] not in globals() for name in ours)
+        if module.__name__ == "transformers" and (name.startswith("Auto") or name == "pipeline") and not is_importing:
+            lazy_module.__getattr__ = get
+            import_module(".inference", __name__)
+        return get(module, name)
+
+    lazy_module.__getattr__ = asked
+
+
+sys.modules[__name__].__class__ = _Package
 _is_command = "dual-distill" in [Path(word).name.removesuffix(".exe") for word in sys.argv[:1]]
 if not _is_command and ("-m", "dual_distill") not in pairwise(sys.orig_argv):
-    _register()
+    _register_when_asked()
 elif signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # While a command imports, an interruption ends it at once: an import that is cut short may say anything.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
