@@ -201,6 +201,7 @@ def read_parquet(folder: Path, pattern: str, columns: Sequence[str]) -> Records:
         rows = Dataset(pq.read_table(file, columns=list(columns)).replace_schema_metadata(None))
         rows = undecoded(rows, "image", repr(str(file))) if "image" in columns else rows
         numbers = itertools.count()
+        # In pieces, since images may lie in the rows.
         for batch in rows.data.table.to_batches(1_000):
             yield from ((f"{file}, row {next(numbers)}", Record(record)) for record in batch.to_pylist())
 
@@ -232,5 +233,6 @@ def hold_out(
         found = f"there are {len(groups):,} rows in {len(sizes):,} groups that stay together"
         raise ValueError(f"{asked}, but {found}, which leaves none to train on; hold out less, or give more.")
 
+    # Both sides keep the order of the data.
     kept = [index for index, group in enumerate(groups) if group not in held_out]
     return dataset.select(kept), dataset.select([i for i, group in enumerate(groups) if group in held_out])

@@ -160,6 +160,7 @@ class ShardedTable:
             repeated = {name for name in self.unreadable() if name not in waiting and is_readable and is_readable(name)}
             known = {name for shard in shards for name in shard.ids} - repeated
             new = [name for name in ids if name not in known]
+
             if not new:
                 return shards
 
@@ -188,6 +189,8 @@ class ShardedTable:
         """
         problems = json.dumps(dict(unreadable or {}), ensure_ascii=False)
         content = _sealed(rows.replace_schema_metadata({_UNREADABLE: problems}), vectors)
+
+        # Whoever fills a planned shard writes the same bytes; without a plan, each file is somebody's own.
         if number is not None:
             _write_whole(self.shard_file(number), content)
             return number
@@ -200,6 +203,7 @@ class ShardedTable:
     def num_rows(self, number: int) -> int:
         """Return the rows of a finished shard without reading them."""
         file = self.shard_file(number)
+        # The rows' seal is the first of two.
         try:
             with file.open("rb") as source:
                 source.seek(-2 * _SEAL.size, os.SEEK_END)
@@ -221,6 +225,7 @@ class ShardedTable:
         Of a column of lists (`tensor_column` with lengths), the vectors of these rows one behind the other.
         """
         column = self.vectors(number)[name]
+        # Slices of Arrow share its buffers; they are copied once, where they are joined.
         pieces, vector = column.slice(start, None if stop is None else stop - start).chunks, column.type
         if pa.types.is_large_list(vector):
             pieces, vector = [piece.flatten() for piece in pieces], vector.value_type

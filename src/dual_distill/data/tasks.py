@@ -146,6 +146,7 @@ def load_task(name: str, path: str | os.PathLike[str] | None = None, **options: 
     module, _, function = str(task.reader).partition(":")
     read = getattr(import_module(f"dual_distill.data.datasets.{module}"), function)
 
+    # A reader's signature is what it can be asked for; a generator has no path.
     options |= {} if path is None else {"path": path}
     parameters = inspect.signature(read).parameters
     known = [*parameters, *Reading.__annotations__] if "reading" in parameters else list(parameters)

@@ -253,6 +253,7 @@ class DistillationCollator(ImageTextCollator):
             found = f"the answers in column {self.task.answers_column!r} are {answers!r}"
             raise ValueError(f"Row {name}: {found}, but expected is a list of strings.")
 
+        # What is no class scores nothing, and takes nothing from the others.
         scores = torch.zeros(len(self.label_names))
         for answer, score in soft_scores(answers).items():
             if answer in self._label_ids:

@@ -114,6 +114,7 @@ def _read_karpathy(file: FilePath, images: ImageFolder, reader: RecordReader) ->
         caption = Record(sentence).text("raw")
         return {"image": images.find(*names), "caption": caption, "image_id": image_id, "split": word}
 
+    # One pass over the file, whose images stand in no order of splits.
     table = reader.table("all", reader.rows(sentences(), make_row)).data.table
     for split in ("train", "validation", "test"):
         words = [word for word, meant in _KARPATHY_SPLITS.items() if meant == split]

@@ -191,6 +191,7 @@ def _paint(
 ) -> tuple[bytes, list[list[int]]]:
     """PNG bytes and one box a shape. Place, size and tint vary a little, so that a image cannot be looked up."""
     paper = float(rng.randint(236, 255))
+    # In float32, rounded once at the end.
     canvas = np.full((cells * cell_px, cells * cell_px, 3), paper, dtype=np.float32)
     boxes = []
 

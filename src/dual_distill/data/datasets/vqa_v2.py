@@ -133,6 +133,7 @@ def _read_part(
     annotations = reader.by_id(document_records(file, listed, "annotation", "question_id"), "question_id")
 
     question_ids = [question.get("question_id") for _, question in asked if isinstance(question, Record)]
+    # Answers to no question are bad records of their own, told after the questions.
     unasked = annotations.keys() - {number for number in question_ids if isinstance(number, int)}
     for number in sorted(unasked):
         problem = InvalidRecordError("annotation without question", f"{question_file!s} has no question {number}")

@@ -90,6 +90,7 @@ class ImageTextSource:
             said = "needs images=, the folder of its images" if self.images is None else "takes no images="
             raise ValueError(f"{source} of kind {self.kind!r} {said}.")
 
+        # The last folder of the path that is no pattern.
         if self.name is None:
             parts = [part for part in self.path.split("://")[-1].split("/") if part]
             folders = parts if self.kind == "folder" else parts[:-1]
@@ -253,7 +254,7 @@ def read_image_texts(shards: list[Shard], skip_bad: bool) -> Iterator[tuple[str,
 def _image_rows(name: str, image: Any, captions: Any) -> Rows:
     """The rows of an image, given as `{bytes, path}`, bytes or a path; it may have one caption or a list of them."""
     if not isinstance(image, dict):
-        image = {"bytes" if isinstance(image, bytes) else "path": image}
+        image = {"bytes": image} if isinstance(image, bytes) else {"path": image if isinstance(image, str) else None}
     image = {key: image.get(key) for key in ("bytes", "path")}
 
     several = isinstance(captions, list) and len(captions) > 0

@@ -223,6 +223,8 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
             mixture = hashlib.blake2b(f"mixture/{self.seed}/{epoch}".encode(), digest_size=4).digest()
             shares, seed = [weight / sum(weights) for weight in weights], int.from_bytes(mixture, "big")
             dataset = datasets.interleave_datasets(parts, shares, seed, stopping_strategy=self.stopping_strategy)
+
+        # After mixing, so that each process has its share of each source.
         if self.world_size > 1:
             dataset = split_dataset_by_node(dataset, rank=self.rank, world_size=self.world_size)
         return dataset
@@ -267,6 +269,7 @@ class ImageTextLoader(DataLoader[Any]):
     def __init__(
         self, stream: ImageTextStream, batch_size: int, collator: Any, num_workers: int = 0, **options: Any
     ) -> None:
+        # A worker without a shard of its own would read nothing, and its turn would be empty.
         per_process = stream.num_shards
         if stream.world_size > 1 and stream.num_shards % stream.world_size == 0:
             per_process //= stream.world_size
@@ -323,6 +326,7 @@ class ImageTextLoader(DataLoader[Any]):
         Args:
             folder: of the checkpoint.
         """
+        # Renamed when it is whole, so that a run that is killed here leaves no half of one.
         file = self._position_file(folder)
         unfinished = file.with_suffix(".tmp")
         unfinished.write_text(json.dumps(self.state_dict()))
