@@ -12,6 +12,7 @@ from dual_distill.data.records import (
     Record,
     UniqueIds,
     document_records,
+    read_csv,
     read_json,
     read_json_lines,
 )
@@ -178,6 +179,10 @@ def test_nesting_length_and_size_have_bounds(tmp_path, monkeypatch):
     monkeypatch.setattr("dual_distill.data.records.MAX_LINE_BYTES", 1_000)
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: the line has more than the 1,000 bytes"):
         list(read_json_lines(file))
+    table = tmp_path / "rows.csv"
+    table.write_text("a,b\n1,2\n" + "x" * 3_000 + ",3\n")
+    with pytest.raises(ValueError, match=r"rows\.csv, line 3: the line has more than the 1,000 bytes"):
+        list(read_csv(table))
     for path in ("/dev/zero", "/dev/null"):
         with pytest.raises(FileNotFoundError, match="There is no file '/dev/"):
             list(read_json_lines(path))

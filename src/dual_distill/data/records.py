@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 FilePath = str | os.PathLike[str]
 # Pairs of a place (file and line, or file, index and id) and a record, or the `InvalidRecordError` in its stead.
@@ -101,10 +101,7 @@ def read_json_lines(file: FilePath) -> Records:
         return
 
     with existing_file(file).open("rb") as lines:
-        for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE_BYTES + 1), b""), start=1):
-            place = f"{os.fspath(file)}, line {number}"
-            if len(line) > MAX_LINE_BYTES:
-                raise ValueError(f"{place}: the line has more than the {MAX_LINE_BYTES:,} bytes that are read at once.")
+        for number, line in enumerate(_bounded_lines(lines, file), start=1):
             if not line.strip(_BLANKS):
                 continue
 
@@ -113,14 +110,25 @@ def read_json_lines(file: FilePath) -> Records:
             except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 and deep nesting among them
                 text = _shortened(line[: 4 * _MOST_SHOWN].decode("utf-8", "replace").strip())
                 record = InvalidRecordError("malformed line", f"the line is not JSON ({error}): {text}")
-            yield place, _object_or_error(record, "line")
+            yield f"{os.fspath(file)}, line {number}", _object_or_error(record, "line")
+
+
+def _bounded_lines(lines: IO[Any], file: FilePath) -> Iterator[Any]:
+    """The lines of a file, none of which may fill the memory."""
+    number = 0
+    while line := lines.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            place = f"{os.fspath(file)}, line {number}"
+            raise ValueError(f"{place}: the line has more than the {MAX_LINE_BYTES:,} bytes that are read at once.")
+        yield line
 
 
 def read_csv(file: FilePath) -> Records:
     """The rows of a file of comma (.tsv: tab) separated values, each with file and line; a BOM and CRLF are fine."""
     path, header = existing_file(file), None
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        reader = csv.reader(_bounded_lines(lines, file), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
         while True:
             place = f"{path}, line {reader.line_num + 1}"
             try:

@@ -106,9 +106,7 @@ class RegionSet(NamedTuple):
         for name, values in (("feature", features), ("box", boxes), ("score", scores)):
             finite = values.isfinite().reshape(number, -1).all(-1)
             if not finite.all():
-                return (
-                    f"the {name} of region {int(finite.int().argmin())} holds NaN or infinity; make the regions again"
-                )
+                return f"the {name} of region {int(finite.int().argmin())} holds NaN or infinity; make it again"
 
         # Detectors and the files of others round.
         outside = ((boxes < -ROUNDING_PX) | (boxes > self._limits() + ROUNDING_PX)).any(1)
