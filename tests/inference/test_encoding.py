@@ -207,6 +207,14 @@ def test_unreadable_images_are_listed_and_encoded_when_mended(model, answering_p
         torch.testing.assert_close(store[name], expected[name], atol=1e-5, rtol=0)
 
 
+def test_a_shard_of_which_nothing_can_be_read_is_empty(model, answering_processor, images, tmp_path) -> None:
+    mixed = {"a": b"no image", "b": b"nor this", "c": images["image 0"], "d": images["image 1"]}
+    encode(model, answering_processor, mixed, tmp_path / "store", shard_size=2)
+    store = FeatureStore(tmp_path / "store")
+    assert (store.ids(), list(store.unreadable())) == (["c", "d"], ["a", "b"])
+    assert torch.equal(torch.cat([piece for _, piece in store.pieces()]), store.read([0, 1]))
+
+
 def test_strict_ends_at_the_first_unreadable_image_and_keeps_what_is_done(
     model, answering_processor, images, tmp_path
 ) -> None:

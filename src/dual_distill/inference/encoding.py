@@ -285,14 +285,11 @@ class _Encoding:
             what = f"is about pooled vectors of images, but {vectors} {'texts' if kind == 'text' else 'vectors'}"
             raise ValueError(f"projected is set, which {what} are stored; leave it out.")
         if settings.get("keys_values") and vectors != KEYS_VALUES:
-            raise ValueError(
-                "keys_values is set, but the model has no interaction layers that read them; leave it out."
-            )
+            raise ValueError("keys_values is set, but the model has no interaction layers that read them.")
         searched_by_layers = vectors == NORMALISED and kind == "image" and self.model.config.interaction_layers
         if settings.get("tokens") and not searched_by_layers:
-            raise ValueError(
-                "tokens is set, which is about images of a model that searches and has interaction layers."
-            )
+            needed = "images of a model that searches and has interaction layers"
+            raise ValueError(f"tokens is set, which is about {needed}; leave it out.")
         if settings.get("dtype") == "int8" and vectors not in LISTS and not searched_by_layers:
             raise ValueError("dtype is 'int8', which is for an image's tokens, but vectors are stored; take float16.")
 
@@ -351,9 +348,11 @@ class _Encoding:
         """Refuse a disk that cannot hold the rows to come, by the numbers of one row of the model's own image size."""
         # Of tokens, an image of another shape has about as many; whatever else is stored is small beside them.
         manifest, (rows, columns) = self.manifest, self.model.config.vision_config.patch_grid
-        tokens, width = 1 + rows * columns, self.model.config.hidden_size
-        of_lists = {TOKENS: tokens, KEYS_VALUES: 1 + 2 * self.model.config.interaction_layers * tokens}
-        numbers = of_lists.get(manifest.lists or "", 3 if manifest.projected else 1) * width
+        tokens, layers = 1 + rows * columns, self.model.config.interaction_layers
+        of_lists = {TOKENS: tokens, KEYS_VALUES: 1 + 2 * layers * tokens}
+        numbers = manifest.width * (3 if manifest.projected else 1)
+        if manifest.lists is not None:
+            numbers = self.model.config.hidden_size * of_lists[manifest.lists]
         needed, free = num_rows * numbers * DTYPES[manifest.dtype].itemsize, shutil.disk_usage(self.table.path).free
         if needed > free:
             least = f"at least {needed / 1e9:,.1f} GB ({needed // num_rows:,} bytes each)"
@@ -384,25 +383,18 @@ class _Encoding:
     ) -> None:
         """Write one shard; a GPU is waited for here alone."""
         manifest, ids, rows = self.manifest, list(results), list(results.values())
-        widths = {manifest.vectors: manifest.width} | ({PROJECTED: 2 * manifest.width} if manifest.projected else {})
-        if manifest.tokens:
-            widths[TOKENS] = self.model.config.hidden_size
         # A vector a row, or the tokens of all rows one behind the other.
         lengths = None if manifest.lists is None else [len(row[manifest.lists]) for row, _ in rows]
 
+        # A shard whose inputs could all not be read has no columns.
         stored: dict[str, Tensor] = {}
-        for name, width in widths.items():
+        for name in rows[0][0] if rows else ():
             join = torch.cat if name == manifest.lists else torch.stack
-            joined = join([row[name] for row, _ in rows]).cpu() if rows else torch.zeros(0, width)
-            columns = stored_columns(name, joined, manifest.dtype)
-            for column, tensor in columns.items():
-                if not tensor.isfinite().all():
-                    row = int((~tensor.isfinite().all(-1)).nonzero()[0])
-                    is_list = lengths is not None and name == manifest.lists
-                    first = ids[bisect_right(list(accumulate(lengths or [])), row) if is_list else row]
-                    beyond = f"NaN or a value beyond {manifest.dtype}"
-                    raise ValueError(
-                        f"The {column} vector of {first!r} holds {beyond}; is the model trained and whole?"
-                    )
-            stored |= columns
+            stored |= stored_columns(name, join([row[name] for row, _ in rows]).cpu(), manifest.dtype)
+        for name, tensor in stored.items():
+            if not tensor.isfinite().all():
+                row = int((~tensor.isfinite().all(-1)).nonzero()[0])
+                first = ids[row if len(tensor) == len(ids) else bisect_right(list(accumulate(lengths or [])), row)]
+                beyond = f"NaN or a value beyond {manifest.dtype}"
+                raise ValueError(f"The {name} vector of {first!r} holds {beyond}; is the model trained and whole?")
         self.table.write_features(number, ids, [sha256 for _, sha256 in rows], stored, unreadable, lengths)
