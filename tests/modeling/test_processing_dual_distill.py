@@ -1,5 +1,7 @@
 """The processor: what it returns, that nothing depends on the rest of the batch, what it refuses."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -115,9 +117,10 @@ def photograph(mode: str) -> Image.Image:
         image.info["transparency"] = 0
         return image
     if mode == "turned":
-        image = picture(32, 16)
-        image.getexif()[0x0112] = 6
-        return image
+        file, exif = io.BytesIO(), Image.Exif()
+        exif[0x0112] = 6
+        picture(32, 16).save(file, "PNG", exif=exif)
+        return Image.open(file)
     return image.convert(mode)
 
 
@@ -207,6 +210,8 @@ def test_the_kind_of_tensors(processor):
         ({"images_kwargs": {"nonsense": 3}}, "the processor takes no nonsense"),
         ({"text_kwargs": {"do_resize": False}}, "the processor takes no do_resize"),
         ({"do_pad": False}, "the processor takes no do_pad"),
+        ({"do_resize": False, "images_kwargs": {"do_resize": True}}, "do_resize: given by name and among a side"),
+        ({"padding": True, "text_kwargs": {"padding": "max_length"}}, "padding: given by name and among a side"),
         ({"videos": None, "audio": None}, "the processor takes no audio, videos"),
         ({"return_tensors": "tf"}, 'return_tensors is \'tf\'; give "pt" or "np"'),
     ],

@@ -1,7 +1,8 @@
-"""transformers' own common tests of models and configurations, run on ours: `pytest -m peer` (network, 3 minutes).
+"""transformers' own common tests of models, configurations and processors, run on ours: `pytest -m peer` (network).
 
-They come from the source distribution of the version that is installed, not as copied code; it leaves three files out,
-which stand here as empty. Needs `pip install parameterized`. Tests that do not fit are listed with the reason.
+They come from the source distribution of the version that is installed, not as copied code. It leaves three files out,
+which stand here as empty, and a function of its continuous integration. Needs `pip install parameterized`. Tests that
+do not fit are listed with the reason.
 """
 
 import importlib
@@ -12,6 +13,7 @@ import tempfile
 import unittest
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,6 +154,28 @@ for _name in dir(modeling):
         if _name.endswith(("PreTrainedModel", "TextModel", "VisionModel")):
             continue
         globals()[f"Test{_name}"] = peer_class(_class, dual_config if _name.startswith("Dual") else fusion_config)
+
+
+# Of transformers' continuous integration: where a URL lies in its cache.
+sys.modules["fetch_hub_objects_for_ci"] = SimpleNamespace(url_to_local_path=lambda url, **options: url)
+
+
+class TestProcessor(suite("test_processing_common").ProcessorTesterMixin, unittest.TestCase):
+    processor_class = modeling.DualDistillProcessor
+    test_processor_text_has_no_visual = unittest.skip("rows of a batch have equally many images")(lambda self: None)
+    test_subprocessor_defaults_1_images = unittest.skip("pixels have an axis of images")(lambda self: None)
+    test_subprocessor_defaults_preserved_by_kwargs_0_images = unittest.skip(
+        "texts are padded to the longest, whatever the tokenizer's own configuration says"
+    )(lambda self: None)
+
+    @classmethod
+    def _setup_tokenizer(cls):
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "lower", "newer", "test", "string", "upper"]
+        return transformers.BertTokenizer({word: i for i, word in enumerate(words)}, model_max_length=200)
+
+    @classmethod
+    def _setup_image_processor(cls):
+        return transformers.ViTImageProcessorPil(size={"height": 20, "width": 20})
 
 
 class TestConfigurations(unittest.TestCase):

@@ -49,7 +49,6 @@ class DualDistillProcessor(ProcessorMixin):
         images: Images | None = None,
         text: str | Sequence[str] | None = None,
         *,
-        max_length: int | None = None,
         regions: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
@@ -57,12 +56,11 @@ class DualDistillProcessor(ProcessorMixin):
 
         Args:
             images: an image, one image a row, or N images a row (all rows alike).
-            text: a string, or one a row; padded to the longest, truncated to `max_length`.
-            max_length: longest text in tokens; None: the tokenizer's own limit.
+            text: a string, or one a row; padded to the longest, truncated to `max_length` or the tokenizer's limit.
             regions: `region_features` `(B, R, F)`, `region_boxes` `(B, R, 6)` and `region_mask` `(B, R)` in place of
                 images, as they stand in the batch; the model checks them.
             **kwargs: further options of the image processor (`do_rescale=`, `size=`, ...) and of the tokenizer
-                (`padding=`, `truncation=`, ...), by name or in `images_kwargs` and `text_kwargs`; `return_tensors`,
+                (`max_length=`, `padding=`, ...), by name or in `images_kwargs` and `text_kwargs`; `return_tensors`,
                 "pt" or "np".
 
         Returns:
@@ -71,7 +69,7 @@ class DualDistillProcessor(ProcessorMixin):
 
         Raises:
             ValueError: no side is given, images as well as regions are, their rows differ, an option is of neither
-                side, or the mode of an image does not say which value is white.
+                side or given twice, or the mode of an image does not say which value is white.
         """
         if images is None and text is None and regions is None:
             raise ValueError("give images, text, or both; got neither.")
@@ -87,7 +85,7 @@ class DualDistillProcessor(ProcessorMixin):
         batch: dict[str, Tensor] = {}
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
-            batch |= self.encode_text(texts, **{"max_length": max_length, **of_text})
+            batch |= self.encode_text(texts, **of_text)
         if images is not None:
             rows = [[self.prepare_image(image, **of_images) for image in row] for row in _as_rows(images)]
             batch |= self.pad_images(rows)
@@ -103,6 +101,10 @@ class DualDistillProcessor(ProcessorMixin):
     def _sort_options(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what of the options is for images and what for text; refuse what nobody would read."""
         of_images, of_text = given.pop("images_kwargs", {}), given.pop("text_kwargs", {})
+        twice = given.keys() & (of_images.keys() | of_text.keys())
+        if twice:
+            names = ", ".join(sorted(twice))
+            raise ValueError(f"{names}: given by name and among a side's options; give it once.")
         flat_text = given.keys() & TextKwargs.__annotations__.keys()
         of_text = {**{name: given[name] for name in flat_text}, **of_text}
         of_images = {**{name: given[name] for name in given.keys() - flat_text}, **of_images}
