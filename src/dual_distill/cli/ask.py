@@ -119,6 +119,7 @@ def _answer(options: argparse.Namespace, vqa: FeatureStoreVQA, requests: list[tu
 
 def _search(options: argparse.Namespace, searcher: inference.FeatureStoreSearcher) -> dict[str, Any]:
     """Search images for texts, or texts for images."""
+    # Results are called after what was asked and what was found.
     find: Any = searcher.by_images if options.image else searcher.by_texts
     query, kind = ("image", "text") if options.image else ("question", "image")
     queries = options.image or options.questions
@@ -138,9 +139,8 @@ def read_requests(file: Path) -> list[tuple[str, str]]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"The pairs {str(file)!r} cannot be read ({error}); give a UTF-8 file of JSON lines."
-        ) from error
+        way_out = "give a UTF-8 file of JSON lines"
+        raise ValueError(f"The pairs {str(file)!r} cannot be read ({error}); {way_out}.") from error
 
     requests = []
     for number, line in enumerate(lines, start=1):
@@ -160,6 +160,8 @@ def table(result: dict[str, Any]) -> str:
     """Lay answers, rankings or hits out for reading: a block a question, a line an answer, image or text."""
     if "answers" in result:
         return answer_blocks([(f"{row['image']}: {row['question']}", row["answers"]) for row in result["answers"]])
+
+    # A search gives texts where it was asked by images.
     kind = "image" if "stored_images" in result else "text"
     blocks = []
     for ranking in result["rankings"]:

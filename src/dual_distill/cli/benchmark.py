@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Load what is asked for and time it at every batch size."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+
+    # Whom the ratios compare with: what is named, else the dual encoder that could be distilled from a fusion encoder.
     dtype = getattr(torch, options.dtype)
     model = load_model(options.model, options.revision, dtype=dtype).model
     models = {options.model: model}
@@ -60,6 +62,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         models = {options.against: load_model(options.against, dtype=dtype).model} | models
     elif dual_class is not None:
         models["dual encoder of its shape"] = dual_class.from_fusion_encoder(model).eval()
+
+    # Weights are laid out once, before any clock runs.
     models = {name: each.to(options.device) for name, each in models.items()}
     prepacked = 0 if options.no_prepacking else sum([prepack_linear_layers(each) for each in models.values()])
 
@@ -67,6 +71,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     text, image = getattr(config, "text_config", config), getattr(config, "vision_config", config)
     height, width = options.image_size or [side * image.patch_size for side in image.patch_grid]
     text_tokens = options.text_tokens or text.max_position_embeddings
+
     rows: list[dict[str, Any]] = []
     for batch_size in options.batch_sizes:
         shape = PairShape(batch_size, text_tokens, options.real_tokens or text_tokens, (height, width))

@@ -51,6 +51,7 @@ def _add_evaluations(folder: Path, evaluation: Path, teacher: Path | None) -> No
         unknown = f"{str(folder)!r} has no run.json, so it is not known what was trained on what"
         raise ValueError(f"{unknown}; train again, or write it with dual_distill.hub_cards.write_run.")
 
+    # The source is said as a command, without the paths of this machine.
     found, of_teacher = (_read(file) if file else None for file in (evaluation, teacher))
     assert found is not None
     of_split = ["--task", str(found.get("task")), "--split", str(found.get("split"))]

@@ -191,6 +191,7 @@ def _evaluate_ranking(options: argparse.Namespace, task: Task, data: Any, rows: 
         wrong = f"{options.model!r} is a fusion encoder, which reads each pair"
         raise ValueError(f"{wrong}; give the dual encoder that finds the candidates, and this one by --rerank.")
 
+    # None stands for an option that was not given: `evaluate_retrieval` has the defaults.
     again: Any = (None, None)
     if options.rerank is not None:
         again = load_model(options.rerank, model_class=head.classes)
@@ -208,6 +209,7 @@ def _evaluate_ranking(options: argparse.Namespace, task: Task, data: Any, rows: 
 
 def _ranking_table(found: dict[str, Any]) -> str:
     """Recalls in per cent, both ways, and what they cost."""
+    # Everything, and the mean over parts as published tables have it.
     parts = {"": found["whole"]}
     if found["mean_of_folds"]:
         parts[f"mean over {found['folds']} parts of {found['fold_images']:,} images"] = found["mean_of_folds"]
@@ -233,6 +235,8 @@ def _evaluate_captions(options: argparse.Namespace, task: Task, data: Any, rows:
     """Describe every image of the rows, and score what was written."""
     model, processor = load_model(options.model, options.revision, HEADS[task.head].classes)
     config: Any = model.config
+
+    # Tags stand behind the longest caption.
     regions = region_options(options, config)
     longest = min(_text_tokens(config, regions), config.max_caption_tokens)
     collator = CaptioningCollator(processor, task, max_text_length=longest, image_cache_mb=0, **regions)

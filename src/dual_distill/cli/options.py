@@ -128,6 +128,7 @@ def find_name(name: str, known: Collection[str], sensitive: Collection[str] = ()
         >>> find_name("lr", ["learning_rate", "layer_map"]), find_name("batch-size", ["patch_size"], ["patch_size"])
         ('learning_rate', None)
     """
+    # What people are used to first: the nearest spelling of it may be something else altogether.
     name = name.replace("-", "_")
     for meant, words in _MEANT.items():
         if meant in known and name in words.split():
@@ -161,6 +162,7 @@ def refuse_options(options: argparse.Namespace, names: Sequence[str], why: str) 
         Traceback (most recent call last):
         ValueError: --top-k is about answers; leave it out.
     """
+    # By identity: a 0 was given.
     given = [name for name in names if not any(getattr(options, name) is unset for unset in (None, False))]
     if given:
         spelled = ["MODEL" if name == "model" else f"--{name.replace('_', '-')}" for name in given]

@@ -56,7 +56,8 @@ def answer(
     options: argparse.Namespace, model: PreTrainedModel, processor: DualDistillProcessor, of_regions: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Answer every question about every image, or group of images that are read together."""
-    refuse_options(options, captions.OF_CAPTIONS, f"is given, but {options.model!r} answers and writes nothing")
+    why = f"is given, but {options.model!r} answers questions and writes nothing"
+    refuse_options(options, captions.OF_CAPTIONS, why)
     if not options.questions:
         raise ValueError(f"{options.model!r} answers questions, but there is none; write one or more.")
 
@@ -66,6 +67,7 @@ def answer(
         given = f"there are {len(options.image)} images, but {options.model} reads {together} together"
         raise ValueError(f"{given}; give --image {together} times for each group.")
 
+    # Each group of images is asked every question.
     groups = [options.image[start : start + together] for start in range(0, len(options.image), together)]
     requests = [{"image": group, "question": options.questions} for group in groups]
     answers = answering(requests, top_k=options.top_k, batch_size=options.batch_size)

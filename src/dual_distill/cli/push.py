@@ -37,11 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> PushReport:
     """Push as the options say."""
-    names = ("revision", "create_pr", "message", "dry_run", "with_code")
-    given = {name: getattr(options, name) for name in names}
-    private = options.private or None  # a public one that is there stays public
-    license_data = {"license": options.license}
-    return push_folder(options.folder, options.repo_id, private=private, metadata=license_data, **given)
+    given = {name: getattr(options, name) for name in ("revision", "create_pr", "message", "dry_run", "with_code")}
+    # None, not False: a public one that is there stays public.
+    private, metadata = options.private or None, {"license": options.license}
+    return push_folder(options.folder, options.repo_id, private=private, metadata=metadata, **given)
 
 
 def table(report: PushReport) -> str:
@@ -49,6 +48,8 @@ def table(report: PushReport) -> str:
     width = max(map(len, report.files))
     sizes = {**report.files, "in all": sum(report.files.values())}
     lines = [f"{name:<{width}}  {size:>14,} bytes" for name, size in sizes.items()]
+
+    # What does not go, and what goes from there.
     if report.left_out:
         lines.append(f"stays here: {', '.join(report.left_out)}")
     if report.deleted:

@@ -107,6 +107,7 @@ def parse_recipe(
 
     parser = make_parser()
     parser.set_defaults(**recipe)
+    # The recipe's values are defaults, so what is given overrides them and texts are read as types.
     given, rest = parser.parse_known_args(words)
     if rest:
         check_names(word.removeprefix("--").split("=")[0] for word in rest if word.startswith("--"))
@@ -135,6 +136,7 @@ def read_recipe(path: Path, role: str | None = None) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} holds {type(recipe).__name__}; a recipe is a mapping of fields, `name: value`.")
 
+    # Models that belong together share their base.
     roles = recipe.get("roles", {})
     if not roles and role is None:
         return recipe

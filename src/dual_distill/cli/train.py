@@ -39,6 +39,8 @@ def run(options: argparse.Namespace) -> dict[str, Any] | RunPlan:
     if options.dry_run:
         return plan_run(model, data, training)
 
+    if training.device.type == "cuda":
+        print(f"on {training.device}, {torch.cuda.get_device_name(training.device)}; --use_cpu true for the CPU")
     trainer = make_run(model, data, training)
     trainer.describe_run(command="dual-distill train")
     metrics = train(trainer)
