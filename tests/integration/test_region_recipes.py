@@ -360,7 +360,7 @@ def test_captions_are_written_scored_and_sent_in(
             {"teacher": "vqa_v2_regions/teacher"},
             "adapt the teacher: train it on its own features at the student's boxes",
         ),
-        ({"teacher_regions": "heavy"}, "region i must be the same box on both sides; make the teacher's features at"),
+        ({"teacher_regions": "heavy"}, "region i must be one box on both sides; make the teacher's features at"),
         ({"regions": "heavy"}, "the model reads region features 16 wide, but those of"),
     ],
 )
