@@ -2,7 +2,8 @@
 
 A recipe is a mapping of fields. Models that belong together are one file: `base` holds the fields of all, and `roles`
 those in which each differs; --role names one. Fields are given on the command line as in the recipe, --field value, and
-override it. A run that was interrupted continues from the last checkpoint in its output_dir. It runs on the GPU if
+override it. A run that was interrupted continues from the last checkpoint in its output_dir, one that is finished is
+not trained again, and one of other settings is refused unless --resume or --overwrite is given. It runs on the GPU if
 there is one, and where a recipe's bf16 cannot be had, in float32. --debug shows the traceback of an error.
 
 Examples:
@@ -42,6 +43,8 @@ DATACLASSES = (ModelArguments, DataArguments, DistillationTrainingArguments)
 FLAGS = {
     "--dry-run": "Check paths, columns, first images, labels and how teacher and student fit; count steps and memory. "
     "Reads no weights, trains nothing, writes nothing, needs no GPU.",
+    "--resume": "Go on with the run in output_dir though its settings were others.",
+    "--overwrite": "Begin anew where a run lies in output_dir: its checkpoints are removed.",
     "--json": "Print the results as one JSON line on stdout, everything else on stderr.",
     "--help-all": "Show every field of transformers' TrainingArguments too.",
 }

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> dict[str, Any] | RunPlan:
         print(f"on {training.device}, {torch.cuda.get_device_name(training.device)}; --use_cpu true for the CPU")
     trainer = make_run(model, data, training)
     trainer.describe_run(command="dual-distill train")
-    metrics = train(trainer)
+    metrics = train(trainer, options.resume, options.overwrite)
     # Self-critical training has a reward, and no loss of validation rows.
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()

@@ -6,6 +6,7 @@ YAML file, the command line and Python share their words. `resolve` finds out ev
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViltImageProcessorPil, ViTImageProcessorPil, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from dual_distill.data import ImageTextStream, RandAugment, answer_coverage, build_answer_vocabulary, train_tokenizer
 from dual_distill.hub_cards import DataOrigin, origin_of
@@ -23,10 +23,12 @@ from dual_distill.teachers import load_config, load_model, load_processor, load_
 from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments, differing_fields
 
 from .arguments import DataArguments, ModelArguments
+from .continuation import find_checkpoint, take_up_finished
 from .data import RunData, prepare_data, splits_of
 from .duration import warn_if_long
 from .heads import head_of
 
+_logger = logging.getLogger(__name__)
 _SHORTEST_TEXT = 4
 _CHECKED_ROWS = 16
 _PIECE = 10_000
@@ -103,18 +105,29 @@ def make_run(
     return trainer
 
 
-def train(trainer: DistillationTrainer) -> dict[str, float]:
-    """Train, continue from the last checkpoint in the output folder if there is one, and save model and processor.
+def train(trainer: DistillationTrainer, resume: bool = False, overwrite: bool = False) -> dict[str, float]:
+    """Train, go on from the last checkpoint in the output folder if there is one, and save model and processor.
+
+    A run that is finished is not trained again: the trainer takes its weights.
+
+    Args:
+        trainer: of the run.
+        resume: whether a run of other settings in the folder is gone on with.
+        overwrite: whether a run in the folder is removed.
 
     Returns:
         The metrics that Trainer reports, with `train_runtime` in seconds.
+
+    Raises:
+        ValueError: the folder holds a run of other settings.
     """
+    checkpoint = find_checkpoint(trainer, resume, overwrite)
+    if checkpoint == trainer.args.output_dir:
+        return take_up_finished(trainer)
     if trainer.is_world_process_zero():
         warn_if_long(trainer)
-
-    folder, checkpoint = trainer.args.output_dir, trainer.args.resume_from_checkpoint
-    if checkpoint is None and Path(folder).is_dir():
-        checkpoint = get_last_checkpoint(folder)
+    if checkpoint is not None:
+        _logger.warning("resuming from %s", Path(checkpoint).name)
 
     metrics: dict[str, float] = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model()

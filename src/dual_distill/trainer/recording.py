@@ -53,7 +53,7 @@ _NOT_SETTINGS = {
     *("data", "init_from", "init_revision", "output_dir", "run_name", "teacher", "teacher_revision"),
     *("regions", "teacher_regions", "teacher_cache_dir", "accelerator_config", "dataloader_pin_memory", "use_cpu"),
 }
-_HUB_PREFIXES = ("hub_", "push_to_hub", "logging_dir", "report_to", "disable_tqdm", "resume_from")
+_NOT_SETTINGS_OF = ("ddp_", "hub_", "push_to_hub", "logging_dir", "report_to", "disable_tqdm", "resume_from")
 # What Trainer says of the machine.
 _NOT_METRICS = re.compile(r"mem_.*|(.*_)?(runtime|per_second|preparation_time|compilation_time)")
 
@@ -321,7 +321,7 @@ def differing_fields(*arguments: Any) -> dict[str, Any]:
             value = getattr(one, field.name)
             # None becomes False or [] on the way.
             is_default = value == default or not (value or default)
-            if not is_default and field.name not in _NOT_SETTINGS and not field.name.startswith(_HUB_PREFIXES):
+            if not is_default and field.name not in _NOT_SETTINGS and not field.name.startswith(_NOT_SETTINGS_OF):
                 found[field.name] = value
     plain: dict[str, Any] = _without_paths(json.loads(json.dumps(found, default=str)))
     return plain

@@ -1,0 +1,90 @@
+"""What lies in a run's output folder already: it is gone on from, finished, or another run's, and that is said."""
+
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import get_last_checkpoint
+
+from dual_distill.hub_cards import RunRecord, origin_of, read_run
+from dual_distill.teachers import load_model
+from dual_distill.trainer import DistillationTrainer
+
+from .duration import count_steps
+
+_logger = logging.getLogger(__name__)
+# What may change on the way: how a run is watched and saved, and how its rows are loaded.
+_FREE = re.compile(
+    r"(log|logging|save|eval|per_device_eval|max_eval|torch_empty|dataloader_(num|persistent|prefetch))_.*"
+    r"|do_.*|load_best_model_at_end|metric_for_best_model|greater_is_better|ignore_data_skip"
+)
+
+
+def find_checkpoint(trainer: DistillationTrainer, resume: bool, overwrite: bool) -> str | None:
+    """Return what a run goes on from: the output folder itself where it is finished; None: the run begins.
+
+    Raises:
+        ValueError: the folder holds a run of other settings, and neither `resume` nor `overwrite` is set.
+    """
+    folder, named = Path(trainer.args.output_dir), trainer.args.resume_from_checkpoint
+    if overwrite:
+        if trainer.is_world_process_zero():
+            _remove_run(folder)
+        return None
+
+    last = named or (get_last_checkpoint(folder) if folder.is_dir() else None)
+    steps = None if named else _finished_steps(folder)
+    found = last if steps is None else trainer.args.output_dir
+    earlier = None if found is None else read_run(found)
+    differences = [] if earlier is None else _differences(earlier, trainer.run_record())
+    if differences and not resume:
+        begun = f"{str(folder)!r} holds a run of other settings ({'; '.join(differences)})"
+        way_out = "give --resume to go on with these, --overwrite to begin anew, or another output_dir"
+        raise ValueError(f"{begun}; {way_out}.")
+
+    # With more steps than it was to have, a finished run goes on.
+    if steps is not None and differences and count_steps(trainer.train_dataset, trainer.args)["steps"] > steps:
+        return last
+    return found
+
+
+def take_up_finished(trainer: DistillationTrainer) -> dict[str, float]:
+    """Give a trainer the weights and the state of the finished run in its folder; return what its training measured."""
+    folder = Path(trainer.args.output_dir)
+    trained: Any = trainer.model
+    trained.load_state_dict(load_model(folder, model_class=type(trained)).model.state_dict())
+    trainer.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+    _logger.warning("the run in %s is finished, %s steps; nothing is trained", folder, trainer.state.global_step)
+    measured = [entry for entry in trainer.state.log_history if "train_runtime" in entry]
+    return dict(measured[-1]) if measured else {}
+
+
+def _finished_steps(folder: Path) -> int | None:
+    """Steps of the run whose final weights lie in a folder; None: there is none, or they are others by now."""
+    record, file = read_run(folder), folder / TRAINER_STATE_NAME
+    if record is None or not file.is_file() or record.weights != origin_of(folder).revision:
+        return None
+    state = TrainerState.load_from_json(str(file))
+    return state.global_step if state.global_step >= state.max_steps > 0 else None
+
+
+def _differences(earlier: RunRecord, now: RunRecord) -> list[str]:
+    """Settings, teacher and start that are not what they were, each with both values."""
+    there, here = dict(earlier.settings), dict(now.settings)
+    for name in ("teacher", "start", "seed"):
+        there[name], here[name] = getattr(earlier, name), getattr(now, name)
+
+    names = [name for name in sorted({*there, *here}) if not _FREE.fullmatch(name)]
+    values = [(name, there.get(name, "the default"), here.get(name, "the default")) for name in names]
+    return [f"{name}: {before} there, {after} now" for name, before, after in values if before != after]
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove the checkpoints of an earlier run, of which the last would be taken for one of the new run."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)

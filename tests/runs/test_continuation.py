@@ -1,0 +1,85 @@
+"""A run repeated: finished, gone on with, or refused because its settings are others."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dual_distill.data import load_task
+from dual_distill.hub_cards import read_run
+from dual_distill.runs import DataArguments, ModelArguments, make_run, train
+from dual_distill.trainer import DistillationTrainingArguments
+
+SHAPE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_height": 36,
+    "image_width": 36,
+    "patch_size": 12,
+    "resize": "fixed",
+    "max_text_length": 24,
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_task("scenes", num_scenes={"train": 12, "validation": 2, "test": 2})
+
+
+@pytest.fixture
+def run(data, tmp_path):
+    def make(**fields):
+        usual = {"max_steps": 2, "save_steps": 1, "use_cpu": True, "logging_steps": 1, "disable_tqdm": True}
+        training = DistillationTrainingArguments(str(tmp_path / "run"), **{**usual, **fields})
+        arguments = ModelArguments(architecture="fusion_encoder", **SHAPE)
+        return make_run(arguments, DataArguments(task="scenes", max_train_rows=30), training, data=data)
+
+    train(make())
+    return make, tmp_path / "run"
+
+
+def test_a_finished_run_is_finished(run, caplog):
+    make, folder = run
+    weights, record = load_file(folder / "model.safetensors"), read_run(folder)
+    trainer = make()
+    metrics = train(trainer)
+    assert "is finished, 2 steps; nothing is trained" in caplog.text
+    assert metrics["train_runtime"] > 0
+    assert trainer.state.global_step == 2
+    assert trainer.evaluate()["eval_loss"] > 0
+    for found in (load_file(folder / "model.safetensors"), trainer.model.state_dict()):
+        assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+    assert read_run(folder) == record
+
+
+def test_other_settings_are_refused_with_both_values(run):
+    make, folder = run
+    record = (folder / "run.json").read_bytes()
+    with pytest.raises(ValueError, match=r"learning_rate: the default there, 0.05 now\); give --resume .* --overwrite"):
+        train(make(learning_rate=0.05))
+    with pytest.raises(ValueError, match=r"max_steps: 2 there, 3 now; seed: 42 there, 1 now"):
+        train(make(max_steps=3, seed=1))
+    assert (folder / "run.json").read_bytes() == record
+    train(make(logging_steps=5, eval_strategy="steps", eval_steps=1))
+
+
+def test_it_goes_on_or_begins_anew_when_told_to(run, caplog):
+    make, folder = run
+    trainer = make(max_steps=3)
+    train(trainer, resume=True)
+    assert "resuming from checkpoint-2" in caplog.text
+    assert (trainer.state.global_step, read_run(folder).steps) == (3, 3)
+    train(make(max_steps=1, learning_rate=0.5), overwrite=True)
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-1"]
+    assert read_run(folder).settings["learning_rate"] == 0.5
+
+
+def test_a_run_that_was_stopped_goes_on_unasked(run, caplog):
+    make, folder = run
+    whole = load_file(folder / "model.safetensors")
+    for name in ("run.json", "trainer_state.json", "model.safetensors"):
+        (folder / name).unlink()
+    (folder / "checkpoint-2").rename(folder / "elsewhere")
+    train(make())
+    assert "resuming from checkpoint-1" in caplog.text
+    torch.testing.assert_close(load_file(folder / "model.safetensors"), whole, atol=1e-6, rtol=0)
