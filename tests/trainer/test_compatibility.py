@@ -79,6 +79,13 @@ def test_refused_before_the_first_step(teacher, student, fields, message, build,
         build(make_student(**student), make_teacher(**teacher), **fields)
 
 
+def test_all_that_does_not_fit_is_said_at_once(build, make_teacher):
+    with pytest.raises(ValueError, match="cannot be paired") as said:
+        build(teacher=make_teacher(vocab_size=61, num_labels=4, num_attention_heads=2))
+    for part in ("a vocabulary of 61 word pieces", "4 answers, the student 5", "2 attention heads, the student 4"):
+        assert part in str(said.value)
+
+
 def test_answers_in_another_order_are_refused(build, make_teacher, make_student):
     teacher, student = make_teacher(), make_student()
     student.config.id2label = dict(enumerate(["no", "yes", "one", "two", "red"]))

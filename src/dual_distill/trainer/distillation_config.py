@@ -74,9 +74,7 @@ class DistillationTrainingArguments(TrainingArguments):
         None, "Keep the teacher's results on disk: logits, or attention too. Default: no."
     )
     teacher_cache_dir: str | None = _option(None, "Folder of the teacher cache. Default: OUTPUT_DIR/teacher_cache.")
-    head_learning_rate_factor: float = _option(
-        1.0, "Learning rate of head and interaction over the base one (VQA: 10)."
-    )
+    head_learning_rate_factor: float = _option(1.0, "Learning rate of the classifier over the base one (VQA: 10).")
 
     learning_rate: float = _option(1e-4, "Peak learning rate of AdamW (recipe: 1e-4).")
     weight_decay: float = _option(0.01, "Weight decay of AdamW (recipe: 0.01).")

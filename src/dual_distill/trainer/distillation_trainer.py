@@ -283,7 +283,7 @@ class DistillationTrainer(RowMeansTrainer):
             self.distillation_objective.load_state(checkpoint)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Build the optimizer of student and objective, with a learning rate of their own for the head and interaction.
+        """Build the optimizer of student and objective, with a learning rate of its own for the classifier.
 
         Raises:
             ValueError: an optimizer of the caller's lacks the objective's parameters.
@@ -303,7 +303,8 @@ class DistillationTrainer(RowMeansTrainer):
         factor = self.args.head_learning_rate_factor
         if factor != 1.0:
             named = (self.model if model is None else model).named_parameters()
-            heads = {id(parameter) for name, parameter in named if "classifier." in name or "interaction." in name}
+            # As in the authors' release: the interaction below it keeps the base rate.
+            heads = {id(parameter) for name, parameter in named if "classifier." in name}
             for group in list(optimizer.param_groups):
                 chosen = [parameter for parameter in group["params"] if id(parameter) in heads]
                 if chosen:
