@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from dual_distill.data import load_task
-from dual_distill.hub_cards import read_run
+from dual_distill.hub_cards import origin_of, read_run
 from dual_distill.runs import DataArguments, ModelArguments, make_run, train
 from dual_distill.trainer import DistillationTrainingArguments
 
@@ -59,6 +59,11 @@ def test_other_settings_are_refused_with_both_values(run):
         train(make(learning_rate=0.05))
     with pytest.raises(ValueError, match=r"max_steps: 2 there, 3 now; seed: 42 there, 1 now"):
         train(make(max_steps=3, seed=1))
+    trainer = make()
+    trainer.model.save_pretrained(folder.parent / "start")
+    trainer.describe_run(start=origin_of(folder.parent / "start"))
+    with pytest.raises(ValueError, match=r"start: None there, start \(sha256:[0-9a-f]{12}\) now"):
+        train(trainer)
     assert (folder / "run.json").read_bytes() == record
     train(make(logging_steps=5, eval_strategy="steps", eval_steps=1))
 

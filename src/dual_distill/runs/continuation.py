@@ -75,8 +75,10 @@ def _finished_steps(folder: Path) -> int | None:
 def _differences(earlier: RunRecord, now: RunRecord) -> list[str]:
     """Settings, teacher and start that are not what they were, each with both values."""
     there, here = dict(earlier.settings), dict(now.settings)
-    for name in ("teacher", "start", "seed"):
-        there[name], here[name] = getattr(earlier, name), getattr(now, name)
+    there["seed"], here["seed"] = earlier.seed, now.seed
+    for name in ("teacher", "start"):
+        origins = (getattr(earlier, name), getattr(now, name))
+        there[name], here[name] = (None if one is None else f"{one.name} ({one.revision[:19]})" for one in origins)
 
     names = [name for name in sorted({*there, *here}) if not _FREE.fullmatch(name)]
     values = [(name, there.get(name, "the default"), here.get(name, "the default")) for name in names]
