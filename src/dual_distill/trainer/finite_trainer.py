@@ -55,8 +55,10 @@ class FiniteTrainer(Trainer):
 
     def check_weights(self) -> None:
         """Refuse to save weights that are not finite."""
+        # Of what is sharded each process looks at its own part.
         parameters = self.accelerator.unwrap_model(self.model).named_parameters()
-        if found := [name for name, weight in parameters if not weight.isfinite().all()]:
+        own = ((name, getattr(weight, "to_local", lambda weight=weight: weight)()) for name, weight in parameters)
+        if found := [name for name, weight in own if not weight.isfinite().all()]:
             self._stop(f"{len(found)} weights after step {self.state.global_step} (the first is {found[0]})")
 
     def _stop(self, what: str) -> None:
@@ -69,7 +71,8 @@ class FiniteTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm)
         # float16's scaler meets infinite gradients as it looks for its scale, and passes over such steps.
         if not self.args.fp16:
-            self.note_finite("the gradients", torch.as_tensor(norm))
+            whole = norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm)
+            self.note_finite("the gradients", whole)
         return norm
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
