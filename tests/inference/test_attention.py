@@ -245,3 +245,23 @@ def test_the_dual_encoder_gives_maps_of_the_same_shape(
     words, maps = word_attention(dual, processor, Image.new("RGB", (16, 16)), "a red circle")
     assert (len(words), maps.shape) == (3, (3, 2, 2))
     assert (maps.sum((1, 2)) <= 1 + 1e-5).all()
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+def test_maps_of_interaction_layers_are_their_own_weights_rescaled_to_the_image(
+    layer: int, processor: DualDistillProcessor, fusion: FusionEncoderForQuestionAnswering
+) -> None:
+    text, image = "is there a red circle?", Image.effect_noise((24, 16), 80).convert("RGB")
+    dual = DualEncoderForQuestionAnswering.from_fusion_encoder(fusion, interaction_layers=2).eval()
+    words, maps = word_attention(dual, processor, image, text, layer)
+    assert (len(words), maps.shape) == (6, (6, 2, 3))
+
+    batch = processor(text=text, images=image)
+    probs = dual(**batch, output_attentions=True).interaction_model_output.attentions[layer][0]
+    num_image = probs.shape[-1] - batch["input_ids"].shape[1]  # keys are [image; text]
+    pieces = processor.tokenizer(text).word_ids()
+    for word, found in enumerate(maps):
+        rows = [index for index, name in enumerate(pieces) if name == word]
+        block = probs[:, rows, :num_image]
+        expected = (block / block.sum(-1, keepdim=True)).mean((0, 1))[1:]
+        torch.testing.assert_close(torch.tensor(found).flatten(), expected, atol=1e-5, rtol=0)

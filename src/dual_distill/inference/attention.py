@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import PreTrainedModel
 
 from dual_distill.modeling import DualDistillProcessor
-from dual_distill.objectives import cross_modal_scores
+from dual_distill.objectives import cross_modal_scores, relation_scores
 
 _WIDEST, _NARROWEST = 1560, 960
 _TILE_SIZE, _WORDS_IN_BAND = 144, 8
@@ -36,6 +36,8 @@ def word_attention(
 ) -> tuple[list[str], np.ndarray]:
     """Text-to-image attention of one layer, averaged over heads and over the pieces of each word.
 
+    Where a dual encoder has interaction layers, they are what looks: the layer is one of theirs, else of the towers.
+
     The probabilities are those that distillation compares: softmax over the image's tokens alone. What a word gives to
     the image's CLS token is missing from its map, so a map sums to at most 1.
 
@@ -44,7 +46,7 @@ def word_attention(
         processor: its processor.
         image: RGB.
         text: what is asked; special tokens are left out of the result.
-        layer: counted as in `recorded_layers`.
+        layer: counted as in `recorded_layers`, or among the interaction layers.
 
     Returns:
         The W words and their maps `(W, rows, columns)`, float32, over the image's own patch grid.
@@ -52,8 +54,12 @@ def word_attention(
     # The scores that distillation compares, of one layer.
     model.eval()
     batch = processor(images=image, text=text).to(model.device)
-    outputs = model(**batch, output_query_states=[layer], output_key_states=[layer])
-    to_image, _ = cross_modal_scores(outputs.query_states[0], outputs.key_states[0], batch["input_ids"].shape[1])
+    if getattr(model.config, "interaction_layers", 0):
+        interaction = model(**batch, output_interaction_states=True).interaction_model_output
+        to_image = relation_scores(interaction.query_states[layer], interaction.key_states[layer][1])
+    else:
+        outputs = model(**batch, output_query_states=[layer], output_key_states=[layer])
+        to_image, _ = cross_modal_scores(outputs.query_states[0], outputs.key_states[0], batch["input_ids"].shape[1])
     probs = to_image[0].float().softmax(-1).mean(0)[:, 1:].cpu().numpy()
 
     # A word is one or more pieces; special tokens are pieces of none.
