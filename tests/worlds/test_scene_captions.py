@@ -181,7 +181,7 @@ def test_an_empty_split_keeps_its_columns():
     [
         ({"captions_per_scene": 0}, "captions_per_scene is 0, but an image has 1 to 10"),
         ({"captions_per_scene": 11}, "captions_per_scene is 11, but"),
-        ({"cells": 1}, "cells is 1, but the grid has 2 to 8"),
+        ({"cells": 1}, "cells is 1, but must be from 2 to 8"),
     ],
 )
 def test_each_error_by_its_message(arguments, message):
