@@ -75,7 +75,7 @@ def test_one_json_line(tmp_path, folder_of, capsys):
 def test_a_fusion_encoder_is_refused_in_a_sentence(tmp_path, folder_of):
     folder = folder_of(FusionEncoderForQuestionAnswering(fusion_config()))
     with pytest.raises(
-        ValueError, match="FusionEncoderForQuestionAnswering cannot be exported as text tower, image tower"
+        ValueError, match="FusionEncoderForQuestionAnswering cannot be exported as towers and a head; give Dual"
     ):
         run([str(folder), "--output-dir", str(tmp_path / "out")])
 

@@ -46,6 +46,8 @@ REPLACED = {
 }
 # A word of a command -> what is added to it.
 ADDED = {"path/to/easy_vqa": HELD_OUT, "recipe.yaml": HELD_OUT, "encode": ["--num-workers", "0"]}
+# Another teacher than the run in the recipe's own folder had.
+ADDED["dandelin/vilt-b32-finetuned-vqa@refs/pr/N"] = ["--output_dir", "runs/revision"]
 # How a command begins -> why it is only read, by the parser of its subcommand, and where it is run.
 PARSED = {
     "dual-distill regions": "needs detectors: test_region_recipes.py",

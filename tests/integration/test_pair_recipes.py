@@ -236,6 +236,8 @@ def test_dry_runs_say_what_the_run_does(
     ],
 )
 def test_what_does_not_fit_is_said(words: list[str], problem: str, dual_distill: Callable, tmp_path: Path) -> None:
-    printed = dual_distill("train", *words, "--output_dir", tmp_path, "--use_cpu", "true")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{}")
+    printed = dual_distill("train", recipe, *words, "--output_dir", tmp_path / "run", "--use_cpu", "true")
     assert printed.code == 2
     assert re.search(problem, printed.err), printed.err

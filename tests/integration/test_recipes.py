@@ -222,7 +222,7 @@ def test_vqa_is_evaluated_by_the_official_score_and_a_submission_is_written(
     ]
     printed = dual_distill(*words, "--split", "test")
     assert (printed.code, printed.out) == (2, "")
-    assert "split 'test' has no labels to hold answers against; give --submission FILE" in printed.err
+    assert "split 'test' has no labels to hold answers against; give --submission PATH" in printed.err
 
 
 @pytest.mark.parametrize(("task", "rows"), [("nlvr2", 6), ("snli_ve", 9)])

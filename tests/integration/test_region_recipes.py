@@ -468,9 +468,12 @@ def test_photographs_from_detector_to_scores(dual_distill: Callable, tmp_path: P
         "--max_tag_length",
         "8",
     ]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{}")
     printed = dual_distill(
         *(
             "train",
+            recipe,
             "--architecture",
             "fusion_encoder",
             *data,

@@ -1,6 +1,7 @@
 """The quickstart end to end, in its smallest size: what it writes, what it prints, and a second start."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from PIL import Image
 from transformers import AutoModelForVisualQuestionAnswering
 
 from dual_distill import DualDistillProcessor, DualEncoderForQuestionAnswering, FusionEncoderForQuestionAnswering
+from dual_distill.quickstart import finding
 from dual_distill.quickstart.run import choose_example
 
 
@@ -139,3 +141,20 @@ def test_other_settings_or_a_foreign_folder_are_refused(finished: tuple[Path, di
     assert done.returncode == 2
     assert "is not empty and holds no quickstart" in done.stderr
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("hard_labels", "sentence"),
+    [
+        (0.6, r"closed 75 % of the gap .*: the student with the layer is at 93\.8 % of its teacher's accuracy"),
+        # Of 400 rows the difference of 0.8 and 0.71 has a standard error of 3.03 points.
+        (0.71, r"9\.0 points above the dual encoder on hard labels, within three standard errors \(9\.1\)"),
+        (0.85, r"-5\.0 points above the dual encoder on hard labels, within three standard errors"),
+    ],
+)
+def test_no_share_of_a_gap_within_three_standard_errors(hard_labels: float, sentence: str) -> None:
+    shares = {"teacher": 0.8, "hard_labels": hard_labels, "distilled": 0.75}
+    report = {stage: {"accuracy": share} for stage, share in shares.items()}
+    found = finding(report | {"settings": {"preset": "default"}, "test_rows": 400})
+    assert re.search(sentence, found), found
+    assert ("closed" in found) == (hard_labels == 0.6)
