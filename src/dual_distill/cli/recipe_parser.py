@@ -24,6 +24,7 @@ A recipe of your own (student.yaml, roles are not needed):
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -165,7 +166,9 @@ def list_recipes() -> str:
     """Return the recipes of this folder, else of the repository that the package lies in, a line each."""
     folders = (Path("recipes"), Path(__file__).parents[3] / "recipes")
     files = next((found for folder in folders if (found := sorted(folder.glob("*.yaml")))), [])
-    titles = [file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for file in files]
+    # A recipe opens with its data: up to the first colon, point or question mark.
+    opening = [file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for file in files]
+    titles = [re.split(r"[:.?](?: |$)", line)[0] for line in opening]
     lines = [f"  {file!s:<40} {title}" for file, title in zip(files, titles, strict=True)]
     return "\n".join(lines or ["  none here; they lie in the folder recipes/ of the repository"])
 

@@ -1,4 +1,4 @@
-"""`dual-distill quickstart`: on generated images, in minutes on a laptop, from nothing to a distilled dual encoder.
+"""`dual-distill quickstart`: on generated images, on a laptop, from nothing to a distilled dual encoder.
 
 Stages: scenes, a tokenizer, a fusion teacher; three dual encoders with equal steps: one with an interaction layer on
 hard labels, one distilled with the paper's interaction of pooled vectors, one distilled with the layer, which starts as
