@@ -165,7 +165,8 @@ def world(
     printed = dual_distill("train", recipe, *words, "--output_dir", root / "quickstart-default-seed0" / "teacher")
     assert printed.code == 0, printed.err
 
-    for name in ("photo.png", "photo.jpg", "photos/2024/cat.jpg", "photos/2023/dog.jpg"):
+    shown = ("photo.png", "photo.jpg", "quickstart-default-seed0/example.png")
+    for name in (*shown, "photos/2024/cat.jpg", "photos/2023/dog.jpg"):
         picture(root / name, "red" if "cat" in name else "blue")
     with (root / "shop.csv").open("w", newline="") as file:
         rows = [
