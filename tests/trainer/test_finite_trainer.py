@@ -65,6 +65,15 @@ def test_a_run_that_is_sound_waits_for_nothing_and_says_nothing(build, monkeypat
     assert checks == [3, 6, 6]
 
 
+def test_large_numbers_whose_sum_is_none_are_numbers(build):
+    trainer = build()
+    trainer.note_finite("masked logits", torch.full((3, 4), torch.finfo(torch.float32).min))
+    trainer.check_finite()
+    trainer.note_finite("masked logits", torch.tensor([0.0, -torch.inf]))
+    with pytest.raises(ValueError, match="masked logits at step 0"):
+        trainer.check_finite()
+
+
 def test_a_row_of_a_cache_that_is_no_number_is_refused_and_not_kept(build, make_teacher, tmp_path):
     teacher = make_teacher()
     with torch.no_grad():

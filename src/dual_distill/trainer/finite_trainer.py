@@ -36,9 +36,7 @@ class FiniteTrainer(Trainer):
         """Note, on the device, the first step at which one of the tensors in `values` was not finite."""
         step = self.state.global_step + int(self.is_in_train and self.model.training)
         for value in _floating(values):
-            # One sum reads it once, and is finite when all of it is.
-            is_finite = value.detach().sum(dtype=torch.float32).isfinite()
-            noted = torch.where(is_finite, _NEVER, step)
+            noted = torch.where(value.detach().isfinite().all(), _NEVER, step)
             self._not_finite[name] = torch.minimum(self._not_finite.get(name, noted), noted)
 
     def check_finite(self) -> None:
