@@ -19,4 +19,5 @@ from .conversion import (
     written_aside,
 )
 from .loading import LoadedModel, load_config, load_model, load_processor, load_teacher
+from .view import DirectionAttention, LayerAttention, TeacherView
 from .vilt import convert_vilt
