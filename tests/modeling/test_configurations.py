@@ -4,7 +4,7 @@ import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
-from transformers import AutoConfig
+from transformers import AutoConfig, ModernBertConfig
 
 from dual_distill.modeling import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig, FusionEncoderConfig
 
@@ -98,3 +98,9 @@ def test_a_checkpoint_with_the_former_names_of_the_weights_is_read(kind, config,
     read = kind.from_pretrained(tmp_path)
     assert (read.itm_weight, read.mlm_weight, getattr(read, "itc_weight", 2.0)) == (0.5, 0, 2.0)
     assert not set(former) & set(read.to_dict())
+
+
+@pytest.mark.parametrize("tower", [{"model_type": "modernbert"}, ModernBertConfig()])
+def test_a_tower_of_another_type_is_not_read_as_ours(tower):
+    with pytest.raises(ValueError, match="text_config is a modernbert"):
+        DualEncoderConfig(text_config=tower)

@@ -112,6 +112,15 @@ class DualEncoderConfig(OwnConfig):
     mlm_weight: float | int = 1.0
     tie_word_embeddings: bool = True
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Refuse towers of another type, of which transformers would read what it can and forget the rest."""
+        for name, own in (("text_config", DualEncoderTextConfig), ("vision_config", DualEncoderVisionConfig)):
+            given = getattr(self, name) or {}
+            model_type = given.get("model_type") if isinstance(given, dict) else given.model_type
+            if model_type not in (None, own.model_type):
+                raise ValueError(f"{name} is a {model_type}, but a dual encoder has a {own.model_type} there.")
+        super().__post_init__(**kwargs)
+
     def validate_architecture(self) -> None:
         """Refuse towers whose queries and keys do not fit each other."""
         super().validate_architecture()
