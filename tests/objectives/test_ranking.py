@@ -6,12 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dual_distill.objectives import (
-    RankingObjective,
-    hardest_negatives,
-    listwise_cross_entropy,
-    listwise_distillation_loss,
-)
+from dual_distill.modeling import hardest_negatives
+from dual_distill.objectives import RankingObjective, listwise_cross_entropy, listwise_distillation_loss
 
 LISTED = torch.tensor([[True, True, True, True], [True, True, False, True], [True, False, False, False]])
 

@@ -9,9 +9,9 @@ import torch
 from transformers import EvalPrediction
 
 from dual_distill.evaluation import recall_of_vectors
-from dual_distill.modeling.modeling_losses import gather_pair_ids
+from dual_distill.modeling.modeling_losses import choose_lists, gather_pair_ids, listed_scores
 from dual_distill.objectives import listwise_cross_entropy, listwise_distillation_loss
-from dual_distill.trainer.image_text_trainers import RetrievalTrainer, choose_lists, drawn_scores, listed_scores
+from dual_distill.trainer.image_text_trainers import RetrievalTrainer, drawn_scores
 
 TINY_PAIRS = runpy.run_path(str(Path(__file__).with_name("tiny_pairs.py")))
 fusion, retrieval_dual, retrieval_fusion, pair_arguments, retrieval_collator, pair_rows = (
@@ -39,6 +39,12 @@ def score(model, batch, text, image):
     if hasattr(outputs, "itm_logits"):
         return outputs.itm_logits[0, 1] - outputs.itm_logits[0, 0]
     return outputs.logits[0, 0]
+
+
+def matched_alone(student, batch, text, image):
+    """What a dual encoder's interaction layers say of one pair alone."""
+    pixels = {name: batch[name][[image]] for name in IMAGES}
+    return student.match_scores(**{name: batch[name][[text]] for name in TEXT}, **pixels).item()
 
 
 def lists_by_hand(batch, text_to_image, count):
@@ -76,6 +82,40 @@ def test_the_teacher_ranks_what_the_student_finds_hard(teacher, tmp_path):
     assert found["ranking_loss"] == pytest.approx(expected.item(), rel=1e-4)
     assert set(found) == {"itc_loss", "ranking_loss", "attention_loss"}
     assert loss.item() == pytest.approx(sum(found.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("has_teacher", [True, False])
+def test_interaction_layers_learn_to_order_the_lists_anew(has_teacher, tmp_path):
+    """Each pair alone through `match_scores` gives the loss; it reaches the layers and the score."""
+    trainer = build(tmp_path, retrieval_dual(interaction_layers=1), "tiny" if has_teacher else None)
+    student, batch = trainer.model.eval(), retrieval_collator(pair_rows())
+    loss = trainer.compute_loss(student, batch)
+    found = trainer._take_terms()
+    with torch.no_grad():
+        lists = lists_by_hand(batch, student(**batch).logits_per_text, 3)
+        scores = [[matched_alone(student, batch, *pair) for pair in one] for one in lists]
+        ours, every = torch.tensor(scores), torch.ones(16, 4).bool()
+        expected = listwise_cross_entropy(ours, every)
+        if has_teacher:
+            theirs = [[score(trainer.teacher, batch, *pair) for pair in one] for one in lists]
+            expected = listwise_distillation_loss(ours, torch.tensor(theirs), every)
+    assert expected > 0.01
+    assert found["match_loss"] == pytest.approx(expected.item(), rel=1e-4)
+    assert loss.item() == pytest.approx(sum(found.values()), rel=1e-5)
+    loss.backward()
+    body = student.dual_encoder
+    for part in (student.rank_output, body.interaction_model, body.interaction):
+        assert all(parameter.grad.abs().sum() > 0 for parameter in part.parameters() if parameter.dim() > 1)
+
+
+def test_a_weight_of_matches_is_0_without_layers_and_refused_when_given(tmp_path):
+    batch = retrieval_collator(pair_rows())
+    trainer = build(tmp_path)
+    trainer.compute_loss(trainer.model, batch)
+    assert "match_loss" not in trainer._take_terms()
+    for teacher in ("tiny", None):
+        with pytest.raises(ValueError, match=r"match_weight is 2\.0, but the student has no interaction layers"):
+            build(tmp_path, teacher=teacher, match_weight=2.0)
 
 
 def test_lists_hold_an_entry_once_and_say_where_they_end():

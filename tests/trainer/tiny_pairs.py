@@ -50,8 +50,8 @@ def retrieval_fusion(seed: int = 3) -> FusionEncoderForImageTextRetrieval:
     return fusion(FusionEncoderForImageTextRetrieval, seed)
 
 
-def retrieval_dual(seed: int = 4) -> DualEncoderForImageTextRetrieval:
-    return dual(DualEncoderForImageTextRetrieval, seed)
+def retrieval_dual(seed: int = 4, **fields: object) -> DualEncoderForImageTextRetrieval:
+    return dual(DualEncoderForImageTextRetrieval, seed, **fields)
 
 
 def pair_rows(count: int = 8) -> list[dict]:

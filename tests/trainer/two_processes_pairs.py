@@ -72,7 +72,7 @@ def main() -> None:
     model, teacher, collator, trainer_class = (
         (dual(), fusion(), image_text_collator, PreTrainingTrainer)
         if kind == "pretraining"
-        else (retrieval_dual(), retrieval_fusion(), retrieval_collator, RetrievalTrainer)
+        else (retrieval_dual(interaction_layers=1), retrieval_fusion(), retrieval_collator, RetrievalTrainer)
     )
     trainer = trainer_class(
         model,

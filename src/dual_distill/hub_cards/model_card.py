@@ -42,6 +42,7 @@ _TAUGHT = {
     "itm_distillation_weight": "to match images and texts as the teacher does",
     "mlm_distillation_weight": "to fill in words as the teacher does",
     "ranking_weight": "to rank as the teacher ranks",
+    "match_weight": "to order anew, by its interaction layers, as the teacher ranks",
     "label_weight": "from the labels themselves",
 }
 _IN_PER_CENT = re.compile(r"accuracy|recall|precision|f1|score|consistency|share|bleu|rouge")

@@ -38,11 +38,13 @@ from .modeling_layers import AskedLayers, layers_to_record
 from .modeling_losses import (
     PairIds,
     check_pair_ids,
+    choose_lists,
     gather_pair_ids,
     gather_rows,
     hard_negatives,
     inverse_temperature,
     itc_loss,
+    listed_scores,
     pair_similarities,
     unlike_ids,
 )
@@ -146,6 +148,31 @@ class ContrastiveDualEncoder(DualEncoderWithHead):
         text, image = self.text_projection(text_pooler_output), self.image_projection(image_pooler_output)
         return normalize(text.float(), dim=-1), normalize(image.float(), dim=-1)
 
+    def fuse_rows(self, texts: Any, vision: Any, attention_mask: Tensor, of_text: Tensor, of_image: Tensor) -> Tensor:
+        """Fuse texts and images of the batch of all processes, which two towers encoded, in other pairs: `(P, C)`.
+
+        Args:
+            texts: output of the text tower, B texts.
+            vision: output of the image tower, B images.
+            attention_mask: `(B, T)`.
+            of_text: `(P,)` int64, row of each pair's text among those of all processes.
+            of_image: `(P,)` int64, row of its image.
+        """
+        body = self.dual_encoder
+        pooled = gather_rows(torch.stack([texts.pooler_output, vision.pooler_output], dim=1))
+        pooled_texts, pooled_images = pooled[of_text, 0], pooled[of_image, 1]
+
+        if body.interaction_model is not None:
+            read = body.interaction_model(
+                gather_rows(texts.last_hidden_state)[of_text],
+                gather_rows(attention_mask)[of_text],
+                gather_rows(vision.last_hidden_state)[of_image][:, None],
+                image_token_mask=gather_rows(vision.image_mask)[of_image][:, None],
+                return_dict=True,
+            )
+            pooled_texts = body.text_model.pooler(read.last_hidden_state)
+        return body.interaction(torch.cat([pooled_texts, pooled_images], dim=-1))
+
     @returns_tuple
     def get_text_features(self, *args: Tensor, **kwargs: Any) -> TowerOutput:
         """Encode texts alone: `pooler_output` is `(B, P)`, projected and not yet of length 1, as CLIP's.
@@ -171,9 +198,10 @@ class ContrastiveDualEncoder(DualEncoderWithHead):
 class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
     """Dual encoder that ranks images for a text and texts for an image by the cosine of their projections.
 
-    With interaction layers it has a score of pairs too, `match_scores`, which orders the nearest anew. The interaction
-    takes no part in `forward` and gets no gradient there: under DistributedDataParallel train with
-    `ddp_find_unused_parameters=True` (Trainer's default, but not with activation checkpointing).
+    With interaction layers it has a score of pairs too, `match_scores`, which orders the nearest anew, and which
+    `forward` gives of lists alone. The interaction takes no other part there and gets no gradient: under
+    DistributedDataParallel train with `ddp_find_unused_parameters=True` (Trainer's default, but not with activation
+    checkpointing).
 
     Example:
         >>> tower = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
@@ -218,6 +246,7 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
         image_ids: Tensor | None = None,
         caption_ids: Tensor | None = None,
         return_loss: bool | None = None,
+        num_listed: int = 0,
         output_query_states: AskedLayers = None,
         output_key_states: AskedLayers = None,
         join_states: bool = True,
@@ -236,6 +265,7 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
                 that is known to fit is a negative; text i belongs to image i, negatives come from all processes.
             caption_ids: `(B,)` int64, equal for equal captions.
             return_loss: True asks for the loss without ids: nothing is known to be there twice.
+            num_listed: beside a loss, how many hard negatives of each text and image are listed and scored.
             output_query_states: True or a list of layers; text i is then paired with image i.
             output_key_states: likewise.
             join_states: as in `DualEncoderModel.forward`.
@@ -268,12 +298,16 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
         with torch.autocast(texts.device.type, enabled=False):
             logits_per_text = texts @ images.T * inverse_temperature(self.logit_scale)
 
-        loss = None
+        loss, lists = None, {}
         if wants_loss:
             if image_ids is None or caption_ids is None:
                 image_ids = caption_ids = unlike_ids(len(texts), texts.device)
             ids = gather_pair_ids(image_ids, caption_ids)
-            loss = itc_loss(*pair_similarities(texts, images, self.logit_scale), ids)
+            similarities = pair_similarities(texts, images, self.logit_scale)
+            loss = itc_loss(*similarities, ids)
+            if num_listed:
+                mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+                lists = self._lists(similarities, ids, num_listed, text_output, vision_output, mask)
 
         wanted = (output_query_states, output_key_states)
         output = EncoderOutput(
@@ -286,7 +320,24 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
         )
         logits = {"logits_per_image": logits_per_text.T, "logits_per_text": logits_per_text}
         embeds = {"text_embeds": texts, "image_embeds": images}
-        return DualEncoderForImageTextRetrievalOutput(loss=loss, **logits, **embeds, **shared_fields(output))
+        return DualEncoderForImageTextRetrievalOutput(loss=loss, **logits, **embeds, **lists, **shared_fields(output))
+
+    def _lists(self, similarities: Any, ids: PairIds, count: int, texts: Any, vision: Any, mask: Tensor) -> Any:
+        """The hardest negatives of each text and image, and the scores of the lists that they make."""
+        rows, is_listed = choose_lists(similarities, ids, count)
+        lists = {"listed_images": rows[0], "listed_texts": rows[1], "is_listed": is_listed}
+        lists["list_scores"] = listed_scores(similarities, ids, rows)
+        if not self.config.interaction_layers:
+            return lists
+
+        # The matched pairs stand first in both lists and are scored once.
+        own, number = ids.own_rows, rows[0].shape[1]
+        again = own.repeat_interleave(number)
+        of_text, of_image = torch.cat([own, again, rows[1].flatten()]), torch.cat([own, rows[0].flatten(), again])
+        scores = self.rank_output(self.fuse_rows(texts, vision, mask, of_text, of_image))[:, 0]
+        matched, drawn = scores.split([len(own), 2 * len(again)])
+        lists["list_match_scores"] = torch.cat([matched.repeat(2)[:, None], drawn.unflatten(0, (-1, number))], dim=1)
+        return lists
 
 
 class DualEncoderForPreTraining(EncoderForPreTraining, ContrastiveDualEncoder):
@@ -349,24 +400,12 @@ class DualEncoderForPreTraining(EncoderForPreTraining, ContrastiveDualEncoder):
         )
 
         # The rows of all processes, and of them each pair's text and image.
-        body, texts, vision = self.dual_encoder, output.text_model_output, output.vision_model_output
-        pooled = gather_rows(torch.stack([texts.pooler_output, vision.pooler_output], dim=1))
+        given = inputs["attention_mask"]
+        mask = torch.ones_like(inputs["input_ids"]) if given is None else given
         of_text = torch.cat([ids.own_rows, text_rows.clamp(min=0)])
         of_image = torch.cat([image_rows.clamp(min=0), ids.own_rows])
-        pooled_texts, pooled_images = pooled[of_text, 0], pooled[of_image, 1]
-
-        if body.interaction_model is not None:
-            given = inputs["attention_mask"]
-            mask = torch.ones_like(inputs["input_ids"]) if given is None else given
-            read = body.interaction_model(
-                gather_rows(texts.last_hidden_state)[of_text],
-                gather_rows(mask)[of_text],
-                gather_rows(vision.last_hidden_state)[of_image][:, None],
-                image_token_mask=gather_rows(vision.image_mask)[of_image][:, None],
-                return_dict=True,
-            )
-            pooled_texts = body.text_model.pooler(read.last_hidden_state)
-        return (image_rows, text_rows), body.interaction(torch.cat([pooled_texts, pooled_images], dim=-1))
+        fused = self.fuse_rows(output.text_model_output, output.vision_model_output, mask, of_text, of_image)
+        return (image_rows, text_rows), fused
 
     def masked_word_states(self, output: Any, inputs: dict[str, Any]) -> Tensor:
         """Fuse every token of the masked text with the pooled image."""

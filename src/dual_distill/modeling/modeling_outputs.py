@@ -193,6 +193,11 @@ class RetrievalLogits(ModelOutput):
     logits_per_text: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
+    listed_images: torch.LongTensor | None = None
+    listed_texts: torch.LongTensor | None = None
+    is_listed: torch.BoolTensor | None = None
+    list_scores: torch.FloatTensor | None = None
+    list_match_scores: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -205,6 +210,12 @@ class DualEncoderForImageTextRetrievalOutput(EncoderOutput, RetrievalLogits):
         logits_per_text: `(texts, images)`.
         text_embeds: `(texts, P)` projected, of length 1.
         image_embeds: `(images, P)` projected, of length 1.
+        listed_images: `(B, K)` int64, rows of all processes' batch whose images are each text's hardest negatives.
+        listed_texts: `(B, K)` int64, likewise of each image's texts.
+        is_listed: `(2 * B, 1 + K)` bool, whether a list, texts' lists first, has such an entry; the right one stands
+            first.
+        list_scores: `(2 * B, 1 + K)`, cosine times the learned factor of the lists' entries.
+        list_match_scores: `(2 * B, 1 + K)`, what the interaction layers say of them; None without any.
         text_pooler_output: `(texts, C)` before the projection.
         image_pooler_output: `(images, C)` before the projection.
         image_mask: `(images, 1, 1 + I)` bool, True = real image token.

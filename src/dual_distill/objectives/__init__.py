@@ -14,7 +14,6 @@ from .losses.attention import (
 )
 from .losses.chunked_attention import chunked_attention_loss
 from .losses.logits import (
-    hardest_negatives,
     itm_distillation_loss,
     listwise_cross_entropy,
     listwise_distillation_loss,

@@ -69,6 +69,9 @@ class DistillationTrainingArguments(TrainingArguments):
     itm_distillation_weight: float = _option(1.0, "Pre-training: weight of the teacher's matching logits. 0: none.")
     mlm_distillation_weight: float = _option(1.0, "Pre-training: weight of the teacher's masked words. 0: none.")
     ranking_weight: float = _option(1.0, "Retrieval: weight of the teacher's ranking of hard negatives. 0: none.")
+    match_weight: float | None = _option(
+        None, "Retrieval: weight of the score by which interaction layers re-rank. Default: 1 with such layers, else 0."
+    )
     ranking_negatives: int = _option(4, "Retrieval: negatives of each text and image; a teacher ranks the hardest.")
     cache_teacher: str | None = _option(
         None, "Keep the teacher's results on disk: logits, or attention too. Default: no."
@@ -136,9 +139,24 @@ class DistillationTrainingArguments(TrainingArguments):
         }
 
         named = inspect.signature(objective).parameters
+        if "match_weight" in named:
+            given["match_weight"] = self.weight_of_matches(student)
         names = [*named, *(get_type_hints(Settings) if "settings" in named else ())]
         taken: dict[str, Any] = {name: given[name] for name in names if given.get(name) is not None}
         return objective(**taken)
+
+    def weight_of_matches(self, student: Any) -> float:
+        """Return `match_weight`, by default 1 for a student whose configuration has interaction layers.
+
+        Raises:
+            ValueError: a weight was given for a student without such layers.
+        """
+        has_layers = bool(getattr(student, "interaction_layers", 0))
+        if self.match_weight and not has_layers:
+            raise ValueError(
+                f"match_weight is {self.match_weight}, but the student has no interaction layers; leave it out."
+            )
+        return float(has_layers) if self.match_weight is None else self.match_weight
 
     def write_weights(self, config: PreTrainedConfig) -> None:
         """Write the weights of the hard terms that were given into the configuration of a model for pre-training.

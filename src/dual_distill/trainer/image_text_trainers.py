@@ -15,7 +15,7 @@ Unusual here:
   among random ones, and each image's own text; all pairs go through it in one forward pass.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -31,17 +31,12 @@ from dual_distill.modeling import (
     FusionEncoderForPreTraining,
     PairIds,
     allowed_negatives,
+    choose_lists,
     gather_pair_ids,
     gather_rows,
     pair_similarities,
 )
-from dual_distill.objectives import (
-    PreTrainingObjective,
-    RankingObjective,
-    hard_terms,
-    hardest_negatives,
-    listwise_cross_entropy,
-)
+from dual_distill.objectives import PreTrainingObjective, RankingObjective, hard_terms, listwise_cross_entropy
 
 from .distillation_config import DistillationTrainingArguments
 from .distillation_trainer import Batch, DistillationTrainer, Losses
@@ -248,6 +243,7 @@ class RetrievalTrainer(ImageTextTrainer):
 
     def _prepare_model(self, model: Any) -> None:
         self.is_fusion = model.config.model_type == FusionEncoderConfig.model_type
+        self.match_weight = self.args.weight_of_matches(model.config)
 
     def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         """Return the loss and its terms, in nats per row, and the vectors of a dual encoder, for recall."""
@@ -255,24 +251,25 @@ class RetrievalTrainer(ImageTextTrainer):
 
     def _rank_by_vectors(self, model: nn.Module, inputs: Batch) -> Losses:
         objective: Any = self.distillation_objective
-        outputs = model(**inputs, **(self._student_requests if objective is not None else {}))
+        has_lists = self.match_weight or (objective is not None and objective.ranking_weight)
+        requests = {} if objective is None else self._student_requests
+        outputs = model(**inputs, **requests, num_listed=self.args.ranking_negatives if has_lists else 0)
         vectors = {"text_vectors": outputs.text_embeds, "image_vectors": outputs.image_embeds}
+
         if objective is None:
             weight = 1.0 if self.args.itc_weight is None else self.args.itc_weight
-            return {"itc_loss": outputs.loss, "loss": weight * outputs.loss}, vectors
+            losses = {"itc_loss": outputs.loss, "loss": weight * outputs.loss}
+            if self.match_weight:
+                losses["match_loss"] = listwise_cross_entropy(outputs.list_match_scores, outputs.is_listed)
+                losses["loss"] = losses["loss"] + self.match_weight * losses["match_loss"]
+            return losses, vectors
 
         # Attention is that of matched pairs.
         pairs, batch = image_text_inputs(inputs), dict(inputs)
         matched = self._pass_to_teacher(pairs, self._teacher_requests)
         answers = SimpleNamespace(**matched)
-        if objective.ranking_weight:
-            ids = gather_pair_ids(inputs["image_ids"], inputs["caption_ids"])
-            scale: Any = self.accelerator.unwrap_model(model).logit_scale
-            scale = scale.full_tensor() if hasattr(scale, "full_tensor") else scale  # sharded
-            similarities = pair_similarities(outputs.text_embeds, outputs.image_embeds, scale)
-
-            rows, batch["is_listed"] = choose_lists(similarities, ids, self.args.ranking_negatives)
-            outputs["list_scores"] = listed_scores(similarities, ids, rows)
+        if has_lists:
+            batch["is_listed"], rows = outputs.is_listed, (outputs.listed_images, outputs.listed_texts)
             answers.list_scores = self._teachers_list_scores(pairs, pair_scores(matched), rows)
         return objective(outputs, answers, batch), vectors
 
@@ -322,46 +319,6 @@ def pair_scores(outputs: Any) -> torch.Tensor:
     """
     matching = getattr(outputs, "itm_logits", None)
     return torch.as_tensor(outputs.logits[:, 0] if matching is None else matching[:, 1] - matching[:, 0])
-
-
-def choose_lists(
-    similarities: Iterable[torch.Tensor], ids: PairIds, count: int
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Choose the hardest allowed negatives of each text and each image, each image or text once a list.
-
-    Args:
-        similarities: `(B, G)` own texts against the images of all processes, and own images against all texts.
-        ids: of the gallery.
-        count: negatives a list at most.
-
-    Returns:
-        Of each text's images and of each image's texts the indices among the rows of all processes, `(B, K)`; and
-        `(2 * B, 1 + K)` bool, whether such an entry exists: the first, the right one, always does.
-
-    Example:
-        >>> ids = gather_pair_ids(torch.tensor([1, 2, 3]), torch.tensor([7, 8, 9]))
-        >>> similarities = torch.tensor([[0.9, 0.2, 0.5], [0.1, 0.9, 0.3], [0.6, 0.4, 0.9]])
-        >>> rows, _ = choose_lists((similarities, similarities.T), ids, 1)
-        >>> rows[0].flatten()
-        tensor([2, 2, 0])
-    """
-    rows, found = [], []
-    for scores, asked, texts_ask in zip(similarities, (ids.image_ids, ids.caption_ids), (True, False), strict=True):
-        # An entry that an earlier row holds too.
-        is_again = (asked[:, None] == asked).tril(diagonal=-1).any(dim=1)
-        is_allowed = allowed_negatives(ids, texts_ask) & ~is_again
-        chosen, is_found = hardest_negatives(scores, is_allowed, count)
-        rows.append(chosen)
-        found.append(is_found)
-    is_listed = torch.cat(found)
-    return rows, torch.cat([torch.ones_like(is_listed[:, :1]), is_listed], dim=1)
-
-
-def listed_scores(similarities: Iterable[torch.Tensor], ids: PairIds, rows: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Take the lists out of the similarities: `(2 * B, 1 + K)`, the right entry first, texts' lists first."""
-    own = ids.own_rows[:, None]
-    both = zip(similarities, rows, strict=True)
-    return torch.cat([scores.gather(1, torch.cat([own, chosen], dim=1)) for scores, chosen in both])
 
 
 def drawn_scores(ids: PairIds) -> torch.Tensor:

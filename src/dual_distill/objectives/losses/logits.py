@@ -180,39 +180,6 @@ def listwise_cross_entropy(scores: Tensor, is_listed: Tensor) -> Tensor:
     return -scores.float().masked_fill(~is_listed, floor).log_softmax(-1)[:, 0].mean()
 
 
-def hardest_negatives(similarities: Tensor, is_allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The most similar entries of the gallery that a row may be held against.
-
-    Args:
-        similarities: `(B, G)`, higher is nearer. No gradient passes.
-        is_allowed: `(B, G)` bool, False for what belongs to the row or equals what does.
-        count: K >= 1, cut down to G.
-
-    Returns:
-        Indices into the gallery, `(B, K)` int64, nearest first; and whether there is such an entry, `(B, K)` bool
-        (where there is none the index is valid and means nothing).
-
-    Raises:
-        ValueError: the shapes differ, or count is below 1.
-
-    Example:
-        >>> similarities = torch.tensor([[0.9, 0.2, 0.5], [0.1, 0.9, 0.3]])
-        >>> allowed = torch.tensor([[False, True, True], [True, False, False]])
-        >>> indices, found = hardest_negatives(similarities, allowed, 2)
-        >>> indices[0], found
-        (tensor([2, 1]), tensor([[ True,  True],
-                [ True, False]]))
-    """
-    fit = similarities.shape == is_allowed.shape and similarities.dim() == 2
-    check_shapes(fit, "(rows, gallery) twice", similarities=similarities, is_allowed=is_allowed)
-    if count < 1:
-        raise ValueError(f"count is {count}; it must be at least 1.")
-
-    scores = similarities.detach().float().masked_fill(~is_allowed, -torch.inf)
-    found = scores.topk(min(count, scores.shape[1]), dim=1)
-    return found.indices, found.values > -torch.inf
-
-
 def _check_lists(is_listed: Tensor, **scores: Tensor) -> None:
     """Refuse scores that do not fit the lists."""
     for name, values in scores.items():
