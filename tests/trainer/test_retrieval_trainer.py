@@ -9,7 +9,8 @@ import torch
 from transformers import EvalPrediction
 
 from dual_distill.evaluation import recall_of_vectors
-from dual_distill.modeling.modeling_losses import choose_lists, gather_pair_ids, listed_scores
+from dual_distill.modeling.modeling_losses import gather_pair_ids
+from dual_distill.modeling.modeling_ranking_lists import choose_lists, listed_scores
 from dual_distill.objectives import listwise_cross_entropy, listwise_distillation_loss
 from dual_distill.trainer.image_text_trainers import RetrievalTrainer, drawn_scores
 

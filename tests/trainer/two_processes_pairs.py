@@ -70,7 +70,7 @@ def main() -> None:
         assert arguments.device.type == "cpu"  # asking for it starts the process group
         cut_into_shards()
     model, teacher, collator, trainer_class = (
-        (dual(), fusion(), image_text_collator, PreTrainingTrainer)
+        (dual(interaction_layers=1), fusion(), image_text_collator, PreTrainingTrainer)
         if kind == "pretraining"
         else (retrieval_dual(interaction_layers=1), retrieval_fusion(), retrieval_collator, RetrievalTrainer)
     )

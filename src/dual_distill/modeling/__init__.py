@@ -22,15 +22,8 @@ from .modeling_fusion_encoder_heads import (
     FusionEncoderForQuestionAnswering,
 )
 from .modeling_heads import SplitLinear
-from .modeling_losses import (
-    PairIds,
-    allowed_negatives,
-    choose_lists,
-    gather_pair_ids,
-    gather_rows,
-    hardest_negatives,
-    pair_similarities,
-)
+from .modeling_losses import PairIds, allowed_negatives, gather_pair_ids, gather_rows, pair_similarities
+from .modeling_ranking_lists import choose_lists, hardest_negatives
 from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
 from .processing_dual_distill import DualDistillProcessor
 from .tower_initialization import dual_config_from_fusion

@@ -38,13 +38,11 @@ from .modeling_layers import AskedLayers, layers_to_record
 from .modeling_losses import (
     PairIds,
     check_pair_ids,
-    choose_lists,
     gather_pair_ids,
     gather_rows,
     hard_negatives,
     inverse_temperature,
     itc_loss,
-    listed_scores,
     pair_similarities,
     unlike_ids,
 )
@@ -55,6 +53,7 @@ from .modeling_outputs import (
     TowerOutput,
     shared_fields,
 )
+from .modeling_ranking_lists import choose_lists, listed_scores
 from .modeling_towers import DualEncoderPreTrainedModel
 
 

@@ -165,10 +165,15 @@ class InteractionLayer(TransformerLayer):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         record: bool = False,
-        *image_states: Tensor,
+        *image: Tensor,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Let `(P, T, C)` text tokens read the image of their pair, or `(N, H, L, D)` keys that all texts share."""
+    ) -> Any:
+        """Let `(P, T, C)` text tokens read the image of their pair, or N images that all texts share.
+
+        An image is given as its tokens `(P or N, L, C)` or as keys and values `(P or N, H, L, D)`. Tokens are projected
+        here and not before: whoever shards or recomputes a layer does so around this call.
+        """
+        image_states = self.project_image(*image) if len(image) == 1 else image
         if image_states[0].shape[0] != hidden_states.shape[0]:
             kwargs["shared_states"] = image_states
         else:
@@ -178,7 +183,10 @@ class InteractionLayer(TransformerLayer):
 
         # What is recorded are the text's own keys, which stand last.
         hidden_states, queries, keys = super().forward(hidden_states, attention_mask, record, **kwargs)
-        return hidden_states, queries, None if keys is None else keys[:, :, -hidden_states.shape[1] :]
+        if keys is None:
+            return (hidden_states,)
+        # Side by side, not nested: reentrant checkpointing passes no gradient into what is nested.
+        return hidden_states, queries, keys[:, :, -hidden_states.shape[1] :], image_states[0]
 
 
 class DualEncoderInteractionModel(DualEncoderPreTrainedModel):
@@ -253,12 +261,12 @@ class DualEncoderInteractionModel(DualEncoderPreTrainedModel):
 
         recorded: list[Any] = []
         for index, layer in enumerate(self.layer):
-            if image_token_states is None:
-                image_states = layer.project_image(images.flatten(0, 1))
-            else:
-                image_states = images[:, :, index].flatten(0, 1).unbind(1)
-            texts, queries, text_keys = layer(texts, mask, output_states, *image_states, **kwargs)
-            recorded.append((queries, (text_keys, image_states[0])))
+            is_projected = image_token_states is not None
+            image = images[:, :, index].flatten(0, 1).unbind(1) if is_projected else (images.flatten(0, 1),)
+            texts, *states = layer(texts, mask, output_states, *image, **kwargs)
+            if output_states:
+                queries, *keys = states
+                recorded.append((queries, tuple(keys)))
 
         queries_and_keys = zip(*recorded, strict=True) if output_states else (None, None)
         query_states, key_states = queries_and_keys
