@@ -18,4 +18,5 @@ from .sharded_table import PlannedShard, ShardedTable, tensor_column
 from .streaming.sources import ImageTextSource
 from .streaming.stream import ImageTextLoader, ImageTextStream, ImageTextStreamCallback, load_image_text_stream
 from .tasks import TASKS, Task, get_task, load_task
+from .text_spans import text_spans
 from .tokenizer import train_tokenizer

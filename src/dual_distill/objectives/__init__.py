@@ -10,9 +10,10 @@ from .losses.attention import (
     attention_probs_to_scores,
     cross_modal_scores,
     joint_pattern,
+    regroup_heads,
     relation_scores,
 )
-from .losses.chunked_attention import chunked_attention_loss
+from .losses.chunked_attention import AttentionInParts, aligned_attention_loss, chunked_attention_loss
 from .losses.logits import (
     itm_distillation_loss,
     listwise_cross_entropy,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .base import Objective, Paper, Settings, check_num_tokens, given_attention, recorded_layer, student_loss
 from .losses.attention import attention_distillation_loss, attention_probs_to_scores, relation_scores
-from .losses.chunked_attention import chunked_attention_loss
+from .losses.chunked_attention import AttentionInParts, aligned_attention_loss, chunked_attention_loss
 from .losses.logits import soft_answer_loss, soft_label_loss
 from .losses.tokens import hidden_state_mse_loss
 
@@ -65,7 +65,8 @@ class CrossModalObjective(Objective):
             student_outputs: `query_states` and `key_states` of `student_layers`, each `(B * N, H, T + 1 + I, D)` or a
                 pair of text and image; `image_mask` `(B, N, 1 + I)`.
             teacher_view: states likewise of `teacher_layers`; or `attentions` of all layers, `(B * N, H, T + 1 + I,
-                T + 1 + I)` probabilities; or `cross_modal_scores` as `teacher_scores` gives them.
+                T + 1 + I)` probabilities; or `cross_modal_scores` as `teacher_scores` gives them, or of each layer two
+                `AttentionInParts`, None for a direction that the teacher lacks, which is left out.
             attention_mask: `(B, T)`.
 
         Returns:
@@ -88,7 +89,9 @@ class CrossModalObjective(Objective):
             students = _recorded(student_outputs, "student", index, num_text_tokens, num_tokens)
             teachers = self._teacher_pair(teacher_view, index, num_text_tokens, num_tokens)
             for student, teacher, mask in zip(students, teachers, masks, strict=True):
-                total = total + self._direction_loss(student, teacher, *mask)
+                # Causal teachers have no image that looks at words.
+                if teacher is not None:
+                    total = total + self._direction_loss(student, teacher, *mask)
 
         # A mean over rows of pairs becomes a sum over the images of a row.
         return total * num_images / len(self.layer_map)
@@ -100,10 +103,14 @@ class CrossModalObjective(Objective):
         to_image, to_text = self._given_scores(view, index, num_text_tokens, num_tokens)
         return to_image, to_text
 
-    def _direction_loss(self, student: Pair, teacher: Pair | Tensor, key_mask: Tensor, query_mask: Tensor) -> Tensor:
+    def _direction_loss(
+        self, student: Pair, teacher: Pair | Tensor | AttentionInParts, key_mask: Tensor, query_mask: Tensor
+    ) -> Tensor:
         """One direction of a layer; `teacher` as `_teacher_pair` gives it."""
         if isinstance(teacher, tuple):
             return chunked_attention_loss(*student, *teacher, key_mask, query_mask, self.relation_heads)
+        if not isinstance(teacher, Tensor):
+            return aligned_attention_loss(*student, teacher, key_mask, query_mask, self.relation_heads)
         # A teacher that gives matrices has them in memory already: chunks would save nothing.
         scores = relation_scores(*student, self.relation_heads)
         return attention_distillation_loss(scores, teacher, key_mask, query_mask)

@@ -1,12 +1,14 @@
-"""The attention loss without its score matrices: computed in chunks, and once more in the backward pass.
+"""The attention loss without its score matrices: a chunk of them exists at a time, in the forward pass alone.
 
 `attention_distillation_loss` keeps about six `(B, H, Q, K)` matrices a layer and direction until the backward pass.
-Here a chunk of them exists at a time; what is kept is the queries and keys that the models hold anyway. The price is
-each chunk's matrix products once more. `attention_distillation_loss` stays the reference that this is held to.
+Here the gradient of queries and keys, which is as large as they are, is made of each chunk while it is there, so that
+the backward pass only scales it. `attention_distillation_loss` stays the reference that this is held to.
 """
 
-from collections.abc import Iterator
-from typing import Any
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +20,10 @@ MAX_SCORES = {"cpu": 2**17}
 
 MAX_SCORES_ELSEWHERE = 2**23
 """Scores in a chunk on any other device, 32 MB a matrix: a GPU loses more by many small kernels than by memory."""
+
+_LOWEST = torch.finfo(torch.float32).min / 2  # -inf would give NaN where a row has no real key
+Part = tuple[slice, slice, slice]
+"""Indices of (rows, heads, queries) of a chunk; heads are always all."""
 
 
 def chunked_attention_loss(
@@ -68,9 +74,108 @@ def chunked_attention_loss(
     check_mask("key_mask", key_mask, (rows, keys))
     check_mask("query_mask", query_mask, (rows, queries))
 
+    of_teacher = partial(_masked_scores, states[2], states[3], key_mask.bool())
+    return _loss(states[0], states[1], of_teacher, key_mask, query_mask, max_scores)
+
+
+class AttentionInParts(Protocol):
+    """What a teacher's attention says about the tokens of a student, in one direction, computed part by part.
+
+    Attributes:
+        heads: of the teacher.
+        has_states: whether queries and keys are known, which can be split into other heads; else probabilities are.
+        key_mask: `(B, K)` bool, keys of the student that the teacher says anything about.
+        query_mask: `(B, Q)` bool, queries likewise.
+        scores_a_query: scores that the teacher computes for one query of the student.
+    """
+
+    heads: int
+    has_states: bool
+    key_mask: Tensor
+    query_mask: Tensor
+    scores_a_query: int
+
+    def over_heads(self, heads: int) -> "AttentionInParts":
+        """The same over relation heads, or as the mean over heads where probabilities are known."""
+
+    def scores(self, part: Part) -> Tensor:
+        """Finite scores, whose softmax over the student's keys is the attention, `(b, H, q, K)` float32."""
+
+
+def aligned_attention_loss(
+    student_queries: Tensor,
+    student_keys: Tensor,
+    teacher: AttentionInParts,
+    key_mask: Tensor,
+    query_mask: Tensor,
+    relation_heads: int | None = None,
+    max_scores: int | None = None,
+) -> Tensor:
+    """`chunked_attention_loss` with a teacher that has other tokens, and other heads.
+
+    Heads are compared one to one where both sides have the same number; else over relation heads (as many as divide
+    both numbers) where the teacher's queries and keys are known; else the mean over heads of both sides is compared.
+
+    Args:
+        student_queries: `(B, H, Q, D)`. Receives the gradient.
+        student_keys: `(B, H, K, D)`. Receives the gradient.
+        teacher: what it says of the student's tokens.
+        key_mask: `(B, K)` bool, True for a real key; those that the teacher says nothing about are left out.
+        query_mask: `(B, Q)` bool, likewise.
+        relation_heads: as in `relation_scores`.
+        max_scores: as in `chunked_attention_loss`.
+
+    Returns:
+        Scalar float32, nats, >= 0.
+
+    Raises:
+        ValueError: relation heads are asked of probabilities, or do not divide a width.
+    """
+    if relation_heads is not None and not teacher.has_states:
+        raise ValueError(
+            f"relation_heads is {relation_heads}, but the teacher gives attention probabilities, which cannot be split "
+            "into other heads; leave relation_heads out."
+        )
+    heads = student_queries.shape[1]
+    averages = teacher.heads != heads and not teacher.has_states
+    if averages:
+        teacher = teacher.over_heads(1)
+    elif teacher.heads != heads or relation_heads is not None:
+        shared = relation_heads or math.gcd(heads, teacher.heads)
+        student_queries, student_keys = (regroup_heads(each, shared) for each in (student_queries, student_keys))
+        teacher = teacher.over_heads(shared)
+
+    key_mask, query_mask = key_mask.bool() & teacher.key_mask, query_mask.bool() & teacher.query_mask
+
+    def of_teacher(part: Part) -> Tensor:
+        return teacher.scores(part).masked_fill(~key_mask[part[0], None, None], _LOWEST)
+
+    most = teacher.scores_a_query
+    return _loss(student_queries, student_keys, of_teacher, key_mask, query_mask, max_scores, most, averages)
+
+
+def _loss(
+    student_queries: Tensor,
+    student_keys: Tensor,
+    teacher_scores: Callable[[Part], Tensor],
+    key_mask: Tensor,
+    query_mask: Tensor,
+    max_scores: int | None = None,
+    scores_a_query: int = 0,
+    averages_heads: bool = False,
+) -> Tensor:
+    """KL divergence of checked states, in chunks."""
     if max_scores is None:
         max_scores = MAX_SCORES.get(student_queries.device.type, MAX_SCORES_ELSEWHERE)
-    loss: Tensor = _ChunkedAttentionLoss.apply(*states, key_mask.bool(), query_mask.bool(), max_scores)
+    rows, heads, queries, _ = student_queries.shape
+    of_a_query = max(heads * student_keys.shape[2], scores_a_query)
+    chunks = list(_chunks(rows, queries, of_a_query, max_scores))
+
+    weights = _query_weights(key_mask, query_mask, 1 if averages_heads else heads)
+    is_trained = torch.is_grad_enabled() and (student_queries.requires_grad or student_keys.requires_grad)
+    loss: Tensor = _ChunkedAttentionLoss.apply(
+        student_queries, student_keys, teacher_scores, key_mask.bool(), weights, chunks, averages_heads, is_trained
+    )
     return loss
 
 
@@ -82,61 +187,68 @@ class _ChunkedAttentionLoss(torch.autograd.Function):
         ctx: Any,
         student_queries: Tensor,
         student_keys: Tensor,
-        teacher_queries: Tensor,
-        teacher_keys: Tensor,
+        teacher_scores: Callable[[Part], Tensor],
         key_mask: Tensor,
-        query_mask: Tensor,
-        max_scores: int,
+        weights: Tensor,
+        chunks: list[Part],
+        averages_heads: bool,
+        is_trained: bool,
     ) -> Tensor:
-        weights = _query_weights(key_mask, query_mask, student_queries.shape[1])
-        total = weights.new_zeros(())
-        with torch.autocast(student_queries.device.type, enabled=False):
-            for part in _chunks(student_queries, student_keys, max_scores):
-                student = _masked_scores(student_queries, student_keys, key_mask, part).log_softmax(-1)
-                teacher = _masked_scores(teacher_queries, teacher_keys, key_mask, part)
-                # At a padded key the probability is 0 and the difference finite.
-                divergence = teacher.softmax(-1).mul_(teacher.log_softmax(-1).sub_(student)).sum(-1)
-                total += divergence.mul_(weights[part]).sum()
+        total, heads = weights.new_zeros(()), student_queries.shape[1]
+        scale = student_queries.shape[-1] ** -0.5
+        # Small weights would vanish in half precision: the largest is multiplied in at the end, in float32.
+        largest = weights.amax().clamp(min=torch.finfo(torch.float32).tiny)
+        if is_trained:
+            ctx.gradients = [torch.zeros_like(each, dtype=torch.float32) for each in (student_queries, student_keys)]
 
-        ctx.save_for_backward(student_queries, student_keys, teacher_queries, teacher_keys, key_mask, weights)
-        ctx.max_scores = max_scores
+        with torch.autocast(student_queries.device.type, enabled=False):
+            for part in chunks:
+                log_probs = _masked_scores(student_queries, student_keys, key_mask, part).log_softmax(-1)
+                teacher_log_probs = teacher_scores(part).log_softmax(-1)
+                teacher = teacher_log_probs.exp()
+                compared = log_probs.logsumexp(1, keepdim=True) - math.log(heads) if averages_heads else log_probs
+                # At a padded key the probability is 0 and the difference finite.
+                divergence = teacher_log_probs.sub_(compared).mul_(teacher).sum(-1)
+                total += divergence.mul_(weights[part]).sum()
+                if not is_trained:
+                    continue
+
+                probs = log_probs.exp()
+                if averages_heads:
+                    # Of a mean, each head answers for its share of it.
+                    teacher = teacher * (log_probs - compared).exp() / heads
+                    probs = probs * teacher.sum(-1, keepdim=True)
+                scores = probs.sub_(teacher).mul_(weights[part].unsqueeze(-1) / largest).to(student_queries.dtype)
+                of_queries, of_keys = ctx.gradients
+                of_queries[part] = scores @ (student_keys[part[0]] * scale)
+                of_keys[part[0]] += scores.transpose(-1, -2) @ (student_queries[part] * scale)
+
+        if is_trained:
+            ctx.dtype = student_queries.dtype
+            ctx.gradients = [each.mul_(largest) for each in ctx.gradients]
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        student_queries, student_keys, teacher_queries, teacher_keys, key_mask, weights = ctx.saved_tensors
-        weights = weights * grad_output
-        grad_queries, grad_keys = torch.empty_like(student_queries), torch.zeros_like(student_keys)
-        scale = student_queries.shape[-1] ** -0.5
-
-        with torch.autocast(student_queries.device.type, enabled=False):
-            for part in _chunks(student_queries, student_keys, ctx.max_scores):
-                # Scores are computed once more: to keep those of the forward pass is what this loss avoids.
-                student = _masked_scores(student_queries, student_keys, key_mask, part).softmax(-1)
-                teacher = _masked_scores(teacher_queries, teacher_keys, key_mask, part).softmax(-1)
-                scores = student.sub_(teacher).mul_(weights[part].unsqueeze(-1)).to(student_queries.dtype)
-                grad_queries[part] = scores @ (student_keys[part[0]] * scale)
-                grad_keys[part[0]] += scores.transpose(-1, -2) @ (student_queries[part] * scale)
-        return grad_queries, grad_keys, None, None, None, None, None
+        of_queries, of_keys = ((each * grad_output).to(ctx.dtype) for each in ctx.gradients)
+        return of_queries, of_keys, None, None, None, None, None, None
 
 
-def _chunks(queries: Tensor, keys: Tensor, max_scores: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Indices of (rows, heads, queries): rows, and the queries of a row where one row has more than `max_scores`."""
-    rows, heads, num_queries, _ = queries.shape
-    of_a_query = heads * keys.shape[2]
+def _chunks(num_rows: int, num_queries: int, of_a_query: int, max_scores: int) -> Iterator[Part]:
+    """Rows, and the queries of a row where one row has more than `max_scores`."""
     queries_at_a_time = min(num_queries, max(1, max_scores // of_a_query))
     rows_at_a_time = max(1, max_scores // (of_a_query * num_queries))
 
-    for row in range(0, rows, rows_at_a_time):
+    for row in range(0, num_rows, rows_at_a_time):
         for query in range(0, num_queries, queries_at_a_time):
             yield slice(row, row + rows_at_a_time), slice(None), slice(query, query + queries_at_a_time)
 
 
-def _masked_scores(queries: Tensor, keys: Tensor, key_mask: Tensor, part: tuple[slice, slice, slice]) -> Tensor:
-    """Scores of a chunk in float32, padded keys at a finite floor: -inf would give NaN where a row has no real key."""
+def _masked_scores(queries: Tensor, keys: Tensor, key_mask: Tensor, part: Part) -> Tensor:
+    """Scores of a chunk in float32, padded keys at a finite floor."""
     scores = (queries[part] * queries.shape[-1] ** -0.5) @ keys[part[0]].transpose(-1, -2)
-    return scores.float().masked_fill_(~key_mask[part[0], None, None], torch.finfo(torch.float32).min / 2)
+    return scores.float().masked_fill_(~key_mask[part[0], None, None], _LOWEST)
 
 
 def _query_weights(key_mask: Tensor, query_mask: Tensor, heads: int) -> Tensor:
