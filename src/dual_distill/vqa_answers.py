@@ -8,8 +8,10 @@ capital "Im" never meets its contraction since words are lowered first.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
@@ -40,6 +42,7 @@ _CONTRACTIONS = {
     if sign == "'"
 } | {"somebody'd": "somebodyd"}
 _SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
+_REMEMBERED = 100_000  # of millions of answers most were there before
 
 
 def strip_answer(text: str) -> str:
@@ -49,15 +52,17 @@ def strip_answer(text: str) -> str:
         text: an answer.
 
     Returns:
-        The answer with line ends and tabs as blanks, stripped.
+        The answer with line ends and tabs as blanks, stripped, accents composed (Unicode's NFC, which the official
+        evaluation leaves to chance: the same letters may be written in two ways).
 
     Example:
         >>> strip_answer(" The red\tone\n")
         'The red one'
     """
-    return text.replace("\n", " ").replace("\t", " ").strip()
+    return unicodedata.normalize("NFC", text).replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def process_punctuation(text: str) -> str:
     """An answer without punctuation, as the official evaluation takes it out.
 
@@ -102,6 +107,7 @@ def process_digits_and_articles(text: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def normalise_answer(text: str) -> str:
     """An answer as the official VQA evaluation compares it.
 
@@ -125,9 +131,9 @@ def normalise_answer(text: str) -> str:
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
     """How right each answer of a question is: 0.3 for one person who gave it, 0.6 for two, 0.9 for three, 1 for more.
 
-    The usual training target. With ten answers it is what the official evaluation gives to that answer: the mean over
-    the ten people of min(1, matches among the other nine / 3). It is not min(1, count / 3), the rule of thumb often
-    quoted.
+    The usual training target, which no edition of the official evaluation changes. With ten answers it is what the
+    edition of 2021 gives to that answer where people differ, and 1 where they agree: the mean over the ten people of
+    min(1, matches among the other nine / 3). It is not min(1, count / 3), the rule of thumb often quoted.
 
     Args:
         answers: what people said, usually ten answers, compared as they are: normalise them first.

@@ -8,7 +8,11 @@ ANSWERS = ["no"] * 3 + ["yes"] * 3 + ["b", "a", "c", "c"]
 
 @pytest.mark.parametrize(
     ("limits", "expected"),
-    [({}, ["no", "yes", "c", "a", "b"]), ({"min_count": 2}, ["no", "yes", "c"]), ({"min_count": 3}, ["no", "yes"])],
+    [
+        ({}, ["no", "yes", "c", "a", "b"]),
+        ({"min_answer_count": 2}, ["no", "yes", "c"]),
+        ({"min_answer_count": 3}, ["no", "yes"]),
+    ],
 )
 def test_most_frequent_first_then_alphabetical(limits, expected):
     for answers in (ANSWERS, ANSWERS[::-1]):
@@ -37,11 +41,11 @@ def test_coverage():
 @pytest.mark.parametrize(
     ("answers", "column", "limits", "message"),
     [
-        (["a"], "answer", {"min_count": 0}, "min_count is 0, but must be at least 1"),
+        (["a"], "answer", {"min_answer_count": 0}, "min_answer_count is 0, but must be at least 1"),
         (
             ["a", "b", "a"],
             "answer",
-            {"min_count": 3},
+            {"min_answer_count": 3},
             r"No answer in column 'answer' occurs 3 times or more \(the most frequent: 2\)",
         ),
         ([1, 2], "answer", {}, "Row 0 of column 'answer' holds 1, but answers are strings"),

@@ -1,6 +1,9 @@
 """A trained tokenizer follows from its texts alone."""
 
+from transformers import AutoTokenizer, ViltImageProcessorPil
+
 from dual_distill.data import train_tokenizer
+from dual_distill.modeling import DualDistillProcessor
 
 TEXTS = ["is there a red circle?", "how many blue squares are there?", "xylophones", "Straße, São Paulo: 東京"]
 
@@ -17,3 +20,14 @@ def test_every_text_is_made_of_its_pieces() -> None:
     tokenizer = train_tokenizer(TEXTS, 70)
     for text in TEXTS:
         assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
+
+
+def test_marks_make_other_words_and_composed_accents_the_same(tmp_path) -> None:
+    """Thai for cat and for mother, with and without its tone mark; an accent that is one letter or two."""
+    texts = ["\u0e41\u0e21\u0e27", "\u0e41\u0e21\u0e48\u0e27", "caf\u00e9", "cafe"]
+    train_tokenizer([*texts, "cafe\u0301"]).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
+    ids = [tuple(row) for row in tokenizer(texts)["input_ids"]]
+    assert len(set(ids)) == 4
+    processor = DualDistillProcessor(ViltImageProcessorPil(), tokenizer)
+    assert processor(text="cafe\u0301")["input_ids"].tolist() == [list(ids[2])]

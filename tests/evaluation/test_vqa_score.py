@@ -1,11 +1,12 @@
 """The official score, case by case: each expected number follows from the script's rules by hand."""
 
 import itertools
+import random
 
 import pytest
 
 from dual_distill.evaluation import VQAScore, vqa_score
-from dual_distill.vqa_answers import normalise_answer, process_punctuation
+from dual_distill.vqa_answers import normalise_answer, process_digits_and_articles, process_punctuation
 
 
 @pytest.mark.parametrize(
@@ -58,8 +59,77 @@ def test_against_the_loop_over_people():
         ("hot-dog", ["hot-dog"] * 9 + ["hot-dog "], 1.0),
     ],
 )
-def test_what_is_processed_and_what_is_not(prediction, answers, expected):
-    assert vqa_score(prediction, answers) == expected
+def test_what_the_script_of_2017_processes_and_what_it_does_not(prediction, answers, expected):
+    assert vqa_score(prediction, answers, edition="2017") == expected
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        # People who all agree: both sides stay as they are, but for blanks at the ends and line ends.
+        ("hot-dog", ["hot-dog"] * 10, 1.0),
+        ("hot dog", ["hot-dog"] * 10, 0.0),
+        ("p.m.", ["p.m."] * 10, 1.0),
+        ("none", ["none"] * 10, 1.0),
+        ("0", ["none"] * 10, 0.0),
+        ("The Red one!", ["red 1"] * 10, 0.0),
+        ("two", ["2"] * 10, 0.0),
+        ("yes", ["Yes"] * 10, 0.0),
+        ("\n yes\t", ["yes"] * 10, 1.0),
+        ("yes", [" yes"] * 4 + ["yes\n"] * 6, 1.0),
+        # People who differ: both sides go through everything.
+        ("2", ["two"] * 9 + ["2"], 1.0),
+        ("red ball", ["the red ball"] * 9 + ["red ball"], 1.0),
+        ("yes", ["Yes"] * 9 + ["yes"], 1.0),
+        ("The Red one!", ["red 1"] * 3 + ["blue"] * 7, 0.9),
+        ("hot-dog", ["hot-dog"] * 9 + ["bun"], 1.0),
+        ("0", ["none"] * 2 + ["zero"] + ["2"] * 7, 0.9),
+    ],
+)
+def test_what_todays_script_processes_and_what_it_does_not(prediction, answers, expected):
+    assert vqa_score(prediction, answers) == vqa_score(prediction, answers, edition="2021") == expected
+
+
+def score_person_by_person(prediction, answers, edition):
+    """The official script in words: edit in place, leave one person out at a time, average."""
+    answers, prediction = list(answers), prediction.replace("\n", " ").replace("\t", " ").strip()
+    if edition == "2021":
+        answers = [answer.replace("\n", " ").replace("\t", " ").strip() for answer in answers]
+    differ = len(set(answers)) > 1
+    if edition == "2017" or differ:
+        prediction = process_digits_and_articles(process_punctuation(prediction))
+    if differ:
+        answers = [process_punctuation(answer) for answer in answers]
+    if differ and edition == "2021":
+        answers = [process_digits_and_articles(answer) for answer in answers]
+    shares = []
+    for left_out in range(len(answers)):
+        others = [answer for person, answer in enumerate(answers) if person != left_out]
+        shares.append(min(1, sum(answer == prediction for answer in others) / 3))
+    return sum(shares) / len(shares)
+
+
+def test_4_000_adversarial_sets_against_the_script_in_words():
+    """The two editions differ in hundreds of them, so that neither can pass for the other."""
+    rng, unequal = random.Random(0), 0
+    pool = ["Yes", "yes", "no", "two", "2", "none", "0", "the dog", "a dog", "dog", "hot-dog", "hot dog", "p.m.", "pm"]
+    pool += [" yes", "yes\n", "dont", "don't", "1,000", "1000", "black/white", "black white", "2.5", "caf\u00e9"]
+    for _ in range(4_000):
+        few = rng.sample(pool, rng.choice([1, 1, 2, 3]))
+        prediction, answers = rng.choice([*few, rng.choice(pool)]), rng.choices(few, k=10)
+        by_edition = [vqa_score(prediction, answers, edition) for edition in ("2021", "2017")]
+        expected = [score_person_by_person(prediction, answers, edition) for edition in ("2021", "2017")]
+        assert by_edition == pytest.approx(expected, abs=1e-12), (prediction, answers)
+        unequal += by_edition[0] != by_edition[1]
+    assert unequal > 500
+
+
+def test_accents_written_in_two_ways_are_one_answer():
+    for edition in ("2021", "2017"):
+        assert vqa_score("cafe\u0301", ["caf\u00e9"] * 10, edition) == 1.0
+        assert vqa_score("caf\u00e9", ["cafe\u0301"] * 9 + ["bar"], edition) == 1.0
+    metric = VQAScore(edition="2017")
+    assert metric.compute(predictions=["none"], references=[["none"] * 10])["vqa_score"] == 0
 
 
 def test_the_two_halves_of_the_normalisation_are_the_packages_own():
@@ -92,6 +162,8 @@ def test_the_ten_answers_of_a_question_may_be_given_alone():
 
 
 def test_each_error_by_its_message():
+    with pytest.raises(ValueError, match="edition is '2019'; give one of 2021, 2017"):
+        vqa_score("red", ["red"] * 10, edition="2019")
     with pytest.raises(ValueError, match="A question has 1 answers, but the VQA score needs 4 or more"):
         vqa_score("red", ["red"])
     with pytest.raises(ValueError, match="An answer is None of type NoneType, but answers are strings"):

@@ -46,6 +46,16 @@ RUN = RunRecord(
 )
 
 
+def test_a_score_with_several_editions_names_the_one(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder()
+    score = Measurement("vqa_score", 0.5, "validation", "dual-distill evaluate", rows=10, edition="2021")
+    write_run(folder, replace(RUN, measurements=(score,)))
+    assert read_run(folder).measurements == (score,)
+    card = write_card(folder, repo_id="me/student").read_text()
+    assert "| vqa score, edition 2021 | validation | 10 | 50.0 % |" in card
+    assert "name: vqa score, edition 2021" in card
+
+
 def test_a_distilled_dual_encoder_says_what_happened(make_folder: Callable[..., Path]) -> None:
     folder = make_folder()
     write_run(folder, RUN)

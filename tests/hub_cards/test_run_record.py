@@ -82,6 +82,13 @@ def test_an_evaluation_is_added_beside_its_teacher_s_and_replaces_an_earlier_one
     assert score.groups == {"number": 0.1}
     [score] = add_evaluation(run, {**mine, "vqa_score": 0.55}, "evaluate").measurements
     assert (score.value, score.teacher) == (0.55, None)
+    # Two editions of the official script are two metrics; a card names the one.
+    mine["vqa_score_edition"] = "2021"
+    assert add_evaluation(run, mine, "evaluate").measurements[0].edition == "2021"
+    with pytest.raises(
+        ValueError, match="the teacher was evaluated with vqa_score_edition '2017', the model with '2021'"
+    ):
+        add_evaluation(run, mine, "evaluate", {**mine, "vqa_score_edition": "2017"})
     with pytest.raises(ValueError, match="the teacher was evaluated with rows 29, the model with 30"):
         add_evaluation(run, mine, "evaluate", {**mine, "rows": 29})
     with pytest.raises(ValueError, match=r"notes\.json has no 'split'"):

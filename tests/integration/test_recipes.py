@@ -207,10 +207,11 @@ def test_vqa_is_evaluated_by_the_official_score_and_a_submission_is_written(
     assert report["vqa_score"] == pytest.approx(sum(right) / 20)
     assert report["accuracy"] == pytest.approx(sum(right) / 20)
     assert set(report["vqa_score_by_group"]) == {"other", "yes/no"}
+    assert report["vqa_score_edition"] == "2021"
     assert 0 <= report["majority"] <= report["text_only"] <= 1
 
     table = dual_distill(*words, "--split", "validation", "--no-baselines").out
-    assert f"VQA score, 20 rows  {100 * report['vqa_score']:5.1f} %" in table
+    assert f"VQA score (edition 2021), 20 rows  {100 * report['vqa_score']:5.1f} %" in table
     # test has no answers: nothing to hold against, everything to send in.
     printed = dual_distill(*words, "--split", "test", "--submission", tmp_path / "test.json")
     assert printed.code == 0, printed.err

@@ -22,13 +22,13 @@ The answers to VQA v2's test questions, for EvalAI:
 import argparse
 import json
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, get_args
 
 from transformers import HfArgumentParser, PreTrainedConfig
 
 from dual_distill import trainer
 from dual_distill.data import TASKS, CaptioningCollator, DistillationCollator, Task
-from dual_distill.evaluation import report_captions, write_captions, write_submission
+from dual_distill.evaluation import VQAEdition, report_captions, write_captions, write_submission
 from dual_distill.inference import evaluate_retrieval
 from dual_distill.regions import RegionStore
 from dual_distill.runs import HEADS, DataArguments, ReadingArguments, head_of, load_data
@@ -62,6 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "model", "--revision", "--device", "--batch-size")
     parser.set_defaults(batch_size=128)
     option(parser, "--split", "NAME", "train, validation or test (%(default)s)", default="test")
+    editions = {"choices": get_args(VQAEdition), "default": "2021"}
+    option(parser, "--edition", "YEAR", "of the official VQA score: 2021, today's (default), or 2017", **editions)
     option(parser, "--max-rows", "N", "evaluate the first N rows (default: all)")
     parser.add_argument("--no-baselines", action="store_true", help="without the baselines, which read all of train")
     option(parser, "--submission", "PATH", "also write EvalAI's or COCO's results file")
@@ -159,12 +161,14 @@ def _evaluate_answers(options: argparse.Namespace, task: Task, data: Any, rows: 
         write_submission(options.submission, list(rows["question_id"]), answers)
     if not has_labels:
         return {"submission": str(options.submission)}
-    return asdict(trainer.report_answers(answers, rows, task, None if options.no_baselines else data.get("train")))
+    train = None if options.no_baselines else data.get("train")
+    return asdict(trainer.report_answers(answers, rows, task, train, edition=options.edition))
 
 
 def _answers_table(found: dict[str, Any]) -> str:
     """Shares in per cent, by group and beside those of the baselines."""
-    shares = [(f"VQA score, {found['rows']} rows", found["vqa_score"]), *_indented(found["vqa_score_by_group"])]
+    score = f"VQA score (edition {found['vqa_score_edition']}), {found['rows']} rows"
+    shares = [(score, found["vqa_score"]), *_indented(found["vqa_score_by_group"])]
     shares += [(f"accuracy, {found['rows']} rows", found["accuracy"]), *_indented(found["accuracy_by_group"])]
     shares += [("consistency", found["consistency"]), ("most frequent answer", found["majority"])]
     shares += [(f"question-only baseline ({found['text_only_method']})", found["text_only"])]

@@ -7,34 +7,35 @@ from typing import Any
 from datasets import Dataset
 
 
-def build_answer_vocabulary(dataset: Dataset, column: str, min_count: int = 1) -> list[str]:
+def build_answer_vocabulary(dataset: Dataset, column: str, min_answer_count: int = 1) -> list[str]:
     """The answers that become classes, most frequent first, equal counts in alphabetical order.
 
     Args:
         dataset: the training split; other splits would leak into the head.
         column: a column of strings, or of lists of strings (VQAv2 has ten answers a question), each of which counts.
-        min_count: fewest occurrences of an answer that is kept, >= 1. VQAv2's 3,129 classes come from 9.
+        min_answer_count: fewest occurrences of an answer that is kept, >= 1. VQAv2's 3,129 classes come from 9.
 
     Returns:
         The vocabulary; the index of an answer is its label id.
 
     Raises:
         KeyError: there is no such column.
-        ValueError: the column holds something else than strings, `min_count` is below 1, or no answer
+        ValueError: the column holds something else than strings, `min_answer_count` is below 1, or no answer
             is frequent enough.
 
     Example:
         >>> answers = Dataset.from_dict({"answer": ["yes", "red", "no", "yes", "no", "a"]})
-        >>> build_answer_vocabulary(answers, "answer", min_count=2)
+        >>> build_answer_vocabulary(answers, "answer", min_answer_count=2)
         ['no', 'yes']
     """
-    if min_count < 1:
-        raise ValueError(f"min_count is {min_count}, but must be at least 1.")
+    fewest = min_answer_count
+    if fewest < 1:
+        raise ValueError(f"min_answer_count is {fewest}, but must be at least 1.")
     counts = Counter(_answers(dataset, column))
-    kept = sorted((answer for answer in counts if counts[answer] >= min_count), key=lambda a: (-counts[a], a))
+    kept = sorted((answer for answer in counts if counts[answer] >= fewest), key=lambda a: (-counts[a], a))
     if not kept:
-        found = f"occurs {min_count} times or more (the most frequent: {max(counts.values(), default=0)})"
-        raise ValueError(f"No answer in column {column!r} {found}; lower min_count.")
+        found = f"occurs {fewest} times or more (the most frequent: {max(counts.values(), default=0)})"
+        raise ValueError(f"No answer in column {column!r} {found}; lower min_answer_count.")
     return kept
 
 

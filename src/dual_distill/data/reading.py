@@ -8,6 +8,7 @@ paths; nothing is decoded.
 import itertools
 import os
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,7 +157,9 @@ class ImageFolder:
                 # A name without extension means a file if it can mean only one.
                 once = Counter(file.rpartition(".")[0] for file in files)
                 stems = {file.rpartition(".")[0]: file for file in files if once[file.rpartition(".")[0]] == 1}
-                self._listed[folder] = stems | {file: file for file in files}
+                # Some file systems take accents in names apart.
+                known = stems | {file: file for file in files}
+                self._listed[folder] = {unicodedata.normalize("NFC", name): known[name] for name in known} | known
             if path.name in self._listed[folder]:
                 return {"bytes": None, "path": str(folder / self._listed[folder][path.name])}
 

@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -61,7 +62,7 @@ class Record(dict[str, Any]):
         return value
 
     def text(self, name: str, expected: str = "a text of one word or more") -> str:
-        """The text of a key, as it is; one that is empty is refused."""
+        """The text of a key, composed (NFC), else as it is; one that is empty is refused."""
         value = self.get(name, "missing")
         if value is None or (isinstance(value, str) and not value.strip()):
             raise InvalidRecordError(f"empty {name}", f"{name} is empty ({value!r}), but a row needs {expected}")
@@ -69,7 +70,7 @@ class Record(dict[str, Any]):
         if len(text) > MAX_CHARACTERS:
             message = f"{name} has {len(text):,} characters, but a text has {MAX_CHARACTERS:,} at most"
             raise InvalidRecordError(f"long {name}", message)
-        return text
+        return unicodedata.normalize("NFC", text)
 
 
 def existing_file(file: FilePath) -> Path:

@@ -1,5 +1,6 @@
 """A word-piece tokenizer trained on the texts at hand, for models that are trained from nothing."""
 
+import unicodedata
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -9,10 +10,11 @@ _SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 30_522, max_text_length: int = 40) -> BertTokenizer:
-    """Train BERT-style lower-case word pieces.
+    """Train BERT-style lower-case word pieces; accents, vowel signs and tone marks are kept, which make other words.
 
     Args:
-        texts: training texts; repeated texts weigh more.
+        texts: training texts; repeated texts weigh more. They are read as Unicode's NFC, as the processor and the
+            collators give texts to a tokenizer.
         vocab_size: largest vocabulary, special tokens included; a small corpus gives a smaller one.
         max_text_length: longest text in tokens that the tokenizer lets through when asked to truncate.
 
@@ -27,12 +29,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 30_522, max_text_len
         >>> tokenizer.convert_ids_to_tokens(tokenizer("a red circle")["input_ids"])
         ['[CLS]', 'a', 'red', 'circle', '[SEP]']
     """
-    texts = list(texts)
+    texts = [unicodedata.normalize("NFC", text) for text in texts]
     if not texts:
         raise ValueError("a tokenizer needs at least one training text, but there is none.")
 
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    trained.normalizer = normalizers.BertNormalizer(lowercase=True)
+    trained.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trained.decoder = decoders.WordPiece()
 
@@ -45,4 +47,5 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 30_522, max_text_len
     first = [*_SPECIAL_TOKENS, *letters]
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
     trained.train_from_iterator(texts, trainer)
-    return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=True, model_max_length=max_text_length)
+    told = {"do_lower_case": True, "strip_accents": False, "model_max_length": max_text_length}
+    return BertTokenizer(vocab=trained.get_vocab(), **told)

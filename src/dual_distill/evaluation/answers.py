@@ -4,17 +4,21 @@ One number hides what a model cannot answer, so there are groups. The VQA score 
 computes it, slips included, for a published number is made of them.
 """
 
+import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as SequenceOf
 from transformers import EvalPrediction
 
-from dual_distill.vqa_answers import normalise_answer, process_punctuation
+from dual_distill.vqa_answers import normalise_answer, process_punctuation, strip_answer
 
 from .streaming import LABELS, GroupedMean, StreamedMetric, plain
+
+VQAEdition = Literal["2021", "2017"]
+"""The official evaluation script of VQA before and since 2021-03-11; they differ in what is normalised."""
 
 FEWEST_ANSWERS = 4
 """Fewest answers to a question; with three, full agreement would score below 1."""
@@ -127,13 +131,18 @@ def _right_answers(predictions: Any, references: Any) -> list[bool]:
         if not any(isinstance(prediction, kind) and isinstance(reference, kind) for kind in (str, int)):
             wrong = f"Row {row} predicts {prediction!r} where the reference is {reference!r}"
             raise ValueError(f"{wrong}, but both must be integers or both strings; translate by the model's id2label.")
-        is_right.append(prediction == reference)
+        is_right.append(_composed(prediction) == _composed(reference))
     return is_right
+
+
+def _composed(label: Any) -> Any:
+    return unicodedata.normalize("NFC", label) if isinstance(label, str) else label
 
 
 class VQAScore(StreamedMetric):
     """Mean VQA score, overall, by answer type and by question type, as an `evaluate.Metric`.
 
+    `VQAScore(edition="2017")` scores as papers before 2021 were scored, see `vqa_score`.
     `compute(predictions=, references=, answer_types=None, question_types=None)` takes one answer a question and the
     people's answers to it (ten in VQA v2) and returns `{"vqa_score": share, "num_questions": count}`, with
     `"vqa_score_by_answer_type"` and `"vqa_score_by_question_type"`, name -> share, where those are given. Shares are in
@@ -147,12 +156,12 @@ class VQAScore(StreamedMetric):
 
     References:
         Antol et al., ICCV 2015; Goyal et al., CVPR 2017 (VQA v2); visualqa.org/evaluation.html and the evaluation
-        script of GT-Vision-Lab/VQA, commit c4e6a0e.
+        script of GT-Vision-Lab/VQA, commits a013f00 (2021) and c4e6a0e (2017).
 
     Example:
         >>> metric = VQAScore()
         >>> people = [["red"] * 10, ["2"] * 3 + ["3"] * 7]
-        >>> result = metric.compute(predictions=["Red!", "two"], references=people, answer_types=["other", "number"])
+        >>> result = metric.compute(predictions=["red", "two"], references=people, answer_types=["other", "number"])
         >>> result["vqa_score"], result["vqa_score_by_answer_type"]
         (0.95, {'number': 0.9, 'other': 1.0})
     """
@@ -160,13 +169,17 @@ class VQAScore(StreamedMetric):
     row_features = Features({"predictions": Value("string"), "references": SequenceOf(Value("string"))})
     optional_columns = ("answer_types", "question_types")
 
+    def __init__(self, *, edition: VQAEdition = "2021", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._edition = edition
+
     def _start(self) -> None:
         self._sum = 0.0
         self._by_type = {name: GroupedMean() for name in self.optional_columns}
 
     def _update(self, predictions: Any, references: Any, **types: Any) -> None:
         rows = zip(plain(predictions), plain(references), strict=True)
-        scores = [vqa_score(answer, people) for answer, people in rows]
+        scores = [vqa_score(answer, people, self._edition) for answer, people in rows]
         self._sum += sum(scores)
         for name, column in types.items():
             self._by_type[name].add(scores, column)
@@ -178,34 +191,41 @@ class VQAScore(StreamedMetric):
         }
 
 
-def vqa_score(prediction: str, answers: Sequence[str]) -> float:
+def vqa_score(prediction: str, answers: Sequence[str], edition: VQAEdition = "2021") -> float:
     """How right an answer is, by what people said: mean over the people of min(1, matches among the others / 3).
 
-    As the official script has it: the prediction goes through the whole normalisation (`normalise_answer`). Of the
-    people's answers only punctuation is taken out, and only where they are not all the same, letter by letter: number
-    words, articles, contractions and capitals of theirs stay as they are.
+    The official script compares differently since 2021-03-11. Where all people agree, letter by letter, both sides stay
+    as they are; elsewhere both go through the whole normalisation (`normalise_answer`). Until then the prediction
+    always did, and of people's answers that differ only punctuation was taken out: their number words, articles,
+    contractions and capitals stayed.
 
     Args:
         prediction: the model's answer.
         answers: four or more answers of people, ten in VQA v2, as the annotation file has them.
+        edition: "2021", today's script, or "2017", by which papers up to then were scored.
 
     Returns:
         Share in [0, 1]. With ten people 0, 0.3, 0.6, 0.9 and 1 for an answer of none, one, two, three, and more.
 
     Raises:
-        ValueError: something is no string, or there are fewer than four answers, where even full agreement stays below
-        1.
+        ValueError: something is no string, there is no such edition, or there are fewer than four answers, where even
+        full agreement stays below 1.
 
     Note:
-        So a unanimous "2:00 p.m." cannot be met by any prediction, for its full stops stay and the prediction's go; nor
-        can a unanimous "none", which in the prediction is the number 0. In VQA v2 both are rare.
+        By the edition of 2017 no prediction meets a unanimous "2:00 p.m.", for its full stops stay and the prediction's
+        go; nor a unanimous "none", which in the prediction is the number 0. By today's, a prediction "hot dog" does not
+        meet a unanimous "hot-dog". Both are rare in VQA v2.
 
     Example:
         >>> vqa_score("hot dog", ["hot-dog"] * 2 + ["sausage"] * 8)
         0.6
-        >>> vqa_score("hot-dog", ["hot-dog"] * 10)   # they agree: "hot-dog" stays, the prediction becomes "hot dog"
-        0.0
+        >>> vqa_score("hot-dog", ["hot-dog"] * 10), vqa_score("hot-dog", ["hot-dog"] * 10, edition="2017")
+        (1.0, 0.0)
+        >>> vqa_score("2", ["two"] * 9 + ["2"]), vqa_score("2", ["two"] * 9 + ["2"], edition="2017")
+        (1.0, 0.3)
     """
+    if edition not in get_args(VQAEdition):
+        raise ValueError(f"edition is {edition!r}; give one of {', '.join(get_args(VQAEdition))}.")
     if len(answers) < FEWEST_ANSWERS:
         needed = f"but the VQA score needs {FEWEST_ANSWERS} or more"
         raise ValueError(f"A question has {len(answers)} answers, {needed}; with one there is GroupedAccuracy.")
@@ -213,10 +233,14 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
         if not isinstance(text, str):
             raise ValueError(f"An answer is {text!r} of type {type(text).__name__}, but answers are strings.")
 
-    answer = normalise_answer(prediction)
-    if len(set(answers)) > 1:
-        answers = [process_punctuation(text) for text in answers]
-    matches = sum(text == answer for text in answers)
+    # Each edition strips what it compares: that of 2017 the prediction alone, so that a blank is disagreement.
+    people = [_composed(text) if edition == "2017" else strip_answer(text) for text in answers]
+    all_agree = len(set(people)) == 1
+    answer = strip_answer(prediction) if all_agree and edition == "2021" else normalise_answer(prediction)
+    if not all_agree:
+        process = process_punctuation if edition == "2017" else normalise_answer
+        people = [process(text) for text in people]
+    matches = sum(text == answer for text in people)
     # Of the people, `matches` see one match fewer among the others. One division: shares of ten come out as 0.3, not
     # 0.29...
     thirds = matches * min(3, matches - 1) + (len(answers) - matches) * min(3, matches)

@@ -268,13 +268,17 @@ def _own_metadata(
             dataset_split=one.split,
             dataset_revision=data.revision,
             metric_type=one.metric,
-            metric_name=one.metric.replace("_", " "),
+            metric_name=_metric_name(one),
             metric_value=round(one.value, _DIGITS),
         )
         for task in tasks
         for one in measured
     ]
     return {**found, "model_name": title, "eval_results": results}
+
+
+def _metric_name(one: Measurement) -> str:
+    return one.metric.replace("_", " ") + (f", edition {one.edition}" if one.edition else "")
 
 
 def _metric_row(one: Measurement) -> dict[str, Any]:
@@ -286,7 +290,7 @@ def _metric_row(one: Measurement) -> dict[str, Any]:
         return "" if value is None else f"{100 * value:.1f} %" if is_share else f"{value:.3g}"
 
     return {
-        "metric": one.metric.replace("_", " "),
+        "metric": _metric_name(one),
         "split": one.split,
         "rows": "" if one.rows is None else f"{one.rows:,}",
         "is_above_question_only": one.text_only is None or one.value > one.text_only,

@@ -96,6 +96,7 @@ class Measurement:
         text_only: of a reader that never sees the image.
         majority: of the most frequent training answer.
         groups: group -> value.
+        edition: of the script that scores so, where there are several; None: there is one.
 
     Raises:
         ValueError: it has no source or split, or a number is not finite.
@@ -115,6 +116,7 @@ class Measurement:
     text_only: float | None = None
     majority: float | None = None
     groups: dict[str, float] = field(default_factory=dict)
+    edition: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what a card could not answer for."""
@@ -279,11 +281,11 @@ def add_evaluation(
         >>> [(m.metric, m.value, m.text_only) for m in add_evaluation(run, found, "dual-distill evaluate").measurements]
         [('accuracy', 0.5, 0.4)]
     """
-    for name in ("task", "split", "rows"):
-        if name not in evaluation:
+    for name in ("task", "split", "rows", "vqa_score_edition"):
+        if name not in evaluation and name != "vqa_score_edition":
             raise ValueError(f"{source} has no {name!r}; give what `dual-distill evaluate --output-dir` wrote.")
-        if teacher is not None and teacher.get(name) != evaluation[name]:
-            both = f"with {name} {teacher.get(name)!r}, the model with {evaluation[name]!r}"
+        if teacher is not None and teacher.get(name) != evaluation.get(name):
+            both = f"with {name} {teacher.get(name)!r}, the model with {evaluation.get(name)!r}"
             raise ValueError(f"the teacher was evaluated {both}; evaluate both on the same rows.")
 
     # The baselines are measured by the main metric only.
@@ -294,8 +296,9 @@ def add_evaluation(
     for metric in (main, "consistency", "bleu_4"):
         if evaluation.get(metric) is not None:
             beside: dict[str, Any] = {**(baselines if metric == main else {}), "teacher": (teacher or {}).get(metric)}
-            groups = evaluation.get(f"{metric}_by_group") or {}
-            added.append(Measurement(metric, evaluation[metric], *found, **beside, groups=groups))
+            beside["groups"] = evaluation.get(f"{metric}_by_group") or {}
+            beside["edition"] = evaluation.get(f"{metric}_edition")
+            added.append(Measurement(metric, evaluation[metric], *found, **beside))
 
     replaced = {(one.metric, one.split) for one in added}
     kept = [one for one in record.measurements if (one.metric, one.split) not in replaced]

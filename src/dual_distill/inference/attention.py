@@ -7,6 +7,7 @@ a column for each word, a row for each model.
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -51,8 +52,9 @@ def word_attention(
     Returns:
         The W words and their maps `(W, rows, columns)`, float32, over the image's own patch grid.
     """
-    # The scores that distillation compares, of one layer.
+    # The scores that distillation compares, of one layer; the text as the processor reads it.
     model.eval()
+    text = normalize("NFC", text)
     batch = processor(images=image, text=text).to(model.device)
     if getattr(model.config, "interaction_layers", 0):
         interaction = model(**batch, output_interaction_states=True).interaction_model_output

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from PIL import Image, ImageOps
@@ -119,7 +120,8 @@ class DualDistillProcessor(ProcessorMixin):
         return of_images, of_text
 
     def encode_text(self, texts: list[str], max_length: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Tokenize `texts` as `input_ids` and `attention_mask`, `(B, T)`, padded to the longest."""
+        """Tokenize `texts`, composed (NFC), as `input_ids` and `attention_mask`, `(B, T)`, padded to the longest."""
+        texts = [normalize("NFC", text) for text in texts]
         arguments = {"padding": True, "truncation": True, "return_token_type_ids": False, **kwargs}
         return dict(self.tokenizer(texts, max_length=max_length, **arguments | {"return_tensors": "pt"}))
 

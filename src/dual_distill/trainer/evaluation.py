@@ -15,6 +15,7 @@ from dual_distill.evaluation import (
     FEWEST_ANSWERS,
     Consistency,
     GroupedAccuracy,
+    VQAEdition,
     VQAScore,
     majority_answer,
     question_only_baseline,
@@ -37,6 +38,7 @@ class EvaluationReport:
         vqa_score: the official VQA score, where four people or more answered each question; None elsewhere. `accuracy`
             is then against the most common of their answers.
         vqa_score_by_group: the same for each value of the task's group column.
+        vqa_score_edition: year of the official script that scores so.
     """
 
     rows: int
@@ -48,6 +50,7 @@ class EvaluationReport:
     majority: float | None = None
     vqa_score: float | None = None
     vqa_score_by_group: dict[str, float] = field(default_factory=dict)
+    vqa_score_edition: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict that JSON takes."""
@@ -88,7 +91,12 @@ def _batches(
 
 
 def report_answers(
-    answers: list[str], dataset: Dataset, task: Task, train: Dataset | None = None, seed: int = 0
+    answers: list[str],
+    dataset: Dataset,
+    task: Task,
+    train: Dataset | None = None,
+    seed: int = 0,
+    edition: VQAEdition = "2021",
 ) -> EvaluationReport:
     """Hold answers against a split.
 
@@ -98,9 +106,10 @@ def report_answers(
         task: names the columns.
         train: rows that question-only and majority baselines learn from; None leaves them out.
         seed: of the question-only baseline.
+        edition: of the official VQA score, see `vqa_score`.
 
     Raises:
-        ValueError: the task has no labels.
+        ValueError: the task has no labels, or there is no such edition.
     """
     if task.label_column is None:
         raise ValueError(f"task {task.name!r} has image-text rows without labels; choose one with answers.")
@@ -117,8 +126,9 @@ def report_answers(
     people = column(dataset, task.answers_column and (task.given_answers_column or task.answers_column))
     is_official = people and min(map(len, people)) >= FEWEST_ANSWERS
     if is_official:
-        score = VQAScore().compute(predictions=answers, references=people, answer_types=groups)
-        found |= {**score, "vqa_score_by_group": score.get("vqa_score_by_answer_type", {})}
+        score = VQAScore(edition=edition).compute(predictions=answers, references=people, answer_types=groups)
+        found |= score | {"vqa_score_edition": edition}
+        found["vqa_score_by_group"] = score.get("vqa_score_by_answer_type", {})
     known = {one.name for one in fields(EvaluationReport)}
     report = EvaluationReport(rows=len(labels), **{name: it for name, it in found.items() if name in known})
     if train is None:
@@ -126,7 +136,7 @@ def report_answers(
 
     def main_score(answers: Sequence[str]) -> float:
         if is_official:
-            return float(VQAScore().compute(predictions=answers, references=people)["vqa_score"])
+            return float(VQAScore(edition=edition).compute(predictions=answers, references=people)["vqa_score"])
         return float(GroupedAccuracy().compute(predictions=answers, references=labels)["accuracy"])
 
     # All rows of one sentence on one side of the held-out part, or memory would look like skill.

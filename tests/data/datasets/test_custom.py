@@ -227,6 +227,37 @@ def test_validation_holds_out_whole_images(folder):
         load_custom_dataset(write(folder / "mine.csv", questions("aaa")))
 
 
+def test_validation_holds_out_whole_images_that_lie_in_the_table(folder, png):
+    """Questions about one picture hold its bytes each; a row drawn alone would leave its picture in train."""
+    rows = [
+        row | {"image": {"bytes": png((number % 4, 0, 0)), "path": None}}
+        for number, row in enumerate(questions("a" * 16))
+    ]
+    file = write(folder / "mine.parquet", rows)
+    for seed in range(3):
+        data, _ = load_custom_dataset(file, validation_share=0.25, seed=seed)
+        images = [{row["image"]["bytes"] for row in data[split]} for split in ("train", "validation")]
+        assert data.num_rows == {"train": 12, "validation": 4}
+        assert [len(one) for one in images] == [3, 1]
+        assert not images[0] & images[1]
+
+
+def test_accents_written_in_two_ways_are_one_answer_one_word_and_one_file(folder, png):
+    """Composed (as most programs write them) and taken apart (as some file systems do)."""
+    (folder / "images" / "cafe\u0301.png").write_bytes(png())
+    rows = questions(["caf\u00e9", "cafe\u0301", "a", "b"], _0={"answer": "caf\u00e9"}, _1={"answer": "cafe\u0301"})
+    for merge in (True, False):
+        data, task = load_custom_dataset(
+            splits(folder, ".csv", train=rows, val=questions()),
+            merge_spellings=merge,
+            label_names=["cafe\u0301", "red"],
+        )
+        assert task.label_names == ("caf\u00e9", "red")
+        assert data["train"]["answer"][:2] == ["caf\u00e9"] * 2
+        assert data["train"][0]["question"] == data["train"][1]["question"] == "Which colour, caf\u00e9?"
+        assert data["train"][0]["image"] == data["train"][1]["image"]
+
+
 def test_answers_outside_the_vocabulary_are_taken_and_noted(folder, capsys):
     files = splits(folder, ".csv", train=questions("abcdef"), validation=questions("gh", _1={"answer": "green"}))
     report = ReadingReport()
@@ -388,7 +419,7 @@ def test_data_that_is_not_there(folder, name, error, message, monkeypatch):
         ),
         ({"label_names": ["a", "a"]}, r"label_names is \['a', 'a'\], but expected are one or more names, each once"),
         ({"label_names": []}, r"label_names is \[\]"),
-        ({"min_answer_count": 0}, "min_count is 0"),
+        ({"min_answer_count": 0}, "min_answer_count is 0"),
         ({"min_answer_count": 9}, "No answer in column 'answer' occurs 9 times or more"),
         ({"validation_share": 1.0}, "validation_share is 1.0, but it is above 0 and below 1"),
     ],

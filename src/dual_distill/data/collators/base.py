@@ -7,6 +7,7 @@ mostly dropped an image by the time it is asked for again, while a fixed set kee
 bookkeeping. Augmented images differ in each epoch and are not kept.
 """
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -142,7 +143,10 @@ class ImageTextCollator:
         return self._pixels(rows) if self.regions is None else self._tagged(self.regions, rows, [""] * len(rows), None)
 
     def read_rows(self, rows: Sequence[Row], *columns: str) -> Sequence[Row]:
-        """Refuse rows that lack an image column or one of `columns`; name them, and read image files, undecoded."""
+        """Refuse rows that lack an image column or one of `columns`; name them, and read image files, undecoded.
+
+        Texts in `columns` are composed (NFC): the same words are the same tokens, however they are written.
+        """
         if not rows:
             raise ValueError("A batch needs at least one row, but the list is empty.")
 
@@ -158,7 +162,8 @@ class ImageTextCollator:
                     raise ValueError(f"Row {name} has no column {column!r}, {found}. ({way_out})")
 
             # A file is read once: for the key of its content, for its pixels, and for what a subclass hashes.
-            read.append({**row, ROW_NAME: name})
+            texts = {column: _composed(row[column]) for column in columns}
+            read.append({**row, **texts, ROW_NAME: name})
             for column in self.task.image_columns:
                 path, source = image_source(row[column], name)
                 read[-1][column] = source if isinstance(source, Image.Image) else {"bytes": source, "path": path}
@@ -217,7 +222,7 @@ class DistillationCollator(ImageTextCollator):
         self.label_names = tuple(label_names)
         self._label_ids: dict[str | None, int] = {}
         for index, name in enumerate(self.label_names):
-            if self._label_ids.setdefault(name, index) != index:
+            if self._label_ids.setdefault(_composed(name), index) != index:
                 raise ValueError(f"label_names holds {name!r} more than once, but each label has one logit.")
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
@@ -256,17 +261,21 @@ class DistillationCollator(ImageTextCollator):
         # What is no class scores nothing, and takes nothing from the others.
         scores = torch.zeros(len(self.label_names))
         for answer, score in soft_scores(answers).items():
-            if answer in self._label_ids:
-                scores[self._label_ids[answer]] = score
+            if _composed(answer) in self._label_ids:
+                scores[self._label_ids[_composed(answer)]] = score
         return scores
 
     def _label(self, label: Any, name: str) -> int:
         if label is None or isinstance(label, str):
-            return self._label_ids.get(label, _UNKNOWN_LABEL)
+            return self._label_ids.get(_composed(label), _UNKNOWN_LABEL)
         if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(self.label_names):
             return label
         found = f"the label in column {self.task.label_column!r} is {label!r}"
         raise ValueError(f"Row {name}: {found}, but it is a name, or an index from 0 to {len(self.label_names) - 1}.")
+
+
+def _composed(text: Any) -> Any:
+    return unicodedata.normalize("NFC", text) if isinstance(text, str) else text
 
 
 class _ImageCache(dict[str, Tensor]):

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
 
 from dual_distill.data.answers import build_answer_vocabulary
+from dual_distill.data.fingerprint import fingerprint
 from dual_distill.data.reading import ImageFolder, Reading, RecordReader, hold_out, undecoded
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, existing_file, read_lines
 from dual_distill.data.tasks import TASKS, Task, nearest_name
@@ -90,7 +91,7 @@ def load_custom_dataset(
             is 1.0 beside 1; a class is spelled as in `label_names`, or as it is first. The report counts them. Classes
             of a classifier keep their case.
         validation_share: share of train in (0, 1) that becomes validation where the data has none, at most so many
-            rows. All rows of one image (with several, of one first image) go together, where images are paths; where
+            rows. All rows of one image (with several, of one first image) go together, by its path or its bytes; where
             there is a column `directory`, or `identifier` with repeated values, all rows of one of its values do.
             Which ones, `seed` draws.
         seed: of that draw.
@@ -121,7 +122,7 @@ def load_custom_dataset(
         raise ValueError(f"validation_share is {validation_share}, but it is above 0 and below 1.")
     if label_names is not None and (not label_names or len(set(label_names)) < len(label_names)):
         raise ValueError(f"label_names is {list(label_names)!r}, but expected are one or more names, each once.")
-    fixed, classes = _FIXED_LABELS[head], list(label_names or ())
+    fixed, classes = _FIXED_LABELS[head], [unicodedata.normalize("NFC", name) for name in label_names or ()]
     task = Task("custom", head, images, text_column, label_column, answers_column=answers_column, fixed_labels=fixed)
 
     reader = _TableReader(task, id_column, merge_spellings, **reading)
@@ -131,7 +132,8 @@ def load_custom_dataset(
             labels = rows.unique(label_column)
             are_numbers = all(label.removeprefix("-").isdecimal() for label in labels)
             in_order = sorted(labels, key=int if are_numbers else None)
-            classes = list(kind.names) if isinstance(kind, ClassLabel) else in_order
+            names = list(kind.names) if isinstance(kind, ClassLabel) else in_order
+            classes = [unicodedata.normalize("NFC", name) for name in names]
 
     splits = reader.splits
     if "validation" not in splits:
@@ -244,7 +246,8 @@ class _TableReader(RecordReader):
                 images = undecoded(images, column, name)
             records = _dataset_records(name, table, images, {*self.columns, *_GROUP_COLUMNS})
 
-        known = kind.names if isinstance(kind, ClassLabel) else classes
+        names = kind.names if isinstance(kind, ClassLabel) else classes
+        known = [unicodedata.normalize("NFC", name) for name in names]
         self._spellings |= {label: label for label in known}
         for label in known:
             self._spellings.setdefault(self._key(label), label)
@@ -262,10 +265,10 @@ class _TableReader(RecordReader):
             if None not in values and len(set(values)) < len(values):
                 return list(values)
 
-        images = self.splits["train"].select_columns(list(self.task.image_columns))
-        if any(value["bytes"] is not None for value in images[0].values()):
-            return list(range(images.num_rows))
-        return [image["path"] for image in images[self.task.image_columns[0]]]
+        # An image inside the table is known by its bytes: each of its rows holds them.
+        images = self.splits["train"].select_columns([self.task.image_columns[0]])
+        found = (row[self.task.image_columns[0]] for row in images)
+        return [one["path"] if one["bytes"] is None else fingerprint(one["bytes"]) for one in found]
 
     def _check_columns(self, name: str, found: Iterable[str]) -> None:
         """Refuse a table without a column, which is no matter of skipping."""
@@ -337,7 +340,7 @@ class _TableReader(RecordReader):
     def _key(self, label: str) -> str:
         """What all spellings of a label share; the classes of a classifier keep their case."""
         label = _WHOLE.sub(r"\1", label)
-        return label if self.task.fixed_labels else unicodedata.normalize("NFKC", label).casefold()
+        return label if self.task.fixed_labels else unicodedata.normalize("NFC", label.casefold())
 
     def _beside(
         self, split: str, images: Dataset, records: Iterator[Any], make_row: Callable[[Record], Any]

@@ -5,7 +5,6 @@ would never be scored apart from it. Training takes train and val together but f
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from itertools import chain
 from typing import Any, Unpack
 
@@ -23,8 +22,6 @@ _TEXTS = dict.fromkeys(("question", "answer", "question_type", "answer_type"), V
 _LISTS = dict.fromkeys(("answers", "answers_as_given"), List(Value("string")))
 _IDS = dict.fromkeys(("question_id", "image_id"), Value("int64"))
 _FEATURES = Features({"image": Image(decode=False), **_TEXTS, **_LISTS, **_IDS})
-
-_normalise = lru_cache(maxsize=100_000)(normalise_answer)  # millions of answers, most of which were there before
 
 Files = FilePath | Sequence[FilePath]
 
@@ -164,6 +161,6 @@ def _answer_columns(annotation: Record) -> dict[str, Any]:
     if not given:
         raise InvalidRecordError("no answers", "its annotation holds no answer")
 
-    answers = {"answers": [_normalise(answer) for answer in given], "answers_as_given": given}
+    answers = {"answers": [normalise_answer(answer) for answer in given], "answers_as_given": given}
     kinds = {name: annotation.value(name, str) for name in ("question_type", "answer_type")}
-    return {"answer": _normalise(annotation.value("multiple_choice_answer", str))} | answers | kinds
+    return {"answer": normalise_answer(annotation.value("multiple_choice_answer", str))} | answers | kinds
