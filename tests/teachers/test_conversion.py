@@ -14,7 +14,12 @@ from transformers import (
     AutoProcessor,
 )
 
-from dual_distill.modeling import DualDistillProcessor, FusionEncoderForImageTextRetrieval, FusionEncoderModel
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    DualEncoderForImagesAndTextClassification,
+    FusionEncoderForImageTextRetrieval,
+    FusionEncoderModel,
+)
 from dual_distill.teachers import convert_folder, largest_difference, random_batch
 from dual_distill.teachers.vilt import VILT_CLASSES
 
@@ -43,6 +48,33 @@ def test_what_is_written_loads_the_ordinary_way_and_agrees(name, save_vilt, tmp_
     assert {path.suffix for path in out.iterdir()} == {".json", ".safetensors"}
     assert [path.name for path in out.parent.iterdir()] == ["ours"]  # nothing is left beside it
     assert json.loads(json.dumps(asdict(report)))["labels"] == report.labels
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("ViltForImagesAndTextClassification", {"num_images": 1, "modality_type_vocab_size": 2}),
+        ("ViltForQuestionAnswering", {"image_size": 14}),  # patches of 4: ViLT leaves two pixels out
+    ],
+)
+def test_heads_and_sizes_that_only_vilt_has(name, fields, save_vilt, tmp_path):
+    vilt, folder = save_vilt(name, **fields)
+    report = convert_folder(folder, tmp_path / "ours")
+    model = LOADED_BY[name].from_pretrained(tmp_path / "ours")
+    assert largest_difference(vilt, model, random_batch(model.config))["largest_difference"] < 1e-5
+    assert report.output == "logits"
+    student = DualEncoderForImagesAndTextClassification.from_fusion_encoder(model) if "num_images" in fields else None
+    assert student is None or torch.equal(student.classifier[0].weight, model.classifier[0].weight)
+
+
+def test_a_pooler_that_the_original_lacks_is_reported(save_vilt, tmp_path):
+    _, folder = save_vilt("ViltModel")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("pooler.")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    report = convert_folder(folder, tmp_path / "ours")
+    assert report.new == ("pooler.dense.weight", "pooler.dense.bias")
+    assert report.largest_difference < 1e-5
 
 
 def test_a_masked_word_model_of_transformers_4(save_vilt, tmp_path):

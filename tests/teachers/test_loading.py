@@ -285,6 +285,41 @@ def test_a_pickle_alone_is_refused_with_both_ways_out(save_vilt):
         load_model(folder)
 
 
+def test_the_one_variant_of_the_weights_is_read(save_vilt):
+    """`save_pretrained(variant="fp16")`, whole and in shards, is safetensors like any other."""
+    vilt, folder = save_vilt("ViltForQuestionAnswering")
+    expected = load_model(folder).model.state_dict()
+    (folder / "model.safetensors").unlink()
+    vilt.half().save_pretrained(folder, variant="fp16")
+    assert not (folder / "model.safetensors").is_file()
+    found = load_teacher(folder).model
+    assert found.dtype == torch.float32
+    for name, weight in found.state_dict().items():
+        assert torch.equal(weight, expected[name].half().float())
+
+    (folder / "model.fp16.safetensors").unlink()
+    vilt.save_pretrained(folder, variant="fp16", max_shard_size="5KB")
+    assert len(list(folder.glob("model.fp16-*-of-*.safetensors"))) > 1
+    assert all(
+        torch.equal(load_model(folder).model.state_dict()[name], weight) for name, weight in found.state_dict().items()
+    )
+    vilt.save_pretrained(folder, variant="bf16")
+    with pytest.raises(ValueError, match=r"several variants of the weights, model.bf16.safetensors and .*fp16"):
+        load_model(folder)
+
+
+def test_a_vilt_without_a_pooler_gets_a_new_one(save_vilt, said):
+    """`ViltModel(add_pooling_layer=False)` is whole; with a head that reads the pooler it would be damaged."""
+    _, folder = save_vilt("ViltModel")
+    rewrite(folder, lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("pooler.")])
+    load_model(folder)
+    assert "newly initialized, must be trained: pooler.dense.weight, pooler.dense.bias" in said()[0]
+    load_model(folder, model_class=FusionEncoderForQuestionAnswering, new_head=True, label_names=ANSWERS)
+    rewrite(folder, lambda weights: weights.pop("layernorm.bias"))
+    with pytest.raises(ValueError, match="does not fit FusionEncoderModel"):
+        load_model(folder)
+
+
 def test_a_damaged_checkpoint_names_what_is_wrong(save_vilt):
     _, folder = save_vilt("ViltForQuestionAnswering")
 
@@ -367,6 +402,17 @@ def test_a_config_that_cannot_be_converted_names_the_checkpoint(save_vilt):
     _, folder = save_vilt("ViltModel")
     edit_config(folder, max_image_length=5)
     with pytest.raises(ValueError, match=r"vilt' cannot be converted: max_image_length is 5"):
+        load_model(folder)
+
+
+def test_a_config_that_no_model_can_have_is_refused_in_a_sentence(save_vilt, tmp_path):
+    _, folder = save_vilt("ViltModel")
+    load_model(folder).model.save_pretrained(tmp_path / "ours")
+    edit_config(tmp_path / "ours", image_size=13)
+    with pytest.raises(ValueError, match=r"config.json of .*ours' cannot be read: image_size 13 does not divide"):
+        load_model(tmp_path / "ours")
+    edit_config(folder, num_attention_heads=3)
+    with pytest.raises(ValueError, match=r"vilt' cannot be converted: hidden_size 16 is no multiple"):
         load_model(folder)
 
 

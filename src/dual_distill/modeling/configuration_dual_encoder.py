@@ -68,6 +68,8 @@ class DualEncoderConfig(OwnConfig):
         vision_config: the image tower, a `DualEncoderVisionConfig` or its fields as a dict.
         initializer_range: standard deviation of newly initialized weights of interaction and head.
         num_images: images in a row that `ForImagesAndTextClassification` expects (2 for NLVR2).
+        classifier_hidden_size: width inside a head with labels; None: `hidden_size` times the images of a row, twice
+            where that is one.
         recorded_layers: layers, counted in each tower, whose queries and keys `output_query_states=True` returns.
         interaction_layers: transformer layers of the text tower's shape in which a text's tokens attend to themselves
             and to the image's final tokens, before the shallow interaction of the two pooled vectors; 0: the paper's.
@@ -103,6 +105,7 @@ class DualEncoderConfig(OwnConfig):
     vision_config: dict | PreTrainedConfig | None = None
     initializer_range: float | int = 0.02
     num_images: int = 1
+    classifier_hidden_size: int | None = None
     recorded_layers: list[int] | tuple[int, ...] = (-1,)
     interaction_layers: int = 0
     projection_dim: int = 256

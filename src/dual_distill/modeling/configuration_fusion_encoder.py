@@ -99,6 +99,8 @@ class FusionEncoderConfig(TransformerConfig):
         num_channels: colour channels.
         qkv_bias: whether query, key and value projections have a bias.
         num_images: images in a row that `ForImagesAndTextClassification` expects (2 for NLVR2).
+        classifier_hidden_size: width inside a head with labels; None: `hidden_size` times the images of a row, twice
+            where that is one.
         recorded_layers: layers whose queries and keys `output_query_states=True` returns; negative counts from the
             last.
         pad_token_id: id of the padding token.
@@ -154,6 +156,7 @@ class FusionEncoderConfig(TransformerConfig):
     patch_size: int = 32
     num_channels: int = 3
     num_images: int = 1
+    classifier_hidden_size: int | None = None
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = True
     itm_weight: float | int = 1.0

@@ -172,7 +172,7 @@ class ClassifierHead:
         """Build the classifier."""
         self.num_images = config.num_images if self.reads_config_images else 1
         in_features = self.num_images * config.hidden_size
-        hidden_features = max(2, self.num_images) * config.hidden_size
+        hidden_features = config.classifier_hidden_size or max(2, self.num_images) * config.hidden_size
         self.classifier = classification_head(in_features, hidden_features, config.num_labels)
 
     def head_logits(self, output: Any, input_ids: Tensor | None) -> Tensor:

@@ -48,7 +48,8 @@ def dual_config_from_fusion(
     # The fusion encoder's first row is that of text.
     image_tower["modality_type_vocab_size"] = max(1, config.modality_type_vocab_size - 1)
 
-    kept = ("initializer_range", "num_images", "tie_word_embeddings", "id2label", "label2id", "problem_type")
+    kept = ("initializer_range", "num_images", "classifier_hidden_size", "tie_word_embeddings")
+    kept += ("id2label", "label2id", "problem_type")
     return DualEncoderConfig(
         text_config=text_tower,
         vision_config=image_tower,

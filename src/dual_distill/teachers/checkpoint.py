@@ -13,6 +13,7 @@ from textwrap import shorten
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -34,6 +35,8 @@ OLD_DECODER_BIAS, DECODER_BIAS = "mlm_score.bias", "mlm_score.decoder.bias"
 WHOLE_WEIGHTS = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = (WHOLE_WEIGHTS, SHARD_INDEX, "model-*-of-*.safetensors")
+# As `save_pretrained(variant="fp16")` names them; read where there is nothing else.
+VARIANTS = ("model.*.safetensors", "model.safetensors.index.*.json")
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
@@ -58,7 +61,10 @@ def fetch(name_or_path: str, revision: str | None = None, weights: bool = True) 
 
     wanted = [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
     try:
-        return Path(snapshot_download(name_or_path, revision=revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(name_or_path, revision=revision, allow_patterns=wanted))
+        if weights and not any((folder / name).is_file() for name in (WHOLE_WEIGHTS, SHARD_INDEX)):
+            snapshot_download(name_or_path, revision=revision, allow_patterns=[*wanted, *VARIANTS])
+        return folder
     except (OSError, ValueError) as error:
         reason = f"{'' if revision is None else f' at revision {revision!r}'} ({first_line(error)})"
         failed = f"could not be fetched from the Hub{reason}; check spelling, network and your access to it"
@@ -75,7 +81,7 @@ def read_config(folder: Path, source: str, model_types: Sequence[str], expected:
 
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ValueError(f"the config.json of {source!r} cannot be read: {first_line(error)}") from error
     if config.model_type not in model_types:
         raise ValueError(f"{source!r} holds a model of type {config.model_type!r}; give {expected}.")
@@ -84,24 +90,30 @@ def read_config(folder: Path, source: str, model_types: Sequence[str], expected:
 
 def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
     """Read every tensor of a folder, from one safetensors file or from the shards that an index names."""
-    files = [WHOLE_WEIGHTS]
-    if not (folder / WHOLE_WEIGHTS).is_file() and (folder / SHARD_INDEX).is_file():
-        files = sorted(set(json.loads((folder / SHARD_INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    elif not (folder / WHOLE_WEIGHTS).is_file():
+    found = [name for name in (WHOLE_WEIGHTS, SHARD_INDEX) if (folder / name).is_file()][:1]
+    variants = sorted(file.name for pattern in VARIANTS for file in folder.glob(pattern) if "-of-" not in file.name)
+    if not found and len(variants) > 1:
+        way_out = f"give a folder with one of them, under the name {WHOLE_WEIGHTS}"
+        raise ValueError(f"{source!r} has several variants of the weights, {' and '.join(variants)}; {way_out}.")
+    if not found and not variants:
         names = {file.name for pattern in PICKLES for file in folder.glob(pattern)} - {"training_args.bin"}
-        found = f"no {WHOLE_WEIGHTS}{' but ' if names else ''}{', '.join(sorted(names))}"
+        pickles = f"no {WHOLE_WEIGHTS}{' but ' if names else ''}{', '.join(sorted(names))}"
         raise ValueError(
-            f"{source!r} has {found}, and pickles are never read, for unpickling runs code: give the revision that has "
-            "safetensors (often 'refs/pr/N', a pull request), or load it with transformers where you trust it, "
+            f"{source!r} has {pickles}, and pickles are never read, for unpickling runs code: give the revision that "
+            "has safetensors (often 'refs/pr/N', a pull request), or load it with transformers where you trust it, "
             "`save_pretrained`, and give that folder."
         )
+
+    [index] = files = found or variants
+    if index.endswith(".json"):
+        files = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
 
     weights: dict[str, torch.Tensor] = {}
     for name in files:
         try:
             weights |= load_file(folder / name)
         except FileNotFoundError as error:
-            raise ValueError(f"{source!r} lacks {name}, which {SHARD_INDEX} names; fetch it again.") from error
+            raise ValueError(f"{source!r} lacks {name}, which {index} names; fetch it again.") from error
         except SafetensorError as error:
             raise ValueError(f"{name} of {source!r} is damaged ({error}); fetch the checkpoint again.") from error
 
@@ -191,6 +203,9 @@ def build(
     return model.eval(), new
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error of another library, or its kind where it says nothing."""
+    # A configuration's own sentence is wrapped by its validator.
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -78,8 +78,9 @@ def convert_folder(
             raise ValueError(f"{source!r} holds a {config.model_type}, which needs no conversion; use it as it is.")
 
         loaded = load_model(source, revision, model_class)
-        original = load_original_vilt(folder, source, config, type(loaded.model))
-        return _write(aside, out, source, *loaded, original, random_batch(loaded.model.config))
+        original, new = load_original_vilt(folder, source, config, loaded.model)
+        report = _write(aside, out, source, *loaded, original, random_batch(loaded.model.config))
+    return replace(report, new=new)
 
 
 def start_folder(

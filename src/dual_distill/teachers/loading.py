@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, ViltConfig, ViltImageProcessorPil
 
 from dual_distill import modeling
@@ -112,8 +113,12 @@ def load_model(
     else:
         taken = head
 
+    required = ("",) if new_head else None
+    if saved is modeling.FusionEncoderModel and isinstance(found, ViltConfig) and "pooler.dense.weight" not in body:
+        # ViLT's `add_pooling_layer=False`: no damage.
+        required = ("embeddings.", "encoder.", "layernorm.")
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
-    model, _ = build(wanted, config, body, taken, source, required=("",) if new_head else None, **options)
+    model, _ = build(wanted, config, body, taken, source, required=required, **options)
     return LoadedModel(model, read_processor(folder, source, found))
 
 
@@ -226,8 +231,8 @@ def _resolve(
     if isinstance(found, ViltConfig):
         try:
             config = convert_vilt_config(found, modeling.FusionEncoderModel if new_head else wanted)
-        except ValueError as error:
-            raise ValueError(f"{source!r} cannot be converted: {error}") from error
+        except (ValueError, StrictDataclassError) as error:
+            raise ValueError(f"{source!r} cannot be converted: {first_line(error)}") from error
     config = new_head_config(config, wanted, label_names, num_images) if new_head else config
     config.architectures = [wanted.__name__]
     return config, wanted, saved
@@ -262,7 +267,7 @@ def new_head_config(
         if is_there:
             raise ValueError(f"{problem}.")
 
-    fields = {**config.to_dict(), "num_images": count}
+    fields = {**config.to_dict(), "num_images": count, "classifier_hidden_size": None}
     if is_labelled:
         ids = {label: index for index, label in enumerate(names)}
         fields |= {"id2label": dict(enumerate(names)), "label2id": ids}

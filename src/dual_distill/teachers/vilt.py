@@ -71,11 +71,17 @@ def convert_vilt_config(
         raise ValueError(f"num_images is {num_images}, but this head reads a fixed number of images; {way_out}.")
     # ViLT's answers are trained with a sigmoid each, which its config need not say.
     answers = model_class is modeling.FusionEncoderForQuestionAnswering
+    # ViLT leaves out the pixels behind the last whole patch, and its head is as wide inside as its rows of images.
+    [patch_size] = sides
+    image_size = [config.image_size] if isinstance(config.image_size, int) else config.image_size
+    whole = [side // patch_size * patch_size for side in image_size]
+    head_width = config.hidden_size if model_class is FusionEncoderForImagesAndTextClassification else None
     converted = FusionEncoderConfig(
         **shared,
-        image_size=config.image_size if isinstance(config.image_size, int) else list(config.image_size),
-        patch_size=min(sides),
+        image_size=whole[0] if len(whole) == 1 else whole,
+        patch_size=patch_size,
         num_images=num_images,
+        classifier_hidden_size=head_width if num_images == 1 else None,
         id2label=dict(config.id2label),
         label2id=dict(config.label2id),
         problem_type="multi_label_classification" if answers else config.problem_type,
@@ -125,18 +131,22 @@ def convert_vilt(model: PreTrainedModel, attn_implementation: str = "sdpa") -> P
 
 
 def load_original_vilt(
-    folder: Path, source: str, config: ViltConfig, model_class: type[PreTrainedModel]
-) -> PreTrainedModel:
+    folder: Path, source: str, config: ViltConfig, converted: PreTrainedModel
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load transformers' own ViLT from a folder, in float32 and eval mode: the original that a conversion must match.
 
     Its `from_pretrained` is not used: transformers 5 initializes the bias of the masked-word decoder when a checkpoint
-    has it under the name of transformers 4.
+    has it under the name of transformers 4. A pooler that the folder lacks is that of `converted`;
+    its weights are named as well.
     """
-    [name] = [name for name, ours in VILT_CLASSES.items() if ours is model_class]
+    [name] = [name for name, ours in VILT_CLASSES.items() if ours is type(converted)]
     original: PreTrainedModel = getattr(transformers, name)(config)
     body, head = split_head(read_weights(folder, source), "vilt")
-    weights = body if model_class is FusionEncoderModel else {f"vilt.{key}": body[key] for key in body} | head
+    weights, new = {f"vilt.{key}": body[key] for key in body} | head, ()
+    if isinstance(converted, FusionEncoderModel):
+        pooler = {f"pooler.{key}": weight for key, weight in converted.pooler.state_dict().items()}
+        weights, new = {**pooler, **body}, tuple(key for key in pooler if key not in body)
     if DECODER_BIAS in weights:
         weights["mlm_score.decoder.weight"] = body["embeddings.text_embeddings.word_embeddings.weight"]
     original.load_state_dict(weights)
-    return original.float().eval()
+    return original.float().eval(), new
