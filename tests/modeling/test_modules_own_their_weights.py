@@ -3,10 +3,13 @@
 What replaces a module (an accelerate hook, a layer with packed weights, an adapter) is only asked for its `forward`.
 """
 
+import copy
+
 import pytest
 import torch
 from accelerate import cpu_offload
 from torch import nn
+from transformers import TorchAoConfig
 
 import dual_distill.modeling as modeling
 
@@ -90,6 +93,52 @@ def test_weights_that_are_fetched_when_their_module_is_called(name, fields, buil
     assert all(parameter.is_meta for parameter in model.parameters())
     for found, wanted in zip(numbers(model(**batch)), expected, strict=True):
         assert torch.equal(found, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:The following device_map keys")
+@every_class
+@torch.no_grad()
+def test_device_map_auto_with_half_of_the_weights_on_the_disk(name, fields, build, inputs, tmp_path):
+    model, batch = build(getattr(modeling, name), **fields), inputs(name, fields)
+    model.save_pretrained(tmp_path)
+    half = sum(parameter.nbytes for parameter in model.parameters()) // 2
+    options = {"max_memory": {"cpu": half}, "offload_folder": tmp_path / "offload"}
+    spread = type(model).from_pretrained(tmp_path, device_map="auto", **options).eval()
+    assert "disk" in spread.hf_device_map.values()
+    for found, wanted in zip(numbers(spread(**batch)), numbers(model(**batch)), strict=True):
+        # Weights from the disk lie elsewhere in memory, which may change the last bit of a product.
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@every_class
+@torch.no_grad()
+def test_a_quantiser_gives_what_its_rounded_weights_give(name, fields, build, inputs):
+    """Dynamic quantisation of torch to float16: every matrix is packed, and exact but for rounding to 16 bits."""
+    model, batch = build(getattr(modeling, name), **fields), inputs(name, fields)
+    rounded = copy.deepcopy(model)
+    layers = [layer for layer in rounded.modules() if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        layer.weight.copy_(layer.weight.half().float())
+    packed = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.float16)
+    assert sum("quantized" in type(layer).__module__ for layer in packed.modules()) >= len(layers)
+    for found, wanted in zip(numbers(packed(**batch)), numbers(rounded(**batch)), strict=True):
+        torch.testing.assert_close(found, wanted, atol=5e-3, rtol=5e-3)
+
+
+@every_class
+@torch.no_grad()
+def test_int8_weights_of_torchao(name, fields, build, inputs, tmp_path):
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    model, batch = build(getattr(modeling, name), **fields), inputs(name, fields)
+    model.save_pretrained(tmp_path)
+    quantiser = TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    packed = type(model).from_pretrained(tmp_path, quantization_config=quantiser).eval()
+    int8 = {name: weight for name, weight in packed.named_parameters() if type(weight) is not nn.Parameter}
+    assert len(int8) > 10
+    model.load_state_dict({**model.state_dict(), **{name: weight.dequantize() for name, weight in int8.items()}})
+    for found, wanted in zip(numbers(packed(**batch)), numbers(model(**batch)), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("interaction_layers", [0, 1])

@@ -104,7 +104,8 @@ def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
             "`save_pretrained`, and give that folder."
         )
 
-    [index] = files = found or variants
+    files = found or variants
+    [index] = files
     if index.endswith(".json"):
         files = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
 

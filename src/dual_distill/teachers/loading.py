@@ -113,7 +113,7 @@ def load_model(
     else:
         taken = head
 
-    required = ("",) if new_head else None
+    required: tuple[str, ...] | None = ("",) if new_head else None
     if saved is modeling.FusionEncoderModel and isinstance(found, ViltConfig) and "pooler.dense.weight" not in body:
         # ViLT's `add_pooling_layer=False`: no damage.
         required = ("embeddings.", "encoder.", "layernorm.")

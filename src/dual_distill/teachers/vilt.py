@@ -142,7 +142,8 @@ def load_original_vilt(
     [name] = [name for name, ours in VILT_CLASSES.items() if ours is type(converted)]
     original: PreTrainedModel = getattr(transformers, name)(config)
     body, head = split_head(read_weights(folder, source), "vilt")
-    weights, new = {f"vilt.{key}": body[key] for key in body} | head, ()
+    weights = {f"vilt.{key}": body[key] for key in body} | head
+    new: tuple[str, ...] = ()
     if isinstance(converted, FusionEncoderModel):
         pooler = {f"pooler.{key}": weight for key, weight in converted.pooler.state_dict().items()}
         weights, new = {**pooler, **body}, tuple(key for key in pooler if key not in body)
