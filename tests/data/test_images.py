@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dual_distill.data.images import ImageError, decode_image
 
@@ -83,7 +83,7 @@ def test_transparent_colour_key_of_an_rgb_png_is_white():
     assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (9, 9, 9)]
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_exif_orientation_is_applied_once(kind):
     image = Image.new("RGB", (8, 4), (255, 255, 255))
     image.paste((0, 0, 0), (0, 0, 4, 4))  # left half black
@@ -94,6 +94,34 @@ def test_exif_orientation_is_applied_once(kind):
     assert decoded.getpixel((2, 1))[0] < 30
     assert decoded.getpixel((2, 6))[0] > 225
     assert decode_image(decoded, row=0).size == (4, 8)
+
+
+# Beside orientation 6, a tag that Pillow reads and cannot write again.
+UNLIKE = {"a width below zero": (0x0100, 9, 1, -5), "a height as text": (0x0101, 2, 4, 0x00636261)}
+
+
+@pytest.mark.parametrize("tag", UNLIKE)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_that_cannot_be_written_again_turns_the_image(kind, tag):
+    entries = b"".join(struct.pack("<HHIi", *entry) for entry in [(0x0112, 3, 1, 6), UNLIKE[tag]])
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + bytes(4)
+    assert decode_image(encode(Image.new("RGB", (8, 4)), kind, exif=exif), row=0).size == (4, 8)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_that_cannot_be_read_turns_nothing(kind):
+    assert decode_image(encode(Image.new("RGB", (8, 4)), kind, exif=b"Exif\0\0garbage"), row=0).size == (8, 4)
+
+
+def test_all_eight_orientations_are_those_of_pillow():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8))
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = encode(noise, "PNG", exif=exif)
+        assert (
+            decode_image(content, row=0).tobytes() == ImageOps.exif_transpose(Image.open(io.BytesIO(content))).tobytes()
+        )
 
 
 def test_all_ways_of_giving_a_picture_agree(tmp_path):

@@ -1,6 +1,7 @@
 """The processor: what it returns, that nothing depends on the rest of the batch, what it refuses."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -116,29 +117,59 @@ def photograph(mode: str) -> Image.Image:
         image = image.convert("RGB").quantize(8)
         image.info["transparency"] = 0
         return image
-    if mode == "turned":
+    if mode in ("turned", "turned by EXIF that cannot be rewritten", "EXIF that cannot be read"):
         file, exif = io.BytesIO(), Image.Exif()
         exif[0x0112] = 6
-        picture(32, 16).save(file, "PNG", exif=exif)
+        ends = {"turned": exif.tobytes(), "EXIF that cannot be read": b"Exif\0\0garbage"}
+        # Orientation 6, and a width that is below zero.
+        unlike = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIIHHIiI", 0x0112, 3, 1, 6, 0x0100, 9, 1, -5, 0)
+        picture(32, 16).save(file, "PNG", exif=ends.get(mode, unlike))
+        return Image.open(file)
+    if mode in ("I;16", "I"):
+        return Image.fromarray(np.arange(512, dtype=np.uint16).reshape(16, 32) * 128).convert(mode)
+    if mode == "AVIF":
+        file = io.BytesIO()
+        image.save(file, mode)
         return Image.open(file)
     return image.convert(mode)
 
 
 @pytest.mark.parametrize(
-    "mode", ["RGB", "RGBA", "LA", "PA", "L", "P", "1", "CMYK", "YCbCr", "P with a transparent colour", "turned"]
+    "mode",
+    [
+        *(
+            "RGB",
+            "RGBA",
+            "LA",
+            "PA",
+            "L",
+            "P",
+            "1",
+            "CMYK",
+            "YCbCr",
+            "P with a transparent colour",
+            "I;16",
+            "I",
+            "AVIF",
+        ),
+        *("turned", "turned by EXIF that cannot be rewritten", "EXIF that cannot be read"),
+    ],
 )
 def test_any_image_gives_the_pixels_that_the_products_decoder_gives(mode, processor):
     image = photograph(mode)
+    assert decode_image(image, row=0).size == ((16, 32) if mode.startswith("turned") else (32, 16))
     expected = processor(images=decode_image(image, row=0))["pixel_values"]
     assert torch.equal(processor(images=image)["pixel_values"], expected)
     assert torch.equal(processor.prepare_image(image), expected[0, 0])
     assert image.mode == photograph(mode).mode  # the caller's image stays what it is
 
 
-@pytest.mark.parametrize("mode", ["F", "I", "I;16"])
-def test_an_image_whose_white_is_not_known_is_refused(mode, processor):
+@pytest.mark.parametrize(("mode", "colour"), [("F", 0), ("I", 65536), ("I", -1)])
+def test_an_image_whose_white_is_not_known_is_refused(mode, colour, processor):
     with pytest.raises(ValueError, match=f"the image has mode '{mode}', .*; convert it to 8 bits"):
-        processor(images=Image.new(mode, (16, 16)))
+        processor(images=Image.new(mode, (16, 16), colour))
+    with pytest.raises(ValueError, match=f"row 0: mode '{mode}'"):
+        decode_image(Image.new(mode, (16, 16), colour), row=0)
 
 
 IMAGE_OPTIONS = [

@@ -4,6 +4,7 @@ Data sets of the wild hold palettes, alpha channels, 16-bit scans, half-download
 bombs. All of them meet this file, and whatever cannot become an RGB image ends in one sentence that names the row.
 """
 
+import contextlib
 import io
 import stat
 import struct
@@ -13,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .fingerprint import fingerprint
 
@@ -24,10 +24,11 @@ MAX_PIXELS = 64_000_000
 # Largest file that is read as an image: five times what the largest allowed image takes without compression.
 MAX_FILE_BYTES = 1_000_000_000
 
-# Raster formats whose decoders live in Pillow itself. PostScript (runs Ghostscript) and the containers ICO and ICNS
-# (their header may declare another size than the image inside) stay out.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+# Raster formats whose decoders live in Pillow itself, AVIF in most builds. PostScript (runs Ghostscript) and the
+# containers ICO and ICNS (their header may declare another size than the image inside) stay out.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+_ORIENTATION = 0x0112  # tag of EXIF
+_TURNED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # by Pillow's `Image.Transpose`
 _DECODING_ERRORS = (  # OSError includes UnidentifiedImageError; SyntaxError is Pillow's word for a broken PNG or TIFF
     *(OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError),
     *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
@@ -169,24 +170,36 @@ def _decode(image: Image.Image, where: str, max_pixels: int, is_ours: bool) -> I
 
     try:
         image.load()
-        # A copy of the largest image takes 256 MB, so one that nobody else holds is turned in place.
-        image = image if is_ours else image.copy()
-        ImageOps.exif_transpose(image, in_place=True)
     except _DECODING_ERRORS as error:
         problem = f"{where}: the image is truncated or damaged ({error})"
         raise ImageError(f"{problem}; download the file again or drop the row.") from error
-
     if image.mode == "F":
         raise ImageError(f"{where}: mode 'F' (float pixels) does not say what is white; save it with 8 or 16 bits.")
-    if image.mode in _SIXTEEN_BIT_MODES:
+
+    # Read and never written: Pillow cannot rewrite every EXIF, and good pixels would count as damaged.
+    given, orientation = image, None
+    with contextlib.suppress(*_DECODING_ERRORS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        orientation = image.getexif().get(_ORIENTATION)
+
+    if image.mode.startswith("I"):
         # Pillow would clip such values instead of scaling them.
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            problem = f"{where}: mode {image.mode!r} is read as 16-bit grey (0 to 65535)"
-            raise ImageError(f"{problem}, but it runs from {values.min()} to {values.max()}; save it with 16 bits.")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        image = image.convert("I")
+        extrema: Any = image.getextrema()
+        if extrema[0] < 0 or extrema[1] > 65535:
+            problem = f"{where}: mode {given.mode!r} is read as 16-bit grey (0 to 65535)"
+            raise ImageError(f"{problem}, but it runs from {extrema[0]} to {extrema[1]}; save it with 16 bits.")
+        image = image.point(lambda value: value * (1 / 257) + 0.5)
     elif image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
         canvas.alpha_composite(image.convert("RGBA"))
         image = canvas
-    return image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
+
+    # A copy of the largest image takes 256 MB, so one that nobody else holds is handed out as it is.
+    if orientation in _TURNED:
+        image = image.transpose(Image.Transpose(_TURNED[orientation]))
+    elif image is given and not is_ours:
+        image = image.copy()
+    image.info = {}  # what is upright now is not turned again
+    return image

@@ -2,7 +2,7 @@
 
 What is unusual: a reader is a function from one record to one row that raises `InvalidRecordError`; whether that ends
 the reading (the default) or is listed and passed over (`skip_bad=True`) is decided here, once. Images are stored as
-paths; nothing is decoded.
+paths and not decoded, but where bad ones are to be passed over.
 """
 
 import itertools
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image
 
+from .images import ImageError, decode_image
 from .records import FilePath, InvalidRecordError, Record, Records, UniqueIds, existing_folder
 
 _ROWS_A_BATCH = 10_000
@@ -67,10 +68,13 @@ class Reading(TypedDict, total=False):
 
     Attributes:
         skip_bad: pass over bad records and list them in the report, instead of an error at the first (the default).
+        check_images: whether passing over bad records means decoding each image once, to find those that are truncated
+            or damaged (the default); not where whoever reads them does it.
         report: takes what was read, skipped and left out; None: a new one. It is printed on stderr either way.
     """
 
     skip_bad: bool
+    check_images: bool
     report: ReadingReport | None
 
 
@@ -85,6 +89,7 @@ class RecordReader:
 
     def __init__(self, source: str, features: Features, **reading: Unpack[Reading]) -> None:
         self.features, self.skip_bad = features, reading.get("skip_bad", False)
+        self.check_images = self.skip_bad and reading.get("check_images", True)
         self.report = reading.get("report") or ReadingReport()
         self.report.source = source
         self.splits: dict[str, Dataset] = {}
@@ -135,9 +140,33 @@ class RecordReader:
 
     def finish(self) -> DatasetDict:
         """The splits; the report is completed and written on stderr."""
+        problems: dict[str | None, str] = {}
+        if self.check_images:
+            self.splits = {split: self._decodable(split, rows, problems) for split, rows in self.splits.items()}
         self.report.rows = {split: rows.num_rows for split, rows in self.splits.items()}
         sys.stderr.write(f"{self.report}\n")
         return DatasetDict(self.splits)
+
+    def _decodable(self, split: str, rows: Dataset, problems: dict[str | None, str]) -> Dataset:
+        """The rows whose images can be decoded; `problems` keeps what is known of a file ("": it is good)."""
+        columns = [name for name, kind in rows.features.items() if isinstance(kind, Image)]
+        bad: dict[int, str] = {}
+        for index, row in enumerate(rows.select_columns(columns)):
+            for image in row.values():
+                file = image["path"] if image["bytes"] is None else None
+                try:
+                    if file is None or file not in problems:
+                        problems[file] = ""
+                        decode_image(image, f"{index} of {split}")
+                except ImageError as error:
+                    problems[file] = str(error)
+                if problems[file]:
+                    bad[index] = problems[file]
+
+        if bad:
+            self.report.bad.setdefault("image that cannot be decoded", []).extend(bad.values())
+        good = [index for index in range(rows.num_rows) if index not in bad]
+        return rows.select(good) if good else self.table(split, [])  # which says that nothing is left
 
 
 class ImageFolder:

@@ -1,11 +1,13 @@
 """One processor for teacher and student: transformers' image processor and any tokenizer."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from unicodedata import normalize
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import BatchFeature, ProcessorMixin
@@ -16,6 +18,9 @@ from transformers.processing_utils import TextKwargs
 Images = Any
 # What image processor and tokenizer could be told, but is decided here: images are padded to the largest of the batch.
 _DECIDED = {"do_pad", "pad_size", "data_format", "return_tensors"}
+# Of EXIF: how an image is to be turned.
+_ORIENTATION = 0x0112
+_TURNED = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))
 
 
 class DualDistillProcessor(ProcessorMixin):
@@ -166,10 +171,18 @@ def _upright_rgb(image: Any) -> Any:
     """A PIL image as `data.decode_image` gives it: turned by its EXIF, transparency on white; an array as it is."""
     if not isinstance(image, Image.Image):
         return image
-    if image.mode == "F" or image.mode.startswith("I"):
-        raise ValueError(f"the image has mode {image.mode!r}, which does not say what is white; convert it to 8 bits.")
+    # EXIF that cannot be read turns nothing.
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        orientation = _TURNED.get(image.getexif().get(_ORIENTATION))
+        image = image if orientation is None else image.transpose(orientation)
 
-    image = ImageOps.exif_transpose(image)
+    scaled = image.convert("I") if image.mode.startswith("I") else None
+    if image.mode == "F" or (scaled and not all(0 <= value <= 65535 for value in scaled.getextrema())):
+        raise ValueError(f"the image has mode {image.mode!r}, which does not say what is white; convert it to 8 bits.")
+    if scaled:
+        # Pillow would clip 16 bits instead of scaling them.
+        return scaled.point(lambda value: value * (1 / 257) + 0.5).convert("RGB")
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))

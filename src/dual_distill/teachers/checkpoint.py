@@ -121,8 +121,8 @@ def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
     if wrong := [
         name for name, weight in weights.items() if weight.is_floating_point() and not weight.isfinite().all()
     ]:
-        found = f"{len(wrong)} weights that are not finite (the first is {wrong[0]})"
-        raise ValueError(f"{source!r} has {found}: a run that went wrong wrote it; take an earlier checkpoint.")
+        what = f"{len(wrong)} weights that are not finite (the first is {wrong[0]})"
+        raise ValueError(f"{source!r} has {what}: a run that went wrong wrote it; take an earlier checkpoint.")
     return weights
 
 

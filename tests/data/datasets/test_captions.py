@@ -21,10 +21,10 @@ def karpathy_image(number, split, captions=2):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, png):
     (tmp_path / "val2014").mkdir()
     for number in range(6):
-        (tmp_path / "val2014" / f"COCO_val2014_{number:012}.jpg").touch()
+        (tmp_path / "val2014" / f"COCO_val2014_{number:012}.jpg").write_bytes(png())
     return tmp_path
 
 

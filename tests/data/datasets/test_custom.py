@@ -297,6 +297,27 @@ def test_a_bad_row_is_named_or_listed(folder, suffix, change, kind, message, cap
     assert f"skipped 1: {kind}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_images_that_cannot_be_decoded_are_bad_rows_too(folder, suffix, capsys):
+    """A truncated image would end the training, one a run; a file that many rows name is decoded once."""
+    good = folder / "images" / "b.png"
+    (folder / "images" / "cut.png").write_bytes(good.read_bytes()[:45])
+    cut = {"image": "images/cut.png"}
+    files = splits(folder, suffix, train=questions(_1=cut, _3=cut), validation=questions(_0=cut))
+    assert load_custom_dataset(files).data["train"].num_rows == 4
+    report = ReadingReport()
+    data, _ = load_custom_dataset(files, skip_bad=True, report=report)
+    assert data.num_rows == report.rows == {"train": 2, "validation": 3}
+    [sentences] = report.bad.values()
+    assert len(sentences) == 3
+    assert all("cut.png'): the image is truncated or damaged" in sentence for sentence in sentences)
+    assert sentences[0].startswith("row 1 of train (image '")
+    assert "skipped 3: image that cannot be decoded" in capsys.readouterr().err
+
+    with pytest.raises(ValueError, match=r"split 'validation' of .* has no rows \(.* records were left out or skipped"):
+        load_custom_dataset(splits(folder, suffix, train=questions(), validation=questions("a", _0=cut)), skip_bad=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -33,7 +33,7 @@ def image_names(identifier):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, png):
     """The official layout: train's images in numbered directories, dev's and test1's in a folder each."""
     for name, identifiers in IDENTIFIERS.items():
         write(tmp_path / name, map(example, identifiers))
@@ -42,7 +42,7 @@ def folder(tmp_path):
         images.mkdir(parents=True)
         for identifier in identifiers:
             for image in image_names(identifier):
-                (images / image).touch()
+                (images / image).write_bytes(png())
     return tmp_path
 
 

@@ -19,10 +19,10 @@ def example(number, label):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, png):
     (tmp_path / "flickr30k-images").mkdir()
     for number in range(5):
-        (tmp_path / "flickr30k-images" / f"47055529{number:02}.jpg").touch()
+        (tmp_path / "flickr30k-images" / f"47055529{number:02}.jpg").write_bytes(png())
     for split in ("train", "dev", "test"):
         lines = [json.dumps(example(number, label)) for number, label in enumerate(LABELS)]
         (tmp_path / f"snli_ve_{split}.jsonl").write_text("\n".join(lines))

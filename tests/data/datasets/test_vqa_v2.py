@@ -10,7 +10,7 @@ from dual_distill.data.datasets.vqa_v2 import load_vqa
 PEOPLE = ["Red"] * 5 + ["the red", "red.", "pink", "Pink", "rose"]
 
 
-def write_part(folder, part, questions, images=True, annotated=True):
+def write_part(folder, part, questions, images=True, annotated=True, content=b""):
     """Official files of `questions` questions about images 0, 0, 1, 1, ... of one part of COCO."""
     number = {"train2014": 1, "val2014": 2, "test2015": 3}[part]
     asked = [
@@ -38,13 +38,13 @@ def write_part(folder, part, questions, images=True, annotated=True):
         (folder / f"v2_mscoco_{part}_annotations.json").write_text(json.dumps(document))
     (folder / part).mkdir(exist_ok=True)
     for question in asked if images else []:
-        (folder / part / f"COCO_{part}_{question['image_id']:012}.jpg").touch()
+        (folder / part / f"COCO_{part}_{question['image_id']:012}.jpg").write_bytes(content)
 
 
 @pytest.fixture
-def folder(tmp_path):
-    write_part(tmp_path, "train2014", 4)
-    write_part(tmp_path, "val2014", 3)
+def folder(tmp_path, png):
+    write_part(tmp_path, "train2014", 4, content=png())
+    write_part(tmp_path, "val2014", 3, content=png())
     return tmp_path
 
 
