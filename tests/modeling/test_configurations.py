@@ -100,7 +100,26 @@ def test_a_checkpoint_with_the_former_names_of_the_weights_is_read(kind, config,
     assert not set(former) & set(read.to_dict())
 
 
-@pytest.mark.parametrize("tower", [{"model_type": "modernbert"}, ModernBertConfig()])
-def test_a_tower_of_another_type_is_not_read_as_ours(tower):
-    with pytest.raises(ValueError, match="text_config is a modernbert"):
-        DualEncoderConfig(text_config=tower)
+@pytest.mark.parametrize("tower", [{"model_type": "modernbert", "hidden_size": 768}, ModernBertConfig()])
+def test_a_tower_of_another_type_is_of_that_type(tower, tmp_path):
+    config = DualEncoderConfig(text_config=tower)
+    assert type(config.text_config) is ModernBertConfig
+    assert config.max_position_embeddings == 8192
+    # What equals the defaults of our own tower is kept all the same.
+    config.save_pretrained(tmp_path)
+    assert DualEncoderConfig.from_pretrained(tmp_path).text_config.to_dict() == config.text_config.to_dict()
+
+
+@pytest.mark.parametrize("model_type", ["siglip_text_model", "no_such_model"])
+def test_a_tower_that_no_auto_model_loads_is_refused(model_type):
+    with pytest.raises(ValueError, match=f"text_config is a {model_type}, but AutoModel has no model of that type"):
+        DualEncoderConfig(text_config={"model_type": model_type})
+
+
+def test_of_a_configuration_with_two_towers_one_is_taken():
+    config = DualEncoderConfig(
+        text_config={"model_type": "clip", "text_config": {"hidden_size": 64}}, vision_config={"model_type": "siglip"}
+    )
+    types = config.text_config.model_type, config.vision_config.model_type
+    assert types == ("clip_text_model", "siglip_vision_model")
+    assert config.hidden_size == 64

@@ -68,9 +68,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     prepacked = 0 if options.no_prepacking else sum([prepack_linear_layers(each) for each in models.values()])
 
     config = model.config
-    text, image = getattr(config, "text_config", config), getattr(config, "vision_config", config)
-    height, width = options.image_size or [side * image.patch_size for side in image.patch_grid]
-    text_tokens = options.text_tokens or text.max_position_embeddings
+    height, width = options.image_size or [side * config.patch_size for side in config.patch_grid]
+    text_tokens = options.text_tokens or config.max_position_embeddings
 
     rows: list[dict[str, Any]] = []
     for batch_size in options.batch_sizes:

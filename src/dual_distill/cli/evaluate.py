@@ -297,5 +297,5 @@ def region_options(options: argparse.Namespace, config: PreTrainedConfig) -> dic
 
 def _text_tokens(config: PreTrainedConfig, regions: dict[str, Any]) -> int:
     """Return the longest text in tokens, beside which tags have their positions."""
-    positions: int = getattr(config, "text_config", config).max_position_embeddings
+    positions: int = config.max_position_embeddings
     return positions - regions["max_tag_length"] if regions.get("num_tags") else positions

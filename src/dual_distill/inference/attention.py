@@ -60,9 +60,14 @@ def word_attention(
         interaction = model(**batch, output_interaction_states=True).interaction_model_output
         to_image = relation_scores(interaction.query_states[layer], interaction.key_states[layer][1])
     else:
+        if getattr(model.config, "records_tokens", False):
+            lacks = "the towers' queries and keys do not fit each other, and the model kept no projections"
+            raise ValueError(f"{lacks}; train it with keep_attention_projections.")
         outputs = model(**batch, output_query_states=[layer], output_key_states=[layer])
         to_image, _ = cross_modal_scores(outputs.query_states[0], outputs.key_states[0], batch["input_ids"].shape[1])
-    probs = to_image[0].float().softmax(-1).mean(0)[:, 1:].cpu().numpy()
+    # Behind CLS and registers, where there are such.
+    grid = [side // model.config.patch_size for side in batch["pixel_values"].shape[-2:]]
+    probs = to_image[0].float().softmax(-1).mean(0)[:, -grid[0] * grid[1] :].cpu().numpy()
 
     # A word is one or more pieces; special tokens are pieces of none.
     encoding = processor.tokenizer(text, truncation=True)
@@ -71,8 +76,6 @@ def word_attention(
         if word is not None:
             pieces_of.setdefault(word, []).append(position)
 
-    patch_size = getattr(model.config, "vision_config", model.config).patch_size
-    grid = [side // patch_size for side in batch["pixel_values"].shape[-2:]]
     spans = [encoding.word_to_chars(word) for word in pieces_of]
     maps = [probs[pieces].mean(0).reshape(grid) for pieces in pieces_of.values()]
     return [text[span.start : span.end] for span in spans], np.stack(maps)

@@ -138,6 +138,9 @@ def multiply_adds(config: PreTrainedConfig, way: str, shape: PairShape) -> int:
         >>> round(multiply_adds(FusionEncoderConfig(num_labels=3129), "fusion_encoder", shape) / 1e9, 1)
         21.2
     """
+    if way != "fusion_encoder" and not (config.is_own("text_config") and config.is_own("vision_config")):
+        raise ValueError("multiply-adds are counted of this package's own towers, and a tower is of another kind.")
+
     # Patch embedding of one image, and the head over the fused vectors of all images.
     images, width = config.num_images, config.hidden_size
     vision = getattr(config, "vision_config", config)
@@ -184,22 +187,23 @@ def random_pairs(config: PreTrainedConfig, shape: PairShape, seed: int = 0) -> d
     Raises:
         ValueError: the shape does not fit the model.
     """
-    text, image = getattr(config, "text_config", config), getattr(config, "vision_config", config)
-    if not 1 <= shape.real_tokens <= shape.text_tokens <= text.max_position_embeddings:
-        asked, most = f"{shape.real_tokens} real of {shape.text_tokens} text tokens", text.max_position_embeddings
+    patch, longest = config.patch_size, config.max_position_embeddings
+    if not 1 <= shape.real_tokens <= shape.text_tokens <= longest:
+        asked, most = f"{shape.real_tokens} real of {shape.text_tokens} text tokens", longest
         raise ValueError(f"{asked} were asked for; the model takes 1 to {most}, and real ones are at most all.")
-    if any(side < image.patch_size or side % image.patch_size for side in shape.image_size):
+    if any(side < patch or side % patch for side in shape.image_size):
         height, width = shape.image_size
-        raise ValueError(f"images of {height} x {width} pixels do not divide into patches of {image.patch_size}.")
+        raise ValueError(f"images of {height} x {width} pixels do not divide into patches of {patch}.")
 
     # From a generator of its own: no other random number is touched.
     draw = torch.Generator().manual_seed(seed)
+    channels = getattr(config, "vision_config", config).num_channels
     size = (shape.batch_size, config.num_images)
     is_real = torch.arange(shape.text_tokens) < shape.real_tokens
     return {
-        "input_ids": torch.randint(1, text.vocab_size, (shape.batch_size, shape.text_tokens), generator=draw),
+        "input_ids": torch.randint(1, config.vocab_size, (shape.batch_size, shape.text_tokens), generator=draw),
         "attention_mask": is_real.long().repeat(shape.batch_size, 1),
-        "pixel_values": torch.randn(*size, image.num_channels, *shape.image_size, generator=draw),
+        "pixel_values": torch.randn(*size, channels, *shape.image_size, generator=draw),
         "pixel_mask": torch.ones(*size, *shape.image_size, dtype=torch.long),
     }
 

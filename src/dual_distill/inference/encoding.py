@@ -347,7 +347,7 @@ class _Encoding:
     def _check_disk(self, num_rows: int) -> None:
         """Refuse a disk that cannot hold the rows to come, by the numbers of one row of the model's own image size."""
         # Of tokens, an image of another shape has about as many; whatever else is stored is small beside them.
-        manifest, (rows, columns) = self.manifest, self.model.config.vision_config.patch_grid
+        manifest, (rows, columns) = self.manifest, self.model.config.patch_grid
         tokens, layers = 1 + rows * columns, self.model.config.interaction_layers
         of_lists = {TOKENS: tokens, KEYS_VALUES: 1 + 2 * layers * tokens}
         numbers = manifest.width * (3 if manifest.projected else 1)

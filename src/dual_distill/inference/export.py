@@ -103,6 +103,8 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
     if not isinstance(model, _MODELS):
         known = ", ".join(kind.__name__ for kind in _MODELS)
         raise ValueError(f"{type(model).__name__} cannot be exported as towers and a head; give {known}.")
+    if not (model.config.is_own("text_config") and model.config.is_own("vision_config")):
+        raise ValueError("a tower is none of this package's own, which alone are exported; distil into those.")
     if model.dtype != torch.float32:
         raise ValueError(f"the model is {model.dtype}; load it with dtype=torch.float32, as which graphs are compared.")
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
@@ -117,7 +119,7 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
 
         processor.save_pretrained(folder)
         # How to feed the graphs and how to read what they give.
-        config, positions = model.config, model.config.text_config.max_position_embeddings
+        config, positions = model.config, model.config.max_position_embeddings
         about = {
             "format": "onnx",
             "architecture": type(model).__name__,
@@ -126,7 +128,7 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
             "probabilities": "sigmoid" if config.problem_type == "multi_label_classification" else "softmax",
             "num_images": model.num_images,
             "max_text_tokens": min(positions, processor.tokenizer.model_max_length),
-            "patch_size": config.vision_config.patch_size,
+            "patch_size": config.patch_size,
             "hidden_size": config.hidden_size,
             "versions": {name: version(name) for name in ("dual-distill", "torch", *_NEEDED)},
             "checked": {**difference, "tolerance": TOLERANCE},
@@ -146,10 +148,9 @@ def graphs_of(model: PreTrainedModel) -> _Graphs:
 def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
     config = model.config
     rows, length = Dim("batch", min=1, max=_MOST_ROWS), Dim("image_tokens", min=1, max=_MOST_PATCHES**2)
-    words = Dim("tokens", min=1, max=config.text_config.max_position_embeddings)
+    words = Dim("tokens", min=1, max=config.max_position_embeddings)
     height, width = (
-        config.vision_config.patch_size * Dim(name, min=1, max=_MOST_PATCHES)
-        for name in ("patch_rows", "patch_columns")
+        config.patch_size * Dim(name, min=1, max=_MOST_PATCHES) for name in ("patch_rows", "patch_columns")
     )
     axes = {"pixel_values": {3: height, 4: width}, "pixel_mask": {2: height, 3: width}}
     axes |= {name: {1: words} for name in _TEXT} | {name: {2: length} for name in _TOKENS}
@@ -230,13 +231,13 @@ def compare_with_torch(model: PreTrainedModel, folder: Path) -> dict[str, float]
 
 def _batch(model: PreTrainedModel, num_rows: int, grid: tuple[int, int] | None) -> dict[str, torch.Tensor]:
     """Rows of unequal texts and images, padded with noise, so that a mask that leaks shows."""
-    vision = model.config.vision_config
-    tokens = min(7 + num_rows, model.config.text_config.max_position_embeddings)
-    height, width = (side * vision.patch_size for side in grid or vision.patch_grid)
+    patch = model.config.patch_size
+    tokens = min(7 + num_rows, model.config.max_position_embeddings)
+    height, width = (side * patch for side in grid or model.config.patch_grid)
     batch = random_pairs(model.config, PairShape(num_rows, tokens, tokens, (height, width)), seed=num_rows)
 
     # Each further row is shorter, and its images lower.
     for row in range(1, num_rows):
         batch["attention_mask"][row, max(1, tokens // (row + 1)) :] = 0
-        batch["pixel_mask"][row, :, max(vision.patch_size, height - row * vision.patch_size) :] = 0
+        batch["pixel_mask"][row, :, max(patch, height - row * patch) :] = 0
     return batch

@@ -218,7 +218,7 @@ class FeatureStore:
             return padded
 
         vectors, mask = padded.values()
-        layers, heads = config.interaction_layers, config.text_config.num_attention_heads
+        layers, heads = config.interaction_layers, config.joint_config.num_attention_heads
         states = vectors[:, 1:].unflatten(1, (-1, layers, 2)).unflatten(-1, (heads, -1)).permute(0, 2, 3, 4, 1, 5)
         # All vectors of a token are real or none.
         real = {"image_token_mask": mask[:, 1 :: 2 * layers]}

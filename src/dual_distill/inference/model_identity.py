@@ -58,7 +58,7 @@ def model_identity(model: PreTrainedModel) -> dict[str, Any]:
 
 def longest_text(model: PreTrainedModel, processor: DualDistillProcessor) -> int:
     """Return the longest text in tokens: what the tokenizer lets through and the model's position table holds."""
-    return min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
+    return min(processor.tokenizer.model_max_length, model.config.max_position_embeddings)
 
 
 def processor_settings(kind: str, model: PreTrainedModel, processor: DualDistillProcessor) -> dict[str, Any]:

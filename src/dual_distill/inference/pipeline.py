@@ -128,7 +128,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         super().__init__(model=model.eval(), processor=processor, **kwargs)
         self._regions, self._num_tags, self._max_tag_length = regions, num_tags, max_tag_length
         # A tokenizer may let through more than the model's position table holds.
-        positions = getattr(model.config, "text_config", model.config).max_position_embeddings
+        positions = model.config.max_position_embeddings
         tag_length = max_tag_length if regions is not None and num_tags > 0 else 0
         self._max_tokens = min(processor.tokenizer.model_max_length, positions - tag_length)
 

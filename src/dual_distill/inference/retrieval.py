@@ -262,8 +262,7 @@ class ImagesWithCaptions:
         """A model's score of each pair; keys ascend, so that an image's pairs stand together."""
         images, texts = keys // len(self.captions), keys % len(self.captions)
         is_fusion = isinstance(model, FusionEncoderForImageTextRetrieval)
-        config = model.config if is_fusion else model.config.text_config
-        max_tokens = min(processor.tokenizer.model_max_length, config.max_position_embeddings)
+        max_tokens = min(processor.tokenizer.model_max_length, model.config.max_position_embeddings)
         prepared = self.prepared(processor, images.unique().tolist())
 
         held: dict[int, Tensor] = {}

@@ -4,6 +4,7 @@ import transformers
 
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
 from .configuration_fusion_encoder import FusionEncoderConfig, own_fields
+from .modeling_attention_recording import RecordedAttention, record_attention
 from .modeling_dual_encoder import DualEncoderModel
 from .modeling_dual_encoder_heads import (
     ContrastiveDualEncoder,

@@ -1,9 +1,15 @@
-"""The configuration of the dual encoder: one transformer per modality and a shallow interaction."""
+"""The configuration of the dual encoder: one tower per modality, ours or any of transformers', and an interaction."""
 
-from typing import Any
+from math import isqrt
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 from .configuration_fusion_encoder import FusionEncoderConfig, OwnConfig, TransformerConfig
 
@@ -46,6 +52,13 @@ class DualEncoderVisionConfig(TransformerConfig):
     num_channels: int = 3
 
 
+Pooling = Literal["cls", "mean", "last", "tower"]
+"""The first token, the mean of all, the last one, or whatever the tower itself pools."""
+
+# Their position table begins behind the row of the padding token.
+_POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "xmod")
+
+
 def _of_towers(name: str, *towers: str) -> property:
     """Give a value of the towers at the top: read from the first of `towers`, written to all of them."""
 
@@ -59,13 +72,47 @@ def _of_towers(name: str, *towers: str) -> property:
     return property(read, write)
 
 
+_OWN = {"text_config": DualEncoderTextConfig, "vision_config": DualEncoderVisionConfig}
+
+
+def tower_config(key: str, given: Any, own: type[PreTrainedConfig]) -> Any:
+    """Return the configuration of a tower: of one in transformers by its `model_type`, of CLIP's kind the half.
+
+    Raises:
+        ValueError: AutoModel has no model of that type.
+    """
+    fields = given or {}
+    model_type = fields.get("model_type", own.model_type) if isinstance(fields, dict) else fields.model_type
+    if model_type == own.model_type:
+        return given
+    config = (
+        CONFIG_MAPPING[model_type](**fields) if isinstance(fields, dict) and model_type in CONFIG_MAPPING else fields
+    )
+    config = getattr(config, key, config)
+    if isinstance(config, dict) or config.model_type not in MODEL_MAPPING_NAMES:
+        known = f"AutoModel has no model of that type; give a {own.model_type}, or a model that AutoModel loads"
+        raise ValueError(f"{key} is a {getattr(config, 'model_type', model_type)}, but {known}.")
+    return config
+
+
 @strict
 class DualEncoderConfig(OwnConfig):
-    """Configuration of a `DualEncoderModel`: two towers of equal width and head count, of any depths.
+    """Configuration of a `DualEncoderModel`: two towers, ours or any that transformers' AutoModel knows.
+
+    Towers of ours have equal width and head count. Where those of others differ in width, a linear map brings image
+    tokens to the text tower's; where heads differ, or a tower has no attention, recorded "queries" and "keys" are the
+    final tokens, which an objective projects.
 
     Args:
-        text_config: the text tower, a `DualEncoderTextConfig` or its fields as a dict.
-        vision_config: the image tower, a `DualEncoderVisionConfig` or its fields as a dict.
+        text_config: the text tower, a configuration or its fields as a dict; without a `model_type` those of a
+            `DualEncoderTextConfig`. Of a configuration with two towers, such as CLIP's, the text tower is taken.
+        vision_config: the image tower, likewise; a `DualEncoderVisionConfig`.
+        text_pooling: which vector stands for a text: `cls` (its first token), `mean`, `last`, or `tower` (what the
+            tower pools itself); None: a tower of ours its own, `cls` for models that complete masked words, `last` for
+            causal ones, else `tower`.
+        vision_pooling: the same of an image; None: `tower`.
+        projected_heads: heads of query and key projections of the final tokens that the model keeps, which
+            `output_query_states` then hands out; 0: none. Training writes it where it is asked to keep them.
         initializer_range: standard deviation of newly initialized weights of interaction and head.
         num_images: images in a row that `ForImagesAndTextClassification` expects (2 for NLVR2).
         classifier_hidden_size: width inside a head with labels; None: `hidden_size` times the images of a row, twice
@@ -81,8 +128,9 @@ class DualEncoderConfig(OwnConfig):
         tie_word_embeddings: whether `ForPreTraining` decodes words with the word embeddings.
 
     Raises:
-        StrictDataclassClassValidationError: the towers differ in width or head count (text queries could not be held
-            against image keys), projection_dim is below 1, or a weight is negative.
+        ValueError: transformers' AutoModel does not know the type of a tower.
+        StrictDataclassClassValidationError: two towers of ours differ in width or head count (text queries could not be
+            held against image keys), a pooling does not fit, projection_dim is below 1, or a weight is negative.
 
     Example:
         >>> tower = {"hidden_size": 96, "num_attention_heads": 4}
@@ -108,6 +156,9 @@ class DualEncoderConfig(OwnConfig):
     classifier_hidden_size: int | None = None
     recorded_layers: list[int] | tuple[int, ...] = (-1,)
     interaction_layers: int = 0
+    text_pooling: Pooling | None = None
+    vision_pooling: Pooling | None = None
+    projected_heads: int = 0
     projection_dim: int = 256
     logit_scale_init: float | int = 2.6592600369327783
     itc_weight: float | int = 1.0
@@ -116,27 +167,120 @@ class DualEncoderConfig(OwnConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Refuse towers of another type, of which transformers would read what it can and forget the rest."""
-        for name, own in (("text_config", DualEncoderTextConfig), ("vision_config", DualEncoderVisionConfig)):
-            given = getattr(self, name) or {}
-            model_type = given.get("model_type") if isinstance(given, dict) else given.model_type
-            if model_type not in (None, own.model_type):
-                raise ValueError(f"{name} is a {model_type}, but a dual encoder has a {own.model_type} there.")
+        """Read towers that are not ours by their `model_type`, and settle how each is pooled."""
+        for name, own in _OWN.items():
+            setattr(self, name, tower_config(name, getattr(self, name), own))
         super().__post_init__(**kwargs)
 
+        if self.text_pooling is None:
+            self.text_pooling = self._usual_text_pooling()
+        self.vision_pooling = self.vision_pooling or "tower"
+
+    def _usual_text_pooling(self) -> Pooling:
+        model_type = self.text_config.model_type
+        if self.is_own("text_config"):
+            return "tower"
+        if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            return "cls"
+        return "last" if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "tower"
+
     def validate_architecture(self) -> None:
-        """Refuse towers whose queries and keys do not fit each other."""
+        """Refuse towers that do not fit each other."""
         super().validate_architecture()
-        for name, least in (("interaction_layers", 0), ("projection_dim", 1)):
+        for name, least in (("interaction_layers", 0), ("projected_heads", 0), ("projection_dim", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
 
-        for name in ("hidden_size", "num_attention_heads"):
-            text, vision = getattr(self.text_config, name), getattr(self.vision_config, name)
-            if text != vision:
+        # What a tower of ours is, its maker chose; towers of others are made to fit by a linear map.
+        is_own = {name: self.is_own(name) for name in _OWN}
+        for name in ("hidden_size", "num_attention_heads") if all(is_own.values()) else ("hidden_size",):
+            text, vision = getattr(self.text_config, name), getattr(self.vision_config, name, None)
+            if is_own["vision_config"] and text != vision:
                 raise ValueError(f"the text tower has {name} {text}, the image tower {vision}; give both the same.")
+        for name, pooling in (("text_config", self.text_pooling), ("vision_config", self.vision_pooling)):
+            if is_own[name] and pooling != "tower":
+                raise ValueError(f"{name} is a tower of ours, which pools itself, but its pooling is {pooling!r}.")
+        if self.interaction_layers and self.text_pooling == "tower" and not is_own["text_config"]:
+            raise ValueError("behind interaction layers the text tower's own pooling cannot be used; give cls or mean.")
+
+    def is_own(self, tower: str) -> bool:
+        """Whether a tower, `text_config` or `vision_config`, is one of this package."""
+        return getattr(self, tower).model_type == _OWN[tower].model_type
+
+    @property
+    def joint_config(self) -> DualEncoderTextConfig:
+        """Shape of what stands behind the towers: the text tower's, if it is ours, else layers of its width."""
+        text: Any = self.text_config
+        if isinstance(text, DualEncoderTextConfig):
+            return text
+        shape = {name: getattr(text, name) for name in ("hidden_size", "num_attention_heads", "vocab_size")}
+        joint = DualEncoderTextConfig(**shape, intermediate_size=4 * text.hidden_size)
+        joint._attn_implementation = self._attn_implementation
+        return joint
+
+    @property
+    def attention_shapes(self) -> list[tuple[int, int] | None]:
+        """Heads and width of a head of each tower's attention; None: it has none of its own."""
+        shapes: list[tuple[int, int] | None] = []
+        for tower in (self.text_config, self.vision_config):
+            heads, width = getattr(tower, "num_attention_heads", None), tower_width(tower)
+            head_width = getattr(tower, "head_dim", None) or width // (heads if isinstance(heads, int) else 1)
+            shapes.append((heads, head_width) if isinstance(heads, int) else None)
+        return shapes
+
+    @property
+    def records_tokens(self) -> bool:
+        """Whether recorded "queries" and "keys" are the final tokens, of one head: those of the towers do not fit."""
+        text, image = self.attention_shapes
+        return not self.projected_heads and (text is None or text != image)
+
+    @property
+    def num_attention_heads(self) -> int | None:
+        """Heads of recorded queries and keys; None: not settled, as tokens are recorded."""
+        shape = self.attention_shapes[0]
+        return None if self.records_tokens or shape is None else self.projected_heads or shape[0]
+
+    @num_attention_heads.setter
+    def num_attention_heads(self, value: int) -> None:
+        self.text_config.num_attention_heads = self.vision_config.num_attention_heads = value
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Longest text in tokens."""
+        text = self.text_config
+        is_behind = text.model_type in _POSITIONS_BEHIND_PADDING
+        return text.max_position_embeddings - (text.pad_token_id + 1 if is_behind else 0)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along the side of what an image token stands for."""
+        vision = self.vision_config
+        # A convolutional backbone halves its grid between stages.
+        halvings = len(getattr(vision, "hidden_sizes", None) or [0]) - 1
+        patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
+        return patch * 2**halvings
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of the image tower's position table."""
+        vision = self.vision_config
+        size = getattr(vision, "image_size", None)
+        if size is None:
+            side = isqrt(vision.num_patches)
+            return side, side
+        height, width = (size, size) if isinstance(size, int) else size
+        return height // self.patch_size, width // self.patch_size
 
     hidden_size = _of_towers("hidden_size", "text_config", "vision_config")
-    num_attention_heads = _of_towers("num_attention_heads", "text_config", "vision_config")
     vocab_size = _of_towers("vocab_size", "text_config")
-    patch_grid = _of_towers("patch_grid", "vision_config")
+
+
+def tower_width(config: PreTrainedConfig) -> int:
+    """Width of a tower's final tokens.
+
+    Example:
+        >>> tower_width(DualEncoderTextConfig(hidden_size=96, num_attention_heads=4))
+        96
+    """
+    sizes = getattr(config, "hidden_sizes", None)
+    return sizes[-1] if sizes else config.hidden_size

@@ -75,6 +75,10 @@ class TransformerBody(EncoderPreTrainedModel):
         self.pooler = Pooler(config)
         self.post_init()
 
+    def pool(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool final tokens `(B, L, C)`, by the first of them."""
+        return self.pooler(tokens)
+
     def encode_tokens(
         self,
         tokens: Tensor,

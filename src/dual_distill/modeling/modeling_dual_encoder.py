@@ -14,8 +14,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_dual_encoder import DualEncoderConfig
-from .modeling_base import TextInputs, returns_tuple
+from .modeling_base import returns_tuple
 from .modeling_embeddings import with_image_axis
+from .modeling_foreign_towers import ForeignTextTower, ForeignVisionTower
 from .modeling_heads import SplitLinear, classification_head
 from .modeling_layers import AskedLayers, layers_to_record
 from .modeling_outputs import EncoderOutput, ImageFeaturesOutput, TowerOutput
@@ -24,6 +25,7 @@ from .modeling_towers import (
     DualEncoderPreTrainedModel,
     DualEncoderTextModel,
     DualEncoderVisionModel,
+    pairs,
 )
 
 STORED_AND_RECORDED = "stored vectors have no queries and keys; give input_ids and pixel_values to record them."
@@ -34,7 +36,7 @@ INTERACTION_READS_IMAGES = (
 )
 
 
-class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
+class DualEncoderModel(DualEncoderPreTrainedModel):
     """The bare dual encoder: texts and images in, their pooled vectors and one fused vector a pair out.
 
     Example:
@@ -49,18 +51,25 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
         (torch.Size([3, 1, 8]), True)
     """
 
-    text_embeddings_path = "text_model.embeddings.text_embeddings"
-
     def __init__(self, config: DualEncoderConfig):
         super().__init__(config)
-        self.text_model = DualEncoderTextModel(config.text_config)
-        self.vision_model = DualEncoderVisionModel(config.vision_config)
+        text, vision = (config.is_own(tower) for tower in ("text_config", "vision_config"))
+        self.text_model: Any = DualEncoderTextModel(config.text_config) if text else ForeignTextTower(config)
+        self.vision_model: Any = DualEncoderVisionModel(config.vision_config) if vision else ForeignVisionTower(config)
         self.interaction_model = None
         if config.interaction_layers:
-            self.interaction_model = DualEncoderInteractionModel(config.text_config, config.interaction_layers)
+            self.interaction_model = DualEncoderInteractionModel(config.joint_config, config.interaction_layers)
         width = config.hidden_size
         self.interaction = classification_head(2 * width, 2 * width, width, first_layer=SplitLinear)
         self.post_init()
+
+    def get_input_embeddings(self) -> Any:
+        """Return the word embeddings."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Replace the word embeddings."""
+        self.text_model.set_input_embeddings(value)
 
     @returns_tuple
     def get_text_features(
@@ -240,7 +249,8 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
             image_pooler_output, image_token_embeds, image_token_mask = (each.unflatten(0, rows) for each in of_images)
         elif image_token_embeds is not None:
             image_token_embeds = with_image_axis(image_token_embeds, 3)
-            pooled = self.vision_model.pooler(image_token_embeds.flatten(0, 1))
+            mask = None if image_token_mask is None else with_image_axis(image_token_mask, 2).flatten(0, 1)
+            pooled = self.vision_model.pool(image_token_embeds.flatten(0, 1), mask)
             image_pooler_output = pooled.unflatten(0, image_token_embeds.shape[:2])
 
         if image_embeds is None:
@@ -267,7 +277,13 @@ class DualEncoderModel(TextInputs, DualEncoderPreTrainedModel):
                 output_states=output_interaction_states,
                 **kwargs,
             )
-            pooled = self.text_model.pooler(interaction_output.last_hidden_state)
+            read = interaction_output.last_hidden_state
+            mask = (
+                None
+                if attention_mask is None
+                else pairs(attention_mask, max(num_texts, num_rows), image_embeds.shape[1])
+            )
+            pooled = self.text_model.pool(read, mask)
             text_pooler_output = pooled.unflatten(0, (-1, image_embeds.shape[1]))
 
         text_embeds = self.project_text(text_pooler_output) if text_embeds is None else text_embeds

@@ -169,7 +169,7 @@ class ContrastiveDualEncoder(DualEncoderWithHead):
                 image_token_mask=gather_rows(vision.image_mask)[of_image][:, None],
                 return_dict=True,
             )
-            pooled_texts = body.text_model.pooler(read.last_hidden_state)
+            pooled_texts = body.text_model.pool(read.last_hidden_state, gather_rows(attention_mask)[of_text])
         return body.interaction(torch.cat([pooled_texts, pooled_images], dim=-1))
 
     @returns_tuple
@@ -363,15 +363,14 @@ class DualEncoderForPreTraining(EncoderForPreTraining, ContrastiveDualEncoder):
         1.0986
     """
 
-    _tied_weights_keys = {
-        "mlm_score.decoder.weight": "dual_encoder.text_model.embeddings.text_embeddings.word_embeddings.weight"
-    }
-
     def add_head(self, config: DualEncoderConfig) -> None:
         """Build the projections, and the heads of matching and of words."""
         super().add_head(config)
         self.itm_score = matching_head(config.hidden_size)
-        self.mlm_score = masked_word_head(config.text_config)
+        self.mlm_score = masked_word_head(config.joint_config)
+        embeddings = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"mlm_score.decoder.weight": f"{name}.weight"}
 
     def contrast(self, output: Any, ids: PairIds | None, results: dict[str, Any]) -> Similarities | None:
         """Project texts and images to one space, and hold all of them against one another."""

@@ -1,10 +1,12 @@
 """The two towers of the dual encoder, the interaction layers behind them, and what all dual encoder classes share."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -38,6 +40,69 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
     config: DualEncoderConfig
     base_model_prefix = "dual_encoder"
     _no_split_modules = ["TowerTextEmbeddings", "ImageEmbeddings", "TransformerLayer", "InteractionLayer"]
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str | Path,
+        text: str | Path,
+        *,
+        vision_revision: str | None = None,
+        text_revision: str | None = None,
+        attn_implementation: str = "sdpa",
+        **fields: Any,
+    ) -> Self:
+        """Build a dual encoder of two models that AutoModel loads, such as SigLIP 2 or DINOv3 and ModernBERT.
+
+        What stands behind the towers is newly initialized; seed torch for a repeatable start.
+
+        Args:
+            vision: folder or Hub name of the image model; of one with two towers, as CLIP, the image tower is taken.
+            text: folder or Hub name of the text model, likewise.
+            vision_revision: branch, tag or commit of `vision` on the Hub.
+            text_revision: branch, tag or commit of `text` on the Hub.
+            attn_implementation: how attention is computed, by towers that can.
+            **fields: of `DualEncoderConfig`: `num_labels` or `id2label`, `interaction_layers`, `vision_pooling`, ...
+
+        Returns:
+            A model of this class in float32, in training mode.
+
+        Raises:
+            ValueError: AutoModel loads no such tower, or a field does not fit; OSError: there is no such checkpoint.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory as Folder
+            >>> from transformers import AutoModel, BertConfig, ViTConfig
+            >>> shape = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+            >>> from dual_distill import DualEncoderForQuestionAnswering
+            >>> with Folder() as vision, Folder() as text:
+            ...     AutoModel.from_config(ViTConfig(**shape, image_size=8, patch_size=4)).save_pretrained(vision)
+            ...     AutoModel.from_config(BertConfig(**shape, vocab_size=50)).save_pretrained(text)
+            ...     model = DualEncoderForQuestionAnswering.from_vision_text_pretrained(vision, text, num_labels=3)
+            >>> model(input_ids=torch.ones(2, 5, dtype=torch.long), pixel_values=torch.zeros(2, 3, 8, 8)).logits.shape
+            torch.Size([2, 3])
+        """
+        sides = {"vision_config": (vision, vision_revision), "text_config": (text, text_revision)}
+        configs = {
+            key: AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            for key, (name, revision) in sides.items()
+        }
+        config = DualEncoderConfig(**configs, **fields, architectures=[cls.__name__])
+        if config.is_own("vision_config") or config.is_own("text_config"):
+            raise ValueError(
+                "a tower is one of ours already; start from it with from_pretrained or from_fusion_encoder."
+            )
+        model = cls._from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
+
+        body = getattr(model, cls.base_model_prefix, model)
+        for key, tower in (("vision_config", body.vision_model), ("text_config", body.text_model)):
+            name, revision = sides[key]
+            tower.load(name, revision=revision)
+        return model.train()
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save under the names that the parameters have here, under which Trainer looks for them when it resumes."""
+        super().save_pretrained(*args, **{"save_original_format": False, **kwargs})
 
     @classmethod
     def from_fusion_encoder(
@@ -248,13 +313,13 @@ class DualEncoderInteractionModel(DualEncoderPreTrainedModel):
         rows, (num_rows, num_images) = max(text_token_embeds.shape[0], images.shape[0]), images.shape[:2]
 
         # A pair of text and image a row. Where one row of images serves many texts, only masks are repeated for it.
-        texts = _pairs(text_token_embeds, rows, num_images)
+        texts = pairs(text_token_embeds, rows, num_images)
         if text_mask is None:
             text_mask = texts.new_ones(text_token_embeds.shape[0], texts.shape[1])
         if image_token_mask is None:
             image_token_mask = texts.new_ones(num_rows, num_images, images.shape[-2])
         image_mask = image_token_mask.bool().expand(rows, -1, -1).flatten(0, 1)
-        mask = torch.cat([image_mask, _pairs(text_mask.bool(), rows, num_images)], dim=1)
+        mask = torch.cat([image_mask, pairs(text_mask.bool(), rows, num_images)], dim=1)
         if num_rows == rows:
             keys = texts.new_empty(*mask.shape, 0)
             mask = create_bidirectional_mask(self.config, texts, mask, encoder_hidden_states=keys)
@@ -273,7 +338,7 @@ class DualEncoderInteractionModel(DualEncoderPreTrainedModel):
         return TowerOutput(last_hidden_state=self.layernorm(texts), query_states=query_states, key_states=key_states)
 
 
-def _pairs(texts: Tensor, rows: int, num_images: int) -> Tensor:
+def pairs(texts: Tensor, rows: int, num_images: int) -> Tensor:
     """Repeat `(B or 1, ...)` texts for every image of every row: `(rows * num_images, ...)`."""
     texts = texts.expand(rows, *texts.shape[1:])
     return texts if num_images == 1 else texts.repeat_interleave(num_images, dim=0)

@@ -231,7 +231,7 @@ def resolve(
         training_arguments.write_weights(config)
 
     # Texts share the positions of the model with the tags.
-    positions = getattr(config, "text_config", config).max_position_embeddings
+    positions = config.max_position_embeddings
     longest = min(positions - data.tag_tokens, model_arguments.max_text_length)
     if longest < _SHORTEST_TEXT:
         left = f"{longest} of {positions} positions for the text"

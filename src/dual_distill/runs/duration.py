@@ -15,6 +15,7 @@ from dual_distill.trainer import DistillationTrainer, DistillationTrainingArgume
 from .data import num_rows
 
 _logger = logging.getLogger(__name__)
+_LONGEST_TEXT = 512
 _LONG = 3600  # seconds
 # Of a step over its matrix products; between 2 (wide models) and 5 (narrow ones) on the CPUs where it was compared.
 _OVERHEAD = 3.0
@@ -50,7 +51,7 @@ def estimate_seconds(
     """
     # The backward pass costs two forward passes; a teacher has none.
     work = 3 * _forward_work(student) + (0 if teacher is None else _forward_work(teacher))
-    width = getattr(student.config, "text_config", student.config).hidden_size
+    width = student.config.hidden_size
     return _OVERHEAD * rows / arguments.world_size * work / _speed(width, arguments)
 
 
@@ -73,12 +74,13 @@ def warn_if_long(trainer: DistillationTrainer) -> None:
 def _forward_work(model: Any) -> float:
     """FLOPs of one row: two for each weight that a token meets, at the longest text and a whole image."""
     config = model.config
-    text, image = getattr(config, "text_config", config), getattr(config, "vision_config", config)
     reads_regions = getattr(config, "visual_inputs", "patches") == "regions"
-    image_tokens = config.num_images * (config.max_regions if reads_regions else math.prod(image.patch_grid))
+    image_tokens = config.num_images * (config.max_regions if reads_regions else math.prod(config.patch_grid))
     # In a dual encoder a token passes through one of two towers.
-    share = 1.0 if text is config else 0.5
-    return 2 * share * (text.max_position_embeddings + image_tokens) * model.num_parameters(exclude_embeddings=True)
+    share = 0.5 if hasattr(config, "text_config") else 1.0
+    # Models that read books are given sentences here.
+    text_tokens = min(config.max_position_embeddings, _LONGEST_TEXT)
+    return 2 * share * (text_tokens + image_tokens) * model.num_parameters(exclude_embeddings=True)
 
 
 def _speed(width: int, arguments: DistillationTrainingArguments) -> float:

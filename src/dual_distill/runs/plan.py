@@ -157,8 +157,8 @@ def estimate_memory(
         precision of the run, with the kernels that torch takes on a CPU. What the teacher's forward pass holds for a
         moment, the losses, and what allocators and libraries add are left out.
     """
-    height, width = largest_images(image_processor, getattr(config, "vision_config", config))
-    text = (arguments.train_batch_size, getattr(config, "text_config", config).max_position_embeddings)
+    height, width = largest_images(image_processor, config)
+    text = (arguments.train_batch_size, config.max_position_embeddings)
     with FakeTensorMode():
         model = student_class(config)
         if arguments.gradient_checkpointing or arguments.activation_checkpointing:

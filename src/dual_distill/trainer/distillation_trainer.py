@@ -224,7 +224,7 @@ class DistillationTrainer(RowMeansTrainer):
             "augmentation": drawn,
         }
         folder = self.args.teacher_cache_dir or Path(self.args.output_dir, "teacher_cache")
-        return TeacherCache(folder, kind, settings, getattr(config, "vision_config", config).patch_size)
+        return TeacherCache(folder, kind, settings, config.patch_size)
 
     def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         """Return the loss and its terms, in nats per row, and the logits: of more, every query would be gathered."""

@@ -56,6 +56,6 @@ def raw_collator(
     head = "question_answering" if num_images == 1 else "images_and_text_classification"
     answers = "answers" if "answers" in columns else None
     task = Task("custom", head, images, text, label, answers_column=answers)
-    positions: int = getattr(config, "text_config", config).max_position_embeddings
+    positions: int = config.max_position_embeddings
     longest = min(positions, processor.tokenizer.model_max_length)
     return DistillationCollator(processor, task, names, max_text_length=longest)

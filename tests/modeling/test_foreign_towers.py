@@ -1,0 +1,267 @@
+"""Towers that are not ours: each is built, saved, loaded, padded, recorded and taught."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoModelForVisualQuestionAnswering
+
+from dual_distill.modeling import (
+    DualEncoderConfig,
+    DualEncoderForImagesAndTextClassification,
+    DualEncoderForImageTextRetrieval,
+    DualEncoderForPreTraining,
+    DualEncoderForQuestionAnswering,
+)
+
+_SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_PIXELS = {**_SHAPE, "image_size": 32, "patch_size": 8}
+_WORDS = {**_SHAPE, "vocab_size": 60, "max_position_embeddings": 24, "pad_token_id": 0}
+_SPECIAL = {"bos_token_id": 1, "eos_token_id": 2}
+VISION = {
+    "siglip": {"model_type": "siglip_vision_model", **_PIXELS},
+    "siglip2": {"model_type": "siglip2_vision_model", **_SHAPE, "num_patches": 16, "patch_size": 8},
+    "clip": {"model_type": "clip_vision_model", **_PIXELS},
+    "dinov2": {"model_type": "dinov2", **_PIXELS},
+    "dinov3": {"model_type": "dinov3_vit", **_PIXELS, "num_register_tokens": 2},
+    "vit": {"model_type": "vit", **_PIXELS},
+    "convnextv2": {
+        **{"model_type": "convnextv2", "hidden_sizes": [8, 16, 24, 40], "depths": [1, 1, 1, 1]},
+        **{"image_size": 32, "patch_size": 1},
+    },
+}
+TEXT = {
+    "bert": {"model_type": "bert", **_WORDS},
+    "roberta": {"model_type": "roberta", **_WORDS, "pad_token_id": 1},
+    "xlm-roberta": {"model_type": "xlm-roberta", **_WORDS, "pad_token_id": 1},
+    "modernbert": {"model_type": "modernbert", **_WORDS, **_SPECIAL, "cls_token_id": 1, "sep_token_id": 2},
+    "distilbert": {
+        **{"model_type": "distilbert", "vocab_size": 60, "max_position_embeddings": 24},
+        **{"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48},
+    },
+    "llama": {"model_type": "llama", **_WORDS, **_SPECIAL, "num_key_value_heads": 2},
+    "clip": {"model_type": "clip_text_model", **_WORDS, **_SPECIAL},
+}
+_USUAL = [("vit", "bert"), ("siglip2", "llama"), ("convnextv2", "modernbert")]
+_RARE = [(vision, "bert") for vision in VISION] + [("vit", text) for text in TEXT]
+EVERY_PAIR = [
+    *_USUAL,
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in dict.fromkeys(_RARE) if pair not in _USUAL),
+]
+every_pair = pytest.mark.parametrize(("vision", "text"), EVERY_PAIR)
+RECORD = {"output_query_states": [-1], "output_key_states": [-1], "join_states": False}
+
+
+def tiny(
+    vision: str | dict,
+    text: str | dict,
+    cls: type = DualEncoderForQuestionAnswering,
+    attn_implementation: str = "sdpa",
+    **fields: object,
+):
+    """A tiny model with noise on every parameter, in eval mode; the same weights in each call."""
+    towers = {
+        "vision_config": VISION[vision] if isinstance(vision, str) else vision,
+        "text_config": TEXT[text] if isinstance(text, str) else text,
+    }
+    torch.manual_seed(0)
+    model = cls._from_config(
+        DualEncoderConfig(**towers, **{"num_labels": 3, **fields}), attn_implementation=attn_implementation
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+@pytest.fixture
+def inputs() -> dict[str, Tensor]:
+    """Two texts, of 7 and 4 tokens, and images of one size."""
+    draw = torch.Generator().manual_seed(1)
+    ids, mask = torch.randint(5, 60, (2, 7), generator=draw), torch.ones(2, 7, dtype=torch.long)
+    mask[1, 4:] = 0
+    pixels = torch.randn(2, 3, 32, 32, generator=draw)
+    return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+
+
+@every_pair
+def test_saved_and_loaded_is_equal(vision, text, inputs, tmp_path):
+    model = tiny(vision, text)
+    model.save_pretrained(tmp_path)
+    for auto in (DualEncoderForQuestionAnswering, AutoModelForVisualQuestionAnswering):
+        loaded, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(info.values())
+        assert torch.equal(loaded.eval()(**inputs).logits, model(**inputs).logits)
+
+    # The names in the file are those that Trainer looks for when it resumes.
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=not model.all_tied_weights_keys)
+
+
+@every_pair
+def test_alone_and_padded_at_either_side_is_equal(vision, text, inputs):
+    model, ids, pixels = tiny(vision, text), inputs["input_ids"], inputs["pixel_values"]
+    together = model(**inputs).logits
+    alone = [
+        model(input_ids=ids[row : row + 1, :length], pixel_values=pixels[row : row + 1]).logits
+        for row, length in enumerate((7, 4))
+    ]
+    torch.testing.assert_close(torch.cat(alone), together, atol=1e-5, rtol=1e-5)
+
+    left = {"input_ids": ids.clone(), "attention_mask": inputs["attention_mask"].clone(), "pixel_values": pixels}
+    left["input_ids"][1], left["attention_mask"][1] = ids[1].roll(3), inputs["attention_mask"][1].roll(3)
+    torch.testing.assert_close(model(**left).logits, together, atol=1e-5, rtol=1e-5)
+
+
+@every_pair
+def test_recorded_is_what_eager_attention_computes(vision, text, inputs):
+    model, eager = tiny(vision, text), tiny(vision, text, attn_implementation="eager")
+    recorded, computed = model(**inputs, **RECORD), eager(**inputs, output_attentions=True)
+    if model.config.records_tokens:
+        of_text, of_image = recorded.query_states[0]
+        assert of_text.shape == (2, 1, 7, 32)
+        assert of_image.shape == (2, 1, 16, 32)
+        return
+
+    for side, output in enumerate((computed.text_model_output, computed.vision_model_output)):
+        queries, keys = recorded.query_states[0][side], recorded.key_states[0][side]
+        scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
+        real = torch.ones(scores.shape[0], scores.shape[-1]).bool()
+        if side == 0:
+            real = inputs["attention_mask"].bool()
+            if model.config.text_pooling == "last" or text == "clip":
+                scores = scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf)
+        probs = scores.masked_fill(~real[:, None, None], -torch.inf).softmax(-1)
+        difference = (probs - output.attentions[-1]).abs() * real[:, None, :, None]
+        assert difference.max() < 1e-5
+    assert model.dual_encoder.vision_model.model.config._attn_implementation == "sdpa"
+
+
+def test_flexible_grids_are_in_raster_order_and_alone_as_in_a_batch(inputs):
+    model = tiny("siglip2", "bert", vision_pooling="mean")
+    pixels, mask = torch.randn(2, 3, 32, 40), torch.ones(2, 32, 40, dtype=torch.long)
+    # Two columns of the one image are real, two rows of the other.
+    mask[0, :, 16:] = mask[1, 16:] = 0
+    words = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    together = model(**words, pixel_values=pixels, pixel_mask=mask, **RECORD)
+    grid = together.image_mask[:, 0].unflatten(1, (4, 5))
+    assert torch.equal(grid, mask[:, ::8, ::8].bool())
+
+    for row, image in enumerate((pixels[:1, :, :, :16], pixels[1:, :, :16])):
+        one = {name: tensor[row : row + 1] for name, tensor in words.items()}
+        alone = model(**one, pixel_values=image, **RECORD)
+        torch.testing.assert_close(alone.logits[0], together.logits[row], atol=1e-5, rtol=1e-5)
+        queries = together.query_states[0][1][row][:, together.image_mask[row, 0]]
+        torch.testing.assert_close(alone.query_states[0][1][0], queries, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_interaction_layers_behind_towers_of_unequal_width(num_images, inputs):
+    wide = {**VISION["siglip"], "hidden_size": 48, "num_attention_heads": 6}
+    fields = {"interaction_layers": 1, "vision_pooling": "mean", "num_images": num_images}
+    model = tiny(wide, "llama", DualEncoderForImagesAndTextClassification, **fields)
+    words = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    pixels = torch.randn(2, num_images, 3, 32, 32)
+    logits = model(**words, pixel_values=pixels).logits
+
+    stored = model.get_image_features(pixels, output_token_states=True)
+    tokens = model(**words, image_token_embeds=stored.image_token_embeds).logits
+    states = {"image_token_states": stored.image_token_states, "image_pooler_output": stored.pooler_output}
+    torch.testing.assert_close(tokens, logits)
+    torch.testing.assert_close(model(**words, **states).logits, logits)
+
+
+def test_what_its_tower_pools_itself_cannot_be_pooled_of_stored_tokens(inputs):
+    model = tiny("siglip", "bert", interaction_layers=1)
+    tokens = model.get_image_features(inputs["pixel_values"]).image_token_embeds
+    with pytest.raises(ValueError, match="SiglipVisionModel pools nothing here itself"):
+        model(input_ids=inputs["input_ids"], image_token_embeds=tokens)
+
+
+def test_pretraining_ties_the_words_of_any_text_tower(inputs, tmp_path):
+    model = tiny("siglip", "modernbert", DualEncoderForPreTraining)
+    assert model.mlm_score.decoder.weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path)
+    loaded, info = DualEncoderForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert loaded.mlm_score.decoder.weight is loaded.get_input_embeddings().weight
+
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, 2] = 7
+    ids = {"image_ids": torch.arange(2), "caption_ids": torch.arange(2)}
+    masked = {"masked_input_ids": inputs["input_ids"], "masked_labels": labels}
+    assert model.train()(**inputs, **masked, **ids).loss.isfinite()
+
+
+def test_texts_and_images_are_ranked(inputs):
+    model = tiny("clip", "clip", DualEncoderForImageTextRetrieval)
+    assert model(**inputs).logits_per_text.shape == (2, 2)
+
+
+def test_checkpointed_layers_give_the_same_gradients(inputs):
+    model = tiny("vit", "llama").train()
+    gradients = []
+    for checkpointed in (False, True):
+        model.zero_grad()
+        if checkpointed:
+            model.activation_checkpointing_enable()
+        output = model(**inputs, **RECORD)
+        states = [side for layer in output.query_states + output.key_states for side in layer]
+        (output.logits.sum() + sum(each.square().sum() for each in states)).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"vision_pooling": "cls"}, "SiglipVisionModel has no CLS token"),
+        ({"text_pooling": "tower"}, "ModernBertModel pools nothing here itself"),
+    ],
+)
+def test_a_pooling_that_a_tower_has_not_is_refused(fields, sentence, inputs):
+    with pytest.raises(ValueError, match=sentence):
+        tiny("siglip", "modernbert", **fields)(**inputs)
+
+
+def test_padded_images_are_refused_where_padding_would_be_read(inputs):
+    mask = torch.ones(2, 32, 32)
+    mask[1, 16:] = 0
+    with pytest.raises(ValueError, match="ViTModel would read the padding"):
+        tiny("vit", "bert")(**inputs, pixel_mask=mask)
+    with pytest.raises(ValueError, match="30 x 32 pixels do not divide into patches of 8"):
+        tiny("vit", "bert")(**inputs | {"pixel_values": inputs["pixel_values"][:, :, :30]})
+
+
+def test_images_of_another_size_than_the_position_table(inputs):
+    output = tiny("vit", "bert")(**inputs | {"pixel_values": torch.randn(2, 3, 16, 40)})
+    assert output.image_mask.shape == (2, 1, 1 + 2 * 5)
+
+
+@pytest.fixture
+def saved(tmp_path) -> Callable[[str, str], tuple[str, str]]:
+    """Folders of an image model and of a text model, as AutoModel saves them."""
+
+    def save(vision: str, text: str) -> tuple[str, str]:
+        model = tiny(vision, text)
+        for name, tower in (("vision", model.dual_encoder.vision_model), ("text", model.dual_encoder.text_model)):
+            tower.model.save_pretrained(tmp_path / name)
+        return str(tmp_path / "vision"), str(tmp_path / "text")
+
+    return save
+
+
+@every_pair
+def test_from_vision_text_pretrained_takes_both_models(vision, text, saved, inputs):
+    names = saved(vision, text)
+    model = DualEncoderForQuestionAnswering.from_vision_text_pretrained(*names, num_labels=5)
+    assert model.training
+    assert model.dtype == torch.float32
+    assert model.config.num_labels == 5
+    own = AutoModel.from_pretrained(names[1]).state_dict()
+    taken = model.dual_encoder.text_model.model.state_dict()
+    assert all(torch.equal(weight, own[name]) for name, weight in taken.items())
+    assert taken
+    assert model.eval()(**inputs).logits.shape == (2, 5)
