@@ -84,7 +84,7 @@ def make_run(
     resolved = resolve((model_arguments, data_arguments, training_arguments), data, processor)
     head, rows, teacher = resolved.data.head, resolved.data, None
     if model_arguments.taught_by is not None:
-        attention = {"attn_implementation": model_arguments.attn_implementation}
+        attention: Any = {"attn_implementation": model_arguments.attn_implementation}
         teacher = load_teacher(*model_arguments.taught_by, head.classes, **attention).model
 
     # Again, so that a student starts from the same random weights with a teacher and without one.

@@ -5,6 +5,7 @@
 original is checked, `start_folder` one that begins with a BERT.
 """
 
+from .attention_recorder import RecordedAttention, record_attention
 from .bert import start_from_bert
 from .checkpoint import fetch
 from .conversion import (
@@ -18,6 +19,7 @@ from .conversion import (
     start_folder,
     written_aside,
 )
-from .loading import LoadedModel, load_config, load_model, load_processor, load_teacher
+from .families import FAMILIES, TeacherFamily, family_of, load_teacher
+from .loading import LoadedModel, load_config, load_model, load_processor
 from .view import DirectionAttention, LayerAttention, TeacherView
 from .vilt import convert_vilt

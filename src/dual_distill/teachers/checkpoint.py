@@ -27,7 +27,10 @@ Weights = Mapping[str, torch.Tensor]
 
 BARE_MODELS = (FusionEncoderModel, DualEncoderModel)
 # An adapter's config too, so that it is recognized and refused as one.
-CONFIG_FILES = ("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+CONFIG_FILES = (
+    *("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("chat_template*", "qformer_tokenizer/*"),
+)
 # Constants that transformers 4 saved with the weights of a ViLT.
 BUFFERS = ("embeddings.text_embeddings.position_ids", "embeddings.text_embeddings.token_type_ids")
 # The same bias, under the name that transformers 4 gave it.

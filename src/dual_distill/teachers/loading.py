@@ -45,8 +45,9 @@ class LoadedModel(NamedTuple):
     """What `load_model` and `load_teacher` return.
 
     Attributes:
-        model: a fusion encoder or a dual encoder, as the checkpoint is one, in eval mode.
-        processor: turns texts and images into its batches.
+        model: a fusion encoder or a dual encoder, as the checkpoint is one, or a teacher of another family; in eval
+            mode.
+        processor: turns texts and images into its batches; that of another family is its own.
     """
 
     model: PreTrainedModel
@@ -120,15 +121,6 @@ def load_model(
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
     model, _ = build(wanted, config, body, taken, source, required=required, **options)
     return LoadedModel(model, read_processor(folder, source, found))
-
-
-def load_teacher(
-    checkpoint: str | Path, revision: str | None = None, model_class: ModelClass | None = None, **options: Any
-) -> LoadedModel:
-    """Load a model that teaches: as `load_model` does, and frozen; arguments and errors are those of `load_model`."""
-    loaded = load_model(checkpoint, revision, model_class, **options)
-    loaded.model.requires_grad_(False)
-    return loaded
 
 
 def load_config(

@@ -1,0 +1,83 @@
+"""Causal vision-language models: the image stands first, so text looks at the image and never the other way.
+
+SmolVLM, Idefics 3, Qwen2.5-VL, Qwen3-VL, LLaVA, LLaVA-OneVision, Gemma 3 and InternVL, as transformers has them.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from . import foreign
+from .answers import answer_logits, yes_probs
+from .foreign import Modules
+from .layout import as_view, joint_attention, split_layout
+from .prompts import prompt_inputs, read_template
+from .view import TeacherView
+
+load = foreign.load
+
+# Parts of a model that are not its language model.
+_OF_THE_IMAGE = re.compile(r"vision|visual|image|connector|projector|perceiver")
+
+
+def inputs(
+    config: Any, processor: Any, images: Sequence[Image.Image], texts: Sequence[str], instruction: str = "{text}"
+) -> dict[str, Tensor]:
+    """Make the batch of the model's own chat template, the image before the text.
+
+    Args:
+        config: of the model.
+        processor: its processor.
+        images: B images.
+        texts: B texts.
+        instruction: what the user writes, around `{text}`: "{text} Answer in one word.", or for a reranker whatever
+            asks it for yes or no.
+    """
+    return prompt_inputs(config, processor, images, texts, read_template(processor, instruction))
+
+
+def layers(model: PreTrainedModel) -> list[Modules]:
+    """Attention modules of the language model that see all that stands before them, not a window of it."""
+    return [
+        (name,)
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith("Attention")
+        and not _OF_THE_IMAGE.search(name)
+        and getattr(module, "sliding_window", None) is None
+    ]
+
+
+def view(
+    model: PreTrainedModel,
+    processor: Any,
+    batch: Mapping[str, Tensor],
+    wanted: Sequence[int],
+    answers: Sequence[str] | None = None,
+    *,
+    yes_no: tuple[str, str] | None = None,
+    **scoring: Any,
+) -> TeacherView:
+    """Run the model on a batch of `inputs`.
+
+    Args:
+        model: the model.
+        processor: its processor.
+        batch: of `inputs`.
+        wanted: layers whose attention is shown, counted as in `layers`; negative counts from the last.
+        answers: the student's, each of which is scored as the model's next words (`answer_logits`); None: none is.
+        yes_no: the words of a reranker; how probable the first is against the second is how text and image match.
+        **scoring: `best`, `keep`, `length` and `chunk_size` of `answer_logits`.
+    """
+    read, layout = split_layout(batch)
+    outputs, recorded = foreign.run_recorded(model, {**read, "use_cache": answers is not None}, layers(model), wanted)
+    shown = [joint_attention(attention, layout, causal=True) for [attention] in recorded]
+    logits = None
+    if answers is not None:
+        end = read_template(processor).after_answer
+        logits = answer_logits(model, processor.tokenizer, read, outputs, answers, end, **scoring)
+    match = None if yes_no is None else yes_probs(processor.tokenizer, outputs.logits, *yes_no)
+    return as_view(layout, shown, logits=logits, match_probs=match)

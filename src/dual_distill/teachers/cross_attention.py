@@ -1,0 +1,104 @@
+"""Text layers that look at the image through cross-attention: BLIP (matching, VQA), BridgeTower and LXMERT.
+
+LXMERT reads regions in place of an image: per row a mapping with `features` `(R, F)` and `boxes` `(R, 4)` in the unit
+square, of as many regions in each row.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from . import foreign
+from .answers import decoded_logits
+from .attention_recorder import RecordedAttention
+from .foreign import Modules
+from .layout import as_view, cross_attention, image_layout, named_logits, patch_boxes, split_layout, text_layout
+from .view import LayerAttention, TeacherView
+
+load = foreign.load
+
+# Type of a model -> its modules with text as queries, and those with the image as queries.
+_MODULES = {
+    "blip": (r"text_encoder\.encoder\.layer\.\d+\.crossattention\.self$",),
+    "bridgetower": tuple(rf"cross_modal_{side}_layers\.\d+\.crossattention\.self$" for side in ("text", "image")),
+    "lxmert": (r"x_layers\.\d+\.visual_attention\.att$",),
+}
+
+
+def inputs(config: Any, processor: Any, images: Sequence[Any], texts: Sequence[str]) -> dict[str, Tensor]:
+    """Make the batch of B images (or regions) and B texts."""
+    if config.model_type == "lxmert":
+        batch, layout = text_layout(processor, texts)
+        boxes = [torch.as_tensor(image["boxes"]) for image in images]
+        features = torch.stack([torch.as_tensor(image["features"]) for image in images])
+        return batch | layout | image_layout(boxes) | {"visual_feats": features, "visual_pos": torch.stack(boxes)}
+
+    batch, layout = text_layout(processor.tokenizer, texts)
+    batch |= processor.image_processor(list(images), return_tensors="pt")
+    if config.model_type == "blip":
+        batch.pop("token_type_ids", None)
+    boxes = patch_boxes(processor.image_processor, images, batch["pixel_values"], config.vision_config.patch_size)
+    return batch | layout | image_layout(boxes)
+
+
+def layers(model: PreTrainedModel) -> list[Modules]:
+    """Cross-attention modules, those of one layer together: text as queries first, then the image."""
+    names = [name for name, _ in model.named_modules()]
+    directions = [[name for name in names if re.search(path, name)] for path in _MODULES[model.config.model_type]]
+    return list(zip(*directions, strict=True))
+
+
+def view(
+    model: PreTrainedModel,
+    processor: Any,
+    batch: Mapping[str, Tensor],
+    wanted: Sequence[int],
+    answers: Sequence[str] | None = None,
+    **scoring: Any,
+) -> TeacherView:
+    """Run the model on a batch of `inputs`; arguments are those of `causal_vlm.view`.
+
+    BLIP's VQA model writes answers; it takes `length` and `chunk_size` of `answer_logits`.
+    """
+    read, layout = split_layout(batch)
+    if type(model).__name__ == "BlipForQuestionAnswering":
+        states, recorded = foreign.run_recorded(model, read, layers(model), wanted, partial(_read_question, model))
+        logits = None
+        if answers is not None:
+            start, mask = model.config.text_config.bos_token_id, read["attention_mask"]
+            decoder: Any = model.text_decoder
+            logits = decoded_logits(decoder, processor.tokenizer, start, states, mask, answers, **scoring)
+        return as_view(layout, _both(recorded), logits=logits)
+
+    outputs, recorded = foreign.run_recorded(model, read, layers(model), wanted)
+    scores = getattr(outputs, "question_answering_score", None)
+    if scores is not None:
+        return as_view(layout, _both(recorded), logits=named_logits(model.config, scores, answers))
+    foreign.check_no_answers(model, answers)
+    matches = None
+    if "Retrieval" in type(model).__name__:
+        matches = foreign.match_probs(outputs.itm_score if "itm_score" in outputs else outputs.logits)
+    return as_view(layout, _both(recorded), match_probs=matches)
+
+
+def _read_question(model: Any, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """What the question encoder of BLIP makes of question and image, `(B, T, C)`; its decoder is not run."""
+    seen = model.vision_model(pixel_values=pixel_values).last_hidden_state
+    question: Tensor = model.text_encoder(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        encoder_hidden_states=seen,
+        encoder_attention_mask=seen.new_ones(seen.shape[:-1], dtype=torch.long),
+    ).last_hidden_state
+    return question
+
+
+def _both(recorded: Sequence[Sequence[RecordedAttention]]) -> list[LayerAttention]:
+    """Both directions where a layer has two modules, or one that ran twice: the text first (LXMERT)."""
+    calls = [[*filter(None, [layer[0].before]), *layer] for layer in recorded]
+    return [LayerAttention(*map(cross_attention, each)) for each in calls]

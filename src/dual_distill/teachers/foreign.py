@@ -1,0 +1,93 @@
+"""What the families of other people's models share: loading a model with its processor, and running it recorded."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
+
+from .attention_recorder import RecordedAttention, record_attention
+from .checkpoint import fetch, first_line
+from .loading import LoadedModel
+
+Modules = tuple[str, ...]
+"""Names of the attention modules of one layer: one, or one for each direction or hop."""
+
+
+def load(
+    checkpoint: str, revision: str | None = None, *, trust_remote_code: bool = False, **options: Any
+) -> LoadedModel:
+    """Load a model as the class that it was saved as, with its processor.
+
+    Args:
+        checkpoint: a folder, or `owner/name` on the Hub.
+        revision: branch, tag or commit of a Hub repository.
+        trust_remote_code: whether code of the repository may run; never unless given here.
+        **options: of `from_pretrained`, such as `dtype`, `device_map` or `quantization_config`.
+
+    Raises:
+        ValueError: it cannot be found, has no safetensors weights, or weights of its head are missing.
+    """
+    source = checkpoint if trust_remote_code else fetch(checkpoint, revision)
+    trusted = {"trust_remote_code": trust_remote_code, **({"revision": revision} if trust_remote_code else {})}
+    options = {"dtype": torch.float32, "use_safetensors": True, **options, **trusted}
+    try:
+        [architecture] = AutoConfig.from_pretrained(source, **trusted).architectures or [""]
+        model_class = getattr(transformers, architecture, AutoModel)
+        model, report = model_class.from_pretrained(source, output_loading_info=True, **options)
+        processor = AutoProcessor.from_pretrained(source, **trusted)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ValueError(f"{checkpoint!r} cannot be loaded: {first_line(error)}") from error
+
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        named = f"{len(missing)} weights of {architecture}, such as {missing[0]}"
+        raise ValueError(f"{checkpoint!r} lacks {named}; give the checkpoint that was saved with that head.")
+    return LoadedModel(model.eval(), processor)
+
+
+@torch.no_grad()
+def run_recorded(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    of_layers: Sequence[Modules],
+    layers: Sequence[int],
+    run: Callable[..., Any] | None = None,
+) -> tuple[Any, list[list[RecordedAttention]]]:
+    """Run a model once, and return its outputs and what the modules of each layer that is asked for recorded.
+
+    Args:
+        model: any.
+        inputs: arguments of its `forward`.
+        of_layers: modules of each of its layers.
+        layers: which of them; negative counts from the last.
+        run: what runs of it; None: its `forward`.
+
+    Raises:
+        ValueError: there is no such layer, or the pass did not reach it.
+    """
+    count = len(of_layers)
+    if not all(-count <= layer < count for layer in layers):
+        has = f"{type(model).__name__} has {count} layers in which text and image meet"
+        raise ValueError(f"{has}, but layers is {list(layers)}; count from 0, or from the last with -1.")
+    chosen = [of_layers[layer] for layer in layers]
+    with record_attention(model, [name for names in chosen for name in names]) as recorded:
+        outputs = (run or model)(**inputs)
+    missing = [name for names in chosen for name in names if name not in recorded]
+    if missing:
+        raise ValueError(f"{type(model).__name__} ran no attention in {', '.join(missing)}; name modules that attend.")
+    return outputs, [[recorded[name] for name in names] for names in chosen]
+
+
+def check_no_answers(model: PreTrainedModel, answers: Sequence[str] | None) -> None:
+    """Refuse answers of a student where the teacher says nothing about any."""
+    if answers is not None:
+        way_out = "set soft_label_weight to 0, or give a teacher that answers"
+        raise ValueError(f"{type(model).__name__} says nothing about answers; {way_out}.")
+
+
+def match_probs(logits: Tensor) -> Tensor:
+    """Probability that text and image match, of the two logits `(B, 2)` of a matching head."""
+    return logits.float().softmax(-1)[:, 1]
