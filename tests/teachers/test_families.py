@@ -328,7 +328,7 @@ def test_answers_need_tokens():
         answer_logits(
             model,
             processor.tokenizer,
-            batch,
+            batch["attention_mask"],
             model(**{key: value for key, value in batch.items() if key not in LAYOUT}),
             ["yes", ""],
         )

@@ -1,7 +1,7 @@
 """What a model that writes says about answers: how probable each is as the continuation of a prompt."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,9 +28,9 @@ def answer_tokens(tokenizer: Any, answers: Sequence[str], end: str, device: torc
 
 @torch.no_grad()
 def answer_logits(
-    model: Any,
+    model: Callable[..., Any],
     tokenizer: Any,
-    inputs: Mapping[str, Tensor],
+    prompt_mask: Tensor,
     prefix: Any,
     answers: Sequence[str],
     end: str = "",
@@ -47,7 +47,7 @@ def answer_logits(
     Args:
         model: a causal model.
         tokenizer: its tokenizer.
-        inputs: the prompts, padded on the left.
+        prompt_mask: `(B, S)`, 1 for a real token of the prompts, which are padded on the left.
         prefix: what the model returned for them with `use_cache=True`: `logits` and `past_key_values`.
         answers: L texts, as they follow the prompt.
         end: what the chat template writes behind an answer; its tokens count too, so that "cat" is not the beginning
@@ -77,12 +77,12 @@ def answer_logits(
         chosen = ranked.topk(min(best + (0 if keep is None else keep.shape[1]), count), dim=1).indices
     scores = torch.full_like(first, -torch.inf)
     for part in chosen.split(chunk_size, dim=1):
-        later = _continue(model, inputs["attention_mask"], prefix.past_key_values, tokens[part], real[part])
+        later = _continue(model, prompt_mask, prefix.past_key_values, tokens[part], real[part])
         scores.scatter_(1, part, first.gather(1, part) + later)
     return scores / real.sum(1) if length == "mean" else scores
 
 
-def _continue(model: Any, prompt_mask: Tensor, cache: Any, tokens: Tensor, real: Tensor) -> Tensor:
+def _continue(model: Callable[..., Any], prompt_mask: Tensor, cache: Any, tokens: Tensor, real: Tensor) -> Tensor:
     """Log-probability of all tokens but the first, `(B, n)`, of `(B, n, length)` tokens behind cached prompts."""
     rows, count, length = tokens.shape
     if length == 1:
@@ -103,32 +103,6 @@ def _continue(model: Any, prompt_mask: Tensor, cache: Any, tokens: Tensor, real:
 
     following = outputs.logits.float().log_softmax(-1).gather(-1, tokens.flatten(0, 1)[:, 1:, None])[..., 0]
     return (following * real.flatten(0, 1)[:, 1:]).sum(-1).unflatten(0, (rows, count))
-
-
-@torch.no_grad()
-def decoded_logits(
-    decoder: Any,
-    tokenizer: Any,
-    start: int,
-    states: Tensor,
-    states_mask: Tensor,
-    answers: Sequence[str],
-    *,
-    length: Length = "sum",
-    chunk_size: int = 64,
-) -> Tensor:
-    """Log-probability of each answer `(B, L)` as what a decoder writes that looks at encoded states `(B, S, C)`."""
-    tokens, real = answer_tokens(tokenizer, answers, tokenizer.sep_token, states.device)
-    tokens = torch.cat([torch.full_like(tokens[:, :1], start), tokens], dim=1)
-    scores = []
-    for part, mask in zip(tokens.split(chunk_size), real.split(chunk_size), strict=True):
-        encoded = [each.repeat_interleave(len(part), dim=0) for each in (states, states_mask)]
-        read = part.repeat(len(states), 1)
-        outputs = decoder(input_ids=read[:, :-1], encoder_hidden_states=encoded[0], encoder_attention_mask=encoded[1])
-        following = outputs.logits.float().log_softmax(-1).gather(-1, read[:, 1:, None])[..., 0]
-        scores.append((following.unflatten(0, (len(states), -1)) * mask).sum(-1))
-    summed = torch.cat(scores, dim=1)
-    return summed / real.sum(1) if length == "mean" else summed
 
 
 def yes_probs(tokenizer: Any, logits: Tensor, yes: str = "yes", no: str = "no") -> Tensor:

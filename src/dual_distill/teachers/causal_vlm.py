@@ -4,16 +4,14 @@ SmolVLM, Idefics 3, Qwen2.5-VL, Qwen3-VL, LLaVA, LLaVA-OneVision, Gemma 3 and In
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from . import foreign
 from .answers import answer_logits, yes_probs
-from .foreign import Modules
+from .foreign import Answers, Batch, Modules
 from .layout import as_view, joint_attention, split_layout
 from .prompts import prompt_inputs, read_template
 from .view import TeacherView
@@ -25,7 +23,7 @@ _OF_THE_IMAGE = re.compile(r"vision|visual|image|connector|projector|perceiver")
 
 
 def inputs(
-    config: Any, processor: Any, images: Sequence[Image.Image], texts: Sequence[str], instruction: str = "{text}"
+    config: Any, processor: Any, images: Any, texts: Sequence[str], instruction: str = "{text}"
 ) -> dict[str, Tensor]:
     """Make the batch of the model's own chat template, the image before the text.
 
@@ -40,7 +38,7 @@ def inputs(
     return prompt_inputs(config, processor, images, texts, read_template(processor, instruction))
 
 
-def layers(model: PreTrainedModel) -> list[Modules]:
+def layers(model: Any) -> list[Modules]:
     """Attention modules of the language model that see all that stands before them, not a window of it."""
     return [
         (name,)
@@ -52,12 +50,11 @@ def layers(model: PreTrainedModel) -> list[Modules]:
 
 
 def view(
-    model: PreTrainedModel,
+    model: Any,
     processor: Any,
-    batch: Mapping[str, Tensor],
+    batch: Batch,
     wanted: Sequence[int],
-    answers: Sequence[str] | None = None,
-    *,
+    answers: Answers = None,
     yes_no: tuple[str, str] | None = None,
     **scoring: Any,
 ) -> TeacherView:
@@ -75,9 +72,10 @@ def view(
     read, layout = split_layout(batch)
     outputs, recorded = foreign.run_recorded(model, {**read, "use_cache": answers is not None}, layers(model), wanted)
     shown = [joint_attention(attention, layout, causal=True) for [attention] in recorded]
+
     logits = None
     if answers is not None:
         end = read_template(processor).after_answer
-        logits = answer_logits(model, processor.tokenizer, read, outputs, answers, end, **scoring)
+        logits = answer_logits(model, processor.tokenizer, read["attention_mask"], outputs, answers, end, **scoring)
     match = None if yes_no is None else yes_probs(processor.tokenizer, outputs.logits, *yes_no)
     return as_view(layout, shown, logits=logits, match_probs=match)

@@ -5,18 +5,17 @@ square, of as many regions in each row.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from . import foreign
-from .answers import decoded_logits
+from .answers import answer_logits
 from .attention_recorder import RecordedAttention
-from .foreign import Modules
+from .foreign import Answers, Batch, Modules
 from .layout import as_view, cross_attention, image_layout, named_logits, patch_boxes, split_layout, text_layout
 from .view import LayerAttention, TeacherView
 
@@ -46,7 +45,7 @@ def inputs(config: Any, processor: Any, images: Sequence[Any], texts: Sequence[s
     return batch | layout | image_layout(boxes)
 
 
-def layers(model: PreTrainedModel) -> list[Modules]:
+def layers(model: Any) -> list[Modules]:
     """Cross-attention modules, those of one layer together: text as queries first, then the image."""
     names = [name for name, _ in model.named_modules()]
     directions = [[name for name in names if re.search(path, name)] for path in _MODULES[model.config.model_type]]
@@ -54,48 +53,51 @@ def layers(model: PreTrainedModel) -> list[Modules]:
 
 
 def view(
-    model: PreTrainedModel,
-    processor: Any,
-    batch: Mapping[str, Tensor],
-    wanted: Sequence[int],
-    answers: Sequence[str] | None = None,
-    **scoring: Any,
+    model: Any, processor: Any, batch: Batch, wanted: Sequence[int], answers: Answers = None, **scoring: Any
 ) -> TeacherView:
     """Run the model on a batch of `inputs`; arguments are those of `causal_vlm.view`.
 
-    BLIP's VQA model writes answers; it takes `length` and `chunk_size` of `answer_logits`.
+    BLIP's VQA model writes answers; it takes the options of `answer_logits`.
     """
     read, layout = split_layout(batch)
-    if type(model).__name__ == "BlipForQuestionAnswering":
-        states, recorded = foreign.run_recorded(model, read, layers(model), wanted, partial(_read_question, model))
-        logits = None
-        if answers is not None:
-            start, mask = model.config.text_config.bos_token_id, read["attention_mask"]
-            decoder: Any = model.text_decoder
-            logits = decoded_logits(decoder, processor.tokenizer, start, states, mask, answers, **scoring)
-        return as_view(layout, _both(recorded), logits=logits)
+    kind = type(model).__name__
+    run = partial(_read_question, model) if kind == "BlipForQuestionAnswering" else None
+    outputs, recorded = foreign.run_recorded(model, read, layers(model), wanted, run)
 
-    outputs, recorded = foreign.run_recorded(model, read, layers(model), wanted)
-    scores = getattr(outputs, "question_answering_score", None)
-    if scores is not None:
-        return as_view(layout, _both(recorded), logits=named_logits(model.config, scores, answers))
-    foreign.check_no_answers(model, answers)
-    matches = None
-    if "Retrieval" in type(model).__name__:
-        matches = foreign.match_probs(outputs.itm_score if "itm_score" in outputs else outputs.logits)
-    return as_view(layout, _both(recorded), match_probs=matches)
+    said: dict[str, Tensor] = {}
+    if kind == "LxmertForQuestionAnswering":
+        said["logits"] = named_logits(model.config, outputs.question_answering_score, answers)
+    elif answers is not None and run is not None:
+        said["logits"] = _written(model, processor.tokenizer, outputs, read["attention_mask"], answers, **scoring)
+    else:
+        foreign.check_no_answers(model, answers)
+    if "Retrieval" in kind:
+        said["match_probs"] = foreign.match_probs(outputs.itm_score if "itm_score" in outputs else outputs.logits)
+    return as_view(layout, _both(recorded), **said)
 
 
 def _read_question(model: Any, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """What the question encoder of BLIP makes of question and image, `(B, T, C)`; its decoder is not run."""
     seen = model.vision_model(pixel_values=pixel_values).last_hidden_state
     question: Tensor = model.text_encoder(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        encoder_hidden_states=seen,
-        encoder_attention_mask=seen.new_ones(seen.shape[:-1], dtype=torch.long),
+        input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=seen
     ).last_hidden_state
     return question
+
+
+@torch.no_grad()
+def _written(
+    model: Any, tokenizer: Any, states: Tensor, mask: Tensor, answers: Sequence[str], **scoring: Any
+) -> Tensor:
+    """Log-probability of answers as what BLIP's decoder writes of encoded questions."""
+
+    def decode(input_ids: Tensor, **options: Any) -> Any:
+        seen, real = (each.repeat_interleave(len(input_ids) // len(states), dim=0) for each in (states, mask))
+        return model.text_decoder(input_ids, encoder_hidden_states=seen, encoder_attention_mask=real, **options)
+
+    start = torch.full_like(mask[:, :1], model.config.text_config.bos_token_id)
+    began = decode(start, use_cache=True)
+    return answer_logits(decode, tokenizer, torch.ones_like(start), began, answers, tokenizer.sep_token, **scoring)
 
 
 def _both(recorded: Sequence[Sequence[RecordedAttention]]) -> list[LayerAttention]:

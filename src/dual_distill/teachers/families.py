@@ -1,17 +1,17 @@
 """Which family of teachers a model belongs to, and the four functions that make one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
 
 from dual_distill.modeling import FusionEncoderConfig
 
 from . import causal_vlm, cross_attention, fusion, joint, qformer
 from .checkpoint import fetch
-from .foreign import Modules
+from .foreign import Answers, Batch, Modules
 from .loading import LoadedModel, ModelClass, load_model
 from .view import TeacherView
 
@@ -29,16 +29,11 @@ class TeacherFamily(Protocol):
     def inputs(self, config: Any, processor: Any, images: Sequence[Any], texts: Sequence[str]) -> dict[str, Tensor]:
         """Make what the model reads of B images and B texts, and the six tensors of `LAYOUT`."""
 
-    def layers(self, model: PreTrainedModel) -> list[Modules]:
+    def layers(self, model: Any) -> list[Modules]:
         """Names of the attention modules of each layer in which text and image meet."""
 
     def view(
-        self,
-        model: PreTrainedModel,
-        processor: Any,
-        batch: Mapping[str, Tensor],
-        wanted: Sequence[int],
-        answers: Sequence[str] | None = None,
+        self, model: Any, processor: Any, batch: Batch, wanted: Sequence[int], answers: Answers = None
     ) -> TeacherView:
         """Run the model on such a batch, and show the attention of the layers `wanted`, and its logits."""
 

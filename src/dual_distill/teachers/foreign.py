@@ -6,19 +6,19 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .attention_recorder import RecordedAttention, record_attention
 from .checkpoint import fetch, first_line
 from .loading import LoadedModel
 
+Batch = Mapping[str, Tensor]
 Modules = tuple[str, ...]
 """Names of the attention modules of one layer: one, or one for each direction or hop."""
+Answers = Sequence[str] | None
 
 
-def load(
-    checkpoint: str, revision: str | None = None, *, trust_remote_code: bool = False, **options: Any
-) -> LoadedModel:
+def load(checkpoint: str, revision: str | None = None, trust_remote_code: bool = False, **options: Any) -> LoadedModel:
     """Load a model as the class that it was saved as, with its processor.
 
     Args:
@@ -30,13 +30,13 @@ def load(
     Raises:
         ValueError: it cannot be found, has no safetensors weights, or weights of its head are missing.
     """
-    source = checkpoint if trust_remote_code else fetch(checkpoint, revision)
-    trusted = {"trust_remote_code": trust_remote_code, **({"revision": revision} if trust_remote_code else {})}
-    options = {"dtype": torch.float32, "use_safetensors": True, **options, **trusted}
+    source, trusted = checkpoint, {"revision": revision, "trust_remote_code": True}
+    if not trust_remote_code:
+        source, trusted = str(fetch(checkpoint, revision)), {"trust_remote_code": False}
+    options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **options, **trusted}
     try:
         [architecture] = AutoConfig.from_pretrained(source, **trusted).architectures or [""]
-        model_class = getattr(transformers, architecture, AutoModel)
-        model, report = model_class.from_pretrained(source, output_loading_info=True, **options)
+        model, report = getattr(transformers, architecture, AutoModel).from_pretrained(source, **options)
         processor = AutoProcessor.from_pretrained(source, **trusted)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ValueError(f"{checkpoint!r} cannot be loaded: {first_line(error)}") from error
@@ -50,38 +50,38 @@ def load(
 
 @torch.no_grad()
 def run_recorded(
-    model: PreTrainedModel,
-    inputs: Mapping[str, Any],
-    of_layers: Sequence[Modules],
-    layers: Sequence[int],
+    model: Any,
+    batch: Mapping[str, Any],
+    layers: Sequence[Modules],
+    wanted: Sequence[int],
     run: Callable[..., Any] | None = None,
 ) -> tuple[Any, list[list[RecordedAttention]]]:
-    """Run a model once, and return its outputs and what the modules of each layer that is asked for recorded.
+    """Run a model once, and return its outputs and what the modules of each layer that is wanted recorded.
 
     Args:
         model: any.
-        inputs: arguments of its `forward`.
-        of_layers: modules of each of its layers.
-        layers: which of them; negative counts from the last.
+        batch: arguments of its `forward`.
+        layers: modules of each of its layers.
+        wanted: which of them; negative counts from the last.
         run: what runs of it; None: its `forward`.
 
     Raises:
         ValueError: there is no such layer, or the pass did not reach it.
     """
-    count = len(of_layers)
-    if not all(-count <= layer < count for layer in layers):
-        has = f"{type(model).__name__} has {count} layers in which text and image meet"
-        raise ValueError(f"{has}, but layers is {list(layers)}; count from 0, or from the last with -1.")
-    chosen = [of_layers[layer] for layer in layers]
+    if not all(-len(layers) <= layer < len(layers) for layer in wanted):
+        has = f"{type(model).__name__} has {len(layers)} layers in which text and image meet"
+        raise ValueError(f"{has}, but layers is {list(wanted)}; count from 0, or from the last with -1.")
+
+    chosen = [layers[layer] for layer in wanted]
     with record_attention(model, [name for names in chosen for name in names]) as recorded:
-        outputs = (run or model)(**inputs)
+        outputs = (run or model)(**batch)
     missing = [name for names in chosen for name in names if name not in recorded]
     if missing:
         raise ValueError(f"{type(model).__name__} ran no attention in {', '.join(missing)}; name modules that attend.")
     return outputs, [[recorded[name] for name in names] for names in chosen]
 
 
-def check_no_answers(model: PreTrainedModel, answers: Sequence[str] | None) -> None:
+def check_no_answers(model: Any, answers: Answers) -> None:
     """Refuse answers of a student where the teacher says nothing about any."""
     if answers is not None:
         way_out = "set soft_label_weight to 0, or give a teacher that answers"

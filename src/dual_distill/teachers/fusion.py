@@ -1,22 +1,20 @@
 """Our own fusion encoders, and ViLT, which becomes one: both directions, over the tokens that distillation compares."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from . import loading
-from .foreign import Modules, check_no_answers
+from .foreign import Answers, Batch, Modules, check_no_answers
 from .layout import as_view, grid_boxes, image_layout, named_logits, split_layout, text_layout
 from .view import DirectionAttention, LayerAttention, TeacherView
 
 load = loading.load_model
 
 
-def inputs(config: Any, processor: Any, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Tensor]:
+def inputs(config: Any, processor: Any, images: Sequence[Any], texts: Sequence[str]) -> dict[str, Tensor]:
     """Make the batch of B images and B texts."""
     batch, layout = text_layout(processor.tokenizer, texts)
     batch.pop("token_type_ids", None)
@@ -32,19 +30,13 @@ def inputs(config: Any, processor: Any, images: Sequence[Image.Image], texts: Se
     return batch | layout | image_layout(boxes)
 
 
-def layers(model: PreTrainedModel) -> list[Modules]:
+def layers(model: Any) -> list[Modules]:
     """All layers; their queries and keys are outputs of the model, so that no module need be recorded."""
     return [(f"layer {index}",) for index in range(model.config.num_hidden_layers)]
 
 
 @torch.no_grad()
-def view(
-    model: PreTrainedModel,
-    processor: Any,
-    batch: Mapping[str, Tensor],
-    wanted: Sequence[int],
-    answers: Sequence[str] | None = None,
-) -> TeacherView:
+def view(model: Any, processor: Any, batch: Batch, wanted: Sequence[int], answers: Answers = None) -> TeacherView:
     """Run the model on a batch of `inputs`; arguments are those of `causal_vlm.view`."""
     read, layout = split_layout(batch)
     outputs = model(**read, output_query_states=list(wanted), output_key_states=list(wanted))

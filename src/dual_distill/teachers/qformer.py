@@ -7,13 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from . import foreign
 from .attention_recorder import RecordedAttention
-from .foreign import Modules
+from .foreign import Answers, Batch, Modules
 from .layout import as_view, cross_attention, image_layout, patch_boxes, split_layout, text_layout
 from .view import DirectionAttention, LayerAttention, TeacherView
 
@@ -22,7 +20,7 @@ load = foreign.load
 _LAYER = r"qformer\.encoder\.layer\.(\d+)\.{part}\.attention$"
 
 
-def inputs(config: Any, processor: Any, images: Sequence[Image.Image], texts: Sequence[str]) -> dict[str, Tensor]:
+def inputs(config: Any, processor: Any, images: Sequence[Any], texts: Sequence[str]) -> dict[str, Tensor]:
     """Make the batch of B images and B texts; the text tokens are those that the Q-Former reads."""
     batch = dict(processor(images=list(images), text=list(texts), padding=True, return_tensors="pt"))
     _, layout = text_layout(getattr(processor, "qformer_tokenizer", processor.tokenizer), texts)
@@ -31,7 +29,7 @@ def inputs(config: Any, processor: Any, images: Sequence[Image.Image], texts: Se
     return batch | layout | image_layout(boxes)
 
 
-def layers(model: PreTrainedModel) -> list[Modules]:
+def layers(model: Any) -> list[Modules]:
     """Pairs of modules: self-attention of a layer, and the cross-attention of the layer before, which fed it."""
     found = {
         part: {int(match[1]): name for name, _ in model.named_modules() if (match := re.search(path, name))}
@@ -42,13 +40,7 @@ def layers(model: PreTrainedModel) -> list[Modules]:
     return [(name, fed[at - 1]) for at, name in found["attention"].items() if at - 1 in fed]
 
 
-def view(
-    model: PreTrainedModel,
-    processor: Any,
-    batch: Mapping[str, Tensor],
-    wanted: Sequence[int],
-    answers: Sequence[str] | None = None,
-) -> TeacherView:
+def view(model: Any, processor: Any, batch: Batch, wanted: Sequence[int], answers: Answers = None) -> TeacherView:
     """Run the model on a batch of `inputs`; arguments are those of `causal_vlm.view`."""
     foreign.check_no_answers(model, answers)
     read, layout = split_layout(batch)
