@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import GitConfig, GitForCausalLM
 from worlds.tiny_teachers import TEACHERS, VISION, save_teacher, tiny_teacher, word_tokenizer
 
-from dual_distill.teachers import FAMILIES, family_of, load_teacher, record_attention
+from dual_distill.modeling import record_attention
+from dual_distill.teachers import FAMILIES, family_of, load_teacher
 from dual_distill.teachers.answers import answer_logits
 from dual_distill.teachers.foreign import run_recorded
 from dual_distill.teachers.layout import LAYOUT, as_view, image_layout, joint_attention, patch_boxes, text_layout

@@ -10,9 +10,10 @@ import copy
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,6 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _PREFIX = "dual_distill_recording|"
-_LOCK = threading.Lock()
-# Who records which module, each in the thread that entered: whoever runs the same model elsewhere is not noted.
-_RECORDERS: dict[nn.Module, list["_Recorder"]] = {}
 
 
 @dataclass
@@ -54,12 +52,23 @@ class RecordedAttention:
         return self.keys if groups == 1 else self.keys.repeat_interleave(groups, dim=1)
 
 
-class _Recorder:
-    """One `with` block: the modules that it records and the thread that it records in."""
+class _Recorder(NamedTuple):
+    """One `with` block: the modules that it records, the thread that it records in, and what it found."""
 
-    def __init__(self, names: Mapping[nn.Module, str]):
-        self.names, self.thread = names, threading.get_ident()
-        self.found: dict[str, RecordedAttention] = {}
+    names: Mapping[nn.Module, str]
+    thread: int
+    found: dict[str, RecordedAttention]
+
+
+class _Recorded(NamedTuple):
+    """One module that is recorded: by whom, and what makes it as it was before."""
+
+    recorders: list[_Recorder]
+    restore: Callable[[], Any]
+
+
+_LOCK = threading.Lock()
+_RECORDED: dict[nn.Module, _Recorded] = {}
 
 
 @contextmanager
@@ -94,60 +103,41 @@ def record_attention(model: nn.Module, layers: Sequence[str]) -> Iterator[Mappin
     unknown = [name for name in layers if name not in modules]
     if unknown:
         raise ValueError(f"{type(model).__name__} has no module {', '.join(unknown)}; give names of attention modules.")
-    recorder = _Recorder({modules[name]: name for name in layers})
-    with ExitStack() as stack:
-        for module in recorder.names:
-            stack.enter_context(_recorded(module, recorder))
-        yield recorder.found
 
-
-@contextmanager
-def _recorded(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
-    """Note what one module is given, for one recorder."""
-    name, hooks, has_interface = recorder.names[module], [], _has_interface(module)
-    if not has_interface:
-        if not all(isinstance(getattr(module, part, None), nn.Linear) for part in ("query", "key")):
-            lacks = "does not use transformers' AttentionInterface and has no linear maps `query` and `key`"
-            raise ValueError(f"{name} ({type(module).__name__}) cannot be recorded: it {lacks}.")
-        hooks = _hooks(module, recorder)
-
-    with _LOCK:
-        _RECORDERS.setdefault(module, []).append(recorder)
-        if has_interface:
-            _take_config(module)
+    recorder = _Recorder({modules[name]: name for name in layers}, threading.get_ident(), {})
+    entered = []
     try:
-        yield
+        for module, name in recorder.names.items():
+            with _LOCK:
+                if module not in _RECORDED:
+                    _RECORDED[module] = _Recorded([], _attach(module, name))
+                _RECORDED[module].recorders.append(recorder)
+                entered.append(module)
+        yield recorder.found
     finally:
-        for hook in hooks:
-            hook.remove()
-        with _LOCK:
-            _RECORDERS[module].remove(recorder)
-            if not _RECORDERS[module]:
-                del _RECORDERS[module]
-                _give_config_back(module, has_interface)
+        for module in entered:
+            with _LOCK:
+                recorded = _RECORDED[module]
+                recorded.recorders.remove(recorder)
+                if not recorded.recorders:
+                    _RECORDED.pop(module).restore()
 
 
-def _has_interface(module: nn.Module) -> bool:
-    """Whether a module asks transformers' `AttentionInterface` for its attention, as its source says."""
-    source = sys.modules[type(module).__module__]
-    return hasattr(source, "ALL_ATTENTION_FUNCTIONS") and getattr(module, "config", None) is not None
+def _attach(module: Any, name: str) -> Callable[[], Any]:
+    """Let a module note what it is given; return what undoes that."""
+    config = getattr(module, "config", None)
+    if hasattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS") and config is not None:
+        # A copy, so that no other module and no mask sees the name; not the property, which sets shared parts too.
+        given = config._attn_implementation or "eager"
+        AttentionInterface.register(_PREFIX + given, _recording(given))
+        module.config = copy.copy(config)
+        module.config.__dict__ |= {"_attn_implementation_internal": _PREFIX + given, "config_before_recording": config}
+        return partial(setattr, module, "config", config)
 
-
-def _take_config(module: Any) -> None:
-    """Let one module, and none that shares its config, see the name of the recording attention."""
-    given = module.config._attn_implementation or "eager"
-    if given.startswith(_PREFIX):
-        return
-    AttentionInterface.register(_PREFIX + given, _recording(given))
-    config = copy.copy(module.config)
-    # Not the property, which would set it in the parts of the config too, and those are shared.
-    config.__dict__ |= {"_attn_implementation_internal": _PREFIX + given, "config_before_recording": module.config}
-    module.config = config
-
-
-def _give_config_back(module: Any, has_interface: bool) -> None:
-    if has_interface:
-        module.config = module.config.config_before_recording
+    if not all(isinstance(getattr(module, part, None), nn.Linear) for part in ("query", "key")):
+        lacks = "does not use transformers' AttentionInterface and has no linear maps `query` and `key`"
+        raise ValueError(f"{name} ({type(module).__name__}) cannot be recorded: it {lacks}.")
+    return _hook(module)
 
 
 def _recording(given: str) -> Callable[..., Any]:
@@ -173,55 +163,41 @@ class _AsBefore:
         return getattr(self._module, name)
 
 
-def _hooks(module: Any, recorder: _Recorder) -> list[Any]:
-    """Hook the linear maps of queries and keys, and the module itself for its mask and for the moment to note."""
-    seen: dict[str, Any] = {}
+def _hook(module: Any) -> Callable[[], Any]:
+    """Hook the linear maps of queries and keys, and the module itself, behind which both are noted."""
+    last = threading.local()
 
-    def before(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        mask = options.get("attention_mask", arguments[1] if len(arguments) > 1 else None)
-        seen.clear()
-        seen["mask"] = mask
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, arguments: Any, output: Tensor) -> None:
-            seen[name] = output.unflatten(-1, (module.num_attention_heads, -1)).transpose(1, 2)
+    def keep(part: str) -> Callable[..., None]:
+        def hook(_: nn.Module, given: Any, output: Tensor) -> None:
+            setattr(last, part, output.unflatten(-1, (module.num_attention_heads, -1)).transpose(1, 2))
 
         return hook
 
-    def after(_: nn.Module, arguments: Any, output: Any) -> None:
-        if threading.get_ident() == recorder.thread:
-            _note_for([recorder], module, seen["query"], seen["key"], seen["mask"], None, None)
+    def note(_: nn.Module, given: tuple[Any, ...], options: Mapping[str, Any], output: Any) -> None:
+        _note(module, last.query, last.key, options.get("attention_mask", given[1] if len(given) > 1 else None))
 
-    return [
-        module.register_forward_pre_hook(before, with_kwargs=True),
-        module.query.register_forward_hook(keep("query")),
-        module.key.register_forward_hook(keep("key")),
-        module.register_forward_hook(after),
-    ]
+    handles = [getattr(module, part).register_forward_hook(keep(part)) for part in ("query", "key")]
+    handles.append(module.register_forward_hook(note, with_kwargs=True))
+    return lambda: [handle.remove() for handle in handles]
 
 
 @torch.compiler.disable
-def _note(module: nn.Module, *attention: Any) -> None:
-    """Note what a module is given, for those who record it in this thread."""
-    here = threading.get_ident()
-    _note_for([each for each in _RECORDERS.get(module, []) if each.thread == here], module, *attention)
-
-
-def _note_for(
-    recorders: Sequence[_Recorder],
+def _note(
     module: nn.Module,
     queries: Tensor,
     keys: Tensor,
     mask: Any,
-    scaling: float | None,
-    softcap: float | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
 ) -> None:
+    """Note what a module is given, for those who record it in this thread."""
     # In a backward pass, activation checkpointing runs the module again: what it gets then was noted before.
     if torch._C._current_graph_task_id() != -1:
         return
     scaling = queries.shape[-1] ** -0.5 if scaling is None else scaling
-    for recorder in recorders:
-        name = recorder.names[module]
-        last = recorder.found.get(name)
-        before = None if last is None else replace(last, before=None)
-        recorder.found[name] = RecordedAttention(name, queries, keys, scaling, softcap, mask, before)
+    for recorder in _RECORDED[module].recorders if module in _RECORDED else ():
+        if recorder.thread == threading.get_ident():
+            name = recorder.names[module]
+            before = recorder.found.get(name)
+            before = None if before is None else replace(before, before=None)
+            recorder.found[name] = RecordedAttention(name, queries, keys, scaling, softcap, mask, before)

@@ -5,7 +5,6 @@
 original is checked, `start_folder` one that begins with a BERT.
 """
 
-from .attention_recorder import RecordedAttention, record_attention
 from .bert import start_from_bert
 from .checkpoint import fetch
 from .conversion import (

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dual_distill.modeling import RecordedAttention
+
 from . import foreign
 from .answers import answer_logits
-from .attention_recorder import RecordedAttention
 from .foreign import Answers, Batch, Modules
 from .layout import as_view, cross_attention, image_layout, named_logits, patch_boxes, split_layout, text_layout
 from .view import LayerAttention, TeacherView

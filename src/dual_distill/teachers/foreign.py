@@ -8,7 +8,8 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from .attention_recorder import RecordedAttention, record_attention
+from dual_distill.modeling import RecordedAttention, record_attention
+
 from .checkpoint import fetch, first_line
 from .loading import LoadedModel
 

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .attention_recorder import RecordedAttention
+from dual_distill.modeling import RecordedAttention
+
 from .view import DirectionAttention, LayerAttention, TeacherView
 
 LAYOUT = ("text_spans", "text_mask", "text_index", "image_boxes", "image_mask", "image_index")

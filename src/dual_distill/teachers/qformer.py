@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from dual_distill.modeling import RecordedAttention
+
 from . import foreign
-from .attention_recorder import RecordedAttention
 from .foreign import Answers, Batch, Modules
 from .layout import as_view, cross_attention, image_layout, patch_boxes, split_layout, text_layout
 from .view import DirectionAttention, LayerAttention, TeacherView
