@@ -65,8 +65,9 @@ def main() -> None:
             continue
         for steps in options.steps or (2000,):
             runs += [student(options, seed, name, 1, steps, **weights) for name, weights in TERMS.items()]
-            hidden = {"interaction_hidden_weight": 1.0}
-            runs.append(student(options, seed, "the same, from the teacher's weights", 1, steps, True, **hidden))
+            for name in ("attention of the towers, hidden states", "attention of both, hidden states"):
+                named = f"{name}, from the teacher's weights"
+                runs.append(student(options, seed, named, 1, steps, True, **TERMS[name]))
     if not options.tiny:
         write(f"interaction_layers_{options.part}", runs, source)
 

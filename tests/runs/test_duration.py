@@ -51,4 +51,4 @@ def test_a_run_of_more_than_an_hour_says_so_with_parameters_and_origin(run, capl
     [said] = [record.getMessage() for record in caplog.records]
     millions = f"{trainer.model.num_parameters() / 1e6:,.1f} M parameters"
     assert "hours on cpu, by a rough estimate: 1,000,000,000 steps of 8 rows" in said
-    assert f"DualEncoderForQuestionAnswering of {millions}, from random weights" in said
+    assert f"DualEncoderForQuestionAnswering of {millions}, from no checkpoint" in said

@@ -64,7 +64,7 @@ def warn_if_long(trainer: DistillationTrainer) -> None:
         return
 
     start = trainer.run_record().start
-    weights = f"the weights of {start.name} ({start.revision})" if start else "random weights"
+    weights = f"the weights of {start.name} ({start.revision})" if start else "no checkpoint"
     what = f"{type(model).__name__} of {model.num_parameters() / 1e6:,.1f} M parameters, from {weights}"
     steps = f"{counts['steps']:,} steps of {counts['rows_per_step']:,} rows"
     hours = f"about {seconds / 3600:,.1f} hours on {trainer.args.device}, by a rough estimate"
