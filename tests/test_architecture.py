@@ -31,7 +31,8 @@ FLOORS = {
     "hub_cards": 1,
 }
 FOUNDATIONS = {
-    "vqa_answers"
+    "sealed",
+    "vqa_answers",
 }  # modules beside the rooms that every room may import; they import the standard library alone
 MODELING_MAY_IMPORT = {"torch", "transformers", "huggingface_hub.dataclasses", "PIL"}
 NAMES_WITHOUT_A_NOUN = {"utils", "util", "helpers", "helper", "common", "misc"}

@@ -63,15 +63,18 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """This module: once the models are imported, from wherever, they push in one commit."""
+    """This module: once the models are imported, from wherever, they push in one commit, and know sealed folders."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "modeling":
-            # Here, since `modeling` travels with checkpoints and must not know the Hub's client.
+            # Here, since `modeling` travels with checkpoints and must not know the Hub's client, nor seals.
             push_pretrained = import_module(".hub_cards", __name__).push_pretrained
+            guard = import_module(".sealed", __name__).guard
             for model_class in (value.FusionEncoderPreTrainedModel, value.DualEncoderPreTrainedModel):
                 model_class.push_to_hub = push_pretrained
+                guard(model_class, "*config.json", "model*")
+            guard(value.DualDistillProcessor, "*config.json", "tokenizer*")
 
 
 def _register_when_asked() -> None:

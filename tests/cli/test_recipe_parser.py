@@ -50,6 +50,16 @@ def test_mistakes_by_their_sentences(words: list[str], message: str) -> None:
         parse_recipe(words)
 
 
+def test_a_field_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    for text in ("seed: 1\nseed: 2\n", "base: {seed: 1, seed: 2}\nroles: {a: {}}\n"):
+        recipe.write_text(text)
+        with pytest.raises(ValueError, match=r"recipe.yaml is no valid YAML: the key 'seed' stands there twice"):
+            parse_recipe([str(recipe)], "a" if "roles" in text else None)
+    recipe.write_text("base: &base {seed: 1}\nroles: {a: {<<: *base, seed: 2}}\n")
+    assert parse_recipe([str(recipe), "--output_dir", str(tmp_path)], "a")[2].seed == 2
+
+
 def test_help_shows_our_fields_and_the_usual_ones_of_transformers(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         run(["--help"])

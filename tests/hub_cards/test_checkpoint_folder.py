@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dual_distill.hub_cards import push_folder
 from dual_distill.hub_cards.architectures import add_code, read_architecture
 from dual_distill.hub_cards.checkpoint_folder import collect, refuse_leaks
 
@@ -39,6 +41,36 @@ def test_a_truncated_or_foreign_safetensors_file_is_refused(make_folder: Callabl
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"model\.safetensors is no safetensors file, or truncated or damaged"):
             collect(file.parent)
+
+
+def test_weights_that_stand_in_two_files_are_refused(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder()
+    shutil.copyfile(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(ValueError, match=r"model-00001-of-00002.safetensors and model.safetensors both hold weight"):
+        collect(folder)
+
+
+def test_a_link_is_not_followed_out_of_the_folder(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder()
+    (folder.parent / "private.yaml").write_text("a: 1")
+    (folder / "recipe.yaml").symlink_to(folder.parent / "private.yaml")
+    with pytest.raises(ValueError, match=r"recipe.yaml in .* is a symbolic link; put the file itself there"):
+        collect(folder)
+
+
+@pytest.mark.parametrize(("kind", "broken"), [("F64", 8), ("F32", 4), ("F16", 2), ("BF16", 2)])
+def test_weights_that_are_not_finite_are_not_sent(make_folder: Callable[..., Path], kind: str, broken: int) -> None:
+    file = make_folder() / "model.safetensors"
+    header = json.dumps({"weight": {"dtype": kind, "shape": [2], "data_offsets": [0, 2 * broken]}}).encode()
+    exponent = {"F64": 0x7FF0, "F32": 0x7F80, "F16": 0x7C00, "BF16": 0x7F80}[kind].to_bytes(2, "little")
+    # The largest number that is one, and infinity.
+    for last in (int.from_bytes(exponent, "little") - 1).to_bytes(2, "little"), exponent:
+        numbers = bytes(broken) + bytes(broken - 2) + last
+        file.write_bytes(len(header).to_bytes(8, "little") + header + numbers)
+        if last != exponent:
+            push_folder(file.parent, "me/model", dry_run=True)
+    with pytest.raises(ValueError, match=r"weight in model.safetensors is not finite: .* nothing was sent"):
+        push_folder(file.parent, "me/model", dry_run=True)
 
 
 def test_other_files_that_are_not_what_their_names_say(make_folder: Callable[..., Path]) -> None:

@@ -227,6 +227,7 @@ def test_hand_written_text_and_metadata_stay_where_they_are(make_folder: Callabl
 def test_readmes_that_cannot_be_told_apart_are_refused() -> None:
     for readme, message in (
         ("---\na: [1\n---\n", "is no mapping in YAML .*; write `key: value` lines, or delete it"),
+        ("---\nlicense: mit\nlicense: other\n---\n", "the key 'license' stands there twice"),
         ("---\n- a\n---\n", "is no mapping in YAML .*; write `key: value` lines, or delete it"),
         ("<!-- dual_distill card begins -->\n", "does not have our two markers once each"),
         ("<!-- dual_distill card ends --><!-- dual_distill card begins -->", "does not have our two markers once each"),

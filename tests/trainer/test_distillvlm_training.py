@@ -96,6 +96,9 @@ def test_the_state_lies_in_each_checkpoint_and_not_in_the_final_model(tmp_path):
     assert_equal(load_file(file), dict(trainer.distillation_objective.state_dict()), exactly=True)
     assert not (tmp_path / Objective.state_file).exists()
     file.unlink()
+    with pytest.raises(ValueError, match=f"{Objective.state_file}' is missing, but stands in the sealed.json"):
+        region_trainer(tmp_path / "b").train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    (file.parent / "sealed.json").unlink()  # as of one that was fetched from the Hub
     with pytest.raises(ValueError, match=f"holds no {Objective.state_file}, but the objective has a state"):
         region_trainer(tmp_path / "b").train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     with pytest.raises(ValueError, match=r"size mismatch for queues.0.tokens: .*\[100, 24\].*\[50, 24\]"):

@@ -1,13 +1,12 @@
 """What a run records of itself, whoever started it, and the card that is made of it."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from dual_distill.hub_cards import origin_of, read_run
+from dual_distill.hub_cards import origin_of, read_run, write_run
 from dual_distill.objectives import DiDEObjective
 from dual_distill.trainer import DistillationTrainer, differing_fields
 
@@ -167,7 +166,7 @@ def test_the_numbers_of_the_best_checkpoint_go_with_its_weights(measured, tmp_pa
 def test_a_resumed_run_counts_the_seconds_before(build, tmp_path):
     build(save_strategy="steps", save_steps=2, max_steps=2).train()
     file = tmp_path / "out" / "checkpoint-2" / "run.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "train_seconds": 1000.0}))
+    write_run(file.parent, replace(read_run(file.parent), train_seconds=1000.0))
     resumed = build(save_strategy="no", max_steps=3)
     resumed.train(resume_from_checkpoint=str(file.parent))
     resumed.save_model()

@@ -32,6 +32,7 @@ from dual_distill.evaluation import VQAEdition, report_captions, write_captions,
 from dual_distill.inference import evaluate_retrieval
 from dual_distill.regions import RegionStore
 from dual_distill.runs import HEADS, DataArguments, ReadingArguments, head_of, load_data
+from dual_distill.sealed import write_file
 from dual_distill.teachers import load_config, load_model
 
 from .card import EVALUATION
@@ -105,7 +106,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     result = {"model": options.model, "task": options.task, "split": options.split, **found}
     if options.output_dir is not None and "rows" in result:
         options.output_dir.mkdir(parents=True, exist_ok=True)
-        (options.output_dir / EVALUATION).write_text(json.dumps(result, indent=2) + "\n")
+        write_file(options.output_dir / EVALUATION, json.dumps(result, indent=2) + "\n")
     return result
 
 

@@ -35,6 +35,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
+from dual_distill.hub_cards import read_yaml
 from dual_distill.runs import DataArguments, ModelArguments
 from dual_distill.trainer import DistillationTrainingArguments
 
@@ -134,7 +135,7 @@ def read_recipe(path: Path, role: str | None = None) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no recipe {str(path)!r}; give the path of a YAML file.")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = read_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(recipe, dict):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dual_distill.runs import RunPlan, make_run, plan_run, train
+from dual_distill.sealed import write_file
 
 from .options import aligned
 from .recipe_parser import list_recipes, make_flag_parser, make_parser, parse_recipe
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> dict[str, Any] | RunPlan:
 
     if training.device.type == "cuda":
         print(f"on {training.device}, {torch.cuda.get_device_name(training.device)}; --use_cpu true for the CPU")
-    trainer = make_run(model, data, training)
+    trainer = make_run(model, data, training, overwrite=options.overwrite)
     trainer.describe_run(command="dual-distill train")
     metrics = train(trainer, options.resume, options.overwrite)
     # Self-critical training has a reward, and no loss of validation rows.
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> dict[str, Any] | RunPlan:
     results = {"output_dir": training.output_dir, "task": data.task, "seed": training.seed}
     results |= {"steps": trainer.state.global_step}
     results |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    Path(training.output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_file(Path(training.output_dir, "results.json"), json.dumps(results, indent=2) + "\n")
     return results
 
 

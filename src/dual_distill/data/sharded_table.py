@@ -11,17 +11,14 @@ its stream is first read, so opening is quick and a damaged shard is named, neve
 whole or made again from its beginning, so a killed run that continues comes out the same, bit for bit.
 
 What is unusual: any number of processes may write one table. None waits, and none removes a file of another one that
-lives: a hidden file is locked for as long as its writer does.
+lives (`sealed.write_file`).
 """
 
-import fcntl
 import json
 import os
-import secrets
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -31,6 +28,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+
+from dual_distill.sealed import write_file
 
 from .fingerprint import fingerprint
 
@@ -116,7 +115,7 @@ class ShardedTable:
         self.path.mkdir(parents=True, exist_ok=True)
         sealed = {**manifest, "format": FORMAT, "sha256": fingerprint(manifest)}
         text = json.dumps(sealed, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
-        _write_whole(self.path / self.manifest_name, [text.encode()], exclusive=True)
+        write_file(self.path / self.manifest_name, text, exclusive=True)
         # Another process may have been faster, and its manifest holds.
         return self.begin(manifest)
 
@@ -166,7 +165,7 @@ class ShardedTable:
 
             plan = pa.table({"id": pa.array(new, pa.large_string())})
             plan = plan.replace_schema_metadata({_SHARD_SIZE: str(shard_size)})
-            _write_whole(self.path / f"plan-{number:05}.arrow", _sealed(plan), exclusive=True)
+            write_file(self.path / f"plan-{number:05}.arrow", _sealed(plan), exclusive=True)
 
     def shard_file(self, number: int) -> Path:
         """Return the file of a shard; it exists when the shard is done."""
@@ -192,11 +191,11 @@ class ShardedTable:
 
         # Whoever fills a planned shard writes the same bytes; without a plan, each file is somebody's own.
         if number is not None:
-            _write_whole(self.shard_file(number), content)
+            write_file(self.shard_file(number), content)
             return number
 
         number = len(list(self.path.glob("shard-*.arrow")))
-        while not _write_whole(self.shard_file(number), content, exclusive=True):
+        while not write_file(self.shard_file(number), content, exclusive=True):
             number += 1
         return number
 
@@ -352,35 +351,6 @@ def _sealed(*tables: pa.Table) -> list[Any]:
         streams.append(memoryview(sink.getvalue()))
         seals += _SEAL.pack(len(streams[-1]), table.num_rows, bytes.fromhex(fingerprint(streams[-1])))
     return [*streams, seals]
-
-
-def _write_whole(file: Path, content: Sequence[Any], exclusive: bool = False) -> bool:
-    """Write under a hidden name and rename; False where another process was faster with a file that is to be kept."""
-    for leftover in file.parent.glob(f".{file.name}.*"):
-        with suppress(OSError), leftover.open("r+b") as stream:
-            # Fails while its writer lives, which holds this lock.
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink(missing_ok=True)
-
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
-    with temporary.open("xb") as stream:
-        with suppress(OSError):  # a file system without locks: then nothing is taken for a leftover either
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.writelines(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-        try:
-            if not exclusive:
-                temporary.replace(file)
-                return True
-            os.link(temporary, file)
-        except FileNotFoundError:  # taken for a leftover before it was locked
-            return _write_whole(file, content, exclusive)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-    return True
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:

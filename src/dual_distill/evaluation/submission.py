@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from dual_distill.sealed import write_file
+
 
 def write_submission(path: str | os.PathLike[str], question_ids: Sequence[int], answers: Sequence[str]) -> None:
     """Write `[{"question_id": ..., "answer": ...}, ...]`, in the order given; an old file is replaced.
@@ -75,4 +77,4 @@ def _write_results(
     rows = [{f"{what}_id": identifier, text_name: text} for identifier, text in zip(ids, texts, strict=True)]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(rows, ensure_ascii=False) + "\n")

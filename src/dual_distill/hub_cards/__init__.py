@@ -17,6 +17,7 @@ from .run_record import (
     origin_of,
     read_json,
     read_run,
+    read_yaml,
     split_revision,
     write_run,
 )

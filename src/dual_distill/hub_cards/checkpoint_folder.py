@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import get_token
 from safetensors import SafetensorError, safe_open
+
+from dual_distill import sealed
 
 from .architectures import CONFIG, PROCESSOR_CONFIG, Architecture, as_json, read_architecture
 from .run_record import CACHED, RUN_FILE, RunRecord, origin_of, read_json, read_run, weights_digest
@@ -46,6 +49,9 @@ _STATE = (
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib")
 _TRAINING_ARGUMENTS = "training_args.bin"  # may hold tokens: never sent
+# Kind of number -> its bits, and those of its exponent.
+_EXPONENTS = {"F64": ("<u8", 0x7FF << 52), "F32": ("<u4", 0xFF << 23), "F16": ("<u2", 0x1F << 10)}
+_EXPONENTS["BF16"] = ("<u2", 0xFF << 7)
 _PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
 
 _TOKENS = (
@@ -113,8 +119,9 @@ def collect(folder: str | Path) -> Checkpoint:
         way_out = "a model and an adapter, and whoever loads it gets either; keep them apart"
         raise ValueError(f"{str(folder)!r} has {CONFIG} and {ADAPTER_CONFIG}, {way_out}.")
 
-    # Names first, then what the files hold.
-    paths = sorted(folder.iterdir())
+    # Names first, then what the files hold; `run.json` may be missing, and is checked as it is read.
+    sealed.verify(folder, *(name for name in PUBLISHED if name != RUN_FILE))
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     published, state, pickles = (
         [path for path in paths if path.is_file() and is_one_of(path.name, patterns)]
         for patterns in (PUBLISHED, _STATE, _PICKLES)
@@ -122,11 +129,22 @@ def collect(folder: str | Path) -> Checkpoint:
     if refused := [path.name for path in pickles if path not in state and path.name != _TRAINING_ARGUMENTS]:
         way_out = "which runs code on whoever loads it; save the model as safetensors and delete the file"
         raise ValueError(f"{refused[0]} in {str(folder)!r} is a pickle, {way_out}.")
+    # Weights may lie on another disk, and the Hub's cache holds links alone.
+    links = [path.name for path in paths if path.is_symlink() and path.suffix != ".safetensors"]
+    if not CACHED.fullmatch(str(folder.absolute())) and (followed := {*links} & {CARD, *(it.name for it in published)}):
+        raise ValueError(f"{min(followed)} in {str(folder)!r} is a symbolic link; put the file itself there.")
     staying = [path for path in paths if path not in published and path.name != CARD]
     left_out = [f"{path.name}/" if path.is_dir() else path.name for path in staying]
 
     _check_weights(folder, {path.name for path in published}, is_adapter)
-    parameters = sum(_read_header(path)[0] for path in published if path.suffix == ".safetensors")
+    headers = {path.name: _read_header(path) for path in published if path.suffix == ".safetensors"}
+    holders: dict[str, str] = {}
+    for file, (shapes, _) in headers.items():
+        for tensor in shapes:
+            if holders.setdefault(tensor, file) != file:
+                both = f"{holders[tensor]} and {file} both hold {tensor}"
+                raise ValueError(f"{both}, and whoever loads them gets either; delete what is left of an earlier save.")
+    parameters = sum(math.prod(shape) for shapes, _ in headers.values() for shape in shapes.values())
     files = {path.name: path if path.suffix == ".safetensors" else _checked(path) for path in published}
 
     config, adapter = read_json(folder / (ADAPTER_CONFIG if is_adapter else CONFIG)), None
@@ -180,15 +198,28 @@ def _check_weights(folder: Path, names: set[str], is_adapter: bool) -> None:
         raise ValueError(f"{str(folder)!r} has no {absent[0]}, {way_out}.")
 
 
-def _read_header(path: Path) -> tuple[int, dict[str, str]]:
-    """Return how many numbers the tensors of a safetensors file hold, and its metadata; refuse a damaged file."""
+def _read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Return the shapes of the tensors of a safetensors file, and its metadata; refuse a damaged file."""
     try:
         with safe_open(path, framework="np") as file:
-            slices = map(file.get_slice, file.keys())
-            return sum(math.prod(one.get_shape()) for one in slices), file.metadata() or {}
+            return {name: file.get_slice(name).get_shape() for name in list(file.keys())}, file.metadata() or {}
     except SafetensorError as error:
         reason = f"is no safetensors file, or truncated or damaged ({error}); save or fetch it again"
         raise ValueError(f"{path.name} {reason}.") from error
+
+
+def check_finite(path: Path) -> None:
+    """Refuse a safetensors file, of a valid header, with a number that is NaN or infinite: its exponent is all ones."""
+    with path.open("rb") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(begin - 8))
+    for name, tensor in header.items():
+        bits, exponent = _EXPONENTS.get(tensor.get("dtype"), ("<u1", 0))
+        start, stop = tensor.get("data_offsets", (0, 0))
+        values = np.fromfile(path, bits, (stop - start) // np.dtype(bits).itemsize, offset=begin + start)
+        if exponent and (values & exponent == exponent).any():
+            broken = "is not finite: a run that went wrong wrote it, and nothing was sent"
+            raise ValueError(f"{name} in {path.name} {broken}; take an earlier checkpoint.")
 
 
 def _pinned_adapter(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -15,9 +15,12 @@ from typing import Any, NamedTuple
 import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+from dual_distill.sealed import write_file
 
 from .checkpoint_folder import CARD, Checkpoint, collect
-from .run_record import Measurement, RunRecord
+from .run_record import Measurement, RunRecord, read_yaml
 
 _TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 _BEGIN = re.compile(r"<!-- dual_distill card begins(?:, hand-written text: ([0-9a-f]{16}|none))? -->\n?")
@@ -146,7 +149,7 @@ def write_card(folder: str | Path, **options: Any) -> Path:
         ValueError: the folder holds no checkpoint that may be published.
     """
     file = Path(folder, CARD)
-    file.write_text(make_card(collect(folder), **options), encoding="utf-8")
+    write_file(file, make_card(collect(folder), **options))
     return file
 
 
@@ -168,6 +171,8 @@ def parse_card(readme: str, name: str = CARD) -> Card:
     text, metadata = readme.replace("\r\n", "\n"), {}
     if text.lstrip().startswith("---\n"):
         try:
+            if block := REGEX_YAML_BLOCK.search(text):
+                read_yaml(block.group(2))
             card = ModelCard(text, ignore_metadata_errors=True)
         except (yaml.YAMLError, ValueError, TypeError) as error:
             reason = f"is no mapping in YAML ({' '.join(str(error).split())}); write `key: value` lines, or delete it"

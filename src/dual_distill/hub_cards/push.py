@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id
 
 from .architectures import CONFIG, add_code, as_json
-from .checkpoint_folder import ADAPTER_CONFIG, CARD, WEIGHTS, collect, is_one_of, refuse_leaks
+from .checkpoint_folder import ADAPTER_CONFIG, CARD, WEIGHTS, check_finite, collect, is_one_of, refuse_leaks
 from .model_card import make_card
 from .run_record import read_json
 
@@ -113,6 +113,9 @@ def push_folder(
     # What would be sent: the checkpoint, code for those without the package, and the state that a run resumes from.
     checkpoint = collect(folder)
     adapter, run, sent = checkpoint.adapter, checkpoint.run, checkpoint.files
+    for content in sent.values():
+        if isinstance(content, Path):
+            check_finite(content)
     if with_code:
         if adapter:
             raise ValueError("an adapter brings no code; push its base with code, and the adapter without.")

@@ -9,12 +9,16 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import snapshot_download
+
+from dual_distill import sealed
 
 RUN_FILE = "run.json"
 FORMAT = 2
@@ -223,7 +227,7 @@ def write_run(folder: str | Path, record: RunRecord) -> Path:
 
     file = Path(folder, RUN_FILE)
     content = {"format": FORMAT, **asdict(replace(record, weights=weights), dict_factory=noted)}
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    sealed.write_json(file, json.loads(json.dumps(content)))
     return file
 
 
@@ -237,7 +241,7 @@ def read_run(folder: str | Path) -> RunRecord | None:
     if not file.is_file():
         return None
 
-    values = read_json(file)
+    values = sealed.read_json(file)
     found = values.pop("format", None)
     if found != FORMAT:
         way_out = "take the version that wrote it, or delete the file and let the run write it again"
@@ -259,6 +263,26 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file.name} holds a {type(content).__name__}; an object was expected.")
     return content
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which PyYAML takes the last and says nothing."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, count in counts.items() if count > 1]:
+            raise yaml.MarkedYAMLError(problem=f"the key {twice[0]!r} stands there twice", problem_mark=node.start_mark)
+        return node
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML, without tags that build objects.
+
+    Raises:
+        yaml.YAMLError: it is none, or a key stands twice in a mapping.
+    """
+    return _UniqueKeys(text).get_single_data()
 
 
 def add_evaluation(
@@ -308,10 +332,9 @@ def add_evaluation(
 def weights_digest(folder: str | Path) -> str | None:
     """Return "sha256:" and the digest of a checkpoint's weights, in shards or not; None: there are none."""
     files = sorted(Path(folder).glob("*model*.safetensors"))  # of a whole model, or an adapter's
-    digest = hashlib.sha256()
+    digest, known = hashlib.sha256(), sealed.read_seal(folder)
     for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(known.get(file.name) or sealed.digest_of(file)))
     return f"sha256:{digest.hexdigest()}" if files else None
 
 

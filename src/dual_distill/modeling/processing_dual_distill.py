@@ -34,6 +34,9 @@ class DualDistillProcessor(ProcessorMixin):
         image_processor: resizes, rescales and normalises.
         tokenizer: turns text into word pieces.
 
+    Raises:
+        ValueError: the tokenizer knows no word.
+
     Example:
         >>> from PIL import Image
         >>> from transformers import BertTokenizer, ViltImageProcessorPil
@@ -49,6 +52,10 @@ class DualDistillProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any):
         super().__init__(image_processor, tokenizer, **kwargs)
+        # transformers makes one of a folder that has lost its tokenizer.json.
+        if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+            lacks = f"no words but its {len(tokenizer)} special tokens: tokenizer.json or the vocabulary is missing"
+            raise ValueError(f"the tokenizer has {lacks}; copy it again.")
 
     def __call__(
         self,

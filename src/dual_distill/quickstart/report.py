@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dual_distill.sealed import write_file
 from dual_distill.trainer import EvaluationReport
 
 STAGES = {
@@ -52,14 +53,14 @@ def write_report(
         "versions": {name: version(name) for name in ("dual-distill", "torch", "transformers")},
         "device": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
     }
-    (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_file(output_dir / "report.json", json.dumps(report, indent=2) + "\n")
 
     # The page takes its words from the same report.
     start = "the teacher's weights" if settings["student_start"] == "teacher" else "the same random weights"
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     words = {**settings, **report, "versions": versions, "start": start}
     page = _PAGE.read_text().format(**words, table=report_table(report), finding=finding(report))
-    (output_dir / "report.md").write_text(page)
+    write_file(output_dir / "report.md", page)
     return report
 
 

@@ -7,9 +7,8 @@ trained stage leaves a folder and a `stage.json`; a second start of the same com
 complete.
 """
 
-import json
+import io
 import platform
-import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,7 +24,8 @@ from dual_distill.hub_cards import Speed, add_evaluation, read_run, write_run
 from dual_distill.inference import PairShape, draw_attention_picture, measure_answering, word_attention
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.runs import DataArguments, ModelArguments, build_processor, make_run, train
-from dual_distill.teachers import load_model
+from dual_distill.sealed import locked, read_json, write_file, write_json
+from dual_distill.teachers import load_model, load_processor
 from dual_distill.trainer import DistillationTrainingArguments, EvaluationReport, predict_answers, report_answers
 
 from .report import STAGES, write_report
@@ -39,6 +39,7 @@ _RULE = (
     "the student on hard labels wrong"
 )
 _SOURCE = "dual-distill quickstart"
+_DONE = "stage.json"  # of a stage that is finished
 _DATA = DataArguments(task="scenes")
 # Fields of a preset that are fields of a model too.
 _SHAPE = {one.name for one in fields(ModelArguments)}
@@ -87,26 +88,33 @@ def quickstart(preset: str, seed: int, student_start: Literal["random", "teacher
         output_dir: where everything is written; continued, if it holds a quickstart of these settings.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder holds something else, or another process writes into it.
     """
     size = PRESETS[preset]
     settings = {"preset": preset, "seed": seed, "student_start": student_start, **asdict(size)}
-    _claim(output_dir, settings)
-    start = time.perf_counter()
+    with locked(output_dir):
+        _claim(output_dir, settings)
+        return _run_stages(size, settings, output_dir)
 
+
+def _run_stages(size: Preset, settings: dict[str, Any], output_dir: Path) -> dict[str, Any]:
+    start, seed = time.perf_counter(), settings["seed"]
     _say("scenes and tokenizer")
     task = get_task("scenes")
     num_scenes = {"train": size.train_scenes, "validation": size.validation_scenes, "test": size.test_scenes}
     data = load_task("scenes", num_scenes=num_scenes, seed=seed)
     teacher = str(output_dir / "teacher")
-    student = {"architecture": "dual_encoder", "init_from": teacher if student_start == "teacher" else None}
+    student = {"architecture": "dual_encoder", "init_from": teacher if settings["student_start"] == "teacher" else None}
     arguments = {
         "teacher": _model(size, architecture="fusion_encoder"),
         "hard_labels": _model(size, **student, interaction_layers=1),
         "distilled_pooled": _model(size, **student, teacher=teacher),
         "distilled": _model(size, **student, interaction_layers=1, teacher=teacher),
     }
-    processor = build_processor(arguments["teacher"], data["train"][task.text_column])
+    # The word pieces that the teacher was trained on, not such as would be made of the same texts today.
+    is_taught = (output_dir / "teacher" / _DONE).is_file()
+    texts = data["train"][task.text_column]
+    processor = load_processor(teacher) if is_taught else build_processor(arguments["teacher"], texts)
 
     stages = {}
     for stage in STAGES:
@@ -150,16 +158,15 @@ def _claim(output_dir: Path, settings: dict[str, Any]) -> None:
     """Note the settings in a new folder; refuse one that belongs to other settings."""
     file = output_dir / "settings.json"
     if file.is_file():
-        found = json.loads(file.read_text())
+        found = read_json(file)
         if differing := sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key)):
             holds = f"holds a quickstart with other settings ({', '.join(differing)} differ)"
             raise ValueError(f"{str(output_dir)!r} {holds}; choose another --output-dir, or delete the folder.")
         return
 
-    if output_dir.exists() and any(output_dir.iterdir()):
+    if any(not path.name.startswith(".") for path in output_dir.iterdir()):
         raise ValueError(f"{str(output_dir)!r} is not empty and holds no quickstart; choose another --output-dir.")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(file, settings)
 
 
 def _model(size: Preset, **fields: Any) -> ModelArguments:
@@ -190,10 +197,10 @@ def _train(
     folder: Path, model: ModelArguments, settings: dict[str, Any], data: DatasetDict, processor: DualDistillProcessor
 ) -> dict[str, Any]:
     """Train one model, unless an earlier start has finished it."""
-    done = folder / "stage.json"
+    done = folder / _DONE
     if done.is_file():
         _say(f"{folder.name}: finished earlier, kept")
-        return {**json.loads(done.read_text()), "earlier": True}
+        return {**read_json(done), "earlier": True}
 
     role = "teacher" if folder.name == "teacher" else "student"
     steps = settings[f"{role}_steps"]
@@ -218,7 +225,7 @@ def _train(
 
     # Written last: a folder without it is trained again.
     stage = {"seconds": metrics["train_runtime"], "steps": steps}
-    done.write_text(json.dumps(stage) + "\n")
+    write_json(done, stage)
     return {**stage, "earlier": False}
 
 
@@ -238,7 +245,7 @@ def _complete_record(folder: Path, reports: dict[str, EvaluationReport], latency
         student, taught, stored = (latency[name] for name in ("student", "teacher", "student_stored_images"))
         record = replace(record, speed=Speed(student, taught, device, _SOURCE, stored))
     write_run(folder, record)
-    shutil.copyfile(folder.with_name("attention.png"), folder / "attention.png")
+    write_file(folder / "attention.png", [folder.with_name("attention.png").read_bytes()])
 
 
 def choose_example(test: Dataset, answers: dict[str, list[str]]) -> tuple[int, str]:
@@ -268,7 +275,9 @@ def _draw(
     said = {STAGES[stage]: one[chosen] for stage, one in answers.items()}
     texts = {"question": row["question"], "answers": said, "right_answer": row["answer"]}
     # One scale, so that a word that looks everywhere alike stays dark.
-    draw_attention_picture(image, words, maps, **texts, shared_scale=True).save(output_dir / "attention.png")
-
-    image.save(output_dir / "example.png")
+    drawn = draw_attention_picture(image, words, maps, **texts, shared_scale=True)
+    for name, picture in (("attention.png", drawn), ("example.png", image)):
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+        write_file(output_dir / name, [content.getvalue()])
     return {"image": "example.png", "question": row["question"], "answer": row["answer"], "rule": rule}

@@ -8,6 +8,7 @@ YAML file, the command line and Python share their words. `resolve` finds out ev
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViltImageProcessorPil, ViTImageProcessorPil, set_seed
 
+from dual_distill import sealed
 from dual_distill.data import ImageTextStream, RandAugment, answer_coverage, build_answer_vocabulary, train_tokenizer
 from dual_distill.hub_cards import DataOrigin, origin_of
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, dual_config_from_fusion
@@ -23,7 +25,7 @@ from dual_distill.teachers import load_config, load_model, load_processor, load_
 from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments, differing_fields
 
 from .arguments import DataArguments, ModelArguments
-from .continuation import find_checkpoint, take_up_finished
+from .continuation import find_checkpoint, processor_of_run, take_up_finished
 from .data import RunData, prepare_data, splits_of
 from .duration import warn_if_long
 from .heads import head_of
@@ -67,6 +69,7 @@ def make_run(
     training_arguments: DistillationTrainingArguments,
     data: DatasetDict | None = None,
     processor: DualDistillProcessor | None = None,
+    overwrite: bool = False,
 ) -> DistillationTrainer:
     """Put a run together: its trainer, ready to train.
 
@@ -75,12 +78,16 @@ def make_run(
         data_arguments: the task.
         training_arguments: everything the trainer takes.
         data: the task's splits, if they are at hand already.
-        processor: a processor, if one is at hand already; None: the checkpoint's, or one built for the task.
+        processor: a processor, if one is at hand already; None: the checkpoint's, or that of an earlier start of this
+            run, or one built for the task.
+        overwrite: as for `train`: nothing of an earlier run is taken over.
 
     Raises:
         ValueError: the arguments do not fit each other, the task, or the checkpoints; the message says how to mend it.
     """
     set_seed(training_arguments.seed)
+    if processor is None and not (model_arguments.start or model_arguments.taught_by or overwrite):
+        processor = processor_of_run(training_arguments.output_dir)
     resolved = resolve((model_arguments, data_arguments, training_arguments), data, processor)
     head, rows, teacher = resolved.data.head, resolved.data, None
     if model_arguments.taught_by is not None:
@@ -119,19 +126,19 @@ def train(trainer: DistillationTrainer, resume: bool = False, overwrite: bool = 
         The metrics that Trainer reports, with `train_runtime` in seconds.
 
     Raises:
-        ValueError: the folder holds a run of other settings.
+        ValueError: the folder holds a run of other settings, or another process writes into it.
     """
-    checkpoint = find_checkpoint(trainer, resume, overwrite)
-    if checkpoint == trainer.args.output_dir:
-        return take_up_finished(trainer)
-    if trainer.is_world_process_zero():
-        warn_if_long(trainer)
-    if checkpoint is not None:
-        _logger.warning("resuming from %s", Path(checkpoint).name)
+    with sealed.locked(trainer.args.output_dir) if trainer.args.should_save else nullcontext():
+        checkpoint = find_checkpoint(trainer, resume, overwrite)
+        if checkpoint == trainer.args.output_dir:
+            return take_up_finished(trainer)
+        if trainer.is_world_process_zero():
+            warn_if_long(trainer)
+        if checkpoint is not None:
+            _logger.warning("resuming from %s", Path(checkpoint).name)
 
-    metrics: dict[str, float] = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    trainer.save_model()
-    trainer.save_state()
+        metrics: dict[str, float] = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        trainer.save_model()
     return metrics
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
+from dual_distill import sealed
 from dual_distill.hub_cards import RunRecord, origin_of, read_run
-from dual_distill.teachers import load_model
-from dual_distill.trainer import DistillationTrainer
+from dual_distill.modeling import DualDistillProcessor
+from dual_distill.teachers import load_config, load_model
+from dual_distill.trainer import DistillationTrainer, newest_whole
 
 from .duration import count_steps
 
@@ -36,11 +37,14 @@ def find_checkpoint(trainer: DistillationTrainer, resume: bool, overwrite: bool)
             _remove_run(folder)
         return None
 
-    last = named or (get_last_checkpoint(folder) if folder.is_dir() else None)
     steps = None if named else _finished_steps(folder)
+    last = named or newest_whole(folder)
     found = last if steps is None else trainer.args.output_dir
     earlier = None if found is None else read_run(found)
     differences = [] if earlier is None else _differences(earlier, trainer.run_record())
+    if found is not None and Path(found, "config.json").is_file():
+        there, here = load_config(found).id2label, trainer.model.config.id2label
+        differences += [] if there == here else [f"labels: {len(there)} there, {len(here)} now, or in another order"]
     if differences and not resume:
         begun = f"{str(folder)!r} holds a run of other settings ({'; '.join(differences)})"
         way_out = "give --resume to go on with these, --overwrite to begin anew, or another output_dir"
@@ -50,6 +54,17 @@ def find_checkpoint(trainer: DistillationTrainer, resume: bool, overwrite: bool)
     if steps is not None and differences and count_steps(trainer.train_dataset, trainer.args)["steps"] > steps:
         return last
     return found
+
+
+def processor_of_run(folder: str | Path) -> DualDistillProcessor | None:
+    """Return the processor that an earlier start of a run saved in its folder: one built anew could give other ids."""
+    for found in (Path(folder), *sorted(Path(folder).glob("checkpoint-*"))):
+        if (found / sealed.SEAL).is_file():
+            try:
+                return DualDistillProcessor.from_pretrained(found, trust_remote_code=False)
+            except (OSError, ValueError) as error:
+                _logger.warning("passed over the processor in %s: %s", found, error)
+    return None
 
 
 def take_up_finished(trainer: DistillationTrainer) -> dict[str, float]:
@@ -65,7 +80,14 @@ def take_up_finished(trainer: DistillationTrainer) -> dict[str, float]:
 
 def _finished_steps(folder: Path) -> int | None:
     """Steps of the run whose final weights lie in a folder; None: there is none, or they are others by now."""
-    record, file = read_run(folder), folder / TRAINER_STATE_NAME
+    file = folder / TRAINER_STATE_NAME
+    try:
+        sealed.verify(folder)
+    except ValueError as error:
+        _logger.warning("the final model is made again: %s", error)
+        return None
+
+    record = read_run(folder)
     if record is None or not file.is_file() or record.weights != origin_of(folder).revision:
         return None
     state = TrainerState.load_from_json(str(file))

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from dual_distill import sealed
 from dual_distill.hub_cards import split_revision
 from dual_distill.modeling import DualEncoderModel, FusionEncoderModel
 
@@ -53,16 +54,16 @@ def fetch(name_or_path: str, revision: str | None = None, weights: bool = True) 
 
     Raises:
         ValueError: there is no such folder and none can be fetched, a revision is asked of a folder, or two revisions
-            that differ are given.
+            that differ are given; or a file of a folder that was sealed is missing or damaged.
     """
     name_or_path, revision = split_revision(name_or_path, revision)
-    folder = Path(name_or_path)
+    folder, wanted = Path(name_or_path), [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"{name_or_path!r} is a folder, which has no revision {revision!r}; leave it out.")
+        sealed.verify(folder, *wanted)
         return folder
 
-    wanted = [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
     try:
         folder = Path(snapshot_download(name_or_path, revision=revision, allow_patterns=wanted))
         if weights and not any((folder / name).is_file() for name in (WHOLE_WEIGHTS, SHARD_INDEX)):

@@ -3,7 +3,6 @@
 Parity is that of outputs: the same random batch through both, and nothing is written without it.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import torch
 from transformers import BertModel, PreTrainedModel, ViltConfig
 
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, FusionEncoderModel
+from dual_distill.sealed import written
 
 from .bert import load_original_bert, read_bert_config, start_from_bert
 from .checkpoint import fetch
@@ -232,9 +232,5 @@ def written_aside(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{str(out)!r} is there already and not an empty folder; name a new one.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
-        folder = Path(aside, "written")
-        folder.mkdir()
+    with written(out) as folder:
         yield folder
-        folder.rename(out)

@@ -7,3 +7,4 @@ from .distillation_trainer import DistillationTrainer
 from .evaluation import EvaluationReport, captions_by_image, describe_images, predict_answers, report_answers
 from .image_text_trainers import PreTrainingTrainer, RetrievalTrainer
 from .recording import differing_fields
+from .sealed_trainer import newest_whole

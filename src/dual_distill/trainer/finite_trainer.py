@@ -85,7 +85,6 @@ class FiniteTrainer(Trainer):
         return output
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        # Before the folder is made, which would be taken for the last checkpoint.
         self.check_weights()
         super()._save_checkpoint(*args, **kwargs)
 

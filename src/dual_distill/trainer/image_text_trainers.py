@@ -81,6 +81,12 @@ class ImageTextTrainer(DistillationTrainer):
             self._position.checkpoint = resume_from_checkpoint
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        loader = self.callback_handler.train_dataloader
+        if isinstance(loader, ImageTextLoader):
+            loader.save_position(output_dir)
+
     def get_train_dataloader(self) -> Any:
         """Return the batches of this process, of a stream those of its own shards."""
         if not isinstance(self.train_dataset, ImageTextStream):

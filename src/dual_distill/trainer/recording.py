@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import MISSING, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,10 +28,11 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from transformers import Trainer, TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress
 
+from dual_distill import sealed
 from dual_distill.hub_cards import (
     DataOrigin,
     Measurement,
@@ -44,7 +46,7 @@ from dual_distill.hub_cards import (
     write_run,
 )
 
-from .finite_trainer import FiniteTrainer
+from .sealed_trainer import SealedTrainer
 
 _logger = logging.getLogger(__name__)
 _PACKAGES = ("dual-distill", "torch", "transformers", "datasets")
@@ -58,7 +60,7 @@ _NOT_SETTINGS_OF = ("ddp_", "hub_", "push_to_hub", "logging_dir", "report_to", "
 _NOT_METRICS = re.compile(r"mem_.*|(.*_)?(runtime|per_second|preparation_time|compilation_time)")
 
 
-class RecordingTrainer(FiniteTrainer):
+class RecordingTrainer(SealedTrainer):
     """A `Trainer` that writes `run.json` with every checkpoint, and makes its card from it.
 
     Args:
@@ -225,6 +227,7 @@ class RecordingTrainer(FiniteTrainer):
         """Push a checkpoint beside the training that goes on, as `hub_strategy` says; what fails is a warning."""
         strategy, pushing = self.args.hub_strategy, self.push_in_progress
         is_skipped = pushing is not None and not pushing.is_done() and not self.args.hub_always_push
+        is_skipped |= self._unfinished is not None
         if is_skipped or strategy == HubStrategy.END or not self.is_world_process_zero():
             return
         # Of two pushes at once one would be refused.
@@ -254,19 +257,24 @@ class RecordingTrainer(FiniteTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save model or adapter, processor and record, and no pickle of the arguments."""
         folder = Path(output_dir or self.args.output_dir)
-        card = folder / "README.md"
-        written = card.read_bytes() if card.is_file() else None
-        super()._save(output_dir, state_dict)
         if not self.args.should_save:
+            super()._save(output_dir, state_dict)
             return
 
-        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        # peft leaves an empty form for a card, or adds to the one that is there.
-        if written is None:
-            card.unlink(missing_ok=True)
-        else:
-            card.write_bytes(written)
-        write_run(folder, self.run_record())
+        with sealed.written(folder) if self._unfinished is None else nullcontext(folder) as aside:
+            super()._save(str(aside), state_dict)
+            # A state beside the weights that it is of. peft leaves an empty form for a card.
+            if folder == Path(self.args.output_dir):
+                self.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+            for name in (TRAINING_ARGS_NAME, "README.md"):
+                (aside / name).unlink(missing_ok=True)
+            sealed.seal(aside)
+            write_run(aside, self.run_record())
+
+    def save_state(self) -> None:
+        """Save the state with the weights that it is of, unless both lie there."""
+        if self._saved_step != self._step():
+            self.save_model(_internal_call=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save as `Trainer` does, with the record of the run."""

@@ -18,7 +18,6 @@ from `torchdata` alone, which is no longer released.) What a training loop has t
 import copy
 import hashlib
 import itertools
-import json
 import logging
 import os
 import random
@@ -38,6 +37,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dual_distill.data.images import MAX_PIXELS, ImageError, decode_image
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
+from dual_distill.sealed import read_json, write_json
 
 from .sources import IMAGE_TEXT_FEATURES, find_shards, parse_sources, read_image_texts
 
@@ -326,11 +326,7 @@ class ImageTextLoader(DataLoader[Any]):
         Args:
             folder: of the checkpoint.
         """
-        # Renamed when it is whole, so that a run that is killed here leaves no half of one.
-        file = self._position_file(folder)
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(self.state_dict()))
-        unfinished.replace(file)
+        write_json(self._position_file(folder), self.state_dict())
 
     def load_position(self, folder: str | os.PathLike[str]) -> None:
         """Let the next iteration go on where `save_position` was called.
@@ -347,7 +343,7 @@ class ImageTextLoader(DataLoader[Any]):
             found = f"The checkpoint {os.fspath(folder)!r} has no {file.name}, the position in its stream"
             way_out = "it is incomplete (take the one before), or of an old version (start anew)"
             raise FileNotFoundError(f"{found}: {way_out}.")
-        self.load_state_dict(json.loads(file.read_text()))
+        self.load_state_dict(read_json(file))
 
     def _position_file(self, folder: str | os.PathLike[str]) -> Path:
         return Path(folder) / f"image_text_stream_{self.stream.rank}.json"
@@ -405,7 +401,9 @@ class ImageTextStreamCallback(TrainerCallback):
         if isinstance(train_dataloader, ImageTextLoader):
             folder = _checkpoint(args, state)
             folder.mkdir(parents=True, exist_ok=True)
-            train_dataloader.save_position(folder)
+            # A trainer that seals its checkpoints has written it with them.
+            if not train_dataloader._position_file(folder).is_file():
+                train_dataloader.save_position(folder)
 
     def on_train_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Log how many bad rows this process passed over, and why."""

@@ -1,0 +1,265 @@
+"""What was written is there whole or not at all, and what is read is what was written.
+
+| what | how it is written | how a reader knows |
+|---|---|---|
+| a file | under a hidden name, fsync, rename | it is there |
+| a record in JSON | likewise | `sha256` in it, of the rest of its content |
+| a folder | hidden, fsync of each file, rename | `sealed.json` in it, with the SHA-256 of each file |
+
+Files go into a folder that is there already behind their new `sealed.json`: one that was cut short is refused by its
+readers, never read as a mixture of old and new. Every room writes and reads through this module, hence it lies below
+them all and imports the standard library alone.
+"""
+
+import fcntl
+import fnmatch
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+SEAL = "sealed.json"
+LOCK = ".lock"
+# Of a sealed folder, what is written anew by itself, with a SHA-256 of its own.
+_OWN_DIGEST = ("run.json",)
+_locked: set[Path] = set()
+
+FilePath = str | os.PathLike[str]
+
+
+def write_file(file: Path, content: Sequence[Any] | str, exclusive: bool = False) -> bool:
+    """Write a text or pieces of bytes under a hidden name and rename.
+
+    Any number of processes may write one file. A hidden file is locked for as long as its writer lives, and what one
+    left that was killed goes with the next write.
+
+    Args:
+        file: written over where it is there.
+        content: a text, or buffers that come one after the other.
+        exclusive: whether a file that is there is kept.
+
+    Returns:
+        False where another process was faster with a file that is to be kept.
+    """
+    for leftover in file.parent.glob(f".{file.name}.*"):
+        with suppress(OSError), leftover.open("r+b") as stream:
+            # Fails while its writer lives, which holds this lock.
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink(missing_ok=True)
+
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
+    with temporary.open("xb") as stream:
+        with suppress(OSError):  # a file system without locks: then nothing is taken for a leftover either
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            pieces: Any = [content.encode()] if isinstance(content, str) else content
+            stream.writelines(pieces)
+            stream.flush()
+            os.fsync(stream.fileno())
+            if exclusive:
+                os.link(temporary, file)
+            else:
+                temporary.replace(file)
+        except FileNotFoundError:  # taken for a leftover before it was locked
+            return write_file(file, content, exclusive)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+    _sync(file.parent)
+    return True
+
+
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Write a record with the SHA-256 of its content.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "record.json")
+        >>> write_json(file, {"steps": 10})
+        >>> read_json(file)
+        {'steps': 10}
+    """
+    sealed = {**values, "sha256": _content_digest(values)}
+    write_file(file, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a record, its SHA-256 left out; one of an earlier version has none.
+
+    Raises:
+        ValueError: the file is no JSON object, or its content does not fit its SHA-256.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(file)!r} is no valid JSON ({error}); write or fetch it again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(file)!r} holds a {type(values).__name__}; an object was expected.")
+    sha256 = values.pop("sha256", None)
+    if sha256 not in (None, _content_digest(values)):
+        problem = "is damaged or was changed by hand: its content does not fit its sha256"
+        raise ValueError(f"{str(file)!r} {problem}; copy it again, or delete it and let the same command write it.")
+    return values
+
+
+def _content_digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def written(target: FilePath) -> Iterator[Path]:
+    """Give an empty hidden folder, which becomes the folder `target` at the end, or part of it; on an error it goes."""
+    target = Path(target).absolute()
+    aside = (target.parent if _is_new(target) else target) / f".{target.name}.unfinished" / target.name
+    begin(aside)
+    try:
+        yield aside
+        seal(aside)
+        publish(aside, target)
+    finally:
+        shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def begin(aside: Path) -> None:
+    """Make the hidden folder that a folder is written in, without what a killed process left there."""
+    shutil.rmtree(aside.parent, ignore_errors=True)
+    aside.mkdir(parents=True)
+
+
+def _is_new(folder: Path) -> bool:
+    return not folder.is_dir() or not any(folder.iterdir())
+
+
+def seal(folder: Path) -> None:
+    """Bring a folder to the disk, and write the SHA-256 of each of its files; those in `sealed.json` stay as noted."""
+    digests = read_seal(folder)
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(files.keys() - {SEAL, *digests}):
+        _sync(files[name])
+        digests[name] = None if name in _OWN_DIGEST else digest_of(files[name])
+    for part in {file.parent for file in files.values()}:
+        _sync(part)
+    write_json(folder / SEAL, {"files": digests})
+
+
+def publish(aside: Path, target: Path) -> None:
+    """Move a sealed folder to its name; where there is one, its files into it, and out what they take the place of."""
+    if _is_new(target):
+        aside.rename(target)
+    else:
+        new, before = read_seal(aside), {}
+        with suppress(ValueError):
+            before = read_seal(target)
+        for name in (SEAL, *new):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (aside / name).replace(target / name)
+        for name in before.keys() - new.keys():
+            (target / name).unlink(missing_ok=True)
+        _sync(target)
+    _sync(target.parent)
+
+
+def read_seal(folder: FilePath) -> dict[str, str | None]:
+    """Return file -> SHA-256 of a sealed folder, None of one that has its own; empty where nothing is sealed.
+
+    Raises:
+        ValueError: `sealed.json` is damaged.
+    """
+    file = Path(folder, SEAL)
+    return read_json(file)["files"] if file.is_file() else {}
+
+
+def verify(folder: FilePath, *patterns: str) -> None:
+    """Refuse a sealed folder in which a file is not as it was saved; others pass.
+
+    Args:
+        folder: of a model, a checkpoint, a record.
+        *patterns: of the files that will be read; none: all of them.
+
+    Raises:
+        ValueError: a file is missing or damaged; it is named.
+    """
+    for name, sha256 in read_seal(folder).items():
+        if patterns and not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            continue
+        file = Path(folder, name)
+        if sha256 is None and file.is_file():
+            read_json(file)
+        elif not file.is_file() or digest_of(file) != sha256:
+            problem = "is damaged: its content does not fit" if file.is_file() else "is missing, but stands in"
+            way_out = f"copy it again, or, if you changed it yourself, delete {SEAL}"
+            raise ValueError(f"{str(file)!r} {problem} the {SEAL} beside it; {way_out}.")
+
+
+def guard(saved_class: Any, *patterns: str) -> None:
+    """Let `from_pretrained` of a class verify these files of a folder, and `save_pretrained` take off its seal."""
+    load, save = saved_class.from_pretrained.__func__, saved_class.save_pretrained
+
+    @wraps(load)
+    def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        verify(str(pretrained_model_name_or_path), *patterns)
+        return load(cls, pretrained_model_name_or_path, *args, **kwargs)
+
+    @wraps(save)
+    def save_pretrained(self: Any, save_directory: FilePath, *args: Any, **kwargs: Any) -> Any:
+        Path(save_directory, SEAL).unlink(missing_ok=True)
+        return save(self, save_directory, *args, **kwargs)
+
+    saved_class.from_pretrained, saved_class.save_pretrained = classmethod(from_pretrained), save_pretrained
+
+
+def digest_of(file: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(folder: FilePath) -> Iterator[None]:
+    """Keep other processes from writing into a folder; the lock dies with its process.
+
+    Raises:
+        ValueError: another process writes into it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, locked(folder), locked(folder):  # one process, one lock
+        ...     print(Path(folder, LOCK).is_file())
+        True
+    """
+    file = Path(folder, LOCK).resolve()
+    if file in _locked:
+        yield
+        return
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Of the process, as `flock` is not: a worker that is forked meanwhile does not hold it on.
+    with file.open("ab") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            way_out = "wait for its end, or give another folder"
+            raise ValueError(f"another process is writing into {str(folder)!r}; {way_out}.") from error
+        except OSError:  # a file system without locks
+            pass
+        _locked.add(file)
+        try:
+            yield
+        finally:
+            _locked.remove(file)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,109 @@
+"""A Trainer whose checkpoints are whole or not there, and which resumes from one that is.
+
+What is unusual: transformers writes a checkpoint file by file under its name, and takes the highest number for the last
+one. Here it is written in a hidden folder, sealed and renamed, before an older one is removed; what is resumed from is
+verified file by file.
+"""
+
+import logging
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import PREFIX_CHECKPOINT_DIR, TRAINER_STATE_NAME
+from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
+
+from dual_distill import sealed
+
+from .finite_trainer import FiniteTrainer
+
+_logger = logging.getLogger(__name__)
+# Without one of these transformers would begin anew, in part, and say nothing.
+_NEEDED = ("optimizer.pt", "scheduler.pt", TRAINER_STATE_NAME)
+
+
+class SealedTrainer(FiniteTrainer):
+    """A `Trainer` that seals its checkpoints, verifies what it reads of them, and trains in its folder alone.
+
+    Args:
+        *args: as for `transformers.Trainer`.
+        **kwargs: as for `transformers.Trainer`.
+    """
+
+    _unfinished: Path | None = None  # the checkpoint that is being written
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer` does; `True` resumes from the newest checkpoint that is whole.
+
+        Raises:
+            ValueError: the checkpoint is damaged, none is whole, or another process writes into the output folder.
+        """
+        found = resume_from_checkpoint or None
+        if found is True:
+            found = newest_whole(self.args.output_dir)
+            if found is None:
+                raise ValueError(f"{self.args.output_dir!r} holds no whole checkpoint to resume from; leave it out.")
+        elif found is not None:
+            sealed.verify(found)
+            missing = [name for name in _NEEDED if not Path(found, name).is_file()]
+            if missing and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                raise ValueError(f"{found!r} has no {missing[0]}; resume from a checkpoint that was saved whole.")
+        with sealed.locked(self.args.output_dir) if self.args.should_save else nullcontext():
+            return super().train(found, *args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished.parent)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        args, state = self.args, self.state
+        final = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        aside = final.parent / f".{final.name}.unfinished" / final.name
+        if args.should_save:
+            sealed.begin(aside)
+        self.accelerator.wait_for_everyone()
+
+        self._unfinished = aside
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if state.best_model_checkpoint == str(aside):
+                state.best_model_checkpoint = str(final)
+
+            if args.should_save:
+                state.save_to_json(str(aside / TRAINER_STATE_NAME))
+                sealed.seal(aside)
+                if final.exists():  # it was passed over
+                    final.rename(aside.with_name("replaced"))
+                sealed.publish(aside, final)
+        finally:
+            self._unfinished = None
+            if args.should_save:
+                shutil.rmtree(aside.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+        # What transformers does last, with the hidden folder in place of the output folder.
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if args.should_save:
+            limits = {"save_total_limit": args.save_total_limit, "best_model_checkpoint": state.best_model_checkpoint}
+            rotate_checkpoints(str(final.parent), **limits, use_mtime=True)
+
+    def _load_best_model(self) -> None:
+        sealed.verify(str(self.state.best_model_checkpoint))
+        super()._load_best_model()
+
+
+def newest_whole(folder: str | Path) -> str | None:
+    """Return the newest checkpoint of a run that is whole; those that are passed over are named, with the reason."""
+    for checkpoint in reversed(sort_checkpoints(str(folder))):
+        try:
+            if not sealed.read_seal(checkpoint):
+                cut_short = "its saving was cut short, or an earlier version wrote it"
+                raise ValueError(f"it has no {sealed.SEAL}: {cut_short}; resume_from_checkpoint takes it as it is")
+            sealed.verify(checkpoint)
+        except ValueError as error:
+            _logger.warning("passed over %s: %s", Path(checkpoint).name, error)
+        else:
+            return str(checkpoint)
+    return None
