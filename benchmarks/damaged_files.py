@@ -96,7 +96,13 @@ def make_kinds(work: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:
 
     kinds: dict[str, tuple[Path, Callable[[], Any]]] = {}
     dide, vlm, stream = (folders[f"train_{name}"] / "run" for name in ("dide", "distillvlm", "stream"))
-    for name in ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ):
         kinds[f"checkpoint: {name}"] = (dide / "checkpoint-3" / name, resume(dide / "checkpoint-3"))
         reader = load_model if name.startswith(("config", "model")) else load_processor
         kinds[f"model: {name}"] = (dide / name, lambda reader=reader: reader(dide))

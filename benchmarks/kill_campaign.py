@@ -56,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", nargs="+", help="default: all")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="kill at every N-th operation only")
+    parser.add_argument("--first", type=int, default=1, metavar="N", help="operation to begin with")
     parser.add_argument("--no-record", action="store_true", help="print only")
     options = parser.parse_args()
 
@@ -67,14 +68,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         scenarios = make_scenarios(Path(work).resolve())
         chosen = options.scenarios or list(scenarios)
-        results = {name: campaign(shim, name, scenarios[name], Path(work).resolve(), options.every) for name in chosen}
+        results = {name: campaign(shim, name, scenarios[name], Path(work).resolve(), options) for name in chosen}
     if not options.no_record:
         write("kill_campaign", {"every": options.every, "scenarios": results}, source)
     if any(found["failures"] for found in results.values()):
         raise SystemExit(1)
 
 
-def campaign(shim: Any, name: str, scenario: Scenario, work: Path, every: int) -> dict[str, Any]:
+def campaign(shim: Any, name: str, scenario: Scenario, work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Kill one scenario at each of its operations; return the counts."""
     folder, log = work / "trial", work / "log"
     for _ in range(2):  # the first fills what is filled once
@@ -84,7 +85,7 @@ def campaign(shim: Any, name: str, scenario: Scenario, work: Path, every: int) -
         raise SystemExit(f"{name} fails by itself:\n{log.read_text()}")
     expected, failures, killed = scenario.ended(folder), [], 0
 
-    for at in range(1, operations + 1, every):
+    for at in range(options.first, operations + 1, options.every):
         fresh(folder, scenario)
         code, _ = forked(shim, scenario, folder, log, at=at)
         killed += code == KILLED
@@ -92,9 +93,10 @@ def campaign(shim: Any, name: str, scenario: Scenario, work: Path, every: int) -
             code, _ = forked(shim, scenario, folder, log, at=0)
         if code:
             failures.append(f"operation {at}: exit code {code}: {log.read_text()[-300:]}")
-        elif scenario.ended(folder) != expected:
-            failures.append(f"operation {at}: another result")
-    tried = len(range(1, operations + 1, every))
+        elif (ended := scenario.ended(folder)) != expected:
+            differ = sorted(set(map(str, ended.items())) ^ set(map(str, expected.items())))
+            failures.append(f"operation {at}: another result: {differ}")
+    tried = len(range(options.first, operations + 1, options.every))
     print(f"{name:<20} {operations:>5} operations, {killed:>5} killed, {tried - len(failures):>5} of {tried} equal")
     print(*failures[:5], sep="\n", end="\n" if failures else "")
     sys.stdout.flush()
@@ -102,6 +104,7 @@ def campaign(shim: Any, name: str, scenario: Scenario, work: Path, every: int) -
 
 
 def fresh(folder: Path, scenario: Scenario) -> None:
+    """Empty a folder, and put into it what the scenario finds there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     scenario.prepare(folder)
@@ -166,7 +169,11 @@ def make_scenarios(work: Path) -> dict[str, Scenario]:
         runs.train(runs.make_run(model_arguments, runs.DataArguments(**read), arguments, data=splits))
 
     # In children, so that this process has run nothing when it forks.
-    teacher, region_teacher, store = work / "teacher" / "run", work / "region_teacher" / "run", work / "regions" / "store"
+    teacher, region_teacher, store = (
+        work / "teacher" / "run",
+        work / "region_teacher" / "run",
+        work / "regions" / "store",
+    )
     images = work / "images"
     images.mkdir()
     rows = data["train"].cast_column("image", ImageFeature(decode=False))
@@ -221,9 +228,11 @@ def make_scenarios(work: Path) -> dict[str, Scenario]:
         repo = hub.repos[f"me/{(folder / 'name').read_text()}"]
         files = {name: hashlib.sha256(content).hexdigest() for name, content in repo.files().items()}
         own = {"README.md"}  # names the repository
-        return {name: digest for name, digest in files.items() if name not in own}, len(repo.commits)
+        return {name: digest for name, digest in files.items() if name not in own} | {"commits": len(repo.commits)}
 
-    trained = digests("run/*.safetensors", "run/tokenizer.json", "run/config.json", "run/checkpoint-*/model.safetensors")
+    trained = digests(
+        "run/*.safetensors", "run/tokenizer.json", "run/config.json", "run/checkpoint-*/model.safetensors"
+    )
     stages = digests("*/*.safetensors", "*/tokenizer.json", "*/config.json", "*.png")
     return {
         "train_dide": Scenario(train_dide, trained),
@@ -231,13 +240,11 @@ def make_scenarios(work: Path) -> dict[str, Scenario]:
         "train_stream": Scenario(train_stream, trained),
         "encode": Scenario(encode, digests("store/*")),
         "regions": Scenario(lambda folder: detect(str(images), folder / "store"), digests("store/*")),
-        "quickstart": Scenario(lambda folder: quickstart.quickstart("tiny", 0, "random", folder / "out"), stages_of(stages)),
+        "quickstart": Scenario(
+            lambda folder: quickstart.quickstart("tiny", 0, "random", folder / "out"), stages_of(stages)
+        ),
         "push": Scenario(push, pushed, prepare_push, counts_sockets=True),
     }
-
-
-def stages_of(ended: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    return lambda folder: ended(folder / "out")
 
 
 def in_child(call: Callable[[], Any]) -> None:

@@ -222,8 +222,8 @@ def digest_of(file: Path) -> str:
 
 
 @contextmanager
-def locked(folder: FilePath) -> Iterator[None]:
-    """Keep other processes from writing into a folder; the lock dies with its process.
+def locked(folder: FilePath, writes: bool = True) -> Iterator[None]:
+    """Keep other processes from writing into a folder, if this one `writes`; the lock dies with its process.
 
     Raises:
         ValueError: another process writes into it.
@@ -235,7 +235,7 @@ def locked(folder: FilePath) -> Iterator[None]:
         True
     """
     file = Path(folder, LOCK).resolve()
-    if file in _locked:
+    if file in _locked or not writes:
         yield
         return
 

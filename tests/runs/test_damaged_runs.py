@@ -11,6 +11,7 @@ import pytest
 
 from dual_distill import sealed
 from dual_distill.data import load_task
+from dual_distill.hub_cards import read_run
 from dual_distill.inference import answer_questions
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderForQuestionAnswering
 from dual_distill.runs import DataArguments, ModelArguments, make_run, train
@@ -98,6 +99,15 @@ def test_a_damaged_run_goes_on_from_there_to_the_same_weights(make, finished, ru
     sealed.verify(run / "checkpoint-3")
 
 
+def test_a_run_that_was_stopped_behind_its_last_step_takes_no_further(make, finished, run):
+    for name in ("model.safetensors", "trainer_state.json", "run.json", "sealed.json"):
+        (run / name).unlink()
+    train(make(run))
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    assert (run / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert read_run(run).steps == 3
+
+
 def test_a_checkpoint_that_is_named_is_refused_where_it_is_damaged(make, run):
     (run / "checkpoint-2" / "scheduler.pt").unlink()
     with pytest.raises(ValueError, match=r"checkpoint-2/scheduler.pt' is missing"):
@@ -105,6 +115,17 @@ def test_a_checkpoint_that_is_named_is_refused_where_it_is_damaged(make, run):
     (run / "checkpoint-2" / "sealed.json").unlink()
     with pytest.raises(ValueError, match=r"has no scheduler.pt; resume from a checkpoint that was saved whole"):
         make(run).train(resume_from_checkpoint=str(run / "checkpoint-2"))
+
+
+def test_checkpoints_of_an_earlier_version_are_not_thrown_away(make, run):
+    for folder in (run, *run.glob("checkpoint-*")):
+        (folder / "sealed.json").unlink()
+    (run / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-1' was written by an earlier version.*resume_from_checkpoint"):
+        train(make(run))
+    trainer = make(run, resume_from_checkpoint=str(run / "checkpoint-3"))
+    train(trainer)
+    assert trainer.state.global_step == 3
 
 
 @pytest.mark.parametrize("name", LOADED)

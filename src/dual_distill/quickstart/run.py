@@ -23,9 +23,9 @@ from dual_distill.data import DistillationCollator, decode_image, get_task, load
 from dual_distill.hub_cards import Speed, add_evaluation, read_run, write_run
 from dual_distill.inference import PairShape, draw_attention_picture, measure_answering, word_attention
 from dual_distill.modeling import DualDistillProcessor
-from dual_distill.runs import DataArguments, ModelArguments, build_processor, make_run, train
+from dual_distill.runs import DataArguments, ModelArguments, build_processor, make_run, processor_of_run, train
 from dual_distill.sealed import locked, read_json, write_file, write_json
-from dual_distill.teachers import load_model, load_processor
+from dual_distill.teachers import load_model
 from dual_distill.trainer import DistillationTrainingArguments, EvaluationReport, predict_answers, report_answers
 
 from .report import STAGES, write_report
@@ -39,7 +39,6 @@ _RULE = (
     "the student on hard labels wrong"
 )
 _SOURCE = "dual-distill quickstart"
-_DONE = "stage.json"  # of a stage that is finished
 _DATA = DataArguments(task="scenes")
 # Fields of a preset that are fields of a model too.
 _SHAPE = {one.name for one in fields(ModelArguments)}
@@ -112,9 +111,7 @@ def _run_stages(size: Preset, settings: dict[str, Any], output_dir: Path) -> dic
         "distilled": _model(size, **student, interaction_layers=1, teacher=teacher),
     }
     # The word pieces that the teacher was trained on, not such as would be made of the same texts today.
-    is_taught = (output_dir / "teacher" / _DONE).is_file()
-    texts = data["train"][task.text_column]
-    processor = load_processor(teacher) if is_taught else build_processor(arguments["teacher"], texts)
+    processor = processor_of_run(teacher) or build_processor(arguments["teacher"], data["train"][task.text_column])
 
     stages = {}
     for stage in STAGES:
@@ -197,7 +194,7 @@ def _train(
     folder: Path, model: ModelArguments, settings: dict[str, Any], data: DatasetDict, processor: DualDistillProcessor
 ) -> dict[str, Any]:
     """Train one model, unless an earlier start has finished it."""
-    done = folder / _DONE
+    done = folder / "stage.json"
     if done.is_file():
         _say(f"{folder.name}: finished earlier, kept")
         return {**read_json(done), "earlier": True}

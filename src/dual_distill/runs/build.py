@@ -8,7 +8,6 @@ YAML file, the command line and Python share their words. `resolve` finds out ev
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +16,10 @@ from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViltImageProcessorPil, ViTImageProcessorPil, set_seed
 
-from dual_distill import sealed
 from dual_distill.data import ImageTextStream, RandAugment, answer_coverage, build_answer_vocabulary, train_tokenizer
 from dual_distill.hub_cards import DataOrigin, origin_of
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, dual_config_from_fusion
+from dual_distill.sealed import locked
 from dual_distill.teachers import load_config, load_model, load_processor, load_teacher
 from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments, differing_fields
 
@@ -128,7 +127,7 @@ def train(trainer: DistillationTrainer, resume: bool = False, overwrite: bool = 
     Raises:
         ValueError: the folder holds a run of other settings, or another process writes into it.
     """
-    with sealed.locked(trainer.args.output_dir) if trainer.args.should_save else nullcontext():
+    with locked(trainer.args.output_dir, writes=trainer.args.should_save):
         checkpoint = find_checkpoint(trainer, resume, overwrite)
         if checkpoint == trainer.args.output_dir:
             return take_up_finished(trainer)

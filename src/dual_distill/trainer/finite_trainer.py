@@ -84,10 +84,6 @@ class FiniteTrainer(Trainer):
         self.check_finite()
         return output
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self.check_weights()
-        super()._save_checkpoint(*args, **kwargs)
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save as `Trainer` does, if all weights are finite."""
         self.check_weights()

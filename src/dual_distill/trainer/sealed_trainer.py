@@ -7,7 +7,6 @@ verified file by file.
 
 import logging
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,15 @@ class SealedTrainer(FiniteTrainer):
             missing = [name for name in _NEEDED if not Path(found, name).is_file()]
             if missing and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
                 raise ValueError(f"{found!r} has no {missing[0]}; resume from a checkpoint that was saved whole.")
-        with sealed.locked(self.args.output_dir) if self.args.should_save else nullcontext():
+        with sealed.locked(self.args.output_dir, writes=self.args.should_save):
             return super().train(found, *args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that was stopped behind its last step has none left; transformers would take one.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished.parent)
@@ -95,15 +101,23 @@ class SealedTrainer(FiniteTrainer):
 
 
 def newest_whole(folder: str | Path) -> str | None:
-    """Return the newest checkpoint of a run that is whole; those that are passed over are named, with the reason."""
+    """Return the newest checkpoint of a run that is whole; those that are passed over are named, with the reason.
+
+    Raises:
+        ValueError: none is, and there is one of an earlier version.
+    """
+    unsealed = None
     for checkpoint in reversed(sort_checkpoints(str(folder))):
         try:
-            if not sealed.read_seal(checkpoint):
-                cut_short = "its saving was cut short, or an earlier version wrote it"
-                raise ValueError(f"it has no {sealed.SEAL}: {cut_short}; resume_from_checkpoint takes it as it is")
             sealed.verify(checkpoint)
+            if sealed.read_seal(checkpoint):
+                return str(checkpoint)
+            unsealed, problem = checkpoint, f"it has no {sealed.SEAL}"
         except ValueError as error:
-            _logger.warning("passed over %s: %s", Path(checkpoint).name, error)
-        else:
-            return str(checkpoint)
+            problem = str(error)
+        _logger.warning("passed over %s: %s", Path(checkpoint).name, problem)
+
+    if unsealed is not None:
+        way_out = "resume_from_checkpoint takes it as it is, --overwrite begins anew"
+        raise ValueError(f"{unsealed!r} was written by an earlier version, and cannot be verified; {way_out}.")
     return None
