@@ -240,9 +240,7 @@ def make_scenarios(work: Path) -> dict[str, Scenario]:
         "train_stream": Scenario(train_stream, trained),
         "encode": Scenario(encode, digests("store/*")),
         "regions": Scenario(lambda folder: detect(str(images), folder / "store"), digests("store/*")),
-        "quickstart": Scenario(
-            lambda folder: quickstart.quickstart("tiny", 0, "random", folder / "out"), stages_of(stages)
-        ),
+        "quickstart": Scenario(lambda folder: quickstart.quickstart("tiny", 0, "random", folder / "out"), stages),
         "push": Scenario(push, pushed, prepare_push, counts_sockets=True),
     }
 
