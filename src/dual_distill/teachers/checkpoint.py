@@ -57,13 +57,14 @@ def fetch(name_or_path: str, revision: str | None = None, weights: bool = True) 
             that differ are given; or a file of a folder that was sealed is missing or damaged.
     """
     name_or_path, revision = split_revision(name_or_path, revision)
-    folder, wanted = Path(name_or_path), [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
+    folder = Path(name_or_path)
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"{name_or_path!r} is a folder, which has no revision {revision!r}; leave it out.")
-        sealed.verify(folder, *wanted)
+        sealed.verify(folder, *CONFIG_FILES, *(["model*"] if weights else ()))
         return folder
 
+    wanted = [*CONFIG_FILES, *(WEIGHT_FILES if weights else ())]
     try:
         folder = Path(snapshot_download(name_or_path, revision=revision, allow_patterns=wanted))
         if weights and not any((folder / name).is_file() for name in (WHOLE_WEIGHTS, SHARD_INDEX)):
