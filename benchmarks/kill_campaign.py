@@ -1,6 +1,6 @@
 """Kill everything that writes, at every operation on files, start it again, and compare with a run that nobody killed.
 
-    python benchmarks/kill_campaign.py [--scenarios train_dide encode ...] [--every 1]
+    python benchmarks/kill_campaign.py [--scenarios train_dide encode ...] [--trials 40]
 
 Each trial is a fork of one process that has imported everything: it is ended at its n-th operation below its folder (an
 open for writing, write, fsync, rename, link, unlink, mkdir ...; of a write half its bytes are left), then forked again
@@ -55,7 +55,7 @@ def main() -> None:
     shim = load_shim()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenarios", nargs="+", help="default: all")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="kill at every N-th operation only")
+    parser.add_argument("--trials", type=int, metavar="N", help="of a scenario, evenly spread; default: each operation")
     parser.add_argument("--first", type=int, default=1, metavar="N", help="operation to begin with")
     parser.add_argument("--no-record", action="store_true", help="print only")
     options = parser.parse_args()
@@ -70,7 +70,7 @@ def main() -> None:
         chosen = options.scenarios or list(scenarios)
         results = {name: campaign(shim, name, scenarios[name], Path(work).resolve(), options) for name in chosen}
     if not options.no_record:
-        write("kill_campaign", {"every": options.every, "scenarios": results}, source)
+        write("kill_campaign", results, source)
     if any(found["failures"] for found in results.values()):
         raise SystemExit(1)
 
@@ -85,7 +85,8 @@ def campaign(shim: Any, name: str, scenario: Scenario, work: Path, options: argp
         raise SystemExit(f"{name} fails by itself:\n{log.read_text()}")
     expected, failures, killed = scenario.ended(folder), [], 0
 
-    for at in range(options.first, operations + 1, options.every):
+    tried = range(options.first, operations + 1, -(-operations // (options.trials or operations)))
+    for at in tried:
         fresh(folder, scenario)
         code, _ = forked(shim, scenario, folder, log, at=at)
         killed += code == KILLED
@@ -96,11 +97,11 @@ def campaign(shim: Any, name: str, scenario: Scenario, work: Path, options: argp
         elif (ended := scenario.ended(folder)) != expected:
             differ = sorted(set(map(str, ended.items())) ^ set(map(str, expected.items())))
             failures.append(f"operation {at}: another result: {differ}")
-    tried = len(range(options.first, operations + 1, options.every))
-    print(f"{name:<20} {operations:>5} operations, {killed:>5} killed, {tried - len(failures):>5} of {tried} equal")
+    equal = len(tried) - len(failures)
+    print(f"{name:<20} {operations:>5} operations, {killed:>5} killed, {equal:>5} of {len(tried)} equal")
     print(*failures[:5], sep="\n", end="\n" if failures else "")
     sys.stdout.flush()
-    return {"operations": operations, "killed": killed, "equal": tried - len(failures), "failures": failures[:20]}
+    return {"operations": operations, "killed": killed, "tried": len(tried), "equal": equal, "failures": failures[:20]}
 
 
 def fresh(folder: Path, scenario: Scenario) -> None:
