@@ -80,15 +80,15 @@ def take_up_finished(trainer: DistillationTrainer) -> dict[str, float]:
 
 def _finished_steps(folder: Path) -> int | None:
     """Steps of the run whose final weights lie in a folder; None: there is none, or they are others by now."""
-    file = folder / TRAINER_STATE_NAME
+    record, file = read_run(folder), folder / TRAINER_STATE_NAME
+    if record is None or not file.is_file():
+        return None
     try:
         sealed.verify(folder)
+        if record.weights != origin_of(folder).revision:
+            return None
     except ValueError as error:
         _logger.warning("the final model is made again: %s", error)
-        return None
-
-    record = read_run(folder)
-    if record is None or not file.is_file() or record.weights != origin_of(folder).revision:
         return None
     state = TrainerState.load_from_json(str(file))
     return state.global_step if state.global_step >= state.max_steps > 0 else None
