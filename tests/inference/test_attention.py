@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import ViltImageProcessorPil
 
 from dual_distill.data import train_tokenizer
-from dual_distill.inference import draw_attention_picture, word_attention
+from dual_distill.inference import attention_maps, draw_attention_picture
 from dual_distill.inference.attention import (
     _COLOURS,
     _MARGIN,
@@ -223,7 +223,7 @@ def test_maps_are_the_models_own_attention_rescaled_to_the_image(
     processor: DualDistillProcessor, fusion: FusionEncoderForQuestionAnswering
 ) -> None:
     text, image = "is there a red circle?", Image.effect_noise((24, 16), 80).convert("RGB")
-    words, maps = word_attention(fusion, processor, image, text)
+    words, maps = attention_maps(fusion, processor, image, text)
     assert words == ["is", "there", "a", "red", "circle", "?"]
     assert maps.shape == (6, 2, 3)
 
@@ -242,7 +242,7 @@ def test_the_dual_encoder_gives_maps_of_the_same_shape(
     processor: DualDistillProcessor, fusion: FusionEncoderForQuestionAnswering
 ) -> None:
     dual = DualEncoderForQuestionAnswering.from_fusion_encoder(fusion)
-    words, maps = word_attention(dual, processor, Image.new("RGB", (16, 16)), "a red circle")
+    words, maps = attention_maps(dual, processor, Image.new("RGB", (16, 16)), "a red circle")
     assert (len(words), maps.shape) == (3, (3, 2, 2))
     assert (maps.sum((1, 2)) <= 1 + 1e-5).all()
 
@@ -253,7 +253,7 @@ def test_maps_of_interaction_layers_are_their_own_weights_rescaled_to_the_image(
 ) -> None:
     text, image = "is there a red circle?", Image.effect_noise((24, 16), 80).convert("RGB")
     dual = DualEncoderForQuestionAnswering.from_fusion_encoder(fusion, interaction_layers=2).eval()
-    words, maps = word_attention(dual, processor, image, text, layer)
+    words, maps = attention_maps(dual, processor, image, text, [layer])
     assert (len(words), maps.shape) == (6, (6, 2, 3))
 
     batch = processor(text=text, images=image)

@@ -3,7 +3,7 @@
 Importing this package registers `pipeline("dual-visual-question-answering")` with transformers.
 """
 
-from .attention import draw_attention_picture, word_attention
+from .attention import attention_maps, draw_attention_picture
 from .benchmark import PairShape, alternate, measure_answering, multiply_adds, random_pairs
 from .encoding import EncodingReport, encode_images, encode_texts
 from .export import ExportReport, export_onnx

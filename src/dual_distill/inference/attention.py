@@ -4,6 +4,7 @@ Distillation of cross-modal attention claims that the student looks where the te
 a column for each word, a row for each model.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -12,12 +13,11 @@ from unicodedata import normalize
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from transformers import PreTrainedModel
 
-from dual_distill.modeling import DualDistillProcessor
-from dual_distill.objectives import cross_modal_scores, relation_scores
+from dual_distill.teachers import Tokens, family_of, grid_boxes, key_shares
 
 _WIDEST, _NARROWEST = 1560, 960
+_FINEST = 64  # rows or columns of a map
 _TILE_SIZE, _WORDS_IN_BAND = 144, 8
 _MARGIN, _GAP, _LABEL_WIDTH = 32, 10, 232
 _QUESTION_SIZE, _TEXT_SIZE, _NOTE_SIZE, _SMALLEST_SIZE = 36, 26, 21, 14
@@ -32,53 +32,59 @@ _VEIL_OPACITY, _FRAME_FADES_BELOW = 0.7, 0.25
 
 
 @torch.inference_mode()
-def word_attention(
-    model: PreTrainedModel, processor: DualDistillProcessor, image: Image.Image, text: str, layer: int = -1
+def attention_maps(
+    model: Any,
+    processor: Any,
+    image: Image.Image,
+    text: str,
+    layers: Sequence[int] = (-1,),
+    grid: tuple[int, int] | None = None,
 ) -> tuple[list[str], np.ndarray]:
-    """Text-to-image attention of one layer, averaged over heads and over the pieces of each word.
+    """Where each word of a text looks in an image: text-to-image attention, as distillation compares it.
 
-    Where a dual encoder has interaction layers, they are what looks: the layer is one of theirs, else of the towers.
-
-    The probabilities are those that distillation compares: softmax over the image's tokens alone. What a word gives to
-    the image's CLS token is missing from its map, so a map sums to at most 1.
+    Works for our models and every family of `teachers.FAMILIES`. Probabilities are over the image's tokens alone,
+    averaged over layers, heads and the pieces of each word; what falls on a token is spread over its box. What a word
+    gives to tokens of the whole image, such as CLS, is missing from its map, so a map sums to at most 1. Where a dual
+    encoder has interaction layers, they are what looks.
 
     Args:
-        model: fusion or dual encoder, put into eval mode.
+        model: is put into eval mode.
         processor: its processor.
         image: RGB.
-        text: what is asked; special tokens are left out of the result.
-        layer: counted as in `recorded_layers`, or among the interaction layers.
+        text: what is asked or said; words of a chat template are left out of the result.
+        layers: counted among those in which text and image meet (`layers` of the family), or the interaction layers.
+        grid: rows and columns of the maps; None: as fine as the model's finest tokens.
 
     Returns:
-        The W words and their maps `(W, rows, columns)`, float32, over the image's own patch grid.
+        The W words and their maps `(W, rows, columns)`, float32.
+
+    Raises:
+        ValueError: no family knows the model, it has no such layer, or the text has no word.
     """
-    # The scores that distillation compares, of one layer; the text as the processor reads it.
-    model.eval()
-    text = normalize("NFC", text)
-    batch = processor(images=image, text=text).to(model.device)
-    if getattr(model.config, "interaction_layers", 0):
-        interaction = model(**batch, output_interaction_states=True).interaction_model_output
-        to_image = relation_scores(interaction.query_states[layer], interaction.key_states[layer][1])
-    else:
-        if getattr(model.config, "records_tokens", False):
-            lacks = "the towers' queries and keys do not fit each other, and the model kept no projections"
-            raise ValueError(f"{lacks}; train it with keep_attention_projections.")
-        outputs = model(**batch, output_query_states=[layer], output_key_states=[layer])
-        to_image, _ = cross_modal_scores(outputs.query_states[0], outputs.key_states[0], batch["input_ids"].shape[1])
-    # Behind CLS and registers, where there are such.
-    grid = [side // model.config.patch_size for side in batch["pixel_values"].shape[-2:]]
-    probs = to_image[0].float().softmax(-1).mean(0)[:, -grid[0] * grid[1] :].cpu().numpy()
+    # The text as the processor reads it.
+    text, family = normalize("NFC", text), family_of(model.config)
+    batch = family.inputs(model.config, processor, [image], [text])
+    view = family.view(model.eval(), processor, {name: each.to(model.device) for name, each in batch.items()}, layers)
+    probs = [view.attention_probs(index, "text_to_image") for index in range(len(view.layers))]
+    mean = torch.stack([each[0].mean(0) for each in probs if each is not None]).mean(0).cpu()
 
-    # A word is one or more pieces; special tokens are pieces of none.
-    encoding = processor.tokenizer(text, truncation=True)
-    pieces_of: dict[int, list[int]] = {}
-    for position, word in enumerate(encoding.word_ids()):
-        if word is not None:
-            pieces_of.setdefault(word, []).append(position)
+    # Tokens of the whole image say of no place that it is looked at.
+    boxes, real = view.image_boxes.cpu(), view.image_mask.cpu()
+    tokens = Tokens.of(boxes, real)
+    tokens = Tokens.of(boxes, tokens.mask & ~tokens.whole)
+    if grid is None:
+        finest = (boxes[..., 2:] - boxes[..., :2])[tokens.mask].amin(0)
+        columns, rows = (1 / finest).round().clamp(1, _FINEST).int().tolist()
+        grid = (rows, columns)
 
-    spans = [encoding.word_to_chars(word) for word in pieces_of]
-    maps = [probs[pieces].mean(0).reshape(grid) for pieces in pieces_of.values()]
-    return [text[span.start : span.end] for span in spans], np.stack(maps)
+    words = [found.span() for found in re.finditer(r"\w+|[^\w\s]", text)]
+    if not words:
+        raise ValueError(f"the text is {text!r}, which has no word; write one or more.")
+    asked = Tokens.of(torch.tensor([words]), torch.ones(1, len(words)))
+    cells = Tokens.of(grid_boxes(*grid)[None], torch.ones(1, grid[0] * grid[1]))
+    pieces = (asked.common(Tokens.of(view.text_spans.cpu(), view.text_mask.cpu()))[0] > 0).float()
+    maps = pieces / pieces.sum(1, keepdim=True).clamp(min=1) @ mean @ key_shares(tokens, cells)[0]
+    return [text[start:end] for start, end in words], maps.unflatten(1, grid).numpy()
 
 
 def draw_attention_picture(

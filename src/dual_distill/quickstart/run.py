@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict
 
 from dual_distill.data import DistillationCollator, decode_image, get_task, load_task
 from dual_distill.hub_cards import Speed, add_evaluation, read_run, write_run
-from dual_distill.inference import PairShape, draw_attention_picture, measure_answering, word_attention
+from dual_distill.inference import PairShape, attention_maps, draw_attention_picture, measure_answering
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.runs import DataArguments, ModelArguments, build_processor, make_run, processor_of_run, train
 from dual_distill.sealed import locked, read_json, write_file, write_json
@@ -268,7 +268,7 @@ def _draw(
 
     maps = {}
     for stage, model in models.items():
-        words, maps[STAGES[stage]] = word_attention(model, processor, image, row["question"])
+        words, maps[STAGES[stage]] = attention_maps(model, processor, image, row["question"])
     said = {STAGES[stage]: one[chosen] for stage, one in answers.items()}
     texts = {"question": row["question"], "answers": said, "right_answer": row["answer"]}
     # One scale, so that a word that looks everywhere alike stays dark.

@@ -5,6 +5,7 @@
 original is checked, `start_folder` one that begins with a BERT.
 """
 
+from .alignment import Tokens, key_shares
 from .bert import start_from_bert
 from .checkpoint import fetch
 from .conversion import (
@@ -19,6 +20,7 @@ from .conversion import (
     written_aside,
 )
 from .families import FAMILIES, TeacherFamily, family_of, load_teacher
+from .layout import grid_boxes
 from .loading import LoadedModel, load_config, load_model, load_processor
 from .view import DirectionAttention, LayerAttention, TeacherView
 from .vilt import convert_vilt

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from dual_distill.modeling import FusionEncoderConfig
+from dual_distill.modeling import DualEncoderConfig, FusionEncoderConfig
 
 from . import causal_vlm, cross_attention, fusion, joint, qformer
 from .checkpoint import fetch
@@ -39,7 +39,7 @@ class TeacherFamily(Protocol):
 
 
 FAMILIES: dict[str, TeacherFamily] = {
-    **dict.fromkeys([FusionEncoderConfig.model_type, "vilt"], fusion),
+    **dict.fromkeys([FusionEncoderConfig.model_type, DualEncoderConfig.model_type, "vilt"], fusion),
     **dict.fromkeys(["modernvbert", "florence2", "paligemma", "visual_bert", "flava"], joint),
     **dict.fromkeys(["smolvlm", "idefics3", "qwen2_5_vl", "qwen3_vl", "llava", "llava_onevision"], causal_vlm),
     **dict.fromkeys(["gemma3", "internvl"], causal_vlm),

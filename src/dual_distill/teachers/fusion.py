@@ -1,7 +1,8 @@
-"""Our own fusion encoders, and ViLT, which becomes one: both directions, over the tokens that distillation compares."""
+"""Our own models: fusion encoders, ViLT, which becomes one, and dual encoders, drawn beside a teacher."""
 
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ load = loading.load_model
 
 
 def inputs(config: Any, processor: Any, images: Sequence[Any], texts: Sequence[str]) -> dict[str, Tensor]:
-    """Make the batch of B images and B texts."""
-    batch, layout = text_layout(processor.tokenizer, texts)
+    """Make the batch of B images and B texts; spans are of the text in the form NFC, in which models read it."""
+    batch, layout = text_layout(processor.tokenizer, [normalize("NFC", text) for text in texts])
     batch.pop("token_type_ids", None)
     batch |= processor(images=list(images))
 
@@ -37,9 +38,17 @@ def layers(model: Any) -> list[Modules]:
 
 @torch.no_grad()
 def view(model: Any, processor: Any, batch: Batch, wanted: Sequence[int], answers: Answers = None) -> TeacherView:
-    """Run the model on a batch of `inputs`; arguments are those of `causal_vlm.view`."""
+    """Run the model on a batch of `inputs`; arguments are those of `causal_vlm.view`.
+
+    Of a dual encoder with interaction layers, these are what looks, and what is counted; text looks at the image alone.
+    """
     read, layout = split_layout(batch)
-    outputs = model(**read, output_query_states=list(wanted), output_key_states=list(wanted))
+    interacts = bool(getattr(model.config, "interaction_layers", 0))
+    asked: dict[str, Any] = {"output_query_states": list(wanted), "output_key_states": list(wanted)}
+    if not interacts and getattr(model.config, "records_tokens", False):
+        lacks = "the towers' queries and keys do not fit each other, and the model kept no projections"
+        raise ValueError(f"{lacks}; train it with keep_attention_projections.")
+    outputs = model(**read, **({"output_interaction_states": True} if interacts else asked))
     logits = getattr(outputs, "logits", None) if model.config.label2id else None
     if logits is None:
         check_no_answers(model, answers)
@@ -47,7 +56,17 @@ def view(model: Any, processor: Any, batch: Batch, wanted: Sequence[int], answer
         logits = named_logits(model.config, logits, answers)
 
     words, shown = layout["text_mask"].shape[1], []
+    if interacts:
+        states = outputs.interaction_model_output
+        for layer in wanted:
+            shown.append(LayerAttention(DirectionAttention(states.query_states[layer], states.key_states[layer][1])))
     for queries, keys in zip(outputs.query_states or (), outputs.key_states or (), strict=True):
         to_image = DirectionAttention(queries[:, :, :words], keys[:, :, words:])
         shown.append(LayerAttention(to_image, DirectionAttention(queries[:, :, words:], keys[:, :, :words])))
-    return as_view(layout | {"image_mask": outputs.image_mask[:, 0]}, shown, logits=logits)
+
+    # Before the patches stand as many tokens of the whole image as the tower has: CLS, registers, or none.
+    boxes, mask = layout["image_boxes"], outputs.image_mask[:, 0]
+    whole = boxes[:, :1].expand(-1, mask.shape[1] - boxes.shape[1] + 1, -1)
+    return as_view(
+        layout | {"image_boxes": torch.cat([whole, boxes[:, 1:]], 1), "image_mask": mask}, shown, logits=logits
+    )
