@@ -1,6 +1,7 @@
 """Towers that are not ours: each is built, saved, loaded, padded, recorded and taught."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from dual_distill.modeling import (
     DualEncoderForPreTraining,
     DualEncoderForQuestionAnswering,
 )
+from dual_distill.objectives import DiDEObjective
 
 _SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 _PIXELS = {**_SHAPE, "image_size": 32, "patch_size": 8}
@@ -137,6 +139,29 @@ def test_recorded_is_what_eager_attention_computes(vision, text, inputs):
         difference = (probs - output.attentions[-1]).abs() * real[:, None, :, None]
         assert difference.max() < 1e-5
     assert model.dual_encoder.vision_model.model.config._attn_implementation == "sdpa"
+
+
+@every_pair
+def test_twenty_distilled_steps_lower_the_attention_loss(vision, text, inputs):
+    model, objective = tiny(vision, text).train(), DiDEObjective(soft_label_weight=0)
+    if model.config.records_tokens:
+        objective.add_projections(width=32, heads=4)
+    num_image_tokens = model(**inputs).image_mask.shape[-1]
+    draw = torch.Generator().manual_seed(2)
+    to_image = 2 * torch.randn(2, 4, 7, num_image_tokens, generator=draw)
+    to_text = 2 * torch.randn(2, 4, num_image_tokens, 7, generator=draw)
+    teacher = SimpleNamespace(cross_modal_scores=[(to_image, to_text)])
+
+    optimizer = torch.optim.AdamW([*model.parameters(), *objective.parameters()], lr=3e-3)
+    losses = []
+    for _ in range(20):
+        output = model(**inputs, **objective.student_requests({"join_states"}))
+        loss = objective(output, teacher, inputs)["loss"]
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_flexible_grids_are_in_raster_order_and_alone_as_in_a_batch(inputs):

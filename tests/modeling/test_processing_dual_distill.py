@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, BertTokenizer, ViltImageProcessorPil, ViTImageProcessorPil
+from transformers import (
+    AutoProcessor,
+    BertTokenizer,
+    PreTrainedTokenizerFast,
+    Siglip2ImageProcessorPil,
+    ViltImageProcessorPil,
+    ViTImageProcessorPil,
+)
 
 from dual_distill.data import decode_image
 from dual_distill.modeling import DualDistillProcessor
@@ -250,3 +257,33 @@ def test_the_kind_of_tensors(processor):
 def test_options_that_nobody_would_read_are_refused(options, message, processor):
     with pytest.raises(ValueError, match=message):
         processor(images=PICTURES, text=TEXTS, **options)
+
+
+def test_flexible_grids_are_padded_images_whose_patches_are_the_image_processors_own(tmp_path):
+    own = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+    own.save_pretrained(tmp_path / "vision")
+    tokenizer().save_pretrained(tmp_path / "text")
+    processor = DualDistillProcessor.from_vision_text_pretrained(tmp_path / "vision", tmp_path / "text")
+    processor.save_pretrained(tmp_path / "both")
+    processor = AutoProcessor.from_pretrained(tmp_path / "both")
+    images = [picture(40, 16, seed=1), picture(16, 40, seed=2)]
+    batch = processor(images=images, text=["what is it ?"] * 2)
+
+    expected = own(images, return_tensors="pt")
+    for row, (rows, columns) in enumerate(expected["spatial_shapes"].tolist()):
+        assert batch["pixel_mask"][row, 0].sum() == rows * columns * 64
+        pixels = batch["pixel_values"][row, 0, :, : 8 * rows, : 8 * columns]
+        patches = (
+            pixels.unflatten(1, (rows, 8)).unflatten(3, (columns, 8)).permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)
+        )
+        assert torch.equal(patches, expected["pixel_values"][row, : rows * columns])
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path):
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "vision")
+    causal = PreTrainedTokenizerFast(tokenizer_object=tokenizer().backend_tokenizer, eos_token="[SEP]")
+    causal.save_pretrained(tmp_path / "text")
+    processor = DualDistillProcessor.from_vision_text_pretrained(tmp_path / "vision", tmp_path / "text")
+    batch = processor(text=["what is it ?", "what"])
+    assert batch["attention_mask"].sum(1).tolist() == [6, 3]
+    assert batch["input_ids"][1, -1] == causal.convert_tokens_to_ids("[SEP]")

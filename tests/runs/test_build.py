@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoModel, BertConfig, BertTokenizer, ViTConfig, ViTImageProcessorPil
 
 from dual_distill.data import load_task
+from dual_distill.inference import FeatureStore, FeatureStoreVQA, attention_maps, encode_images, export_onnx
 from dual_distill.modeling import DualEncoderForQuestionAnswering, FusionEncoderForQuestionAnswering
 from dual_distill.runs import DataArguments, ModelArguments, make_run
+from dual_distill.teachers import load_model
 from dual_distill.trainer import DistillationTrainingArguments
 
 SHAPE = {
@@ -78,3 +82,54 @@ def test_options_of_the_reader_may_be_json_and_must_be():
     assert DataArguments(data_options='{"seed": 3}').data_options == {"seed": 3}
     with pytest.raises(ValueError, match="which is no JSON"):
         DataArguments(data_options="{seed: 3}")
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    """Folders of a ViT and of a BERT with its tokenizer, random and tiny."""
+    folder = tmp_path_factory.mktemp("towers")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "the", "?"]
+    vision, text = str(folder / "vision"), str(folder / "text")
+    AutoModel.from_config(ViTConfig(**shape, image_size=36, patch_size=12)).save_pretrained(vision)
+    ViTImageProcessorPil(size={"height": 36, "width": 36}).save_pretrained(vision)
+    AutoModel.from_config(BertConfig(**shape, vocab_size=len(words))).save_pretrained(text)
+    BertTokenizer({word: index for index, word in enumerate(words)}).save_pretrained(text)
+    return vision, text
+
+
+def test_a_student_of_two_models_is_trained_asked_and_drawn(data, towers, tmp_path):
+    vision, text = towers
+    training = DistillationTrainingArguments(
+        str(tmp_path / "run"), max_steps=1, use_cpu=True, freeze_text_tower=True, report_to="none"
+    )
+    arguments = ModelArguments(vision_tower=vision, text_tower=text, max_text_length=24)
+    trainer = make_run(arguments, DataArguments(task="scenes", max_train_rows=30), training, data=data)
+    own = AutoModel.from_pretrained(text).state_dict()
+    trainer.train()
+    trainer.save_model()
+    model, processor = load_model(trainer.args.output_dir)
+    taken = model.dual_encoder.text_model.model.state_dict()
+    assert all(torch.equal(weight, own[name]) for name, weight in taken.items())
+
+    image = Image.new("RGB", (50, 40), "red")
+    words, maps = attention_maps(model, processor, image, "what is the ?")
+    assert words == ["what", "is", "the", "?"]
+    assert maps.shape == (4, 3, 3)
+    (tmp_path / "images").mkdir()
+    image.save(tmp_path / "images" / "red.png")
+    encode_images(model, processor, tmp_path / "images", tmp_path / "store", num_workers=0)
+    stored = FeatureStoreVQA(model, processor, FeatureStore(tmp_path / "store"))
+    [(_, answers)] = stored.probabilities("what is the ?")
+    batch = processor(images=image, text="what is the ?")
+    with torch.no_grad():
+        torch.testing.assert_close(answers, model(**batch).logits.softmax(-1), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="none of this package's own"):
+        export_onnx(model, processor, tmp_path / "onnx")
+
+
+def test_one_tower_alone_and_towers_beside_a_start_are_refused():
+    with pytest.raises(ValueError, match="text_tower and vision_tower make a student together"):
+        ModelArguments(text_tower="bert")
+    with pytest.raises(ValueError, match="leave init_from out"):
+        ModelArguments(text_tower="bert", vision_tower="vit", init_from="a/student")

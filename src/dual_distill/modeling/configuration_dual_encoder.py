@@ -1,10 +1,11 @@
 """The configuration of the dual encoder: one tower per modality, ours or any of transformers', and an interaction."""
 
 from math import isqrt
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -165,6 +166,28 @@ class DualEncoderConfig(OwnConfig):
     itm_weight: float | int = 1.0
     mlm_weight: float | int = 1.0
     tie_word_embeddings: bool = True
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str | Path,
+        text: str | Path,
+        *,
+        vision_revision: str | None = None,
+        text_revision: str | None = None,
+        **fields: Any,
+    ) -> Self:
+        """Return the configuration of the model that `from_vision_text_pretrained` builds; the same arguments."""
+        towers = {"vision_config": (vision, vision_revision), "text_config": (text, text_revision)}
+        configs: dict[str, Any] = {
+            key: AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            for key, (name, revision) in towers.items()
+        }
+        for key, config in configs.items():
+            if config.model_type in (cls.model_type, _OWN[key].model_type):
+                way_out = "start from it with from_pretrained or from_fusion_encoder"
+                raise ValueError(f"{str(towers[key][0])!r} is a {config.model_type} of this package; {way_out}.")
+        return cls(**configs, **fields)
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Read towers that are not ours by their `model_type`, and settle how each is pooled."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
@@ -28,6 +28,8 @@ from .modeling_towers import (
     pairs,
 )
 
+ATTENTION_ROLES = ("text_query", "text_key", "image_query", "image_key")
+"""Projections of final tokens, by what they take the place of."""
 STORED_AND_RECORDED = "stored vectors have no queries and keys; give input_ids and pixel_values to record them."
 INTERACTION_READS_TEXT = "this model has interaction layers, in which a text's tokens read the image; give input_ids."
 INTERACTION_READS_IMAGES = (
@@ -60,6 +62,9 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         if config.interaction_layers:
             self.interaction_model = DualEncoderInteractionModel(config.joint_config, config.interaction_layers)
         width = config.hidden_size
+        if config.projected_heads:
+            size = config.projected_heads * max(1, width // config.projected_heads)
+            self.attention_projections = nn.ModuleDict({role: nn.Linear(width, size) for role in ATTENTION_ROLES})
         self.interaction = classification_head(2 * width, 2 * width, width, first_layer=SplitLinear)
         self.post_init()
 
@@ -223,7 +228,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         images = {"pixel_values": pixel_values, **vectors, "image_token_embeds": image_token_embeds}
         for side in (texts, images):
             check_side(side, self.config.hidden_size)
-        layers = layers_to_record(output_query_states, output_key_states, self.config)
+        layers, named = self.layers_to_record(output_query_states, output_key_states)
 
         # Interaction layers read an image's tokens, or what was made of them; without such layers nothing does.
         has_layers, has_states = self.interaction_model is not None, image_token_states is not None
@@ -240,10 +245,10 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         # Each side: its tokens where there are some, its pooled vector, its half of the shallow interaction.
         text_output = vision_output = interaction_output = None
         if input_ids is not None:
-            text_output = self.text_model(input_ids, attention_mask, token_type_ids, recorded_layers=layers, **kwargs)
+            text_output = self.text_model(input_ids, attention_mask, token_type_ids, recorded_layers=named, **kwargs)
             text_pooler_output = text_output.pooler_output
         if pixel_values is not None:
-            vision_output = self.vision_model(pixel_values, pixel_mask, recorded_layers=layers, **kwargs)
+            vision_output = self.vision_model(pixel_values, pixel_mask, recorded_layers=named, **kwargs)
             rows = with_image_axis(pixel_values, 4).shape[:2]
             of_images = (vision_output.pooler_output, vision_output.last_hidden_state, vision_output.image_mask)
             image_pooler_output, image_token_embeds, image_token_mask = (each.unflatten(0, rows) for each in of_images)
@@ -300,8 +305,30 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             text_model_output=text_output,
             vision_model_output=vision_output,
             interaction_model_output=interaction_output,
-            **join_recorded_states(text_output, vision_output, wanted, join_states, image_embeds.shape[1]),
+            **self.recorded_states(layers, text_output, vision_output, wanted, join_states, image_embeds.shape[1]),
         )
+
+    def layers_to_record(self, queries: AskedLayers, keys: AskedLayers) -> tuple[list[int], list[int]]:
+        """Layers of which states are handed out, and those that the towers record: none where final tokens are."""
+        layers = layers_to_record(queries, keys, self.config)
+        if not (self.config.records_tokens or self.config.projected_heads):
+            return layers, layers
+        if any(layer != -1 for layer in layers):
+            raise ValueError(f"layers {layers} were asked for, but of these towers the final tokens are recorded: -1.")
+        return layers, []
+
+    def recorded_states(self, layers: list[int], text: Any, vision: Any, *asked: Any) -> dict[str, tuple[Any, ...]]:
+        """What the towers recorded, or their final tokens, projected where the model has kept projections for that."""
+        if layers and text.query_states is None:
+            for side, output in (("text", text), ("image", vision)):
+                tokens = output.last_hidden_state
+                for role in ("query", "key"):
+                    states = tokens[:, None]
+                    if self.config.projected_heads:
+                        heads = self.attention_projections[f"{side}_{role}"](tokens)
+                        states = heads.unflatten(-1, (self.config.projected_heads, -1)).transpose(1, 2)
+                    output[f"{role}_states"] = (states,) * len(layers)
+        return join_recorded_states(text, vision, *asked)
 
 
 def check_side(given: Mapping[str, Tensor | None], hidden_size: int) -> None:

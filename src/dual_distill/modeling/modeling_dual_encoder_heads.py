@@ -22,7 +22,7 @@ from transformers.utils import TransformersKwargs
 
 from .configuration_dual_encoder import DualEncoderConfig
 from .modeling_base import returns_tuple
-from .modeling_dual_encoder import DualEncoderModel, join_recorded_states
+from .modeling_dual_encoder import DualEncoderModel
 from .modeling_embeddings import check_one_image
 from .modeling_heads import (
     ClassifierHead,
@@ -34,7 +34,7 @@ from .modeling_heads import (
     masked_word_head,
     matching_head,
 )
-from .modeling_layers import AskedLayers, layers_to_record
+from .modeling_layers import AskedLayers
 from .modeling_losses import (
     PairIds,
     check_pair_ids,
@@ -283,7 +283,7 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
                 raise ValueError(f"{name} is missing; give both, or encode one side by {alone}.")
         check_one_image(pixel_values, None, "images are ranked one by one")
         check_pair_ids(image_ids, caption_ids)
-        layers = layers_to_record(output_query_states, output_key_states, self.config)
+        layers, named = self.dual_encoder.layers_to_record(output_query_states, output_key_states)
         wants_loss = return_loss or image_ids is not None
         if (wants_loss or layers) and len(input_ids) != len(pixel_values):
             raise ValueError(
@@ -291,8 +291,8 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
             )
 
         body = self.dual_encoder
-        text_output = body.text_model(input_ids, attention_mask, token_type_ids, recorded_layers=layers, **kwargs)
-        vision_output = body.vision_model(pixel_values, pixel_mask, recorded_layers=layers, **kwargs)
+        text_output = body.text_model(input_ids, attention_mask, token_type_ids, recorded_layers=named, **kwargs)
+        vision_output = body.vision_model(pixel_values, pixel_mask, recorded_layers=named, **kwargs)
         texts, images = self.project_features(text_output.pooler_output, vision_output.pooler_output)
         with torch.autocast(texts.device.type, enabled=False):
             logits_per_text = texts @ images.T * inverse_temperature(self.logit_scale)
@@ -315,7 +315,7 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
             image_mask=vision_output.image_mask[:, None],
             text_model_output=text_output,
             vision_model_output=vision_output,
-            **join_recorded_states(text_output, vision_output, wanted, join_states),
+            **body.recorded_states(layers, text_output, vision_output, wanted, join_states),
         )
         logits = {"logits_per_image": logits_per_text.T, "logits_per_text": logits_per_text}
         embeds = {"text_embeds": texts, "image_embeds": images}

@@ -40,10 +40,9 @@ class ForeignTower(nn.Module):
             self.options["add_pooling_layer"] = pooling == "tower"
         self.model: Any = model_class._from_config(tower, **self.options)
         self.pooling, self.takes = pooling, frozenset(inspect.signature(self.model.forward).parameters)
-        self.records_tokens = config.records_tokens or bool(config.projected_heads)
         self.attention_names = [name for name, part in self.model.named_modules() if hasattr(part, "is_causal")]
 
-    def load(self, name: str | Path, revision: str | None = None) -> None:
+    def load(self, name: str | Path, revision: str | None) -> None:
         """Take the weights of a checkpoint."""
         told = {"config": self.model.config, "revision": revision, "dtype": torch.float32, **self.options}
         self.model = type(self.model).from_pretrained(name, **told)
@@ -57,8 +56,8 @@ class ForeignTower(nn.Module):
         self.model.set_input_embeddings(value)
 
     def run(self, inputs: dict[str, Any], recorded_layers: Sequence[int], **kwargs: Any) -> tuple[Any, list[Any]]:
-        """Run the model; return its output, and queries and keys of the layers, if they are asked of its attention."""
-        if not recorded_layers or self.records_tokens:
+        """Run the model; return its output, and queries and keys of the layers."""
+        if not recorded_layers:
             return self.model(**inputs, **{**kwargs, "return_dict": True}), []
 
         names = [self.attention_names[layer] for layer in resolve_layers(recorded_layers, len(self.attention_names))]
@@ -69,19 +68,6 @@ class ForeignTower(nn.Module):
         return output, [
             (one.queries * (one.scaling * one.queries.shape[-1] ** 0.5), one.repeated_keys) for one in found
         ]
-
-    def states(self, recorded: list[Any], tokens: Tensor, layers: Sequence[int]) -> dict[str, Any]:
-        """Queries and keys as a `TowerOutput` names them; the final tokens where attention is not what is recorded."""
-        if layers and self.records_tokens:
-            if any(layer != -1 for layer in layers):
-                raise ValueError(
-                    f"layers {list(layers)} were asked for, but these towers record final tokens alone: -1."
-                )
-            recorded = [(tokens[:, None], tokens[:, None]) for _ in layers]
-        return {
-            "query_states": tuple(queries for queries, _ in recorded) or None,
-            "key_states": tuple(keys for _, keys in recorded) or None,
-        }
 
     def pool(self, tokens: Tensor, mask: Tensor | None = None, pooled: Tensor | None = None) -> Tensor:
         """Pool tokens `(B, L, C)` whose mask is `(B, L)`; `pooled` is what the tower pooled itself."""
@@ -133,7 +119,7 @@ class ForeignTextTower(ForeignTower):
 
         tokens = output.last_hidden_state
         pooled = self.pool(tokens, attention_mask, getattr(output, "pooler_output", None))
-        return _tower_output(output, tokens, pooled, self.states(recorded, tokens, recorded_layers))
+        return _tower_output(output, tokens, pooled, recorded)
 
 
 class ForeignVisionTower(ForeignTower):
@@ -188,8 +174,7 @@ class ForeignVisionTower(ForeignTower):
         tokens = self.projection(tokens)
         own = getattr(output, "pooler_output", None)
         own = None if own is None else self.projection(own.flatten(1))
-        states = self.states(recorded, tokens, recorded_layers)
-        return _tower_output(output, tokens, self.pool(tokens, image_mask, own), states, image_mask=image_mask)
+        return _tower_output(output, tokens, self.pool(tokens, image_mask, own), recorded, image_mask=image_mask)
 
     def _differs_in_size(self, pixels: Tensor) -> bool:
         size = self.model.config.image_size
@@ -227,7 +212,8 @@ def _reordered(states: Tensor, order: Tensor) -> Tensor:
     return states.gather(-2, index.expand(*states.shape[:-2], -1, states.shape[-1]))
 
 
-def _tower_output(output: Any, tokens: Tensor, pooled: Tensor, states: dict[str, Any], **more: Any) -> TowerOutput:
+def _tower_output(output: Any, tokens: Tensor, pooled: Tensor, recorded: list[Any], **more: Any) -> TowerOutput:
     """What every tower returns, of the output of a model of transformers."""
-    asked = {name: getattr(output, name, None) for name in ("hidden_states", "attentions")}
-    return TowerOutput(last_hidden_state=tokens, pooler_output=pooled, **asked, **states, **more)
+    more |= {name: getattr(output, name, None) for name in ("hidden_states", "attentions")}
+    more["query_states"], more["key_states"] = zip(*recorded, strict=True) if recorded else (None, None)
+    return TowerOutput(last_hidden_state=tokens, pooler_output=pooled, **more)

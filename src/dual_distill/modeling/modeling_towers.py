@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -82,22 +81,14 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
             >>> model(input_ids=torch.ones(2, 5, dtype=torch.long), pixel_values=torch.zeros(2, 3, 8, 8)).logits.shape
             torch.Size([2, 3])
         """
-        sides = {"vision_config": (vision, vision_revision), "text_config": (text, text_revision)}
-        configs = {
-            key: AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-            for key, (name, revision) in sides.items()
-        }
-        config = DualEncoderConfig(**configs, **fields, architectures=[cls.__name__])
-        if config.is_own("vision_config") or config.is_own("text_config"):
-            raise ValueError(
-                "a tower is one of ours already; start from it with from_pretrained or from_fusion_encoder."
-            )
+        revisions = {"vision_revision": vision_revision, "text_revision": text_revision}
+        config = DualEncoderConfig.from_vision_text_pretrained(vision, text, **revisions, **fields)
+        config.architectures = [cls.__name__]
         model = cls._from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
 
         body = getattr(model, cls.base_model_prefix, model)
-        for key, tower in (("vision_config", body.vision_model), ("text_config", body.text_model)):
-            name, revision = sides[key]
-            tower.load(name, revision=revision)
+        body.vision_model.load(vision, vision_revision)
+        body.text_model.load(text, text_revision)
         return model.train()
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:

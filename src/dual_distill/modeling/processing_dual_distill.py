@@ -3,14 +3,15 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 from unicodedata import normalize
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.image_utils import is_valid_image
 from transformers.processing_utils import TextKwargs
 
@@ -56,6 +57,33 @@ class DualDistillProcessor(ProcessorMixin):
         if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_ids)):
             lacks = f"no words but its {len(tokenizer)} special tokens: tokenizer.json or the vocabulary is missing"
             raise ValueError(f"the tokenizer has {lacks}; copy it again.")
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str | Path,
+        text: str | Path,
+        *,
+        vision_revision: str | None = None,
+        text_revision: str | None = None,
+    ) -> Self:
+        """Take the image processor of one checkpoint and the tokenizer of another, as its towers were taken.
+
+        A causal model's tokenizer that knows no padding pads with its end of text.
+
+        Args:
+            vision: folder or Hub name of the image model.
+            text: folder or Hub name of the text model.
+            vision_revision: branch, tag or commit of `vision` on the Hub.
+            text_revision: branch, tag or commit of `text` on the Hub.
+        """
+        images = AutoImageProcessor.from_pretrained(
+            vision, revision=vision_revision, backend="pil", trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(text, revision=text_revision, trust_remote_code=False)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return cls(images, tokenizer)
 
     def __call__(
         self,
@@ -141,7 +169,15 @@ class DualDistillProcessor(ProcessorMixin):
         """Resize, rescale and normalise one image to `(3, H, W)` float32; `options` are the image processor's."""
         # One image alone is never padded, so that what is cached or stored does not depend on its batch.
         prepared = self.image_processor(_upright_rgb(image), return_tensors="pt", **options)
-        return torch.as_tensor(prepared["pixel_values"][0])
+        pixels = torch.as_tensor(prepared["pixel_values"][0])
+        if "spatial_shapes" not in prepared:
+            return pixels
+
+        # SigLIP 2's flexible grids: patches back to an image, padding left out; the tower cuts them again.
+        rows, columns = prepared["spatial_shapes"][0].tolist()
+        side = self.image_processor.patch_size
+        patches = pixels[: rows * columns].unflatten(-1, (side, side, -1)).unflatten(0, (rows, columns))
+        return patches.permute(4, 0, 2, 1, 3).reshape(-1, rows * side, columns * side)
 
     def pad_images(self, rows: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
         """Pad prepared images to a common size.

@@ -64,6 +64,8 @@ class Objective(nn.Module):
         label_weight: weight of hard labels; 0: the student is not shown them.
         hidden_layers: student layer -> teacher layer of compared hidden states; empty: none are.
         hidden_sizes: width of student and teacher that the objective was built for; None: any.
+        attention_projections: learned queries and keys of a student's final tokens, as `add_projections` of objectives
+            with an attention term makes them; None: the student's own are compared.
         one_sequence: whether both models must read text and image as one sequence whose tokens are compared.
 
     Raises:
@@ -116,6 +118,7 @@ class Objective(nn.Module):
         compares_attention = self.attention_weight or self.interaction_attention_weight
         self.layer_map = mapped_layers("layer_map", layer_map, compares_attention)
         self.hidden_layers: dict[int, int] = {}
+        self.attention_projections: nn.ModuleDict | None = None
 
     @property
     def student_layers(self) -> list[int]:

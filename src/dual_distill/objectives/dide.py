@@ -1,7 +1,7 @@
 """The DiDE objective: soft labels and cross-modal attention of the last layer, both weight 1 in the paper's recipe."""
 
 from collections.abc import Container, Mapping
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,29 @@ Pair = tuple[Tensor, Tensor]
 
 class CrossModalObjective(Objective):
     """An objective with the attention term of DiDE, the base of those that distil a dual encoder."""
+
+    def add_projections(self, width: int, heads: int) -> Self:
+        """Compare learned queries and keys of the student's final tokens, for towers whose own do not fit each other.
+
+        Args:
+            width: of the student's tokens.
+            heads: as many as the teacher's, or relation heads.
+
+        Returns:
+            This objective, whose projections a trainer trains and saves; they are no part of the student.
+        """
+        size = heads * max(1, width // heads)
+        roles = ("text_query", "text_key", "image_query", "image_key")
+        self.attention_projections = nn.ModuleDict({role: nn.Linear(width, size) for role in roles})
+        self.projected_heads = heads
+        return self
+
+    def _projected(self, role: str, tokens: Tensor) -> Tensor:
+        """Final tokens `(B, 1, L, C)` as queries or keys `(B, H, L, D)`; recorded ones are those already."""
+        if self.attention_projections is None:
+            return tokens
+        states: Tensor = self.attention_projections[role](tokens[:, 0])
+        return states.unflatten(-1, (self.projected_heads, -1)).transpose(1, 2)
 
     def teacher_scores(self, teacher_view: Any, attention_mask: Tensor, num_tokens: int) -> list[Pair]:
         """Cross-modal scores of the teacher, before softmax: what a cache keeps of its attention.
@@ -86,7 +109,11 @@ class CrossModalObjective(Objective):
 
         total = torch.zeros((), device=image_mask.device)
         for index in range(len(self.layer_map)):
-            students = _recorded(student_outputs, "student", index, num_text_tokens, num_tokens)
+            of_text, of_image = _recorded(student_outputs, "student", index, num_text_tokens, num_tokens)
+            students = (
+                (self._projected("text_query", of_text[0]), self._projected("image_key", of_text[1])),
+                (self._projected("image_query", of_image[0]), self._projected("text_key", of_image[1])),
+            )
             teachers = self._teacher_pair(teacher_view, index, num_text_tokens, num_tokens)
             for student, teacher, mask in zip(students, teachers, masks, strict=True):
                 # Causal teachers have no image that looks at words.

@@ -41,6 +41,8 @@ class ModelArguments:
     architecture: Architecture = _option("dual_encoder", "A teacher, or a student.")
     init_from: str | None = _option(None, "Start: such a model, or a fusion encoder for both towers. Default: random.")
     init_revision: str | None = _option(None, "Branch, tag or commit of init_from on the Hub.")
+    text_tower: str | None = _option(None, "Student of two models that AutoModel loads: the text model.")
+    vision_tower: str | None = _option(None, "The image model beside it, such as SigLIP 2 or DINOv3.")
     new_head: bool = _option(False, "Newly initialize the head; init_from gives the body: pre-training, another task.")
     teacher: str | None = _option(None, "Checkpoint of the frozen teacher: ours, or a ViLT. Default: hard labels only.")
     teacher_revision: str | None = _option(None, "Branch, tag or commit of teacher on the Hub.")
@@ -67,13 +69,22 @@ class ModelArguments:
     attn_implementation: Attention = _option("sdpa", "How attention is computed.")
 
     def __post_init__(self) -> None:
-        """Refuse words that are none of a field's."""
+        """Refuse words that are none of a field's, and towers that cannot be built."""
         _check_choices(self)
+        if (self.text_tower is None) != (self.vision_tower is None):
+            raise ValueError("text_tower and vision_tower make a student together; give both.")
+        if self.text_tower and (self.init_from or self.architecture != "dual_encoder"):
+            raise ValueError("text_tower and vision_tower make a dual_encoder of their own; leave init_from out.")
 
     @property
     def start(self) -> tuple[str, str | None] | None:
         """Checkpoint and revision that is started from."""
         return None if self.init_from is None else (self.init_from, self.init_revision)
+
+    @property
+    def vision_text(self) -> tuple[str, str] | None:
+        """The image and the text model that a student is built of."""
+        return None if self.vision_tower is None else (self.vision_tower, str(self.text_tower))
 
     @property
     def towers(self) -> tuple[list[int] | None, list[int] | None, int]:

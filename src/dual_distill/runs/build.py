@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from datasets import Dataset, DatasetDict
 from torch import nn
@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, ViltImageProcessorPi
 
 from dual_distill.data import ImageTextStream, RandAugment, answer_coverage, build_answer_vocabulary, train_tokenizer
 from dual_distill.hub_cards import DataOrigin, origin_of
-from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, dual_config_from_fusion
+from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, FusionEncoderConfig, dual_config_from_fusion
 from dual_distill.sealed import locked
 from dual_distill.teachers import load_config, load_model, load_processor, load_teacher
 from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments, differing_fields
@@ -229,8 +229,13 @@ def resolve(
 
     saved = start or taught_by
     if processor is None:
-        texts = () if saved else _tokenizer_texts(data, data_arguments.tokenizer_texts)
-        processor = load_processor(*saved) if saved else build_processor(model_arguments, texts)
+        if towers := model_arguments.vision_text:
+            processor = DualDistillProcessor.from_vision_text_pretrained(*towers)
+        elif saved:
+            processor = load_processor(*saved)
+        else:
+            texts = _tokenizer_texts(data, data_arguments.tokenizer_texts)
+            processor = build_processor(model_arguments, texts)
 
     config = _student_config(model_arguments, data, label_names, len(processor.tokenizer))
     if head.has_own_losses:
@@ -267,12 +272,17 @@ def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedMode
     config, data = resolved.student_config, resolved.data
     model_class: Any = data.head.model_class(config)
 
-    if arguments.start is None:
+    if arguments.start is None and arguments.vision_text is None:
         config._attn_implementation = arguments.attn_implementation
         model: Any = model_class(config)
     else:
-        told = _new_head(arguments, data, resolved.label_names)
-        model = load_model(*arguments.start, data.head.classes, **told).model
+        if arguments.vision_text is not None:
+            fields = _of_towers(arguments, data, resolved.label_names)
+            model = model_class.from_vision_text_pretrained(*arguments.vision_text, **fields)
+        else:
+            told = _new_head(arguments, data, resolved.label_names)
+            name, revision = cast("tuple[str, str | None]", arguments.start)
+            model = load_model(name, revision, data.head.classes, **told).model
         if not isinstance(model, model_class):
             model = model_class.from_fusion_encoder(model, *arguments.towers)
         model.set_attn_implementation(arguments.attn_implementation)
@@ -306,8 +316,12 @@ def _student_config(
     arguments: ModelArguments, data: RunData, label_names: list[str], vocab_size: int
 ) -> PreTrainedConfig:
     """Return the configuration of the model that is trained: its checkpoint's, or one of the sizes in `arguments`."""
-    if arguments.start is None:
-        config: Any = _config_of_sizes(arguments, data, label_names, vocab_size)
+    config: Any
+    if arguments.vision_text is not None:
+        fields = _of_towers(arguments, data, label_names)
+        config = DualEncoderConfig.from_vision_text_pretrained(*arguments.vision_text, **fields)
+    elif arguments.start is None:
+        config = _config_of_sizes(arguments, data, label_names, vocab_size)
     else:
         config = load_config(*arguments.start, data.head.classes, **_new_head(arguments, data, label_names))
 
@@ -332,6 +346,18 @@ def _student_config(
     return config
 
 
+def _of_towers(arguments: ModelArguments, data: RunData, label_names: list[str]) -> dict[str, Any]:
+    """Return what a dual encoder of two models is told beside their names."""
+    fields = {"interaction_layers": arguments.interaction_layers or 0, "num_images": len(data.task.image_columns)}
+    return fields | _labels(label_names)
+
+
+def _labels(label_names: list[str]) -> dict[str, Any]:
+    """Return the labels of a head, if it has some, as a configuration has them."""
+    ids = {label: index for index, label in enumerate(label_names)}
+    return {"id2label": dict(enumerate(label_names)), "label2id": ids} if label_names else {}
+
+
 def _config_of_sizes(
     arguments: ModelArguments, data: RunData, label_names: list[str], vocab_size: int
 ) -> FusionEncoderConfig:
@@ -339,8 +365,7 @@ def _config_of_sizes(
     fields: dict[str, Any] = {name: getattr(arguments, name) for name in _SHAPE}
     if arguments.architecture == "fusion_encoder":
         fields["norm_first"] = arguments.norm_first
-    if label_names:
-        fields |= {"id2label": dict(enumerate(label_names)), "label2id": {it: at for at, it in enumerate(label_names)}}
+    fields |= _labels(label_names)
     if data.store is not None:
         fields |= {"visual_inputs": "regions", "region_feature_size": data.store.feature_size}
 

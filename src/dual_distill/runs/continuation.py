@@ -71,7 +71,9 @@ def take_up_finished(trainer: DistillationTrainer) -> dict[str, float]:
     """Give a trainer the weights and the state of the finished run in its folder; return what its training measured."""
     folder = Path(trainer.args.output_dir)
     trained: Any = trainer.model
-    trained.load_state_dict(load_model(folder, model_class=type(trained)).model.state_dict())
+    found = load_model(folder, model_class=type(trained)).model.state_dict()
+    # A result may have kept projections that the objective has while it is trained.
+    trained.load_state_dict(found, strict=not trainer.args.keep_attention_projections)
     trainer.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
     _logger.warning("the run in %s is finished, %s steps; nothing is trained", folder, trainer.state.global_step)
     measured = [entry for entry in trainer.state.log_history if "train_runtime" in entry]

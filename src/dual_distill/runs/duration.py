@@ -15,7 +15,7 @@ from dual_distill.trainer import DistillationTrainer, DistillationTrainingArgume
 from .data import num_rows
 
 _logger = logging.getLogger(__name__)
-_LONGEST_TEXT = 512
+LONGEST_TEXT = 512
 _LONG = 3600  # seconds
 # Of a step over its matrix products; between 2 (wide models) and 5 (narrow ones) on the CPUs where it was compared.
 _OVERHEAD = 3.0
@@ -79,7 +79,7 @@ def _forward_work(model: Any) -> float:
     # In a dual encoder a token passes through one of two towers.
     share = 0.5 if hasattr(config, "text_config") else 1.0
     # Models that read books are given sentences here.
-    text_tokens = min(config.max_position_embeddings, _LONGEST_TEXT)
+    text_tokens = min(config.max_position_embeddings, LONGEST_TEXT)
     return 2 * share * (text_tokens + image_tokens) * model.num_parameters(exclude_embeddings=True)
 
 

@@ -10,12 +10,14 @@ does.)
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dual_distill.data import answer_coverage
@@ -24,7 +26,7 @@ from dual_distill.trainer import DistillationTrainingArguments, check_compatibil
 from .arguments import DataArguments, ModelArguments
 from .build import resolve
 from .data import num_rows
-from .duration import count_steps, estimate_seconds
+from .duration import LONGEST_TEXT, count_steps, estimate_seconds
 from .heads import Batch
 
 _ADAM_STATES = 2
@@ -100,7 +102,7 @@ def plan_run(
     data, task, head, config = resolved.data, resolved.data.task, resolved.data.head, resolved.student_config
     teacher: Any = None
     layers: list[int] = []
-    with FakeTensorMode():
+    with FakeTensorMode(), no_init_weights():
         student: Any = head.model_class(config)(config)
         if resolved.teacher_config is not None:
             teacher = head.model_class(resolved.teacher_config)(resolved.teacher_config)
@@ -158,8 +160,8 @@ def estimate_memory(
         moment, the losses, and what allocators and libraries add are left out.
     """
     height, width = largest_images(image_processor, config)
-    text = (arguments.train_batch_size, config.max_position_embeddings)
-    with FakeTensorMode():
+    text = (arguments.train_batch_size, min(config.max_position_embeddings, LONGEST_TEXT))
+    with FakeTensorMode(), no_init_weights():
         model = student_class(config)
         if arguments.gradient_checkpointing or arguments.activation_checkpointing:
             model.activation_checkpointing_enable()
@@ -196,7 +198,9 @@ def largest_images(image_processor: Any, config: PreTrainedConfig) -> tuple[int,
         >>> largest_images(ViltImageProcessorPil(size={"shortest_edge": 384}), FusionEncoderConfig())
         (608, 608)
     """
-    size = image_processor.size
+    size = getattr(image_processor, "crop_size", None) or image_processor.size
+    if (most := getattr(image_processor, "max_num_patches", None)) is not None:
+        return isqrt(most) * config.patch_size, isqrt(most) * config.patch_size
     if "height" in size:
         return size["height"], size["width"]
     longer = int(1333 / 800 * size["shortest_edge"]) // config.patch_size * config.patch_size
@@ -225,5 +229,9 @@ def _kept_bytes(model: PreTrainedModel, batch: Batch, layers: list[int], is_half
                 stack.callback(module.register_forward_pre_hook(note_input).remove)
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor))
         stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=is_half))
-        model.train()(**batch, output_query_states=layers or None, output_key_states=layers or None)
+        try:
+            model.train()(**batch, output_query_states=layers or None, output_key_states=layers or None)
+        except DataDependentOutputException as error:
+            reads = "reads its images' sizes, as SigLIP 2's flexible grids do, which a dry run has not"
+            raise ValueError(f"a tower of {type(model).__name__} {reads}; start the run itself.") from error
     return sum(storage.nbytes() for storage in kept.values())

@@ -129,6 +129,11 @@ def _problems(ours: Any, theirs: Any, objective: Objective) -> Iterator[str]:
             yield f"relation_heads is {heads}, which {does}; choose a number that divides both widths"
 
     mine, its = _field(ours, "num_attention_heads"), _field(theirs, "num_attention_heads")
+    if getattr(ours, "records_tokens", False):
+        mine = None
+        if objective.attention_weight and objective.attention_projections is None:
+            lacks = "the queries and keys of the student's towers do not fit each other"
+            yield f"{lacks}; call objective.add_projections(width, heads), or set attention_weight to 0"
     if objective.teacher_layers and getattr(theirs, "model_type", None) == "vilt":
         yield _VILT
     elif objective.teacher_layers and objective.relation_heads is None and mine and its not in (None, mine):

@@ -73,6 +73,11 @@ class DistillationTrainingArguments(TrainingArguments):
         None, "Retrieval: weight of the score by which interaction layers re-rank. Default: 1 with such layers, else 0."
     )
     ranking_negatives: int = _option(4, "Retrieval: negatives of each text and image; a teacher ranks the hardest.")
+    freeze_text_tower: bool = _option(False, "Dual encoder: leave the text tower as it is.")
+    freeze_vision_tower: bool = _option(False, "Dual encoder: leave the image tower as it is.")
+    keep_attention_projections: bool = _option(
+        False, "Save what makes queries and keys of towers whose own do not fit: the student's attention can be drawn."
+    )
     cache_teacher: str | None = _option(
         None, "Keep the teacher's results on disk: logits, or attention too. Default: no."
     )
@@ -143,7 +148,14 @@ class DistillationTrainingArguments(TrainingArguments):
             given["match_weight"] = self.weight_of_matches(student)
         names = [*named, *(get_type_hints(Settings) if "settings" in named else ())]
         taken: dict[str, Any] = {name: given[name] for name in names if given.get(name) is not None}
-        return objective(**taken)
+        made: Any = objective(**taken)
+
+        # Towers without queries and keys that fit each other are given as many heads as they are compared with.
+        if made.attention_weight and getattr(student, "records_tokens", False):
+            heads = self.relation_heads or getattr(teacher and teacher.get_text_config(), "num_attention_heads", 1)
+            made.add_projections(student.hidden_size, heads)
+        built: Objective = made
+        return built
 
     def weight_of_matches(self, student: Any) -> float:
         """Return `match_weight`, by default 1 for a student whose configuration has interaction layers.

@@ -176,6 +176,20 @@ class DistillationTrainer(RowMeansTrainer):
 
     def _prepare_model(self, model: Any) -> None:
         """Write into a model what the arguments say about it."""
+        is_adapter = hasattr(model, "get_base_model")
+        if is_adapter and self.args.keep_attention_projections:
+            raise ValueError("keep_attention_projections is set, but an adapter is saved without them; leave it out.")
+        body = (model.get_base_model() if is_adapter else model).base_model
+        for tower in ("text", "vision"):
+            if not getattr(self.args, f"freeze_{tower}_tower"):
+                continue
+            if not hasattr(body, f"{tower}_model"):
+                raise ValueError(
+                    f"freeze_{tower}_tower is set, but a {type(body).__name__} has no towers; leave it out."
+                )
+            part = getattr(body, f"{tower}_model")
+            # What makes a tower of others fit is trained.
+            getattr(part, "model", part).requires_grad_(False)
 
     def _set_objective(self, student: Any) -> Objective:
         """Set what is compared from now on, and what both models are asked for it."""
@@ -185,6 +199,9 @@ class DistillationTrainer(RowMeansTrainer):
             own = self.objective_class
             objective = self.args.make_objective(own, student.config, getattr(teacher, "config", None))
         check_compatibility(student, teacher, objective)
+        is_learned = objective.attention_projections is not None or not objective.attention_weight
+        if self.args.freeze_text_tower and self.args.freeze_vision_tower and not is_learned:
+            raise ValueError("both towers are frozen, so their attention learns nothing; set attention_weight to 0.")
         if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and any(True for _ in objective.parameters()):
             way_out = "train it with DistributedDataParallel, without FSDP and DeepSpeed"
             raise ValueError(f"a {type(objective).__name__} has parameters, which are not sharded; {way_out}.")
@@ -269,6 +286,24 @@ class DistillationTrainer(RowMeansTrainer):
             outputs = self.teacher(**batch, **(requests or {}))
         self.note_finite("the teacher's outputs", outputs if isinstance(outputs, Mapping) else vars(outputs))
         return outputs
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Save as `RecordingTrainer` does; the model that is the run's result with the projections, where asked."""
+        is_result = output_dir in (None, self.args.output_dir) and self.args.keep_attention_projections
+        projections = getattr(self.distillation_objective, "attention_projections", None) if is_result else None
+        if projections is None:
+            return super()._save(output_dir, state_dict)
+
+        model: Any = self.accelerator.unwrap_model(self.model)
+        prefix = f"{model.base_model_prefix}.attention_projections."
+        kept = {prefix + name: weight.detach() for name, weight in projections.state_dict().items()}
+        objective: Any = self.distillation_objective
+        model.config.projected_heads = objective.projected_heads
+        try:
+            super()._save(output_dir, {**(state_dict or model.state_dict()), **kept})
+        finally:
+            # In memory the objective has them.
+            model.config.projected_heads = 0
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save what a resumed run needs, the objective's state among it."""

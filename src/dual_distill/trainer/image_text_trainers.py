@@ -130,6 +130,7 @@ class PreTrainingTrainer(ImageTextTrainer):
     gives_predictions = False
 
     def _prepare_model(self, model: Any) -> None:
+        super()._prepare_model(model)
         self.args.write_weights(model.config)
 
     def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
@@ -248,6 +249,7 @@ class RetrievalTrainer(ImageTextTrainer):
     own_loss = "the ranking"
 
     def _prepare_model(self, model: Any) -> None:
+        super()._prepare_model(model)
         self.is_fusion = model.config.model_type == FusionEncoderConfig.model_type
         self.match_weight = self.args.weight_of_matches(model.config)
 

@@ -53,7 +53,8 @@ _PACKAGES = ("dual-distill", "torch", "transformers", "datasets")
 # Where things lie on one machine, what Trainer makes of it, and what the Hub client is told: no part of what was done.
 _NOT_SETTINGS = {
     *("data", "init_from", "init_revision", "output_dir", "run_name", "teacher", "teacher_revision"),
-    *("regions", "teacher_regions", "teacher_cache_dir", "accelerator_config", "dataloader_pin_memory", "use_cpu"),
+    *("text_tower", "vision_tower", "accelerator_config", "dataloader_pin_memory", "use_cpu"),
+    *("regions", "teacher_regions", "teacher_cache_dir"),
 }
 _NOT_SETTINGS_OF = ("ddp_", "hub_", "push_to_hub", "logging_dir", "report_to", "disable_tqdm", "resume_from")
 # What Trainer says of the machine.
