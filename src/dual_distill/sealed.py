@@ -91,7 +91,7 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a record, its SHA-256 left out; one of an earlier version has none.
+    """Read a JSON object, of a record without its SHA-256; one of an earlier version, or of others, has none.
 
     Raises:
         ValueError: the file is no JSON object, or its content does not fit its SHA-256.
@@ -99,13 +99,13 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(file)!r} is no valid JSON ({error}); write or fetch it again.") from error
+        raise ValueError(f"{file} is no valid JSON ({error}); write or fetch it again.") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{str(file)!r} holds a {type(values).__name__}; an object was expected.")
+        raise ValueError(f"{file} holds a {type(values).__name__}; an object was expected.")
     sha256 = values.pop("sha256", None)
     if sha256 not in (None, _content_digest(values)):
         problem = "is damaged or was changed by hand: its content does not fit its sha256"
-        raise ValueError(f"{str(file)!r} {problem}; copy it again, or delete it and let the same command write it.")
+        raise ValueError(f"{file} {problem}; copy it again, or delete it and let the same command write it.")
     return values
 
 
@@ -114,9 +114,15 @@ def _content_digest(values: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def written(target: FilePath) -> Iterator[Path]:
-    """Give an empty hidden folder, which becomes the folder `target` at the end, or part of it; on an error it goes."""
+def written(target: FilePath, is_new: bool = False) -> Iterator[Path]:
+    """Give an empty hidden folder, which becomes the folder `target` at the end, or part of it; on an error it goes.
+
+    Raises:
+        ValueError: there is something at a `target` that `is_new`.
+    """
     target = Path(target).absolute()
+    if is_new and target.exists() and not _is_new(target):
+        raise ValueError(f"{str(target)!r} is there already and not an empty folder; name a new one.")
     aside = (target.parent if _is_new(target) else target) / f".{target.name}.unfinished" / target.name
     begin(aside)
     try:

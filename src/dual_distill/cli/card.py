@@ -15,7 +15,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from dual_distill.hub_cards import add_evaluation, read_json, read_run, write_card, write_run
+from dual_distill.hub_cards import add_evaluation, read_run, write_card, write_run
+from dual_distill.sealed import read_json
 
 from .options import add_options, option
 

@@ -15,7 +15,6 @@ from .run_record import (
     Speed,
     add_evaluation,
     origin_of,
-    read_json,
     read_run,
     read_yaml,
     split_revision,

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from dual_distill import sealed
 
 from .architectures import CONFIG, PROCESSOR_CONFIG, Architecture, as_json, read_architecture
-from .run_record import CACHED, RUN_FILE, RunRecord, origin_of, read_json, read_run, weights_digest
+from .run_record import CACHED, RUN_FILE, RunRecord, origin_of, read_run, weights_digest
 
 CARD = "README.md"
 PICTURE = "attention.png"
@@ -147,7 +147,7 @@ def collect(folder: str | Path) -> Checkpoint:
     parameters = sum(math.prod(shape) for shapes, _ in headers.values() for shape in shapes.values())
     files = {path.name: path if path.suffix == ".safetensors" else _checked(path) for path in published}
 
-    config, adapter = read_json(folder / (ADAPTER_CONFIG if is_adapter else CONFIG)), None
+    config, adapter = sealed.read_json(folder / (ADAPTER_CONFIG if is_adapter else CONFIG)), None
     if is_adapter:
         name, adapter = _pinned_adapter(config)
         files[ADAPTER_CONFIG], config = as_json(adapter), {}
@@ -174,7 +174,7 @@ def _checked(path: Path) -> bytes:
     """Return the content of a small file that is what its name says."""
     content = path.read_bytes()
     if path.suffix == ".json":
-        read_json(path)
+        sealed.read_json(path)
     elif path.suffix == ".png" and not content.startswith(_PNG_BEGINS):
         raise ValueError(f"{path.name} is no PNG image; write it again or delete it.")
     elif path.suffix != ".png":
@@ -191,7 +191,7 @@ def _check_weights(folder: Path, names: set[str], is_adapter: bool) -> None:
     if is_adapter:
         wanted, way_out = {ADAPTER_WEIGHTS}, "the adapter's weights; save it with `save_pretrained`"
     elif (folder / WEIGHTS[2]).is_file():
-        weight_map = read_json(folder / WEIGHTS[2]).get("weight_map")
+        weight_map = sealed.read_json(folder / WEIGHTS[2]).get("weight_map")
         wanted = set(weight_map.values()) if isinstance(weight_map, dict) else {"shards"}
         way_out = f"which {WEIGHTS[2]} names; save the checkpoint again"
     if absent := sorted(wanted - names):

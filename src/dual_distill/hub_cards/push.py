@@ -16,10 +16,11 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from dual_distill.sealed import read_json
+
 from .architectures import CONFIG, add_code, as_json
 from .checkpoint_folder import ADAPTER_CONFIG, CARD, WEIGHTS, check_finite, collect, is_one_of, refuse_leaks
 from .model_card import make_card
-from .run_record import read_json
 
 _WHAT_TO_DO = {
     401: "the Hub does not know you, or the repository is not yours; log in with `hf auth login`, or set HF_TOKEN",

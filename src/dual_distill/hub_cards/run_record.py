@@ -254,17 +254,6 @@ def read_run(folder: str | Path) -> RunRecord | None:
         raise ValueError(f"{RUN_FILE} is no record of a run ({error}); let the run write it again.") from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; refuse anything else by the file's name."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file.name} is no valid JSON ({error}); write or fetch it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file.name} holds a {type(content).__name__}; an object was expected.")
-    return content
-
-
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping, of which PyYAML takes the last and says nothing."""
 

@@ -28,7 +28,8 @@ from dual_distill.modeling import (
     DualEncoderForImagesAndTextClassification,
     DualEncoderForQuestionAnswering,
 )
-from dual_distill.teachers import TOLERANCE, check_parity, written_aside
+from dual_distill.sealed import written
+from dual_distill.teachers import TOLERANCE, check_parity
 
 from .benchmark import PairShape, random_pairs
 
@@ -112,7 +113,7 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
         raise ImportError(f"{lacks}; pip install 'dual-distill[onnx]'.")
 
     model = model.cpu().eval()
-    with written_aside(out) as folder:
+    with written(out, is_new=True) as folder:
         _write_graphs(model, folder)
         difference = compare_with_torch(model, folder)
         check_parity(difference, f"the graphs in onnxruntime and {type(model).__name__} in torch", "export")

@@ -7,8 +7,8 @@ trained stage leaves a folder and a `stage.json`; a second start of the same com
 complete.
 """
 
-import io
 import platform
+import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,7 +24,7 @@ from dual_distill.hub_cards import Speed, add_evaluation, read_run, write_run
 from dual_distill.inference import PairShape, attention_maps, draw_attention_picture, measure_answering
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.runs import DataArguments, ModelArguments, build_processor, make_run, processor_of_run, train
-from dual_distill.sealed import locked, read_json, write_file, write_json
+from dual_distill.sealed import locked, read_json, write_json
 from dual_distill.teachers import load_model
 from dual_distill.trainer import DistillationTrainingArguments, EvaluationReport, predict_answers, report_answers
 
@@ -242,7 +242,7 @@ def _complete_record(folder: Path, reports: dict[str, EvaluationReport], latency
         student, taught, stored = (latency[name] for name in ("student", "teacher", "student_stored_images"))
         record = replace(record, speed=Speed(student, taught, device, _SOURCE, stored))
     write_run(folder, record)
-    write_file(folder / "attention.png", [folder.with_name("attention.png").read_bytes()])
+    shutil.copyfile(folder.with_name("attention.png"), folder / "attention.png")
 
 
 def choose_example(test: Dataset, answers: dict[str, list[str]]) -> tuple[int, str]:
@@ -272,9 +272,7 @@ def _draw(
     said = {STAGES[stage]: one[chosen] for stage, one in answers.items()}
     texts = {"question": row["question"], "answers": said, "right_answer": row["answer"]}
     # One scale, so that a word that looks everywhere alike stays dark.
-    drawn = draw_attention_picture(image, words, maps, **texts, shared_scale=True)
-    for name, picture in (("attention.png", drawn), ("example.png", image)):
-        content = io.BytesIO()
-        picture.save(content, "PNG")
-        write_file(output_dir / name, [content.getvalue()])
+    draw_attention_picture(image, words, maps, **texts, shared_scale=True).save(output_dir / "attention.png")
+
+    image.save(output_dir / "example.png")
     return {"image": "example.png", "question": row["question"], "answer": row["answer"], "rule": rule}

@@ -17,7 +17,6 @@ from .conversion import (
     largest_difference,
     random_batch,
     start_folder,
-    written_aside,
 )
 from .families import FAMILIES, TeacherFamily, family_of, load_teacher
 from .layout import grid_boxes

@@ -3,8 +3,7 @@
 Parity is that of outputs: the same random batch through both, and nothing is written without it.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def convert_folder(
         ValueError: `out` is not empty, the source cannot be converted, or the outputs differ.
     """
     source = str(source)
-    with written_aside(out) as aside:
+    with written(out, is_new=True) as aside:
         folder = fetch(source, revision)
         config = read_known_config(folder, source)
         if not isinstance(config, ViltConfig):
@@ -105,7 +104,7 @@ def start_folder(
         ValueError: `out` is not empty, the source is not a BERT, or the outputs differ.
     """
     source = str(source)
-    with written_aside(out) as aside:
+    with written(out, is_new=True) as aside:
         folder = fetch(source, revision)
         positions = min(max_positions, read_bert_config(folder, source).max_position_embeddings)
         fields = {"region_feature_size": region_feature_size, "max_position_embeddings": positions}
@@ -221,16 +220,3 @@ def check_parity(difference: Mapping[str, Any], compared: str, step: str) -> Non
         found = f"differ by {difference['largest_difference']:.3g}, at most {allowed:.3g} is expected"
         defect = f"this is a defect of the checkpoint (values that are not finite) or of the {step}: please report it"
         raise ValueError(f"{compared} {found}; nothing was written, and {defect}.")
-
-
-@contextmanager
-def written_aside(out: Path) -> Iterator[Path]:
-    """Give an empty folder beside `out`, which becomes `out` at the end; on an error nothing is left of it.
-
-    Raises:
-        ValueError: there is something at `out` that would be written over.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{str(out)!r} is there already and not an empty folder; name a new one.")
-    with written(out) as folder:
-        yield folder
