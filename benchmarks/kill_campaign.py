@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
+RECORD = HERE / "results" / "kill_campaign.json"
 KILLED = 137
 
 
@@ -68,10 +70,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         scenarios = make_scenarios(Path(work).resolve())
         chosen = options.scenarios or list(scenarios)
-        results = {name: campaign(shim, name, scenarios[name], Path(work).resolve(), options) for name in chosen}
-    if not options.no_record:
-        write("kill_campaign", results, source)
-    if any(found["failures"] for found in results.values()):
+        failed = False
+        for name in chosen:
+            found = campaign(shim, name, scenarios[name], Path(work).resolve(), options)
+            failed |= bool(found["failures"])
+            if not options.no_record:
+                # Beside the scenarios that were recorded before, each with its own command.
+                known = json.loads(RECORD.read_text())["results"] if RECORD.is_file() else {}
+                own = {"command": source["command"], "commit": source["commit"]}
+                write(RECORD.stem, known | {name: found | own}, source)
+    if failed:
         raise SystemExit(1)
 
 
