@@ -97,7 +97,7 @@ def test_a_record_of_an_earlier_version_has_no_digest(tmp_path):
     assert sealed.read_json(tmp_path / "run.json") == {"steps": 3}
     for content, problem in {"{": "no valid JSON", "[1]": "holds a list", '{"a": 1, "sha256": "0"}': "damaged"}.items():
         (tmp_path / "run.json").write_text(content)
-        with pytest.raises(ValueError, match=rf"run.json' .*{problem}"):
+        with pytest.raises(ValueError, match=rf"run.json .*{problem}"):
             sealed.read_json(tmp_path / "run.json")
 
 
