@@ -5,7 +5,7 @@ a column for each word, a row for each model.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 from unicodedata import normalize
@@ -18,6 +18,7 @@ from dual_distill.teachers import Tokens, family_of, grid_boxes, key_shares
 
 _WIDEST, _NARROWEST = 1560, 960
 _FINEST = 64  # rows or columns of a map
+_LARGE_TILE = 640
 _TILE_SIZE, _WORDS_IN_BAND = 144, 8
 _MARGIN, _GAP, _LABEL_WIDTH = 32, 10, 232
 _QUESTION_SIZE, _TEXT_SIZE, _NOTE_SIZE, _SMALLEST_SIZE = 36, 26, 21, 14
@@ -29,6 +30,7 @@ _STOPS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
 _COLOURS = np.array([[28, 16, 68], [118, 28, 122], [206, 64, 82], [248, 146, 30], [255, 232, 64]], dtype=float)
 # How much the veil hides of a patch at 0; it thins out evenly towards the peak. Below this value the frame fades too.
 _VEIL_OPACITY, _FRAME_FADES_BELOW = 0.7, 0.25
+_SMOOTH_OPACITY = 0.4, 0.75  # at 0 and at the peak
 
 
 @torch.inference_mode()
@@ -63,6 +65,9 @@ def attention_maps(
     """
     # The text as the processor reads it.
     text, family = normalize("NFC", text), family_of(model.config)
+    words = [found.span() for found in re.finditer(r"\w+|[^\w\s]", text)]
+    if not words:
+        raise ValueError(f"the text is {text!r}, which has no word; write one or more.")
     batch = family.inputs(model.config, processor, [image], [text])
     view = family.view(model.eval(), processor, {name: each.to(model.device) for name, each in batch.items()}, layers)
     probs = [view.attention_probs(index, "text_to_image") for index in range(len(view.layers))]
@@ -77,9 +82,6 @@ def attention_maps(
         columns, rows = (1 / finest).round().clamp(1, _FINEST).int().tolist()
         grid = (rows, columns)
 
-    words = [found.span() for found in re.finditer(r"\w+|[^\w\s]", text)]
-    if not words:
-        raise ValueError(f"the text is {text!r}, which has no word; write one or more.")
     asked = Tokens.of(torch.tensor([words]), torch.ones(1, len(words)))
     cells = Tokens.of(grid_boxes(*grid)[None], torch.ones(1, grid[0] * grid[1]))
     pieces = (asked.common(Tokens.of(view.text_spans.cpu(), view.text_mask.cpu()))[0] > 0).float()
@@ -96,6 +98,8 @@ def draw_attention_picture(
     answers: Mapping[str, str] | None = None,
     right_answer: str | None = None,
     shared_scale: bool = False,
+    tile_size: int = _TILE_SIZE,
+    smooth: bool = False,
 ) -> Image.Image:
     """Picture of text-to-image attention: a column for each word, a row for each model, the heat laid over the image.
 
@@ -116,9 +120,12 @@ def draw_attention_picture(
         right_answer: when given, printed too, and each answer is marked right or wrong.
         shared_scale: one scale for all words, up to the largest peak of all, so that columns compare too and a word
             that looks everywhere stays dark.
+        tile_size: side of the image as it is drawn, in pixels; the root of its area where it is no square.
+        smooth: draw a smooth map in the colours of the scale, in place of the patches.
 
     Returns:
-        An RGB image on white, about 1,560 pixels wide at most, as tall as it needs to be.
+        An RGB image on white, wide enough for four tiles, as tall as it needs to be; with the tiles' own size about
+        1,560 pixels wide at most.
 
     Raises:
         ValueError: there are no words or no maps; a map has another shape than the words and the first map ask for,
@@ -141,7 +148,7 @@ def draw_attention_picture(
     tops = np.where(tops > 0, tops, 1.0)[:, None, None]
     values = {name: model_maps / tops for name, model_maps in heat.items()}
 
-    tile = _as_tile(image)
+    tile, heated = _as_tile(image, tile_size), _tile_with_smooth_heat if smooth else _tile_with_heat
     bands = _split_into_bands(len(words), tile.width)
     width = max(2 * _MARGIN + _LABEL_WIDTH + len(bands[0]) * (tile.width + _GAP) - _GAP, _NARROWEST)
 
@@ -149,7 +156,7 @@ def draw_attention_picture(
     for band in bands:
         chosen = slice(band.start, band.stop)
         of_band = {name: model_values[chosen] for name, model_values in values.items()}
-        parts.append(_draw_band(tile, words[chosen], peaks[chosen], of_band, width))
+        parts.append(_draw_band(tile, words[chosen], peaks[chosen], of_band, width, heated))
     parts.append(_draw_legend(shared_scale, width))
     return Image.fromarray(np.concatenate([np.asarray(part) for part in parts]))
 
@@ -179,19 +186,22 @@ def _checked_maps(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> dict[
     return heat
 
 
-def _as_tile(image: Image.Image) -> Image.Image:
-    """The image at about `_TILE_SIZE ** 2` pixels, its proportions kept: enlarged by a whole factor, or scaled down."""
+def _as_tile(image: Image.Image, size: int = _TILE_SIZE) -> Image.Image:
+    """The image at about `size ** 2` pixels, its proportions kept: enlarged by a whole factor, or scaled down."""
     # Pixels of a small image stay sharp squares; a large one is smoothed.
-    factor = min(_TILE_SIZE / (image.width * image.height) ** 0.5, 2 * _TILE_SIZE / max(image.size))
+    factor = min(size / (image.width * image.height) ** 0.5, 2 * size / max(image.size))
     is_enlarged = factor >= 1.5
     factor = round(factor) if is_enlarged else factor
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return image.convert("RGB").resize(size, Image.Resampling.NEAREST if is_enlarged else Image.Resampling.LANCZOS)
+    sides = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.convert("RGB").resize(sides, Image.Resampling.NEAREST if is_enlarged else Image.Resampling.LANCZOS)
 
 
 def _split_into_bands(word_count: int, tile_width: int) -> list[range]:
     """Bands of nearly equal length: nine words become five and four, not eight and one."""
-    fitting = max(1, (_WIDEST - 2 * _MARGIN - _LABEL_WIDTH + _GAP) // (tile_width + _GAP))
+    # Of large tiles four, though they are wider together.
+    fitting = max(
+        1, (_WIDEST - 2 * _MARGIN - _LABEL_WIDTH + _GAP) // (tile_width + _GAP), 4 * (tile_width <= _LARGE_TILE)
+    )
     band_count = -(-word_count // min(_WORDS_IN_BAND, fitting))
     longest = -(-word_count // band_count)
     return [range(start, min(start + longest, word_count)) for start in range(0, word_count, longest)]
@@ -217,6 +227,15 @@ def _tile_with_heat(tile: Image.Image, values: np.ndarray) -> Image.Image:
     frame = (row_edge[:, None] | column_edge[None, :])[..., None] * np.minimum(value / _FRAME_FADES_BELOW, 1)
     mixed = veiled * (1 - frame) + _scale_colour(value[..., 0]) * frame
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+def _tile_with_smooth_heat(tile: Image.Image, values: np.ndarray) -> Image.Image:
+    """The tile in grey under the colours of the scale, between the centres of patches mixed evenly."""
+    smooth = Image.fromarray(values.astype(np.float32)).resize(tile.size, Image.Resampling.BICUBIC)
+    value = np.clip(np.asarray(smooth), 0, 1)
+    opacity = np.interp(value, (0, 1), _SMOOTH_OPACITY)[..., None]
+    grey = np.asarray(tile.convert("L"), dtype=float)[..., None]
+    return Image.fromarray(np.rint(opacity * _scale_colour(value) + (1 - opacity) * grey).astype(np.uint8))
 
 
 def _patches_along(length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +277,12 @@ def _draw_header(
 
 
 def _draw_band(
-    tile: Image.Image, words: Sequence[str], peaks: np.ndarray, maps: Mapping[str, np.ndarray], width: int
+    tile: Image.Image,
+    words: Sequence[str],
+    peaks: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    width: int,
+    heated: Callable[[Image.Image, np.ndarray], Image.Image],
 ) -> Image.Image:
     """The words of one band over their columns of tiles, a row for each model."""
     row_height = max(tile.height, 3 * _line_height(_TEXT_SIZE))
@@ -285,7 +309,7 @@ def _draw_band(
             _write(pen, (_MARGIN, y + number * _line_height(_TEXT_SIZE)), line, _LABEL_WIDTH - 16, _TEXT_SIZE, _INK)
 
         for left, value in zip(lefts, values, strict=True):
-            band.paste(_tile_with_heat(tile, value), (left, top + (row_height - tile.height) // 2))
+            band.paste(heated(tile, value), (left, top + (row_height - tile.height) // 2))
     return band
 
 
