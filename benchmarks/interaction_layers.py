@@ -178,7 +178,7 @@ def _train(
     for one in (trained.student, taught_by.eval()):
         answers = predict_answers(one, data["test"], collator, 512, output.name)
         accuracies.append(report_answers(answers, data["test"], task, None).to_dict())
-    by_type = accuracies[0].get("accuracy_by_type")
+    by_type = accuracies[0]["accuracy_by_group"]
     return {
         "accuracy": accuracies[0]["accuracy"],
         "accuracy_by_type": by_type,
