@@ -20,6 +20,15 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from transformers import (
+    AutoModel,
+    BertTokenizer,
+    BitImageProcessorPil,
+    Dinov2Config,
+    ModernBertConfig,
+    Siglip2ImageProcessorPil,
+    Siglip2VisionConfig,
+)
 
 from dual_distill import (
     DistillationTrainer,
@@ -45,7 +54,12 @@ REPLACED = {
     "trainer.push_to_hub()  # takes the same arguments": "",  # tests/hub/test_trainer_push.py
 }
 # A word of a command -> what is added to it.
-ADDED = {"path/to/easy_vqa": HELD_OUT, "recipe.yaml": HELD_OUT, "encode": ["--num-workers", "0"]}
+ADDED = {
+    "path/to/easy_vqa": HELD_OUT,
+    "recipe.yaml": HELD_OUT,
+    "towers.yaml": HELD_OUT,
+    "encode": ["--num-workers", "0"],
+}
 # Another teacher than the run in the recipe's own folder had.
 ADDED["dandelin/vilt-b32-finetuned-vqa@refs/pr/N"] = ["--output_dir", "runs/revision"]
 # How a command begins -> why it is only read, by the parser of its subcommand, and where it is run.
@@ -115,6 +129,25 @@ def write_tars(folder: Path, count: int) -> None:
                     file.addfile(entry, io.BytesIO(content))
 
 
+def write_towers(root: Path) -> None:
+    """Tiny random models under the names of well-known ones, with image processor or tokenizer."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    flexible = Siglip2VisionConfig(**shape, num_patches=9, patch_size=12)
+    fixed = Dinov2Config(**shape, image_size=36, patch_size=12)
+    for name, config, images in (
+        ("google/siglip2-base-patch16-naflex", flexible, Siglip2ImageProcessorPil(patch_size=12, max_num_patches=9)),
+        ("facebook/dinov2-base", fixed, BitImageProcessorPil(size={"shortest_edge": 36}, crop_size=36)),
+    ):
+        AutoModel.from_config(config).save_pretrained(root / name)
+        images.save_pretrained(root / name)
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *["what", "color", "is", "it", "red", "?"]]
+    special = {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
+    text = ModernBertConfig(**shape, **special, vocab_size=len(words), max_position_embeddings=64)
+    AutoModel.from_config(text).save_pretrained(root / "answerdotai/ModernBERT-base")
+    BertTokenizer({word: at for at, word in enumerate(words)}).save_pretrained(root / "answerdotai/ModernBERT-base")
+
+
 @pytest.fixture(scope="module")
 def world(
     files: Callable, vilts: dict, picture: Callable, dual_distill: Callable, tmp_path_factory: pytest.TempPathFactory
@@ -138,6 +171,7 @@ def world(
     pooled, interacting = (
         DualEncoderForImageTextRetrieval.from_fusion_encoder(teacher, interaction_layers=layers) for layers in (0, 1)
     )
+    write_towers(root)
     named = {"runs/teacher": teacher, "runs/retrieval_scenes/distilled": pooled, "runs/retrieval": interacting}
     for name, model in named.items():
         model.save_pretrained(root / name)
@@ -177,6 +211,8 @@ def world(
 
     [recipe] = [block.text for block in blocks_of(ROOT / "docs" / "data.md") if block.language == "yaml"]
     (root / "recipe.yaml").write_text(recipe)
+    [recipe] = [block.text for block in blocks_of(ROOT / "docs" / "towers.md") if block.language == "yaml"]
+    (root / "towers.yaml").write_text(recipe)
     write_tars(root / "pairs" / "cc3m", 2)
     picture(root / "pairs" / "coco" / "val2014" / "1.jpg", "red")
     listed = {"filepath": "val2014", "filename": "1.jpg", "imgid": 1, "cocoid": 1, "split": "train"}

@@ -185,7 +185,7 @@ def test_flexible_grids_are_in_raster_order_and_alone_as_in_a_batch(inputs):
 @pytest.mark.parametrize("num_images", [1, 2])
 def test_interaction_layers_behind_towers_of_unequal_width(num_images, inputs):
     wide = {**VISION["siglip"], "hidden_size": 48, "num_attention_heads": 6}
-    fields = {"interaction_layers": 1, "vision_pooling": "mean", "num_images": num_images}
+    fields = {"interaction_layers": 1, "num_images": num_images}
     model = tiny(wide, "llama", DualEncoderForImagesAndTextClassification, **fields)
     words = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     pixels = torch.randn(2, num_images, 3, 32, 32)
@@ -199,7 +199,7 @@ def test_interaction_layers_behind_towers_of_unequal_width(num_images, inputs):
 
 
 def test_what_its_tower_pools_itself_cannot_be_pooled_of_stored_tokens(inputs):
-    model = tiny("siglip", "bert", interaction_layers=1)
+    model = tiny("siglip", "bert", interaction_layers=1, vision_pooling="tower")
     tokens = model.get_image_features(inputs["pixel_values"]).image_token_embeds
     with pytest.raises(ValueError, match="SiglipVisionModel pools nothing here itself"):
         model(input_ids=inputs["input_ids"], image_token_embeds=tokens)
@@ -218,6 +218,20 @@ def test_pretraining_ties_the_words_of_any_text_tower(inputs, tmp_path):
     ids = {"image_ids": torch.arange(2), "caption_ids": torch.arange(2)}
     masked = {"masked_input_ids": inputs["input_ids"], "masked_labels": labels}
     assert model.train()(**inputs, **masked, **ids).loss.isfinite()
+
+
+def test_layers_of_towers_are_not_split_over_devices():
+    assert {"BertLayer", "ViTLayer"} <= set(tiny("vit", "bert")._no_split_modules)
+
+
+@pytest.mark.slow
+def test_compiled_is_equal(inputs):
+    model = tiny("vit", "bert")
+    compiled = torch.compile(model, backend="eager")
+    for asked in ({}, RECORD):
+        found, expected = compiled(**inputs, **asked), model(**inputs, **asked)
+        torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.query_states, expected.query_states)
 
 
 def test_texts_and_images_are_ranked(inputs):

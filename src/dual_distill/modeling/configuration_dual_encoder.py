@@ -111,7 +111,8 @@ class DualEncoderConfig(OwnConfig):
         text_pooling: which vector stands for a text: `cls` (its first token), `mean`, `last`, or `tower` (what the
             tower pools itself); None: a tower of ours its own, `cls` for models that complete masked words, `last` for
             causal ones, else `tower`.
-        vision_pooling: the same of an image; None: `tower`.
+        vision_pooling: the same of an image; None: `tower`, or `mean` in front of interaction layers, which can be
+            given stored tokens.
         projected_heads: heads of query and key projections of the final tokens that the model keeps, which
             `output_query_states` then hands out; 0: none. Training writes it where it is asked to keep them.
         initializer_range: standard deviation of newly initialized weights of interaction and head.
@@ -197,7 +198,10 @@ class DualEncoderConfig(OwnConfig):
 
         if self.text_pooling is None:
             self.text_pooling = self._usual_text_pooling()
-        self.vision_pooling = self.vision_pooling or "tower"
+        if self.vision_pooling is None:
+            # Stored tokens, which interaction layers read, are pooled anew; a tower's own pooling is not of them.
+            pools_tokens = self.interaction_layers and not self.is_own("vision_config")
+            self.vision_pooling = "mean" if pools_tokens else "tower"
 
     def _usual_text_pooling(self) -> Pooling:
         model_type = self.text_config.model_type

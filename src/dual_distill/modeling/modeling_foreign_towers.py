@@ -39,6 +39,9 @@ class ForeignTower(nn.Module):
         if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
             self.options["add_pooling_layer"] = pooling == "tower"
         self.model: Any = model_class._from_config(tower, **self.options)
+        # As transformers asks of a part: what is not to be split over devices, nor rounded.
+        self._no_split_modules = self.model._no_split_modules
+        self._keep_in_fp32_modules = self.model._keep_in_fp32_modules
         self.pooling, self.takes = pooling, frozenset(inspect.signature(self.model.forward).parameters)
         self.attention_names = [name for name, part in self.model.named_modules() if hasattr(part, "is_causal")]
 
