@@ -11,6 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "quickstart": "train a teacher and three students on generated images, and show what distillation does",
     "train": "train a teacher, a plain model or a distilled student from a recipe",
+    "teach": "write what a teacher says of a task's rows into a store that students learn from without it",
     "evaluate": "evaluate a checkpoint on a task, with question-only and majority baselines beside it",
     "predict": "ask a checkpoint about images: the most probable answers, with probabilities, or a caption",
     "attention": "draw where each word of a text looks in an image: any model, or a teacher beside its student",

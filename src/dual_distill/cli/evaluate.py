@@ -53,13 +53,7 @@ _TIMED = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, its task as a recipe says it, and what is measured."""
-    reading = HfArgumentParser(ReadingArguments, add_help=False)
-    for action in reading._actions:
-        # One spelling, as everywhere here; words are read with dashes.
-        action.option_strings = [name for name in action.option_strings if "_" not in name]
-        action.metavar = {"data": "PATH", "data_options": "JSON", "skip_bad": "true|false"}.get(action.dest, "NAME")
-        action.required = action.dest == "task"
-    parser._add_container_actions(reading)
+    add_reading(parser)
     add_options(parser, "model", "--revision", "--device", "--batch-size")
     parser.set_defaults(batch_size=128)
     option(parser, "--split", "NAME", "train, validation or test (%(default)s)", default="test")
@@ -108,6 +102,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         write_file(options.output_dir / EVALUATION, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ReadingArguments`."""
+    reading = HfArgumentParser(ReadingArguments, add_help=False)
+    for action in reading._actions:
+        # One spelling, as everywhere here; words are read with dashes.
+        action.option_strings = [name for name in action.option_strings if "_" not in name]
+        action.metavar = {"data": "PATH", "data_options": "JSON", "skip_bad": "true|false"}.get(action.dest, "NAME")
+        action.required = action.dest == "task"
+    parser._add_container_actions(reading)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from .answers import answer_coverage, build_answer_vocabulary
 from .augmentation import RandAugment
-from .collators.base import ID_COLUMNS, DistillationCollator
+from .collators.base import ID_COLUMNS, DistillationCollator, ImageTextCollator, image_content
 from .collators.masked_words import TAG_LENGTH, CaptioningCollator, CaptionMasker, PreTrainingCollator, WholeWordMasker
 from .datasets.custom import CustomDataset, load_custom_dataset
 from .datasets.scene_questions import COLOURS, SHAPES, scene_answers

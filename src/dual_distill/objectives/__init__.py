@@ -1,7 +1,7 @@
 """What is compared: pure loss functions of tensors, and the objectives made of them."""
 
 from .base import Objective, Paper, Settings
-from .dide import DiDEObjective
+from .dide import CrossModalObjective, DiDEObjective
 from .distillvlm import DistillVLMObjective
 from .losses.attention import (
     attention_distillation_loss,

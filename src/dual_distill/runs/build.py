@@ -2,7 +2,7 @@
 
 A recipe is three dataclasses side by side (`ModelArguments`, `DataArguments`, `DistillationTrainingArguments`), so a
 YAML file, the command line and Python share their words. `resolve` finds out everything that needs no weights;
-`make_run` adds them. `distill` is the main job in one call: a teacher and a dataset in; a student out.
+`make_run` adds them.
 """
 
 import itertools
@@ -10,24 +10,37 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViltImageProcessorPil, ViTImageProcessorPil, set_seed
 
-from dual_distill.data import ImageTextStream, RandAugment, answer_coverage, build_answer_vocabulary, train_tokenizer
+from dual_distill.data import (
+    ImageTextStream,
+    RandAugment,
+    Task,
+    answer_coverage,
+    build_answer_vocabulary,
+    train_tokenizer,
+)
 from dual_distill.hub_cards import DataOrigin, origin_of
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, FusionEncoderConfig, dual_config_from_fusion
 from dual_distill.sealed import locked
-from dual_distill.teachers import load_config, load_model, load_processor, load_teacher
-from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments, differing_fields
+from dual_distill.teachers import load_config, load_model, load_processor
+from dual_distill.trainer import (
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    StoredTeacher,
+    differing_fields,
+    open_teacher,
+    reads_student_tokens,
+)
 
 from .arguments import DataArguments, ModelArguments
 from .continuation import find_checkpoint, processor_of_run, take_up_finished
-from .data import RunData, prepare_data, splits_of
+from .data import RunData, prepare_data
 from .duration import warn_if_long
-from .heads import head_of
 
 _logger = logging.getLogger(__name__)
 _SHORTEST_TEXT = 4
@@ -90,8 +103,11 @@ def make_run(
     resolved = resolve((model_arguments, data_arguments, training_arguments), data, processor)
     head, rows, teacher = resolved.data.head, resolved.data, None
     if model_arguments.taught_by is not None:
-        attention: Any = {"attn_implementation": model_arguments.attn_implementation}
-        teacher = load_teacher(*model_arguments.taught_by, head.classes, **attention).model
+        name, revision = model_arguments.taught_by
+        may_align = head.has_labels and training_arguments.method == "dide"
+        told: dict[str, Any] = {"attn_implementation": model_arguments.attn_implementation}
+        ours, classes = resolved.student_config, head.classes
+        teacher, _ = open_teacher(name, ours, resolved.processor, revision, classes, may_align, **told)
 
     # Again, so that a student starts from the same random weights with a teacher and without one.
     set_seed(training_arguments.seed)
@@ -106,6 +122,8 @@ def make_run(
     trainer = trainer_class(model, training_arguments, teacher=teacher, **told)
 
     used = {"start": model_arguments.start, "teacher": model_arguments.taught_by}
+    if isinstance(teacher, StoredTeacher):
+        del used["teacher"]  # the trainer says whose views are stored
     origins = {role: origin_of(*checkpoint) for role, checkpoint in used.items() if checkpoint}
     trainer.describe_run(differing_fields(model_arguments, data_arguments), data=DataOrigin(rows.task.name), **origins)
     return trainer
@@ -141,78 +159,6 @@ def train(trainer: DistillationTrainer, resume: bool = False, overwrite: bool = 
     return metrics
 
 
-class DistilledStudent(NamedTuple):
-    """What `distill` returns.
-
-    Attributes:
-        student: the dual encoder.
-        processor: turns texts and images into its batches.
-        metrics: of training and, where there is a validation split, of evaluation.
-    """
-
-    student: PreTrainedModel
-    processor: DualDistillProcessor
-    metrics: dict[str, float]
-
-
-def distill(
-    teacher: str | Path,
-    dataset: Dataset | Mapping[str, Dataset] | str | Path,
-    output_dir: str | Path,
-    student: PreTrainedModel | str | Path | None = None,
-    **training_arguments: Any,
-) -> DistilledStudent:
-    """Teach a dual encoder what a fusion encoder knows, and save it with its processor and the record of the run.
-
-    It is a `DistillationTrainer` whose teacher, student, processor and collator follow from the name of the teacher. A
-    run that was stopped goes on from the last checkpoint in `output_dir`.
-
-    Args:
-        teacher: name of a checkpoint with answers or classes: ours, or a ViLT, which is converted on the way in.
-        dataset: rows with the columns image (image_0, image_1), question, text or sentence, and answer, label or
-            answers; splits of such rows, of which `train` is learned from and `validation` evaluated; or the name of a
-            custom dataset, as `load_custom_dataset` takes it.
-        output_dir: folder of the student.
-        student: a model, or the name of its checkpoint; None: a dual encoder that starts from the teacher's weights.
-        **training_arguments: of `DistillationTrainingArguments`: `num_train_epochs`, `learning_rate`, `label_weight`.
-
-    Returns:
-        Student, processor and metrics; the student stays on the device of the run.
-
-    Raises:
-        ValueError: the teacher has no labels, there are no training rows, or what `DistillationTrainer` raises.
-
-    References:
-        Wang et al., EMNLP 2022, arXiv 2112.08723.
-
-    Example:
-        >>> distill("no/teacher", {"test": None}, "student")
-        Traceback (most recent call last):
-        ValueError: the dataset has the splits test, but a student learns from one named train; name it so.
-    """
-    splits = splits_of(dataset)
-    args = DistillationTrainingArguments(output_dir=str(output_dir), **training_arguments)
-    taught_by, processor = load_teacher(teacher)
-    head = head_of(taught_by.config)
-    if head is None or not head.has_labels:
-        way_out = "which gives no answers or classes; use its trainer, or `dual-distill train`"
-        raise ValueError(f"the teacher {str(teacher)!r} is a {type(taught_by).__name__}, {way_out}.")
-
-    # Layers that have no counterpart in the teacher are drawn from the seed of the run.
-    set_seed(args.seed)
-    dual_class: Any = head.dual_class
-    learner: Any = dual_class.from_fusion_encoder(taught_by) if student is None else student
-    told = {"train_dataset": splits["train"], "eval_dataset": splits.get("validation"), **head.metrics(learner)}
-    trainer = head.trainer(learner, args, teacher=taught_by, processing_class=processor, **told)
-    trainer.describe_run(teacher=origin_of(teacher))
-
-    metrics = train(trainer)
-    if trainer.eval_dataset is not None:
-        metrics |= trainer.evaluate()
-    trained: Any = trainer.model
-    return DistilledStudent(trained.eval(), processor, metrics)
-
-
 def resolve(
     arguments: RunArguments, splits: Mapping[str, Any] | None = None, processor: DualDistillProcessor | None = None
 ) -> Resolved:
@@ -220,14 +166,17 @@ def resolve(
     model_arguments, data_arguments, training_arguments = arguments
     data = prepare_data(data_arguments, training_arguments.seed, splits)
     head, start, taught_by = data.head, model_arguments.start, model_arguments.taught_by
-    teacher_config = load_config(*taught_by, head.classes) if taught_by else None
+    # A teacher with tokens of its own lends the student neither labels nor a processor.
+    lends = taught_by is not None and reads_student_tokens(*taught_by)
+    teacher_config = load_config(*taught_by, head.classes) if taught_by and lends else None
 
     # Labels of the checkpoint whose head is used, else the teacher's, else the task's, else those of the data.
     keeps_head = start is not None and not model_arguments.new_head
     labelled = load_config(*start, head.classes) if start and keeps_head else teacher_config
-    label_names = _label_names(labelled, data, data_arguments.min_answer_count) if head.has_labels else []
+    fewest, train_rows = data_arguments.min_answer_count, data.splits["train"]
+    label_names = list_labels(data.task, train_rows, fewest, labelled) if head.has_labels else []
 
-    saved = start or taught_by
+    saved = start or (taught_by if lends else None)
     if processor is None:
         if towers := model_arguments.vision_text:
             processor = DualDistillProcessor.from_vision_text_pretrained(*towers)
@@ -296,13 +245,13 @@ def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedMode
     return model
 
 
-def _label_names(labelled: PreTrainedConfig | None, data: RunData, fewest: int | None) -> list[str]:
+def list_labels(task: Task, rows: Any, fewest: int | None, labelled: PreTrainedConfig | None = None) -> list[str]:
+    """Return the labels of a checkpoint, or of a task, or those that stand at least so often in rows to train on."""
     if labelled is not None:
         return [labelled.id2label[index] for index in range(len(labelled.id2label))]
-    if data.task.label_names is not None:
-        return list(data.task.label_names)
-    column = str(data.task.label_column)
-    return build_answer_vocabulary(data.splits["train"], column, fewest or data.task.min_answer_count)
+    if task.label_names is not None:
+        return list(task.label_names)
+    return build_answer_vocabulary(rows, str(task.label_column), fewest or task.min_answer_count)
 
 
 def _new_head(arguments: ModelArguments, data: RunData, label_names: list[str]) -> dict[str, Any]:

@@ -59,7 +59,9 @@ def warn_if_long(trainer: DistillationTrainer) -> None:
     """Say before the first step that a run would take longer than an hour, and what would be trained on what."""
     counts = count_steps(trainer.train_dataset, trainer.args)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    seconds = estimate_seconds(counts["steps"] * counts["rows_per_step"], model, trainer.teacher, trainer.args)
+    # What a teacher with tokens of its own costs is not known.
+    teacher = trainer.teacher if hasattr(trainer.teacher, "config") else None
+    seconds = estimate_seconds(counts["steps"] * counts["rows_per_step"], model, teacher, trainer.args)
     if seconds <= _LONG:
         return
 

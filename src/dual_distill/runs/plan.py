@@ -44,8 +44,8 @@ class RunPlan:
         label_coverage: share of the validation labels that the head can give, in [0, 1]; None without validation rows.
         student: class of the model that is trained.
         student_parameters: number of its parameters.
-        teacher: class of the teacher, or None.
-        teacher_parameters: number of its parameters, 0 without one.
+        teacher: class of the teacher, or None; the name of one with tokens of its own, whose memory is not counted.
+        teacher_parameters: number of its parameters, 0 without one or for one with tokens of its own.
         steps: optimizer steps.
         rows_per_step: rows of all processes and accumulated batches.
         epochs: passes over the training rows; None where their number is not known.
@@ -77,12 +77,13 @@ class RunPlan:
         parts = [f"{name} {size / 1e9:,.1f}" for name, size in self.memory_bytes.items() if size]
         epochs = "" if self.epochs is None else f", {self.epochs:.2f} epochs"
 
+        of_teacher = f"{self.teacher_parameters / 1e6:,.1f} M parameters" if self.teacher_parameters else ""
         lines = {
             "task": self.task,
             "rows": ", ".join(rows),
             "labels": labels,
             "model": f"{self.student}, {self.student_parameters / 1e6:,.1f} M parameters",
-            "teacher": f"{self.teacher}, {self.teacher_parameters / 1e6:,.1f} M parameters" if self.teacher else "none",
+            "teacher": "none" if self.teacher is None else self.teacher + (f", {of_teacher}" if of_teacher else ""),
             "steps": f"{self.steps:,} of {self.rows_per_step:,} rows{epochs}",
             "time": f"about {self.seconds / 3600:,.1f} hours on this machine, by a rough estimate",
             "memory": f"about {sum(self.memory_bytes.values()) / 1e9:,.1f} GB a process ({', '.join(parts)})",
@@ -127,7 +128,7 @@ def plan_run(
         label_coverage=answer_coverage(validation, str(column), resolved.label_names) if is_covered else None,
         student=type(student).__name__,
         student_parameters=student.num_parameters(),
-        teacher=None if teacher is None else type(teacher).__name__,
+        teacher=model_arguments.teacher if teacher is None else type(teacher).__name__,
         teacher_parameters=memory["teacher"] // _FLOAT32,
         seconds=estimate_seconds(rows, student, teacher, training_arguments),
         memory_bytes=memory,

@@ -5,7 +5,8 @@
 original is checked, `start_folder` one that begins with a BERT.
 """
 
-from .alignment import Tokens, key_shares
+from .aligned_teacher import AlignedTeacher, ForeignTeacher, student_tokens
+from .alignment import Tokens, align_view, key_shares, of_rows, over_heads
 from .bert import start_from_bert
 from .checkpoint import fetch
 from .conversion import (

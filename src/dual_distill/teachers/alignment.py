@@ -15,7 +15,7 @@ Both matrices and the map itself exist for one chunk at a time, while the loss i
 """
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -176,6 +176,21 @@ class Matching:
         return self._kept[1:]
 
 
+def of_rows(attention: DirectionAttention, rows: slice) -> DirectionAttention:
+    """The attention of some rows of a batch."""
+    names = ("given_probs",) if attention.queries is None else ("queries", "keys")
+    states: dict[str, Any] = {name: getattr(attention, name)[rows] for name in names}
+    return replace(attention, **states)
+
+
+def over_heads(attention: DirectionAttention, heads: int | None) -> DirectionAttention:
+    """The attention over relation heads, where queries and keys are known; None: as it is."""
+    if heads is None or attention.queries is None or heads == attention.queries.shape[1]:
+        return attention
+    regrouped: dict[str, Any] = {name: regroup_heads(getattr(attention, name), heads) for name in ("queries", "keys")}
+    return replace(attention, **regrouped, scaling=None, softcap=None)
+
+
 class AlignedAttention:
     """One direction of one layer of a teacher over a student's tokens: an `AttentionInParts` of the objectives.
 
@@ -210,11 +225,7 @@ class AlignedAttention:
 
     def over_heads(self, heads: int) -> "AlignedAttention":
         """The same over relation heads, or as the mean over heads where probabilities are known."""
-        attention = self.attention
-        if self.has_states and heads != self.heads:
-            regrouped = {name: regroup_heads(getattr(attention, name), heads) for name in ("queries", "keys")}
-            attention = replace(attention, **regrouped, scaling=None, softcap=None)
-        other = AlignedAttention(attention, self.queries, self.keys)
+        other = AlignedAttention(over_heads(self.attention, heads), self.queries, self.keys)
         other.averages = not self.has_states and heads != self.heads
         return other
 
@@ -225,21 +236,22 @@ class AlignedAttention:
             part: rows, heads (always all) and queries of the student.
         """
         rows, _, asked = part
-        attention = self.attention
-        names = ("given_probs",) if attention.queries is None else ("queries", "keys")
-        states = {name: getattr(attention, name)[rows] for name in names}
+        attention = of_rows(self.attention, rows)
+        looking = "given_probs" if attention.queries is None else "queries"
+        states: Tensor = getattr(attention, looking)
 
         weights = None
         if self.queries.same:
-            states[names[0]] = states[names[0]][:, :, asked]
+            states = states[:, :, asked]
         else:
             weights = self.queries.matrices(rows)[0][:, asked]
             # Of some queries, the teacher's attention is computed where it counts.
             if weights.shape[1] < self.query_mask.shape[1]:
                 counts = weights.flatten(0, 1).any(0).nonzero()[:, 0]
-                weights, states[names[0]] = weights[:, :, counts], states[names[0]].index_select(2, counts)
+                weights, states = weights[:, :, counts], states.index_select(2, counts)
 
-        probs = replace(attention, **states).probs(self.keys.teacher_real[rows])
+        looks: Any = {looking: states}
+        probs = replace(attention, **looks).probs(self.keys.teacher_real[rows])
         probs = probs.mean(1, keepdim=True) if self.averages else probs
         heads, num_keys = probs.shape[1], probs.shape[3]
         if weights is not None:

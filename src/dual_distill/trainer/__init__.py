@@ -8,3 +8,4 @@ from .evaluation import EvaluationReport, captions_by_image, describe_images, pr
 from .image_text_trainers import PreTrainingTrainer, RetrievalTrainer
 from .recording import differing_fields
 from .sealed_trainer import newest_whole
+from .stored_teacher import StoredTeacher, open_teacher, reads_student_tokens, view_settings, write_views

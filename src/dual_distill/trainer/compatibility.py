@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from dual_distill.modeling import FusionEncoderConfig, FusionEncoderForImageTextRetrieval, FusionEncoderForPreTraining
-from dual_distill.objectives import Objective, PreTrainingObjective, RankingObjective
+from dual_distill.objectives import CrossModalObjective, Objective, PreTrainingObjective, RankingObjective
+from dual_distill.teachers import AlignedTeacher
 
 _VILT = (
     "transformers' ViLT draws its patches in a random order in every forward pass, so its attention names no patch; "
@@ -73,6 +74,8 @@ def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objec
     """
     if isinstance(objective, PreTrainingObjective | RankingObjective):
         _check_image_text(student, teacher, objective)
+    if isinstance(teacher, AlignedTeacher):
+        _check_aligned(student.config, teacher, objective)
     theirs = getattr(teacher, "config", None)
     problems = [] if theirs is None else list(_problems(student.config, theirs, objective))
     if problems:
@@ -165,6 +168,36 @@ def _check_image_text(student: Any, teacher: Any, objective: Objective) -> None:
             if objective.weights.get(f"{term}_distillation_weight") and not getattr(config, f"{term}_weight"):
                 lacks = f"the {role}'s configuration has {term}_weight 0 and computes no logits; set both or none"
                 raise ValueError(f"{term}_distillation_weight is above 0, but {lacks}.")
+
+
+def _check_aligned(config: Any, teacher: AlignedTeacher, objective: Objective) -> None:
+    """Refuse what cannot be compared with a teacher that has tokens of its own."""
+    depth = teacher.num_layers
+    layers = ", ".join(str(layer) for layer in objective.teacher_layers if not -depth <= layer < depth)
+    problems = {
+        f"a {type(objective).__name__} compares more than attention and answers; take method dide": not isinstance(
+            objective, CrossModalObjective
+        ),
+        "interaction_hidden_weight compares states token by token; set it to 0": bool(objective.hidden_layers),
+        "the student reads several images a row, or regions": config.num_images != 1
+        or _field(config, "visual_inputs") == "regions",
+        f"layer_map names layer {layers} of {depth}": bool(layers),
+    }
+    for problem, is_there in problems.items():
+        if is_there:
+            raise ValueError(f"{teacher.name} has other tokens than the student, and {problem}.")
+
+
+def reads_otherwise(ours: Any, theirs: Any) -> bool:
+    """Return whether a teacher of this package has another vocabulary or grid of patches than a student."""
+    pairs = [(_field(ours, name), _field(theirs, name)) for name in ("vocab_size", "patch_grid")]
+    return any(mine is not None and its not in (None, -1, mine) for mine, its in pairs)
+
+
+def patch_size(config: Any) -> int:
+    """Return the pixels along a side of a model's patches."""
+    size: int = _field(config, "patch_size")
+    return size
 
 
 def _towers(config: Any) -> list[Any]:

@@ -24,17 +24,19 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from dual_distill.data import ImageTextStream, IndexedDataset, RowEpochCallback, fingerprint
 from dual_distill.hub_cards import ObjectiveRecord, Origin, RunRecord
 from dual_distill.objectives import DiDEObjective, Objective
-from dual_distill.teachers import load_model, load_teacher
+from dual_distill.teachers import AlignedTeacher, ForeignTeacher, load_model, student_tokens
 
-from .compatibility import check_arguments, check_compatibility
+from .compatibility import check_arguments, check_compatibility, patch_size
 from .distillation_config import DistillationTrainingArguments
 from .raw_dataset import raw_collator
 from .recording import known_origin, loaded_from
 from .row_means import Losses, RowMeansTrainer
+from .stored_teacher import StoredTeacher, TeacherCollator, open_teacher, view_settings
 from .teacher_cache import ROW_KEYS, Batch, KeyedCollator, TeacherCache, TeacherCacheCallback
 
 TEACHER_PREFIX = "teacher_"
 """Inputs whose name begins so are the teacher's."""
+_NOT_READ = (TEACHER_PREFIX, "student_")  # beginnings of what a student does not read
 
 
 class DistillationTrainer(RowMeansTrainer):
@@ -44,9 +46,11 @@ class DistillationTrainer(RowMeansTrainer):
         model: the student, also wrapped by peft, or the name of its checkpoint; without a teacher, any model with a
             task head. None: `model_init` makes it.
         args: its weights describe the objective unless one is given; None: the recipe, into `tmp_trainer`.
-        teacher: a model, or the name of a checkpoint (ours, or a ViLT, which is converted on the way in); frozen in
-            place (`requires_grad_(False)`, `eval()`) and moved to the training device. A foreign teacher must return
-            `logits` and `attentions` of the joint sequence `[text; image CLS; patches]` in raster order.
+        teacher: a model, the name of a checkpoint, or the folder that `dual-distill teach` wrote; frozen in place
+            (`requires_grad_(False)`, `eval()`) and moved to the training device. By name it is of any family of
+            `teachers.FAMILIES`: one that cuts text or image otherwise than the student becomes a `ForeignTeacher`,
+            whose attention is carried to the student's tokens. Any other model must return `logits` and `attentions`
+            of the joint sequence `[text; image CLS; patches]` in raster order.
         objective: what is compared; None: with a teacher that of `args.make_objective`. It is called
             `distillation_objective` afterwards, since transformers' hyperparameter search writes its own `objective`.
         **kwargs: as for `transformers.Trainer`; `processing_class` is saved with every checkpoint. Without a
@@ -106,21 +110,23 @@ class DistillationTrainer(RowMeansTrainer):
             args.accelerator_config.dispatch_batches = False
         check_arguments(self, args, teacher, kwargs)
 
-        # Whoever is given by name is loaded, and brings a processor.
+        # Whoever is given by name is loaded, and brings a processor: the student's, if it has none of its own.
         name = teacher if isinstance(teacher, str | Path) else None
         taught_by: Any = teacher
         processor = kwargs.get("processing_class")
-        if name is not None:
-            taught_by, own_processor = load_teacher(name, model_class=self.teacher_class)
-            processor = processor or own_processor
         if isinstance(model, str | Path):
             model, own_processor = load_model(model)
             processor = processor or own_processor
+        if name is not None:
+            ours, may_align = getattr(model, "config", None), self.teacher_class is None and args.method == "dide"
+            taught_by, own_processor = open_teacher(name, ours, processor, None, self.teacher_class, may_align)
+            processor = processor or own_processor
 
         # Rows as they are and a model with labels: nothing else needs to be said.
+        is_aligned = isinstance(taught_by, AlignedTeacher)
         labelled: Any = taught_by if model is None else model
         if kwargs.get("data_collator") is None and hasattr(labelled, "classifier"):
-            checkpoint = loaded_from(taught_by) or loaded_from(labelled)
+            checkpoint = (not is_aligned and loaded_from(taught_by)) or loaded_from(labelled)
             collator = raw_collator(kwargs.get("train_dataset"), labelled.config, processor, checkpoint)
             kwargs |= {"data_collator": collator, "processing_class": collator.processor} if collator else {}
         super().__init__(model=model, args=args, **kwargs)
@@ -143,15 +149,29 @@ class DistillationTrainer(RowMeansTrainer):
             return
 
         # The teacher is known by its weights as they are now, one that was never saved by a digest of its parameters.
-        self._teacher_origin = known_origin(name or loaded_from(taught_by)) or Origin(
-            type(taught_by).__name__, f"parameters:{fingerprint(taught_by)}", on_hub=False
-        )
-        self.teacher = taught_by.requires_grad_(False).eval().to(args.device)
+        known = None if isinstance(taught_by, StoredTeacher) else known_origin(name or loaded_from(taught_by))
+        digest = taught_by.store.settings["teacher"] if isinstance(taught_by, StoredTeacher) else fingerprint(taught_by)
+        called = getattr(taught_by, "name", type(taught_by).__name__)
+        self._teacher_origin = known or Origin(called, f"parameters:{digest}", on_hub=False)
+        self.teacher = taught_by.requires_grad_(False).eval()
+        # A model on several devices, or of few bits, stays where it is.
+        if not any(hasattr(each, "hf_device_map") for each in self.teacher.modules()):
+            self.teacher.to(args.device)
         self._given_objective = objective
         objective = self._set_objective(self.accelerator.unwrap_model(self.model))
         self.add_callback(ObjectiveCallback(self))
 
-        if args.cache_teacher is not None:
+        if is_aligned:
+            teller: AlignedTeacher = taught_by
+            if isinstance(taught_by, ForeignTeacher) and args.cache_teacher is not None:
+                layers, heads = objective.teacher_layers, objective.relation_heads
+                settings = view_settings(taught_by, layers, taught_by.answers, heads)
+                teller = StoredTeacher(self._cache_folder, taught_by, settings)
+                teller.answers = taught_by.answers
+            if isinstance(teller, StoredTeacher):
+                self.add_callback(TeacherCacheCallback(teller.store))
+            self.data_collator, self.teacher = TeacherCollator(self.data_collator, teller), teller
+        elif args.cache_teacher is not None:
             if not isinstance(objective, DiDEObjective):
                 compares = f"a DiDEObjective compares, and the objective is a {type(objective).__name__}"
                 raise ValueError(f"a cache keeps what {compares}; leave cache_teacher out.")
@@ -202,6 +222,9 @@ class DistillationTrainer(RowMeansTrainer):
         is_learned = objective.attention_projections is not None or not objective.attention_weight
         if self.args.freeze_text_tower and self.args.freeze_vision_tower and not is_learned:
             raise ValueError("both towers are frozen, so their attention learns nothing; set attention_weight to 0.")
+        if isinstance(teacher, AlignedTeacher):
+            labels = student.config.id2label
+            teacher.answers = [labels[index] for index in range(len(labels))] if objective.soft_label_weight else None
         if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and any(True for _ in objective.parameters()):
             way_out = "train it with DistributedDataParallel, without FSDP and DeepSpeed"
             raise ValueError(f"a {type(objective).__name__} has parameters, which are not sharded; {way_out}.")
@@ -240,8 +263,11 @@ class DistillationTrainer(RowMeansTrainer):
             "image_processor": None if image_processor is None else image_processor.to_dict(),
             "augmentation": drawn,
         }
-        folder = self.args.teacher_cache_dir or Path(self.args.output_dir, "teacher_cache")
-        return TeacherCache(folder, kind, settings, config.patch_size)
+        return TeacherCache(self._cache_folder, kind, settings, config.patch_size)
+
+    @property
+    def _cache_folder(self) -> str | Path:
+        return self.args.teacher_cache_dir or Path(self.args.output_dir, "teacher_cache")
 
     def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         """Return the loss and its terms, in nats per row, and the logits: of more, every query would be gathered."""
@@ -265,7 +291,7 @@ class DistillationTrainer(RowMeansTrainer):
         """Return the student's outputs on a batch, with what the objective compares."""
         # Hard labels are kept from a student that does not learn from them: the objective names every term.
         hidden = {ROW_KEYS} if objective.label_weight else {ROW_KEYS, "labels"}
-        seen = {name: it for name, it in inputs.items() if name not in hidden and not name.startswith(TEACHER_PREFIX)}
+        seen = {name: it for name, it in inputs.items() if name not in hidden and not name.startswith(_NOT_READ)}
         return model(**seen, **self._student_requests)
 
     def _ask_teacher(self, inputs: Batch, student_outputs: Any = None) -> Any:
@@ -276,6 +302,10 @@ class DistillationTrainer(RowMeansTrainer):
             student_outputs: of the whole batch, for teachers that are asked about what the student found.
         """
         own = {name.removeprefix(TEACHER_PREFIX): inputs[name] for name in inputs if name.startswith(TEACHER_PREFIX)}
+        if isinstance(self.teacher, AlignedTeacher):
+            size = patch_size(self.accelerator.unwrap_model(self.model).config)
+            tokens: Any = student_tokens(inputs, size, student_outputs.image_mask)
+            return self._pass_to_teacher(own | tokens, self._teacher_requests)
         hidden = ("labels", ROW_KEYS)
         shared = {name: it for name, it in inputs.items() if name not in hidden and not name.startswith(TEACHER_PREFIX)}
         return self._pass_to_teacher(shared | own, self._teacher_requests)

@@ -12,13 +12,13 @@ so that the loss of a row does not depend on whether it was cached.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import torch
 from transformers import TrainerCallback
 
-from dual_distill.data import ShardedTable, fingerprint, tensor_column
+from dual_distill.data import ShardedTable, fingerprint
 from dual_distill.objectives import DiDEObjective
 
 KINDS = ("logits", "attention")
@@ -73,6 +73,11 @@ def row_keys(batch: Batch) -> torch.Tensor:
     return torch.tensor(keys, dtype=torch.uint8)
 
 
+def row_names(keys: torch.Tensor) -> list[str]:
+    """Names of rows by their keys `(B, 16)`."""
+    return [bytes(key.tolist()).hex() for key in keys.cpu()]
+
+
 class KeyedCollator:
     """A collator whose batches know their rows' keys, so that data-loading processes do the hashing.
 
@@ -89,7 +94,7 @@ class KeyedCollator:
         return {**batch, ROW_KEYS: row_keys(batch)}
 
 
-class _CacheTable(ShardedTable):
+class CacheTable(ShardedTable):
     """The files of a teacher cache: shards without a plan, of the rows that came in a process's way."""
 
     kind = "teacher cache"
@@ -97,19 +102,94 @@ class _CacheTable(ShardedTable):
     manifest_name = "cache.json"
 
 
-class _Row(NamedTuple):
-    """What is kept of a row: logits, the heads of each layer, and all scores in float16, block behind block."""
-
-    logits: torch.Tensor
-    heads: list[int]
-    scores: torch.Tensor
+Row = dict[str, torch.Tensor]
+_TYPES = {torch.float16: pa.float16(), torch.float32: pa.float32(), torch.int32: pa.int32()}
 
 
-class TeacherCache:
-    """Teacher outputs on disk, by row.
+class RowCache:
+    """Rows of flat tensors on disk, by name: what waits to be written, and what this or another process has written.
 
     Args:
-        folder: new, empty, or a cache that was written with the same settings; several processes may write to it.
+        folder: new, empty, or a cache that was begun with the same settings; several processes may write to it.
+        settings: what the rows depend on beside their names, as JSON values; None: those that are there.
+        shard_bytes: size at which rows are written out.
+
+    Raises:
+        ValueError: the folder is no cache, was begun with other settings, or holds a damaged file.
+        FileNotFoundError: there is none, and no settings were given.
+    """
+
+    def __init__(self, folder: Any, settings: Mapping[str, Any] | None, shard_bytes: int = _SHARD_BYTES):
+        self.shard_bytes = shard_bytes
+        self._waiting_bytes = 0
+        self._where: dict[str, tuple[int, int]] = {}
+        self._waiting: dict[str, Row] = {}
+        self._table = CacheTable(folder)
+        if settings is None and self._table.read_manifest() is None:
+            raise FileNotFoundError(f"There is no teacher cache {str(folder)!r}; dual-distill teach makes one.")
+        self.settings = self._table.begin(settings or {})
+        if settings is not None:
+            self._table.check_settings(self.settings, settings)
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._where) + len(self._waiting)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where or name in self._waiting
+
+    def keep(self, name: str, row: Row) -> None:
+        """Let a row that was just computed wait to be written."""
+        if not _is_finite(row):
+            raise ValueError(f"the teacher's outputs for row {name} are not finite, and are not kept; load it again.")
+        self._waiting[name] = row
+        self._waiting_bytes += sum(each.nbytes for each in row.values())
+
+    def row(self, name: str) -> Row:
+        """Return a row, from memory or from the disk."""
+        if name in self._waiting:
+            return self._waiting[name]
+        number, inside = self._where[name]
+        vectors = self._table.vectors(number)
+        row = {column: torch.tensor(vectors[column][inside].values.to_numpy()) for column in vectors.column_names}
+        if not _is_finite(row):
+            way_out = "remove the folder, and let the run ask its teacher again"
+            raise ValueError(f"row {name} of the teacher cache {str(self._table.path)!r} is not finite; {way_out}.")
+        return row
+
+    def write_full(self) -> None:
+        """Write what waits, if it makes a shard."""
+        if self._waiting_bytes >= self.shard_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait, as one shard that appears whole; call it at the end and with each checkpoint."""
+        if self._waiting:
+            rows = list(self._waiting.values())
+            columns = {
+                name: pa.array([row[name].numpy() for row in rows], pa.large_list(_TYPES[each.dtype]))
+                for name, each in rows[0].items()
+            }
+            # Under the next free number: other processes write too.
+            self._table.write(None, pa.table({"id": list(self._waiting)}), pa.table(columns))
+            self._waiting.clear()
+            self._waiting_bytes = 0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in shards that this or another process has written since."""
+        known = {number for number, _ in self._where.values()}
+        for number in {int(file.stem.removeprefix("shard-")) for file in self._table.path.glob("shard-*")} - known:
+            # Ids alone; what is kept of them stays on the disk.
+            ids = self._table.rows(number)["id"].to_pylist()
+            self._where |= {name: (number, inside) for inside, name in enumerate(ids)}
+
+
+class TeacherCache(RowCache):
+    """Outputs of a teacher that reads a student's tokens, on disk, by row.
+
+    Args:
+        folder: as for `RowCache`.
         kind: one of `KINDS`.
         settings: what the outputs depend on beside a row's content, as JSON values: the teacher's digest, its layers,
             relation heads, transform, seed. Compared with those of the folder.
@@ -117,23 +197,14 @@ class TeacherCache:
         shard_bytes: size at which rows are written out.
 
     Raises:
-        ValueError: the folder is no cache, was written with other settings, or holds a damaged file.
+        ValueError: as `RowCache`.
     """
 
     def __init__(
         self, folder: Any, kind: str, settings: Mapping[str, Any], patch_size: int, shard_bytes: int = _SHARD_BYTES
     ):
-        self.kind, self.patch_size, self.shard_bytes = kind, patch_size, shard_bytes
-        self._waiting_bytes = 0
-        self._where: dict[str, tuple[int, int]] = {}
-        self._waiting: dict[str, _Row] = {}
-        self._table = _CacheTable(folder)
-        given = {"kind": kind, **settings}
-        self._table.check_settings(self._table.begin(given), given)
-        self.refresh()
-
-    def __len__(self) -> int:
-        return len(self._where) + len(self._waiting)
+        self.kind, self.patch_size = kind, patch_size
+        super().__init__(folder, {"kind": kind, **settings}, shard_bytes)
 
     def outputs(self, batch: Batch, teacher: Callable[[Batch], Any], objective: DiDEObjective) -> CachedTeacherOutputs:
         """Return the teacher's outputs, from the disk where they are there; the rest is computed and kept.
@@ -152,9 +223,9 @@ class TeacherCache:
             raise ValueError(f"the objective compares attention, but {keeps}.")
         rows = {name: value for name, value in batch.items() if name not in (ROW_KEYS, "labels")}
         keys = batch[ROW_KEYS] if ROW_KEYS in batch else row_keys(rows)
-        names = [bytes(key.tolist()).hex() for key in keys.cpu()]
+        names = row_names(keys)
 
-        missing = {name: row for row, name in enumerate(names) if name not in self._where and name not in self._waiting}
+        missing = {name: row for row, name in enumerate(names) if name not in self}
         if missing:
             chosen = torch.tensor(list(missing.values()), device=rows["input_ids"].device)
             part = {name: value[chosen] for name, value in rows.items()}
@@ -163,31 +234,8 @@ class TeacherCache:
 
         # What was just computed goes the same way as what is read, rounding and all.
         found = self._assemble(names, rows, len(objective.teacher_layers))
-        if self._waiting_bytes >= self.shard_bytes:
-            self.flush()
+        self.write_full()
         return found
-
-    def flush(self) -> None:
-        """Write the rows that wait, as one shard that appears whole; call it at the end and with each checkpoint."""
-        if self._waiting:
-            rows = list(self._waiting.values())
-            logits = tensor_column(torch.stack([row.logits for row in rows]))
-            heads = pa.array([row.heads for row in rows], pa.list_(pa.int32()))
-            scores = pa.array([row.scores.numpy() for row in rows], pa.large_list(pa.float16()))
-            # Under the next free number: other processes write too.
-            columns = pa.table({"logits": logits, "heads": heads, "scores": scores})
-            self._table.write(None, pa.table({"id": list(self._waiting)}), columns)
-            self._waiting.clear()
-            self._waiting_bytes = 0
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Take in shards that this or another process has written since."""
-        known = {number for number, _ in self._where.values()}
-        for number in {int(file.stem.removeprefix("shard-")) for file in self._table.path.glob("shard-*")} - known:
-            # Ids alone; logits and scores stay on the disk.
-            ids = self._table.rows(number)["id"].to_pylist()
-            self._where |= {name: (number, inside) for inside, name in enumerate(ids)}
 
     def _keep(self, names: list[str], batch: Batch, outputs: Any, objective: DiDEObjective) -> None:
         """Let rows that were just computed wait to be written."""
@@ -200,35 +248,19 @@ class TeacherCache:
 
         for row, name in enumerate(names):
             pieces = [
-                _rounded(layer[way][image][:, queries[:, None], keys])
+                rounded(layer[way][image][:, queries[:, None], keys])
                 for layer in layers
                 for way, image, queries, keys in self._blocks(batch, row)
             ]
             scores = torch.cat([torch.zeros(0, dtype=torch.float16), *pieces])
-            if not (logits[row].isfinite().all() and scores.isfinite().all()):
-                raise ValueError(
-                    f"the teacher's outputs for row {name} are not finite, and are not kept; load it again."
-                )
-            self._waiting[name] = _Row(logits[row].clone(), [layer[0].shape[1] for layer in layers], scores)
-            self._waiting_bytes += logits[row].nbytes + scores.nbytes
-
-    def _row(self, name: str) -> _Row:
-        if name in self._waiting:
-            return self._waiting[name]
-        number, inside = self._where[name]
-        vectors = self._table.vectors(number)
-        scores = torch.tensor(vectors["scores"][inside].values.to_numpy())
-        logits = self._table.tensor(number, "logits", inside, inside + 1)[0]
-        if not (logits.isfinite().all() and scores.isfinite().all()):
-            way_out = "remove the folder, and let the run ask its teacher again"
-            raise ValueError(f"row {name} of the teacher cache {str(self._table.path)!r} is not finite; {way_out}.")
-        return _Row(logits, vectors["heads"][inside].as_py(), scores)
+            heads = torch.tensor([layer[0].shape[1] for layer in layers], dtype=torch.int32)
+            self.keep(name, {"logits": logits[row].clone(), "heads": heads, "scores": scores})
 
     def _assemble(self, names: list[str], batch: Batch, num_layers: int) -> CachedTeacherOutputs:
         """Lay the rows out with the batch's own padding."""
         device = batch["input_ids"].device
-        rows = [self._row(name) for name in names]
-        logits = torch.stack([row.logits for row in rows]).to(device)
+        rows = [self.row(name) for name in names]
+        logits = torch.stack([row["logits"] for row in rows]).to(device)
         if self.kind == "logits":
             return CachedTeacherOutputs(logits)
 
@@ -236,17 +268,18 @@ class TeacherCache:
         count, length = len(rows) * images, batch["attention_mask"].shape[1]
         layers = [
             (torch.zeros(count, heads, length, tokens), torch.zeros(count, heads, tokens, length))
-            for heads in rows[0].heads
+            for heads in rows[0]["heads"].tolist()
         ]
         for index, row in enumerate(rows):
-            places = [(layer, *block) for layer in range(len(row.heads)) for block in self._blocks(batch, index)]
-            sizes = [row.heads[layer] * len(queries) * len(keys) for layer, _, _, queries, keys in places]
-            if len(row.heads) != num_layers or sum(sizes) != len(row.scores):
-                holds = f"holds {len(row.scores):,} scores of {len(row.heads)} layers"
+            all_heads, scores = row["heads"].tolist(), row["scores"]
+            places = [(layer, *block) for layer in range(len(all_heads)) for block in self._blocks(batch, index)]
+            sizes = [all_heads[layer] * len(queries) * len(keys) for layer, _, _, queries, keys in places]
+            if len(all_heads) != num_layers or sum(sizes) != len(scores):
+                holds = f"holds {len(scores):,} scores of {len(all_heads)} layers"
                 asked = f"the batch asks for {sum(sizes):,} of {num_layers}; give the cache of this objective"
                 raise ValueError(f"row {names[index]} of the teacher cache {str(self._table.path)!r} {holds}, {asked}.")
 
-            for (layer, way, image, queries, keys), piece in zip(places, row.scores.float().split(sizes), strict=True):
+            for (layer, way, image, queries, keys), piece in zip(places, scores.float().split(sizes), strict=True):
                 layers[layer][way][image][:, queries[:, None], keys] = piece.view(-1, len(queries), len(keys))
         return CachedTeacherOutputs(logits, [(to_image.to(device), to_text.to(device)) for to_image, to_text in layers])
 
@@ -267,7 +300,7 @@ class TeacherCacheCallback(TrainerCallback):
         cache: what is written.
     """
 
-    def __init__(self, cache: TeacherCache):
+    def __init__(self, cache: RowCache):
         self.cache = cache
 
     def on_save(self, *args: Any, **kwargs: Any) -> None:
@@ -277,12 +310,16 @@ class TeacherCacheCallback(TrainerCallback):
     on_evaluate = on_train_end = on_save
 
 
+def _is_finite(row: Row) -> bool:
+    return all(bool(each.isfinite().all()) for each in row.values())
+
+
 def _image_mask(pixel_mask: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Real image tokens `(B, N, 1 + I)`, CLS token first: a patch counts by its top left pixel, as in the models."""
     patches = pixel_mask[:, :, ::patch_size, ::patch_size].bool().flatten(2)
     return torch.cat([patches.new_ones(*patches.shape[:2], 1), patches], dim=2)
 
 
-def _rounded(scores: torch.Tensor) -> torch.Tensor:
+def rounded(scores: torch.Tensor) -> torch.Tensor:
     """Scores in float16, flat, each query's largest at 0, which a softmax does not see."""
     return (scores - scores.amax(-1, keepdim=True)).clamp(min=torch.finfo(torch.float16).min).half().flatten()

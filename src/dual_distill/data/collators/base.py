@@ -21,6 +21,7 @@ from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
 from dual_distill.data.records import MAX_CHARACTERS
 from dual_distill.data.region_inputs import MAX_REGIONS, NUM_TAGS, RegionInputs, RegionLookup, tag_texts
 from dual_distill.data.tasks import Task
+from dual_distill.data.text_spans import text_spans
 from dual_distill.vqa_answers import soft_scores
 
 # Columns that name a row in an error, where the data has them.
@@ -65,6 +66,7 @@ class ImageTextCollator:
     """
 
     one_image = False  # whether a row of the batch has one image
+    gives_spans = False  # whether a batch has `student_text_spans` `(B, T, 2)`, the characters of each token
 
     def __init__(
         self,
@@ -135,7 +137,8 @@ class ImageTextCollator:
             return self._tagged(self.regions, rows, texts, max_length)
         cut = {"truncation": max_length is not None, "max_length": max_length}
         encoded = tokenizer(texts, padding="longest", return_tensors="pt", **cut)
-        return {name: encoded[name] for name in ("input_ids", "attention_mask")} | self._pixels(rows)
+        batch = {name: encoded[name] for name in ("input_ids", "attention_mask")} | self._pixels(rows)
+        return batch | ({"student_text_spans": text_spans(tokenizer, texts, encoded)} if self.gives_spans else {})
 
     def encode_images(self, rows: Sequence[Row]) -> Batch:
         """Prepare the images of a batch without its texts; for regions with the tags behind empty ones."""
@@ -179,17 +182,26 @@ class ImageTextCollator:
         batch: Batch = self.processor.pad_images([[self._image(row, index) for index in indices] for row in rows])
         return batch
 
+    def is_augmented(self, row: Row) -> bool:
+        """Return whether the images of a row are changed."""
+        return self.augmentation is not None and EPOCH_COLUMN in row and INDEX_COLUMN in row
+
+    def decoded(self, row: Row, index: int) -> Image.Image:
+        """One image of a row that was read, augmented but not resized."""
+        image = decode_image(row[self.task.image_columns[index]], row[ROW_NAME], self.max_pixels)
+        if self.augmentation is not None and self.is_augmented(row):
+            image = self.augmentation(image, (row[EPOCH_COLUMN], row[INDEX_COLUMN], index))
+        return image
+
     def _image(self, row: Row, index: int) -> Tensor:
         """One prepared image `(3, H, W)`: augmented anew, or kept from the last time that its content was seen."""
         value, name = row[self.task.image_columns[index]], row[ROW_NAME]
-        augmented = self.augmentation is not None and EPOCH_COLUMN in row and INDEX_COLUMN in row
+        augmented = self.is_augmented(row)
         key = "" if augmented else fingerprint(image_content(value))
         if key in self._cache:
             return self._cache[key]
 
-        image = decode_image(value, name, self.max_pixels)
-        if self.augmentation is not None and augmented:
-            image = self.augmentation(image, (row[EPOCH_COLUMN], row[INDEX_COLUMN], index))
+        image = self.decoded(row, index)
         prepared: Tensor = resize_image(self.processor.prepare_image, image, name)
         if not augmented:
             self._cache.keep(key, prepared)

@@ -131,13 +131,13 @@ def aligned_attention_loss(
     Raises:
         ValueError: relation heads are asked of probabilities, or do not divide a width.
     """
-    if relation_heads is not None and not teacher.has_states:
+    if relation_heads not in (None, teacher.heads) and not teacher.has_states:
         raise ValueError(
             f"relation_heads is {relation_heads}, but the teacher gives attention probabilities, which cannot be split "
             "into other heads; leave relation_heads out."
         )
     heads = student_queries.shape[1]
-    averages = teacher.heads != heads and not teacher.has_states
+    averages = teacher.heads not in (heads, relation_heads) and not teacher.has_states
     if averages:
         teacher = teacher.over_heads(1)
     elif teacher.heads != heads or relation_heads is not None:

