@@ -8,6 +8,7 @@ are in the picture, and files named and laid out as the data sets have them.
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +19,11 @@ import pytest
 import torch
 import transformers
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 from transformers import BertTokenizer, PreTrainedModel, ViltConfig, ViltImageProcessorPil, ViltProcessor
 
 from dual_distill.cli import main
+from dual_distill.cli.recipe_parser import read_recipe
 
 COLOURS = ("red", "blue")
 WORDS = (
@@ -283,6 +286,44 @@ def tiny_training() -> list[str]:
         *("--gradient_accumulation_steps", "1", "--dataloader_num_workers", "0"),
         *("--dataloader_persistent_workers", "false", "--bf16", "false", "--use_cpu", "true", "--disable_tqdm", "true"),
     ]
+
+
+@pytest.fixture
+def check_resume(dual_distill: Callable[..., Printed], tmp_path: Path) -> Callable[[list[str]], None]:
+    """Runs a recipe for five steps, and again from its third, which lies inside an epoch: the weights are equal.
+
+    Dropout, augmentation, and whether workers load and persist (two at most) are the recipe's own.
+    """
+
+    def check(words: list[str]) -> None:
+        fields = read_recipe(Path(words[0]), words[words.index("--role") + 1])
+        shared = [
+            "--max_steps",
+            5,
+            "--per_device_train_batch_size",
+            2,
+            "--eval_strategy",
+            "no",
+            "--save_strategy",
+            "steps",
+        ]
+        shared += ["--save_steps", 3, "--save_total_limit", 5, "--load_best_model_at_end", "false"]
+        shared += ["--dataloader_num_workers", min(2, fields.get("dataloader_num_workers", 0))]
+        shared += ["--dataloader_persistent_workers", fields.get("dataloader_persistent_workers", False)]
+        whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+        printed = dual_distill("train", *words, *shared, "--output_dir", whole, "--debug")
+        assert printed.code == 0, printed.err
+        assert json.loads((whole / "checkpoint-3" / "trainer_state.json").read_text())["epoch"] % 1 != 0
+        shutil.copytree(whole / "checkpoint-3", resumed / "checkpoint-3")
+        printed = dual_distill("train", *words, *shared, "--output_dir", resumed, "--debug")
+        assert printed.code == 0, printed.err
+        third, one, other = (
+            load_file(folder / "model.safetensors") for folder in (whole / "checkpoint-3", whole, resumed)
+        )
+        assert any(not torch.equal(third[name], weight) for name, weight in one.items())
+        assert [name for name, weight in one.items() if not torch.equal(other[name], weight)] == []
+
+    return check
 
 
 @pytest.fixture(scope="session")

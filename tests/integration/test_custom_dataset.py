@@ -148,3 +148,15 @@ def test_several_answers_a_question_are_soft_labels(
     assert printed.code == 0, printed.err
     report = json.loads(printed.out)
     assert (report["vqa_score"], report["accuracy"]) == (None, 1.0)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_whole_one(
+    tables: dict, vilts: dict, tiny_training: list[str], dual_distill: Callable, check_resume: Callable, tmp_path: Path
+) -> None:
+    data, columns = tables["csv"]
+    words = ["--data", data, *columns, *tiny_training]
+    teacher = tmp_path / "teacher"
+    train(dual_distill, "teacher", *words, "--init_from", vilts["mlm"], "--output_dir", teacher)
+    starts = ["--init_from", teacher, "--teacher", teacher]
+    check_resume([str(RECIPES / "custom.yaml"), "--role", "distilled", *words, *starts])

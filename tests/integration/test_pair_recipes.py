@@ -241,3 +241,11 @@ def test_what_does_not_fit_is_said(words: list[str], problem: str, dual_distill:
     printed = dual_distill("train", recipe, *words, "--output_dir", tmp_path / "run", "--use_cpu", "true")
     assert printed.code == 2
     assert re.search(problem, printed.err), printed.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in {**STARTS, **FINE_TUNED} if name.endswith("/distilled")])
+def test_a_resumed_run_is_the_whole_one(
+    name: str, words_of: Callable, trained: Callable, check_resume: Callable
+) -> None:
+    check_resume(words_of(name, trained))

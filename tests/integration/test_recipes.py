@@ -109,6 +109,8 @@ def test_every_recipe_is_run() -> None:
         f"{file.stem}/{role}" for file in RECIPES.glob("*.yaml") for role in yaml.safe_load(file.read_text())["roles"]
     }
     assert found == {*STARTS, *CUSTOM, *IMAGE_TEXT, *REGIONS}
+    # Each file has the role whose run is resumed.
+    assert {f"{file.stem}/distilled" for file in RECIPES.glob("*.yaml")} <= found
 
 
 def test_every_recipe_opens_with_its_commands_and_whether_it_was_run() -> None:
@@ -283,3 +285,11 @@ def test_a_recipe_in_a_process_of_its_own(words_of: Callable, trained: Callable,
     model = AutoModelForVisualQuestionAnswering.from_pretrained(tmp_path / "student")
     assert set(model.config.id2label.values()) == {*ANSWERS, "dog"}
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in STARTS if name.endswith("/distilled")])
+def test_a_resumed_run_is_the_whole_one(
+    name: str, words_of: Callable, trained: Callable, check_resume: Callable
+) -> None:
+    check_resume(words_of(name, trained))

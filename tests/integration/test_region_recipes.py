@@ -510,3 +510,11 @@ def test_photographs_from_detector_to_scores(dual_distill: Callable, tmp_path: P
         )
         assert report["cider"] >= 0
         assert 0 < report["mean_words"] <= 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("/distilled")])
+def test_a_resumed_run_is_the_whole_one(
+    name: str, words_of: Callable, trained: Callable, check_resume: Callable
+) -> None:
+    check_resume(words_of(name, trained))

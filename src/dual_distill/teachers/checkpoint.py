@@ -214,4 +214,7 @@ def first_line(error: BaseException) -> str:
     # A configuration's own sentence is wrapped by its validator.
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
         error = error.__cause__
+    if "trust_remote_code" in str(error):
+        way_out = "remove auto_map from its files, or load it yourself with transformers where you trust it"
+        return f"it brings code of its own, which is never run here; {way_out}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
