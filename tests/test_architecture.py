@@ -31,6 +31,7 @@ FLOORS = {
     "hub_cards": 1,
 }
 FOUNDATIONS = {
+    "credentials",
     "sealed",
     "vqa_answers",
 }  # modules beside the rooms that every room may import; they import the standard library alone

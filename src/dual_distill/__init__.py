@@ -75,35 +75,36 @@ class _Package(ModuleType):
                 model_class.push_to_hub = push_pretrained
                 guard(model_class, "*config.json", "model*")
             guard(value.DualDistillProcessor, "*config.json", "tokenizer*")
+        if name in _PUBLIC:
+            _register()
 
 
-def _register_when_asked() -> None:
-    """Import ours, which registers them, as soon as one of transformers' Auto classes or its pipeline is asked for.
-
-    A name that is there already is not asked for again, so once any Auto class was used, ours are imported at once.
-    """
-    if "transformers.models.auto" in sys.modules:
-        import_module(".inference", __name__)
+def _register() -> None:
+    """Import ours, which registers them, once transformers' Auto classes are there and no import is under way."""
+    if "transformers.models.auto.configuration_auto" not in sys.modules or f"{__name__}.inference" in sys.modules:
         return
+    modules = [module for name, module in [*sys.modules.items()] if name.startswith(("transformers.", "dual_distill."))]
+    if not any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules):
+        import_module(".inference", __name__)
+
+
+def _register_when_loaded() -> None:
+    """Look after each name that transformers loads, from whatever module of its it is imported."""
     # The class, not the module: transformers puts another module in its own place while it is imported.
     lazy_module: Any = type(import_module("transformers"))
-    get = lazy_module.__getattr__
 
-    def asked(module: ModuleType, name: str) -> Any:
-        ours = [name for name in sys.modules if name.rpartition(".")[0] == __name__]
-        is_importing = any(name.rpartition(".")[2] not in globals() for name in ours)
-        if module.__name__ == "transformers" and (name.startswith("Auto") or name == "pipeline") and not is_importing:
-            lazy_module.__getattr__ = get
-            import_module(".inference", __name__)
-        return get(module, name)
+    def loaded(module: ModuleType, name: str, value: Any) -> None:
+        ModuleType.__setattr__(module, name, value)
+        _register()
 
-    lazy_module.__getattr__ = asked
+    lazy_module.__setattr__ = loaded
+    _register()
 
 
 sys.modules[__name__].__class__ = _Package
 _is_command = "dual-distill" in [Path(word).name.removesuffix(".exe") for word in sys.argv[:1]]
 if not _is_command and ("-m", "dual_distill") not in pairwise(sys.orig_argv):
-    _register_when_asked()
+    _register_when_loaded()
 elif signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # While a command imports, an interruption ends it at once: an import that is cut short may say anything.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))

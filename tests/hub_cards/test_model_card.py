@@ -1,6 +1,7 @@
 """Cards of every kind of model: what they say, what they leave out, and what a person wrote in them."""
 
 import importlib.resources
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from dual_distill.hub_cards import (
     ObjectiveRecord,
     Origin,
     RunRecord,
+    Speed,
     read_run,
     write_card,
     write_run,
@@ -54,6 +56,39 @@ def test_a_score_with_several_editions_names_the_one(make_folder: Callable[..., 
     card = write_card(folder, repo_id="me/student").read_text()
     assert "| vqa score, edition 2021 | validation | 10 | 50.0 % |" in card
     assert "name: vqa score, edition 2021" in card
+
+
+HOSTILE = "<script>alert(1)</script>`[here](javascript:alert(2))|\n\n# Not ours\n<img src=x onerror=alert(3)>"
+
+
+def test_a_hostile_record_writes_no_html_and_no_links(make_folder: Callable[..., Path]) -> None:
+    """A record may come with somebody else's checkpoint: each of its texts tries, beside those of the configuration."""
+    paper = {**dict.fromkeys(PAPER, HOSTILE), "url": "javascript:alert(4)", "bibtex": "@a{b,\n  c}\n```\n<script>"}
+    run = RunRecord(
+        ObjectiveRecord(HOSTILE, {HOSTILE: 1.0}, paper),
+        DataOrigin(HOSTILE, {HOSTILE: 90}, hub_ids=[HOSTILE], revision=HOSTILE, arguments=[HOSTILE]),
+        teacher=Origin(HOSTILE, HOSTILE, on_hub=True),
+        start=Origin(HOSTILE, HOSTILE, on_hub=False),
+        settings={"note": HOSTILE},
+        measurements=(Measurement(HOSTILE, 0.5, HOSTILE, HOSTILE, rows=1, groups={HOSTILE: 0.5}),),
+        speed=Speed(1.0, 2.0, HOSTILE, HOSTILE),
+        versions={HOSTILE: HOSTILE},
+        command=HOSTILE,
+        device=HOSTILE,
+        model_name=HOSTILE,
+        steps=3,
+    )
+    folder = make_folder()
+    write_run(folder, run)
+    text = ModelCard(write_card(folder, metadata={"license": HOSTILE}).read_text()).text
+    text, _, citation = text.partition("## Citation")
+    assert not re.search(r"<(?!!-- dual_distill card)", text)
+    assert "](javascript:" not in text
+    assert "alert(4)" not in text
+    assert not re.search("^# Not ours", text, re.MULTILINE)
+    assert text.count("`") % 2 == 0
+    # A block of code ends where ours ends it.
+    assert citation.strip().startswith("```bibtex\n@a{b,\n  c}\n\n<script>\n```")
 
 
 def test_a_distilled_dual_encoder_says_what_happened(make_folder: Callable[..., Path]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,3 +120,10 @@ def test_a_folder_is_known_by_its_weights_and_the_hub_by_its_commit(
         origin_of(tmp_path / "empty")
     with pytest.raises(ValueError, match="was not loaded from the Hub on this machine"):
         origin_of("nobody/nothing")
+
+
+def test_a_record_holds_addresses_without_credentials(make_folder: Callable[..., Path]) -> None:
+    source = {"path": "https://ada:s3cret@example.org/{0..9}.tar?token=abc", "kind": "webdataset"}
+    file = write_run(make_folder(), RunRecord(settings={"data_options": {"sources": [source]}}))
+    assert "https://example.org/{0..9}.tar?token=..." in file.read_text()
+    assert not re.search("ada|s3cret|abc", file.read_text())

@@ -1,6 +1,7 @@
 """What is to be encoded: ids and values of folders, Parquet, data sets, mappings and texts; images from a server."""
 
 import io
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -165,3 +166,11 @@ def test_a_server_that_is_not_there() -> None:
 def test_a_path_that_looks_like_a_scheme_is_a_path() -> None:
     with pytest.raises(ImageError, match=r"\(image 'http_photo.png'\): the file cannot be read"):
         load_image("http_photo.png", name=0)
+
+
+def test_an_address_is_named_without_its_credentials():
+    with pytest.raises(
+        ImageError, match=r"image 'http://127.0.0.1:9/a.png\?token=...&size=2'\): it cannot be"
+    ) as caught:
+        load_image("http://ada:s3cret@127.0.0.1:9/a.png?token=abc&size=2", name=0)
+    assert not {"ada", "s3cret", "abc"} & set(re.split(r"\W+", str(caught.value)))

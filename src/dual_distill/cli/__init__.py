@@ -8,6 +8,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from dual_distill.credentials import without_credentials
+
 COMMANDS = {
     "quickstart": "train a teacher and three students on generated images, and show what distillation does",
     "train": "train a teacher, a plain model or a distilled student from a recipe",
@@ -99,5 +101,5 @@ def _sentence(error: Exception) -> str:
     # An error of a data loading process carries its traceback, and its own sentence last.
     if text.startswith("Caught ") and "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    text = " ".join(text.split())
+    text = without_credentials(" ".join(text.split()))
     return text if isinstance(error, ValueError | OSError) and text else f"{type(error).__name__}: {text}"

@@ -20,6 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dual_distill.credentials import without_credentials
+
 # Shared options: what stands for the value, and the help.
 _VALUES = {
     "model": ("MODEL", "checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT"),
@@ -86,9 +88,10 @@ def run_command(name: str, words: Sequence[str]) -> None:
         result = module.run(options)
 
     if options.json:
-        print(json.dumps(result if isinstance(result, dict) else asdict(result), ensure_ascii=False))
+        shown = json.dumps(result if isinstance(result, dict) else asdict(result), ensure_ascii=False)
     else:
-        print(module.table(result))
+        shown = module.table(result)
+    print(without_credentials(shown))
 
 
 def _parse(name: str, module: Any, words: Sequence[str]) -> argparse.Namespace:
@@ -101,7 +104,7 @@ def _parse(name: str, module: Any, words: Sequence[str]) -> argparse.Namespace:
 
     # Intermixed, so that questions may stand before, between and after the options.
     dashed = [re.sub(r"^--[^=]+", lambda found: found[0].replace("_", "-"), word) for word in words]
-    command = " ".join(["dual-distill", name, *words])
+    command = without_credentials(" ".join(["dual-distill", name, *words]))
     return parser.parse_intermixed_args(dashed, argparse.Namespace(command=command))
 
 

@@ -9,6 +9,7 @@ weights, the one on the Hub, or both.
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +50,8 @@ _TAUGHT = {
     "label_weight": "from the labels themselves",
 }
 _IN_PER_CENT = re.compile(r"accuracy|recall|precision|f1|score|consistency|share|bleu|rouge")
+# What could begin HTML, end a span of code or a cell, or go on in another line.
+_HARMFUL = str.maketrans({"<": "&lt;", "`": "'", "|": "\\|", "\n": " ", "\r": " "})
 _DIGITS = 4  # of a share: a hundredth of a per cent
 
 
@@ -118,17 +121,26 @@ def make_card(
     weights = run.objective.weights if run.objective else {}
     further = {name: value for name, value in old.items() if name not in _OURS}
     data = ModelCardData(**_own_metadata(checkpoint, run, title, measured, tags), library_name=library, **further)
+    told = {
+        "run": asdict(checkpoint.run) if checkpoint.run else None,
+        "config": checkpoint.config,
+        "adapter": checkpoint.adapter,
+        "title": title,
+        "license": old.get("license"),
+        "metrics": [_metric_row(one) for one in measured],
+        "settings": _settings(run),
+    }
+    paper = (run.objective.paper if run.objective else None) or {}
     facts = {
         **vars(checkpoint),
-        "title": title,
+        **_harmless(told),
         "checkpoint": checkpoint,
         "source": repo_id or ".",
         "revision": revision,
         "with_code": with_code,
-        "license": old.get("license"),
         "learned": " and ".join(words for name, words in _TAUGHT.items() if weights.get(name)),
-        "metrics": [_metric_row(one) for one in measured],
-        "settings": _settings(run),
+        # The one text of several lines, in a block of code.
+        "bibtex": paper.get("bibtex", "").replace("```", ""),
     }
     layout: Any = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     template = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), **layout)
@@ -308,8 +320,16 @@ def _metric_row(one: Measurement) -> dict[str, Any]:
 def _settings(run: RunRecord) -> dict[str, str]:
     """Settings that are worth naming, for a line of a table."""
     stated = _NOT_WORTH_NAMING | ({"max_steps"} if run.steps is not None else set())
-    kept = {name: str(value) for name, value in sorted(run.settings.items()) if name not in stated}
-    return {name: value.replace("|", "\\|").replace("\n", " ") for name, value in kept.items()}
+    return {name: str(value) for name, value in sorted(run.settings.items()) if name not in stated}
+
+
+def _harmless(value: Any) -> Any:
+    """What a record, a configuration or a README says, without HTML or links of its own: the files may be another's."""
+    if isinstance(value, str):
+        return value.translate(_HARMFUL).replace("](", "] (")
+    if isinstance(value, Mapping):
+        return {_harmless(name): _harmless(one) for name, one in value.items()}
+    return [_harmless(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _listed(value: Any) -> list[Any]:

@@ -19,6 +19,7 @@ import yaml
 from huggingface_hub import snapshot_download
 
 from dual_distill import sealed
+from dual_distill.credentials import without_credentials
 
 RUN_FILE = "run.json"
 FORMAT = 2
@@ -227,7 +228,7 @@ def write_run(folder: str | Path, record: RunRecord) -> Path:
 
     file = Path(folder, RUN_FILE)
     content = {"format": FORMAT, **asdict(replace(record, weights=weights), dict_factory=noted)}
-    sealed.write_json(file, json.loads(json.dumps(content)))
+    sealed.write_json(file, json.loads(without_credentials(json.dumps(content))))
     return file
 
 

@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from huggingface_hub.utils import httpx
 from PIL import Image
 
+from dual_distill.credentials import without_credentials
 from dual_distill.data import ImageError, decode_image, existing_file
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -195,7 +196,8 @@ def load_image(value: Any, name: int | str, max_bytes: int = MAX_DOWNLOAD_BYTES)
         'RGB'
     """
     if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
-        value = {"bytes": _download(value, f"row {name} (image {value!r})", max_bytes), "path": value}
+        shown = without_credentials(value)
+        value = {"bytes": _download(value, f"row {name} (image {shown!r})", max_bytes), "path": shown}
     return decode_image(value, name)
 
 
@@ -215,7 +217,7 @@ def _download(url: str, where: str, max_bytes: int) -> bytes:
         status = f"{error.response.status_code} {error.response.reason_phrase}"
         raise ImageError(f"{where}: the server answers {status}; open the address in a browser.") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        reason = str(error) or type(error).__name__
+        reason = without_credentials(str(error)) or type(error).__name__
         raise ImageError(f"{where}: it cannot be downloaded ({reason}); check the address and the network.") from error
 
     return bytes(content)

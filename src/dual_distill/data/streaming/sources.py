@@ -26,6 +26,7 @@ from datasets import Features, Value
 from datasets.data_files import resolve_pattern
 from datasets.utils.file_utils import xopen
 
+from dual_distill.credentials import without_credentials
 from dual_distill.data.datasets.captions import load_captions
 from dual_distill.data.records import MAX_CHARACTERS, InvalidRecordError, existing_folder, read_json_lines
 from dual_distill.data.tasks import nearest_name
@@ -92,7 +93,7 @@ class ImageTextSource:
 
         # The last folder of the path that is no pattern.
         if self.name is None:
-            parts = [part for part in self.path.split("://")[-1].split("/") if part]
+            parts = [part for part in without_credentials(self.path).split("://")[-1].split("/") if part]
             folders = parts if self.kind == "folder" else parts[:-1]
             named = [part for part in folders if not any(sign in part for sign in "*?[")]
             object.__setattr__(self, "name", named[-1] if named else "image_text")
