@@ -144,3 +144,53 @@ def test_code_is_complete_and_points_to_itself(make_folder: Callable[..., Path])
     (folder / "processor_config.json").unlink()
     with pytest.raises(ValueError, match=r"there is no processor_config\.json beside the model"):
         add_code(collect(folder).files, found.architecture)
+
+
+# Made up, each of the form that its issuer gives it.
+SECRETS = {
+    "Hugging Face": "hf_" + "aB3d" * 9,
+    "Hugging Face, organisation": "api_org_" + "aB3d" * 9,
+    "GitHub": "ghp_" + "aB3d" * 9,
+    "GitHub, application": "ghs_" + "aB3d" * 9,
+    "GitHub, fine-grained": "github_pat_" + "aB3d" * 20,
+    "GitLab": "glpat-" + "aB3d" * 5,
+    "GitLab, runner": "glrt-" + "aB3d" * 5,
+    "Google": "AIza" + "aB3d-_7" * 5,
+    "Google, OAuth": "ya29." + "aB3d" * 12,
+    "npm": "npm_" + "aB3d" * 9,
+    "npm, .npmrc": "//registry.example.org/:_authToken=1f3a-aB3d",
+    "PyPI": "pypi-AgEIcHlwaS5vcmc" + "aB3_" * 20,
+    "Stripe": "sk_live_" + "aB3d" * 6,
+    "Stripe, restricted": "rk_live_" + "aB3d" * 6,
+    "JSON web token": f"eyJ{'aB3d' * 5}.eyJ{'aB3d' * 9}.{'aB3d' * 10}",
+    "user and password": "https://ada:s3cret@example.org/data.tar",
+    "password of a database": "postgresql://ada:s3cret@db.example.org/runs",
+    "path of a home, as an address": "file:///home/ada/runs/teacher",
+    "path of a home on macOS, as an address": "file:///Users/ada/runs",
+    "private key": "-----BEGIN PRIVATE KEY-----",
+    "RSA": "-----BEGIN RSA PRIVATE KEY-----",
+    "OpenSSH": "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "PGP": "-----BEGIN PGP PRIVATE KEY BLOCK-----",
+    "AWS": "AKIA" + "AB3D" * 4,
+    "AWS, secret": "aws_secret_access_key = " + "aB3/" * 10,
+    "Slack": "xoxb-" + "123456789-" * 2 + "aB3d" * 6,
+    "Slack, webhook": "https://hooks.slack.com/services/T0AB/B0AB/" + "aB3d" * 6,
+    "OpenAI": "sk-proj-" + "aB3d" * 12,
+    "SendGrid": f"SG.{('aB3d' * 6)[:22]}.{('aB3d' * 11)[:43]}",
+    "Azure": "AccountKey=" + "aB3d" * 21 + "a1==",
+}
+
+
+@pytest.mark.parametrize("issuer", SECRETS)
+@pytest.mark.parametrize("name", ["README.md", "modeling_dual_encoder.py", "run.json", "tokenizer.json"])
+def test_a_secret_leaves_in_no_file(issuer: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} holds .*, and nothing was sent") as refusal:
+        refuse_leaks({name: json.dumps({"note": f"see {SECRETS[issuer]} there"}).encode()})
+    assert SECRETS[issuer] not in str(refusal.value)
+
+
+def test_what_only_resembles_a_secret_may_leave() -> None:
+    harmless = ["hf://datasets/me/photos@main/a.tar", "https://example.org:8080/a@b", "https://example.org/?a=b:c@d"]
+    harmless += ["sk-learn", "npm_config", "eyJ", "a/b", "ghp_", "sk_live", "{user}:{password}@host"]
+    harmless += ["-----BEGIN PUBLIC KEY-----"]
+    refuse_leaks({"tokenizer.json": json.dumps(harmless).encode(), "README.md": "\n".join(harmless).encode()})

@@ -57,12 +57,22 @@ _PNG_BEGINS = b"\x89PNG\r\n\x1a\n"
 _TOKENS = (
     r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}"  # Hugging Face
     r"|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{20,}"
-    r"|\bsk-[A-Za-z0-9_-]{20,}"
+    r"|\bgl(?:pat|dt|ft|rt|soat|cbt|ptt)-[\w-]{20,}"  # GitLab
+    r"|\bsk-[A-Za-z0-9_-]{20,}"  # OpenAI, Anthropic
+    r"|\b[sr]k_(?:live|test)_[A-Za-z0-9]{10,}"  # Stripe
     r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
-    r"|\bxox[abprs]-[A-Za-z0-9-]{10,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|\bAIza[\w-]{35}|\bya29\.[\w-]{20,}"  # Google
+    r"|\bxox[abeoprs]-[A-Za-z0-9-]{10,}|\bhooks\.slack\.com/services/\w+/\w+/\w+"
+    r"|\bnpm_[A-Za-z0-9]{36}|_authToken=[^\s$]+"
+    r"|\bpypi-AgE[\w-]{40,}"
+    r"|\bSG\.[\w-]{22}\.[\w-]{43}"  # SendGrid
+    r"|\b(?:AccountKey|SharedAccessKey)=[\w+/]{40,}"  # Azure
+    r"|\baws_secret_access_key\b\W{1,5}[\w+/]{40}"
+    r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"  # a JSON web token
+    r"|\b[a-z][a-z0-9+.-]*://[^\s/:@\"'{}]+:[^\s/@\"'{}]+@"  # user:password@host
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
-_HOME_PATH = r"(?<![\w.:/])/(?:home|Users|root)/[\w.+-]+|\b[A-Za-z]:(?:\\+|/)Users(?:\\+|/)[\w.+-]+"
+_HOME_PATH = r"(?:(?<![\w.:/])|(?<=file://))/(?:home|Users|root)/[\w.+-]+|\b[A-Za-z]:(?:\\+|/)Users(?:\\+|/)[\w.+-]+"
 # Begins where no word, address or other path goes on; two parts at least, so that "and/or" and "/" pass.
 _ABSOLUTE_PATH = r"(?<![\w:/.<~)\]])/(?:[\w.+-]+/)+[\w.+-]+|\b[A-Za-z]:\\+[\w.+-]+"
 # Names that say nothing about anyone and are words of their own; paths into their homes are found all the same.
