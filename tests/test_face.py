@@ -45,6 +45,20 @@ def test_importing_the_package_registers_the_models_and_their_push() -> None:
         "from transformers import AutoConfig; import dual_distill",
         "import dual_distill.hub_cards; from transformers import AutoConfig",
         "import dual_distill.regions; from transformers import pipeline, AutoConfig",
+        *(
+            pytest.param(f"import dual_distill; {imports}", marks=pytest.mark.slow)
+            for imports in (
+                "from transformers.models.auto import AutoConfig",
+                "from transformers.models.auto.configuration_auto import AutoConfig",
+                "from transformers.models.auto.modeling_auto import AutoModel; from transformers import AutoConfig",
+                "import transformers.models.auto as auto; AutoConfig = auto.AutoConfig",
+                "import transformers; AutoConfig = transformers.AutoConfig",
+                "from transformers.pipelines import pipeline; from transformers import AutoConfig",
+                "from transformers import LlavaForConditionalGeneration, Trainer, AutoConfig",
+                "from transformers import AutoImageProcessor; from transformers.pipelines.base import AutoConfig",
+                "import dual_distill.regions; from transformers import AutoImageProcessor, AutoConfig",
+            )
+        ),
     ],
 )
 def test_ours_are_known_whatever_is_imported_first(code: str) -> None:

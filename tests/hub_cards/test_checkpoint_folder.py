@@ -1,6 +1,7 @@
 """What of a folder may be published: each refusal by its sentence, each file by its kind."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -144,6 +145,19 @@ def test_code_is_complete_and_points_to_itself(make_folder: Callable[..., Path])
     (folder / "processor_config.json").unlink()
     with pytest.raises(ValueError, match=r"there is no processor_config\.json beside the model"):
         add_code(collect(folder).files, found.architecture)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "run.json", "README.md", "config.json"])
+def test_a_named_pipe_is_no_file_of_a_checkpoint(name: str, make_folder: Callable[..., Path]) -> None:
+    """Opened, it would wait for somebody who writes."""
+    folder = make_folder()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    if name in ("model.safetensors", "config.json"):
+        with pytest.raises(ValueError, match=f"has no {name}"):
+            collect(folder)
+    else:
+        assert name not in collect(folder).files
 
 
 # Made up, each of the form that its issuer gives it.

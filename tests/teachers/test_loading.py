@@ -1,6 +1,7 @@
 """Loading: which class a checkpoint becomes, what its processor returns, and each refusal by its sentence."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -413,6 +414,44 @@ def test_a_config_that_no_model_can_have_is_refused_in_a_sentence(save_vilt, tmp
         load_model(tmp_path / "ours")
     edit_config(folder, num_attention_heads=3)
     with pytest.raises(ValueError, match=r"vilt' cannot be converted: hidden_size 16 is no multiple"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "interaction_layers"])
+def test_layers_without_end_are_refused_before_they_are_built(field, save_vilt, tmp_path):
+    _, folder = save_vilt("ViltForQuestionAnswering")
+    fields = {"model_type": "dual_distill_dual_encoder", "text_config": {"num_hidden_layers": 10**8}}
+    if field == "interaction_layers":
+        fields = {"model_type": "dual_distill_dual_encoder", "text_config": {}, field: 10**8}
+    edit_config(folder, **fields)
+    with pytest.raises(ValueError, match=f"cannot be read: {field} is 100,000,000; at most 1,000 are built"):
+        load_model(folder)
+    edit_config(folder, model_type="vilt", num_hidden_layers=10**8)
+    with pytest.raises(ValueError, match="cannot be converted: num_hidden_layers is 100,000,000; at most 1,000"):
+        load_model(folder)
+
+
+def test_files_that_are_nested_too_deeply_or_are_no_files(save_vilt, tmp_path):
+    vilt, folder = save_vilt("ViltForQuestionAnswering")
+    vilt.save_pretrained(folder, max_shard_size="5KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    shard = sorted(folder.glob("model-*-of-*.safetensors"))[0]
+    shard.unlink()
+    os.mkfifo(shard)  # opened, it waits for somebody who writes
+    with pytest.raises(ValueError, match=rf"lacks {shard.name}, which model\.safetensors\.index\.json names"):
+        load_model(folder)
+    (folder / "model.safetensors.index.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"model.safetensors.index.json is no valid JSON \(maximum recursion depth"):
+        load_model(folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="names no files"):
+        load_model(folder)
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"the config.json of .* cannot be read: maximum recursion depth"):
+        load_model(folder)
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(ValueError, match=r"has no config\.json"):
         load_model(folder)
 
 

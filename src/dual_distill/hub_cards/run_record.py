@@ -321,7 +321,8 @@ def add_evaluation(
 
 def weights_digest(folder: str | Path) -> str | None:
     """Return "sha256:" and the digest of a checkpoint's weights, in shards or not; None: there are none."""
-    files = sorted(Path(folder).glob("*model*.safetensors"))  # of a whole model, or an adapter's
+    # Of a whole model, or an adapter's; a named pipe would be waited for.
+    files = sorted(file for file in Path(folder).glob("*model*.safetensors") if file.is_file())
     digest, known = hashlib.sha256(), sealed.read_seal(folder)
     for file in files:
         digest.update(bytes.fromhex(known.get(file.name) or sealed.digest_of(file)))

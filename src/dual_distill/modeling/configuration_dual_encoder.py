@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from .configuration_fusion_encoder import FusionEncoderConfig, OwnConfig, TransformerConfig
+from .configuration_fusion_encoder import MAX_LAYERS, FusionEncoderConfig, OwnConfig, TransformerConfig
 
 
 @strict
@@ -217,6 +217,8 @@ class DualEncoderConfig(OwnConfig):
         for name, least in (("interaction_layers", 0), ("projected_heads", 0), ("projection_dim", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.interaction_layers > MAX_LAYERS:
+            raise ValueError(f"interaction_layers is {self.interaction_layers:,}; at most {MAX_LAYERS:,} are built.")
 
         # What a tower of ours is, its maker chose; towers of others are made to fit by a linear map.
         is_own = {name: self.is_own(name) for name in _OWN}

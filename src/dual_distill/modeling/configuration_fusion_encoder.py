@@ -6,6 +6,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+MAX_LAYERS = 1_000
+
 
 @strict
 class OwnConfig(PreTrainedConfig):
@@ -51,6 +53,9 @@ class TransformerConfig(OwnConfig):
     def validate_architecture(self) -> None:
         """Refuse widths and grids that do not divide."""
         super().validate_architecture()
+        # Each is built before the weights show that there are none for it.
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers:,}; at most {MAX_LAYERS:,} are built.")
         width, heads = self.hidden_size, self.num_attention_heads
         if width % heads:
             raise ValueError(f"hidden_size {width} is no multiple of num_attention_heads {heads}; choose one that is.")

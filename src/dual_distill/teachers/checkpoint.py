@@ -5,7 +5,6 @@ is no safetensors file, and initialize missing weights with a table of warnings.
 by name.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,7 +85,7 @@ def read_config(folder: Path, source: str, model_types: Sequence[str], expected:
 
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+    except (OSError, ValueError, KeyError, RecursionError, StrictDataclassError) as error:
         raise ValueError(f"the config.json of {source!r} cannot be read: {first_line(error)}") from error
     if config.model_type not in model_types:
         raise ValueError(f"{source!r} holds a model of type {config.model_type!r}; give {expected}.")
@@ -112,14 +111,18 @@ def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
     files = found or variants
     [index] = files
     if index.endswith(".json"):
-        files = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = sealed.read_json(folder / index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{index} of {source!r} names no files (weight_map); fetch the checkpoint again.")
+        files = sorted(set(weight_map.values()))
 
     weights: dict[str, torch.Tensor] = {}
     for name in files:
         try:
+            # Not a named pipe either, which would be waited for.
+            if not (folder / name).is_file():
+                raise ValueError(f"{source!r} lacks {name}, which {index} names; fetch it again.")
             weights |= load_file(folder / name)
-        except FileNotFoundError as error:
-            raise ValueError(f"{source!r} lacks {name}, which {index} names; fetch it again.") from error
         except SafetensorError as error:
             raise ValueError(f"{name} of {source!r} is damaged ({error}); fetch the checkpoint again.") from error
 
