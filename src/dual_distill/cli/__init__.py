@@ -8,8 +8,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dual_distill.credentials import without_credentials
-
 COMMANDS = {
     "quickstart": "train a teacher and three students on generated images, and show what distillation does",
     "train": "train a teacher, a plain model or a distilled student from a recipe",
@@ -94,6 +92,8 @@ def _sentence(error: Exception) -> str:
     """Return an error as one line; an unforeseen kind says what it is."""
     # Here, not above: help needs no client of the Hub.
     from huggingface_hub.errors import StrictDataclassError
+
+    from .options import without_credentials
 
     if isinstance(error, StrictDataclassError) and isinstance(error.__cause__, ValueError):
         error = error.__cause__  # a configuration's own sentence, wrapped by its validator
