@@ -12,6 +12,7 @@ from transformers import BertConfig, BertModel
 
 from dual_distill.modeling import (
     DualDistillProcessor,
+    DualEncoderConfig,
     DualEncoderForPreTraining,
     DualEncoderForQuestionAnswering,
     DualEncoderModel,
@@ -417,18 +418,18 @@ def test_a_config_that_no_model_can_have_is_refused_in_a_sentence(save_vilt, tmp
         load_model(folder)
 
 
-@pytest.mark.parametrize("field", ["num_hidden_layers", "interaction_layers"])
-def test_layers_without_end_are_refused_before_they_are_built(field, save_vilt, tmp_path):
+def test_layers_without_end_are_refused_before_they_are_built(save_vilt, tmp_path):
     _, folder = save_vilt("ViltForQuestionAnswering")
-    fields = {"model_type": "dual_distill_dual_encoder", "text_config": {"num_hidden_layers": 10**8}}
-    if field == "interaction_layers":
-        fields = {"model_type": "dual_distill_dual_encoder", "text_config": {}, field: 10**8}
-    edit_config(folder, **fields)
-    with pytest.raises(ValueError, match=f"cannot be read: {field} is 100,000,000; at most 1,000 are built"):
-        load_model(folder)
-    edit_config(folder, model_type="vilt", num_hidden_layers=10**8)
+    edit_config(folder, num_hidden_layers=10**8)
     with pytest.raises(ValueError, match="cannot be converted: num_hidden_layers is 100,000,000; at most 1,000"):
         load_model(folder)
+
+    own = DualEncoderConfig(architectures=["DualEncoderModel"]).to_dict()
+    tower = {"text_config": {**own["text_config"], "num_hidden_layers": 10**8}}
+    for field, change in (("num_hidden_layers", tower), ("interaction_layers", {"interaction_layers": 10**8})):
+        (folder / "config.json").write_text(json.dumps({**own, **change}))
+        with pytest.raises(ValueError, match=f"cannot be read: {field} is 100,000,000; at most 1,000 are built"):
+            load_model(folder)
 
 
 def test_files_that_are_nested_too_deeply_or_are_no_files(save_vilt, tmp_path):
