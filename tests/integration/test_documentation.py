@@ -29,6 +29,7 @@ from transformers import (
     Siglip2ImageProcessorPil,
     Siglip2VisionConfig,
 )
+from worlds.tiny_teachers import save_teacher
 
 from dual_distill import (
     DistillationTrainer,
@@ -167,6 +168,7 @@ def world(
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).symlink_to(target)
 
+    save_teacher("smolvlm", root / "HuggingFaceTB/SmolVLM-256M-Instruct")
     teacher, processor = load_teacher(vilts["vqa"])
     pooled, interacting = (
         DualEncoderForImageTextRetrieval.from_fusion_encoder(teacher, interaction_layers=layers) for layers in (0, 1)
