@@ -220,7 +220,9 @@ def make_scenarios(work: Path) -> dict[str, Scenario]:
     teacher_of_store = work / "student" / "run"
 
     tiny = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    quickstart_run.PRESETS["tiny"] = quickstart_run.Preset(8, 2, 2, teacher_steps=2, student_steps=1, **tiny)
+    quickstart_run.PRESETS["tiny"] = quickstart_run.Preset(
+        8, 2, 2, teacher_steps=2, student_steps=1, teacher_first_share=0.5, **tiny
+    )
     measure = quickstart_run.measure_answering
     quickstart_run.measure_answering = lambda *given: measure(*given, warmup=0, repeats=1)
 
