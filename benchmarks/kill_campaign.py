@@ -92,6 +92,7 @@ def campaign(shim: Any, name: str, scenario: Scenario, work: Path, options: argp
     if code:
         raise SystemExit(f"{name} fails by itself:\n{log.read_text()}")
     expected, failures, killed = scenario.ended(folder), [], 0
+    assert expected, f"{name} ends with nothing to compare"
 
     tried = range(options.first, operations + 1, -(-operations // (options.trials or operations)))
     for at in tried:
@@ -245,7 +246,7 @@ def make_scenarios(work: Path) -> dict[str, Scenario]:
     trained = digests(
         "run/*.safetensors", "run/tokenizer.json", "run/config.json", "run/checkpoint-[23]/model.safetensors"
     )
-    stages = digests("*/*.safetensors", "*/tokenizer.json", "*/config.json", "*.png")
+    stages = digests("out/*/*.safetensors", "out/*/tokenizer.json", "out/*/config.json", "out/*.png")
     return {
         "train_dide": Scenario(train_dide, trained),
         "train_distillvlm": Scenario(train_distillvlm, trained),
