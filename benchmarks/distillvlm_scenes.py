@@ -130,6 +130,7 @@ def claim_boxes(teacher: Path, copy: Path, adapted: Path) -> Path:
         config, wanted = (json.loads((folder / "config.json").read_text()) for folder in (copy, adapted))
         config["region_boxes_id"] = wanted["region_boxes_id"]
         (copy / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (copy / "sealed.json").unlink(missing_ok=True)  # which says that the file is another
         for left in copy.glob("test*.json"):
             left.unlink()
     return copy

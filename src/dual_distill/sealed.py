@@ -86,8 +86,7 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
         >>> read_json(file)
         {'steps': 10}
     """
-    sealed = {**values, "sha256": _content_digest(values)}
-    write_file(file, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
+    write_file(file, _sealed_text(values))
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -97,20 +96,21 @@ def read_json(file: Path) -> dict[str, Any]:
         ValueError: the file is no JSON object, or its content does not fit its SHA-256.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no valid JSON ({error}); write or fetch it again.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file} holds a {type(values).__name__}; an object was expected.")
-    sha256 = values.pop("sha256", None)
-    if sha256 not in (None, _content_digest(values)):
+    if values.pop("sha256", None) is not None and text != _sealed_text(values):
         problem = "is damaged or was changed by hand: its content does not fit its sha256"
         raise ValueError(f"{file} {problem}; copy it again, or delete it and let the same command write it.")
     return values
 
 
-def _content_digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _sealed_text(values: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**values, "sha256": digest}, indent=2, ensure_ascii=False) + "\n"
 
 
 @contextmanager

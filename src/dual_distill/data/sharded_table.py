@@ -86,14 +86,15 @@ class ShardedTable:
 
         name, again = repr(str(file)), f"repeat {self.made_by} into another folder"
         try:
-            content: dict[str, Any] = json.loads(file.read_bytes())
+            text = file.read_text(encoding="utf-8")
+            content: dict[str, Any] = json.loads(text)
             found, sha256 = content.pop("format", None), content.pop("sha256", None)
         except (ValueError, AttributeError, TypeError) as error:
             raise ValueError(f"{name} is not the manifest of a {self.kind} ({error}); {again}.") from error
 
         if found != FORMAT:
             raise ValueError(f"{name} has format {found!r}, but this version reads {FORMAT}; {again}.")
-        if sha256 != fingerprint(content):
+        if sha256 != fingerprint(content) or text != _manifest_text(content):
             raise ValueError(f"{name} is damaged: its content does not fit its sha256; copy it again, or {again}.")
         return content
 
@@ -113,9 +114,7 @@ class ShardedTable:
             raise ValueError(f"{problem}; give a new or empty folder.")
 
         self.path.mkdir(parents=True, exist_ok=True)
-        sealed = {**manifest, "format": FORMAT, "sha256": fingerprint(manifest)}
-        text = json.dumps(sealed, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
-        write_file(self.path / self.manifest_name, text, exclusive=True)
+        write_file(self.path / self.manifest_name, _manifest_text(manifest), exclusive=True)
         # Another process may have been faster, and its manifest holds.
         return self.begin(manifest)
 
@@ -351,6 +350,11 @@ def _sealed(*tables: pa.Table) -> list[Any]:
         streams.append(memoryview(sink.getvalue()))
         seals += _SEAL.pack(len(streams[-1]), table.num_rows, bytes.fromhex(fingerprint(streams[-1])))
     return [*streams, seals]
+
+
+def _manifest_text(manifest: Mapping[str, Any]) -> str:
+    sealed = {**manifest, "format": FORMAT, "sha256": fingerprint(manifest)}
+    return json.dumps(sealed, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:
