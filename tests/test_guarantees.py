@@ -10,7 +10,8 @@ NAMED = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 
 
 def test_every_promise_names_tests_that_exist() -> None:
-    rows = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
+    promises = PAGE.partition("## transformers' own")[0]
+    rows = [line for line in promises.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
     assert len(rows) > 20
     assert [row for row in rows if not NAMED.search(row.rsplit(" | ", 1)[-1])] == []
     missing = []
