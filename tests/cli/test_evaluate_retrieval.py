@@ -95,6 +95,19 @@ def test_recalls_both_ways_alone_and_re_ranked(folder, words, capsys) -> None:
     assert result["rerank"] == str(folder / "fusion")
 
 
+@pytest.mark.parametrize("again", [[], ["--rerank-with-layers", "--rerank-top", "3"]])
+def test_the_nearest_images_of_each_caption_are_written(folder, words, capsys, tmp_path, again) -> None:
+    file, model = tmp_path / "new" / "found.jsonl", "layers" if again else "dual"
+    run([str(folder / model), *words[1:], *again, "--predictions", str(file), "--top-k", "2", "--json"])
+    recalls = json.loads(capsys.readouterr().out)["whole"]["reranked" if again else "dual"]["text_to_image"]
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    data = load_task("coco_retrieval", folder / "scenes")["test"]
+    assert [row["caption"] for row in rows] == data["caption"][:]
+    assert [row["label"] for row in rows] == [row["image_id"] for row in rows] == data["image_id"][:]
+    assert all(row["prediction"] == row["top_k"][0]["answer"] and len(row["top_k"]) == 2 for row in rows)
+    assert sum(row["right"] for row in rows) / 12 == pytest.approx(recalls["recall@1"])
+
+
 def test_pre_trained_checkpoints_do_without_training(folder, words, capsys) -> None:
     """A matching head's margin ranks as the retrieval head that was made of it."""
     run([*words, "--rerank", str(folder / "fusion")])

@@ -1,5 +1,6 @@
 """What someone types who knows other tools: each guess by the sentence that it ends with, and what starts nothing."""
 
+import ast
 import json
 import os
 import re
@@ -8,15 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
+import dual_distill
 from dual_distill.cli import COMMANDS, main
 from dual_distill.cli.options import _MEANT, _Parser, choose_device, find_name
-from dual_distill.cli.recipe_parser import DATACLASSES
+from dual_distill.cli.recipe_parser import DATACLASSES, make_flag_parser
 from dual_distill.data import TASKS
 
 SMALL = {
@@ -207,3 +210,30 @@ def test_an_interruption_while_a_command_imports_ends_with_130_and_no_traceback(
         process.send_signal(signal.SIGINT)
         printed = process.communicate(timeout=60)[1]
         assert (process.returncode, "Traceback" in printed) == (130, False), printed
+
+
+def strings_of(file: Path) -> list[str]:
+    """Every text in a file's code, the parts of f-strings among them."""
+    nodes = ast.walk(ast.parse(file.read_text()))
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def test_every_option_that_a_sentence_names_is_one_of_a_subcommand() -> None:
+    """Messages, help and docstrings of the whole package; what is named must be there to be typed."""
+    known = {f"--{field.name}" for one in DATACLASSES for field in fields(one)}
+    known |= {option for action in make_flag_parser()._actions for option in action.option_strings}
+    for command in set(COMMANDS) - {"train"}:
+        parser, module = _Parser(), import_module(f"dual_distill.cli.{command}")
+        module.add_arguments(parser)
+        known |= set(parser._option_string_actions)
+    # Of every command; of torchrun and accelerate.
+    known |= {"--json", "--debug", "--version", "--help", "--nproc-per-node", "--num_processes", "--multi_gpu"}
+    known |= {"--field", "--no"}  # of any name: `--field value`, `--no_field`
+
+    root, unknown = Path(dual_distill.__file__).parent, {}
+    for file in root.rglob("*.py"):
+        for text in strings_of(file):
+            for option in re.findall(r"(?<![\w`-])--[a-z][a-z_-]*[a-z]", text):
+                if option not in known:
+                    unknown.setdefault(option, set()).add(file.name)
+    assert unknown == {}

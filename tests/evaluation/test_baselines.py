@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from dual_distill.data import load_task
-from dual_distill.evaluation import majority_answer, question_only_baseline
+from dual_distill.evaluation import baselines, majority_answer, question_only_baseline
+from dual_distill.evaluation.baselines import _ngram_answers
 
 
 def test_the_majority_is_the_most_frequent_answer_and_of_equals_the_alphabetically_first():
@@ -66,6 +67,27 @@ def test_test_answers_change_nothing_but_the_score():
     wrong = question_only_baseline(texts, labels, ["how many?"], ["never seen"])
     assert (right.accuracy, wrong.accuracy) == (1.0, 0.0)
     assert (right.predictions, right.held_out_accuracy) == (wrong.predictions, wrong.held_out_accuracy)
+
+
+def test_marks_and_accents_are_read_as_elsewhere():
+    """Vowel signs make other words; accents are one letter or two, and the same word."""
+    texts, labels = ["\u0926\u093f\u0928 x", "\u0926\u0941\u0928 x", "caf\u00e9 x"] * 30, ["day", "tune", "bar"] * 30
+    asked = ["y \u0926\u093f\u0928", "y \u0926\u0941\u0928", "y cafe\u0301"]
+    assert question_only_baseline(texts, labels, asked, ["day", "tune", "bar"]).held_out_accuracy["ngrams"] == 1
+    assert _ngram_answers(list(zip(texts, labels, strict=True)), [True] + [False] * 89, asked, 0)[1] == [
+        "day",
+        "tune",
+        "bar",
+    ]
+
+
+def test_memory_does_not_grow_with_n_grams_times_answers(monkeypatch):
+    """Fewer buckets than n-grams: what shares one disturbs, and most is still right."""
+    monkeypatch.setattr(baselines, "_MOST_BUCKETS", 64)
+    texts = [f"number {number % 40} {number}" for number in range(800)]
+    labels = [str(number % 40) for number in range(800)]
+    result = question_only_baseline(texts, labels, texts[:40], labels[:40])
+    assert result.held_out_accuracy["ngrams"] > 0.5
 
 
 def test_equal_seeds_give_equal_results():

@@ -14,6 +14,15 @@ def test_the_file_is_the_list_that_evalai_takes(tmp_path):
     ]
 
 
+def test_gqas_server_has_other_words_and_ids_that_are_strings(tmp_path):
+    path, keys = tmp_path / "results.json", ("questionId", "prediction")
+    write_submission(path, ["05515938", "2"], ["yes", "no"], keys)
+    rows = [{"questionId": "05515938", "prediction": "yes"}, {"questionId": "2", "prediction": "no"}]
+    assert json.loads(path.read_text()) == rows
+    with pytest.raises(ValueError, match="The question id in row 0 is 5 of type int, but the server knows strings"):
+        write_submission(path, [5], ["yes"], keys)
+
+
 @pytest.mark.parametrize(
     ("question_ids", "answers", "message"),
     [

@@ -199,9 +199,17 @@ def test_vqa_is_evaluated_by_the_official_score_and_a_submission_is_written(
         "--device",
         "cpu",
     )
-    printed = dual_distill(*words, "--split", "validation", "--submission", file, "--json")
+    written = tmp_path / "rows.jsonl"
+    also = ["--submission", file, "--predictions", written, "--top-k", "2"]
+    printed = dual_distill(*words, "--split", "validation", *also, "--json")
     assert printed.code == 0, printed.err
     report = json.loads(printed.out)
+    rows = [json.loads(line) for line in written.read_text().splitlines()]
+    assert sum(row["vqa_score"] for row in rows) / 20 == pytest.approx(report["vqa_score"])
+    assert sum(row["right"] for row in rows) / 20 == pytest.approx(report["accuracy"])
+    assert all(len(row["top_k"]) == 2 and row["top_k"][0]["answer"] == row["prediction"] for row in rows)
+    submitted = json.loads(file.read_text())
+    assert submitted == [{"question_id": row["question_id"], "answer": row["prediction"]} for row in rows]
     answers = {row["question_id"]: row["answer"] for row in json.loads(file.read_text())}
     people = json.loads((data / "v2_mscoco_val2014_annotations.json").read_text())["annotations"]
     assert list(answers) == [entry["question_id"] for entry in people]
@@ -225,7 +233,10 @@ def test_vqa_is_evaluated_by_the_official_score_and_a_submission_is_written(
     ]
     printed = dual_distill(*words, "--split", "test")
     assert (printed.code, printed.out) == (2, "")
-    assert "split 'test' has no labels to hold answers against; give --submission PATH" in printed.err
+    assert (
+        "split 'test' has no labels to hold answers against; give --submission PATH or --predictions PATH"
+        in printed.err
+    )
 
 
 @pytest.mark.parametrize(("task", "rows"), [("nlvr2", 6), ("snli_ve", 9)])

@@ -90,6 +90,40 @@ def test_classes_and_certainties(with_classes, tmp_path) -> None:
         assert found.tags == [CLASSES[i][j] for j in ORDERS[i]]
 
 
+def test_lxmert_s_ten_columns(tmp_path) -> None:
+    """Height before width, certainties as numbers, classes as numbers that only its own list names."""
+    rows = []
+    for i, name in enumerate(IDS):
+        numbers, certain = base64.b64encode(bytes(3 * 8)).decode(), encoded(torch.tensor(CONFIDENCES[i]))
+        rows.append([name, 10, 20, numbers, certain, numbers, certain, 3, encoded(BOXES[i]), encoded(FEATURES[i])])
+    store = read_region_tsv(write(tmp_path / "train2014_obj36.tsv", rows), tmp_path / "store", made_by="lxmert")
+    for i, name in enumerate(IDS):
+        found = store.find(name)
+        assert torch.equal(found.features, FEATURES[i][ORDERS[i]])
+        assert torch.equal(found.boxes_px, BOXES[i][ORDERS[i]])
+        assert found.scores.tolist() == [CONFIDENCES[i][j] for j in ORDERS[i]]
+        assert (found.tags, found.width, found.height) == ([""] * 3, 20, 10)
+
+
+def test_labels_without_certainties_and_ids_with_and_without_file_extension(tmp_path) -> None:
+    features = write(tmp_path / "features.tsv", [[f"{IDS[i]}.jpg", 3, encoded(FEATURES[i])] for i in range(2)])
+    bare = [[{k: v for k, v in one.items() if k != "conf"} for one in objects(i)] for i in range(2)]
+    labels = write(tmp_path / "labels.tsv", [[IDS[i], json.dumps(bare[i])] for i in range(2)])
+    sizes = write(tmp_path / "hw.tsv", [[f"{IDS[i]}.png", json.dumps([{"height": 10, "width": 20}])] for i in (0,)])
+    sizes.write_text(sizes.read_text().replace(".png", "") + f'{IDS[1]}\t[{{"height": 10, "width": 20}}]\n')
+    images = Images(ids=[f"{IDS[0]}", f"{IDS[1]}.JPG"])
+    with pytest.raises(ValueError, match=r"not among the images given, such as 'COCO_val2014_42\.jpg'"):
+        read_region_tsv(features, tmp_path / "a", made_by="x", labels=labels, sizes=sizes, images=images)
+    images = Images(ids=[IDS[0], f"{IDS[1]}.jpg"])
+    store = read_region_tsv(features, tmp_path / "store", made_by="x", labels=labels, sizes=sizes, images=images)
+    for i, name in enumerate(IDS):
+        assert torch.equal(store.find_image(images.value(images.ids[i])).features, FEATURES[i])
+        assert (store.find(name).scores.tolist(), store.find(name).tags) == ([1, 1, 1], CLASSES[i])
+        assert name in store
+        assert f"{name}.jpg" in store
+        assert "nobody" not in store
+
+
 def test_box_numbers_at_the_end_of_a_vector_are_cut(tmp_path) -> None:
     wide = torch.cat([FEATURES, torch.rand(2, 3, 6)], dim=2)
     file = write(tmp_path / "a.tsv", bottom_up(wide))
@@ -155,7 +189,7 @@ BAD = {
         "its boxes are 48 bytes|boxes have shape|features are 60 bytes",
     ),
     "no number": (second_line(column1="wide"), "image_w is wide, but expected is int"),
-    "too few columns": ([bottom_up()[0], bottom_up()[1][:4]], "it has 4 columns, but expected are 6, 3 or 2"),
+    "too few columns": ([bottom_up()[0], bottom_up()[1][:4]], "it has 4 columns, but expected are 10, 6, 3 or 2"),
     "no tab": ([bottom_up()[0], ["139 20 10"]], "there is no tab in it"),
     "twice": ([bottom_up()[0], bottom_up()[0]], "the image '139' was there before, in line 1"),
 }

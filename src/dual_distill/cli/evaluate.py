@@ -21,7 +21,9 @@ The answers to VQA v2's test questions, for EvalAI:
 
 import argparse
 import json
-from dataclasses import asdict, fields
+from collections.abc import Iterable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any, get_args
 
 from transformers import HfArgumentParser, PreTrainedConfig
@@ -61,7 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "--edition", "YEAR", "of the official VQA score: 2021, today's (default), or 2017", **editions)
     option(parser, "--max-rows", "N", "evaluate the first N rows (default: all)")
     parser.add_argument("--no-baselines", action="store_true", help="without the baselines, which read all of train")
-    option(parser, "--submission", "PATH", "also write EvalAI's or COCO's results file")
+    option(parser, "--predictions", "PATH", "also write each row, its predictions and whether it is right (JSON lines)")
+    add_options(parser, "--top-k")
+    parser.set_defaults(top_k=5)
+    option(parser, "--submission", "PATH", "also write the file that the server takes (VQA v2, GQA, COCO's captions)")
     option(parser, "--output-dir", "PATH", f"also write the results to {EVALUATION} in this folder")
 
     group = parser.add_argument_group("images with captions (coco_retrieval)")
@@ -153,22 +158,33 @@ def _evaluate_answers(options: argparse.Namespace, task: Task, data: Any, rows: 
     if options.submission and "question_id" not in rows.column_names:
         raise ValueError(f"--submission needs a column question_id, but split {options.split!r} has none.")
     has_labels = task.label_column in rows.column_names and rows[0][task.label_column] is not None
-    if not has_labels and not options.submission:
-        raise ValueError(f"split {options.split!r} has no labels to hold answers against; give --submission PATH.")
+    if not has_labels and not options.submission and not options.predictions:
+        way_out = "give --submission PATH or --predictions PATH"
+        raise ValueError(f"split {options.split!r} has no labels to hold answers against; {way_out}.")
 
     model, processor = load_model(options.model, options.revision, HEADS[task.head].classes)
     label_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     regions = region_options(options, model.config)
     longest = min(_text_tokens(model.config, regions), processor.tokenizer.model_max_length)
     collator = DistillationCollator(processor, task, label_names, max_text_length=longest, image_cache_mb=0, **regions)
-    answers = trainer.predict_answers(model.to(options.device), rows, collator, options.batch_size)
+    ranked = trainer.rank_answers(model.to(options.device), rows, collator, options.batch_size, top_k=options.top_k)
+    answers = [best[0]["answer"] for best in ranked]
 
     if options.submission:
-        write_submission(options.submission, list(rows["question_id"]), answers)
+        keys = task.submission_keys or ("question_id", "answer")
+        write_submission(options.submission, list(rows["question_id"]), answers, keys)
+    if options.predictions:
+        _write_lines(options.predictions, trainer.prediction_records(ranked, rows, task, options.edition))
     if not has_labels:
-        return {"submission": str(options.submission)}
+        return {"submission": str(options.submission or options.predictions)}
     train = None if options.no_baselines else data.get("train")
     return asdict(trainer.report_answers(answers, rows, task, train, edition=options.edition))
+
+
+def _write_lines(file: Path, records: Iterable[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def _answers_table(found: dict[str, Any]) -> str:
@@ -212,8 +228,14 @@ def _evaluate_ranking(options: argparse.Namespace, task: Task, data: Any, rows: 
     settings = {name: value for name, value in settings.items() if value is not None}
     if options.fold_images == 0:
         settings["fold_images"] = None
+    settings["nearest"] = options.top_k
     searched = (rows, task, model.to(options.device), processor)
-    report = evaluate_retrieval(*searched, *again, **settings, show_progress=True).to_dict()
+    evaluated = evaluate_retrieval(*searched, *again, **settings, show_progress=True)
+    if options.predictions:
+        ranked = [[{"answer": image_id} for image_id in best] for best in evaluated.nearest]
+        named = replace(task, label_column=task.image_id_column)  # a caption is answered by an image
+        _write_lines(options.predictions, trainer.prediction_records(ranked, rows, named))
+    report = evaluated.to_dict()
     return {**({} if options.rerank is None else {"rerank": options.rerank}), "rows": report["images"], **report}
 
 
@@ -254,7 +276,12 @@ def _evaluate_captions(options: argparse.Namespace, task: Task, data: Any, rows:
     captions = trainer.describe_images(model.to(options.device), rows, collator, options.batch_size, **told)
     if options.submission:
         write_captions(options.submission, list(captions), list(captions.values()))
-    report = asdict(report_captions(captions, trainer.captions_by_image(rows, task)))
+    references = trainer.captions_by_image(rows, task)
+    if options.predictions:
+        pairs = ((image_id, text, references[image_id]) for image_id, text in captions.items())
+        names = (task.image_id_column, "prediction", "references")
+        _write_lines(options.predictions, (dict(zip(names, pair, strict=True)) for pair in pairs))
+    report = asdict(report_captions(captions, references))
     return {"rows": report["images"], **report}
 
 

@@ -9,7 +9,7 @@ from .datasets.scene_questions import COLOURS, SHAPES, scene_answers
 from .datasets.scenes import generate_scenes
 from .decode_ahead import InputSource, Prepared, ShapedBatches, decode_ahead, fill_shards, is_readable
 from .fingerprint import Fingerprint, described_fingerprint, fingerprint
-from .images import ImageError, decode_image, image_bytes, image_source, resize_image
+from .images import IMAGE_SUFFIXES, ImageError, decode_image, image_bytes, image_source, other_names, resize_image
 from .indexed_dataset import IndexedDataset, RowEpochCallback
 from .reading import ReadingReport
 from .records import FilePath, existing_file

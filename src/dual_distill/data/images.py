@@ -18,6 +18,9 @@ from PIL import Image
 
 from .fingerprint import fingerprint
 
+# How files of images end.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+
 # Default limit on width x height, in pixels: 8000 x 8000, 256 MB once decoded (Pillow keeps four bytes a pixel).
 MAX_PIXELS = 64_000_000
 
@@ -33,6 +36,17 @@ _DECODING_ERRORS = (  # OSError includes UnidentifiedImageError; SyntaxError is 
     *(OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError),
     *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
+
+
+def other_names(name: str) -> list[str]:
+    """How others call an image of this name: without its file extension, or with one.
+
+    Example:
+        >>> other_names("42.jpg"), other_names("42")[:2]
+        (['42'], ['42.png', '42.jpg'])
+    """
+    ends = [suffix for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)]
+    return [name[: -len(ends[0])]] if ends else [name + suffix for suffix in IMAGE_SUFFIXES]
 
 
 class ImageError(ValueError):

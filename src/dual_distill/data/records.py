@@ -171,6 +171,17 @@ def read_json(file: FilePath, *keys: str) -> dict[str, Any]:
     return dict(document)
 
 
+def read_json_objects(file: FilePath, noun: str) -> Records:
+    """The objects of a file that is one JSON object of them by id, each with its id under "id"."""
+    document = _read_document(existing_file(file))
+    if not isinstance(document, dict):
+        found = f"is a {type(document).__name__}, but expected is one object of {noun}s by id"
+        raise ValueError(f"{os.fspath(file)!r} {found}; is it the right file?")
+    for identifier, record in document.items():
+        record = record | {"id": identifier} if isinstance(record, dict) else record
+        yield f"{os.fspath(file)}, {noun} {identifier}", _object_or_error(record, noun)
+
+
 def _read_document(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())

@@ -32,6 +32,7 @@ import torch
 from dual_distill.sealed import write_file
 
 from .fingerprint import fingerprint
+from .images import other_names
 
 FORMAT = 2
 _SEAL = struct.Struct("<QQ32s")  # of a stream: bytes, rows, SHA-256
@@ -279,14 +280,18 @@ class ShardedTable:
         return number, index - self.starts[number]
 
     def find(self, key: str) -> int | None:
-        """Return the index of the row of an open table that has this value in one of its `keys`, or None."""
+        """Return the index of the row of an open table that has this value in one of its `keys`, or None.
+
+        An image is found with and without its file extension.
+        """
         hashes, indices = self._index
-        # Looked up by 64 bits, then compared whole.
-        first, last = np.searchsorted(hashes, hash(key)), np.searchsorted(hashes, hash(key), side="right")
-        for index in indices[first:last].tolist():
-            number, inside = self.locate(index)
-            if any(self.rows(number)[column][inside].as_py() == key for column in self.keys):
-                return int(index)
+        for name in (key, *other_names(key)):
+            # Looked up by 64 bits, then compared whole.
+            first, last = np.searchsorted(hashes, hash(name)), np.searchsorted(hashes, hash(name), side="right")
+            for index in indices[first:last].tolist():
+                number, inside = self.locate(index)
+                if any(self.rows(number)[column][inside].as_py() == name for column in self.keys):
+                    return int(index)
         return None
 
     @cached_property

@@ -42,6 +42,7 @@ class Task:
         image_id_column: column that is equal for all rows of one image, by which its captions are found, or None.
         reader: "module:function" in `data.datasets`, imported when `load_task` needs it; None: read elsewhere. A reader
             of files takes `path`; a generator takes none.
+        submission_keys: what the data set's server calls a question's id and its answer; None: there is no server.
         fixed_labels: a label that is none of `label_names` is an error; False: it is an answer that counts as wrong.
 
     Example:
@@ -63,6 +64,7 @@ class Task:
     image_id_column: str | None = None
     reader: str | None = None
     fixed_labels: bool = False
+    submission_keys: tuple[str, str] | None = None
 
 
 _ONE: dict[str, Any] = {"image_columns": ("image",)}
@@ -76,12 +78,17 @@ _COCO = _CAPTIONS | {"image_id_column": "image_id", "reader": "captions:load_cap
 _SCENE_ANSWERS = (*"0123456", "blue", "circle", "green", "no", "red", "square", "triangle", "yellow", "yes")
 _SCENES: dict[str, Any] = {"label_names": _SCENE_ANSWERS, "group_column": "question_type"}
 _TEN_ANSWERS: dict[str, Any] = {"answers_column": "answers", "given_answers_column": "answers_as_given"}
+_TEN_ANSWERS |= {"submission_keys": ("question_id", "answer")}
+_GQA: dict[str, Any] = {"submission_keys": ("questionId", "prediction")}
 _SNLI_VE_LABELS = ("contradiction", "entailment", "neutral")
 
 _TABLE = (
     Task("scenes", **_QUESTIONS, **_SCENES, reader="scenes:generate_scenes"),
     Task("easy_vqa", **_QUESTIONS, reader="easy_vqa:load_easy_vqa"),
     Task("vqa", **_QUESTIONS, **_TEN_ANSWERS, group_column="answer_type", min_answer_count=9, reader="vqa_v2:load_vqa"),
+    Task("gqa", **_QUESTIONS, **_GQA, group_column="question_type", reader="published_questions:load_gqa"),
+    Task("vqa_rad", **_QUESTIONS, reader="published_questions:load_vqa_rad"),
+    Task("daquar", **_QUESTIONS, reader="published_questions:load_daquar"),
     Task("nlvr", **_TRUTH, label_names=("false", "true"), reader="nlvr:load_nlvr"),
     Task("nlvr2", **_TRUTH_OF_TWO, label_names=("False", "True"), reader="nlvr:load_nlvr2"),
     Task("snli_ve", **_SENTENCES, label_names=_SNLI_VE_LABELS, group_column="label", reader="snli_ve:load_snli_ve"),

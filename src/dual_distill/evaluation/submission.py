@@ -5,11 +5,17 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dual_distill.sealed import write_file
 
 
-def write_submission(path: str | os.PathLike[str], question_ids: Sequence[int], answers: Sequence[str]) -> None:
+def write_submission(
+    path: str | os.PathLike[str],
+    question_ids: Sequence[int | str],
+    answers: Sequence[str],
+    keys: tuple[str, str] = ("question_id", "answer"),
+) -> None:
     """Write `[{"question_id": ..., "answer": ...}, ...]`, in the order given; an old file is replaced.
 
     Everything is checked first: a refused submission leaves no file behind.
@@ -18,10 +24,11 @@ def write_submission(path: str | os.PathLike[str], question_ids: Sequence[int], 
         path: where to write; the challenge asks for `.json`. Folders are made.
         question_ids: ids of the questions file, each once.
         answers: one answer a question; the server normalises them.
+        keys: what the server calls the two; GQA's ("questionId", "prediction"), whose ids are strings.
 
     Raises:
-        ValueError: the lengths differ, nothing was given, an id is no integer or occurs twice, or an answer is no
-            string.
+        ValueError: the lengths differ, nothing was given, an id is no integer (for GQA: no string) or occurs twice, or
+            an answer is no string.
 
     References:
         visualqa.org/evaluation.html, results format.
@@ -31,13 +38,14 @@ def write_submission(path: str | os.PathLike[str], question_ids: Sequence[int], 
         Traceback (most recent call last):
         ValueError: Question 7 occurs in rows 0 and 1, but the results format has one answer for each question.
     """
+    kind, kinds = (int, "integers") if keys[0] == "question_id" else (str, "strings")
     for row, (question_id, answer) in enumerate(zip(question_ids, answers, strict=False)):
-        if isinstance(question_id, bool) or not isinstance(question_id, int):
+        if isinstance(question_id, bool) or not isinstance(question_id, kind):
             wrong = f"in row {row} is {question_id!r} of type {type(question_id).__name__}"
-            raise ValueError(f"The question id {wrong}, but the server knows integers; take the questions file's.")
+            raise ValueError(f"The question id {wrong}, but the server knows {kinds}; take the questions file's.")
         if not isinstance(answer, str):
             raise ValueError(f"The answer to question {question_id} is {answer!r}, but an answer is a string.")
-    _write_results(path, "question", question_ids, "answer", answers)
+    _write_results(path, question_ids, answers, keys)
 
 
 def write_captions(path: str | os.PathLike[str], image_ids: Sequence[int | str], captions: Sequence[str]) -> None:
@@ -59,12 +67,11 @@ def write_captions(path: str | os.PathLike[str], image_ids: Sequence[int | str],
         Traceback (most recent call last):
         ValueError: Image 7 occurs in rows 0 and 1, but the results format has one caption for each image.
     """
-    _write_results(path, "image", image_ids, "caption", captions)
+    _write_results(path, image_ids, captions, ("image_id", "caption"))
 
 
-def _write_results(
-    path: str | os.PathLike[str], what: str, ids: Sequence[int | str], text_name: str, texts: Sequence[str]
-) -> None:
+def _write_results(path: Any, ids: Sequence[int | str], texts: Sequence[str], keys: tuple[str, str]) -> None:
+    what, text_name = keys[0].lower().removesuffix("id").removesuffix("_"), keys[1]
     if len(ids) != len(texts) or not len(texts):
         raise ValueError(f"There are {len(ids)} {what} ids and {len(texts)} {text_name}s; give one {text_name} each.")
 
@@ -74,7 +81,7 @@ def _write_results(
             twice = f"{what.capitalize()} {identifier} occurs in rows {first} and {second}"
             raise ValueError(f"{twice}, but the results format has one {text_name} for each {what}.")
 
-    rows = [{f"{what}_id": identifier, text_name: text} for identifier, text in zip(ids, texts, strict=True)]
+    rows = [dict(zip(keys, row, strict=True)) for row in zip(ids, texts, strict=True)]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps(rows, ensure_ascii=False) + "\n")

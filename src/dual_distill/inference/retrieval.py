@@ -69,6 +69,7 @@ class RetrievalReport:
         folds: number of parts of `fold_images` images each; 0 where there are fewer than two.
         fold_images: images a fold.
         mean_of_folds: as `whole`: each number is the mean over the folds.
+        nearest: for each caption the ids of the nearest images, the nearest first.
     """
 
     images: int
@@ -79,10 +80,12 @@ class RetrievalReport:
     folds: int = 0
     fold_images: int | None = None
     mean_of_folds: Recalls = field(default_factory=dict)
+    nearest: list[list[Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dict that JSON takes."""
-        return asdict(self) | {"times": [time._asdict() for time in self.times]}
+        """Return the fields as a dict that JSON takes, but for the nearest images."""
+        found = {name: value for name, value in asdict(self).items() if name != "nearest"}
+        return found | {"times": [time._asdict() for time in self.times]}
 
 
 def evaluate_retrieval(
@@ -97,6 +100,7 @@ def evaluate_retrieval(
     rerank_top: int = 16,
     fold_images: int | None = 1000,
     batch_size: int = 64,
+    nearest: int = 1,
     show_progress: bool = False,
 ) -> RetrievalReport:
     """Search captions by images and images by captions, and say how often the right one is found, and how fast.
@@ -117,6 +121,7 @@ def evaluate_retrieval(
         fold_images: evaluate parts of so many images too (1,000 for COCO's 1K figures), in the order of the rows;
             images that fill no part are left out of them. None: the whole only.
         batch_size: images, texts or pairs a forward pass.
+        nearest: how many of the nearest images of each caption are named.
         show_progress: bars on stderr.
 
     Returns:
@@ -137,7 +142,8 @@ def evaluate_retrieval(
     if rerank_with_layers and (fusion is not None or not dual.config.interaction_layers):
         found = "a fusion encoder is given too" if fusion is not None else "the model has no interaction layers"
         raise ValueError(f"rerank_with_layers is set, but {found}; leave one of the two out.")
-    for name, value in (("rerank_top", rerank_top), ("batch_size", batch_size), ("fold_images", fold_images)):
+    sizes = {"rerank_top": rerank_top, "batch_size": batch_size, "fold_images": fold_images, "nearest": nearest}
+    for name, value in sizes.items():
         if value is not None:
             check_at_least_1(name, value)
 
@@ -148,7 +154,7 @@ def evaluate_retrieval(
     owners = torch.tensor(data.image_of_caption)
     parts = [_directions(*vectors, owners, range(num_images))]
     # Compares every pair once, for the time that this takes.
-    parts[0]["text_to_image"].candidates(1)
+    nearest_images = parts[0]["text_to_image"].candidates(nearest)
     times = [PairTime("dual", num_pairs, time.perf_counter() - start, True)]
 
     # Published figures are means over parts of 1,000 images, in the order of the rows.
@@ -172,6 +178,8 @@ def evaluate_retrieval(
         scores = data.pair_scores(second, its_processor, keys, batch_size, show_progress)
         seconds = time.perf_counter() - start
 
+        order = scores[torch.searchsorted(keys, asked[0]["text_to_image"])].argsort(1, descending=True)
+        nearest_images = best[0]["text_to_image"].gather(1, order)[:, :nearest]
         for part, chosen, pairs, recall in zip(parts, best, asked, recalls, strict=True):
             recall["reranked"] = {
                 name: one.recall(chosen[name], scores[torch.searchsorted(keys, pairs[name])])
@@ -182,7 +190,8 @@ def evaluate_retrieval(
             times.append(PairTime(way, number, number * seconds / len(keys), number == len(keys)))
 
     top = rerank_top if "reranked" in recalls[0] else None
-    report = RetrievalReport(num_images, len(data.captions), recalls[0], times, top)
+    named = [[data.image_ids[index] for index in row] for row in nearest_images.tolist()]
+    report = RetrievalReport(num_images, len(data.captions), recalls[0], times, top, nearest=named)
     if len(parts) == 1:
         return report
     return replace(report, folds=len(parts) - 1, fold_images=fold_images, mean_of_folds=_mean(recalls[1:]))
@@ -198,6 +207,7 @@ class ImagesWithCaptions:
     Attributes:
         captions: one string a caption.
         num_images: number of images.
+        image_ids: one an image.
         image_of_caption: for each caption the index of its image; images are in the order of their first captions.
 
     Raises:
@@ -228,7 +238,7 @@ class ImagesWithCaptions:
             first_rows.setdefault(image_id, row)
         indices = {image_id: index for index, image_id in enumerate(first_rows)}
         self.image_of_caption = [indices[image_id] for image_id in image_ids]
-        self._rows = list(first_rows.values())
+        self._rows, self.image_ids = list(first_rows.values()), list(first_rows)
         self.num_images = len(self._rows)
 
     def prepared(self, processor: DualDistillProcessor, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:

@@ -18,10 +18,8 @@ from huggingface_hub.utils import httpx
 from PIL import Image
 
 from dual_distill.credentials import without_credentials
-from dual_distill.data import ImageError, decode_image, existing_file
+from dual_distill.data import IMAGE_SUFFIXES, ImageError, decode_image, existing_file
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-"""Endings of the files that a folder of images is searched for, of any case."""
 MAX_DOWNLOAD_BYTES = 64_000_000
 
 _TIMEOUT_S = 30.0

@@ -6,30 +6,41 @@ r"""Region features that others published as TSV files (base64 of float32 number
 | 2 | VinVL's extractor | image_id, `{"image_w", "image_h", "objects": [{"rect", "class", "conf", "feature"}]}` |
 | 2 | Oscar | image_id, `{"num_boxes", "features" (base64)}`, with a file of labels and one of sizes beside it |
 | 3 | Oscar | image_id, num_boxes, features (base64), likewise |
+| 10 | LXMERT | img_id, img_h, img_w, four of objects and attributes, num_boxes, boxes, features (base64) |
 
-A file of labels has image_id and `[{"rect", "class", "conf"}]` (or an object with these under "objects"), one of sizes
-image_id and `[{"height", "width"}]`. A published file has tens of gigabytes: it is run through once for
+A file of labels has image_id and `[{"rect", "class", "conf"}]` (or an object with these under "objects"; conf may be
+missing), one of sizes image_id and `[{"height", "width"}]`. An id may have a file extension in one file and none in
+another. A published file has tens of gigabytes: it is run through once for
 where its lines begin, then read line by line, and every error names file and line.
 """
 
 import base64
 import binascii
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from dual_distill.data import FilePath, Fingerprint, InputSource, RegionSet, described_fingerprint, existing_file
+from dual_distill.data import (
+    FilePath,
+    Fingerprint,
+    InputSource,
+    RegionSet,
+    described_fingerprint,
+    existing_file,
+    other_names,
+)
 
 from .extraction import read_image
 from .store import SHARD_SIZE, RegionManifest, RegionStore, StoredImage, fill_store
 
 _BOX_NUMBERS = 6
 # The names of the columns behind the id; one alone is JSON.
-_COLUMNS = {5: ("image_w", "image_h", "num_boxes", "boxes", "features"), 2: ("num_boxes", "features")}
+_TEN = ("image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes", "features")
+_COLUMNS = {9: _TEN, 5: ("image_w", "image_h", "num_boxes", "boxes", "features"), 2: ("num_boxes", "features")}
 
 
 def read_region_tsv(
@@ -84,7 +95,9 @@ def read_region_tsv(
 
     # All lines must be as wide as the first.
     feature_size = regions_of(lines.ids[0]).features.shape[1]
-    if images is not None and (absent := sorted(set(lines.ids).difference(images.ids))):
+    named = {identifier: identifier for identifier in ([] if images is None else images.ids)}
+    called = {identifier: _named(identifier, named) for identifier in lines.ids}
+    if images is not None and (absent := sorted(identifier for identifier in lines.ids if called[identifier] is None)):
         found = f"{len(absent):,} images of {str(lines.path)!r} are not among the images given, such as {absent[0]!r}"
         raise ValueError(f"{found}; their ids are like {images.ids[0]!r}: name the file's column of ids, or no images.")
 
@@ -101,7 +114,7 @@ def read_region_tsv(
                 yield StoredImage(identifier, None, None, regions)
                 continue
 
-            image, of_bytes, of_pixels = read_image(images.value(identifier), identifier)
+            image, of_bytes, of_pixels = read_image(images.value(str(called[identifier])), identifier)
             if image.size != (regions.width, regions.height):
                 said = f"{lines.where(identifier)}: it says {regions.width} x {regions.height} pixels"
                 found = f"the image {identifier!r} has {image.width} x {image.height}"
@@ -132,8 +145,8 @@ class _TsvLines:
                 raise ValueError(f"{where}: {before}; leave one of the two out.")
             if tab:
                 self._lines[name] = offset, number
-                # Without the last column, which of the six holds the features.
-                boxes.add(identifier, rest.rpartition(b"\t")[0] if rest.count(b"\t") == 4 else b"")
+                # Without the last column, which of the six or ten holds the features.
+                boxes.add(identifier, rest.rpartition(b"\t")[0] if rest.count(b"\t") in (4, 8) else b"")
             elif line.strip():
                 raise ValueError(f"{where}: there is no tab in it, which should part its columns.")
             offset += len(line)
@@ -145,20 +158,28 @@ class _TsvLines:
 
     def where(self, identifier: str) -> str:
         """File and line, for errors."""
-        if identifier not in self._lines:
+        return f"{self.path}, line {self._line(identifier)[1]}"
+
+    def _line(self, identifier: str) -> tuple[int, int]:
+        if (found := _named(identifier, self._lines)) is None:
             problem = f"{str(self.path)!r} has no line for the image {identifier!r}"
             raise ValueError(f"{problem}; give the file that belongs to the features.")
-        return f"{self.path}, line {self._lines[identifier][1]}"
+        return found
 
     @contextmanager
     def columns(self, identifier: str) -> Iterator[list[str]]:
         """What stands behind an image's id; errors of whoever reads it get file and line, bad UTF-8 among them."""
         where = self.where(identifier)
-        self._source.seek(self._lines[identifier][0])
+        self._source.seek(self._line(identifier)[0])
         try:
             yield self._source.readline().decode().rstrip("\r\n").split("\t")[1:]
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
+
+
+def _named(identifier: str, known: Mapping[str, Any]) -> Any:
+    """What is known of an image under its id, or under one with or without a file extension; None: nothing."""
+    return next((known[name] for name in (identifier, *other_names(identifier)) if name in known), None)
 
 
 def _regions(identifier: str, lines: _TsvLines, labels: _TsvLines | None, sizes: _TsvLines | None) -> RegionSet:
@@ -166,13 +187,16 @@ def _regions(identifier: str, lines: _TsvLines, labels: _TsvLines | None, sizes:
     with lines.columns(identifier) as columns:
         names = _COLUMNS.get(len(columns), ())
         if not names and len(columns) != 1:
-            raise ValueError(f"it has {len(columns) + 1} columns, but expected are 6, 3 or 2, as read_region_tsv says.")
+            raise ValueError(f"it has {len(columns) + 1} columns, but expected are 10, 6, 3 or 2 (read_region_tsv).")
         entry = dict(zip(names, columns, strict=True)) if names else _json(columns[0], dict)
 
         if "boxes" in names:
             number, width, height = (_value(entry, name, int) for name in ("num_boxes", "image_w", "image_h"))
             boxes, features = (_numbers(entry[name], number, name) for name in ("boxes", "features"))
-            return RegionSet(features, boxes, torch.ones(number), [""] * number, width, height)
+            certain = entry.get("objects_conf")
+            scores = torch.ones(number) if certain is None else _numbers(certain, number, "objects_conf").flatten()
+            order = scores.argsort(descending=True, stable=True)
+            return RegionSet(features[order], boxes[order], scores[order], [""] * number, width, height)
         if "objects" in entry:
             rows = [_numbers(_value(item, "feature", str), 1, "feature") for item in _objects(entry)]
             if len(widths := {row.shape[1] for row in rows}) > 1:
@@ -211,7 +235,7 @@ def _with_objects(identifier: str, features: torch.Tensor, entry: dict[str, Any]
         raise ValueError("it does not say how large the image is; give the file of sizes (sizes=, --sizes).")
 
     # The most certain first, as a detector gives them.
-    scores = torch.tensor([float(_value(item, "conf", (int, float))) for item in objects])
+    scores = torch.tensor([float(_value({"conf": 1.0, **item}, "conf", (int, float))) for item in objects])
     order = scores.argsort(descending=True, stable=True)
     corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)[order]
     tags = [_value(objects[index], "class", str) for index in order.tolist()]

@@ -4,7 +4,15 @@ from .captioning_trainer import CaptioningTrainer, SelfCriticalTrainer
 from .compatibility import check_compatibility
 from .distillation_config import DistillationTrainingArguments
 from .distillation_trainer import DistillationTrainer
-from .evaluation import EvaluationReport, captions_by_image, describe_images, predict_answers, report_answers
+from .evaluation import (
+    EvaluationReport,
+    captions_by_image,
+    describe_images,
+    predict_answers,
+    prediction_records,
+    rank_answers,
+    report_answers,
+)
 from .image_text_trainers import PreTrainingTrainer, RetrievalTrainer
 from .recording import differing_fields
 from .sealed_trainer import newest_whole

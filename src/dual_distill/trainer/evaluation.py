@@ -19,6 +19,7 @@ from dual_distill.evaluation import (
     VQAScore,
     majority_answer,
     question_only_baseline,
+    vqa_score,
 )
 
 
@@ -57,7 +58,6 @@ class EvaluationReport:
         return asdict(self)
 
 
-@torch.inference_mode()
 def predict_answers(
     model: PreTrainedModel,
     dataset: Dataset,
@@ -65,7 +65,20 @@ def predict_answers(
     batch_size: int = 64,
     title: str = "evaluate",
 ) -> list[str]:
-    """Answer every row of a dataset, in order.
+    """Answer every row of a dataset, in order; arguments are those of `rank_answers`."""
+    return [best[0]["answer"] for best in rank_answers(model, dataset, collator, batch_size, title, top_k=1)]
+
+
+@torch.inference_mode()
+def rank_answers(
+    model: PreTrainedModel,
+    dataset: Dataset,
+    collator: DistillationCollator,
+    batch_size: int = 64,
+    title: str = "evaluate",
+    top_k: int = 5,
+) -> list[list[dict[str, Any]]]:
+    """Give the most probable answers to every row of a dataset, in order, with their probabilities.
 
     Args:
         model: with a task head; put into eval mode.
@@ -73,12 +86,51 @@ def predict_answers(
         collator: makes batches and knows the names of the answers.
         batch_size: rows a batch.
         title: of the progress bar.
+        top_k: answers a row, or all where there are fewer.
+
+    Returns:
+        For each row `{"answer": ..., "score": ...}`, most probable first. Scores are sigmoids where several answers may
+        be right, else a softmax.
     """
-    answers: list[str] = []
+    several_may_be_right = model.config.problem_type == "multi_label_classification"
+    ranked: list[list[dict[str, Any]]] = []
     for batch in _batches(model, dataset, collator, batch_size, title):
         batch.pop("labels", None)
-        answers += [collator.label_names[index] for index in model(**batch).logits.argmax(-1).tolist()]
-    return answers
+        logits = model(**batch).logits.float()
+        scores = logits.sigmoid() if several_may_be_right else logits.softmax(-1)
+        for indices, row in zip(
+            logits.topk(min(top_k, logits.shape[1])).indices.tolist(), scores.tolist(), strict=True
+        ):
+            ranked.append([{"answer": collator.label_names[index], "score": row[index]} for index in indices])
+    return ranked
+
+
+def prediction_records(
+    ranked: Sequence[Sequence[dict[str, Any]]], dataset: Dataset, task: Task, edition: VQAEdition = "2021"
+) -> Iterator[dict[str, Any]]:
+    """Yield one record a row: its columns but the images as they are, what was predicted, and whether that is right.
+
+    Args:
+        ranked: what `rank_answers` returned.
+        dataset: the rows, with or without labels.
+        task: names the columns.
+        edition: of the official VQA score, see `vqa_score`.
+
+    Example:
+        >>> from dual_distill.data import get_task
+        >>> rows = Dataset.from_dict({"question": ["is it red?"], "answer": ["no"], "question_id": [7]})
+        >>> next(prediction_records([[{"answer": "yes", "score": 0.9}]], rows, get_task("easy_vqa")))["right"]
+        False
+    """
+    others = dataset.select_columns([name for name in dataset.column_names if name not in task.image_columns])
+    people_column = task.given_answers_column or task.answers_column
+    for row, (best, given) in enumerate(zip(ranked, others, strict=True)):
+        record = {"row": row, **given, "prediction": best[0]["answer"], "top_k": list(best)}
+        if (label := given.get(task.label_column)) is not None:
+            record |= {"label": label, "right": best[0]["answer"] == label}
+        if people_column and len(people := given.get(people_column) or ()) >= FEWEST_ANSWERS:
+            record["vqa_score"] = vqa_score(best[0]["answer"], people, edition)
+        yield record
 
 
 def _batches(

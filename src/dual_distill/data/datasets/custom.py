@@ -227,8 +227,10 @@ class _TableReader(RecordReader):
 
         Labels are spelled as in `classes`; those of a classifier that are none of them are bad, if there are any.
         """
-        folder = Path.cwd()
-        if not isinstance(table, Dataset):
+        folder, images, kind, records = Path.cwd(), None, None, None
+        if isinstance(table, list) and isinstance(table[0], tuple):  # a task's reader read them
+            records, table = iter(table), None
+        elif not isinstance(table, Dataset):
             files = [existing_file(file) for file in (table if isinstance(table, list) else [table])]
             name, folder, suffix = str(files[0]), files[0].parent, files[0].suffix
             if suffix not in _FORMATS:
@@ -236,7 +238,6 @@ class _TableReader(RecordReader):
             table = Dataset.from_parquet([str(file) for file in files]) if suffix == ".parquet" else None
 
         # Images inside a data set stay where they are; everything else is a record, whatever it is read from.
-        images, kind, records = None, None, self._file_records(Path(name))
         if table is not None:
             self._check_columns(name, table.column_names)
             kind = table.features.get(self.label)
@@ -252,6 +253,7 @@ class _TableReader(RecordReader):
         for label in known:
             self._spellings.setdefault(self._key(label), label)
         make_row = self._row_maker(split, folder, [] if images is None else images.column_names, kind, classes)
+        records = self._file_records(Path(name)) if records is None else records
         if images is None:
             self.read(split, records, make_row)
         else:

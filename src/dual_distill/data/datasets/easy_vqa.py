@@ -8,6 +8,7 @@ import random
 from functools import partial
 from typing import Any, Unpack
 
+import pyarrow.parquet as pq
 from datasets import DatasetDict, Features, Image, Value
 
 from dual_distill.data.reading import Reading, RecordReader, hold_out, official_folder, read_parquet
@@ -26,7 +27,7 @@ _FEATURES = Features(
 def load_easy_vqa(
     path: FilePath | None = None, validation_images: int = 400, seed: int = 0, **reading: Unpack[Reading]
 ) -> DatasetDict:
-    """easy-VQA as train, validation and test.
+    """easy-VQA, or what else has its layout (question_id may be missing), as train, validation and test.
 
     Args:
         path: folder with the files of `LAYOUT`.
@@ -70,8 +71,10 @@ def load_easy_vqa(
             raise InvalidRecordError("question without image", message)
         return {**question, "image": images[split, question["image_id"]]}
 
+    has_ids = "question_id" in pq.read_schema(folder / "questions.parquet").names
+    columns = _QUESTIONS if has_ids else _QUESTIONS[:-1]
     for split in ("train", "test"):
-        reader.read(split, read_parquet(folder, "questions.parquet", _QUESTIONS), partial(make_row, split=split))
+        reader.read(split, read_parquet(folder, "questions.parquet", columns), partial(make_row, split=split))
     train, test = reader.splits.values()
     # Rows of one image go together, else a question about it would tell of another.
     held_out = random.Random(seed).sample(image_ids, validation_images)

@@ -28,6 +28,7 @@ from datasets.utils.file_utils import xopen
 
 from dual_distill.credentials import without_credentials
 from dual_distill.data.datasets.captions import load_captions
+from dual_distill.data.images import IMAGE_SUFFIXES
 from dual_distill.data.records import MAX_CHARACTERS, InvalidRecordError, existing_folder, read_json_lines
 from dual_distill.data.tasks import nearest_name
 
@@ -39,7 +40,6 @@ IMAGE_TEXT_FEATURES = Features({"image": {"bytes": Value("binary"), "path": Valu
 
 Rows = Iterator[dict[str, Any]]
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _METADATA = "metadata.jsonl"
 _READING_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 _RANGES, _ROWS_AT_ONCE = 64, 64
@@ -333,7 +333,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
 
 def _sample(shard: Shard, key: str, parts: dict[str, bytes]) -> Rows:
     name, column = f"{shard.name}: {key}", shard.source.caption_column
-    images = [extension for extension in parts if f".{extension}" in _IMAGE_SUFFIXES]
+    images = [extension for extension in parts if f".{extension}" in IMAGE_SUFFIXES]
     image = {"bytes": parts[images[0]], "path": f"{key}.{images[0]}"} if images else None
 
     # img2dataset writes the caption twice; further columns are in the JSON alone.
