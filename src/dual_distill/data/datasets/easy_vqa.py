@@ -5,9 +5,11 @@ images.
 """
 
 import random
+from contextlib import suppress
 from functools import partial
 from typing import Any, Unpack
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict, Features, Image, Value
 
@@ -53,12 +55,13 @@ def load_easy_vqa(
         FileNotFoundError: There is no folder 'no/such/folder'...
     """
     folder = official_folder(path, LAYOUT)
-    reader = RecordReader("easy_vqa", _FEATURES, **reading)
+    reader = RecordReader("easy_vqa", _FEATURES.copy(), **reading)
     images: dict[tuple[str, int], Any] = {}
     for place, record in read_parquet(folder, "images.parquet", ("image", "image_id", "split")):
         if images.setdefault((record["split"], record["image_id"]), record["image"]) is not record["image"]:
             raise ValueError(f"{place}: image_id {record['image_id']} occurs twice in split {record['split']!r}.")
     image_ids = sorted(image_id for split, image_id in images if split == "train")
+    reader.features["image_id"] = Value("string" if image_ids and isinstance(image_ids[0], str) else "int64")
     asked, most = f"validation_images is {validation_images}", len(image_ids)
     if not 0 <= validation_images < max(most, 1):
         raise ValueError(f"{asked}, but it is 0 or more and fewer than the {most} training images.")
@@ -71,8 +74,10 @@ def load_easy_vqa(
             raise InvalidRecordError("question without image", message)
         return {**question, "image": images[split, question["image_id"]]}
 
-    has_ids = "question_id" in pq.read_schema(folder / "questions.parquet").names
-    columns = _QUESTIONS if has_ids else _QUESTIONS[:-1]
+    columns = _QUESTIONS
+    with suppress(OSError, pa.ArrowException):  # what cannot be read is said below
+        columns = tuple(name for name in _QUESTIONS if name in pq.read_schema(folder / "questions.parquet").names)
+        columns = _QUESTIONS[:-1] if columns == _QUESTIONS[:-1] else _QUESTIONS
     for split in ("train", "test"):
         reader.read(split, read_parquet(folder, "questions.parquet", columns), partial(make_row, split=split))
     train, test = reader.splits.values()

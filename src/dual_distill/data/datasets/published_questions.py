@@ -89,7 +89,11 @@ def _gqa_row(record: Any, images: ImageFolder) -> dict[str, Any]:
 
 
 def load_vqa_rad(
-    path: FilePath | None = None, validation_share: float = 0.1, seed: int = 0, **reading: Unpack[Reading]
+    path: FilePath | None = None,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    merge_spellings: bool = True,
+    **reading: Unpack[Reading],
 ) -> DatasetDict:
     """VQA-RAD as train, validation and test (the questions whose phrase_type begins with "test").
 
@@ -97,6 +101,7 @@ def load_vqa_rad(
         path: folder with the files of `VQA_RAD_LAYOUT`.
         validation_share: share of train that becomes validation, whole images, see `load_custom_dataset`.
         seed: which images those are.
+        merge_spellings: see `load_custom_dataset`.
         **reading: `skip_bad` and `report`, see `Reading`.
 
     Returns:
@@ -126,12 +131,16 @@ def load_vqa_rad(
             is_test = str(record.get("phrase_type")).startswith("test")
         splits["test" if isinstance(record, Record) and is_test else "train"].append((place, record))
     splits = {split: records for split, records in splits.items() if records}
-    held_out: Any = {"validation_share": validation_share, "seed": seed}
-    return load_custom_dataset(splits, id_column="question_id", **held_out, **reading).data
+    told: Any = {"validation_share": validation_share, "seed": seed, "merge_spellings": merge_spellings}
+    return load_custom_dataset(splits, id_column="question_id", **told, **reading).data
 
 
 def load_daquar(
-    path: FilePath | None = None, validation_share: float = 0.1, seed: int = 0, **reading: Unpack[Reading]
+    path: FilePath | None = None,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    merge_spellings: bool = True,
+    **reading: Unpack[Reading],
 ) -> DatasetDict:
     """DAQUAR as train, validation and test; an answer of several words with commas is one class.
 
@@ -140,6 +149,7 @@ def load_daquar(
             it is the only one.
         validation_share: share of train (of Parquet: of its images) that becomes validation, whole images.
         seed: which images those are.
+        merge_spellings: see `load_custom_dataset`.
         **reading: `skip_bad` and `report`, see `Reading`.
 
     Returns:
@@ -163,7 +173,8 @@ def load_daquar(
         return load_easy_vqa(folder, round(validation_share * images), seed, **reading)
     kind = "894" if (folder / "qa.894.raw.train.txt").is_file() else "37"
     splits = {split: list(_daquar_records(folder, f"qa.{kind}.raw.{split}.txt")) for split in ("train", "test")}
-    return load_custom_dataset(splits, validation_share=validation_share, seed=seed, **reading).data
+    told: Any = {"validation_share": validation_share, "seed": seed, "merge_spellings": merge_spellings}
+    return load_custom_dataset(splits, **told, **reading).data
 
 
 def _daquar_records(folder: Path, name: str) -> Records:
