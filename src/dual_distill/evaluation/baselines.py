@@ -25,7 +25,7 @@ _WORDS = regex.compile(r"[\p{L}\p{M}\p{N}_\u200c\u200d]+")
 _WIDTH, _MOST_BUCKETS, _LEARNING_RATE = 64, 1 << 18, 3e-3
 _SMALLEST_BATCH, _LARGEST_BATCH, _FEWEST_STEPS = 8, 1024, 25
 # Passes over few rows are cheap; what is read in all is bounded.
-_FEWEST_PASSES, _MOST_PASSES, _MOST_ROWS, _PATIENCE = 3, 30, 3_000_000, 3
+_FEWEST_PASSES, _MOST_PASSES, _MOST_ROWS, _PATIENCE = 2, 30, 1_500_000, 3
 _SHOWN_ROWS = 20_000
 
 
