@@ -279,7 +279,7 @@ def _evaluate_captions(options: argparse.Namespace, task: Task, data: Any, rows:
     references = trainer.captions_by_image(rows, task)
     if options.predictions:
         pairs = ((image_id, text, references[image_id]) for image_id, text in captions.items())
-        names = (task.image_id_column, "prediction", "references")
+        names = (str(task.image_id_column), "prediction", "references")
         _write_lines(options.predictions, (dict(zip(names, pair, strict=True)) for pair in pairs))
     report = asdict(report_captions(captions, references))
     return {"rows": report["images"], **report}

@@ -214,7 +214,8 @@ def _ngram_answers(
     It learns until the held-out rows stop gaining, then anew from all rows, as many passes as were best.
     """
     names = sorted({label for _, label in rows})
-    label_ids, row_of = {name: index for index, name in enumerate(names)}, {}
+    label_ids = {name: index for index, name in enumerate(names)}
+    row_of: dict[str, int] = {}
     read = torch.tensor([row_of.setdefault(text, len(row_of)) for text, _ in rows])
     labels, out = torch.tensor([label_ids[label] for _, label in rows]), torch.tensor(held_out)
 

@@ -74,10 +74,10 @@ def load_easy_vqa(
             raise InvalidRecordError("question without image", message)
         return {**question, "image": images[split, question["image_id"]]}
 
-    columns = _QUESTIONS
+    columns = list(_QUESTIONS)
     with suppress(OSError, pa.ArrowException):  # what cannot be read is said below
-        columns = tuple(name for name in _QUESTIONS if name in pq.read_schema(folder / "questions.parquet").names)
-        columns = _QUESTIONS[:-1] if columns == _QUESTIONS[:-1] else _QUESTIONS
+        if "question_id" not in pq.read_schema(folder / "questions.parquet").names:
+            columns.remove("question_id")
     for split in ("train", "test"):
         reader.read(split, read_parquet(folder, "questions.parquet", columns), partial(make_row, split=split))
     train, test = reader.splits.values()
