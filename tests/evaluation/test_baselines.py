@@ -73,12 +73,8 @@ def test_marks_and_accents_are_read_as_elsewhere():
     """Vowel signs make other words; accents are one letter or two, and the same word."""
     texts, labels = ["\u0926\u093f\u0928 x", "\u0926\u0941\u0928 x", "caf\u00e9 x"] * 30, ["day", "tune", "bar"] * 30
     asked = ["y \u0926\u093f\u0928", "y \u0926\u0941\u0928", "y cafe\u0301"]
-    assert question_only_baseline(texts, labels, asked, ["day", "tune", "bar"]).held_out_accuracy["ngrams"] == 1
-    assert _ngram_answers(list(zip(texts, labels, strict=True)), [True] + [False] * 89, asked, 0)[1] == [
-        "day",
-        "tune",
-        "bar",
-    ]
+    held_out, rows = [number % 10 == 0 for number in range(90)], list(zip(texts, labels, strict=True))
+    assert _ngram_answers(rows, held_out, asked, 0)[0] == 1
 
 
 def test_memory_does_not_grow_with_n_grams_times_answers(monkeypatch):
