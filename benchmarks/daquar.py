@@ -8,11 +8,15 @@ of DAQUAR. What it says of the training rows is written once, as `dual-distill t
 tokenizer of their own (1,000 word pieces) and a grid four times as fine (6 x 8) are then trained for equal steps: on
 hard labels, on the teacher's soft labels, and on those and its attention, carried over characters and boxes. DAQUAR
 (Malinowski and Fritz, NIPS 2014) is read from two Parquet files, `images` (image_id, image, split) and `questions`
-(image_id, question, answer, split). `--tiny` tries the script out and records nothing.
+(image_id, question, answer, split). What is finished in RUNS_DIR is read, not made again. `--tiny` tries the script out
+and records nothing.
 """
 
 import argparse
+import json
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +86,62 @@ def arguments(folder: str, steps: int, rate: float, seed: int, **fields: Any) ->
     )
 
 
+def finished(folder: Path, name: str, make: Callable[[], Any]) -> Any:
+    """Read what an earlier start left under a name, or make and keep it."""
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        file.write_text(json.dumps(make()))
+    result = json.loads(file.read_text())
+    print(name, result, flush=True)
+    return result
+
+
+def teach(
+    options: Any, data: DatasetDict, answers: list[str], images: Any, fields: dict[str, Any], views: Path
+) -> float:
+    """Train the teacher on hard labels, write what it says of the training rows; its accuracy on test."""
+    set_seed(0)
+    started = start_from_bert(options.bert, FusionEncoderForQuestionAnswering, patch_size=32, **fields)
+    processor = DualDistillProcessor(images, started.processor.tokenizer)
+    collator = DistillationCollator(processor, TASK, answers, max_text_length=32)
+    told = {"train_dataset": data["train"], "data_collator": collator, "processing_class": processor}
+    trainer = DistillationTrainer(
+        started.model, arguments(str(options.runs_dir), options.teacher_steps, 2e-4, 0), **told
+    )
+    trainer.train()
+
+    teacher = ForeignTeacher(started.model.eval(), processor, "MiniLM fusion encoder")
+    write_views(
+        StoredTeacher(views, teacher, view_settings(teacher, [-1], answers)), data["train"], TASK, batch_size=32
+    )
+    return accuracy(started.model, processor, answers, data["test"])
+
+
+def learn(
+    options: Any,
+    data: DatasetDict,
+    answers: list[str],
+    processor: DualDistillProcessor,
+    fusion: FusionEncoderConfig,
+    seed: int,
+    weights: dict[str, float] | None,
+    views: Path,
+) -> dict[str, float]:
+    """Train a student; its accuracy on validation and test."""
+    set_seed(seed)
+    student = DualEncoderForQuestionAnswering(dual_config_from_fusion(fusion))
+    collator = DistillationCollator(processor, TASK, answers, max_text_length=32)
+    told = {"train_dataset": data["train"], "data_collator": collator, "processing_class": processor}
+    trainer = DistillationTrainer(
+        student,
+        arguments(str(options.runs_dir), options.steps, 1e-3, seed, **(weights or {})),
+        teacher=None if weights is None else StoredTeacher(views),
+        **told,
+    )
+    trainer.train()
+    return {split: accuracy(student, processor, answers, data[split]) for split in ("validation", "test")}
+
+
 def main() -> None:
     """Train, evaluate, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,13 +150,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--teacher-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs/daquar"))
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--rows", type=int, help="most rows of each split (default: all)")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     if options.tiny:
         options.teacher_steps, options.steps, options.rows = 2, 2, 24
+        options.runs_dir = Path(tempfile.mkdtemp())
     source = provenance() | {"seed": options.seeds}
-    folder = tempfile.mkdtemp()
+    folder = options.runs_dir
+    folder.mkdir(parents=True, exist_ok=True)
 
     data = load_daquar(options.data, options.rows)
     answers = build_answer_vocabulary(data["train"], "answer", 1 if options.tiny else 5)
@@ -105,21 +169,10 @@ def main() -> None:
     pixels = {"visual_inputs": "patches", "image_size": list(SIZE.values()), "max_position_embeddings": 32}
     results: dict[str, Any] = {"answers": len(answers), "rows": {name: len(rows) for name, rows in data.items()}}
 
-    # The teacher learns from hard labels alone.
-    set_seed(0)
-    started = start_from_bert(options.bert, FusionEncoderForQuestionAnswering, patch_size=32, **pixels, **labels)
-    processor = DualDistillProcessor(images, started.processor.tokenizer)
-    collator = DistillationCollator(processor, TASK, answers, max_text_length=32)
-    told = {"train_dataset": data["train"], "data_collator": collator, "processing_class": processor}
-    trainer = DistillationTrainer(started.model, arguments(folder, options.teacher_steps, 2e-4, 0), **told)
-    trainer.train()
-    results["teacher"] = accuracy(started.model, processor, answers, data["test"])
-    print("teacher", results["teacher"], flush=True)
-
-    teacher = ForeignTeacher(started.model.eval(), processor, "MiniLM fusion encoder")
-    store = StoredTeacher(Path(folder, "views"), teacher, view_settings(teacher, [-1], answers))
-    with torch.no_grad():
-        write_views(store, data["train"], TASK, batch_size=32)
+    views = Path(folder, "views")
+    results["teacher"] = finished(
+        folder, "teacher", lambda: teach(options, data, answers, images, pixels | labels, views)
+    )
 
     texts = data["train"]["question"]
     tokenizer = train_tokenizer(texts, 1000, 32)
@@ -127,20 +180,10 @@ def main() -> None:
     shape = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 768}
     fusion = FusionEncoderConfig(patch_size=16, vocab_size=len(tokenizer), **pixels, **shape, **labels)
     for seed in options.seeds:
-        for name, weights in VARIANTS.items():
-            set_seed(seed)
-            student = DualEncoderForQuestionAnswering(dual_config_from_fusion(fusion))
-            collator = DistillationCollator(of_student, TASK, answers, max_text_length=32)
-            told = {"train_dataset": data["train"], "data_collator": collator, "processing_class": of_student}
-            by = None if weights is None else StoredTeacher(Path(folder, "views"))
-            trainer = DistillationTrainer(
-                student, arguments(folder, options.steps, 1e-3, seed, **(weights or {})), teacher=by, **told
-            )
-            trainer.train()
-            scores = {split: accuracy(student, of_student, answers, data[split]) for split in ("validation", "test")}
-            results.setdefault(name, {})[f"seed {seed}"] = scores
-            print(name, seed, scores, flush=True)
-    if not options.tiny:
+        for name in options.variants:
+            found = partial(learn, options, data, answers, of_student, fusion, seed, VARIANTS[name], views)
+            results.setdefault(name, {})[f"seed {seed}"] = finished(folder, f"{name}, seed {seed}", found)
+    if not options.tiny and options.variants == list(VARIANTS):
         write("daquar", results, source)
 
 

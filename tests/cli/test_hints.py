@@ -133,7 +133,7 @@ def test_one_spelling_a_notion(command: str) -> None:
         takes_a_value = action.nargs != 0 and action.choices is None
         assert not takes_a_value or action.metavar, f"{option} shows no metavar"
     assert ("--output-dir" in actions) == (
-        command in ["quickstart", "evaluate", "regions", "encode", "export", "convert"]
+        command in ["quickstart", "teach", "evaluate", "regions", "encode", "export", "convert"]
     )
 
 
