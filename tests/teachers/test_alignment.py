@@ -247,8 +247,8 @@ def test_relation_heads_of_probabilities_are_refused():
     student, _ = pair()
     text, image = tokens([[i, i + 1] for i in range(5)], 3), tokens(grid(2, 3), 3)
     aligned = AlignedAttention(given(3, 2, 5, 7), Matching(text, text), Matching(image, image))
-    with pytest.raises(ValueError, match="relation_heads is 2, but the teacher gives attention probabilities"):
-        aligned_attention_loss(*student, aligned, image.mask, text.mask, relation_heads=2)
+    with pytest.raises(ValueError, match="relation_heads is 3, but the teacher gives attention probabilities"):
+        aligned_attention_loss(*student, aligned, image.mask, text.mask, relation_heads=3)
 
 
 def test_an_objective_leaves_out_a_direction_that_the_teacher_lacks():

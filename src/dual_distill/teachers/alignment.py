@@ -161,6 +161,7 @@ class Matching:
         self._is_one = all(bool((each == each[:1]).all()) for each in (*student, *teacher))
         self._student, self._teacher = (side.rows(slice(0, 1)) if self._is_one else side for side in (student, teacher))
         self._kept: tuple[slice, Tensor, Tensor] | None = None
+        self._sparse: tuple[Tensor, list[Tensor]] | None = None
 
         at_a_time = max(1, _MAX_COMMON // (student.mask.shape[1] * teacher.mask.shape[1]))
         matrices = [self.matrices(slice(row, row + at_a_time)) for row in range(0, len(self._student.mask), at_a_time)]
@@ -174,6 +175,17 @@ class Matching:
             student, teacher = self._student.rows(rows), self._teacher.rows(rows)
             self._kept = rows, query_weights(student, teacher), key_shares(teacher, student)
         return self._kept[1:]
+
+    def shared(self, rows: slice, probs: Tensor) -> Tensor:
+        """What looks at the teacher's keys, `(b, N, L')`, divided among the student's, `(b, N, L)`."""
+        shares = self.matrices(rows)[1]
+        if shares.device.type != "cpu":
+            return probs @ shares
+        # Most tokens have nothing in common, and a processor minds products with 0.
+        if self._sparse is None or self._sparse[0] is not shares:
+            self._sparse = shares, [each.T.to_sparse() for each in shares]
+        sparse = self._sparse[1] * (len(probs) if len(shares) == 1 else 1)
+        return torch.stack([torch.sparse.mm(one, each.T).T for one, each in zip(sparse, probs, strict=True)])
 
 
 def of_rows(attention: DirectionAttention, rows: slice) -> DirectionAttention:
@@ -259,8 +271,7 @@ class AlignedAttention:
             probs = weights @ probs.transpose(1, 2).flatten(2)
             probs = probs.unflatten(2, (heads, num_keys)).transpose(1, 2)
         if not self.keys.same:
-            shares = self.keys.matrices(rows)[1]
-            probs = (probs.flatten(1, 2) @ shares).unflatten(1, (heads, -1))
+            probs = self.keys.shared(rows, probs.flatten(1, 2)).unflatten(1, (heads, -1))
         return attention_probs_to_scores(probs)
 
 
