@@ -96,6 +96,22 @@ def test_an_evaluation_is_added_beside_its_teacher_s_and_replaces_an_earlier_one
         add_evaluation(run, {"task": "vqa"}, "notes.json")
 
 
+def test_an_evaluation_of_other_weights_is_refused() -> None:
+    """A checkpoint that was trained further keeps no number that was measured before."""
+    found = {"model": "runs/student", "task": "vqa", "split": "test", "rows": 30, "accuracy": 0.5}
+    student, teacher = "sha256:" + "a" * 64, Origin("teacher", "sha256:" + "b" * 64, on_hub=False)
+    run = RunRecord(data=DATA, weights=student, teacher=teacher)
+    same = ({**found, "weights": student}, "evaluate", {**found, "weights": teacher.revision})
+    assert len(add_evaluation(run, *same).measurements) == 1
+    assert len(add_evaluation(run, found, "by hand").measurements) == 1  # weights that it does not name
+    with pytest.raises(
+        ValueError, match="'runs/student' was measured on weights sha256:cccccccccccc, but the run is ab"
+    ):
+        add_evaluation(run, {**found, "weights": "sha256:" + "c" * 64}, "evaluate")
+    with pytest.raises(ValueError, match="weights sha256:aaaaaaaaaaaa, but the run is about sha256:bbbbbbbbbbbb"):
+        add_evaluation(run, same[0], "evaluate", {**found, "weights": student})
+
+
 def test_caption_scores_are_added_as_they_are() -> None:
     found = {"task": "coco_captioning", "split": "test", "rows": 30, "cider": 1.1, "bleu_4": 0.3}
     run = add_evaluation(RunRecord(data=DataOrigin("coco_captioning")), found, "dual-distill evaluate")

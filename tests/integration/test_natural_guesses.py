@@ -139,7 +139,7 @@ REFUSED: list[tuple[str, Callable[[Folders], object], str]] = [
             teacher=folders.vilt,
             train_dataset=rows().cast_column("answer", datasets.ClassLabel(names=["blue", "red"])),
         ),
-        r"^column 'answer' numbers the classes \['blue', 'red'\], the model \['no', 'dog', .*; store their names",
+        r"column 'answer' numbers the classes \['blue', 'red'\], the model \['no', 'dog', .*; store their names",
     ),
     (
         "raw rows and models that were never saved",

@@ -298,6 +298,8 @@ def test_a_caption_ends_at_its_end_and_is_padded_behind(writer):
 def test_at_most_twenty_words_unless_told_otherwise(writer):
     model = writer("regions", eos_bias=-1e4, max_caption_tokens=24, max_position_embeddings=24)
     assert model.generate(**images_of("regions", 1)).shape == (1, 21)
+    few = writer("regions", eos_bias=-1e4, max_caption_tokens=12)  # [CLS], 11 words, and a [MASK] for the last of them
+    assert few.generate(**images_of("regions", 1)).shape == (1, 12)
 
 
 @pytest.mark.parametrize("num_beams", [1, 5])
@@ -375,7 +377,7 @@ def test_saved_and_loaded_writes_the_same(writer, tmp_path):
     assert after.mlm_score.decoder.weight is after.get_input_embeddings().weight
     for name, value in IDS.items():
         assert getattr(after.config, name) == value
-    assert (after.generation_config.eos_token_id, after.generation_config.max_new_tokens) == (SEP, 20)
+    assert (after.generation_config.eos_token_id, after.generation_config.max_new_tokens) == (SEP, 11)
     inputs = {**tags_of(2), **images_of("regions", 2)}
     options = {"num_beams": 3, "max_new_tokens": 8}
     assert torch.equal(after.generate(**inputs, **options), before.generate(**inputs, **options))

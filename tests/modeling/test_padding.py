@@ -37,6 +37,25 @@ def test_alone_in_a_batch_and_with_more_padding(cls, train, attention, build, ma
         assert_rows_equal(together, model(**collate([row], num_tokens=11, grid=(4, 5))), i)
 
 
+@pytest.mark.parametrize("layers", [0, 1], ids=["", "interaction"])
+@pytest.mark.parametrize("cls", [*CLASSES, *OVER_IMAGES])
+def test_padding_before_the_text_is_padding_too(cls, layers, build, make_rows, collate):
+    """As tokenizers with `padding_side="left"` make it: a text counts and is pooled from its own first token."""
+    fields = {"interaction_layers": layers} if layers and cls.__name__.startswith("Dual") else {}
+    images = 2 if cls in OVER_IMAGES else 1
+    model = build(cls, num_images=images, num_labels=5, **fields)
+    rows = make_rows((7, 3), (((2, 3), (1, 1))[:images], ((1, 2), (4, 2))[:images]))
+    behind = collate(rows)
+    before = dict(behind)
+    for name in ("input_ids", "attention_mask"):
+        real = behind["attention_mask"].sum(1).tolist()
+        before[name] = torch.stack([row.roll(-length) for row, length in zip(behind[name], real, strict=True)])
+    assert before["attention_mask"][1].tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert_rows_equal(model(**before), model(**behind))
+    for index, row in enumerate(rows):
+        assert_rows_equal(model(**before), model(**collate([row])), index)
+
+
 @pytest.mark.parametrize("cls", OVER_IMAGES)
 def test_two_images_of_unequal_sizes_a_row(cls, build, make_rows, collate):
     model = build(cls, num_images=2)

@@ -198,6 +198,31 @@ def test_padding_of_any_content_changes_nothing(masks):
     torch.testing.assert_close(DiDEObjective()(student, teacher, batch)["attention_loss"], expected)
 
 
+def test_padded_queries_count_where_they_are_asked_for(masks):
+    """The release's mean: over all queries, of states (in chunks) as of probabilities."""
+    batch, image = masks
+    student, teacher = outputs(mask=image), outputs(mask=image)
+    keys = [image[:, 0], batch["attention_mask"].bool()]
+    expected = 0.0
+    for direction, key_mask in enumerate(keys):
+        both = [
+            cross_modal_scores(side.query_states[0], side.key_states[0], TEXT)[direction] for side in (student, teacher)
+        ]
+        student_probs, teacher_probs = (
+            scores.masked_fill(~key_mask[:, None, None], -1e9).softmax(-1) for scores in both
+        )
+        divergence = teacher_probs * (teacher_probs.clamp(min=1e-30).log() - student_probs.clamp(min=1e-30).log())
+        expected += divergence.sum(-1).mean()
+    objective = DiDEObjective(count_padded_queries=True)
+    found = objective(student, teacher, batch)["attention_loss"]
+    torch.testing.assert_close(found, expected)
+    assert not torch.isclose(found, DiDEObjective()(student, teacher, batch)["attention_loss"])
+
+    scores = objective.teacher_scores(teacher, batch["attention_mask"], TEXT + IMAGE)
+    given = SimpleNamespace(logits=teacher.logits, cross_modal_scores=scores)
+    torch.testing.assert_close(objective(student, given, batch)["attention_loss"], expected)
+
+
 def test_refusals_of_settings():
     for weights in ({"attention_weight": -1.0}, {"soft_label_weight": -0.1}, {"label_weight": -1.0}):
         with pytest.raises(ValueError, match=r"the weights are .*; give numbers >= 0, at least one above 0"):

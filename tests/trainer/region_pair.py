@@ -88,9 +88,10 @@ def region_collator(rows):
 
 def region_trainer(folder, model=None, teacher="tiny", rows=None, eval_rows=None, **fields):
     """A trainer with the DistillVLM objective; every field of the arguments may be given."""
+    # The MSE of probabilities is small.
+    taught = {"method": "distillvlm", "queue_size": 100, "attention_weight": 50.0}
     defaults = {
-        "method": "distillvlm",
-        "queue_size": 100,
+        **({} if teacher is None else taught),
         "use_cpu": True,
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 8,
@@ -104,7 +105,6 @@ def region_trainer(folder, model=None, teacher="tiny", rows=None, eval_rows=None
         "report_to": "none",
         "disable_tqdm": True,
         "seed": 7,
-        "attention_weight": 50.0,  # squared probabilities are small
     }
     torch.manual_seed(3)  # the projection's weights
     paired = {} if teacher is None else {"teacher": region_teacher() if teacher == "tiny" else teacher}

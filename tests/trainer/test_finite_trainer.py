@@ -27,7 +27,7 @@ class _Broken(DiDEObjective):
 
     def forward(self, *given):
         losses = super().forward(*given)
-        self.calls += 1
+        self.calls += self.training  # not before the first step
         factor = torch.inf if self.calls >= 4 else 1.0
         return {**losses, "soft_label_loss": losses["soft_label_loss"] * factor, "loss": losses["loss"] * factor}
 

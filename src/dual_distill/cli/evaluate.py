@@ -31,6 +31,7 @@ from transformers import HfArgumentParser, PreTrainedConfig
 from dual_distill import trainer
 from dual_distill.data import TASKS, CaptioningCollator, DistillationCollator, Task
 from dual_distill.evaluation import VQAEdition, report_captions, write_captions, write_submission
+from dual_distill.hub_cards import origin_of
 from dual_distill.inference import evaluate_retrieval
 from dual_distill.regions import RegionStore
 from dual_distill.runs import HEADS, DataArguments, ReadingArguments, head_of, load_data
@@ -42,7 +43,7 @@ from .options import add_options, aligned, option, refuse_options
 
 OF_CAPTIONS = ("num_beams", "max_new_tokens")
 _OF_RANKING = ("rerank", "rerank_with_layers", "rerank_top", "fold_images")
-_NUM_BEAMS, _MAX_NEW_TOKENS, _NUM_TAGS = 1, 20, 20
+_NUM_BEAMS, _NUM_TAGS = 1, 20
 _WAYS = {"dual": "dual encoder alone", "reranked": "top {} re-ranked"}
 _DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
 _TIMED = {
@@ -85,7 +86,7 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
     option(group, "--regions", "PATH", "region store of the images (`dual-distill regions`)")
     option(group, "--num-tags", "N", f"most object tags a text {tags}")
     option(group, "--num-beams", "N", f"beams; 5 in the papers {beams}")
-    option(group, "--max-new-tokens", "N", f"longest caption (default: {_MAX_NEW_TOKENS})")
+    option(group, "--max-new-tokens", "N", "longest caption (default: the model's, 20)")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -102,7 +103,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     refuse_options(options, unfit, f"is given, but task {options.task!r} is evaluated by its {writes}")
     found = evaluate(options, *_load_rows(options))
 
-    result = {"model": options.model, "task": options.task, "split": options.split, **found}
+    weights = origin_of(options.model, options.revision).revision
+    result = {"model": options.model, "weights": weights, "task": options.task, "split": options.split, **found}
     if options.output_dir is not None and "rows" in result:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         write_file(options.output_dir / EVALUATION, json.dumps(result, indent=2) + "\n")
@@ -297,7 +299,8 @@ def _captions_table(found: dict[str, Any]) -> str:
 
 def writing_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return what `generate` is told."""
-    return {"num_beams": options.num_beams or _NUM_BEAMS, "max_new_tokens": options.max_new_tokens or _MAX_NEW_TOKENS}
+    longest = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
+    return {"num_beams": options.num_beams or _NUM_BEAMS, **longest}
 
 
 def region_options(options: argparse.Namespace, config: PreTrainedConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from .run_record import (
     Measurement,
     ObjectiveRecord,
     Origin,
+    Preflight,
     RunRecord,
     Speed,
     add_evaluation,

@@ -27,6 +27,7 @@ FORMAT = 2
 _NAME_AT_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@(.*)")
 # The Hub's cache keeps each commit in models--OWNER--NAME/snapshots/COMMIT, and no name holds two dashes.
 CACHED = re.compile(r".*[/\\]models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]?")
+_DIGEST = "sha256:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -163,6 +164,27 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Preflight:
+    """What was answered right before the first step, shares in [0, 1] of the same validation rows.
+
+    Attributes:
+        rows: how many.
+        teacher: share of the teacher.
+        student: share of the student as it starts.
+        standard_error: the largest of one of these shares.
+        text_only: share of a reader that never sees the image; None: not measured.
+        seconds: that it took.
+    """
+
+    rows: int
+    teacher: float
+    student: float
+    standard_error: float
+    text_only: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """Everything about a run that a card may say.
 
@@ -179,6 +201,7 @@ class RunRecord:
         command: the command line, without paths of the machine.
         measurements: quality.
         speed: against the teacher.
+        preflight: teacher, words and student's start before the first step; None: not measured.
         versions: package -> version.
         weights: "sha256:" and the digest of the weights that all of this is about; written by `write_run`.
         model_name: what the model is called; None: as its repository or class.
@@ -201,6 +224,7 @@ class RunRecord:
     command: str | None = None
     measurements: tuple[Measurement, ...] = ()
     speed: Speed | None = None
+    preflight: Preflight | None = None
     versions: dict[str, str] = field(default_factory=dict)
     weights: str | None = None
     model_name: str | None = None
@@ -208,7 +232,8 @@ class RunRecord:
     tasks: list[str] = field(default_factory=list)
 
 
-_NESTED = {"objective": ObjectiveRecord, "data": DataOrigin, "teacher": Origin, "start": Origin, "speed": Speed}
+_NESTED = {"objective": ObjectiveRecord, "data": DataOrigin, "teacher": Origin, "start": Origin}
+_NESTED |= {"speed": Speed, "preflight": Preflight}
 
 
 def write_run(folder: str | Path, record: RunRecord) -> Path:
@@ -287,7 +312,8 @@ def add_evaluation(
         teacher: the same of the teacher, on the same rows.
 
     Raises:
-        ValueError: the evaluation lacks task, split or rows, or the two are of different rows.
+        ValueError: the evaluation lacks task, split or rows, the two are of different rows, or one is of other weights
+            than those of the run.
 
     Example:
         >>> run = RunRecord(data=DataOrigin("scenes"))
@@ -301,6 +327,11 @@ def add_evaluation(
         if teacher is not None and teacher.get(name) != evaluation.get(name):
             both = f"with {name} {teacher.get(name)!r}, the model with {evaluation.get(name)!r}"
             raise ValueError(f"the teacher was evaluated {both}; evaluate both on the same rows.")
+    for measured, known in ((evaluation, record.weights), (teacher or {}, record.teacher and record.teacher.revision)):
+        weights = (str(measured.get("weights")), str(known))
+        if weights[0] != weights[1] and all(one.startswith(_DIGEST) for one in weights):
+            other = f"was measured on weights {weights[0][:19]}, but the run is about {weights[1][:19]}"
+            raise ValueError(f"the evaluation of {measured.get('model')!r} {other}; evaluate these again.")
 
     # The baselines are measured by the main metric only.
     main = next((name for name in ("vqa_score", "cider") if evaluation.get(name) is not None), "accuracy")
@@ -326,7 +357,7 @@ def weights_digest(folder: str | Path) -> str | None:
     digest, known = hashlib.sha256(), sealed.read_seal(folder)
     for file in files:
         digest.update(bytes.fromhex(known.get(file.name) or sealed.digest_of(file)))
-    return f"sha256:{digest.hexdigest()}" if files else None
+    return f"{_DIGEST}{digest.hexdigest()}" if files else None
 
 
 def origin_of(name_or_path: str | Path, revision: str | None = None) -> Origin:

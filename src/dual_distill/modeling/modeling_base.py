@@ -76,23 +76,27 @@ class TransformerBody(EncoderPreTrainedModel):
         self.post_init()
 
     def pool(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Pool final tokens `(B, L, C)`, by the first of them."""
-        return self.pooler(tokens)
+        """Pool final tokens `(B, L, C)`, by the first of them that is real; `mask` `(B, T)` is the text's."""
+        return self.pooler(tokens, mask)
 
     def encode_tokens(
         self,
         tokens: Tensor,
         attention_mask: Tensor | None,
         recorded_layers: Sequence[int],
+        text_mask: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> dict[str, Any]:
-        """Encode embedded tokens `(B, L, C)`: hidden state, pooled vector, queries and keys of the recorded layers."""
+        """Encode embedded tokens `(B, L, C)`: hidden state, pooled vector, queries and keys of the recorded layers.
+
+        `text_mask` `(B, T)` tells where a text begins, whose first token is pooled; None: with the first token.
+        """
         hidden_states, recorded = self.encoder(tokens, attention_mask, recorded_layers=recorded_layers, **kwargs)
         hidden_states = self.layernorm(hidden_states)
 
         return {
             "last_hidden_state": hidden_states,
-            "pooler_output": self.pooler(hidden_states),
+            "pooler_output": self.pool(hidden_states, text_mask),
             "query_states": tuple(queries for queries, _ in recorded) or None,
             "key_states": tuple(keys for _, keys in recorded) or None,
         }

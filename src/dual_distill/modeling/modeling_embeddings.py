@@ -28,14 +28,10 @@ class TextEmbeddings(nn.Module):
     def forward(
         self, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
     ) -> Tensor:
-        num_tokens = input_ids.shape[1]
-        if position_ids is None and num_tokens > self.max_position_embeddings:
-            limit = self.max_position_embeddings
-            raise ValueError(f"the text has {num_tokens} tokens, the model takes at most {limit}; truncate it.")
         if token_type_ids is None:
             token_type_ids = input_ids.new_zeros(1, 1)
         if position_ids is None:
-            position_ids = torch.arange(num_tokens, device=input_ids.device)[None]
+            position_ids = text_positions(input_ids, None, self.max_position_embeddings)
 
         segments, positions = self.token_type_embeddings(token_type_ids), self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(self.word_embeddings(input_ids) + segments + positions))
@@ -161,6 +157,29 @@ def _bilinear_weights(lengths: Tensor, num_targets: int, num_sources: int) -> Te
     positions = targets * (num_sources - 1) / (lengths - 1).clamp(min=1)
     sources = torch.arange(num_sources, device=lengths.device)
     return (1 - (positions.unsqueeze(-1) - sources).abs()).clamp(min=0)
+
+
+def text_positions(input_ids: Tensor, attention_mask: Tensor | None, limit: int) -> Tensor:
+    """Return the position of each token in its text, `(B or 1, T)`: padding before the text takes none.
+
+    Raises:
+        ValueError: there are more tokens than positions.
+
+    Example:
+        >>> text_positions(torch.ones(2, 3), torch.tensor([[0, 1, 1], [1, 1, 0]]), limit=3)
+        tensor([[0, 0, 1],
+                [0, 1, 2]])
+    """
+    num_tokens = input_ids.shape[1]
+    if num_tokens > limit:
+        raise ValueError(f"the text has {num_tokens} tokens, the model takes at most {limit}; truncate it.")
+    positions = torch.arange(num_tokens, device=input_ids.device)[None]
+    return positions if attention_mask is None else (positions - leading_padding(attention_mask)).clamp(min=0)
+
+
+def leading_padding(attention_mask: Tensor) -> Tensor:
+    """Return how many padded tokens stand before each text, `(B, 1)`; `attention_mask` `(B, T)`."""
+    return (attention_mask.cumsum(1) == 0).sum(1, keepdim=True)
 
 
 def with_image_axis(tensor: Any, dims: int) -> Any:

@@ -28,7 +28,7 @@ from transformers.utils import TransformersKwargs
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_base import EncoderPreTrainedModel, TextInputs, TransformerBody, records_layers
 from .modeling_caption_mask import attention_mask_of, caption_positions, seq2seq_mask
-from .modeling_embeddings import ImageEmbeddings
+from .modeling_embeddings import ImageEmbeddings, text_positions
 from .modeling_layers import AskedLayers, layers_to_record
 from .modeling_outputs import FusionEncoderOutput
 from .modeling_region_embeddings import RegionFusionEmbeddings
@@ -134,7 +134,10 @@ class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedMod
 
         recorded_layers = layers_to_record(output_query_states, output_key_states, self.config)
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        positions = caption_positions(segments, attention_mask, self.config) if caption_mask else None
+        if caption_mask:
+            positions = caption_positions(segments, attention_mask, self.config)
+        else:
+            positions = text_positions(input_ids, attention_mask, self.config.max_position_embeddings)
         read = (region_features, region_boxes, region_mask) if self.reads_regions else (pixel_values, pixel_mask)
         text, images, image_mask = self.embeddings(input_ids, token_type_ids, *read, position_ids=positions)
         if text.shape[0] != images.shape[0]:
@@ -146,7 +149,7 @@ class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedMod
         tokens = torch.cat([text.repeat_interleave(num_images, dim=0), images.flatten(0, 1)], dim=1)
         real = images.new_ones(images.shape[:3], dtype=torch.bool) if image_mask is None else image_mask
 
-        pattern = mask = None
+        pattern = mask = text_rows = None
         if caption_mask:
             pattern = seq2seq_mask(segments, attention_mask, real)
             # Padding must see something.
@@ -160,7 +163,7 @@ class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedMod
                 mask = torch.cat([text_rows, real.flatten(0, 1)], dim=1)
             layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=mask)
 
-        encoded = self.encode_tokens(tokens, layer_mask, recorded_layers, **kwargs)
+        encoded = self.encode_tokens(tokens, layer_mask, recorded_layers, text_rows, **kwargs)
         encoded["pooler_output"] = encoded["pooler_output"].unflatten(0, images.shape[:2])
         for name, wanted in (("query_states", output_query_states), ("key_states", output_key_states)):
             encoded[name] = encoded[name] if wanted else None

@@ -28,9 +28,9 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
 
     Words of the caption (segment 0) see earlier words, tags (segment 1) and the image; those never see a word
     (`seq2seq_mask`). `forward` learns masked words under this mask; `generate` writes: greedy, or in beams
-    (`num_beams=5`), at most 20 tokens unless told otherwise, up to the config's `eos_token_id`. One that reads patches
-    works in transformers' own `pipeline("image-text-to-text", model=folder)(images=image, text="",
-    generate_kwargs={"num_beams": 5})`.
+    (`num_beams=5`), unless told otherwise at most 20 tokens and no more than there are positions for, up to the
+    config's `eos_token_id`. One that reads patches works in transformers' own
+    `pipeline("image-text-to-text", model=folder)(images=image, text="", generate_kwargs={"num_beams": 5})`.
 
     The pooler is there for `pooler_output` alone: under DistributedDataParallel train with
     `ddp_find_unused_parameters=True`.
@@ -55,7 +55,9 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         """Build the decoder of words, and say how captions begin and end."""
         super().add_head(config)
         tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        self.generation_config = GenerationConfig(**tokens, max_new_tokens=MAX_NEW_TOKENS)
+        # Beside the words stands [CLS] before them, or the [MASK] behind.
+        longest = min(config.max_caption_tokens, config.max_position_embeddings) - 1
+        self.generation_config = GenerationConfig(**tokens, max_new_tokens=min(MAX_NEW_TOKENS, longest))
 
     def use_tokens_of(self, tokenizer: Any) -> None:
         """Take the ids that writing needs from a BERT-like tokenizer: [CLS] begins, [SEP] ends, [PAD] fills.

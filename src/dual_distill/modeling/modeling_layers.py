@@ -24,6 +24,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
+from .modeling_embeddings import leading_padding
+
 QueriesAndKeys = tuple[Tensor, Tensor]
 AskedLayers = bool | Sequence[int] | None
 """True: the layers that the configuration names; a list: those; False or None: none."""
@@ -269,11 +271,16 @@ class TransformerEncoder(nn.Module):
 
 
 class Pooler(nn.Module):
-    """First token through a linear map and tanh: `(B, L, C)` -> `(B, C)`."""
+    """First token through a linear map and tanh: `(B, L, C)` -> `(B, C)`; of a text with a mask its first real one."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return torch.tanh(self.dense(hidden_states[:, 0]))
+    def forward(self, hidden_states: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        if text_mask is None:
+            return torch.tanh(self.dense(hidden_states[:, 0]))
+        # Of a text without any real token the last padded one.
+        first = leading_padding(text_mask).clamp(max=hidden_states.shape[1] - 1)
+        first_states = hidden_states.gather(1, first[:, :, None].expand(-1, -1, hidden_states.shape[2]))
+        return torch.tanh(self.dense(first_states[:, 0]))

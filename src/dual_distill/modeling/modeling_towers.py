@@ -13,7 +13,7 @@ from transformers.utils import TransformersKwargs
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
 from .configuration_fusion_encoder import FusionEncoderConfig
 from .modeling_base import EncoderPreTrainedModel, TextInputs, TransformerBody, records_layers
-from .modeling_embeddings import ImageEmbeddings, TextEmbeddings
+from .modeling_embeddings import ImageEmbeddings, TextEmbeddings, text_positions
 from .modeling_fusion_encoder import FusionEncoderPreTrainedModel
 from .modeling_layers import TransformerAttention, TransformerLayer
 from .modeling_outputs import TowerOutput
@@ -28,9 +28,9 @@ class TowerTextEmbeddings(nn.Module):
         self.text_embeddings = TextEmbeddings(config)
         self.token_type_embeddings = nn.Embedding(1, config.hidden_size)
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
         modality = self.token_type_embeddings(input_ids.new_zeros(1, 1))
-        return self.text_embeddings(input_ids, token_type_ids) + modality
+        return self.text_embeddings(input_ids, token_type_ids, position_ids) + modality
 
 
 class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
@@ -165,10 +165,11 @@ class DualEncoderTextModel(TextInputs, TransformerBody, DualEncoderPreTrainedMod
         **kwargs: Unpack[TransformersKwargs],
     ) -> TowerOutput:
         """Encode `(B, T)` word pieces; see `TowerOutput`."""
-        tokens = self.embeddings(input_ids, token_type_ids)
+        positions = text_positions(input_ids, attention_mask, self.config.max_position_embeddings)
+        tokens = self.embeddings(input_ids, token_type_ids, positions)
         mask = None if attention_mask is None else attention_mask.bool()
         layer_mask = create_bidirectional_mask(config=self.config, inputs_embeds=tokens, attention_mask=mask)
-        return TowerOutput(**self.encode_tokens(tokens, layer_mask, recorded_layers, **kwargs))
+        return TowerOutput(**self.encode_tokens(tokens, layer_mask, recorded_layers, attention_mask, **kwargs))
 
 
 class DualEncoderVisionModel(TransformerBody, DualEncoderPreTrainedModel):

@@ -27,7 +27,13 @@ Pair = tuple[Tensor, Tensor]
 
 
 class CrossModalObjective(Objective):
-    """An objective with the attention term of DiDE, the base of those that distil a dual encoder."""
+    """An objective with the attention term of DiDE, the base of those that distil a dual encoder.
+
+    Attributes:
+        count_padded_queries: whether the mean over queries counts padded ones, whose rows then weigh by the padding.
+    """
+
+    count_padded_queries: bool = False
 
     def add_projections(self, width: int, heads: int) -> Self:
         """Compare learned queries and keys of the student's final tokens, for towers whose own do not fit each other.
@@ -134,6 +140,8 @@ class CrossModalObjective(Objective):
         self, student: Pair, teacher: Pair | Tensor | AttentionInParts, key_mask: Tensor, query_mask: Tensor
     ) -> Tensor:
         """One direction of a layer; `teacher` as `_teacher_pair` gives it."""
+        if self.count_padded_queries:
+            query_mask = torch.ones_like(query_mask)
         if isinstance(teacher, tuple):
             return chunked_attention_loss(*student, *teacher, key_mask, query_mask, self.relation_heads)
         if not isinstance(teacher, Tensor):
@@ -199,6 +207,8 @@ class DiDEObjective(CrossModalObjective):
         relation_heads: heads over which attention is compared when widths or head counts differ; None: the models' own.
         multi_label: whether each answer is a yes-or-no of its own (VQA with soft scores), so that soft labels are
             compared by `soft_answer_loss` instead of `soft_label_loss`.
+        count_padded_queries: True: attention is averaged over padded queries too, as in the authors' release, so that
+            its value depends on the padding (40 tokens there).
 
     Raises:
         ValueError: a weight is negative, all are 0, the temperature or relation_heads is not positive, or the layer map
@@ -231,6 +241,7 @@ class DiDEObjective(CrossModalObjective):
         interaction_hidden_weight: float = 0.0,
         student_size: int = 1,
         teacher_size: int = 1,
+        count_padded_queries: bool = False,
         **settings: Unpack[Settings],
     ):
         weights = {
@@ -242,6 +253,7 @@ class DiDEObjective(CrossModalObjective):
         }
         super().__init__(weights, **settings)
         self.multi_label = multi_label
+        self.count_padded_queries = count_padded_queries
 
         self.projection: nn.Module = nn.Identity()
         if interaction_hidden_weight:

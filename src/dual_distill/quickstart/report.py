@@ -96,13 +96,18 @@ def finding(report: Mapping[str, Any]) -> str:
         steps = f"{settings['teacher_steps']} steps of a teacher and {settings['student_steps']} of a student"
         return f"Preset smoke: {steps} teach nothing; the table shows that every stage runs, and nothing else."
 
-    teacher, plain, distilled = (report[stage]["accuracy"] for stage in ("teacher", "hard_labels", "distilled"))
-    # Of a difference of two shares of the same rows, taken as if they were of different ones.
-    error = ((teacher * (1 - teacher) + plain * (1 - plain)) / report["test_rows"]) ** 0.5
+    shares = [report[stage]["accuracy"] for stage in ("teacher", "hard_labels", "distilled")]
+    teacher, plain, distilled = shares
+    # Standard errors, of shares of the same rows taken as if they were of different ones.
+    of_teacher, of_plain, of_distilled = (share * (1 - share) / report["test_rows"] for share in shares)
+    error = (of_teacher + of_plain) ** 0.5
     if teacher - plain <= 3 * error:
         above = f"The teacher is {100 * (teacher - plain):.1f} points above the dual encoder on hard labels"
         within = f"within three standard errors ({300 * error:.1f})"
         return f"{above}, {within}: so few steps or rows show nothing about distillation."
-    closed = (distilled - plain) / (teacher - plain)
-    gap = f"Distillation closed {100 * closed:.0f} % of the gap between the hard-label dual encoder and its teacher"
-    return f"{gap}: the student with the layer is at {100 * distilled / teacher:.1f} % of its teacher's accuracy."
+    closed, reached = (distilled - plain) / (teacher - plain), distilled / teacher
+    error = (of_distilled + (1 - closed) ** 2 * of_plain + closed**2 * of_teacher) ** 0.5 / (teacher - plain)
+    gap = f"{100 * closed:.0f} % (standard error {100 * error:.0f}) of the gap between the hard-label dual encoder"
+    error = (of_distilled + reached**2 * of_teacher) ** 0.5 / teacher
+    reached_share = f"{100 * reached:.1f} % (standard error {100 * error:.1f}) of its teacher's accuracy"
+    return f"Distillation closed {gap} and its teacher: the student with the layer is at {reached_share}."

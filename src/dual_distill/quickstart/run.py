@@ -214,6 +214,7 @@ def _train(
         # The teacher's rows lie in their order already.
         train_sampling_strategy="sequential" if role == "teacher" else "random",
         save_strategy="no",
+        preflight=False,  # the report says more
         disable_tqdm=False,
     )
     trainer = make_run(model, _DATA, arguments, data=data, processor=processor)

@@ -32,7 +32,9 @@ from dual_distill.trainer import (
     DistillationTrainer,
     DistillationTrainingArguments,
     StoredTeacher,
+    check_options,
     differing_fields,
+    note_preflight,
     open_teacher,
     reads_student_tokens,
 )
@@ -113,10 +115,8 @@ def make_run(
     set_seed(training_arguments.seed)
     model = build_model(model_arguments, resolved)
 
-    is_rewarded = data_arguments.caption_training == "self_critical"
-    trainer_class = head.reward_trainer if is_rewarded else head.trainer
-    if trainer_class is None:
-        raise ValueError(f"caption_training is 'self_critical', but a {head.name} head writes nothing; leave it out.")
+    trainer_class = head.trainer_class(data_arguments.caption_training)
+    is_rewarded = trainer_class is head.reward_trainer
     told = {"train_dataset": rows.train_rows, "eval_dataset": None if is_rewarded else rows.eval_rows}
     told |= {"data_collator": resolved.collator, "processing_class": resolved.processor, **head.metrics(model)}
     trainer = trainer_class(model, training_arguments, teacher=teacher, **told)
@@ -151,8 +151,10 @@ def train(trainer: DistillationTrainer, resume: bool = False, overwrite: bool = 
             return take_up_finished(trainer)
         if trainer.is_world_process_zero():
             warn_if_long(trainer)
+
         if checkpoint is not None:
             _logger.warning("resuming from %s", Path(checkpoint).name)
+        note_preflight(trainer, checkpoint)
 
         metrics: dict[str, float] = trainer.train(resume_from_checkpoint=checkpoint).metrics
         trainer.save_model()
@@ -166,6 +168,7 @@ def resolve(
     model_arguments, data_arguments, training_arguments = arguments
     data = prepare_data(data_arguments, training_arguments.seed, splits)
     head, start, taught_by = data.head, model_arguments.start, model_arguments.taught_by
+    check_options(head.trainer_class(data_arguments.caption_training), training_arguments, taught_by is not None)
     # A teacher with tokens of its own lends the student neither labels nor a processor.
     lends = taught_by is not None and reads_student_tokens(*taught_by)
     teacher_config = load_config(*taught_by, head.classes) if taught_by and lends else None

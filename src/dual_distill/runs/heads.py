@@ -88,6 +88,14 @@ class HeadSpec:
         """The classes with this head, one for each type of model that can have it."""
         return tuple(each for each in (self.fusion_class, self.dual_class) if each is not None)
 
+    def trainer_class(self, caption_training: str) -> type[DistillationTrainer]:
+        """Return who trains it; refuse the reward for what is written where nothing is."""
+        found = self.reward_trainer if caption_training == "self_critical" else self.trainer
+        if found is None:
+            writes = f"a {self.name} head writes nothing"
+            raise ValueError(f"caption_training is 'self_critical', but {writes}; leave it out.")
+        return found
+
     def model_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
         """Return the class of a model with this head.
 

@@ -21,7 +21,7 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dual_distill.data import answer_coverage
-from dual_distill.trainer import DistillationTrainingArguments, check_compatibility
+from dual_distill.trainer import DistillationTrainingArguments, check_compatibility, content_problems
 
 from .arguments import DataArguments, ModelArguments
 from .build import resolve
@@ -102,14 +102,17 @@ def plan_run(
     resolved = resolve((model_arguments, data_arguments, training_arguments))
     data, task, head, config = resolved.data, resolved.data.task, resolved.data.head, resolved.student_config
     teacher: Any = None
-    layers: list[int] = []
+    objective, layers = None, []
     with FakeTensorMode(), no_init_weights():
         student: Any = head.model_class(config)(config)
         if resolved.teacher_config is not None:
             teacher = head.model_class(resolved.teacher_config)(resolved.teacher_config)
             objective = training_arguments.make_objective(head.trainer.objective_class, config, resolved.teacher_config)
-            check_compatibility(student, teacher, objective)
             layers = objective.student_layers
+
+    models = {"student": student, **({} if teacher is None else {"teacher": teacher})}
+    found = content_problems(resolved.collator, models, data.splits.values())
+    check_compatibility(student, teacher, objective, found)
 
     # The two forms of which a CPU knows the cost; flex and flash attention keep what sdpa keeps.
     config._attn_implementation = "eager" if model_arguments.attn_implementation == "eager" else "sdpa"

@@ -1,7 +1,7 @@
 """Student + frozen teacher + objective -> named losses, and the record of the run beside the weights."""
 
 from .captioning_trainer import CaptioningTrainer, SelfCriticalTrainer
-from .compatibility import check_compatibility
+from .compatibility import check_compatibility, check_options, content_problems
 from .distillation_config import DistillationTrainingArguments
 from .distillation_trainer import DistillationTrainer
 from .evaluation import (
@@ -14,6 +14,7 @@ from .evaluation import (
     report_answers,
 )
 from .image_text_trainers import PreTrainingTrainer, RetrievalTrainer
+from .preflight import note_preflight, run_preflight
 from .recording import differing_fields
 from .sealed_trainer import newest_whole
 from .stored_teacher import StoredTeacher, open_teacher, reads_student_tokens, view_settings, write_views

@@ -38,6 +38,7 @@ class CaptioningTrainer(DistillationTrainer):
             `DistillationTrainer`.
     """
 
+    own_options = ()
     leaves_parameters_unused = True  # the pooler, which no caption passes through
     draws_by_row = "the masking of words"
     gives_predictions = False
@@ -58,7 +59,7 @@ class SelfCriticalTrainer(DistillationTrainer):
         args: as for `DistillationTrainer`; a small learning rate.
         data_collator: makes batches; its masking is left out.
         train_dataset: rows with captions, one row a caption; an image is seen once an epoch.
-        max_new_tokens: longest caption.
+        max_new_tokens: longest caption; None: the model's own.
         **kwargs: as for `transformers.Trainer`.
 
     Raises:
@@ -68,6 +69,7 @@ class SelfCriticalTrainer(DistillationTrainer):
         Rennie et al., CVPR 2017, arXiv 1612.00563.
     """
 
+    own_options = ()
     leaves_parameters_unused = True  # the pooler, which no caption passes through
     own_loss = "the reward"
     gives_predictions = False
@@ -79,7 +81,7 @@ class SelfCriticalTrainer(DistillationTrainer):
         *,
         data_collator: CaptioningCollator,
         train_dataset: Any,
-        max_new_tokens: int = 20,
+        max_new_tokens: int | None = None,
         **kwargs: Any,
     ):
         for name in ("teacher", "eval_dataset"):
@@ -105,7 +107,8 @@ class SelfCriticalTrainer(DistillationTrainer):
         writer: Any = self.accelerator.unwrap_model(model)
         was_training = writer.training
         writer.eval()
-        shared = {**context, "max_new_tokens": self._max_new_tokens, "num_beams": 1}
+        longest = {} if self._max_new_tokens is None else {"max_new_tokens": self._max_new_tokens}
+        shared = {**context, **longest, "num_beams": 1}
         with self.accelerator.autocast():
             greedy = writer.generate(**shared, do_sample=False)
             sampled = writer.generate(**shared, do_sample=True, top_k=0, top_p=1.0, temperature=1.0)

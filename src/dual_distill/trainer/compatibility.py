@@ -1,14 +1,42 @@
-"""Whether student, teacher and objective go together: found out before the first step, said in one sentence."""
+"""Whether the parts of a run go together: held against each other by what they say, before the first step.
+
+Each problem is one sentence, and all are said at once. What a part does not say (a collator of the user's own, a
+teacher without a configuration) is not checked.
+"""
 
 import itertools
-from collections.abc import Iterator, Mapping
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import torch
+from datasets import ClassLabel
+from PIL import Image
 from torch import nn
+from transformers import TrainingArguments
 
-from dual_distill.modeling import FusionEncoderConfig, FusionEncoderForImageTextRetrieval, FusionEncoderForPreTraining
+from dual_distill.modeling import (
+    DualDistillProcessor,
+    FusionEncoderConfig,
+    FusionEncoderForImageTextRetrieval,
+    FusionEncoderForPreTraining,
+)
 from dual_distill.objectives import CrossModalObjective, Objective, PreTrainingObjective, RankingObjective
-from dual_distill.teachers import AlignedTeacher
+from dual_distill.teachers import AlignedTeacher, load_processor
+
+from .distillation_config import METHODS, DistillationTrainingArguments, constructor_names
+
+_logger = logging.getLogger(__name__)
+_TEXTS = ("what is in the image?", "Two dogs run 12.5 metres past a CAFÉ.")
+_OWN_PROCESSOR = "give the run the processor of the {} (processing_class=, data_collator=)"
+_NAMELESS = re.compile(r"LABEL_\d+")  # transformers' names of labels that nobody named
+_TOLERANCE = 0.02  # of pixels, whose values are about 1
+_NO_MASS = 1e-6
+_ALWAYS_READ = ("preflight", "freeze_text_tower", "freeze_vision_tower")
+_NO_LIMIT = 1_000_000  # from here on, a tokenizer's `model_max_length` stands for none
 
 _VILT = (
     "transformers' ViLT draws its patches in a random order in every forward pass, so its attention names no patch; "
@@ -31,6 +59,34 @@ _EQUAL = {
         "adapt the teacher: train it on its own features at the student's boxes (dual-distill regions ... --boxes)",
     ),
 }
+
+
+def check_options(
+    trainer_class: Any, args: DistillationTrainingArguments, has_teacher: bool, given: Any = None
+) -> None:
+    """Refuse, by name, options of distillation that were changed and that nothing in a run reads.
+
+    Args:
+        trainer_class: a `DistillationTrainer`.
+        args: of the run.
+        has_teacher: whether there is one; without it nothing is compared.
+        given: an objective, which has settings of its own; None: one is made of the arguments.
+    """
+    read, parts = {*trainer_class.own_options, *_ALWAYS_READ}, [trainer_class.__name__]
+    if has_teacher:
+        read |= {"cache_teacher", "teacher_cache_dir", "keep_attention_projections"}
+        objective = type(given) if given is not None else trainer_class.objective_class or METHODS[args.method]
+        parts.append(objective.__name__)
+        if given is None:
+            read |= {{"pooled": "hidden_pooled"}.get(name, name) for name in constructor_names(objective)}
+            read |= set() if trainer_class.objective_class else {"method"}
+
+    usual = {one.name for one in fields(TrainingArguments)}
+    ours = [one for one in fields(DistillationTrainingArguments) if one.name not in usual | read]
+    idle = [f"{one.name} is {value}" for one in ours if (value := getattr(args, one.name)) != one.default]
+    if idle:
+        nothing = f"nothing of this run ({', '.join(parts)}{'' if has_teacher else ', no teacher'}) reads that"
+        raise ValueError(f"{' and '.join(idle)}, but {nothing}; leave it out.")
 
 
 def check_arguments(trainer: Any, args: Any, teacher: Any, given: Mapping[str, Any]) -> None:
@@ -62,24 +118,177 @@ def check_arguments(trainer: Any, args: Any, teacher: Any, given: Mapping[str, A
             raise ValueError(f"{name} is given, but {why}; leave it out.")
 
 
-def check_compatibility(student: nn.Module, teacher: nn.Module, objective: Objective) -> None:
-    """Raise a `ValueError` if this objective cannot compare these two: a sentence each, with both values and a way out.
+def check_compatibility(
+    student: nn.Module, teacher: nn.Module | None, objective: Objective | None, found: Iterable[str] = ()
+) -> None:
+    """Raise a `ValueError` if a run cannot be right: a sentence for each problem, with both values and a way out.
 
     A foreign teacher's configuration may lack a field; what it does not say is not checked.
 
     Args:
         student: model with a `config`.
-        teacher: model with a `config`.
-        objective: what will be compared.
+        teacher: model with a `config`, or None.
+        objective: what will be compared; None without a teacher.
+        found: further problems, those of `content_problems`.
     """
     if isinstance(objective, PreTrainingObjective | RankingObjective):
         _check_image_text(student, teacher, objective)
-    if isinstance(teacher, AlignedTeacher):
+    if isinstance(teacher, AlignedTeacher) and objective is not None:
         _check_aligned(student.config, teacher, objective)
-    theirs = getattr(teacher, "config", None)
-    problems = [] if theirs is None else list(_problems(student.config, theirs, objective))
-    if problems:
-        raise ValueError(f"teacher and student cannot be paired: {'. '.join(problems)}.")
+    theirs: Any = getattr(teacher, "config", None)
+    paired = [] if theirs is None or objective is None else list(_problems(student.config, theirs, objective))
+    if problems := [*paired, *found]:
+        cannot = "teacher and student cannot be paired" if paired else "the parts of this run do not fit"
+        raise ValueError(f"{cannot}: {'. '.join(problems)}.")
+
+
+def content_problems(collator: Any, models: Mapping[str, Any], datasets: Iterable[Any]) -> Iterator[str]:
+    """Say what the parts of a run read in different ways: word pieces, pixels, answers, lengths.
+
+    Args:
+        collator: makes the batches.
+        models: role -> each model that reads these batches.
+        datasets: rows, for training and evaluation.
+    """
+    names, processor = getattr(collator, "label_names", None), getattr(collator, "processor", None)
+    if names:
+        yield from _label_problems(list(names), collator, models["student"].config, datasets)
+    if not isinstance(processor, DualDistillProcessor):
+        return
+
+    # One colour shows the order of channels and what is subtracted and divided by, at any size.
+    probe = Image.new("RGB", (96, 64), (200, 100, 50))
+    pixels = processor.prepare_image(probe)
+    for role, model in models.items():
+        yield from _limit_problems(role, model, collator, processor.tokenizer, pixels)
+        if (own := _saved_processor(model)) is not None:
+            yield from _word_piece_problems(role, own.tokenizer, processor.tokenizer)
+            # What learns may change what it reads; a teacher that reads regions reads no pixels.
+            if role == "teacher" and _field(model.config, "visual_inputs") == "patches":
+                yield from _pixel_problems(own.prepare_image(probe), pixels)
+
+
+def _saved_processor(model: Any) -> Any:
+    """Return the processor that lies beside the weights that a model was loaded from; None: there is none to see."""
+    folder = getattr(getattr(model, "config", None), "_name_or_path", None)
+    try:
+        return load_processor(folder) if folder and Path(folder).is_dir() else None
+    except ValueError:  # saved without one
+        return None
+
+
+def _limit_problems(role: str, model: Any, collator: Any, tokenizer: Any, pixels: torch.Tensor) -> Iterator[str]:
+    """Texts that are cut later than a model has positions, images that are no whole patches."""
+    config: Any = getattr(model, "config", None)
+    positions, patch = _field(config, "max_position_embeddings"), _field(config, "patch_size")
+    longest, regions = collator.max_text_length or tokenizer.model_max_length, collator.regions
+    if positions is not None:
+        positions -= (collator.max_tag_length or 0) if regions is not None else 0
+        writes = hasattr(model, "can_generate") and model.can_generate()
+        positions = min(positions, config.max_caption_tokens) if writes else positions
+        if longest > positions:
+            cut = f"texts are cut at {longest} tokens" if longest < _NO_LIMIT else "texts are not cut"
+            way_out = f"give the collator max_text_length={positions}, or the tokenizer model_max_length={positions}"
+            yield f"{cut}, but the {role} has positions for {positions}; {way_out}"
+
+    height, width = pixels.shape[-2:]
+    if isinstance(patch, int) and regions is None and (height % patch or width % patch):
+        makes = f"the processor makes {height} x {width} pixels of an image of 64 x 96"
+        yield f"{makes}, which are no whole patches of {patch} as the {role} reads; let it resize to multiples"
+
+
+def _word_piece_problems(role: str, theirs: Any, ours: Any) -> Iterator[str]:
+    """Word pieces with another id, or texts that are cut otherwise."""
+    there, here = theirs.get_vocab(), ours.get_vocab()
+    moved = sorted((index, piece) for piece, index in there.items() if here.get(piece) != index)
+    read = [(piece, index, here.get(piece, "no id")) for index, piece in moved[:1]]
+    cut = {"truncation": True, "max_length": 64}
+    read += [(text, *(one(text, **cut)["input_ids"] for one in (theirs, ours))) for text in _TEXTS]
+    differ = [f"{text!r} as {before}, the run's as {now}" for text, before, now in read if before != now]
+    if differ:
+        yield f"the {role}'s tokenizer reads {differ[0]}; {_OWN_PROCESSOR.format(role)}"
+
+
+def _pixel_problems(theirs: torch.Tensor, ours: torch.Tensor) -> Iterator[str]:
+    """Pixels of other values for a frozen teacher; another size alone is said, for its positions are interpolated."""
+    there, here = (pixels.mean((1, 2)) for pixels in (theirs, ours))
+    if (there - here).abs().max() > _TOLERANCE:
+        made = [" ".join(f"{value:.2f}" for value in one.tolist()) for one in (there, here)]
+        differ = f"of one colour the teacher's processor makes {made[0]}, the run's {made[1]}"
+        yield f"{differ}; {_OWN_PROCESSOR.format('teacher')}"
+    elif theirs.shape != ours.shape:
+        sizes = [tuple(pixels.shape[-2:]) for pixels in (theirs, ours)]
+        _logger.warning("of one image the teacher's processor makes %s pixels, the run's %s", *sizes)
+
+
+def _label_problems(names: list[str], collator: Any, config: Any, datasets: Iterable[Any]) -> Iterator[str]:
+    """Answers of another order or number than the student's, in the collator or in a numbered column."""
+    own = [config.id2label[index] for index in range(len(config.id2label))]
+    if len(names) > len(own):
+        yield f"the collator has {len(names)} label_names, the student {len(own)} labels; give it the student's"
+    elif not all(map(_NAMELESS.fullmatch, own)) and names != own[: len(names)]:
+        index = next(index for index, name in enumerate(names) if name != own[index])
+        answers = f"answer {index} is {names[index]!r} for the collator, {own[index]!r} for the student"
+        yield f"{answers}; give the collator label_names in the student's order (config.id2label)"
+
+    column = getattr(getattr(collator, "task", None), "label_column", None)
+    for dataset in datasets:
+        kind = (getattr(getattr(dataset, "dataset", dataset), "features", None) or {}).get(column)
+        if isinstance(kind, ClassLabel) and kind.names != names:
+            numbers = f"column {column!r} numbers the classes {kind.names}, the model {names}"
+            yield f"{numbers}; store their names in place of numbers"
+            return
+
+
+def check_first_batch(trainer: Any, rows: Any) -> None:
+    """Compute the loss of a few rows: name the parameters that it does not reach, refuse a teacher that looks nowhere.
+
+    Nothing of the run is used up: no random number, no row, no state of the objective.
+
+    Args:
+        trainer: a `DistillationTrainer`.
+        rows: of training.
+
+    Raises:
+        ValueError: the teacher's attention has no mass in one direction.
+    """
+    device, objective = trainer.args.device, trainer.distillation_objective
+    student = trainer.accelerator.unwrap_model(trainer.model)
+    was_training, seen = student.training, []
+    hook = None if objective is None else objective.register_forward_pre_hook(lambda _, given: seen.append(given))
+
+    # In eval mode, so that a queue of negatives takes nothing in.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            losses, _ = trainer._losses(student.eval(), trainer._prepare_inputs(trainer.data_collator(rows)))
+            losses["loss"].backward()
+            own = [(name, one) for name, one in student.named_parameters() if one.requires_grad]
+            idle = [name for name, one in own if one.grad is None]
+        finally:
+            student.train(was_training).zero_grad()
+            trainer._not_finite = {}  # the first step says it again
+            if hook is not None:
+                hook.remove()
+                objective.zero_grad()
+
+    if idle and not trainer.leaves_parameters_unused:
+        few = ", ".join(idle[:3]) + (", ..." if len(idle) > 3 else "")
+        _logger.warning("no loss reaches %d parameters (%s): they stay as they are", len(idle), few)
+    if seen and isinstance(objective, CrossModalObjective) and getattr(seen[0][1], "attentions", None):
+        _check_mass(objective, *seen[0])
+
+
+def _check_mass(objective: CrossModalObjective, student_outputs: Any, view: Any, batch: Mapping[str, Any]) -> None:
+    """Refuse attention probabilities that are 0 from one modality to the other: rescaled, they would be uniform."""
+    text, image = batch["attention_mask"].bool(), student_outputs.image_mask
+    text, image = text.repeat_interleave(image.shape[1], dim=0), image.flatten(0, 1)
+    masks = {"text to image": (text, image), "image to text": (image, text)}
+    for scores in objective.teacher_scores(view, batch["attention_mask"], text.shape[1] + image.shape[1]):
+        for (direction, (queries, keys)), block in zip(masks.items(), scores, strict=True):
+            mass = (block.exp() * keys[:, None, None]).sum(-1).mean(1)[queries].mean()
+            if mass < _NO_MASS:
+                looks = f"the teacher's attention from {direction} is 0 (a causal model does not look ahead)"
+                raise ValueError(f"{looks}, so it has nothing to teach there; set attention_weight to 0.")
 
 
 def _problems(ours: Any, theirs: Any, objective: Objective) -> Iterator[str]:

@@ -56,6 +56,9 @@ class DistillationTrainingArguments(TrainingArguments):
         metadata={"help": "JSON, student to teacher layer, '{\"5\": 11}'. Default: last to last (recipe)."},
     )
     relation_heads: int | None = _option(None, "Heads over which attention is compared where heads or widths differ.")
+    count_padded_queries: bool = _option(
+        False, "dide: average attention over padded queries too, as the authors' release does. Default: real ones."
+    )
     hidden_weight: float = _option(1.0, "distillvlm: weight of the hidden states' loss (the paper's is not published).")
     hidden_loss: Literal["nce", "mse", "none"] = _option("nce", "distillvlm: noise-contrastive (paper), MSE, or none.")
     hidden_layers: dict | str | None = field(default=None, metadata={"help": "distillvlm: the same of hidden states."})
@@ -82,6 +85,9 @@ class DistillationTrainingArguments(TrainingArguments):
         None, "Keep the teacher's results on disk: logits, or attention too. Default: no."
     )
     teacher_cache_dir: str | None = _option(None, "Folder of the teacher cache. Default: OUTPUT_DIR/teacher_cache.")
+    preflight: bool = _option(
+        True, "Before a run's first step say what teacher, words alone and the student's start answer right."
+    )
     head_learning_rate_factor: float = _option(1.0, "Learning rate of the classifier over the base one (VQA: 10).")
 
     learning_rate: float = _option(1e-4, "Peak learning rate of AdamW (recipe: 1e-4).")
@@ -114,6 +120,9 @@ class DistillationTrainingArguments(TrainingArguments):
                 weight = f"{name} {getattr(self, name)}"
                 raise ValueError(f"cache_teacher is 'logits' but {weight}; cache attention, or set the weight to 0.")
 
+        if self.cache_teacher == "attention" and self.count_padded_queries:
+            raise ValueError("count_padded_queries is set, but a cache keeps no padding; leave cache_teacher out.")
+
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False  # nothing to pin for; torch would warn at every epoch
         super().__post_init__()
@@ -143,10 +152,9 @@ class DistillationTrainingArguments(TrainingArguments):
             "teacher_size": getattr(teacher, "hidden_size", 1),
         }
 
-        named = inspect.signature(objective).parameters
-        if "match_weight" in named:
+        names = constructor_names(objective)
+        if "match_weight" in names:
             given["match_weight"] = self.weight_of_matches(student)
-        names = [*named, *(get_type_hints(Settings) if "settings" in named else ())]
         taken: dict[str, Any] = {name: given[name] for name in names if given.get(name) is not None}
         made: Any = objective(**taken)
 
@@ -185,6 +193,12 @@ class DistillationTrainingArguments(TrainingArguments):
         """Weights that were given of losses which a model for pre-training computes itself."""
         names = ("itc_weight", "itm_weight", "mlm_weight")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def constructor_names(objective: type[Objective]) -> list[str]:
+    """Return the arguments of an objective, those that all objectives take among them."""
+    named = inspect.signature(objective).parameters
+    return [*named, *(get_type_hints(Settings) if "settings" in named else ())]
 
 
 def _layer_map(name: str, given: dict | str | None) -> dict | None:

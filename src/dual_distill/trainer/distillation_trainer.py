@@ -11,7 +11,7 @@ Unusual here:
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +26,14 @@ from dual_distill.hub_cards import ObjectiveRecord, Origin, RunRecord
 from dual_distill.objectives import DiDEObjective, Objective
 from dual_distill.teachers import AlignedTeacher, ForeignTeacher, load_model, student_tokens
 
-from .compatibility import check_arguments, check_compatibility, patch_size
+from .compatibility import (
+    check_arguments,
+    check_compatibility,
+    check_first_batch,
+    check_options,
+    content_problems,
+    patch_size,
+)
 from .distillation_config import DistillationTrainingArguments
 from .raw_dataset import raw_collator
 from .recording import known_origin, loaded_from
@@ -71,6 +78,8 @@ class DistillationTrainer(RowMeansTrainer):
     """Class that the name of a teacher is loaded as; None: that of its checkpoint."""
     objective_class: ClassVar[type[Objective] | None] = None
     """What is compared unless it is given; None: what `args.method` names."""
+    own_options: ClassVar[tuple[str, ...]] = ("head_learning_rate_factor",)
+    """Options of distillation that are read whatever is compared."""
     leaves_parameters_unused: ClassVar[bool] = False
     """Whether some parameters of the student take no part in a step."""
     label_columns: ClassVar[list[str] | None] = None
@@ -108,6 +117,7 @@ class DistillationTrainer(RowMeansTrainer):
             and args.accelerator_config.dispatch_batches is None
         ):
             args.accelerator_config.dispatch_batches = False
+        check_options(type(self), args, teacher is not None, objective)
         check_arguments(self, args, teacher, kwargs)
 
         # Whoever is given by name is loaded, and brings a processor: the student's, if it has none of its own.
@@ -145,7 +155,15 @@ class DistillationTrainer(RowMeansTrainer):
         self.teacher: nn.Module | None = taught_by
         self.distillation_objective: Objective | None = None
         self.teacher_cache: TeacherCache | None = None
+        student = self.accelerator.unwrap_model(self.model)
+        evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        # A teacher with tokens of its own reads other batches.
+        models = {"student": student, **({} if taught_by is None or is_aligned else {"teacher": taught_by})}
+        rows = [self.train_dataset, *evaluated]
+        collator = getattr(self.data_collator, "collator", self.data_collator)
+        self._problems = list(content_problems(collator, models, rows))
         if taught_by is None:
+            check_compatibility(student, None, None, self._problems)
             return
 
         # The teacher is known by its weights as they are now, one that was never saved by a digest of its parameters.
@@ -158,7 +176,7 @@ class DistillationTrainer(RowMeansTrainer):
         if not any(hasattr(each, "hf_device_map") for each in self.teacher.modules()):
             self.teacher.to(args.device)
         self._given_objective = objective
-        objective = self._set_objective(self.accelerator.unwrap_model(self.model))
+        objective = self._set_objective(student)
         self.add_callback(ObjectiveCallback(self))
 
         if is_aligned:
@@ -183,6 +201,18 @@ class DistillationTrainer(RowMeansTrainer):
             self.teacher_cache = self._open_teacher_cache(args.cache_teacher, taught_by, objective)
             self.data_collator = KeyedCollator(self.data_collator)
             self.add_callback(TeacherCacheCallback(self.teacher_cache))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer` does, once a first batch was held against the run."""
+        rows, is_sharded = self.train_dataset, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        is_table = isinstance(rows, Sized) and not isinstance(rows, IterableDataset)
+        # Of stored rows nothing is asked twice.
+        says_anything = self.teacher is not None or not self.leaves_parameters_unused
+        is_stored = self.teacher_cache is not None or isinstance(self.teacher, StoredTeacher)
+        is_plain = self.compute_loss_func is None and not is_stored
+        if is_table and says_anything and is_plain and not is_sharded:
+            check_first_batch(self, [rows[index] for index in range(min(2, len(rows)))])
+        return super().train(*args, **kwargs)
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Set up a run: its model and objective are those of the arguments as they are now, a trial's among them."""
@@ -218,7 +248,7 @@ class DistillationTrainer(RowMeansTrainer):
         if objective is None:
             own = self.objective_class
             objective = self.args.make_objective(own, student.config, getattr(teacher, "config", None))
-        check_compatibility(student, teacher, objective)
+        check_compatibility(student, teacher, objective, self._problems)
         is_learned = objective.attention_projections is not None or not objective.attention_weight
         if self.args.freeze_text_tower and self.args.freeze_vision_tower and not is_learned:
             raise ValueError("both towers are frozen, so their attention learns nothing; set attention_weight to 0.")

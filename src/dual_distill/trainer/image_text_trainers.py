@@ -125,6 +125,7 @@ class PreTrainingTrainer(ImageTextTrainer):
 
     teacher_class = FusionEncoderForPreTraining
     objective_class = PreTrainingObjective
+    own_options = ("itc_weight", "itm_weight", "mlm_weight", "masking_share")
     label_columns: ClassVar[list[str]] = ["image_ids", "caption_ids"]
     own_loss = "the model's own terms"
     gives_predictions = False
@@ -244,6 +245,7 @@ class RetrievalTrainer(ImageTextTrainer):
 
     teacher_class = FusionEncoderForImageTextRetrieval
     objective_class = RankingObjective
+    own_options = ("itc_weight", "match_weight", "ranking_negatives")
     leaves_parameters_unused = True  # the shallow interaction, which no similarity passes through
     label_columns: ClassVar[list[str]] = ["image_ids"]
     own_loss = "the ranking"

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from datasets import ClassLabel
 from transformers import PreTrainedConfig
 
 from dual_distill.data import DistillationCollator, Task
@@ -25,8 +24,7 @@ def raw_collator(
         checkpoint: where the teacher or the model came from; None: nowhere.
 
     Raises:
-        ValueError: there are several splits, no text, numbered classes in another order than the model's, or there is
-            no processor.
+        ValueError: there are several splits, no text, or there is no processor.
     """
     if isinstance(dataset, Mapping):
         way_out = "give train_dataset=data['train'], eval_dataset=data['validation']"
@@ -41,13 +39,8 @@ def raw_collator(
         has = f"the columns are {', '.join(columns)}, none of them {', '.join(_TEXT_COLUMNS)}"
         raise ValueError(f"{has}; rename the one with the text, or give data_collator=.")
 
-    # A number is taken for the index of a logit, which a data set of its own order would mean otherwise.
     label = next((column for column in _LABEL_COLUMNS if column in columns), None)
-    kind, names = dataset.features.get(label), [config.id2label[index] for index in range(len(config.id2label))]
-    if isinstance(kind, ClassLabel) and kind.names != names:
-        way_out = "store their names in place of numbers"
-        raise ValueError(f"column {label!r} numbers the classes {kind.names}, the model {names}; {way_out}.")
-
+    names = [config.id2label[index] for index in range(len(config.id2label))]
     processor = processor or (load_processor(checkpoint) if checkpoint else None)
     if processor is None:
         way_out = "give processing_class=DualDistillProcessor.from_pretrained(...), or data_collator="

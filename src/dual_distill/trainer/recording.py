@@ -54,7 +54,7 @@ _PACKAGES = ("dual-distill", "torch", "transformers", "datasets")
 _NOT_SETTINGS = {
     *("data", "init_from", "init_revision", "output_dir", "run_name", "teacher", "teacher_revision"),
     *("text_tower", "vision_tower", "accelerator_config", "dataloader_pin_memory", "use_cpu"),
-    *("regions", "teacher_regions", "teacher_cache_dir"),
+    *("regions", "teacher_regions", "teacher_cache_dir", "preflight"),
 }
 _NOT_SETTINGS_OF = ("ddp_", "hub_", "push_to_hub", "logging_dir", "report_to", "disable_tqdm", "resume_from")
 # What Trainer says of the machine.

@@ -32,8 +32,9 @@ def attention_distillation_loss(
         ValueError: the score shapes differ (most often unequal head counts), or a mask does not fit them.
 
     Note:
-        Padded queries are left out of the mean; the authors' code counts them, so its value moves with the padding. The
-        mean is taken inside each example first, so that a row weighs the same alone, in a batch and across processes.
+        Padded queries are left out of the mean; the authors' code counts them, so its value moves with the padding (a
+        query mask of ones gives it: `DiDEObjective(count_padded_queries=True)`). The mean is taken inside each example
+        first, so that a row weighs the same alone, in a batch and across processes.
 
     References:
         Wang et al., EMNLP 2022, arXiv 2112.08723, cross-modal attention distillation.
