@@ -176,7 +176,8 @@ SECRETS = {
     "PyPI": "pypi-AgEIcHlwaS5vcmc" + "aB3_" * 20,
     "Stripe": "sk_live_" + "aB3d" * 6,
     "Stripe, restricted": "rk_live_" + "aB3d" * 6,
-    "JSON web token": f"eyJ{'aB3d' * 5}.eyJ{'aB3d' * 9}.{'aB3d' * 10}",
+    # {"alg":"HS256","typ":"JWT"}, {"sub":"1234567890"}, and no signature of these
+    "JSON web token": f"eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.{'aB3d' * 10}",
     "user and password": "https://ada:s3cret@example.org/data.tar",
     "password of a database": "postgresql://ada:s3cret@db.example.org/runs",
     "path of a home, as an address": "file:///home/ada/runs/teacher",
