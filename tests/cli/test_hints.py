@@ -128,7 +128,8 @@ def test_one_spelling_a_notion(command: str) -> None:
     actions = {option: action for action in parser_of(command)._actions for option in action.option_strings}
     if "--device" in actions:
         assert actions["--device"].default is None  # auto
-    assert not {"--out", "--output", "--output-file", "--gpu"} & {*actions}
+    assert not {"--output", "--output-file", "--gpu"} & {*actions}
+    assert ("--out" in actions) == (command == "attention")  # one picture, no folder
     for option, action in actions.items():
         takes_a_value = action.nargs != 0 and action.choices is None
         assert not takes_a_value or action.metavar, f"{option} shows no metavar"
