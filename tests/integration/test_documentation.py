@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from PIL import Image
 from transformers import (
     AutoModel,
@@ -89,6 +90,7 @@ NOT_RUN = {
     "scores  =": "a formula",
     "loss = attention_weight": "a formula",
     "[CLS] text [SEP]": "what a model reads",
+    "before the first step, of": "what a run printed: tests/trainer/test_preflight.py",
     "src/dual_distill/": "a tree: its folders are compared with the package's",
 }
 
@@ -232,6 +234,8 @@ def given() -> dict[str, Any]:
     image, questions = Image.open("photo.png"), ["what color is it?", "is it red?"]
     batch = processor(text=questions, images=[image, image])
     rows = [{**{name: batch[name][row] for name in batch}, "labels": torch.tensor(row)} for row in range(2)]
+    answer = teacher.config.id2label[0]
+    dataset = Dataset.from_list([{"image": image, "question": asked, "answer": answer} for asked in questions])
     args = DistillationTrainingArguments("out", max_steps=1, report_to="none", use_cpu=True)
     student = DualEncoderForQuestionAnswering.from_fusion_encoder(teacher, interaction_layers=1)
     trainer = DistillationTrainer(
@@ -244,7 +248,7 @@ def given() -> dict[str, Any]:
     )
     return {
         **{"teacher": teacher, "processor": processor, "student": student, "image": image, "questions": questions},
-        **{"rows": rows, "args": args, "trainer": trainer, "rank": 0, "world_size": 1},
+        **{"rows": rows, "args": args, "trainer": trainer, "rank": 0, "world_size": 1, "dataset": dataset},
     }
 
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from dual_distill.modeling import DualEncoderConfig, FusionEncoderConfig
 
 from . import causal_vlm, cross_attention, fusion, joint, qformer
-from .checkpoint import fetch
+from .checkpoint import fetch, first_line
 from .foreign import Answers, Batch, Modules
 from .loading import LoadedModel, ModelClass, load_model
 from .view import TeacherView
@@ -89,7 +89,10 @@ def load_teacher(
     source = str(checkpoint)
     folder: Any = source if trust_remote_code else fetch(source, revision, weights=False)
     is_there = trust_remote_code or Path(folder, "config.json").is_file()
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code) if is_there else None
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code) if is_there else None
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{source!r} has no configuration that can be read: {first_line(error)}.") from error
     if config is not None and model_class is None and FAMILIES.get(config.model_type, fusion) is not fusion:
         options |= {"trust_remote_code": True} if trust_remote_code else {}
         loaded = LoadedModel(*family_of(config).load(source, revision, **options))

@@ -183,7 +183,7 @@ def _limit_problems(role: str, model: Any, collator: Any, tokenizer: Any, pixels
     positions, patch = _field(config, "max_position_embeddings"), _field(config, "patch_size")
     longest, regions = collator.max_text_length or tokenizer.model_max_length, collator.regions
     if positions is not None:
-        positions -= (collator.max_tag_length or 0) if regions is not None else 0
+        positions -= (collator.max_tag_length or 0) if regions is not None and regions.num_tags else 0
         writes = hasattr(model, "can_generate") and model.can_generate()
         positions = min(positions, config.max_caption_tokens) if writes else positions
         if longest > positions:
