@@ -394,7 +394,9 @@ def test_dry_runs_say_what_the_run_does(
     assert plan["memory_bytes"]["activations"] > 0
 
 
-@pytest.mark.parametrize("name", ["coco_captions/distilled", "coco_captions/self_critical"])
+@pytest.mark.parametrize(
+    "name", ["coco_captions/distilled", pytest.param("coco_captions/self_critical", marks=pytest.mark.slow)]
+)
 def test_half_precision_and_processes_that_load(
     name: str, words_of: Callable, trained: Callable, dual_distill: Callable, tmp_path: Path
 ) -> None:

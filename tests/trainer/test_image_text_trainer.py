@@ -64,7 +64,7 @@ def build(folder, stream, *callbacks, dropout=0.0, **fields):
     )
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_with_dropout_that_was_cut_off_ends_as_the_whole_one(stream, tmp_path, workers):
     options = {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
     whole = build(tmp_path / "whole", stream, dropout=0.1, **options)
