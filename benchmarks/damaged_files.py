@@ -70,7 +70,7 @@ def make_kinds(work: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:
     from dual_distill.regions import RegionStore
     from dual_distill.teachers import load_model, load_processor
     from dual_distill.trainer import newest_whole
-    from dual_distill.trainer.teacher_cache import _CacheTable
+    from dual_distill.trainer.teacher_cache import CacheTable
 
     scenarios = make_scenarios(work)
     folders = {name: work / "made" / name for name in scenarios if name != "push"}
@@ -120,7 +120,7 @@ def make_kinds(work: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:
             store.rows(shard.number), store.vectors(shard.number)
 
     def cache(folder: Path) -> None:
-        found = _CacheTable(folder)
+        found = CacheTable(folder)
         found.read_manifest()
         for number in range(len(list(folder.glob("shard-*")))):
             found.rows(number), found.vectors(number)
