@@ -285,17 +285,28 @@ def test_a_matching_head_gives_a_probability(name):
         shown(name, answers=["yes"])
 
 
-def test_a_reranker_says_yes_or_no():
+def test_a_reranker_says_yes_or_no_in_the_form_of_qwens():
     model, processor = tiny_teacher("qwen3_vl")
     family = family_of(model.config)
-    batch = family.inputs(model.config, processor, pictures(), TEXTS, instruction="Does it show {text}? yes or no")
-    view = family.view(model, processor, batch, [-1], yes_no=("yes", "no"))
+    batch = family.inputs(model.config, processor, pictures(), TEXTS, **family.MATCH_INPUTS)
+    view = family.view(model, processor, batch, [-1], **family.MATCH_VIEW)
     assert "dogs" in [TEXTS[0][a:b] for a, b in batch["text_spans"][0].tolist()]
+
+    # The prompt: a system's sentence, what is asked, the image as query, and the text as document.
+    prompt = processor.tokenizer.decode(batch["input_ids"][0])
+    judge, _, rest = prompt.partition('the answer can only be "yes" or "no".')
+    query, _, document = rest.partition("<|image_pad|>")
+    assert "system: Judge whether the Document meets the requirements" in judge
+    assert query.partition("user: ")[2].startswith("<Instruct>: ")
+    assert "<Query>:" in query
+    assert document.rpartition("<|image_pad|>")[2].split("<Document>:")[1].startswith(TEXTS[0])
+    assert document.endswith("assistant: ")
+
     with torch.no_grad():
         logits = model(**{key: value for key, value in batch.items() if key not in LAYOUT}).logits[:, -1]
     yes, no = (processor.tokenizer(word)["input_ids"][0] for word in ("yes", "no"))
-    expected = (logits[:, yes] - logits[:, no]).sigmoid()
-    torch.testing.assert_close(view.match_probs, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(view.match_scores, logits[:, yes] - logits[:, no], atol=1e-4, rtol=0)
+    torch.testing.assert_close(view.match_probs, view.match_scores.sigmoid(), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "blip2", "lxmert"])

@@ -1,6 +1,7 @@
 """Teachers of every family beside a student of another tokenizer and another grid: aligned, trained, stored."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,13 @@ from dual_distill.modeling import dual_config_from_fusion
 from dual_distill.objectives import DiDEObjective
 from dual_distill.runs import DataArguments, ModelArguments, distill, make_run
 from dual_distill.teachers import ForeignTeacher, family_of, student_tokens
-from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments, StoredTeacher
+from dual_distill.trainer import (
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    StoredTeacher,
+    view_settings,
+    write_views,
+)
 
 TASK = Task("custom", "question_answering", ("image",), "question", "answer")
 TEXTS = ["two dogs on a red sofa", "what is it?", "yes, a black ball", "a cat and dogs"]
@@ -171,6 +178,37 @@ def test_teach_writes_what_training_reads_and_goes_on_where_it_stopped(
     assert metrics["train_loss"] > 0
     with pytest.raises(ValueError, match=r"has tokens of its own, from which no student starts; give student="):
         distill(smolvlm, make_rows(), tmp_path / "none", use_cpu=True)
+
+
+def test_where_several_answers_may_be_right_each_is_learned_as_its_share(student, processor, tmp_path):
+    student.config.problem_type = "multi_label_classification"
+    rows, (model, own) = make_rows(4), tiny_teacher("smolvlm")
+    rows = rows.add_column("answers", [[answer] for answer in rows["answer"]])
+    collator = DistillationCollator(processor, replace(TASK, answers_column="answers"), ANSWERS)
+    teacher = ForeignTeacher(model, own, "SmolVLM")
+    told = {"train_dataset": rows, "data_collator": collator}
+    trainer = DistillationTrainer(student, arguments(tmp_path, attention_weight=0), teacher=teacher, **told)
+    batch = trainer.data_collator(list(rows))
+    with torch.no_grad():
+        trainer.compute_loss(student.eval(), batch)
+        found = trainer._take_terms()["soft_label_loss"]
+        logits = student(**{name: it for name, it in batch.items() if name[:8] not in ("teacher_", "student_")}).logits
+
+    # A model that writes says one answer: its softmax over them is the soft label.
+    family = family_of(model.config)
+    read = family.inputs(model.config, own, rows["image"], rows["question"])
+    share = family.view(model, own, read, [], answers=ANSWERS).logits.softmax(-1)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, share, reduction="sum") / 4
+    assert found == pytest.approx(expected.item(), rel=1e-4)
+
+    # A store says the same.
+    store = StoredTeacher(tmp_path / "views", teacher, view_settings(teacher, [-1], ANSWERS))
+    write_views(store, rows, collator.task)
+    trainer = DistillationTrainer(
+        student, arguments(tmp_path, attention_weight=0), teacher=StoredTeacher(tmp_path / "views"), **told
+    )
+    trainer.compute_loss(student.eval(), trainer.data_collator(list(rows)))
+    assert trainer._take_terms()["soft_label_loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_refusals(student, processor, smolvlm, tmp_path):

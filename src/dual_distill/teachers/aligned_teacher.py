@@ -25,10 +25,12 @@ class AlignedOutputs:
     Attributes:
         logits: `(B, L)` of the student's answers; None: it says none.
         cross_modal_scores: of each layer both directions over the student's tokens, None for one that it lacks.
+        match_scores: `(B,)`, log-odds that text and image match; None: it does not say.
     """
 
     logits: Tensor | None
     cross_modal_scores: list[Aligned]
+    match_scores: Tensor | None = None
 
 
 class AlignedTeacher(nn.Module):
@@ -38,11 +40,15 @@ class AlignedTeacher(nn.Module):
         name: of it, for sentences.
         num_layers: in which text and image meet.
         answers: the student's, whose logits are asked for; None: none are.
+        multi_label: whether each logit is a yes or no of its own, as where several answers may be right.
+        multi_label_student: whether the student reads them so.
     """
 
     name: str
     num_layers: int
     answers: Sequence[str] | None = None
+    multi_label: bool = False
+    multi_label_student: bool = False
     _has_said = False
 
     def view(self, batch: Mapping[str, Tensor], layers: Sequence[int]) -> TeacherView:
@@ -51,8 +57,8 @@ class AlignedTeacher(nn.Module):
 
     def forward(
         self,
-        student_text: Tokens,
-        student_image: Tokens,
+        student_text: Any = None,
+        student_image: Any = None,
         output_query_states: Sequence[int] | None = None,
         output_key_states: Sequence[int] | None = None,
         **batch: Tensor,
@@ -60,8 +66,8 @@ class AlignedTeacher(nn.Module):
         """Return what an objective compares.
 
         Args:
-            student_text: the student's tokens of the texts.
-            student_image: the student's tokens of the images.
+            student_text: the student's `Tokens` of the texts, where attention is asked for.
+            student_image: the student's `Tokens` of the images, likewise.
             output_query_states: layers whose attention is shown.
             output_key_states: the same layers.
             **batch: of the teacher.
@@ -70,14 +76,18 @@ class AlignedTeacher(nn.Module):
             ValueError: attention is asked for, and the teacher shows none.
         """
         view = self.view(batch, output_query_states or ())
-        aligned = align_view(view, student_text, student_image)
+        aligned = align_view(view, student_text, student_image) if output_query_states else []
         for pair in aligned:
             if pair == (None, None):
                 raise ValueError(f"{self.name} shows no attention between text and image; set attention_weight to 0.")
             if None in pair and not self._has_said:
                 self._has_said = True
                 logger.warning("%s shows one direction of attention alone; the other term is left out.", self.name)
-        return AlignedOutputs(view.logits, aligned)
+        logits = view.logits
+        if logits is not None and self.multi_label_student and not self.multi_label:
+            # Of a teacher that gives one answer the share of each, which is what a sigmoid of these gives back.
+            logits = logits.float().softmax(-1).logit(eps=1e-6)
+        return AlignedOutputs(logits, aligned, view.match_scores)
 
 
 class ForeignTeacher(AlignedTeacher):
@@ -99,12 +109,19 @@ class ForeignTeacher(AlignedTeacher):
         super().__init__()
         self.family, self.model, self.processor = family_of(model.config), model, processor
         self.name, self.num_layers = name or type(model).__name__, len(self.family.layers(model))
+        self.multi_label = model.config.problem_type == "multi_label_classification"
         # Without the model, so that data-loading processes need no copy of it.
         self.inputs = partial(self.family.inputs, model.config, processor)
+        self._scoring: dict[str, Any] = {}
+
+    def ask_for_matches(self) -> None:
+        """Ask from now on whether text and image match: a model that writes needs to be told."""
+        self.inputs = partial(self.inputs, **getattr(self.family, "MATCH_INPUTS", {}))
+        self._scoring = getattr(self.family, "MATCH_VIEW", {})
 
     def view(self, batch: Mapping[str, Tensor], layers: Sequence[int]) -> TeacherView:
         """Run the model on a batch of `inputs`."""
-        view = self.family.view(self.model, self.processor, batch, layers, self.answers)
+        view = self.family.view(self.model, self.processor, batch, layers, self.answers, **self._scoring)
         return view if view.logits is None else replace(view, logits=view.logits.clamp(min=_LEAST_LOGIT))
 
 

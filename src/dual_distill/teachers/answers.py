@@ -105,7 +105,7 @@ def _continue(model: Callable[..., Any], prompt_mask: Tensor, cache: Any, tokens
     return (following * real.flatten(0, 1)[:, 1:]).sum(-1).unflatten(0, (rows, count))
 
 
-def yes_probs(tokenizer: Any, logits: Tensor, yes: str = "yes", no: str = "no") -> Tensor:
-    """Probability of "yes" against "no" as the next token, `(B,)`, of logits `(B, S, V)`: how a reranker scores."""
+def yes_scores(tokenizer: Any, logits: Tensor, yes: str = "yes", no: str = "no") -> Tensor:
+    """Log-odds of "yes" against "no" as the next token, `(B,)`, of logits `(B, S, V)`: how a reranker scores."""
     ids = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (no, yes)]
-    return logits[:, -1, ids].float().softmax(-1)[:, 1]
+    return logits[:, -1, ids].float().diff(dim=-1)[:, 0]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from . import foreign
-from .answers import answer_logits, yes_probs
+from .answers import answer_logits, yes_scores
 from .foreign import Answers, Batch, Modules
 from .layout import as_view, joint_attention, split_layout
 from .prompts import prompt_inputs, read_template
@@ -18,12 +18,25 @@ from .view import TeacherView
 
 load = foreign.load
 
+# How a model that writes is asked whether text and image match: in the form of Qwen3-VL-Reranker.
+MATCH_INPUTS = {
+    "system": "Judge whether the Document meets the requirements based on the Query and the Instruct provided. Note "
+    'that the answer can only be "yes" or "no".',
+    "instruction": "<Instruct>: Retrieve the text that describes the image.<Query>:{image}\n<Document>:{text}",
+}
+MATCH_VIEW = {"yes_no": ("yes", "no")}
+
 # Parts of a model that are not its language model.
 _OF_THE_IMAGE = re.compile(r"vision|visual|image|connector|projector|perceiver")
 
 
 def inputs(
-    config: Any, processor: Any, images: Any, texts: Sequence[str], instruction: str = "{text}"
+    config: Any,
+    processor: Any,
+    images: Any,
+    texts: Sequence[str],
+    instruction: str = "{text}",
+    system: str | None = None,
 ) -> dict[str, Tensor]:
     """Make the batch of the model's own chat template, the image before the text.
 
@@ -32,10 +45,11 @@ def inputs(
         processor: its processor.
         images: B images.
         texts: B texts.
-        instruction: what the user writes, around `{text}`: "{text} Answer in one word.", or for a reranker whatever
-            asks it for yes or no.
+        instruction: what the user writes, around `{text}`: "{text} Answer in one word."; the image stands at `{image}`,
+            or in front of it all.
+        system: what the system says before that; None: nothing.
     """
-    return prompt_inputs(config, processor, images, texts, read_template(processor, instruction))
+    return prompt_inputs(config, processor, images, texts, read_template(processor, instruction, system))
 
 
 def layers(model: Any) -> list[Modules]:
@@ -77,5 +91,5 @@ def view(
     if answers is not None:
         end = read_template(processor).after_answer
         logits = answer_logits(model, processor.tokenizer, read["attention_mask"], outputs, answers, end, **scoring)
-    match = None if yes_no is None else yes_probs(processor.tokenizer, outputs.logits, *yes_no)
-    return as_view(layout, shown, logits=logits, match_probs=match)
+    match = None if yes_no is None else yes_scores(processor.tokenizer, outputs.logits, *yes_no)
+    return as_view(layout, shown, logits=logits, match_scores=match)

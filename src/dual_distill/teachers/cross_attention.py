@@ -73,7 +73,7 @@ def view(
     else:
         foreign.check_no_answers(model, answers)
     if "Retrieval" in kind:
-        said["match_probs"] = foreign.match_probs(outputs.itm_score if "itm_score" in outputs else outputs.logits)
+        said["match_scores"] = foreign.match_scores(outputs.itm_score if "itm_score" in outputs else outputs.logits)
     return as_view(layout, _both(recorded), **said)
 
 

@@ -89,6 +89,6 @@ def check_no_answers(model: Any, answers: Answers) -> None:
         raise ValueError(f"{type(model).__name__} says nothing about answers; {way_out}.")
 
 
-def match_probs(logits: Tensor) -> Tensor:
-    """Probability that text and image match, of the two logits `(B, 2)` of a matching head."""
-    return logits.float().softmax(-1)[:, 1]
+def match_scores(logits: Tensor) -> Tensor:
+    """Log-odds that text and image match, of the two logits `(B, 2)` of a matching head."""
+    return logits[:, 1].float() - logits[:, 0].float()

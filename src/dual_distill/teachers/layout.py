@@ -130,7 +130,7 @@ def cross_attention(recorded: RecordedAttention) -> DirectionAttention:
 
 
 def as_view(layout: Mapping[str, Tensor], layers: Sequence[LayerAttention], **said: Tensor | None) -> TeacherView:
-    """A view of a layout's tokens; `said` is its logits or match_probs."""
+    """A view of a layout's tokens; `said` is its logits or match_scores."""
     places = {name: layout[name] for name in LAYOUT if "index" not in name}
     return TeacherView(layers=layers, **places, **said)  # type: ignore[arg-type]
 

@@ -26,26 +26,33 @@ class Prompt(NamedTuple):
     after_answer: str = ""
 
 
-def read_template(processor: Any, instruction: str = "{text}") -> Prompt:
+def read_template(processor: Any, instruction: str = "{text}", system: str | None = None) -> Prompt:
     """Read the template of a processor; one without any has the image and the text, and nothing around them.
 
     Args:
         processor: of a model.
-        instruction: what the user writes, around `{text}`.
+        instruction: what the user writes, around `{text}`, and around `{image}`, which stands first unless it is there.
+        system: what the system says before; None: nothing.
 
     Raises:
         ValueError: the template leaves the image out, or puts it behind the text.
     """
+    first, has_place, rest = instruction.partition("{image}")
+    first, rest = (first, rest) if has_place else ("", first)
     if getattr(processor, "chat_template", None) is None:
-        before, _, after = instruction.partition("{text}")
-        return Prompt(processor.image_token + before, after)
-    asked_text = instruction.replace("{text}", _TEXT)
-    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked_text}]}
-    answered = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
-    before, _, after = processor.apply_chat_template([asked], add_generation_prompt=True).partition(_TEXT)
+        before, _, after = rest.partition("{text}")
+        return Prompt(f"{system or ''}{first}{processor.image_token}{before}", after)
+
+    def says(role: str, *content: str | None) -> dict[str, Any]:
+        parts = [{"type": "text", "text": text} if text else {"type": "image"} for text in content if text != ""]
+        return {"role": role, "content": parts}
+
+    asked = [says("system", system)] if system else []
+    asked.append(says("user", first, None, rest.replace("{text}", _TEXT)))
+    before, _, after = processor.apply_chat_template(asked, add_generation_prompt=True).partition(_TEXT)
     if processor.image_token not in before:
         raise ValueError(f"the chat template has no {processor.image_token} before the text; give one that has.")
-    end = processor.apply_chat_template([asked, answered]).partition(_ANSWER)[2]
+    end = processor.apply_chat_template([*asked, says("assistant", _ANSWER)]).partition(_ANSWER)[2]
     return Prompt(before, after, end.rstrip())
 
 

@@ -50,7 +50,7 @@ def view(model: Any, processor: Any, batch: Batch, wanted: Sequence[int], answer
     outputs, recorded = foreign.run_recorded(model, {**read, **options}, layers(model), wanted)
 
     shown = [LayerAttention(_two_hops(words, queries, layout)) for words, queries in recorded]
-    return as_view(layout, shown, match_probs=foreign.match_probs(outputs.logits_per_image) if matches else None)
+    return as_view(layout, shown, match_scores=foreign.match_scores(outputs.logits_per_image) if matches else None)
 
 
 def _two_hops(words: RecordedAttention, queries: RecordedAttention, layout: Mapping[str, Tensor]) -> DirectionAttention:

@@ -78,7 +78,7 @@ class TeacherView:
         image_mask: `(B, I')` bool, True for a real token.
         layers: attention of the layers that were asked for, in that order.
         logits: `(B, L)`: of the student's labels, where the teacher names them; None: it says none.
-        match_probs: `(B,)`: how probably text and image match; None: it does not say.
+        match_scores: `(B,)`: log-odds that text and image match; None: it does not say.
     """
 
     text_spans: Tensor
@@ -87,7 +87,12 @@ class TeacherView:
     image_mask: Tensor
     layers: Sequence[LayerAttention] = field(default_factory=list)
     logits: Tensor | None = None
-    match_probs: Tensor | None = None
+    match_scores: Tensor | None = None
+
+    @property
+    def match_probs(self) -> Tensor | None:
+        """How probably text and image match, `(B,)`; None: the teacher does not say."""
+        return None if self.match_scores is None else self.match_scores.sigmoid()
 
     def attention_probs(self, index: int, direction: Direction, rows: slice = slice(None)) -> Tensor | None:
         """Attention of the index-th layer that was asked for, `(B, H, Q, K)`: each row sums to 1 over real keys.

@@ -359,7 +359,7 @@ def _check_image_text(student: Any, teacher: Any, objective: Objective) -> None:
         teachers: tuple[type, ...] = (FusionEncoderForPreTraining,)
         way_out = "but pre-training asks a FusionEncoderForPreTraining; pre-train a fusion encoder first"
     else:
-        teachers = (FusionEncoderForImageTextRetrieval, FusionEncoderForPreTraining)
+        teachers = (FusionEncoderForImageTextRetrieval, FusionEncoderForPreTraining, AlignedTeacher)
         way_out = "which scores no pairs; give a fusion encoder with head image_text_retrieval or pretraining"
         if student.config.model_type == FusionEncoderConfig.model_type:
             learns = "a fusion encoder, which learns retrieval from the data itself"

@@ -43,7 +43,8 @@ from .teacher_cache import ROW_KEYS, Batch, KeyedCollator, TeacherCache, Teacher
 
 TEACHER_PREFIX = "teacher_"
 """Inputs whose name begins so are the teacher's."""
-_NOT_READ = (TEACHER_PREFIX, "student_")  # beginnings of what a student does not read
+NOT_READ = (TEACHER_PREFIX, "student_")
+"""Beginnings of the names of what a student does not read."""
 
 
 class DistillationTrainer(RowMeansTrainer):
@@ -179,6 +180,9 @@ class DistillationTrainer(RowMeansTrainer):
         objective = self._set_objective(student)
         self.add_callback(ObjectiveCallback(self))
 
+        if args.cache_teacher is not None and not isinstance(objective, DiDEObjective):
+            compares = f"a DiDEObjective compares, and the objective is a {type(objective).__name__}"
+            raise ValueError(f"a cache keeps what {compares}; leave cache_teacher out.")
         if is_aligned:
             teller: AlignedTeacher = taught_by
             if isinstance(taught_by, ForeignTeacher) and args.cache_teacher is not None:
@@ -190,9 +194,7 @@ class DistillationTrainer(RowMeansTrainer):
                 self.add_callback(TeacherCacheCallback(teller.store))
             self.data_collator, self.teacher = TeacherCollator(self.data_collator, teller), teller
         elif args.cache_teacher is not None:
-            if not isinstance(objective, DiDEObjective):
-                compares = f"a DiDEObjective compares, and the objective is a {type(objective).__name__}"
-                raise ValueError(f"a cache keeps what {compares}; leave cache_teacher out.")
+            assert isinstance(objective, DiDEObjective)
             if objective.hidden_layers:
                 compares = f"interaction_hidden_weight is {objective.interaction_hidden_weight}"
                 raise ValueError(
@@ -255,6 +257,7 @@ class DistillationTrainer(RowMeansTrainer):
         if isinstance(teacher, AlignedTeacher):
             labels = student.config.id2label
             teacher.answers = [labels[index] for index in range(len(labels))] if objective.soft_label_weight else None
+            teacher.multi_label_student = student.config.problem_type == "multi_label_classification"
         if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and any(True for _ in objective.parameters()):
             way_out = "train it with DistributedDataParallel, without FSDP and DeepSpeed"
             raise ValueError(f"a {type(objective).__name__} has parameters, which are not sharded; {way_out}.")
@@ -321,7 +324,7 @@ class DistillationTrainer(RowMeansTrainer):
         """Return the student's outputs on a batch, with what the objective compares."""
         # Hard labels are kept from a student that does not learn from them: the objective names every term.
         hidden = {ROW_KEYS} if objective.label_weight else {ROW_KEYS, "labels"}
-        seen = {name: it for name, it in inputs.items() if name not in hidden and not name.startswith(_NOT_READ)}
+        seen = {name: it for name, it in inputs.items() if name not in hidden and not name.startswith(NOT_READ)}
         return model(**seen, **self._student_requests)
 
     def _ask_teacher(self, inputs: Batch, student_outputs: Any = None) -> Any:

@@ -15,12 +15,13 @@ Unusual here:
   among random ones, and each image's own text; all pairs go through it in one forward pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -37,9 +38,10 @@ from dual_distill.modeling import (
     pair_similarities,
 )
 from dual_distill.objectives import PreTrainingObjective, RankingObjective, hard_terms, listwise_cross_entropy
+from dual_distill.teachers import AlignedTeacher, ForeignTeacher
 
 from .distillation_config import DistillationTrainingArguments
-from .distillation_trainer import Batch, DistillationTrainer, Losses
+from .distillation_trainer import NOT_READ, Batch, DistillationTrainer, Losses
 
 TEXT_INPUTS, IMAGE_INPUTS = ("input_ids", "attention_mask"), ("pixel_values", "pixel_mask")
 
@@ -255,6 +257,17 @@ class RetrievalTrainer(ImageTextTrainer):
         self.is_fusion = model.config.model_type == FusionEncoderConfig.model_type
         self.match_weight = self.args.weight_of_matches(model.config)
 
+    def _set_objective(self, student: Any) -> Any:
+        """Set what is compared; a teacher of another family is asked whether text and image match."""
+        objective: Any = super()._set_objective(student)
+        if self.match_weight or objective.ranking_weight:
+            if isinstance(self.teacher, ForeignTeacher):
+                self.teacher.ask_for_matches()
+            elif isinstance(self.teacher, AlignedTeacher):
+                holds = f"the store of {self.teacher.name} holds rows, and ranking asks about pairs of other rows"
+                raise ValueError(f"{holds}; give the teacher itself, or set ranking_weight and match_weight to 0.")
+        return objective
+
     def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         """Return the loss and its terms, in nats per row, and the vectors of a dual encoder, for recall."""
         return (self._rank_by_fusion(model, inputs), {}) if self.is_fusion else self._rank_by_vectors(model, inputs)
@@ -263,7 +276,8 @@ class RetrievalTrainer(ImageTextTrainer):
         objective: Any = self.distillation_objective
         has_lists = self.match_weight or (objective is not None and objective.ranking_weight)
         requests = {} if objective is None else self._student_requests
-        outputs = model(**inputs, **requests, num_listed=self.args.ranking_negatives if has_lists else 0)
+        seen = {name: given for name, given in inputs.items() if not name.startswith(NOT_READ)}
+        outputs = model(**seen, **requests, num_listed=self.args.ranking_negatives if has_lists else 0)
         vectors = {"text_vectors": outputs.text_embeds, "image_vectors": outputs.image_embeds}
 
         if objective is None:
@@ -276,27 +290,62 @@ class RetrievalTrainer(ImageTextTrainer):
 
         # Attention is that of matched pairs.
         pairs, batch = image_text_inputs(inputs), dict(inputs)
-        matched = self._pass_to_teacher(pairs, self._teacher_requests)
-        answers = SimpleNamespace(**matched)
+        if isinstance(self.teacher, AlignedTeacher):
+            asked = self._ask_teacher(inputs, outputs)
+            answers = SimpleNamespace(**vars(asked))
+        else:
+            asked = self._pass_to_teacher(pairs, self._teacher_requests)
+            answers = SimpleNamespace(**asked)
         if has_lists:
             batch["is_listed"], rows = outputs.is_listed, (outputs.listed_images, outputs.listed_texts)
-            answers.list_scores = self._teachers_list_scores(pairs, pair_scores(matched), rows)
+            answers.list_scores = self._teachers_list_scores(inputs, self._scores(asked), rows)
         return objective(outputs, answers, batch), vectors
 
-    def _teachers_list_scores(self, pairs: Batch, matched: torch.Tensor, rows: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Ask the teacher for the scores of lists, `(2 * B, 1 + K)`."""
-        with torch.no_grad():
-            gallery = {name: gather_rows(tensor) for name, tensor in pairs.items()}
+    def _scores(self, outputs: Any) -> torch.Tensor:
+        """Log-odds `(B,)` of what a teacher returned."""
+        if not isinstance(self.teacher, AlignedTeacher):
+            return pair_scores(outputs)
+        if outputs.match_scores is None:
+            lacks = f"{self.teacher.name} does not say whether text and image match"
+            raise ValueError(f"{lacks}; give a model with a matching head, or set ranking_weight to 0.")
+        return torch.as_tensor(outputs.match_scores)
+
+    def _teachers_list_scores(self, inputs: Batch, matched: torch.Tensor, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Ask the teacher for the scores of lists, `(2 * B, 1 + K)`: of texts with drawn images, and the reverse."""
+        is_aligned = isinstance(self.teacher, AlignedTeacher)
+        draw = self._drawn_rows(inputs) if is_aligned else self._drawn_tensors(inputs)
 
         # One negative a row at a time: no pass is larger than that of the matched pairs.
         both = []
-        for drawn, lists in zip((IMAGE_INPUTS, TEXT_INPUTS), rows, strict=True):
-            scores = [matched]
-            for row in lists.unbind(1):
-                chosen = {name: gallery[name][row] if name in drawn else tensor for name, tensor in pairs.items()}
-                scores.append(pair_scores(self._pass_to_teacher(chosen)))
-            both.append(torch.stack(scores, dim=1))
+        for side, lists in enumerate(rows):
+            drawn = [self._scores(self._pass_to_teacher(draw(side, row))) for row in lists.unbind(1)]
+            both.append(torch.stack([matched, *drawn], dim=1))
         return torch.cat(both)
+
+    def _drawn_tensors(self, inputs: Batch) -> Callable[[int, torch.Tensor], Batch]:
+        """What a teacher reads of own texts with drawn images (side 0), or of own images with drawn texts (1)."""
+        pairs = image_text_inputs(inputs)
+        with torch.no_grad():
+            gallery = {name: gather_rows(tensor) for name, tensor in pairs.items()}
+
+        def draw(side: int, row: torch.Tensor) -> Batch:
+            drawn = (IMAGE_INPUTS, TEXT_INPUTS)[side]
+            return {name: gallery[name][row] if name in drawn else tensor for name, tensor in pairs.items()}
+
+        return draw
+
+    def _drawn_rows(self, inputs: Any) -> Callable[[int, torch.Tensor], Batch]:
+        """The same for a teacher of another family, which reads images and texts by its own processor."""
+        teacher: Any = self.teacher
+        own = [inputs["student_images"], inputs["student_texts"]]
+        gallery = [gather_object(side) for side in own]
+
+        def draw(side: int, row: torch.Tensor) -> Batch:
+            pairs = [*own]
+            pairs[side] = [gallery[side][index] for index in row.tolist()]
+            return dict(self._prepare_inputs(teacher.inputs(*pairs)))
+
+        return draw
 
     def _rank_by_fusion(self, model: nn.Module, inputs: Batch) -> dict[str, torch.Tensor]:
         """Rank each text's image and each image's text first among drawn ones; `2 * K + 1` pairs a row in one pass."""

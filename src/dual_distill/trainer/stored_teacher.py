@@ -16,7 +16,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from dual_distill.data import DistillationCollator, ImageTextCollator, Task, fingerprint, image_content
+from dual_distill.data import (
+    DistillationCollator,
+    ImageTextCollator,
+    PreTrainingCollator,
+    Task,
+    fingerprint,
+    image_content,
+)
 from dual_distill.modeling import DualEncoderConfig, FusionEncoderConfig
 from dual_distill.teachers import (
     AlignedTeacher,
@@ -39,6 +46,8 @@ _DIRECTIONS = ("text_to_image", "image_to_text")
 
 class TeacherCollator:
     """A collator whose batches hold what a teacher of any family reads, under `teacher_NAME`, and the student's spans.
+
+    Of image-text pairs also lists `student_images` and `student_texts`: a teacher is asked about others than the rows'.
 
     Args:
         collator: of the student.
@@ -66,20 +75,24 @@ class TeacherCollator:
         collator.gives_spans = True
         self.collator, self.task, self.augmentation = collator, collator.task, collator.augmentation
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate for both."""
         return self.collator(rows) | self.of_teacher(rows)
 
-    def of_teacher(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def of_teacher(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate for the teacher alone."""
         rows = self.collator.read_rows(rows, self.task.text_column)
         batch: dict[str, Tensor] = {}
+        pairs: dict[str, Any] = {}
         if self.inputs is not None:
             texts = [row[self.task.text_column] for row in rows]
-            batch |= self.inputs([self.collator.decoded(row, 0) for row in rows], texts)
+            images = [self.collator.decoded(row, 0) for row in rows]
+            batch |= self.inputs(images, texts)
+            if isinstance(self.collator, PreTrainingCollator):
+                pairs = {"student_images": images, "student_texts": texts}
         if self.is_stored:
             batch[ROW_KEYS] = self.keys(rows)
-        return {f"teacher_{name}": tensor for name, tensor in batch.items()}
+        return {f"teacher_{name}": tensor for name, tensor in batch.items()} | pairs
 
     def keys(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
         """Keys `(B, 16)` of rows that were read: of text and image, which is another in each epoch if augmented."""
@@ -109,6 +122,7 @@ class StoredTeacher(AlignedTeacher):
         if about.get("kind") != "views":
             raise ValueError(f"{str(folder)!r} is a cache of one student's run; give it as teacher_cache_dir.")
         self.name, self.num_layers, self.layers = about["name"], about["num_layers"], about["layers"]
+        self.multi_label = about.get("multi_label", False)
 
     def view(self, batch: Mapping[str, Tensor], layers: Sequence[int]) -> TeacherView:
         """Read the views of a batch that has row keys."""
@@ -212,6 +226,7 @@ def view_settings(
         "num_layers": count,
         "layers": sorted({layer % count for layer in layers}),
         "answers": None if answers is None else list(answers),
+        "multi_label": teacher.multi_label,
         "relation_heads": relation_heads,
     }
 
