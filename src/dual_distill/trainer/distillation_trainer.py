@@ -43,8 +43,7 @@ from .teacher_cache import ROW_KEYS, Batch, KeyedCollator, TeacherCache, Teacher
 
 TEACHER_PREFIX = "teacher_"
 """Inputs whose name begins so are the teacher's."""
-NOT_READ = (TEACHER_PREFIX, "student_")
-"""Beginnings of the names of what a student does not read."""
+NOT_READ = (TEACHER_PREFIX, "student_")  # beginnings of what a student does not read
 
 
 class DistillationTrainer(RowMeansTrainer):
@@ -194,9 +193,8 @@ class DistillationTrainer(RowMeansTrainer):
                 self.add_callback(TeacherCacheCallback(teller.store))
             self.data_collator, self.teacher = TeacherCollator(self.data_collator, teller), teller
         elif args.cache_teacher is not None:
-            assert isinstance(objective, DiDEObjective)
             if objective.hidden_layers:
-                compares = f"interaction_hidden_weight is {objective.interaction_hidden_weight}"
+                compares = f"interaction_hidden_weight is {objective.weights['interaction_hidden_weight']}"
                 raise ValueError(
                     f"a cache keeps no hidden states, but {compares}; leave cache_teacher out, or set it to 0."
                 )
@@ -278,7 +276,7 @@ class DistillationTrainer(RowMeansTrainer):
         noted = ObjectiveRecord(type(objective).__name__, dict(objective.weights), paper)
         return replace(record, objective=noted, teacher=record.teacher or self._teacher_origin)
 
-    def _open_teacher_cache(self, kind: str, teacher: nn.Module, objective: DiDEObjective) -> TeacherCache:
+    def _open_teacher_cache(self, kind: str, teacher: nn.Module, objective: Objective) -> TeacherCache:
         """Open the cache that the arguments name, with everything that a result depends on, beside the row itself."""
         augmentation = getattr(self.data_collator, "augmentation", None)
         image_processor = getattr(self.processing_class, "image_processor", None)
