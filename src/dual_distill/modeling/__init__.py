@@ -24,32 +24,25 @@ from .modeling_fusion_encoder_heads import (
 )
 from .modeling_heads import SplitLinear
 from .modeling_losses import PairIds, allowed_negatives, gather_pair_ids, gather_rows, pair_similarities
-from .modeling_ranking_lists import choose_lists, hardest_negatives
+from .modeling_ranking_lists import choose_lists, hardest_negatives, scored_lists
 from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
 from .processing_dual_distill import DualDistillProcessor
 from .tower_initialization import dual_config_from_fusion
 
-for _auto, *_models in (
-    (transformers.AutoModel, FusionEncoderModel, DualEncoderModel, DualEncoderTextModel, DualEncoderVisionModel),
-    (
-        transformers.AutoModelForVisualQuestionAnswering,
-        FusionEncoderForQuestionAnswering,
-        DualEncoderForQuestionAnswering,
-    ),
+for _model in (FusionEncoderModel, DualEncoderModel, DualEncoderTextModel, DualEncoderVisionModel):
+    transformers.AutoModel.register(_model.config_class, _model)
+for _task, *_models in (
+    ("VisualQuestionAnswering", FusionEncoderForQuestionAnswering, DualEncoderForQuestionAnswering),
     # transformers has no Auto class for "classify a text with images"; this one is what its examples load classifiers
     # with.
-    (
-        transformers.AutoModelForSequenceClassification,
-        FusionEncoderForImagesAndTextClassification,
-        DualEncoderForImagesAndTextClassification,
-    ),
-    (transformers.AutoModelForPreTraining, FusionEncoderForPreTraining, DualEncoderForPreTraining),
-    (transformers.AutoModelForMaskedLM, FusionEncoderForMaskedLM),
-    (transformers.AutoModelForImageTextToText, FusionEncoderForCaptioning),
-    (transformers.AutoModelForZeroShotImageClassification, DualEncoderForImageTextRetrieval),
+    ("SequenceClassification", FusionEncoderForImagesAndTextClassification, DualEncoderForImagesAndTextClassification),
+    ("PreTraining", FusionEncoderForPreTraining, DualEncoderForPreTraining),
+    ("MaskedLM", FusionEncoderForMaskedLM),
+    ("ImageTextToText", FusionEncoderForCaptioning),
+    ("ZeroShotImageClassification", DualEncoderForImageTextRetrieval),
 ):
     for _model in _models:
-        _auto.register(_model.config_class, _model)
+        getattr(transformers, f"AutoModelFor{_task}").register(_model.config_class, _model)
 for _config in (FusionEncoderConfig, DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig):
     transformers.AutoConfig.register(_config.model_type, _config)
 for _config in (FusionEncoderConfig, DualEncoderConfig):

@@ -82,13 +82,12 @@ def tower_config(key: str, given: Any, own: type[PreTrainedConfig]) -> Any:
     Raises:
         ValueError: AutoModel has no model of that type.
     """
-    fields = given or {}
-    model_type = fields.get("model_type", own.model_type) if isinstance(fields, dict) else fields.model_type
+    config = given or {}
+    model_type = config.get("model_type", own.model_type) if isinstance(config, dict) else config.model_type
     if model_type == own.model_type:
         return given
-    config = (
-        CONFIG_MAPPING[model_type](**fields) if isinstance(fields, dict) and model_type in CONFIG_MAPPING else fields
-    )
+    if isinstance(config, dict) and model_type in CONFIG_MAPPING:
+        config = CONFIG_MAPPING[model_type](**config)
     config = getattr(config, key, config)
     if isinstance(config, dict) or config.model_type not in MODEL_MAPPING_NAMES:
         known = f"AutoModel has no model of that type; give a {own.model_type}, or a model that AutoModel loads"
@@ -169,26 +168,16 @@ class DualEncoderConfig(OwnConfig):
     tie_word_embeddings: bool = True
 
     @classmethod
-    def from_vision_text_pretrained(
-        cls,
-        vision: str | Path,
-        text: str | Path,
-        *,
-        vision_revision: str | None = None,
-        text_revision: str | None = None,
-        **fields: Any,
-    ) -> Self:
+    def from_vision_text_pretrained(cls, vision: str | Path, text: str | Path, **fields: Any) -> Self:
         """Return the configuration of the model that `from_vision_text_pretrained` builds; the same arguments."""
-        towers = {"vision_config": (vision, vision_revision), "text_config": (text, text_revision)}
-        configs: dict[str, Any] = {
-            key: AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-            for key, (name, revision) in towers.items()
-        }
-        for key, config in configs.items():
+        for tower, name in (("vision", vision), ("text", text)):
+            revision, key = fields.pop(f"{tower}_revision", None), f"{tower}_config"
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
             if config.model_type in (cls.model_type, _OWN[key].model_type):
                 way_out = "start from it with from_pretrained or from_fusion_encoder"
-                raise ValueError(f"{str(towers[key][0])!r} is a {config.model_type} of this package; {way_out}.")
-        return cls(**configs, **fields)
+                raise ValueError(f"{str(name)!r} is a {config.model_type} of this package; {way_out}.")
+            fields[key] = config
+        return cls(**fields)
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Read towers that are not ours by their `model_type`, and settle how each is pooled."""

@@ -141,16 +141,8 @@ class FusionEncoderConfig(TransformerConfig):
     attribute_map = {"matching_weight": "itm_weight", "masked_word_weight": "mlm_weight"}
     # Trainer.predict on rows without labels would else gather and pad all of these beside the logits.
     keys_to_ignore_at_inference = [
-        "pooler_output",
-        "image_mask",
-        "query_states",
-        "key_states",
-        "hidden_states",
-        "attentions",
-        "negative_image_rows",
-        "mlm_logits",
-        "attention_pattern",
-        "past_key_values",
+        *("pooler_output", "image_mask", "query_states", "key_states", "hidden_states", "attentions"),
+        *("negative_image_rows", "mlm_logits", "attention_pattern", "past_key_values"),
     ]
 
     vocab_size: int = 30522

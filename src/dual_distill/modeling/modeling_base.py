@@ -109,8 +109,7 @@ class TextInputs:
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the word embeddings."""
-        text: Any = attrgetter(self.text_embeddings_path)(self)
-        return text.word_embeddings
+        return attrgetter(self.text_embeddings_path)(self).word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the word embeddings."""

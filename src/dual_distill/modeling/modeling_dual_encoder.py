@@ -265,11 +265,10 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
 
         # shape[0], not len: export keeps it symbolic.
         num_texts = next(tensor.shape[0] for tensor in texts.values() if tensor is not None)
-        num_rows = image_embeds.shape[0]
+        num_rows, num_images = image_embeds.shape[:2]
         if num_texts != num_rows and 1 not in (num_texts, num_rows):
-            raise ValueError(
-                f"there are {num_texts} texts and {num_rows} rows of images; give one text for each row of images."
-            )
+            given = f"{num_texts} texts and {num_rows} rows of images"
+            raise ValueError(f"there are {given}; give one text for each row of images.")
 
         # A text is pooled as it reads each image, where there are layers that read.
         if self.interaction_model is not None:
@@ -282,14 +281,9 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
                 output_states=output_interaction_states,
                 **kwargs,
             )
-            read = interaction_output.last_hidden_state
-            mask = (
-                None
-                if attention_mask is None
-                else pairs(attention_mask, max(num_texts, num_rows), image_embeds.shape[1])
-            )
-            pooled = self.text_model.pool(read, mask)
-            text_pooler_output = pooled.unflatten(0, (-1, image_embeds.shape[1]))
+            mask = None if attention_mask is None else pairs(attention_mask, max(num_texts, num_rows), num_images)
+            pooled = self.text_model.pool(interaction_output.last_hidden_state, mask)
+            text_pooler_output = pooled.unflatten(0, (-1, num_images))
 
         text_embeds = self.project_text(text_pooler_output) if text_embeds is None else text_embeds
         fused = self.fuse_projections(with_image_axis(text_embeds, 2), image_embeds)
@@ -305,7 +299,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             text_model_output=text_output,
             vision_model_output=vision_output,
             interaction_model_output=interaction_output,
-            **self.recorded_states(layers, text_output, vision_output, wanted, join_states, image_embeds.shape[1]),
+            **self.recorded_states(layers, text_output, vision_output, wanted, join_states, num_images),
         )
 
     def layers_to_record(self, queries: AskedLayers, keys: AskedLayers) -> tuple[list[int], list[int]]:

@@ -53,7 +53,7 @@ from .modeling_outputs import (
     TowerOutput,
     shared_fields,
 )
-from .modeling_ranking_lists import choose_lists, listed_scores
+from .modeling_ranking_lists import choose_lists, listed_scores, scored_lists
 from .modeling_towers import DualEncoderPreTrainedModel
 
 
@@ -231,8 +231,7 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
         """
         if not self.config.interaction_layers:
             raise ValueError("match_scores needs interaction layers, of which this model has none; take the cosines.")
-        scores: Tensor = self.rank_output(self.dual_encoder(**inputs, return_dict=True).pooler_output)
-        return scores.squeeze(-1)
+        return self.rank_output(self.dual_encoder(**inputs, return_dict=True).pooler_output).squeeze(-1)
 
     @returns_tuple
     def forward(
@@ -286,9 +285,8 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
         layers, named = self.dual_encoder.layers_to_record(output_query_states, output_key_states)
         wants_loss = return_loss or image_ids is not None
         if (wants_loss or layers) and len(input_ids) != len(pixel_values):
-            raise ValueError(
-                f"there are {len(input_ids)} texts and {len(pixel_values)} images; a loss and states need pairs."
-            )
+            given = f"{len(input_ids)} texts and {len(pixel_values)} images"
+            raise ValueError(f"there are {given}; a loss and states need pairs.")
 
         body = self.dual_encoder
         text_output = body.text_model(input_ids, attention_mask, token_type_ids, recorded_layers=named, **kwargs)
@@ -329,14 +327,10 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
         if not self.config.interaction_layers:
             return lists
 
-        # The matched pairs stand first in both lists and are scored once.
-        own, number = ids.own_rows, rows[0].shape[1]
-        again = own.repeat_interleave(number)
-        of_text, of_image = torch.cat([own, again, rows[1].flatten()]), torch.cat([own, rows[0].flatten(), again])
-        scores = self.rank_output(self.fuse_rows(texts, vision, mask, of_text, of_image))[:, 0]
-        matched, drawn = scores.split([len(own), 2 * len(again)])
-        lists["list_match_scores"] = torch.cat([matched.repeat(2)[:, None], drawn.unflatten(0, (-1, number))], dim=1)
-        return lists
+        def score(of_text: Tensor, of_image: Tensor) -> Tensor:
+            return self.rank_output(self.fuse_rows(texts, vision, mask, of_text, of_image))[:, 0]
+
+        return lists | {"list_match_scores": scored_lists(ids, rows, score)}
 
 
 class DualEncoderForPreTraining(EncoderForPreTraining, ContrastiveDualEncoder):
@@ -392,10 +386,8 @@ class DualEncoderForPreTraining(EncoderForPreTraining, ContrastiveDualEncoder):
         if similarities is None:
             # Nothing trains them: all alike.
             similarities = (torch.zeros(ids.num_rows, len(ids.image_ids), device=ids.image_ids.device),) * 2
-        image_rows, text_rows = (
-            hard_negatives(similarities[0], ids),
-            hard_negatives(similarities[1], ids, texts_ask=False),
-        )
+        image_rows = hard_negatives(similarities[0], ids)
+        text_rows = hard_negatives(similarities[1], ids, texts_ask=False)
 
         # The rows of all processes, and of them each pair's text and image.
         given = inputs["attention_mask"]

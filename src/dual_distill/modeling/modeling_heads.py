@@ -182,11 +182,9 @@ class ClassifierHead:
     def classify(self, fused: Tensor) -> Tensor:
         """Logits of fused vectors `(B, N, C)`; refuse another N than the head's."""
         if fused.shape[1] != self.num_images:
-            raise ValueError(
-                f"the rows have {fused.shape[1]} images, the head was built for {self.num_images}; give as many."
-            )
-        logits: Tensor = self.classifier(fused.flatten(1))
-        return logits
+            built = f"the head was built for {self.num_images}"
+            raise ValueError(f"the rows have {fused.shape[1]} images, {built}; give as many.")
+        return self.classifier(fused.flatten(1))
 
 
 class EncoderForPreTraining(MaskedWordsMixin, EncoderWithHead):

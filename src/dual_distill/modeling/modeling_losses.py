@@ -12,7 +12,7 @@ Unusual here:
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -47,24 +47,6 @@ class PairIds(NamedTuple):
 def process_count() -> int:
     """Return how many processes compute one batch together; 1 without `torch.distributed`."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-class _GatherRows(torch.autograd.Function):
-    """Equally shaped tensors of all processes, concatenated; the gradient is the sum of all processes' gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        ctx.num_rows = len(tensor)
-        gathered = [torch.empty_like(tensor) for _ in range(process_count())]
-        distributed.all_gather(gathered, tensor)
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].contiguous().clone()
-        distributed.all_reduce(grad)
-        first = distributed.get_rank() * ctx.num_rows
-        return grad[first : first + ctx.num_rows]
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
@@ -102,11 +84,12 @@ def _gather(tensor: Tensor) -> tuple[Tensor, int]:
     if any(missing):
         carried = nn.functional.pad(carried, missing[::-1])
 
-    gathered: Any = _GatherRows.apply(carried.contiguous())
+    # Whose gradient is the sum of all processes' gradients.
+    from torch.distributed.nn.functional import all_gather
+
     counts = [size[0] for size in sizes]
-    if len(set(counts)) > 1:
-        gathered = torch.cat([part[:count] for part, count in zip(gathered.split(largest[0]), counts, strict=True)])
-    return gathered.to(tensor.dtype), sum(counts[: distributed.get_rank()])
+    parts = [part[:count] for part, count in zip(all_gather(carried.contiguous()), counts, strict=True)]
+    return torch.cat(parts).to(tensor.dtype), sum(counts[: distributed.get_rank()])
 
 
 def share_of_all(count: Tensor | int, device: torch.device | None = None) -> Tensor:
@@ -189,6 +172,12 @@ def allowed_negatives(ids: PairIds, texts_ask: bool = True) -> Tensor:
     # Searched, not `torch.isin`, which waits for the device to tell how many are unlike.
     known = _pair_codes(ids.caption_ids, ids.image_ids).sort().values
     return known[torch.searchsorted(known, asked).clamp(max=len(known) - 1)] != asked
+
+
+def distinct_negatives(ids: PairIds, texts_ask: bool = True) -> Tensor:
+    """Say as `allowed_negatives` which rows may be negatives, each image or text once: at its first row."""
+    asked = ids.image_ids if texts_ask else ids.caption_ids
+    return allowed_negatives(ids, texts_ask) & ~(asked[:, None] == asked).tril(diagonal=-1).any(dim=1)
 
 
 def inverse_temperature(logit_scale: Tensor) -> Tensor:
@@ -298,11 +287,7 @@ def hard_negatives(similarities: Tensor, ids: PairIds, texts_ask: bool = True) -
         >>> hard_negatives(torch.zeros(3, 3), ids)
         tensor([1, 0, 1])
     """
-    asked = ids.image_ids if texts_ask else ids.caption_ids
-    # An entry that an earlier row holds too.
-    again = (asked[:, None] == asked).tril(diagonal=-1).any(dim=1)
-    allowed = allowed_negatives(ids, texts_ask) & ~again
-
+    allowed = distinct_negatives(ids, texts_ask)
     seed = _mix(ids.image_ids.sum() + _mix(ids.caption_ids.sum() + int(texts_ask)))
     bits = _shift(_mix(_asked_codes(ids, texts_ask) + seed), 64 - _NOISE_BITS)
     # Strictly between 0 and 1.

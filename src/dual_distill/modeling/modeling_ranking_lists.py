@@ -1,11 +1,11 @@
 """Which texts and images are hard to tell apart: for each text a short list of images, for each image one of texts."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from .modeling_losses import PairIds, allowed_negatives
+from .modeling_losses import PairIds, distinct_negatives
 
 
 def hardest_negatives(similarities: Tensor, is_allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -42,9 +42,7 @@ def hardest_negatives(similarities: Tensor, is_allowed: Tensor, count: int) -> t
     return found.indices, found.values > -torch.inf
 
 
-def choose_lists(
-    similarities: Iterable[torch.Tensor], ids: PairIds, count: int
-) -> tuple[list[torch.Tensor], torch.Tensor]:
+def choose_lists(similarities: Iterable[Tensor], ids: PairIds, count: int) -> tuple[list[Tensor], Tensor]:
     """Choose the hardest allowed negatives of each text and each image, each image or text once a list.
 
     Args:
@@ -65,19 +63,41 @@ def choose_lists(
         tensor([2, 2, 0])
     """
     rows, found = [], []
-    for scores, asked, texts_ask in zip(similarities, (ids.image_ids, ids.caption_ids), (True, False), strict=True):
-        # An entry that an earlier row holds too.
-        is_again = (asked[:, None] == asked).tril(diagonal=-1).any(dim=1)
-        is_allowed = allowed_negatives(ids, texts_ask) & ~is_again
-        chosen, is_found = hardest_negatives(scores, is_allowed, count)
+    for scores, texts_ask in zip(similarities, (True, False), strict=True):
+        chosen, is_found = hardest_negatives(scores, distinct_negatives(ids, texts_ask), count)
         rows.append(chosen)
         found.append(is_found)
     is_listed = torch.cat(found)
     return rows, torch.cat([torch.ones_like(is_listed[:, :1]), is_listed], dim=1)
 
 
-def listed_scores(similarities: Iterable[torch.Tensor], ids: PairIds, rows: Iterable[torch.Tensor]) -> torch.Tensor:
+def listed_scores(similarities: Iterable[Tensor], ids: PairIds, rows: Iterable[Tensor]) -> Tensor:
     """Take the lists out of the similarities: `(2 * B, 1 + K)`, the right entry first, texts' lists first."""
     own = ids.own_rows[:, None]
     both = zip(similarities, rows, strict=True)
     return torch.cat([scores.gather(1, torch.cat([own, chosen], dim=1)) for scores, chosen in both])
+
+
+def scored_lists(ids: PairIds, rows: Sequence[Tensor], score: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Score the pairs of lists, all in one call and the matched pairs, which stand first in both lists, once.
+
+    Args:
+        ids: of the gallery.
+        rows: of each text's images and of each image's texts the indices, `(B, K)`, from `choose_lists`.
+        score: of P pairs, `(P,)`, by the rows of their texts and of their images among those of all processes.
+
+    Returns:
+        `(2 * B, 1 + K)`, laid out as by `listed_scores`.
+
+    Example:
+        >>> ids = PairIds(torch.arange(3), torch.arange(3), first_row=0, num_rows=2)
+        >>> rows = (torch.tensor([[1], [2]]), torch.tensor([[2], [0]]))
+        >>> scored_lists(ids, rows, lambda texts, images: 10 * texts + images).tolist()
+        [[0, 1], [11, 12], [0, 20], [11, 1]]
+    """
+    own, number = ids.own_rows, rows[0].shape[1]
+    again = own.repeat_interleave(number)
+    of_text, of_image = torch.cat([own, again, rows[1].flatten()]), torch.cat([own, rows[0].flatten(), again])
+
+    matched, drawn = score(of_text, of_image).split([len(own), 2 * len(again)])
+    return torch.cat([matched.repeat(2)[:, None], drawn.unflatten(0, (-1, number))], dim=1)

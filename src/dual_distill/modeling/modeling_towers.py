@@ -133,9 +133,8 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
                 "`dual_distill.teachers.convert_vilt(model)`."
             )
         if interaction_from is not None and len(interaction_from) != interaction_layers:
-            raise ValueError(
-                f"interaction_from names {len(interaction_from)} layers, interaction_layers is {interaction_layers}."
-            )
+            named = f"interaction_from names {len(interaction_from)} layers"
+            raise ValueError(f"{named}, interaction_layers is {interaction_layers}.")
         config = dual_config_from_fusion(fusion_encoder.config, text_layers, vision_layers, interaction_layers)
         config.architectures = [cls.__name__]
         config._attn_implementation = fusion_encoder.config._attn_implementation
@@ -234,9 +233,7 @@ class InteractionLayer(TransformerLayer):
         if image_states[0].shape[0] != hidden_states.shape[0]:
             kwargs["shared_states"] = image_states
         else:
-            kwargs["extend_keys"] = lambda *own: [
-                torch.cat(pair, dim=2) for pair in zip(image_states, own, strict=True)
-            ]
+            kwargs["extend_keys"] = lambda *own: [torch.cat(pair, 2) for pair in zip(image_states, own, strict=True)]
 
         # What is recorded are the text's own keys, which stand last.
         hidden_states, queries, keys = super().forward(hidden_states, attention_mask, record, **kwargs)

@@ -55,7 +55,7 @@ class CrossModalObjective(Objective):
         """Final tokens `(B, 1, L, C)` as queries or keys `(B, H, L, D)`; recorded ones are those already."""
         if self.attention_projections is None:
             return tokens
-        states: Tensor = self.attention_projections[role](tokens[:, 0])
+        states = self.attention_projections[role](tokens[:, 0])
         return states.unflatten(-1, (self.projected_heads, -1)).transpose(1, 2)
 
     def teacher_scores(self, teacher_view: Any, attention_mask: Tensor, num_tokens: int) -> list[Pair]:
@@ -74,17 +74,13 @@ class CrossModalObjective(Objective):
         Raises:
             ValueError: as `forward`.
         """
-        num_text_tokens = attention_mask.shape[1]
-        scores = []
+        scores: list[Any] = []
         for index in range(len(self.layer_map)):
-            if not getattr(teacher_view, "query_states", None):
-                scores.append(self._given_scores(teacher_view, index, num_text_tokens, num_tokens))
-                continue
-
-            states = _recorded(teacher_view, "teacher", index, num_text_tokens, num_tokens)
-            with torch.no_grad():
-                to_image, to_text = (relation_scores(*pair, self.relation_heads) for pair in states)
-            scores.append((to_image, to_text))
+            both: Any = self._teacher_pair(teacher_view, index, attention_mask.shape[1], num_tokens)
+            if isinstance(both[0], tuple):
+                with torch.no_grad():
+                    both = tuple(relation_scores(queries, keys, self.relation_heads) for queries, keys in both)
+            scores.append(both)
         return scores
 
     def attention_loss(self, student_outputs: Any, teacher_view: Any, attention_mask: Tensor) -> Tensor:
@@ -104,9 +100,7 @@ class CrossModalObjective(Objective):
         Raises:
             ValueError: an output is missing or has another shape; the message names it.
         """
-        num_images = student_outputs.image_mask.shape[1]
-        image_mask = student_outputs.image_mask.flatten(0, 1)
-        text_mask = attention_mask.bool().repeat_interleave(num_images, dim=0)
+        text_mask, image_mask, num_images = _pair_masks(student_outputs, attention_mask)
         num_text_tokens = text_mask.shape[1]
         num_tokens = num_text_tokens + image_mask.shape[1]
 
@@ -130,11 +124,17 @@ class CrossModalObjective(Objective):
         return total * num_images / len(self.layer_map)
 
     def _teacher_pair(self, view: Any, index: int, num_text_tokens: int, num_tokens: int) -> tuple[Any, Any]:
-        """Both directions of a mapped layer: queries and keys each, or scores where the teacher gave no states."""
+        """Both directions of a mapped layer: queries and keys each, or the scores of a teacher that gave no states."""
         if getattr(view, "query_states", None):
             return _recorded(view, "teacher", index, num_text_tokens, num_tokens)
-        to_image, to_text = self._given_scores(view, index, num_text_tokens, num_tokens)
-        return to_image, to_text
+        if getattr(view, "cross_modal_scores", None):
+            return view.cross_modal_scores[index]
+        probs = given_attention(view, self.teacher_layers[index], self.relation_heads, num_tokens)
+
+        # Cut first: the blocks within one modality are not needed.
+        text_to_image = probs[:, :, :num_text_tokens, num_text_tokens:]
+        image_to_text = probs[:, :, num_text_tokens:, :num_text_tokens]
+        return attention_probs_to_scores(text_to_image), attention_probs_to_scores(image_to_text)
 
     def _direction_loss(
         self, student: Pair, teacher: Pair | Tensor | AttentionInParts, key_mask: Tensor, query_mask: Tensor
@@ -150,16 +150,12 @@ class CrossModalObjective(Objective):
         scores = relation_scores(*student, self.relation_heads)
         return attention_distillation_loss(scores, teacher, key_mask, query_mask)
 
-    def _given_scores(self, view: Any, index: int, num_text_tokens: int, num_tokens: int) -> Any:
-        """Return the scores that a cache gave back, or those of a foreign teacher's probabilities."""
-        if getattr(view, "cross_modal_scores", None):
-            return view.cross_modal_scores[index]
-        probs = given_attention(view, self.teacher_layers[index], self.relation_heads, num_tokens)
 
-        # Cut first: the blocks within one modality are not needed.
-        text_to_image = probs[:, :, :num_text_tokens, num_text_tokens:]
-        image_to_text = probs[:, :, num_text_tokens:, :num_text_tokens]
-        return attention_probs_to_scores(text_to_image), attention_probs_to_scores(image_to_text)
+def _pair_masks(student_outputs: Any, attention_mask: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Real tokens of text and image of each pair, `(B * N, T)` and `(B * N, 1 + I)`, and N."""
+    num_images = student_outputs.image_mask.shape[1]
+    text_mask = attention_mask.bool().repeat_interleave(num_images, dim=0)
+    return text_mask, student_outputs.image_mask.flatten(0, 1), num_images
 
 
 def _recorded(outputs: Any, role: str, index: int, num_text_tokens: int, num_tokens: int) -> tuple[Pair, Pair]:
@@ -303,9 +299,7 @@ class DiDEObjective(CrossModalObjective):
         if interaction is None:
             raise ValueError("the student has no interaction layers to compare; set both interaction weights to 0.")
 
-        num_images = student_outputs.image_mask.shape[1]
-        image_mask = student_outputs.image_mask.flatten(0, 1)
-        text_mask = attention_mask.bool().repeat_interleave(num_images, dim=0)
+        text_mask, image_mask, num_images = _pair_masks(student_outputs, attention_mask)
         num_text_tokens = text_mask.shape[1]
 
         if self.interaction_attention_weight:

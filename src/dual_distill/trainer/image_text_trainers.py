@@ -36,6 +36,7 @@ from dual_distill.modeling import (
     gather_pair_ids,
     gather_rows,
     pair_similarities,
+    scored_lists,
 )
 from dual_distill.objectives import PreTrainingObjective, RankingObjective, hard_terms, listwise_cross_entropy
 from dual_distill.teachers import AlignedTeacher, ForeignTeacher
@@ -350,19 +351,15 @@ class RetrievalTrainer(ImageTextTrainer):
     def _rank_by_fusion(self, model: nn.Module, inputs: Batch) -> dict[str, torch.Tensor]:
         """Rank each text's image and each image's text first among drawn ones; `2 * K + 1` pairs a row in one pass."""
         ids = gather_pair_ids(inputs["image_ids"], inputs["caption_ids"])
-        (image_rows, text_rows), is_listed = choose_lists(drawn_scores(ids), ids, self.args.ranking_negatives)
+        rows, is_listed = choose_lists(drawn_scores(ids), ids, self.args.ranking_negatives)
         with torch.no_grad():
             gallery = {name: gather_rows(tensor) for name, tensor in image_text_inputs(inputs).items()}
 
-        # The matched pairs, then each text with its images, then each image with its texts.
-        own, num_negatives = ids.own_rows, image_rows.shape[1]
-        again = own.repeat_interleave(num_negatives)
-        texts = torch.cat([own, again, text_rows.flatten()])
-        images = torch.cat([own, image_rows.flatten(), again])
-        pairs = {name: gallery[name][texts if name in TEXT_INPUTS else images] for name in gallery}
-        matched, drawn = pair_scores(model(**pairs)).split([len(own), 2 * len(again)])
+        def score(texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+            pairs = {name: gallery[name][texts if name in TEXT_INPUTS else images] for name in gallery}
+            return pair_scores(model(**pairs))
 
-        listed = torch.cat([matched.repeat(2)[:, None], drawn.unflatten(0, (-1, num_negatives))], dim=1)
+        listed = scored_lists(ids, rows, score)
         losses = {"loss": listwise_cross_entropy(listed, is_listed)}
         if not model.training:
             beaten = listed.masked_fill(~is_listed, -torch.inf)[:, 1:].amax(1) < listed[:, 0]

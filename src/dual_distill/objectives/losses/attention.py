@@ -45,10 +45,9 @@ def attention_distillation_loss(
         >>> round(attention_distillation_loss(student, teacher, keys, queries).item(), 4)   # ln 4
         1.3863
     """
+    given = {"student_scores": student_scores, "teacher_scores": teacher_scores}
     fit = student_scores.shape == teacher_scores.shape and student_scores.dim() == 4
-    check_shapes(
-        fit, f"(B, H, Q, K) twice; {UNEQUAL_HEADS}", student_scores=student_scores, teacher_scores=teacher_scores
-    )
+    check_shapes(fit, f"(B, H, Q, K) twice; {UNEQUAL_HEADS}", **given)
     rows, _, queries, keys = student_scores.shape
     check_mask("key_mask", key_mask, (rows, keys))
     check_mask("query_mask", query_mask, (rows, queries))

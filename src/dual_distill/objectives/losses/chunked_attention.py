@@ -24,6 +24,8 @@ MAX_SCORES_ELSEWHERE = 2**23
 _LOWEST = torch.finfo(torch.float32).min / 2  # -inf would give NaN where a row has no real key
 Part = tuple[slice, slice, slice]
 """Indices of (rows, heads, queries) of a chunk; heads are always all."""
+Pair = tuple[Tensor, Tensor]
+Scores = Callable[[Part], Tensor]
 
 
 def chunked_attention_loss(
@@ -75,7 +77,7 @@ def chunked_attention_loss(
     check_mask("query_mask", query_mask, (rows, queries))
 
     of_teacher = partial(_masked_scores, states[2], states[3], key_mask.bool())
-    return _loss(states[0], states[1], of_teacher, key_mask, query_mask, max_scores)
+    return _loss((states[0], states[1]), of_teacher, (key_mask, query_mask), max_scores)
 
 
 class AttentionInParts(Protocol):
@@ -138,11 +140,12 @@ def aligned_attention_loss(
         )
     heads = student_queries.shape[1]
     averages = teacher.heads not in (heads, relation_heads) and not teacher.has_states
+    student = student_queries, student_keys
     if averages:
         teacher = teacher.over_heads(1)
     elif teacher.heads != heads or relation_heads is not None:
         shared = relation_heads or math.gcd(heads, teacher.heads)
-        student_queries, student_keys = (regroup_heads(each, shared) for each in (student_queries, student_keys))
+        student = regroup_heads(student_queries, shared), regroup_heads(student_keys, shared)
         teacher = teacher.over_heads(shared)
 
     key_mask, query_mask = key_mask.bool() & teacher.key_mask, query_mask.bool() & teacher.query_mask
@@ -150,33 +153,22 @@ def aligned_attention_loss(
     def of_teacher(part: Part) -> Tensor:
         return teacher.scores(part).masked_fill(~key_mask[part[0], None, None], _LOWEST)
 
-    most = teacher.scores_a_query
-    return _loss(student_queries, student_keys, of_teacher, key_mask, query_mask, max_scores, most, averages)
+    return _loss(student, of_teacher, (key_mask, query_mask), max_scores, teacher.scores_a_query, averages)
 
 
 def _loss(
-    student_queries: Tensor,
-    student_keys: Tensor,
-    teacher_scores: Callable[[Part], Tensor],
-    key_mask: Tensor,
-    query_mask: Tensor,
-    max_scores: int | None = None,
-    scores_a_query: int = 0,
-    averages_heads: bool = False,
+    student: Pair, teacher: Scores, masks: Pair, max_scores: int | None, scores_a_query: int = 0, averages: bool = False
 ) -> Tensor:
-    """KL divergence of checked states, in chunks."""
+    """KL divergence of checked queries and keys, with masks of keys and queries, in chunks."""
+    (states, keys), (key_mask, query_mask) = student, masks
     if max_scores is None:
-        max_scores = MAX_SCORES.get(student_queries.device.type, MAX_SCORES_ELSEWHERE)
-    rows, heads, queries, _ = student_queries.shape
-    of_a_query = max(heads * student_keys.shape[2], scores_a_query)
-    chunks = list(_chunks(rows, queries, of_a_query, max_scores))
+        max_scores = MAX_SCORES.get(states.device.type, MAX_SCORES_ELSEWHERE)
+    rows, heads, queries, _ = states.shape
+    chunks = list(_chunks(rows, queries, max(heads * keys.shape[2], scores_a_query), max_scores))
 
-    weights = _query_weights(key_mask, query_mask, 1 if averages_heads else heads)
-    is_trained = torch.is_grad_enabled() and (student_queries.requires_grad or student_keys.requires_grad)
-    loss: Tensor = _ChunkedAttentionLoss.apply(
-        student_queries, student_keys, teacher_scores, key_mask.bool(), weights, chunks, averages_heads, is_trained
-    )
-    return loss
+    weights = _query_weights(key_mask, query_mask, 1 if averages else heads)
+    is_trained = torch.is_grad_enabled() and (states.requires_grad or keys.requires_grad)
+    return _ChunkedAttentionLoss.apply(states, keys, teacher, key_mask.bool(), weights, chunks, averages, is_trained)
 
 
 class _ChunkedAttentionLoss(torch.autograd.Function):
@@ -187,7 +179,7 @@ class _ChunkedAttentionLoss(torch.autograd.Function):
         ctx: Any,
         student_queries: Tensor,
         student_keys: Tensor,
-        teacher_scores: Callable[[Part], Tensor],
+        teacher_scores: Scores,
         key_mask: Tensor,
         weights: Tensor,
         chunks: list[Part],

@@ -17,6 +17,11 @@ def check_shapes(fit: bool, wanted: str, **tensors: Tensor) -> None:
         raise ValueError(f"{shapes.replace(' ', ' has shape ', 1)}; give {wanted}.")
 
 
+def check_same(wanted: str, **tensors: Tensor) -> None:
+    """Refuse tensors of unlike shapes."""
+    check_shapes(len({tensor.shape for tensor in tensors.values()}) == 1, wanted, **tensors)
+
+
 def check_positive(**numbers: float) -> None:
     """Refuse a number that is not above 0, NaN too."""
     for name, number in numbers.items():
@@ -81,10 +86,7 @@ def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, temperature:
         >>> round(soft_label_loss(torch.zeros(1, 4), teacher).item(), 4)  # ln 4
         1.3863
     """
-    same = student_logits.shape == teacher_logits.shape
-    check_shapes(
-        same, "one logit for each of the same labels", student_logits=student_logits, teacher_logits=teacher_logits
-    )
+    check_same("one logit for each of the same labels", student_logits=student_logits, teacher_logits=teacher_logits)
     return kl_divergence(student_logits, teacher_logits, temperature).mean()
 
 
@@ -112,10 +114,7 @@ def soft_answer_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
         >>> round(soft_answer_loss(torch.zeros(1, 3), torch.zeros(1, 3)).item(), 4)  # 3 ln 2
         2.0794
     """
-    same = student_logits.shape == teacher_logits.shape
-    check_shapes(
-        same, "one logit for each of the same labels", student_logits=student_logits, teacher_logits=teacher_logits
-    )
+    check_same("one logit for each of the same labels", student_logits=student_logits, teacher_logits=teacher_logits)
     check_positive(temperature=temperature)
 
     targets = (teacher_logits.detach().float() / temperature).sigmoid()
