@@ -199,9 +199,8 @@ def _as_tile(image: Image.Image, size: int = _TILE_SIZE) -> Image.Image:
 def _split_into_bands(word_count: int, tile_width: int) -> list[range]:
     """Bands of nearly equal length: nine words become five and four, not eight and one."""
     # Of large tiles four, though they are wider together.
-    fitting = max(
-        1, (_WIDEST - 2 * _MARGIN - _LABEL_WIDTH + _GAP) // (tile_width + _GAP), 4 * (tile_width <= _LARGE_TILE)
-    )
+    room = _WIDEST - 2 * _MARGIN - _LABEL_WIDTH + _GAP
+    fitting = max(1, room // (tile_width + _GAP), 4 * (tile_width <= _LARGE_TILE))
     band_count = -(-word_count // min(_WORDS_IN_BAND, fitting))
     longest = -(-word_count // band_count)
     return [range(start, min(start + longest, word_count)) for start in range(0, word_count, longest)]

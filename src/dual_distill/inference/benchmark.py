@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from dual_distill.modeling import DualEncoderConfig
+from dual_distill.teachers import random_batch
 
 # "stored" sides are encoded before the clock starts, "projected" ones also went through their half of the interaction's
 # first linear map (`encode --projected`). Of interaction layers, an image is stored as its tokens, or as the keys and
@@ -177,8 +178,7 @@ def multiply_adds(config: PreTrainedConfig, way: str, shape: PairShape) -> int:
 
 def _layer(config: PreTrainedConfig, tokens: int, other_keys: int = 0) -> int:
     width, inner = config.hidden_size, config.intermediate_size
-    total: int = 4 * width**2 * tokens + 2 * width * inner * tokens + 2 * width * tokens * (tokens + other_keys)
-    return total
+    return 4 * width**2 * tokens + 2 * width * inner * tokens + 2 * width * tokens * (tokens + other_keys)
 
 
 def random_pairs(config: PreTrainedConfig, shape: PairShape, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -195,17 +195,11 @@ def random_pairs(config: PreTrainedConfig, shape: PairShape, seed: int = 0) -> d
         height, width = shape.image_size
         raise ValueError(f"images of {height} x {width} pixels do not divide into patches of {patch}.")
 
-    # From a generator of its own: no other random number is touched.
-    draw = torch.Generator().manual_seed(seed)
-    channels = getattr(config, "vision_config", config).num_channels
-    size = (shape.batch_size, config.num_images)
-    is_real = torch.arange(shape.text_tokens) < shape.real_tokens
-    return {
-        "input_ids": torch.randint(1, config.vocab_size, (shape.batch_size, shape.text_tokens), generator=draw),
-        "attention_mask": is_real.long().repeat(shape.batch_size, 1),
-        "pixel_values": torch.randn(*size, channels, *shape.image_size, generator=draw),
-        "pixel_mask": torch.ones(*size, *shape.image_size, dtype=torch.long),
-    }
+    height, width = shape.image_size
+    batch = random_batch(config, shape.batch_size, shape.text_tokens, (height // patch, width // patch), seed)
+    batch["attention_mask"][:] = torch.arange(shape.text_tokens) < shape.real_tokens
+    batch["pixel_mask"].fill_(1)
+    return batch
 
 
 @torch.inference_mode()

@@ -11,7 +11,8 @@ head and reads the image's tokens.
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -29,9 +30,7 @@ from dual_distill.modeling import (
     DualEncoderForQuestionAnswering,
 )
 from dual_distill.sealed import written
-from dual_distill.teachers import TOLERANCE, check_parity
-
-from .benchmark import PairShape, random_pairs
+from dual_distill.teachers import TOLERANCE, check_parity, random_batch
 
 # What a reader without this package needs to know: answers, how logits become probabilities, inputs and outputs.
 EXPORT_FILE = "export.json"
@@ -157,7 +156,7 @@ def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
     axes |= {name: {1: words} for name in _TEXT} | {name: {2: length} for name in _TOKENS}
 
     # Any example will do, of unequal texts and images; sizes that differ keep the axes apart.
-    example = _batch(model, num_rows=3, grid=(3, 4)) | {
+    example = random_batch(config, 3, 10, grid=(3, 4)) | {
         "text_pooler_output": torch.zeros(3, config.hidden_size),
         "image_pooler_output": torch.zeros(3, model.num_images, config.hidden_size),
         "image_token_embeds": torch.zeros(3, model.num_images, 13, config.hidden_size),
@@ -165,11 +164,12 @@ def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
     }
     for name, (inputs, outputs) in graphs_of(model).items():
         graph, tensors = Graph(model, inputs, outputs).eval(), tuple(example[one] for one in inputs)
-        dynamic = tuple({0: rows, **axes.get(one, {})} for one in inputs)
+        dynamic = {"tensors": tuple({0: rows, **axes.get(one, {})} for one in inputs)}
         # Inputs and outputs keep the model's names, by which one graph feeds the next.
-        program = _quietly_exported(
-            graph, tensors, dynamic_shapes={"tensors": dynamic}, input_names=inputs, output_names=outputs
-        )
+        named: dict[str, Any] = {"input_names": inputs, "output_names": outputs}
+        with _quiet_exporter(), torch.no_grad():
+            # Not `transformers.exporters`: it calls itself experimental, patches torch, and names outputs its own way.
+            program = torch.onnx.export(graph, tensors, dynamo=True, verbose=False, dynamic_shapes=dynamic, **named)
         if program is None:
             raise ValueError(f"torch returned no graph for {name}; check that torch and onnxscript fit each other.")
         weights = program.model.graph.initializers.values()
@@ -177,16 +177,16 @@ def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
         program.save(folder / f"{name}.onnx", external_data=size > _LARGEST_SINGLE_FILE)
 
 
-def _quietly_exported(graph: nn.Module, tensors: tuple[torch.Tensor, ...], **settings: Any) -> Any:
-    """The exporter's program; it warns of its own internals, of axes that share a name, and of missing torchvision."""
-    # Not `transformers.exporters`: it calls itself experimental, patches torch, and names outputs its own way.
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter warns of: its own internals, axes that share a name, and missing torchvision."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         registration.setLevel(logging.ERROR)
         try:
-            return torch.onnx.export(graph, tensors, dynamo=True, verbose=False, **settings)
+            yield
         finally:
             registration.setLevel(level)
 
@@ -209,7 +209,7 @@ def compare_with_torch(model: PreTrainedModel, folder: Path) -> dict[str, float]
         for name in graphs_of(model)
     ]
     differences, values = [], []
-    for batch in (_batch(model, num_rows=3, grid=None), _batch(model, num_rows=1, grid=(2, 5))):
+    for batch in (random_batch(model.config, 3, 10), random_batch(model.config, 1, 8, grid=(2, 5), seed=1)):
         wanted = {**model.get_image_features(batch["pixel_values"], batch["pixel_mask"]), **model(**batch)}
         arrays = {name: tensor.numpy() for name, tensor in batch.items()}
 
@@ -228,17 +228,3 @@ def compare_with_torch(model: PreTrainedModel, folder: Path) -> dict[str, float]
         "largest_difference": torch.stack(differences).max().item(),
         "largest_value": torch.stack(values).max().item(),
     }
-
-
-def _batch(model: PreTrainedModel, num_rows: int, grid: tuple[int, int] | None) -> dict[str, torch.Tensor]:
-    """Rows of unequal texts and images, padded with noise, so that a mask that leaks shows."""
-    patch = model.config.patch_size
-    tokens = min(7 + num_rows, model.config.max_position_embeddings)
-    height, width = (side * patch for side in grid or model.config.patch_grid)
-    batch = random_pairs(model.config, PairShape(num_rows, tokens, tokens, (height, width)), seed=num_rows)
-
-    # Each further row is shorter, and its images lower.
-    for row in range(1, num_rows):
-        batch["attention_mask"][row, max(1, tokens // (row + 1)) :] = 0
-        batch["pixel_mask"][row, :, max(patch, height - row * patch) :] = 0
-    return batch

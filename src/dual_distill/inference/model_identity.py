@@ -44,9 +44,7 @@ def model_identity(model: PreTrainedModel) -> dict[str, Any]:
 
     # Our own fields of the configurations; those of transformers differ from version to version.
     parts = {part: getattr(model.config, part) for part in ("text_config", "vision_config")}
-    settings = {
-        part: {field: getattr(config, field) for field in own_fields(type(config))} for part, config in parts.items()
-    }
+    settings = {part: {one: getattr(own, one) for one in own_fields(type(own))} for part, own in parts.items()}
     return {
         "name": name,
         "revision": revision,

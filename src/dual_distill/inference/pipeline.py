@@ -119,10 +119,8 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
             raise ValueError("The pipeline has a model but no processor; give processor=, or a checkpoint as model=.")
         reads_regions = getattr(model.config, "visual_inputs", "patches") == "regions"
         if reads_regions != (regions is not None):
-            needed, unread = (
-                "regions; give regions=RegionStore(folder)",
-                "pixels, but regions are given; leave them out",
-            )
+            unread = "pixels, but regions are given; leave them out"
+            needed = "regions; give regions=RegionStore(folder)"
             raise ValueError(f"The model reads {needed if reads_regions else unread}.")
 
         super().__init__(model=model.eval(), processor=processor, **kwargs)

@@ -85,8 +85,7 @@ class PrepackedLinear(nn.Linear):
         if name not in packed or packed[name][0] != state:
             part = weight.detach()[:, columns].contiguous()
             packed[name] = state, torch.ops.mkldnn._reorder_linear_weight(part, _ROWS)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(features, packed[name][1], bias, "none", [], "")
-        return product
+        return torch.ops.mkldnn._linear_pointwise(features, packed[name][1], bias, "none", [], "")
 
 
 class PrepackedSplitLinear(PrepackedLinear, SplitLinear):

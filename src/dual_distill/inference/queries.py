@@ -120,8 +120,7 @@ class RunningTopK:
 
 def answer_probs(config: PreTrainedConfig, logits: Tensor) -> Tensor:
     """Return probabilities of answers: a sigmoid each where several may be right, else a softmax over all."""
-    is_multi_label = config.problem_type == "multi_label_classification"
-    return logits.sigmoid() if is_multi_label else logits.softmax(-1)
+    return logits.sigmoid() if config.problem_type == "multi_label_classification" else logits.softmax(-1)
 
 
 def best_answers(config: PreTrainedConfig, probs: Tensor, top_k: int) -> list[list[dict[str, str | float]]]:

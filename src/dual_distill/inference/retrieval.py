@@ -29,8 +29,9 @@ from dual_distill.modeling import (
     FusionEncoderForImageTextRetrieval,
 )
 
-from .encoding import encode_in_order, text_inputs
+from .encoding import encode_in_order, text_inputs, tower_output
 from .feature_store import pad_tokens
+from .model_identity import longest_text
 from .queries import check_at_least_1
 from .sources import dataset_images
 
@@ -272,7 +273,7 @@ class ImagesWithCaptions:
         """A model's score of each pair; keys ascend, so that an image's pairs stand together."""
         images, texts = keys // len(self.captions), keys % len(self.captions)
         is_fusion = isinstance(model, FusionEncoderForImageTextRetrieval)
-        max_tokens = min(processor.tokenizer.model_max_length, model.config.max_position_embeddings)
+        max_tokens = longest_text(model, processor)
         prepared = self.prepared(processor, images.unique().tolist())
 
         held: dict[int, Tensor] = {}
@@ -282,15 +283,17 @@ class ImagesWithCaptions:
                 of_rows = images[start : start + batch_size].tolist()
                 while of_rows[-1] not in held:
                     image, pixels = next(prepared)
-                    held[image] = pixels if is_fusion else _image_tokens(model, pixels)
+                    # An image alone is not padded: all its tokens are real.
+                    held[image] = (
+                        pixels if is_fusion else tower_output(model, [Prepared(pixels)]).image_token_embeds[0, 0]
+                    )
                 held = {image: held[image] for image in dict.fromkeys(of_rows)}
 
                 # Moved once an image, repeated on the device.
                 position = {image: row for row, image in enumerate(held)}
                 repeats = torch.tensor([position[image] for image in of_rows], device=model.device)
-                padded = (
-                    processor.pad_images([[one] for one in held.values()]) if is_fusion else pad_tokens(held.values())
-                )
+                each = list(held.values())
+                padded = processor.pad_images([[one] for one in each]) if is_fusion else pad_tokens(each)
                 inputs = {name: tensor.to(model.device)[repeats] for name, tensor in padded.items()}
                 captions = [self.captions[text] for text in texts[start : start + batch_size].tolist()]
                 words = processor.encode_text(captions, max_length=max_tokens)
@@ -302,12 +305,6 @@ class ImagesWithCaptions:
                 scores.append(found[:, 0].float().cpu())
                 bar.update(len(captions))
         return torch.cat(scores)
-
-
-def _image_tokens(model: PreTrainedModel, pixels: Tensor) -> Tensor:
-    """The tokens `(L, C)` of one image, which is not padded."""
-    tokens: Tensor = model.get_image_features(pixels[None].to(model.device, model.dtype)).image_token_embeds[0, 0]
-    return tokens
 
 
 def _prepare(processor: DualDistillProcessor, identifier: str, value: Any) -> Prepared:
@@ -346,8 +343,7 @@ class _Direction:
             if candidates is not None and scores is not None:
                 ranked = reranked(ranked, candidates[block], scores[block])
             metric.add_batch(predictions=ranked, references=self.right[block])
-        found: dict[str, float] = metric.compute()
-        return found
+        return metric.compute()
 
 
 def _directions(image_vectors: Tensor, text_vectors: Tensor, owners: Tensor, images: range) -> dict[str, _Direction]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import BertModel, PreTrainedModel, ViltConfig
 
-from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, FusionEncoderModel
+from dual_distill.modeling import DualDistillProcessor, FusionEncoderModel
 from dual_distill.sealed import written
 
 from .bert import load_original_bert, read_bert_config, start_from_bert
@@ -137,16 +137,12 @@ def _write(
 
 
 def random_batch(
-    config: FusionEncoderConfig,
-    num_rows: int = 3,
-    num_tokens: int = 12,
-    grid: tuple[int, int] | None = None,
-    seed: int = 0,
+    config: Any, num_rows: int = 3, num_tokens: int = 12, grid: tuple[int, int] | None = None, seed: int = 0
 ) -> dict[str, torch.Tensor]:
     """Draw rows of unequal texts and images, padded with noise, so that a mask that leaks shows.
 
     Args:
-        config: of the model that is to read them.
+        config: of the fusion or dual encoder that is to read them.
         num_rows: B rows; the first is the largest, each further one is shorter and smaller.
         num_tokens: longest text in tokens, at most the model's.
         grid: rows and columns of patches of the largest image; None: the model's own position table.
@@ -156,6 +152,7 @@ def random_batch(
         `input_ids`, `attention_mask` `(B, T)`, `pixel_values` `(B, N, 3, H, W)` and `pixel_mask` `(B, N, H, W)`.
 
     Example:
+        >>> from dual_distill.modeling import FusionEncoderConfig
         >>> batch = random_batch(FusionEncoderConfig(image_size=8, patch_size=4, num_images=2), num_rows=2)
         >>> batch["pixel_values"].shape, batch["attention_mask"].sum(1)
         (torch.Size([2, 2, 3, 8, 8]), tensor([12,  6]))
@@ -163,12 +160,12 @@ def random_batch(
     draw = torch.Generator().manual_seed(seed)
     num_tokens = min(num_tokens, config.max_position_embeddings)
     rows, columns = grid or config.patch_grid
-    size = (num_rows, config.num_images)
+    size, channels = (num_rows, config.num_images), getattr(config, "vision_config", config).num_channels
     height, width = rows * config.patch_size, columns * config.patch_size
     batch = {
         "input_ids": torch.randint(config.vocab_size, (num_rows, num_tokens), generator=draw),
         "attention_mask": torch.zeros(num_rows, num_tokens, dtype=torch.long),
-        "pixel_values": torch.randn(*size, config.num_channels, height, width, generator=draw),
+        "pixel_values": torch.randn(*size, channels, height, width, generator=draw),
         "pixel_mask": torch.zeros(*size, height, width, dtype=torch.long),
     }
 

@@ -80,10 +80,8 @@ def view(
 def _read_question(model: Any, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """What the question encoder of BLIP makes of question and image, `(B, T, C)`; its decoder is not run."""
     seen = model.vision_model(pixel_values=pixel_values).last_hidden_state
-    question: Tensor = model.text_encoder(
-        input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=seen
-    ).last_hidden_state
-    return question
+    read = {"input_ids": input_ids, "attention_mask": attention_mask, "encoder_hidden_states": seen}
+    return model.text_encoder(**read).last_hidden_state
 
 
 @torch.no_grad()

@@ -88,7 +88,8 @@ def prompt_inputs(
         raise ValueError("a text has no token of its own; give texts that are not empty.")
 
     # Of each row the tokens of text and image.
-    is_image = batch["input_ids"] == _image_token_id(config, processor)
+    image_token = getattr(config, "image_token_id", None)
+    is_image = batch["input_ids"] == (processor.image_token_id if image_token is None else image_token)
     index = [row.nonzero().flatten() for row in inside]
     spans = [row[chosen] for row, chosen in zip(relative, index, strict=True)]
     layout = {"text_spans": spans, "text_mask": [torch.ones_like(row).bool() for row in index], "text_index": index}
@@ -99,12 +100,6 @@ def prompt_inputs(
         boxes.append(boxes_of(Shown(config, processor, inputs, image.size, int(is_image[row].sum()))))
     padded = {name: pad_sequence(rows, batch_first=True) for name, rows in layout.items()}
     return batch | padded | image_layout(boxes, [row.nonzero().flatten() for row in is_image])
-
-
-def _image_token_id(config: Any, processor: Any) -> int:
-    """The id that stands where the model puts an image token."""
-    found = getattr(config, "image_token_id", None)
-    return processor.image_token_id if found is None else found
 
 
 class Shown(NamedTuple):

@@ -54,11 +54,8 @@ def convert_vilt_config(
         (2, (12, 12))
     """
     unlike = {"image_size", "patch_size", "num_images", "pad_token_id"}
-    shared = {
-        name: getattr(config, name)
-        for name in modeling.own_fields(FusionEncoderConfig)
-        if hasattr(config, name) and name not in unlike
-    }
+    names = [name for name in modeling.own_fields(FusionEncoderConfig) if name not in unlike]
+    shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
     if config.pad_token_id is not None:
         shared["pad_token_id"] = config.pad_token_id
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from dual_distill.data import (
@@ -25,23 +24,12 @@ from dual_distill.data import (
     image_content,
 )
 from dual_distill.modeling import DualEncoderConfig, FusionEncoderConfig
-from dual_distill.teachers import (
-    AlignedTeacher,
-    DirectionAttention,
-    ForeignTeacher,
-    LayerAttention,
-    TeacherView,
-    fetch,
-    load_teacher,
-    of_rows,
-    over_heads,
-)
+from dual_distill.teachers import AlignedTeacher, ForeignTeacher, TeacherView, fetch, load_teacher
 
 from .compatibility import reads_otherwise
-from .teacher_cache import ROW_KEYS, CacheTable, Row, RowCache, rounded, row_names
+from .teacher_cache import ROW_KEYS, CacheTable, RowCache, row_names, row_of, view_of
 
 _OURS = (FusionEncoderConfig.model_type, DualEncoderConfig.model_type, "vilt")
-_DIRECTIONS = ("text_to_image", "image_to_text")
 
 
 class TeacherCollator:
@@ -142,11 +130,11 @@ class StoredTeacher(AlignedTeacher):
             self.teacher.answers = about["answers"]
             view = self.teacher.view(read, self.layers)
             for row in lacking:
-                self.store.keep(names[row], _row_of(view, row, about["relation_heads"]))
+                self.store.keep(names[row], row_of(view, row, about["relation_heads"]))
 
         rows = [self.store.row(name) for name in names]
         self.store.write_full()
-        found = _view_of(rows, [self.layers.index(layer) for layer in wanted], batch[ROW_KEYS].device)
+        found = view_of(rows, [self.layers.index(layer) for layer in wanted], batch[ROW_KEYS].device)
         return self._answered(found)
 
     def _answered(self, view: TeacherView) -> TeacherView:
@@ -268,51 +256,3 @@ def write_views(
         teacher.view({name.removeprefix("teacher_"): it.to(device) for name, it in batch.items()}, ())
     teacher.store.flush()
     return len(teacher.store) - before
-
-
-def _row_of(view: TeacherView, row: int, relation_heads: int | None) -> Row:
-    """What is kept of a row: its real tokens, and the scores of each layer and direction, block behind block."""
-    real = {"text_to_image": view.text_mask[row], "image_to_text": view.image_mask[row]}
-    heads, pieces = [], [torch.zeros(0, dtype=torch.float16)]
-    for layer in view.layers:
-        for direction, other in zip(_DIRECTIONS, reversed(_DIRECTIONS), strict=True):
-            attention: DirectionAttention | None = getattr(layer, direction)
-            heads.append(0)
-            if attention is not None:
-                scores = over_heads(of_rows(attention, slice(row, row + 1)), relation_heads).scores()[0]
-                scores = scores[:, real[direction]][..., real[other]]
-                heads[-1] = len(scores)
-                pieces.append(rounded(scores.cpu()))
-    logits = torch.zeros(0) if view.logits is None else view.logits[row].float().cpu()
-    return {
-        "logits": logits,
-        "spans": view.text_spans[row][view.text_mask[row]].int().flatten().cpu(),
-        "boxes": view.image_boxes[row][view.image_mask[row]].float().flatten().cpu(),
-        "heads": torch.tensor(heads, dtype=torch.int32),
-        "scores": torch.cat(pieces),
-    }
-
-
-def _view_of(rows: Sequence[Row], layers: Sequence[int], device: torch.device) -> TeacherView:
-    """Rows laid out as one padded batch."""
-    spans, boxes = ([row[name].view(-1, width) for row in rows] for name, width in (("spans", 2), ("boxes", 4)))
-    masks = [pad_sequence([torch.ones(len(each)).bool() for each in side], batch_first=True) for side in (spans, boxes)]
-    shown = []
-    for layer in layers:
-        ways = []
-        for way in (0, 1):
-            queries, keys = masks[way].shape[1], masks[1 - way].shape[1]
-            heads = int(rows[0]["heads"][2 * layer + way])
-            probs = torch.zeros(len(rows), heads, queries, keys)
-            for row, kept in enumerate(rows):
-                sizes = [int(mask[row].sum()) for mask in (masks[way], masks[1 - way])]
-                counts = [int(count) * sizes[0] * sizes[1] for count in kept["heads"]]
-                start = sum(counts[: 2 * layer + way])
-                block = kept["scores"][start : start + counts[2 * layer + way]].float().exp()
-                probs[row, :, : sizes[0], : sizes[1]] = block.view(heads, *sizes)
-            ways.append(DirectionAttention(given_probs=probs.to(device)) if heads else None)
-        shown.append(LayerAttention(*ways))
-    logits = torch.stack([row["logits"] for row in rows]).to(device)
-    places = [pad_sequence(side, batch_first=True).to(device) for side in (spans, boxes)]
-    text_mask, image_mask = (mask.to(device) for mask in masks)
-    return TeacherView(places[0].long(), text_mask, places[1], image_mask, shown, logits)

@@ -11,15 +11,25 @@ so that the loss of a row does not depend on whether it was cached.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
 from dual_distill.data import ShardedTable, fingerprint
 from dual_distill.objectives import DiDEObjective
+from dual_distill.teachers import (
+    DirectionAttention,
+    LayerAttention,
+    TeacherView,
+    Tokens,
+    align_view,
+    of_rows,
+    over_heads,
+)
 
 KINDS = ("logits", "attention")
 ROW_KEYS = "row_keys"
@@ -27,22 +37,9 @@ ROW_KEYS = "row_keys"
 
 _SHARD_BYTES = 64_000_000
 _KEY_BYTES = 16
+_DIRECTIONS = ("text_to_image", "image_to_text")
 
 Batch = Mapping[str, torch.Tensor]
-
-
-@dataclass
-class CachedTeacherOutputs:
-    """What an objective reads of a teacher.
-
-    Attributes:
-        logits: `(B, labels)` float32.
-        cross_modal_scores: for each mapped layer text-to-image `(B * N, H, T, 1 + I)` and image-to-text
-            `(B * N, H, 1 + I, T)` float32, 0 at padding; None for a cache of logits.
-    """
-
-    logits: torch.Tensor
-    cross_modal_scores: list[tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
 def row_keys(batch: Batch) -> torch.Tensor:
@@ -204,15 +201,18 @@ class TeacherCache(RowCache):
         self, folder: Any, kind: str, settings: Mapping[str, Any], patch_size: int, shard_bytes: int = _SHARD_BYTES
     ):
         self.kind, self.patch_size = kind, patch_size
-        super().__init__(folder, {"kind": kind, **settings}, shard_bytes)
+        super().__init__(folder, {"kind": kind, "patch_size": patch_size, **settings}, shard_bytes)
 
-    def outputs(self, batch: Batch, teacher: Callable[[Batch], Any], objective: DiDEObjective) -> CachedTeacherOutputs:
+    def outputs(self, batch: Batch, teacher: Callable[[Batch], Any], objective: DiDEObjective) -> SimpleNamespace:
         """Return the teacher's outputs, from the disk where they are there; the rest is computed and kept.
 
         Args:
             batch: with `row_keys` (`KeyedCollator`), or they are computed here.
             teacher: called with the rows that are missing; returns what the objective reads.
             objective: says which layers are kept.
+
+        Returns:
+            `logits` `(B, labels)` float32 and `cross_modal_scores`, as an objective takes them.
 
         Raises:
             ValueError: the objective compares attention but the cache holds logits, or a kept row does not fit the
@@ -222,75 +222,60 @@ class TeacherCache(RowCache):
             keeps = "the teacher cache keeps logits alone; cache attention, or set attention_weight to 0"
             raise ValueError(f"the objective compares attention, but {keeps}.")
         rows = {name: value for name, value in batch.items() if name not in (ROW_KEYS, "labels")}
-        keys = batch[ROW_KEYS] if ROW_KEYS in batch else row_keys(rows)
-        names = row_names(keys)
+        names = row_names(batch[ROW_KEYS] if ROW_KEYS in batch else row_keys(rows))
+        # Of each row the pairs of its text with an image.
+        pairs = [[f"{name}-{number}" for number in range(rows["pixel_mask"].shape[1])] for name in names]
 
-        missing = {name: row for row, name in enumerate(names) if name not in self}
+        missing = {name: row for row, name in enumerate(names) if pairs[row][0] not in self}
         if missing:
             chosen = torch.tensor(list(missing.values()), device=rows["input_ids"].device)
             part = {name: value[chosen] for name, value in rows.items()}
             with torch.no_grad():
-                self._keep(list(missing), part, teacher(part), objective)
+                view = self._view(part, teacher(part), objective)
+            for index, pair in enumerate(pair for row in missing.values() for pair in pairs[row]):
+                self.keep(pair, row_of(view, index))
 
         # What was just computed goes the same way as what is read, rounding and all.
-        found = self._assemble(names, rows, len(objective.teacher_layers))
+        kept, num_layers = [self.row(pair) for of_row in pairs for pair in of_row], len(objective.teacher_layers)
+        if wrong := [row for row in kept if len(row["heads"]) != 2 * num_layers]:
+            holds = f"holds scores of {len(wrong[0]['heads']) // 2} layers, the batch asks for those of {num_layers}"
+            raise ValueError(f"the teacher cache {str(self._table.path)!r} {holds}; give the cache of this objective.")
+        found = view_of(kept, range(num_layers), rows["input_ids"].device, self._masks(rows))
         self.write_full()
-        return found
 
-    def _keep(self, names: list[str], batch: Batch, outputs: Any, objective: DiDEObjective) -> None:
-        """Let rows that were just computed wait to be written."""
-        logits = outputs.logits.detach().float().cpu()
+        # Both models have the same tokens.
+        text, image = Tokens.of(found.text_spans, found.text_mask), Tokens.of(found.image_boxes, found.image_mask)
+        scores = align_view(found, text, image) if num_layers else []
+        logits: Any = found.logits
+        return SimpleNamespace(logits=logits[:: len(pairs[0])], cross_modal_scores=scores)
+
+    def _view(self, batch: Batch, outputs: Any, objective: DiDEObjective) -> TeacherView:
+        """What the teacher says of each pair of text and image."""
+        text, image = self._masks(batch)
         layers = []
         if self.kind == "attention":
-            num_tokens = batch["attention_mask"].shape[1] + _image_mask(batch["pixel_mask"], self.patch_size).shape[2]
-            both_ways = objective.teacher_scores(outputs, batch["attention_mask"], num_tokens)
-            layers = [[way.detach().float().cpu() for way in layer] for layer in both_ways]
+            num_tokens = text.shape[1] + image.shape[1]
+            for ways in objective.teacher_scores(outputs, batch["attention_mask"], num_tokens):
+                probs = []
+                for scores, keys in zip(ways, (image, text), strict=True):
+                    real = scores.detach().float().cpu().masked_fill(~keys[:, None, None], -torch.inf)
+                    probs.append(DirectionAttention(given_probs=real.softmax(-1)))
+                layers.append(LayerAttention(*probs))
 
-        for row, name in enumerate(names):
-            pieces = [
-                rounded(layer[way][image][:, queries[:, None], keys])
-                for layer in layers
-                for way, image, queries, keys in self._blocks(batch, row)
-            ]
-            scores = torch.cat([torch.zeros(0, dtype=torch.float16), *pieces])
-            heads = torch.tensor([layer[0].shape[1] for layer in layers], dtype=torch.int32)
-            self.keep(name, {"logits": logits[row].clone(), "heads": heads, "scores": scores})
+        # Only where tokens stand is asked, not what they cover.
+        spans, boxes = torch.tensor([0, 1]).expand(*text.shape, 2), torch.tensor([0, 0, 1, 1]).expand(*image.shape, 4)
+        logits = outputs.logits.detach().repeat_interleave(batch["pixel_mask"].shape[1], dim=0)
+        return TeacherView(spans, text, boxes, image, layers, logits)
 
-    def _assemble(self, names: list[str], batch: Batch, num_layers: int) -> CachedTeacherOutputs:
-        """Lay the rows out with the batch's own padding."""
-        device = batch["input_ids"].device
-        rows = [self.row(name) for name in names]
-        logits = torch.stack([row["logits"] for row in rows]).to(device)
-        if self.kind == "logits":
-            return CachedTeacherOutputs(logits)
-
-        images, tokens = _image_mask(batch["pixel_mask"], self.patch_size).shape[1:]
-        count, length = len(rows) * images, batch["attention_mask"].shape[1]
-        layers = [
-            (torch.zeros(count, heads, length, tokens), torch.zeros(count, heads, tokens, length))
-            for heads in rows[0]["heads"].tolist()
-        ]
-        for index, row in enumerate(rows):
-            all_heads, scores = row["heads"].tolist(), row["scores"]
-            places = [(layer, *block) for layer in range(len(all_heads)) for block in self._blocks(batch, index)]
-            sizes = [all_heads[layer] * len(queries) * len(keys) for layer, _, _, queries, keys in places]
-            if len(all_heads) != num_layers or sum(sizes) != len(scores):
-                holds = f"holds {len(scores):,} scores of {len(all_heads)} layers"
-                asked = f"the batch asks for {sum(sizes):,} of {num_layers}; give the cache of this objective"
-                raise ValueError(f"row {names[index]} of the teacher cache {str(self._table.path)!r} {holds}, {asked}.")
-
-            for (layer, way, image, queries, keys), piece in zip(places, scores.float().split(sizes), strict=True):
-                layers[layer][way][image][:, queries[:, None], keys] = piece.view(-1, len(queries), len(keys))
-        return CachedTeacherOutputs(logits, [(to_image.to(device), to_text.to(device)) for to_image, to_text in layers])
-
-    def _blocks(self, batch: Batch, row: int) -> list[tuple[int, int, torch.Tensor, torch.Tensor]]:
-        """Where the scores of a layer of a row belong, in the order in which they are kept: way, image, query, key."""
-        text = batch["attention_mask"][row].cpu().nonzero()[:, 0]
-        patches = [
-            real.nonzero()[:, 0] for real in _image_mask(batch["pixel_mask"][row, None], self.patch_size)[0].cpu()
-        ]
-        images = enumerate(patches, row * len(patches))
-        return [block for image, real in images for block in ((0, image, text, real), (1, image, real, text))]
+    def _masks(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Real tokens of each pair, `(B * N, T)` and CLS token first `(B * N, 1 + I)`; none where logits are kept."""
+        pixels, size = batch["pixel_mask"].cpu().bool(), self.patch_size
+        # A patch counts by its top left pixel, as in the models.
+        patches = pixels[:, :, ::size, ::size].flatten(0, 1).flatten(1)
+        text = batch["attention_mask"].cpu().bool().repeat_interleave(pixels.shape[1], dim=0)
+        image = torch.cat([patches.new_ones(len(patches), 1), patches], dim=1)
+        has_attention = self.kind == "attention"
+        return text & has_attention, image & has_attention
 
 
 class TeacherCacheCallback(TrainerCallback):
@@ -314,12 +299,60 @@ def _is_finite(row: Row) -> bool:
     return all(bool(each.isfinite().all()) for each in row.values())
 
 
-def _image_mask(pixel_mask: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Real image tokens `(B, N, 1 + I)`, CLS token first: a patch counts by its top left pixel, as in the models."""
-    patches = pixel_mask[:, :, ::patch_size, ::patch_size].bool().flatten(2)
-    return torch.cat([patches.new_ones(*patches.shape[:2], 1), patches], dim=2)
-
-
-def rounded(scores: torch.Tensor) -> torch.Tensor:
+def _rounded(scores: torch.Tensor) -> torch.Tensor:
     """Scores in float16, flat, each query's largest at 0, which a softmax does not see."""
     return (scores - scores.amax(-1, keepdim=True)).clamp(min=torch.finfo(torch.float16).min).half().flatten()
+
+
+def row_of(view: TeacherView, row: int, relation_heads: int | None = None) -> Row:
+    """What is kept of a row: its real tokens, and the scores of each layer and direction, block behind block."""
+    real = {"text_to_image": view.text_mask[row], "image_to_text": view.image_mask[row]}
+    heads, pieces = [], [torch.zeros(0, dtype=torch.float16)]
+    for layer in view.layers:
+        for direction, other in zip(_DIRECTIONS, reversed(_DIRECTIONS), strict=True):
+            attention: DirectionAttention | None = getattr(layer, direction)
+            heads.append(0)
+            if attention is not None:
+                scores = over_heads(of_rows(attention, slice(row, row + 1)), relation_heads).scores()[0]
+                scores = scores[:, real[direction]][..., real[other]]
+                heads[-1] = len(scores)
+                pieces.append(_rounded(scores.cpu()))
+    logits = torch.zeros(0) if view.logits is None else view.logits[row].float().cpu()
+    return {
+        "logits": logits,
+        "spans": view.text_spans[row][view.text_mask[row]].int().flatten().cpu(),
+        "boxes": view.image_boxes[row][view.image_mask[row]].float().flatten().cpu(),
+        "heads": torch.tensor(heads, dtype=torch.int32),
+        "scores": torch.cat(pieces),
+    }
+
+
+def view_of(
+    rows: Sequence[Row], layers: Sequence[int], device: torch.device, masks: Sequence[torch.Tensor] | None = None
+) -> TeacherView:
+    """Rows laid out as one batch: at the real tokens of text and image that `masks` name; None: from the first on."""
+    sides = [[row[name].view(-1, width) for row in rows] for name, width in (("spans", 2), ("boxes", 4))]
+    if masks is None:
+        masks = [pad_sequence([torch.ones(len(each)).bool() for each in side], batch_first=True) for side in sides]
+    real, covered = [[row.nonzero()[:, 0] for row in mask] for mask in masks], []
+    for side, mask in zip(sides, masks, strict=True):
+        covered.append(side[0].new_zeros(*mask.shape, side[0].shape[1]))
+        covered[-1][mask] = torch.cat(side)
+
+    shown = []
+    for layer in layers:
+        ways = []
+        for way in (0, 1):
+            heads = int(rows[0]["heads"][2 * layer + way])
+            probs = torch.zeros(len(rows), heads, masks[way].shape[1], masks[1 - way].shape[1])
+            for row, kept in enumerate(rows):
+                queries, keys = real[way][row], real[1 - way][row]
+                sizes = [int(count) * len(queries) * len(keys) for count in kept["heads"]]
+                block = kept["scores"].split(sizes)[2 * layer + way].float().exp()
+                probs[row][:, queries[:, None], keys] = block.view(heads, len(queries), len(keys))
+            ways.append(DirectionAttention(given_probs=probs.to(device)) if heads else None)
+        shown.append(LayerAttention(*ways))
+
+    logits = torch.stack([row["logits"] for row in rows]).to(device)
+    spans, boxes, text_mask, image_mask = (each.to(device) for each in (*covered, *masks))
+    return TeacherView(spans.long(), text_mask, boxes, image_mask, shown, logits)
