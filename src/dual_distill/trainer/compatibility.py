@@ -405,8 +405,7 @@ def reads_otherwise(ours: Any, theirs: Any) -> bool:
 
 def patch_size(config: Any) -> int:
     """Return the pixels along a side of a model's patches."""
-    size: int = _field(config, "patch_size")
-    return size
+    return _field(config, "patch_size")
 
 
 def _towers(config: Any) -> list[Any]:

@@ -56,9 +56,7 @@ class DistillationTrainingArguments(TrainingArguments):
         metadata={"help": "JSON, student to teacher layer, '{\"5\": 11}'. Default: last to last (recipe)."},
     )
     relation_heads: int | None = _option(None, "Heads over which attention is compared where heads or widths differ.")
-    count_padded_queries: bool = _option(
-        False, "dide: average attention over padded queries too, as the authors' release does. Default: real ones."
-    )
+    count_padded_queries: bool = _option(False, "dide: average attention over padded queries too (authors' release).")
     hidden_weight: float = _option(1.0, "distillvlm: weight of the hidden states' loss (the paper's is not published).")
     hidden_loss: Literal["nce", "mse", "none"] = _option("nce", "distillvlm: noise-contrastive (paper), MSE, or none.")
     hidden_layers: dict | str | None = field(default=None, metadata={"help": "distillvlm: the same of hidden states."})
@@ -81,13 +79,9 @@ class DistillationTrainingArguments(TrainingArguments):
     keep_attention_projections: bool = _option(
         False, "Save what makes queries and keys of towers whose own do not fit: the student's attention can be drawn."
     )
-    cache_teacher: str | None = _option(
-        None, "Keep the teacher's results on disk: logits, or attention too. Default: no."
-    )
+    cache_teacher: str | None = _option(None, "Keep what the teacher says on disk: logits, or attention too.")
     teacher_cache_dir: str | None = _option(None, "Folder of the teacher cache. Default: OUTPUT_DIR/teacher_cache.")
-    preflight: bool = _option(
-        True, "Before a run's first step say what teacher, words alone and the student's start answer right."
-    )
+    preflight: bool = _option(True, "Before a run say what teacher, words alone and the student's start answer right.")
     head_learning_rate_factor: float = _option(1.0, "Learning rate of the classifier over the base one (VQA: 10).")
 
     learning_rate: float = _option(1e-4, "Peak learning rate of AdamW (recipe: 1e-4).")
@@ -162,8 +156,7 @@ class DistillationTrainingArguments(TrainingArguments):
         if made.attention_weight and getattr(student, "records_tokens", False):
             heads = self.relation_heads or getattr(teacher and teacher.get_text_config(), "num_attention_heads", 1)
             made.add_projections(student.hidden_size, heads)
-        built: Objective = made
-        return built
+        return made
 
     def weight_of_matches(self, student: Any) -> float:
         """Return `match_weight`, by default 1 for a student whose configuration has interaction layers.
@@ -173,9 +166,8 @@ class DistillationTrainingArguments(TrainingArguments):
         """
         has_layers = bool(getattr(student, "interaction_layers", 0))
         if self.match_weight and not has_layers:
-            raise ValueError(
-                f"match_weight is {self.match_weight}, but the student has no interaction layers; leave it out."
-            )
+            lacks = "the student has no interaction layers"
+            raise ValueError(f"match_weight is {self.match_weight}, but {lacks}; leave it out.")
         return float(has_layers) if self.match_weight is None else self.match_weight
 
     def write_weights(self, config: PreTrainedConfig) -> None:

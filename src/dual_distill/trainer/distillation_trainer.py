@@ -112,10 +112,8 @@ class DistillationTrainer(RowMeansTrainer):
         if has_idle_parameters and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True
         # Read by each process for itself: rows of unequal sizes cannot be sent around as one batch.
-        if (
-            isinstance(kwargs.get("train_dataset"), IterableDataset)
-            and args.accelerator_config.dispatch_batches is None
-        ):
+        is_streamed = isinstance(kwargs.get("train_dataset"), IterableDataset)
+        if is_streamed and args.accelerator_config.dispatch_batches is None:
             args.accelerator_config.dispatch_batches = False
         check_options(type(self), args, teacher is not None, objective)
         check_arguments(self, args, teacher, kwargs)
@@ -195,9 +193,8 @@ class DistillationTrainer(RowMeansTrainer):
         elif args.cache_teacher is not None:
             if objective.hidden_layers:
                 compares = f"interaction_hidden_weight is {objective.weights['interaction_hidden_weight']}"
-                raise ValueError(
-                    f"a cache keeps no hidden states, but {compares}; leave cache_teacher out, or set it to 0."
-                )
+                way_out = "leave cache_teacher out, or set it to 0"
+                raise ValueError(f"a cache keeps no hidden states, but {compares}; {way_out}.")
             self.teacher_cache = self._open_teacher_cache(args.cache_teacher, taught_by, objective)
             self.data_collator = KeyedCollator(self.data_collator)
             self.add_callback(TeacherCacheCallback(self.teacher_cache))
@@ -234,9 +231,8 @@ class DistillationTrainer(RowMeansTrainer):
             if not getattr(self.args, f"freeze_{tower}_tower"):
                 continue
             if not hasattr(body, f"{tower}_model"):
-                raise ValueError(
-                    f"freeze_{tower}_tower is set, but a {type(body).__name__} has no towers; leave it out."
-                )
+                lacks = f"a {type(body).__name__} has no towers"
+                raise ValueError(f"freeze_{tower}_tower is set, but {lacks}; leave it out.")
             part = getattr(body, f"{tower}_model")
             # What makes a tower of others fit is trained.
             getattr(part, "model", part).requires_grad_(False)

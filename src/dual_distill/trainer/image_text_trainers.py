@@ -25,19 +25,8 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedModel
 
+from dual_distill import modeling
 from dual_distill.data import ImageTextLoader, ImageTextStream, ImageTextStreamCallback
-from dual_distill.modeling import (
-    FusionEncoderConfig,
-    FusionEncoderForImageTextRetrieval,
-    FusionEncoderForPreTraining,
-    PairIds,
-    allowed_negatives,
-    choose_lists,
-    gather_pair_ids,
-    gather_rows,
-    pair_similarities,
-    scored_lists,
-)
 from dual_distill.objectives import PreTrainingObjective, RankingObjective, hard_terms, listwise_cross_entropy
 from dual_distill.teachers import AlignedTeacher, ForeignTeacher
 
@@ -126,7 +115,7 @@ class PreTrainingTrainer(ImageTextTrainer):
         Wang et al., EMNLP 2022, arXiv 2112.08723; its pre-training half was not released.
     """
 
-    teacher_class = FusionEncoderForPreTraining
+    teacher_class = modeling.FusionEncoderForPreTraining
     objective_class = PreTrainingObjective
     own_options = ("itc_weight", "itm_weight", "mlm_weight", "masking_share")
     label_columns: ClassVar[list[str]] = ["image_ids", "caption_ids"]
@@ -191,7 +180,7 @@ class PreTrainingTrainer(ImageTextTrainer):
     def _drawn_pairs(self, student_outputs: Any, pairs: Batch) -> tuple[Batch, Batch]:
         """Each own text with its drawn image, and each own image with its drawn text, out of all processes."""
         with torch.no_grad():
-            gallery = {name: gather_rows(tensor) for name, tensor in pairs.items()}
+            gallery = {name: modeling.gather_rows(tensor) for name, tensor in pairs.items()}
         # An index of -1, without a drawn pair, is filled with the first row: its label says that it does not count.
         images = student_outputs.negative_image_rows.clamp(min=0)
         texts = student_outputs.negative_text_rows.clamp(min=0)
@@ -218,12 +207,12 @@ def in_batch_recall(text_embeds: torch.Tensor, image_embeds: torch.Tensor, input
         >>> in_batch_recall(torch.eye(2), torch.eye(2)[[0, 0]], {"image_ids": ids, "caption_ids": ids})
         tensor(0.2500)
     """
-    ids = gather_pair_ids(inputs["image_ids"], inputs["caption_ids"])
+    ids = modeling.gather_pair_ids(inputs["image_ids"], inputs["caption_ids"])
     own = ids.own_rows[:, None]
     found = []
-    similarities = pair_similarities(text_embeds, image_embeds, text_embeds.new_zeros(()))
+    similarities = modeling.pair_similarities(text_embeds, image_embeds, text_embeds.new_zeros(()))
     for scores, texts_ask in zip(similarities, (True, False), strict=True):
-        is_as_near = (scores >= scores.gather(1, own)) & allowed_negatives(ids, texts_ask)
+        is_as_near = (scores >= scores.gather(1, own)) & modeling.allowed_negatives(ids, texts_ask)
         found.append(~is_as_near.any(1))
     return torch.cat(found).float().mean()
 
@@ -246,7 +235,7 @@ class RetrievalTrainer(ImageTextTrainer):
         Wang et al., EMNLP 2022, arXiv 2112.08723; ranking hard negatives is ours.
     """
 
-    teacher_class = FusionEncoderForImageTextRetrieval
+    teacher_class = modeling.FusionEncoderForImageTextRetrieval
     objective_class = RankingObjective
     own_options = ("itc_weight", "match_weight", "ranking_negatives")
     leaves_parameters_unused = True  # the shallow interaction, which no similarity passes through
@@ -255,7 +244,7 @@ class RetrievalTrainer(ImageTextTrainer):
 
     def _prepare_model(self, model: Any) -> None:
         super()._prepare_model(model)
-        self.is_fusion = model.config.model_type == FusionEncoderConfig.model_type
+        self.is_fusion = model.config.model_type == modeling.FusionEncoderConfig.model_type
         self.match_weight = self.args.weight_of_matches(model.config)
 
     def _set_objective(self, student: Any) -> Any:
@@ -327,7 +316,7 @@ class RetrievalTrainer(ImageTextTrainer):
         """What a teacher reads of own texts with drawn images (side 0), or of own images with drawn texts (1)."""
         pairs = image_text_inputs(inputs)
         with torch.no_grad():
-            gallery = {name: gather_rows(tensor) for name, tensor in pairs.items()}
+            gallery = {name: modeling.gather_rows(tensor) for name, tensor in pairs.items()}
 
         def draw(side: int, row: torch.Tensor) -> Batch:
             drawn = (IMAGE_INPUTS, TEXT_INPUTS)[side]
@@ -350,16 +339,16 @@ class RetrievalTrainer(ImageTextTrainer):
 
     def _rank_by_fusion(self, model: nn.Module, inputs: Batch) -> dict[str, torch.Tensor]:
         """Rank each text's image and each image's text first among drawn ones; `2 * K + 1` pairs a row in one pass."""
-        ids = gather_pair_ids(inputs["image_ids"], inputs["caption_ids"])
-        rows, is_listed = choose_lists(drawn_scores(ids), ids, self.args.ranking_negatives)
+        ids = modeling.gather_pair_ids(inputs["image_ids"], inputs["caption_ids"])
+        rows, is_listed = modeling.choose_lists(drawn_scores(ids), ids, self.args.ranking_negatives)
         with torch.no_grad():
-            gallery = {name: gather_rows(tensor) for name, tensor in image_text_inputs(inputs).items()}
+            gallery = {name: modeling.gather_rows(tensor) for name, tensor in image_text_inputs(inputs).items()}
 
         def score(texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
             pairs = {name: gallery[name][texts if name in TEXT_INPUTS else images] for name in gallery}
             return pair_scores(model(**pairs))
 
-        listed = scored_lists(ids, rows, score)
+        listed = modeling.scored_lists(ids, rows, score)
         losses = {"loss": listwise_cross_entropy(listed, is_listed)}
         if not model.training:
             beaten = listed.masked_fill(~is_listed, -torch.inf)[:, 1:].amax(1) < listed[:, 0]
@@ -377,7 +366,7 @@ def pair_scores(outputs: Any) -> torch.Tensor:
     return torch.as_tensor(outputs.logits[:, 0] if matching is None else matching[:, 1] - matching[:, 0])
 
 
-def drawn_scores(ids: PairIds) -> torch.Tensor:
+def drawn_scores(ids: modeling.PairIds) -> torch.Tensor:
     """Draw a random score for each own text with each image and the reverse, `(2, B, G)`, the same for a batch."""
     seed = int(ids.image_ids.sum() ^ ids.caption_ids.sum()) & 0x7FFFFFFF
     # On the CPU, so that every device draws the same.

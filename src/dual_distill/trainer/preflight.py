@@ -59,9 +59,8 @@ def run_preflight(trainer: DistillationTrainer) -> Preflight | None:
 
     rows = rows.shuffle(seed=trainer.args.seed).select(range(min(_ROWS, len(rows))))
     labels, train = answers(rows), getattr(trainer.train_dataset, "dataset", trainer.train_dataset)
-    said = _answers_of_models(
-        trainer, DataLoader(rows, trainer.args.eval_batch_size, collate_fn=trainer.data_collator), names
-    )
+    batches: Any = DataLoader(rows, trainer.args.eval_batch_size, collate_fn=trainer.data_collator)
+    said = _answers_of_models(trainer, batches, names)
     if isinstance(train, Dataset) and len(train) > 1:
         train = train.shuffle(seed=trainer.args.seed).select(range(min(_TRAIN_ROWS, len(train))))
         texts = [list(split[collator.task.text_column]) for split in (train, rows)]

@@ -32,19 +32,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress
 
-from dual_distill import sealed
-from dual_distill.hub_cards import (
-    DataOrigin,
-    Measurement,
-    Origin,
-    PushReport,
-    RunRecord,
-    origin_of,
-    push_folder,
-    read_run,
-    write_card,
-    write_run,
-)
+from dual_distill import hub_cards, sealed
 
 from .sealed_trainer import SealedTrainer
 
@@ -73,7 +61,7 @@ class RecordingTrainer(SealedTrainer):
 
     def __init__(self, *, args: TrainingArguments, **kwargs: Any):
         self._told: dict[str, Any] = {"settings": {}}
-        self._measurements: dict[tuple[int, str, str], Measurement] = {}
+        self._measurements: dict[tuple[int, str, str], hub_cards.Measurement] = {}
         self._loaded_step: int | None = None
         self._saved_step: int | None = None
         self._seconds = self._began = 0.0
@@ -101,7 +89,7 @@ class RecordingTrainer(SealedTrainer):
         """
         self._told |= {**known, "settings": self._told["settings"] | (settings or {})}
 
-    def run_record(self) -> RunRecord:
+    def run_record(self) -> hub_cards.RunRecord:
         """Return what is known of the run, and of the weights as they are now."""
         collator = getattr(self.data_collator, "collator", self.data_collator)
         task_name = getattr(getattr(collator, "task", None), "name", None)
@@ -120,10 +108,10 @@ class RecordingTrainer(SealedTrainer):
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             **self._told,
         }
-        data = self._told.get("data", DataOrigin(task_name))
+        data = self._told.get("data", hub_cards.DataOrigin(task_name))
         known["data"] = replace(data, rows={split: count for split, count in rows.items() if count is not None})
         known["settings"] = {**self._told["settings"], **differing_fields(self.args)}
-        return RunRecord(**known)
+        return hub_cards.RunRecord(**known)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does, and note how long."""
@@ -151,11 +139,12 @@ class RecordingTrainer(SealedTrainer):
             # What is not finite has no place on a card: the run failed.
             is_number = isinstance(value, int | float) and math.isfinite(value)
             if metric != name and is_number and not _NOT_METRICS.fullmatch(metric):
-                self._measurements[self._step(), split, metric] = Measurement(metric, value, split, source, rows)
+                measured = hub_cards.Measurement(metric, value, split, source, rows)
+                self._measurements[self._step(), split, metric] = measured
 
         # In training the next save writes it; afterwards the weights lie there already.
         if not self.is_in_train and self._saved_step == self._step() and self.args.should_save:
-            write_run(self.args.output_dir, self.run_record())
+            hub_cards.write_run(self.args.output_dir, self.run_record())
         return metrics
 
     def create_model_card(self, *given: Any, **named: Any) -> None:
@@ -184,11 +173,11 @@ class RecordingTrainer(SealedTrainer):
         data: dict[str, Any] = {"name": " and ".join(dataset), "hub_ids": hub_ids, "arguments": arguments}
         self._told |= {name: value for name, value in told.items() if value}
         self._told["data"] = replace(self.run_record().data, **{name: value for name, value in data.items() if value})
-        write_run(self.args.output_dir, self.run_record())
+        hub_cards.write_run(self.args.output_dir, self.run_record())
 
         # These stay in the README's own metadata.
         metadata = {"language": card.get("language"), "license": card.get("license"), "tags": _listed(card.get("tags"))}
-        write_card(self.args.output_dir, repo_id=self.args.hub_model_id, metadata=metadata)
+        hub_cards.write_card(self.args.output_dir, repo_id=self.args.hub_model_id, metadata=metadata)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Note the name of the repository; the first push creates it."""
@@ -197,7 +186,7 @@ class RecordingTrainer(SealedTrainer):
 
     def push_to_hub(
         self, commit_message: str | None = "End of training", blocking: bool = True, **options: Any
-    ) -> "PushReport | Future[PushReport] | None":
+    ) -> "hub_cards.PushReport | Future[hub_cards.PushReport] | None":
         """Save, and push model, processor, record and card in one commit, and nothing else.
 
         Args:
@@ -248,12 +237,12 @@ class RecordingTrainer(SealedTrainer):
         if self.args.save_total_limit is not None:
             self._finish_current_push()
 
-    def _push(self, folder: str, message: str | None, options: Mapping[str, Any]) -> Callable[[], PushReport]:
+    def _push(self, folder: str, message: str | None, options: Mapping[str, Any]) -> Callable[[], hub_cards.PushReport]:
         """Return what pushes a folder, as the arguments say where the caller does not."""
         args = self.args
         own = {"token": args.hub_token, "revision": args.hub_revision, "private": args.hub_private_repo}
         own |= {name: value for name, value in options.items() if value is not None}
-        return functools.partial(push_folder, folder, str(self.hub_model_id), message=message, **own)
+        return functools.partial(hub_cards.push_folder, folder, str(self.hub_model_id), message=message, **own)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save model or adapter, processor and record, and no pickle of the arguments."""
@@ -270,7 +259,7 @@ class RecordingTrainer(SealedTrainer):
             for name in (TRAINING_ARGS_NAME, "README.md"):
                 (aside / name).unlink(missing_ok=True)
             sealed.seal(aside)
-            write_run(aside, self.run_record())
+            hub_cards.write_run(aside, self.run_record())
 
     def save_state(self) -> None:
         """Save the state with the weights that it is of, unless both lie there."""
@@ -290,7 +279,7 @@ class RecordingTrainer(SealedTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Take up what was saved, the seconds that were trained before among it."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (earlier := read_run(checkpoint)) is not None:
+        if checkpoint is not None and (earlier := hub_cards.read_run(checkpoint)) is not None:
             self._began -= earlier.train_seconds or 0.0
 
     def _step(self) -> int:
@@ -298,12 +287,12 @@ class RecordingTrainer(SealedTrainer):
         return self.state.global_step if self._loaded_step is None else self._loaded_step
 
 
-def known_origin(name: str | Path | None) -> Origin | None:
+def known_origin(name: str | Path | None) -> hub_cards.Origin | None:
     """Return which weights a name stands for; None: there is no name, or it cannot be told any more."""
     if not name:
         return None
     try:
-        return origin_of(name)
+        return hub_cards.origin_of(name)
     except ValueError as error:
         _logger.warning("the record of the run will not say which weights were used: %s", error)
         return None
@@ -332,8 +321,7 @@ def differing_fields(*arguments: Any) -> dict[str, Any]:
             is_default = value == default or not (value or default)
             if not is_default and field.name not in _NOT_SETTINGS and not field.name.startswith(_NOT_SETTINGS_OF):
                 found[field.name] = value
-    plain: dict[str, Any] = _without_paths(json.loads(json.dumps(found, default=str)))
-    return plain
+    return _without_paths(json.loads(json.dumps(found, default=str)))
 
 
 def _without_paths(value: Any) -> Any:
@@ -348,8 +336,7 @@ def _without_paths(value: Any) -> Any:
 
 def _num_rows(dataset: Any) -> int | None:
     """Rows of a table, or of a stream that says how many it has."""
-    count: int | None = len(dataset) if hasattr(dataset, "__len__") else getattr(dataset, "num_rows", None)
-    return count
+    return len(dataset) if hasattr(dataset, "__len__") else getattr(dataset, "num_rows", None)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -357,6 +344,6 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
-def _warn_of_failure(job: "Future[PushReport]") -> None:
+def _warn_of_failure(job: "Future[hub_cards.PushReport]") -> None:
     if (error := job.exception()) is not None:
         _logger.warning("a checkpoint was not pushed, training goes on: %s", error)

@@ -19,17 +19,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
+from dual_distill import teachers
 from dual_distill.data import ShardedTable, fingerprint
 from dual_distill.objectives import DiDEObjective
-from dual_distill.teachers import (
-    DirectionAttention,
-    LayerAttention,
-    TeacherView,
-    Tokens,
-    align_view,
-    of_rows,
-    over_heads,
-)
 
 KINDS = ("logits", "attention")
 ROW_KEYS = "row_keys"
@@ -244,12 +236,13 @@ class TeacherCache(RowCache):
         self.write_full()
 
         # Both models have the same tokens.
-        text, image = Tokens.of(found.text_spans, found.text_mask), Tokens.of(found.image_boxes, found.image_mask)
-        scores = align_view(found, text, image) if num_layers else []
+        sides = (found.text_spans, found.text_mask), (found.image_boxes, found.image_mask)
+        tokens = [teachers.Tokens.of(*side) for side in sides]
+        scores = teachers.align_view(found, *tokens) if num_layers else []
         logits: Any = found.logits
         return SimpleNamespace(logits=logits[:: len(pairs[0])], cross_modal_scores=scores)
 
-    def _view(self, batch: Batch, outputs: Any, objective: DiDEObjective) -> TeacherView:
+    def _view(self, batch: Batch, outputs: Any, objective: DiDEObjective) -> teachers.TeacherView:
         """What the teacher says of each pair of text and image."""
         text, image = self._masks(batch)
         layers = []
@@ -259,13 +252,13 @@ class TeacherCache(RowCache):
                 probs = []
                 for scores, keys in zip(ways, (image, text), strict=True):
                     real = scores.detach().float().cpu().masked_fill(~keys[:, None, None], -torch.inf)
-                    probs.append(DirectionAttention(given_probs=real.softmax(-1)))
-                layers.append(LayerAttention(*probs))
+                    probs.append(teachers.DirectionAttention(given_probs=real.softmax(-1)))
+                layers.append(teachers.LayerAttention(*probs))
 
         # Only where tokens stand is asked, not what they cover.
         spans, boxes = torch.tensor([0, 1]).expand(*text.shape, 2), torch.tensor([0, 0, 1, 1]).expand(*image.shape, 4)
         logits = outputs.logits.detach().repeat_interleave(batch["pixel_mask"].shape[1], dim=0)
-        return TeacherView(spans, text, boxes, image, layers, logits)
+        return teachers.TeacherView(spans, text, boxes, image, layers, logits)
 
     def _masks(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Real tokens of each pair, `(B * N, T)` and CLS token first `(B * N, 1 + I)`; none where logits are kept."""
@@ -304,17 +297,17 @@ def _rounded(scores: torch.Tensor) -> torch.Tensor:
     return (scores - scores.amax(-1, keepdim=True)).clamp(min=torch.finfo(torch.float16).min).half().flatten()
 
 
-def row_of(view: TeacherView, row: int, relation_heads: int | None = None) -> Row:
+def row_of(view: teachers.TeacherView, row: int, relation_heads: int | None = None) -> Row:
     """What is kept of a row: its real tokens, and the scores of each layer and direction, block behind block."""
     real = {"text_to_image": view.text_mask[row], "image_to_text": view.image_mask[row]}
     heads, pieces = [], [torch.zeros(0, dtype=torch.float16)]
     for layer in view.layers:
         for direction, other in zip(_DIRECTIONS, reversed(_DIRECTIONS), strict=True):
-            attention: DirectionAttention | None = getattr(layer, direction)
+            attention: teachers.DirectionAttention | None = getattr(layer, direction)
             heads.append(0)
             if attention is not None:
-                scores = over_heads(of_rows(attention, slice(row, row + 1)), relation_heads).scores()[0]
-                scores = scores[:, real[direction]][..., real[other]]
+                own = teachers.over_heads(teachers.of_rows(attention, slice(row, row + 1)), relation_heads)
+                scores = own.scores()[0][:, real[direction]][..., real[other]]
                 heads[-1] = len(scores)
                 pieces.append(_rounded(scores.cpu()))
     logits = torch.zeros(0) if view.logits is None else view.logits[row].float().cpu()
@@ -329,7 +322,7 @@ def row_of(view: TeacherView, row: int, relation_heads: int | None = None) -> Ro
 
 def view_of(
     rows: Sequence[Row], layers: Sequence[int], device: torch.device, masks: Sequence[torch.Tensor] | None = None
-) -> TeacherView:
+) -> teachers.TeacherView:
     """Rows laid out as one batch: at the real tokens of text and image that `masks` name; None: from the first on."""
     sides = [[row[name].view(-1, width) for row in rows] for name, width in (("spans", 2), ("boxes", 4))]
     if masks is None:
@@ -350,9 +343,9 @@ def view_of(
                 sizes = [int(count) * len(queries) * len(keys) for count in kept["heads"]]
                 block = kept["scores"].split(sizes)[2 * layer + way].float().exp()
                 probs[row][:, queries[:, None], keys] = block.view(heads, len(queries), len(keys))
-            ways.append(DirectionAttention(given_probs=probs.to(device)) if heads else None)
-        shown.append(LayerAttention(*ways))
+            ways.append(teachers.DirectionAttention(given_probs=probs.to(device)) if heads else None)
+        shown.append(teachers.LayerAttention(*ways))
 
     logits = torch.stack([row["logits"] for row in rows]).to(device)
     spans, boxes, text_mask, image_mask = (each.to(device) for each in (*covered, *masks))
-    return TeacherView(spans.long(), text_mask, boxes, image_mask, shown, logits)
+    return teachers.TeacherView(spans.long(), text_mask, boxes, image_mask, shown, logits)
