@@ -18,7 +18,7 @@ from dual_distill.modeling import (
     FusionEncoderConfig,
     FusionEncoderForQuestionAnswering,
 )
-from dual_distill.objectives import DiDEObjective, attention_distillation_loss, cross_modal_scores, soft_answer_loss
+from dual_distill.objectives import DiDEObjective, attention_distillation_loss, relation_scores, soft_answer_loss
 
 WAYS = {
     "floor": "teacher forward, student forward and backward on hard labels; no distillation",
@@ -140,7 +140,11 @@ class TrainingSteps:
         teacher = self._teacher(output_attentions=True)
         tokens = self.batch["input_ids"].shape[1]
         text_mask, image_mask = self.batch["attention_mask"].bool(), student.image_mask.flatten(0, 1)
-        blocks = cross_modal_scores(student.query_states[0], student.key_states[0], tokens)
+        [own_queries], [own_keys] = student.query_states, student.key_states
+        blocks = (
+            relation_scores(own_queries[:, :, :tokens], own_keys[:, :, tokens:]),
+            relation_scores(own_queries[:, :, tokens:], own_keys[:, :, :tokens]),
+        )
         probs = teacher.attentions[-1]
         theirs = (probs[:, :, :tokens, tokens:], probs[:, :, tokens:, :tokens])
         masks = ((image_mask, text_mask), (text_mask, image_mask))

@@ -17,7 +17,7 @@ from dual_distill.modeling import (
 from dual_distill.objectives import (
     DiDEObjective,
     attention_distillation_loss,
-    cross_modal_scores,
+    relation_scores,
     soft_answer_loss,
     soft_label_loss,
 )
@@ -43,6 +43,12 @@ def masks():
     text, image = torch.rand(3, TEXT) < 0.6, torch.rand(3, 1, IMAGE) < 0.6
     text[:, 0] = image[:, :, 0] = True
     return {"attention_mask": text.long()}, image
+
+
+def cross_modal_scores(queries, keys, tokens, relation_heads=None):
+    """Text-to-image and image-to-text, cut out of the scores of the whole sequence."""
+    joint = relation_scores(queries, keys, relation_heads)
+    return joint[:, :, :tokens, tokens:], joint[:, :, tokens:, :tokens]
 
 
 def blocks_loss(student, teacher, layer, text_mask, image_mask, relation_heads=None):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dual_distill.objectives import attention_distillation_loss, cross_modal_scores
+from dual_distill.objectives import attention_distillation_loss, relation_scores
 from dual_distill.trainer.image_text_trainers import PreTrainingTrainer, in_batch_recall
 
 HARD = ["itc_loss", "itm_loss", "mlm_loss"]
@@ -70,11 +70,12 @@ def test_terms_are_those_of_a_loop_over_single_pairs(tmp_path):
                 tokens = batch["input_ids"].shape[1]
                 keys, queries = outputs.image_mask[place], batch["attention_mask"][[place]].bool()
                 ours = [s[0][[place]] for s in (outputs.query_states, outputs.key_states)]
-                mine = cross_modal_scores(*ours, tokens)
-                other = cross_modal_scores(theirs.query_states[0], theirs.key_states[0], tokens)
+                joint = [relation_scores(*ours), relation_scores(theirs.query_states[0], theirs.key_states[0])]
+                to_image = [scores[:, :, :tokens, tokens:] for scores in joint]
+                to_text = [scores[:, :, tokens:, :tokens] for scores in joint]
                 attention.append(
-                    attention_distillation_loss(mine[0], other[0], keys, queries)
-                    + attention_distillation_loss(mine[1], other[1], queries, keys)
+                    attention_distillation_loss(*to_image, keys, queries)
+                    + attention_distillation_loss(*to_text, queries, keys)
                 )
                 masked = {name: batch[name][[place]] for name in ("masked_input_ids", "masked_labels")}
                 logits = teacher(**pair, **masked).mlm_logits[0]

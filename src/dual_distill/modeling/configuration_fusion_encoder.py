@@ -18,10 +18,9 @@ class OwnConfig(PreTrainedConfig):
         """Read a configuration, or say which call reads a checkpoint of another type."""
         given = config_dict.get("model_type", cls.model_type)
         if given != cls.model_type:
-            raise ValueError(
-                f"the checkpoint is a {given}, not a {cls.model_type}; load it with `dual_distill.load_model(...)`; a "
-                "dual encoder of it is made by `from_fusion_encoder(load_teacher(...).model)`."
-            )
+            made = "a dual encoder of it is made by `from_fusion_encoder(load_teacher(...).model)`"
+            way_out = f"load it with `dual_distill.load_model(...)`; {made}"
+            raise ValueError(f"the checkpoint is a {given}, not a {cls.model_type}; {way_out}.")
         return super().from_dict(config_dict, **kwargs)
 
     def validate_architecture(self) -> None:
@@ -66,9 +65,8 @@ class TransformerConfig(OwnConfig):
             return
         sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(sides) != 2 or any(side <= 0 or side % self.patch_size for side in sides):
-            raise ValueError(
-                f"image_size {image_size} does not divide into patches of {self.patch_size} pixels; give multiples."
-            )
+            does_not = f"does not divide into patches of {self.patch_size} pixels"
+            raise ValueError(f"image_size {image_size} {does_not}; give multiples.")
 
     @property
     def patch_grid(self) -> tuple[int, int]:

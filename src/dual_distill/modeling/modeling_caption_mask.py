@@ -90,15 +90,12 @@ def check_caption_length(num_words: int, num_tags: int, config: PreTrainedConfig
     """Raise a `ValueError` where captions or tags are longer than their positions."""
     longest = min(config.max_caption_tokens, config.max_position_embeddings)
     if num_words > longest:
-        raise ValueError(
-            f"a caption has {num_words} tokens, the model takes at most {longest}; truncate it (max_caption_tokens)."
-        )
+        most = f"the model takes at most {longest}"
+        raise ValueError(f"a caption has {num_words} tokens, {most}; truncate it (max_caption_tokens).")
     if num_tags and config.max_caption_tokens + num_tags > config.max_position_embeddings:
-        raise ValueError(
-            f"there are {num_tags} tag tokens behind {config.max_caption_tokens} positions for the caption, but the "
-            f"position table has {config.max_position_embeddings}; give fewer tags, lower max_caption_tokens, or raise "
-            "max_position_embeddings."
-        )
+        there = f"there are {num_tags} tag tokens behind {config.max_caption_tokens} positions for the caption"
+        way_out = "give fewer tags, lower max_caption_tokens, or raise max_position_embeddings"
+        raise ValueError(f"{there}, but the position table has {config.max_position_embeddings}; {way_out}.")
 
 
 def attention_mask_of(pattern: Tensor, config: PreTrainedConfig, queries: Tensor, keys: Tensor) -> Tensor:

@@ -337,10 +337,9 @@ def check_side(given: Mapping[str, Tensor | None], hidden_size: int) -> None:
     width = {"pooler_output": hidden_size, "embeds": 2 * hidden_size, "token_embeds": hidden_size}.get(kind)
     if width is not None and tensor is not None and tensor.shape[-1] != width:
         project = "project_images" if side == "image" else "project_text"
-        raise ValueError(
-            f"{name} is {tensor.shape[-1]} wide, not {width}; {side}_pooler_output takes what get_{side}_features "
-            f"pools ({hidden_size} wide), {side}_embeds its projection by {project} ({2 * hidden_size} wide)."
-        )
+        pooled = f"{side}_pooler_output takes what get_{side}_features pools ({hidden_size} wide)"
+        projected = f"{side}_embeds its projection by {project} ({2 * hidden_size} wide)"
+        raise ValueError(f"{name} is {tensor.shape[-1]} wide, not {width}; {pooled}, {projected}.")
 
 
 def join_recorded_states(

@@ -53,10 +53,9 @@ class PatchEmbeddings(nn.Module):
         if channels != self.num_channels:
             raise ValueError(f"pixel_values has {channels} channels, the model takes {self.num_channels}.")
         if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"pixel_values is {height} x {width} pixels, which does not divide into patches of {self.patch_size}; "
-                "let the processor resize and pad it (size_divisor = patch_size)."
-            )
+            does_not = f"which does not divide into patches of {self.patch_size}"
+            way_out = "let the processor resize and pad it (size_divisor = patch_size)"
+            raise ValueError(f"pixel_values is {height} x {width} pixels, {does_not}; {way_out}.")
         return self.projection(pixel_values)
 
 
@@ -90,9 +89,8 @@ class ImageEmbeddings(nn.Module):
         """
         pixel_values = with_image_axis(pixel_values, 4)
         if pixel_values.dim() != 5:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; give (B, N, 3, H, W) or (B, 3, H, W)."
-            )
+            shape = tuple(pixel_values.shape)
+            raise ValueError(f"pixel_values has shape {shape}; give (B, N, 3, H, W) or (B, 3, H, W).")
         rows = pixel_values.shape[:2]
         real = None if pixel_mask is None else with_image_axis(pixel_mask, 3).flatten(0, 1)
         tokens, mask = self.embed_images(pixel_values.flatten(0, 1), real)
@@ -112,9 +110,8 @@ class ImageEmbeddings(nn.Module):
         patch_mask = None
         if pixel_mask is not None:
             if pixel_mask.shape != (batch_size, *pixel_values.shape[-2:]):
-                raise ValueError(
-                    f"pixel_mask has shape {tuple(pixel_mask.shape)}, pixel_values {tuple(pixel_values.shape)}."
-                )
+                shapes = f"{tuple(pixel_mask.shape)}, pixel_values {tuple(pixel_values.shape)}"
+                raise ValueError(f"pixel_mask has shape {shapes}.")
             # A patch counts as real when its top left pixel is: processors pad whole patches at the bottom and right.
             patch_mask = pixel_mask[:, :: self.patch_embeddings.patch_size, :: self.patch_embeddings.patch_size].bool()
 

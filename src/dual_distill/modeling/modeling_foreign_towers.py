@@ -68,18 +68,15 @@ class ForeignTower(nn.Module):
             output = self.model(**inputs, **{**kwargs, "return_dict": True})
         found = [recorded[name] for name in names]
         # An objective scales by the root of the width alone.
-        return output, [
-            (one.queries * (one.scaling * one.queries.shape[-1] ** 0.5), one.repeated_keys) for one in found
-        ]
+        factors = [one.scaling * one.queries.shape[-1] ** 0.5 for one in found]
+        return output, [(one.queries * by, one.repeated_keys) for one, by in zip(found, factors, strict=True)]
 
     def pool(self, tokens: Tensor, mask: Tensor | None = None, pooled: Tensor | None = None) -> Tensor:
         """Pool tokens `(B, L, C)` whose mask is `(B, L)`; `pooled` is what the tower pooled itself."""
         if self.pooling == "tower":
             if pooled is None:
-                lacks = f"a {type(self.model).__name__} pools nothing here itself"
-                raise ValueError(
-                    f"{lacks}; give cls, mean or last as its pooling, or what it read in place of its tokens."
-                )
+                way_out = "give cls, mean or last as its pooling, or what it read in place of its tokens"
+                raise ValueError(f"a {type(self.model).__name__} pools nothing here itself; {way_out}.")
             return pooled
         if mask is None:
             mask = tokens.new_ones(tokens.shape[:2])

@@ -127,10 +127,9 @@ class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedMod
         given = [name for name, tensor in kinds.items() if tensor is not None]
         wanted = ["region_features", "region_boxes"] if self.reads_regions else ["pixel_values"]
         if given != wanted:
-            raise ValueError(
-                f"this fusion encoder ({self.config.visual_inputs}) reads text and image together; give "
-                f"{' and '.join(wanted)}, not {' and '.join(given) or 'the text alone'}."
-            )
+            reads = f"this fusion encoder ({self.config.visual_inputs}) reads text and image together"
+            got = " and ".join(given) or "the text alone"
+            raise ValueError(f"{reads}; give {' and '.join(wanted)}, not {got}.")
 
         recorded_layers = layers_to_record(output_query_states, output_key_states, self.config)
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids

@@ -180,10 +180,8 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         own = self.generation_config.bos_token_id if asked.bos_token_id is None else asked.bos_token_id
         begin, mask_token = kwargs.get("bos_token_id", own), self.config.mask_token_id
         if begin is None or mask_token is None:
-            raise ValueError(
-                f"bos_token_id is {begin} and the config's mask_token_id {mask_token}, but captions need both; call "
-                "model.use_tokens_of(tokenizer) and save the model again."
-            )
+            found = f"bos_token_id is {begin} and the config's mask_token_id {mask_token}, but captions need both"
+            raise ValueError(f"{found}; call model.use_tokens_of(tokenizer) and save the model again.")
 
         image = {name: kwargs.pop(name, None) for name in IMAGE_DIMS}
         pixels, regions = image["pixel_values"], image["region_features"]
@@ -231,10 +229,9 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         # The text that is given holds tags; the caption begins with [CLS], whatever it says.
         words = (segments == WORD_SEGMENT) & real.bool() & ~torch.isin(input_ids, known)
         if words.any():
-            raise ValueError(
-                f"row {int(words.any(1).nonzero()[0])} of input_ids holds words beside the tags, but a caption is "
-                "written from its beginning; give [CLS] and the tags (token_type_ids 1) alone."
-            )
+            holds = f"row {int(words.any(1).nonzero()[0])} of input_ids holds words beside the tags"
+            way_out = "give [CLS] and the tags (token_type_ids 1) alone"
+            raise ValueError(f"{holds}, but a caption is written from its beginning; {way_out}.")
 
         tags = real * (segments == TAG_SEGMENT)
         columns = tags.any(dim=0)

@@ -85,10 +85,9 @@ class FusionEncoderForImageTextRetrieval(FusionEncoderForTask):
     def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy over a row's images, or binary cross-entropy summed over them."""
         if logits.shape[1] == 1 and labels.dim() == 1:
-            raise ValueError(
-                f"labels have shape {tuple(labels.shape)} and name the fitting image of a row, but the rows have one "
-                "image each; give two or more images a row, or float scores (B, 1)."
-            )
+            name = f"labels have shape {tuple(labels.shape)} and name the fitting image of a row"
+            way_out = "give two or more images a row, or float scores (B, 1)"
+            raise ValueError(f"{name}, but the rows have one image each; {way_out}.")
         return classification_loss(logits, labels)
 
     def encode_rows(self, **inputs: Any) -> Any:

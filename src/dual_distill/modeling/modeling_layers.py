@@ -73,9 +73,8 @@ def layers_to_record(
     wanted = (output_query_states, output_key_states)
     asked = [list(config.recorded_layers if value is True else value) for value in wanted if value]
     if len(asked) == 2 and asked[0] != asked[1]:
-        raise ValueError(
-            f"output_query_states names layers {asked[0]}, output_key_states {asked[1]}; name the same, in one order."
-        )
+        differ = f"output_query_states names layers {asked[0]}, output_key_states {asked[1]}"
+        raise ValueError(f"{differ}; name the same, in one order.")
     return asked[0] if asked else []
 
 

@@ -347,10 +347,8 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
         # Divided by the rows, not by the labelled ones: unlabelled rows must not change the weight of the others, and
         # two half batches must add up to a whole one.
         return nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100) / len(logits)
-    raise ValueError(
-        f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}, logits {tuple(logits.shape)}; give integer "
-        "classes (B,) or soft scores (B, labels)."
-    )
+    found = f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}, logits {tuple(logits.shape)}"
+    raise ValueError(f"{found}; give integer classes (B,) or soft scores (B, labels).")
 
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -376,10 +374,8 @@ def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
         2.0794
     """
     if labels.shape != logits.shape[:2]:
-        raise ValueError(
-            f"labels have shape {tuple(labels.shape)}, the text {tuple(logits.shape[:2])}; give one word piece a token."
-        )
-    loss = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
-    )
+        shapes = f"{tuple(labels.shape)}, the text {tuple(logits.shape[:2])}"
+        raise ValueError(f"labels have shape {shapes}; give one word piece a token.")
+    tokens, words = logits.float().flatten(0, 1), labels.flatten()
+    loss = nn.functional.cross_entropy(tokens, words, ignore_index=-100, reduction="sum")
     return loss / (labels != -100).sum().clamp(min=1)

@@ -41,10 +41,9 @@ def check_regions(features: Tensor, boxes: Tensor, mask: Tensor, feature_size: i
     if width != feature_size:
         raise ValueError(f"region_features are {width} wide, the model was built for {feature_size}; give that width.")
     if features.dim() != 4 or boxes.shape != (*regions, BOX_NUMBERS) or mask.shape != regions:
-        raise ValueError(
-            f"region_features have shape {tuple(features.shape)}, region_boxes {tuple(boxes.shape)} and region_mask "
-            f"{tuple(mask.shape)}; give one box of {BOX_NUMBERS} numbers and one mask entry a region."
-        )
+        shapes = f"{tuple(features.shape)}, region_boxes {tuple(boxes.shape)} and region_mask {tuple(mask.shape)}"
+        way_out = f"give one box of {BOX_NUMBERS} numbers and one mask entry a region"
+        raise ValueError(f"region_features have shape {shapes}; {way_out}.")
 
     # What follows reads values, which would break a graph.
     if not has_values(mask):

@@ -127,11 +127,9 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
         """
         if getattr(getattr(fusion_encoder, "config", None), "model_type", None) != FusionEncoderConfig.model_type:
             given = repr(fusion_encoder) if isinstance(fusion_encoder, str) else f"a {type(fusion_encoder).__name__}"
-            raise ValueError(
-                f"from_fusion_encoder starts from a FusionEncoder model, not from {given}; give "
-                "`dual_distill.load_teacher(path).model`, which converts a ViLT too, or "
-                "`dual_distill.teachers.convert_vilt(model)`."
-            )
+            converts = "which converts a ViLT too, or `dual_distill.teachers.convert_vilt(model)`"
+            way_out = f"give `dual_distill.load_teacher(path).model`, {converts}"
+            raise ValueError(f"from_fusion_encoder starts from a FusionEncoder model, not from {given}; {way_out}.")
         if interaction_from is not None and len(interaction_from) != interaction_layers:
             named = f"interaction_from names {len(interaction_from)} layers"
             raise ValueError(f"{named}, interaction_layers is {interaction_layers}.")

@@ -77,9 +77,8 @@ class DualDistillProcessor(ProcessorMixin):
             vision_revision: branch, tag or commit of `vision` on the Hub.
             text_revision: branch, tag or commit of `text` on the Hub.
         """
-        images = AutoImageProcessor.from_pretrained(
-            vision, revision=vision_revision, backend="pil", trust_remote_code=False
-        )
+        own: dict[str, Any] = {"revision": vision_revision, "backend": "pil"}
+        images = AutoImageProcessor.from_pretrained(vision, **own, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(text, revision=text_revision, trust_remote_code=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -153,10 +152,9 @@ class DualDistillProcessor(ProcessorMixin):
         unknown = of_text.keys() - (TextKwargs.__annotations__.keys() - _DECIDED)
         unknown |= of_images.keys() - (self.image_processor.valid_kwargs.__annotations__.keys() - _DECIDED)
         if unknown:
-            raise ValueError(
-                f"the processor takes no {', '.join(sorted(unknown))}; it takes options of its "
-                f"{type(self.image_processor).__name__} but {', '.join(sorted(_DECIDED))}, and of its tokenizer."
-            )
+            takes = f"options of its {type(self.image_processor).__name__} but {', '.join(sorted(_DECIDED))}"
+            names = ", ".join(sorted(unknown))
+            raise ValueError(f"the processor takes no {names}; it takes {takes}, and of its tokenizer.")
         return of_images, of_text
 
     def encode_text(self, texts: list[str], max_length: int | None = None, **kwargs: Any) -> dict[str, Tensor]:

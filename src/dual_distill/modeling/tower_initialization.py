@@ -30,10 +30,9 @@ def dual_config_from_fusion(
         3
     """
     if config.visual_inputs != "patches" or not config.norm_first:
-        raise ValueError(
-            f"the fusion encoder has visual_inputs {config.visual_inputs!r} and norm_first {config.norm_first}, but "
-            "towers read patches and normalise first; start from a fusion encoder that does."
-        )
+        has = f"visual_inputs {config.visual_inputs!r} and norm_first {config.norm_first}"
+        way_out = "towers read patches and normalise first; start from a fusion encoder that does"
+        raise ValueError(f"the fusion encoder has {has}, but {way_out}.")
 
     depth = config.num_hidden_layers
     depths = [depth if own is None else len(resolve_layers(own, depth)) for own in (text_layers, vision_layers)]
@@ -106,9 +105,7 @@ def copy_fusion_weights(
         parts = [getattr(model, part, nn.Identity()) for model in (source, target)]
         shapes = [[tuple(weight.shape) for weight in head.parameters()] for head in parts]
         if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"the head of {type(source).__name__} has weights {shapes[0]} in its {part}, that of "
-                f"{type(target).__name__} {shapes[1]}; start from a fusion encoder with the same head, or from its "
-                "bare `fusion_encoder`."
-            )
+            has = f"the head of {type(source).__name__} has weights {shapes[0]} in its {part}"
+            way_out = "start from a fusion encoder with the same head, or from its bare `fusion_encoder`"
+            raise ValueError(f"{has}, that of {type(target).__name__} {shapes[1]}; {way_out}.")
         parts[1].load_state_dict(parts[0].state_dict())

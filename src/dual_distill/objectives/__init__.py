@@ -8,7 +8,6 @@ from .losses.attention import (
     attention_matrix_loss,
     attention_probs,
     attention_probs_to_scores,
-    cross_modal_scores,
     joint_pattern,
     regroup_heads,
     relation_scores,

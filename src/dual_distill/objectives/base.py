@@ -208,10 +208,9 @@ class Objective(nn.Module):
             return
 
         if not file.is_file():
-            raise ValueError(
-                f"{str(folder)!r} holds no {self.state_file}, but the objective has a state (a queue, a projection) to "
-                "take up; resume from a checkpoint of the same method, or start anew in another output_dir."
-            )
+            lacks = f"holds no {self.state_file}, but the objective has a state (a queue, a projection) to take up"
+            way_out = "resume from a checkpoint of the same method, or start anew in another output_dir"
+            raise ValueError(f"{str(folder)!r} {lacks}; {way_out}.")
 
         try:
             self.load_state_dict(load_file(file))
@@ -220,10 +219,8 @@ class Objective(nn.Module):
         except RuntimeError as error:
             # torch names what does not fit, in its last line.
             reason = str(error).splitlines()[-1].strip(" \t.")
-            raise ValueError(
-                f"{str(file)!r} is of another objective than this run's ({reason}); resume with the settings that the "
-                "checkpoint was written with."
-            ) from error
+            other = f"{str(file)!r} is of another objective than this run's ({reason})"
+            raise ValueError(f"{other}; resume with the settings that the checkpoint was written with.") from error
 
 
 def mapped_layers(name: str, layers: Mapping[int, int] | None, weight: float) -> dict[int, int]:
@@ -248,10 +245,9 @@ def recorded_layer(outputs: Any, role: str, index: int) -> tuple[Any, Any]:
     """
     queries, keys = getattr(outputs, "query_states", None) or (), getattr(outputs, "key_states", None) or ()
     if min(len(queries), len(keys)) <= index:
-        raise ValueError(
-            f"the {role} recorded queries of {len(queries)} layers and keys of {len(keys)}, the objective maps more; "
-            f"call it with output_query_states and output_key_states = {role}_layers."
-        )
+        has = f"the {role} recorded queries of {len(queries)} layers and keys of {len(keys)}"
+        way_out = f"call it with output_query_states and output_key_states = {role}_layers"
+        raise ValueError(f"{has}, the objective maps more; {way_out}.")
     return queries[index], keys[index]
 
 
@@ -279,7 +275,6 @@ def given_attention(outputs: Any, layer: int, relation_heads: int | None, num_to
 def check_num_tokens(role: str, what: str, found: int, expected: int) -> None:
     """Refuse states of another number of tokens than the student's batch has."""
     if found != expected:
-        raise ValueError(
-            f"the {role} has {what} of {found} tokens, the student's batch has {expected}; both must read the same "
-            "[text; image] tokens in the same order, padding included."
-        )
+        differ = f"the {role} has {what} of {found} tokens, the student's batch has {expected}"
+        must = "both must read the same [text; image] tokens in the same order, padding included"
+        raise ValueError(f"{differ}; {must}.")

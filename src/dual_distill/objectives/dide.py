@@ -313,9 +313,7 @@ class DiDEObjective(CrossModalObjective):
                 raise ValueError("the teacher gave no hidden_states; set interaction_hidden_weight to 0.")
             # A residual stream grows with depth: what a layer norm behind it would see is compared.
             student, teacher = self.projection(interaction.last_hidden_state.float()), teacher_view.hidden_states[-1]
-            student, teacher = (
-                nn.functional.layer_norm(states.float(), states.shape[-1:])
-                for states in (student, teacher[:, :num_text_tokens])
-            )
+            both = (student, teacher[:, :num_text_tokens])
+            student, teacher = (nn.functional.layer_norm(states.float(), states.shape[-1:]) for states in both)
             losses["interaction_hidden_loss"] = num_images * hidden_state_mse_loss(student, teacher, text_mask)
         return losses

@@ -241,9 +241,8 @@ def _hidden_states(outputs: Any, role: str, layer: int, num_tokens: int) -> Tens
     """Output of a layer, `(B * N, S, C)`; the embeddings stand before the first."""
     states = getattr(outputs, "hidden_states", None)
     if not states:
-        raise ValueError(
-            f"the {role} returned no hidden_states, which are compared; call it with output_hidden_states=True."
-        )
+        way_out = "call it with output_hidden_states=True"
+        raise ValueError(f"the {role} returned no hidden_states, which are compared; {way_out}.")
     found: Tensor = states[layer if layer < 0 else layer + 1]
     check_num_tokens(role, "hidden states", found.shape[1], num_tokens)
     return found

@@ -122,9 +122,7 @@ def _logits_of_both(student_outputs: Any, teacher_view: Any, name: str) -> tuple
     """Logits of student and teacher, or a refusal that names who lacks them."""
     for role, outputs in (("student", student_outputs), ("teacher", teacher_view)):
         if getattr(outputs, name, None) is None:
-            raise ValueError(
-                f"the {role} returned no {name}, which a term with a weight compares; give the batch what it needs "
-                "(ids for matching, masked text for words) and switch the student's own term on, or set the "
-                "distillation weight to 0."
-            )
+            needs = "give the batch what it needs (ids for matching, masked text for words)"
+            way_out = f"{needs} and switch the student's own term on, or set the distillation weight to 0"
+            raise ValueError(f"the {role} returned no {name}, which a term with a weight compares; {way_out}.")
     return getattr(student_outputs, name), getattr(teacher_view, name)

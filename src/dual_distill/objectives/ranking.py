@@ -93,9 +93,8 @@ class RankingObjective(CrossModalObjective):
             given = getattr(student_outputs, scores)
             if given is None:
                 raise ValueError(f"the student has no interaction layers to score pairs; set {term}_weight to 0.")
-            losses[f"{term}_loss"] = listwise_distillation_loss(
-                given, teacher_view.list_scores, batch["is_listed"], self.temperature
-            )
+            lists = (given, teacher_view.list_scores, batch["is_listed"])
+            losses[f"{term}_loss"] = listwise_distillation_loss(*lists, self.temperature)
         if self.attention_weight:
             losses["attention_loss"] = self.attention_loss(student_outputs, teacher_view, batch["attention_mask"])
         return self.weighted(losses)

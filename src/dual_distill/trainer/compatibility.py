@@ -18,12 +18,7 @@ from PIL import Image
 from torch import nn
 from transformers import TrainingArguments
 
-from dual_distill.modeling import (
-    DualDistillProcessor,
-    FusionEncoderConfig,
-    FusionEncoderForImageTextRetrieval,
-    FusionEncoderForPreTraining,
-)
+from dual_distill import modeling
 from dual_distill.objectives import CrossModalObjective, Objective, PreTrainingObjective, RankingObjective
 from dual_distill.teachers import AlignedTeacher, load_processor
 
@@ -153,7 +148,7 @@ def content_problems(collator: Any, models: Mapping[str, Any], datasets: Iterabl
     names, processor = getattr(collator, "label_names", None), getattr(collator, "processor", None)
     if names:
         yield from _label_problems(list(names), collator, models["student"].config, datasets)
-    if not isinstance(processor, DualDistillProcessor):
+    if not isinstance(processor, modeling.DualDistillProcessor):
         return
 
     # One colour shows the order of channels and what is subtracted and divided by, at any size.
@@ -356,12 +351,12 @@ def _problems(ours: Any, theirs: Any, objective: Objective) -> Iterator[str]:
 def _check_image_text(student: Any, teacher: Any, objective: Objective) -> None:
     """Refuse a teacher that cannot say what is asked about pairs of text and image, or is asked nothing."""
     if isinstance(objective, PreTrainingObjective):
-        teachers: tuple[type, ...] = (FusionEncoderForPreTraining,)
-        way_out = "but pre-training asks a FusionEncoderForPreTraining; pre-train a fusion encoder first"
+        teachers: tuple[type, ...] = (modeling.FusionEncoderForPreTraining,)
+        way_out = "but pre-training asks a modeling.FusionEncoderForPreTraining; pre-train a fusion encoder first"
     else:
-        teachers = (FusionEncoderForImageTextRetrieval, FusionEncoderForPreTraining, AlignedTeacher)
+        teachers = (modeling.FusionEncoderForImageTextRetrieval, modeling.FusionEncoderForPreTraining, AlignedTeacher)
         way_out = "which scores no pairs; give a fusion encoder with head image_text_retrieval or pretraining"
-        if student.config.model_type == FusionEncoderConfig.model_type:
+        if student.config.model_type == modeling.FusionEncoderConfig.model_type:
             learns = "a fusion encoder, which learns retrieval from the data itself"
             raise ValueError(f"a teacher was given for {learns}; leave it out, or train a dual encoder.")
 

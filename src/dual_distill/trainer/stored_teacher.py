@@ -15,14 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dual_distill.data import (
-    DistillationCollator,
-    ImageTextCollator,
-    PreTrainingCollator,
-    Task,
-    fingerprint,
-    image_content,
-)
+from dual_distill import data
 from dual_distill.modeling import DualEncoderConfig, FusionEncoderConfig
 from dual_distill.teachers import AlignedTeacher, ForeignTeacher, TeacherView, fetch, load_teacher
 
@@ -45,11 +38,15 @@ class TeacherCollator:
         ValueError: the collator is none of the package's or has several images a row, or the teacher reads regions.
     """
 
-    def __init__(self, collator: ImageTextCollator, teacher: AlignedTeacher):
-        if not isinstance(collator, ImageTextCollator) or len(collator.task.image_columns) != 1 or collator.regions:
+    def __init__(self, collator: data.ImageTextCollator, teacher: AlignedTeacher):
+        if (
+            not isinstance(collator, data.ImageTextCollator)
+            or len(collator.task.image_columns) != 1
+            or collator.regions
+        ):
             raise ValueError(
                 "a teacher with tokens of its own reads one image a row as pixels, through a collator of dual_distill; "
-                "give a DistillationCollator of such a task, or a teacher that reads the student's tokens."
+                "give a data.DistillationCollator of such a task, or a teacher that reads the student's tokens."
             )
         self.is_stored = isinstance(teacher, StoredTeacher)
         reader = teacher.teacher if isinstance(teacher, StoredTeacher) else teacher
@@ -76,7 +73,7 @@ class TeacherCollator:
             texts = [row[self.task.text_column] for row in rows]
             images = [self.collator.decoded(row, 0) for row in rows]
             batch |= self.inputs(images, texts)
-            if isinstance(self.collator, PreTrainingCollator):
+            if isinstance(self.collator, data.PreTrainingCollator):
                 pairs = {"student_images": images, "student_texts": texts}
         if self.is_stored:
             batch[ROW_KEYS] = self.keys(rows)
@@ -86,7 +83,7 @@ class TeacherCollator:
         """Keys `(B, 16)` of rows that were read: of text and image, which is another in each epoch if augmented."""
         text, image = self.task.text_column, self.task.image_columns[0]
         shown = [self.collator.decoded(r, 0) if self.collator.is_augmented(r) else r[image] for r in rows]
-        keys = [fingerprint(row[text], image_content(each)) for row, each in zip(rows, shown, strict=True)]
+        keys = [data.fingerprint(row[text], data.image_content(each)) for row, each in zip(rows, shown, strict=True)]
         return torch.tensor([list(bytes.fromhex(key)[:16]) for key in keys], dtype=torch.uint8)
 
 
@@ -210,7 +207,7 @@ def view_settings(
     return {
         "kind": "views",
         "name": teacher.name,
-        "teacher": fingerprint(teacher.model),
+        "teacher": data.fingerprint(teacher.model),
         "num_layers": count,
         "layers": sorted({layer % count for layer in layers}),
         "answers": None if answers is None else list(answers),
@@ -223,7 +220,7 @@ def view_settings(
 def write_views(
     teacher: StoredTeacher,
     rows: Any,
-    task: Task,
+    task: data.Task,
     batch_size: int = 8,
     num_workers: int = 0,
     share: tuple[int, int] = (0, 1),
@@ -242,7 +239,7 @@ def write_views(
         How many rows were written.
     """
     assert teacher.teacher is not None
-    collator = TeacherCollator(DistillationCollator(None, task, ()), teacher)
+    collator = TeacherCollator(data.DistillationCollator(None, task, ()), teacher)
     device = next(teacher.teacher.model.parameters()).device
     before = len(teacher.store)
 

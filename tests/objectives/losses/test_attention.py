@@ -5,12 +5,7 @@ import math
 import pytest
 import torch
 
-from dual_distill.objectives import (
-    attention_distillation_loss,
-    attention_probs_to_scores,
-    cross_modal_scores,
-    relation_scores,
-)
+from dual_distill.objectives import attention_distillation_loss, attention_probs_to_scores, relation_scores
 
 
 def slow_loss(student, teacher, key_mask, query_mask):
@@ -213,14 +208,6 @@ def test_without_relation_heads_the_heads_stay_as_they_are():
 def test_relation_heads_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="5 relation heads do not divide the width 12"):
         relation_scores(torch.zeros(1, 4, 2, 3), torch.zeros(1, 4, 2, 3), relation_heads=5)
-
-
-def test_cross_modal_scores_are_the_two_blocks_of_the_joint_scores():
-    queries, keys = torch.randn(2, 3, 9, 4), torch.randn(2, 3, 9, 4)
-    joint = relation_scores(queries, keys)
-    text_to_image, image_to_text = cross_modal_scores(queries, keys, num_text_tokens=5)
-    torch.testing.assert_close(text_to_image, joint[:, :, :5, 5:])
-    torch.testing.assert_close(image_to_text, joint[:, :, 5:, :5])
 
 
 def test_a_block_of_probabilities_rescaled_is_the_softmax_of_its_scores():

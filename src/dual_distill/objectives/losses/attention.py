@@ -119,32 +119,6 @@ def attention_probs_to_scores(probs: Tensor) -> Tensor:
     return probs.detach().float().clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
-def cross_modal_scores(
-    queries: Tensor, keys: Tensor, num_text_tokens: int, relation_heads: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Scores of the two cross-modal blocks of a joint sequence `[text; image]`, without the uni-modal ones.
-
-    Args:
-        queries: `(B, H, T + 1 + I, D)`.
-        keys: `(B, H, T + 1 + I, D)`.
-        num_text_tokens: T, padding included.
-        relation_heads: as in `relation_scores`.
-
-    Returns:
-        text-to-image `(B, H, T, 1 + I)` and image-to-text `(B, H, 1 + I, T)`.
-
-    Example:
-        >>> states = torch.ones(2, 4, 7, 3)
-        >>> [tuple(scores.shape) for scores in cross_modal_scores(states, states, num_text_tokens=5)]
-        [(2, 4, 5, 2), (2, 4, 2, 5)]
-    """
-    text_queries, image_queries = queries[:, :, :num_text_tokens], queries[:, :, num_text_tokens:]
-    text_keys, image_keys = keys[:, :, :num_text_tokens], keys[:, :, num_text_tokens:]
-
-    text_to_image = relation_scores(text_queries, image_keys, relation_heads)
-    return text_to_image, relation_scores(image_queries, text_keys, relation_heads)
-
-
 def attention_matrix_loss(student_probs: Tensor, teacher_probs: Tensor, pattern: Tensor) -> Tensor:
     """MSE of two attention matrices, over the query/key pairs that may attend.
 

@@ -134,10 +134,8 @@ def aligned_attention_loss(
         ValueError: relation heads are asked of probabilities, or do not divide a width.
     """
     if relation_heads not in (None, teacher.heads) and not teacher.has_states:
-        raise ValueError(
-            f"relation_heads is {relation_heads}, but the teacher gives attention probabilities, which cannot be split "
-            "into other heads; leave relation_heads out."
-        )
+        cannot = "the teacher gives attention probabilities, which cannot be split into other heads"
+        raise ValueError(f"relation_heads is {relation_heads}, but {cannot}; leave relation_heads out.")
     heads = student_queries.shape[1]
     averages = teacher.heads not in (heads, relation_heads) and not teacher.has_states
     student = student_queries, student_keys
