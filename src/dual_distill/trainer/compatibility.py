@@ -352,7 +352,7 @@ def _check_image_text(student: Any, teacher: Any, objective: Objective) -> None:
     """Refuse a teacher that cannot say what is asked about pairs of text and image, or is asked nothing."""
     if isinstance(objective, PreTrainingObjective):
         teachers: tuple[type, ...] = (modeling.FusionEncoderForPreTraining,)
-        way_out = "but pre-training asks a modeling.FusionEncoderForPreTraining; pre-train a fusion encoder first"
+        way_out = "but pre-training asks a FusionEncoderForPreTraining; pre-train a fusion encoder first"
     else:
         teachers = (modeling.FusionEncoderForImageTextRetrieval, modeling.FusionEncoderForPreTraining, AlignedTeacher)
         way_out = "which scores no pairs; give a fusion encoder with head image_text_retrieval or pretraining"

@@ -39,15 +39,11 @@ class TeacherCollator:
     """
 
     def __init__(self, collator: data.ImageTextCollator, teacher: AlignedTeacher):
-        if (
-            not isinstance(collator, data.ImageTextCollator)
-            or len(collator.task.image_columns) != 1
-            or collator.regions
-        ):
-            raise ValueError(
-                "a teacher with tokens of its own reads one image a row as pixels, through a collator of dual_distill; "
-                "give a data.DistillationCollator of such a task, or a teacher that reads the student's tokens."
-            )
+        is_ours = isinstance(collator, data.ImageTextCollator)
+        if not is_ours or len(collator.task.image_columns) != 1 or collator.regions:
+            reads = "reads one image a row as pixels, through a collator of dual_distill"
+            way_out = "give a DistillationCollator of such a task, or a teacher that reads the student's tokens"
+            raise ValueError(f"a teacher with tokens of its own {reads}; {way_out}.")
         self.is_stored = isinstance(teacher, StoredTeacher)
         reader = teacher.teacher if isinstance(teacher, StoredTeacher) else teacher
         self.inputs = None
