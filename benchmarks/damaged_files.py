@@ -103,13 +103,13 @@ def make_kinds(work: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:
         "tokenizer.json",
         "tokenizer_config.json",
     ):
-        kinds[f"checkpoint: {name}"] = (dide / "checkpoint-3" / name, resume(dide / "checkpoint-3"))
+        kinds[f"checkpoint: {name}"] = (dide / "checkpoint-2" / name, resume(dide / "checkpoint-2"))
         reader = load_model if name.startswith(("config", "model")) else load_processor
         kinds[f"model: {name}"] = (dide / name, lambda reader=reader: reader(dide))
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run.json", "sealed.json"):
-        kinds[f"checkpoint: {name}"] = (dide / "checkpoint-3" / name, resume(dide / "checkpoint-3"))
+        kinds[f"checkpoint: {name}"] = (dide / "checkpoint-2" / name, resume(dide / "checkpoint-2"))
     for run, name in ((vlm, "objective.safetensors"), (stream, "image_text_stream_0.json")):
-        kinds[f"checkpoint: {name}"] = (run / "checkpoint-3" / name, resume(run / "checkpoint-3"))
+        kinds[f"checkpoint: {name}"] = (run / "checkpoint-2" / name, resume(run / "checkpoint-2"))
     kinds["model: run.json"] = (dide / "run.json", lambda: read_run(dide))
     kinds["model: sealed.json"] = (dide / "sealed.json", lambda: load_model(dide))
 

@@ -6,12 +6,15 @@ Each trial is a fork of one process that has imported everything: it is ended at
 open for writing, write, fsync, rename, link, unlink, mkdir ...; of a write half its bytes are left), then forked again
 without a kill. What it ends with must equal, byte for byte, what an uninterrupted run ends with. `kill_shim.c` counts
 the operations, those of Rust and C++ among them; a C compiler builds it. Of a push the bytes sent to the Hub count too:
-they go to the test suite's own server, and the repository must hold one commit, whole, or none.
+they go to the test suite's own server, and the repository must hold one commit, whole, or none. Besides, the names of
+all files must be those of an uninterrupted run: nothing half written or half removed stays.
 """
 
 import argparse
 import ctypes
+import gc
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -21,11 +24,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 RECORD = HERE / "results" / "kill_campaign.json"
+MEMORY = Path("/dev/shm")
 KILLED = 137
 
 
@@ -67,7 +72,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     source = provenance()
-    with tempfile.TemporaryDirectory() as work:
+    # In memory where there is such a folder: what is killed is a process, so that nothing depends on a disk.
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as work:
         scenarios = make_scenarios(Path(work).resolve())
         chosen = options.scenarios or list(scenarios)
         failed = False
@@ -89,8 +95,9 @@ def campaign(shim: Any, name: str, scenario: Scenario, work: Path, options: argp
     for _ in range(2):  # the first fills what is filled once
         fresh(folder, scenario)
         code, operations = forked(shim, scenario, folder, log, at=-1)
-    if code:
-        raise SystemExit(f"{name} fails by itself:\n{log.read_text()}")
+        if code:
+            raise SystemExit(f"{name} fails by itself:\n{log.read_text()}")
+        import_all(log.read_text().splitlines()[-1].split())
     expected, failures, killed = scenario.ended(folder), [], 0
     assert expected, f"{name} ends with nothing to compare"
 
@@ -120,6 +127,16 @@ def fresh(folder: Path, scenario: Scenario) -> None:
     scenario.prepare(folder)
 
 
+def import_all(names: list[str]) -> None:
+    """Import what a child imported, so that the next need not; their collectors leave alone what was made so far."""
+    for name in names:
+        if name not in sys.modules:
+            with suppress(Exception):  # a module that is made by another one
+                importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
 def forked(shim: Any, scenario: Scenario, folder: Path, log: Path, at: int) -> tuple[int, int]:
     """Run in a child, ended at its operation `at` (0: not counted, -1: counted); return its exit code and the count."""
     reading, writing = os.pipe()
@@ -134,6 +151,8 @@ def forked(shim: Any, scenario: Scenario, folder: Path, log: Path, at: int) -> t
                 shim.kill_arm(f"{folder}/".encode(), at, scenario.counts_sockets)
             scenario.run(folder)
             os.write(writing, str(shim.kill_count()).encode())
+            if at < 0:
+                os.write(1, b"\n" + " ".join([*sys.modules]).encode())
             code = 0
         except BaseException:
             import traceback
@@ -148,11 +167,12 @@ def forked(shim: Any, scenario: Scenario, folder: Path, log: Path, at: int) -> t
 
 
 def digests(*patterns: str) -> Callable[[Path], dict[str, str]]:
-    """What a folder ended with: the SHA-256 of the files of these patterns."""
+    """What a folder ended with: the names of all files and folders, of these patterns the SHA-256 too."""
 
     def ended(folder: Path) -> dict[str, str]:
-        files = sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
-        return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        files = [file for pattern in patterns for file in folder.glob(pattern) if file.is_file()]
+        names = {str(file.relative_to(folder)): "" for file in folder.rglob("*")}
+        return names | {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
     return ended
 
@@ -171,7 +191,8 @@ def make_scenarios(work: Path) -> dict[str, Scenario]:
     sizes |= {"image_height": 36, "image_width": 36, "resize": "fixed", "max_text_length": 24}
 
     def train(folder: Path, model: dict[str, Any], read: dict[str, Any], splits: Any = data, **fields: Any) -> None:
-        usual: dict[str, Any] = {"max_steps": 3, "save_steps": 1, "save_total_limit": 2, "use_cpu": True}
+        # Two checkpoints, the second of which takes the place of the first.
+        usual: dict[str, Any] = {"max_steps": 2, "save_steps": 1, "save_total_limit": 1, "use_cpu": True}
         usual |= {"per_device_train_batch_size": 4, "disable_tqdm": True, "report_to": "none", "logging_steps": 1}
         arguments = trainer.DistillationTrainingArguments(str(folder / "run"), **{**usual, **fields})
         model_arguments = runs.ModelArguments(**{**sizes, "hidden_dropout_prob": 0.1, **model})
@@ -242,11 +263,11 @@ def make_scenarios(work: Path) -> dict[str, Scenario]:
         own = {"README.md"}  # names the repository
         return {name: digest for name, digest in files.items() if name not in own} | {"commits": len(repo.commits)}
 
-    # The first checkpoint is one too many at the end; a kill between the last save and its removal leaves it there.
-    trained = digests(
-        "run/*.safetensors", "run/tokenizer.json", "run/config.json", "run/checkpoint-[23]/model.safetensors"
-    )
-    stages = digests("out/*/*.safetensors", "out/*/tokenizer.json", "out/*/config.json", "out/*.png")
+    # The rest of the files holds seconds and dates.
+    fixed = ("*.safetensors", "tokenizer.json", "config.json", "processor_config.json")
+    states = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "image_text_stream_0.json")
+    trained = digests(*(f"run/{name}" for name in fixed), *(f"run/*/{name}" for name in (*fixed, *states)), "cache/*")
+    stages = digests(*(f"out/*/{name}" for name in fixed), "out/*.png")
     return {
         "train_dide": Scenario(train_dide, trained),
         "train_distillvlm": Scenario(train_distillvlm, trained),

@@ -256,6 +256,8 @@ def locked(folder: FilePath, writes: bool = True) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         _locked.add(file)
+        # A kill right behind `publish` leaves it, empty, and what is finished is not written again.
+        shutil.rmtree(file.with_name(f".{file.parent.name}.unfinished"), ignore_errors=True)
         try:
             yield
         finally:

@@ -53,6 +53,15 @@ def test_saved_and_loaded_gives_the_same_batch(processor, tmp_path):
         assert all(torch.equal(before[name], batch[name]) for name in before)
 
 
+def test_what_is_saved_does_not_depend_on_what_was_tokenized_before(processor, tmp_path):
+    processor.save_pretrained(tmp_path / "new")
+    processor(text=TEXTS, max_length=4)
+    processor.save_pretrained(tmp_path / "used")
+    for file in (tmp_path / "new").iterdir():
+        assert (tmp_path / "used" / file.name).read_bytes() == file.read_bytes(), file.name
+    assert processor(text=TEXTS, max_length=4)["input_ids"].shape == (3, 4)
+
+
 def test_word_pieces_and_their_mask():
     batch = DualDistillProcessor(ViTImageProcessorPil(), tokenizer())(text=["what is it?", "what"])
     assert batch["input_ids"].tolist() == [[2, 5, 6, 7, 8, 3], [2, 5, 3, 0, 0, 0]]

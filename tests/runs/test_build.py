@@ -1,11 +1,13 @@
 """A run put together from its arguments: what it starts from, and what it refuses."""
 
+import json
+
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModel, BertConfig, BertTokenizer, ViTConfig, ViTImageProcessorPil
 
-from dual_distill.data import load_task
+from dual_distill.data import load_task, train_tokenizer
 from dual_distill.inference import FeatureStore, FeatureStoreVQA, attention_maps, encode_images, export_onnx
 from dual_distill.modeling import DualEncoderForQuestionAnswering, FusionEncoderForQuestionAnswering
 from dual_distill.runs import DataArguments, ModelArguments, make_run
@@ -133,3 +135,24 @@ def test_one_tower_alone_and_towers_beside_a_start_are_refused():
         ModelArguments(text_tower="bert")
     with pytest.raises(ValueError, match="leave init_from out"):
         ModelArguments(text_tower="bert", vision_tower="vit", init_from="a/student")
+
+
+def test_a_tokenizer_reads_each_row_of_a_short_stream_once(tmp_path, monkeypatch):
+    read = []
+
+    def noted(texts, *options):
+        read.extend(texts)
+        return train_tokenizer(texts, *options)
+
+    monkeypatch.setattr("dual_distill.runs.build.train_tokenizer", noted)
+    captions = ("a red circle", "a blue square")
+    for caption in captions:
+        Image.new("RGB", (12, 12)).save(tmp_path / f"{caption}.png")
+    lines = [json.dumps({"file_name": f"{caption}.png", "caption": caption}) for caption in captions]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    sources = [{"path": str(tmp_path), "kind": "folder"}]
+    options = {"sources": sources, "validation": sources, "validation_rows": 1}
+    arguments = DataArguments(task="image_text", head="pretraining", data_options=options)
+    training = DistillationTrainingArguments(str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to="none")
+    make_run(ModelArguments(**SHAPE), arguments, training)
+    assert sorted(read) == sorted(captions)

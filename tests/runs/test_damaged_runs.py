@@ -100,6 +100,12 @@ def test_a_damaged_run_goes_on_from_there_to_the_same_weights(make, finished, ru
     sealed.verify(run / "checkpoint-3")
 
 
+def test_what_a_kill_behind_the_last_write_left_goes_with_the_next_start(make, run):
+    (run / f".{run.name}.unfinished" / run.name).mkdir(parents=True)
+    train(make(run))
+    assert not [path for path in run.glob(".*") if path.name != ".lock"]
+
+
 def test_a_run_that_was_stopped_behind_its_last_step_takes_no_further(make, finished, run):
     for name in ("model.safetensors", "trainer_state.json", "run.json", "sealed.json"):
         (run / name).unlink()
@@ -107,6 +113,19 @@ def test_a_run_that_was_stopped_behind_its_last_step_takes_no_further(make, fini
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     assert (run / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
     assert read_run(run).steps == 3
+
+
+@pytest.mark.parametrize("stopped", ["between its steps", "behind its last step"])
+def test_a_checkpoint_whose_removal_was_cut_short_goes_and_no_whole_one_in_its_place(make, run, stopped):
+    for name in ("model.safetensors", "trainer_state.json", "run.json", "sealed.json"):
+        (run / name).unlink()
+    if stopped == "between its steps":
+        shutil.rmtree(run / "checkpoint-3")
+    (run / "checkpoint-1" / "optimizer.pt").unlink()
+    (run / ".checkpoint-2.unfinished" / "checkpoint-2").mkdir(parents=True)
+    os.utime(run / "checkpoint-2", (0, 0))
+    train(make(run, save_total_limit=2))
+    assert sorted(path.name for path in run.glob("*checkpoint*")) == ["checkpoint-2", "checkpoint-3"]
 
 
 def test_a_checkpoint_that_is_named_is_refused_where_it_is_damaged(make, run):

@@ -202,6 +202,14 @@ class DualDistillProcessor(ProcessorMixin):
         masks = [torch.ones(image.shape[-2:], dtype=torch.long) for image in images]
         return {"pixel_values": stack(images), "pixel_mask": stack(masks)}
 
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
+        """Save as `ProcessorMixin` does, of equal processors equal files, whatever they tokenized before."""
+        # Padding and truncation of its last call, which a fast tokenizer would write.
+        if fast := getattr(self.tokenizer, "backend_tokenizer", None):
+            fast.no_padding()
+            fast.no_truncation()
+        return super().save_pretrained(save_directory, **kwargs)
+
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors in a batch."""

@@ -357,9 +357,11 @@ def _configure(config: PreTrainedConfig, arguments: ModelArguments, data: RunDat
 
 
 def _first_rows(split: Any, count: int) -> list[dict[str, Any]]:
-    """Return the first rows of a split, table or stream; of a stream nothing is used up."""
+    """Return the first rows of a split, table or stream; of a stream nothing is used up, and no row given twice."""
     if isinstance(split, ImageTextStream):
-        return list(itertools.islice(iter(split.split(0, 1)), count))
+        split = split.split(0, 1)
+        split.repeat = False
+        return list(itertools.islice(split, count))
     return [split[index] for index in range(min(count, len(split)))]
 
 

@@ -49,7 +49,13 @@ class SealedTrainer(FiniteTrainer):
             if missing and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
                 raise ValueError(f"{found!r} has no {missing[0]}; resume from a checkpoint that was saved whole.")
         with sealed.locked(self.args.output_dir, writes=self.args.should_save):
-            return super().train(found, *args, **kwargs)
+            result = super().train(found, *args, **kwargs)
+
+            if self.args.should_save:  # what a kill left that came while a checkpoint was written or removed
+                self._remove_old_checkpoints(self.args.output_dir)
+                for unfinished in Path(self.args.output_dir).glob(f".{PREFIX_CHECKPOINT_DIR}-*.unfinished"):
+                    shutil.rmtree(unfinished)
+        return result
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # A run that was stopped behind its last step has none left; transformers would take one.
@@ -92,8 +98,11 @@ class SealedTrainer(FiniteTrainer):
         if args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if args.should_save:
-            limits = {"save_total_limit": args.save_total_limit, "best_model_checkpoint": state.best_model_checkpoint}
-            rotate_checkpoints(str(final.parent), **limits, use_mtime=True)
+            self._remove_old_checkpoints(str(final.parent))
+
+    def _remove_old_checkpoints(self, folder: str) -> None:
+        # By their steps, not by time as transformers: one that is half removed would be the newest, a whole one go.
+        rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _load_best_model(self) -> None:
         sealed.verify(str(self.state.best_model_checkpoint))
