@@ -6,13 +6,15 @@ from dataclasses import asdict
 import pytest
 import torch
 from transformers import ViltImageProcessorPil, ViTImageProcessorPil
+from worlds.tiny_teachers import save_teacher, tiny_teacher
 
 from dual_distill.data import load_task
 from dual_distill.modeling import FusionEncoderConfig
 from dual_distill.modeling.tower_initialization import dual_config_from_fusion
 from dual_distill.runs import DataArguments, ModelArguments, make_run, plan_run
 from dual_distill.runs.plan import estimate_memory, largest_images
-from dual_distill.trainer import DistillationTrainingArguments
+from dual_distill.teachers import ForeignTeacher
+from dual_distill.trainer import DistillationTrainingArguments, StoredTeacher, view_settings
 
 SHAPE = {
     "hidden_size": 16,
@@ -185,6 +187,20 @@ def test_a_full_size_run_is_planned_in_a_second(tmp_path):
     assert 2e8 * 4 < found["weights"] < 2.1e8 * 4
     # By hand: 12 layers of two towers keep about 14 C + 2 MLP = 22 C numbers a token, 64 x (40 + 362) tokens, C = 768.
     assert found["activations"] == pytest.approx(12 * 22 * 768 * 64 * 402 * 4, rel=0.4)
+
+
+def test_a_teacher_of_another_family_is_counted_and_a_store_needs_no_memory(teacher, tmp_path):
+    model, own = tiny_teacher("smolvlm")
+    folder = save_teacher("smolvlm", tmp_path / "smolvlm")
+    (folder / "model.safetensors").unlink()
+    found = plan(str(folder), tmp_path, init_from=teacher)
+    assert (found.teacher, found.teacher_parameters) == (type(model).__name__, model.num_parameters())
+    assert found.memory_bytes["teacher"] == 4 * model.num_parameters()
+
+    foreign = ForeignTeacher(model, own)
+    StoredTeacher(tmp_path / "views", foreign, view_settings(foreign, [-1], None))
+    found = plan(str(tmp_path / "views"), tmp_path, init_from=teacher)
+    assert (found.teacher, found.teacher_parameters) == (str(tmp_path / "views"), 0)
 
 
 def test_what_would_stop_a_run_stops_its_plan(teacher, tmp_path):

@@ -13,7 +13,7 @@ from transformers import GitConfig, GitForCausalLM
 from worlds.tiny_teachers import TEACHERS, VISION, save_teacher, tiny_teacher, word_tokenizer
 
 from dual_distill.modeling import record_attention
-from dual_distill.teachers import FAMILIES, family_of, load_teacher
+from dual_distill.teachers import FAMILIES, caption_images, family_of, load_teacher
 from dual_distill.teachers.answers import answer_logits
 from dual_distill.teachers.foreign import run_recorded
 from dual_distill.teachers.layout import LAYOUT, as_view, image_layout, joint_attention, patch_boxes, text_layout
@@ -273,6 +273,19 @@ def test_a_classifiers_logits_are_found_by_name(name):
     torch.testing.assert_close(asked.logits, view.logits[:, [2, 0]])
     with pytest.raises(ValueError, match="1 of 2 answers are none of the teacher's, such as 'blue'; leave them out"):
         shown(name, answers=["red", "blue"])
+
+
+@pytest.mark.parametrize("name", each("smolvlm", "qwen3_vl"))
+def test_captions_are_what_the_model_writes_behind_its_own_template(name):
+    model, processor = tiny_teacher(name)
+    images, request = pictures(), "two dogs on a red sofa?"
+    written = caption_images(model, processor, images, request, max_new_tokens=5)
+    for image, caption in zip(images, written, strict=True):
+        content = [{"type": "image"}, {"type": "text", "text": request}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        read = processor(text=[prompt], images=[[image]], return_tensors="pt")
+        tokens = model.generate(**read, max_new_tokens=5, do_sample=False)[0, read["input_ids"].shape[1] :]
+        assert caption == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip() != ""
 
 
 @pytest.mark.parametrize("name", each("blip", "bridgetower", "blip2"))

@@ -1,5 +1,6 @@
 """Teachers of every family beside a student of another tokenizer and another grid: aligned, trained, stored."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ from dual_distill.trainer import (
     view_settings,
     write_views,
 )
+from dual_distill.trainer.stored_teacher import TeacherCollator
 
 TASK = Task("custom", "question_answering", ("image",), "question", "answer")
 TEXTS = ["two dogs on a red sofa", "what is it?", "yes, a black ball", "a cat and dogs"]
@@ -178,6 +180,28 @@ def test_teach_writes_what_training_reads_and_goes_on_where_it_stopped(
     assert metrics["train_loss"] > 0
     with pytest.raises(ValueError, match=r"has tokens of its own, from which no student starts; give student="):
         distill(smolvlm, make_rows(), tmp_path / "none", use_cpu=True)
+
+
+def test_a_store_keeps_the_largest_scores_of_each_query_where_asked(tmp_path):
+    model, own = tiny_teacher("modernvbert")
+    teacher, rows, views = ForeignTeacher(model, own), make_rows(4), {}
+    for top_k in (None, 3, 999):
+        settings = view_settings(teacher, [0, -1], None, top_k=top_k)
+        store = StoredTeacher(tmp_path / str(top_k), teacher, settings)
+        write_views(store, rows, TASK, batch_size=2)
+        stored = StoredTeacher(tmp_path / str(top_k))
+        keys = TeacherCollator(DistillationCollator(None, TASK, ()), stored).of_teacher(list(rows))
+        views[top_k] = stored.view({"row_keys": keys["teacher_row_keys"]}, [0, -1])
+
+    for layer, direction in itertools.product((0, 1), ("text_to_image", "image_to_text")):
+        full, few, every = (views[top_k].attention_probs(layer, direction) for top_k in (None, 3, 999))
+        torch.testing.assert_close(every, full, atol=0, rtol=0)
+        # Of the largest the shares that they have of each other, of the others nothing.
+        chosen = full.topk(3).indices
+        expected = torch.zeros_like(full).scatter(-1, chosen, full.gather(-1, chosen))
+        torch.testing.assert_close(few, expected / expected.sum(-1, keepdim=True).clamp(min=1e-9), atol=1e-6, rtol=0)
+    sizes = [sum(file.stat().st_size for file in (tmp_path / name).rglob("*")) for name in ("3", "None")]
+    assert sizes[0] < sizes[1]
 
 
 def test_where_several_answers_may_be_right_each_is_learned_as_its_share(student, processor, tmp_path):

@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, "--layers", "N", "layers whose attention is written (default: -1, the last)", nargs="*", default=[-1]
     )
     option(parser, "--relation-heads", "N", "write it over so many relation heads (default: the teacher's own heads)")
+    option(parser, "--top-k", "N", "largest scores that are written of each word and patch (default: all)")
     parser.add_argument("--no-answers", action="store_true", help="write attention alone")
     option(parser, "--min-answer-count", "N", "fewest rows that make an answer of the data one that is asked about")
     option(parser, "--num-workers", "N", "processes that read and decode images (default: 0, none)", default=0)
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     teacher = ForeignTeacher(model.to(options.device), processor, options.teacher)
     labelled = None if model.config.id2label.get(0, _NUMBERED) == _NUMBERED else model.config
     answers = None if options.no_answers else list_labels(task, data["train"], fewest, labelled)
-    settings = view_settings(teacher, options.layers, answers, options.relation_heads)
+    settings = view_settings(teacher, options.layers, answers, options.relation_heads, options.top_k)
     store = StoredTeacher(options.output_dir, teacher, settings)
 
     share = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

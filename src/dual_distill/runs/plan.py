@@ -21,7 +21,8 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dual_distill.data import answer_coverage
-from dual_distill.trainer import DistillationTrainingArguments, check_compatibility, content_problems
+from dual_distill.teachers import empty_teacher
+from dual_distill.trainer import DistillationTrainingArguments, check_compatibility, content_problems, is_store
 
 from .arguments import DataArguments, ModelArguments
 from .build import resolve
@@ -44,8 +45,8 @@ class RunPlan:
         label_coverage: share of the validation labels that the head can give, in [0, 1]; None without validation rows.
         student: class of the model that is trained.
         student_parameters: number of its parameters.
-        teacher: class of the teacher, or None; the name of one with tokens of its own, whose memory is not counted.
-        teacher_parameters: number of its parameters, 0 without one or for one with tokens of its own.
+        teacher: class of the teacher, the name of a store, or None.
+        teacher_parameters: number of its parameters, 0 without one or for a store.
         steps: optimizer steps.
         rows_per_step: rows of all processes and accumulated batches.
         epochs: passes over the training rows; None where their number is not known.
@@ -102,13 +103,16 @@ def plan_run(
     resolved = resolve((model_arguments, data_arguments, training_arguments))
     data, task, head, config = resolved.data, resolved.data.task, resolved.data.head, resolved.student_config
     teacher: Any = None
-    objective, layers = None, []
+    counted: Any = None
+    objective, layers, taught_by = None, [], model_arguments.taught_by
     with FakeTensorMode(), no_init_weights():
         student: Any = head.model_class(config)(config)
         if resolved.teacher_config is not None:
-            teacher = head.model_class(resolved.teacher_config)(resolved.teacher_config)
+            counted = teacher = head.model_class(resolved.teacher_config)(resolved.teacher_config)
             objective = training_arguments.make_objective(head.trainer.objective_class, config, resolved.teacher_config)
             layers = objective.student_layers
+        elif taught_by is not None and not is_store(taught_by[0]):
+            counted = empty_teacher(*taught_by)
 
     models = {"student": student, **({} if teacher is None else {"teacher": teacher})}
     found = content_problems(resolved.collator, models, data.splits.values())
@@ -118,7 +122,7 @@ def plan_run(
     config._attn_implementation = "eager" if model_arguments.attn_implementation == "eager" else "sdpa"
     images = resolved.processor.image_processor
     memory = estimate_memory(type(student), config, layers, images, training_arguments, head.example)
-    memory["teacher"] = 0 if teacher is None else _FLOAT32 * teacher.num_parameters()
+    memory["teacher"] = 0 if counted is None else _FLOAT32 * counted.num_parameters()
     counts = count_steps(data.train_rows, training_arguments)
     rows = counts["steps"] * counts["rows_per_step"]
 
@@ -131,7 +135,7 @@ def plan_run(
         label_coverage=answer_coverage(validation, str(column), resolved.label_names) if is_covered else None,
         student=type(student).__name__,
         student_parameters=student.num_parameters(),
-        teacher=model_arguments.teacher if teacher is None else type(teacher).__name__,
+        teacher=model_arguments.teacher if counted is None else type(counted).__name__,
         teacher_parameters=memory["teacher"] // _FLOAT32,
         seconds=estimate_seconds(rows, student, teacher, training_arguments),
         memory_bytes=memory,

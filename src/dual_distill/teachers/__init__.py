@@ -8,6 +8,7 @@ original is checked, `start_folder` one that begins with a BERT.
 from .aligned_teacher import AlignedTeacher, ForeignTeacher, student_tokens
 from .alignment import Tokens, align_view, key_shares, of_rows, over_heads
 from .bert import start_from_bert
+from .causal_vlm import caption_images
 from .checkpoint import fetch
 from .conversion import (
     MAX_POSITIONS,
@@ -19,7 +20,7 @@ from .conversion import (
     random_batch,
     start_folder,
 )
-from .families import FAMILIES, TeacherFamily, family_of, load_teacher
+from .families import FAMILIES, TeacherFamily, empty_teacher, family_of, load_teacher
 from .layout import grid_boxes
 from .loading import LoadedModel, load_config, load_model, load_processor
 from .view import DirectionAttention, LayerAttention, TeacherView

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import foreign
@@ -50,6 +51,30 @@ def inputs(
         system: what the system says before that; None: nothing.
     """
     return prompt_inputs(config, processor, images, texts, read_template(processor, instruction, system))
+
+
+@torch.no_grad()
+def caption_images(
+    model: Any,
+    processor: Any,
+    images: Sequence[Any],
+    request: str = "Describe the image in one sentence.",
+    **generation: Any,
+) -> list[str]:
+    """Let a causal vision-language model write a caption of each image, for a student to learn from.
+
+    Args:
+        model: the model.
+        processor: its processor.
+        images: B images.
+        request: what the user writes behind the image.
+        **generation: of the model's `generate`; greedy and at most 40 tokens unless given.
+    """
+    read, _ = split_layout(inputs(model.config, processor, images, [request] * len(images)))
+    told = {"max_new_tokens": 40, "do_sample": False, **generation}
+    written = model.generate(**{name: tensor.to(model.device) for name, tensor in read.items()}, **told)
+    captions = processor.tokenizer.batch_decode(written[:, read["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [caption.strip() for caption in captions]
 
 
 def layers(model: Any) -> list[Modules]:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from dual_distill.modeling import DualEncoderConfig, FusionEncoderConfig
 
-from . import causal_vlm, cross_attention, fusion, joint, qformer
+from . import causal_vlm, cross_attention, foreign, fusion, joint, qformer
 from .checkpoint import fetch, first_line
 from .foreign import Answers, Batch, Modules
 from .loading import LoadedModel, ModelClass, load_model
@@ -60,6 +60,17 @@ def family_of(config: PreTrainedConfig) -> TeacherFamily:
         way_out = "write its load, inputs, layers and view, and put them into teachers.FAMILIES (docs/teachers.md)"
         raise ValueError(f"no teacher family knows models of type {config.model_type!r}, but {known}; {way_out}.")
     return FAMILIES[config.model_type]
+
+
+def empty_teacher(checkpoint: str | Path, revision: str | None = None) -> Any:
+    """Build a model of another family with weights of no meaning: enough to count it.
+
+    Raises:
+        ValueError: no family knows the type of the model.
+    """
+    config = AutoConfig.from_pretrained(fetch(str(checkpoint), revision, weights=False), trust_remote_code=False)
+    family_of(config)
+    return foreign.saved_class(config)._from_config(config)
 
 
 def load_teacher(

@@ -36,17 +36,22 @@ def load(checkpoint: str, revision: str | None = None, trust_remote_code: bool =
         source, trusted = str(fetch(checkpoint, revision)), {"trust_remote_code": False}
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **options, **trusted}
     try:
-        [architecture] = AutoConfig.from_pretrained(source, **trusted).architectures or [""]
-        model, report = getattr(transformers, architecture, AutoModel).from_pretrained(source, **options)
+        saved = saved_class(AutoConfig.from_pretrained(source, **trusted))
+        model, report = saved.from_pretrained(source, **options)
         processor = AutoProcessor.from_pretrained(source, **trusted)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ValueError(f"{checkpoint!r} cannot be loaded: {first_line(error)}") from error
 
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        named = f"{len(missing)} weights of {architecture}, such as {missing[0]}"
+        named = f"{len(missing)} weights of {type(model).__name__}, such as {missing[0]}"
         raise ValueError(f"{checkpoint!r} lacks {named}; give the checkpoint that was saved with that head.")
     return LoadedModel(model.eval(), processor)
+
+
+def saved_class(config: Any) -> Any:
+    """Return the class that a checkpoint was saved as; AutoModel, where transformers has none of its name."""
+    return getattr(transformers, (config.architectures or [""])[0], AutoModel)
 
 
 @torch.no_grad()

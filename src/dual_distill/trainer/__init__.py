@@ -17,4 +17,4 @@ from .image_text_trainers import PreTrainingTrainer, RetrievalTrainer
 from .preflight import note_preflight, run_preflight
 from .recording import differing_fields
 from .sealed_trainer import newest_whole
-from .stored_teacher import StoredTeacher, open_teacher, reads_student_tokens, view_settings, write_views
+from .stored_teacher import StoredTeacher, is_store, open_teacher, reads_student_tokens, view_settings, write_views

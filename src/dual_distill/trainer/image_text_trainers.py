@@ -15,7 +15,7 @@ Unusual here:
   among random ones, and each image's own text; all pairs go through it in one forward pass.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -279,13 +279,12 @@ class RetrievalTrainer(ImageTextTrainer):
             return losses, vectors
 
         # Attention is that of matched pairs.
-        pairs, batch = image_text_inputs(inputs), dict(inputs)
+        batch = dict(inputs)
         if isinstance(self.teacher, AlignedTeacher):
             asked = self._ask_teacher(inputs, outputs)
-            answers = SimpleNamespace(**vars(asked))
         else:
-            asked = self._pass_to_teacher(pairs, self._teacher_requests)
-            answers = SimpleNamespace(**asked)
+            asked = self._pass_to_teacher(image_text_inputs(inputs), self._teacher_requests)
+        answers = SimpleNamespace(**(asked if isinstance(asked, Mapping) else vars(asked)))
         if has_lists:
             batch["is_listed"], rows = outputs.is_listed, (outputs.listed_images, outputs.listed_texts)
             answers.list_scores = self._teachers_list_scores(inputs, self._scores(asked), rows)

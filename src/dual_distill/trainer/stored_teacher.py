@@ -123,11 +123,12 @@ class StoredTeacher(AlignedTeacher):
             self.teacher.answers = about["answers"]
             view = self.teacher.view(read, self.layers)
             for row in lacking:
-                self.store.keep(names[row], row_of(view, row, about["relation_heads"]))
+                self.store.keep(names[row], row_of(view, row, about["relation_heads"], about.get("top_k")))
 
         rows = [self.store.row(name) for name in names]
         self.store.write_full()
-        found = view_of(rows, [self.layers.index(layer) for layer in wanted], batch[ROW_KEYS].device)
+        chosen = [self.layers.index(layer) for layer in wanted]
+        found = view_of(rows, chosen, batch[ROW_KEYS].device, top_k=about.get("top_k"))
         return self._answered(found)
 
     def _answered(self, view: TeacherView) -> TeacherView:
@@ -142,9 +143,14 @@ class StoredTeacher(AlignedTeacher):
         return replace(view, logits=view.logits[:, [stored[answer] for answer in self.answers]])
 
 
+def is_store(name: str | Path) -> bool:
+    """Return whether a name is that of a store rather than of a checkpoint."""
+    return Path(name, CacheTable.manifest_name).is_file()
+
+
 def reads_student_tokens(name: str | Path, revision: str | None = None) -> bool:
     """Return whether a name is that of a teacher of ours or a ViLT, rather than of a store or another family."""
-    if Path(name, CacheTable.manifest_name).is_file():
+    if is_store(name):
         return False
     config = Path(fetch(str(name), revision, weights=False), "config.json")
     # What has no configuration is refused by whoever loads it.
@@ -174,7 +180,7 @@ def open_teacher(
     Returns:
         The teacher, and a processor for a student without one; None: it needs one of its own.
     """
-    if Path(name, CacheTable.manifest_name).is_file():
+    if is_store(name):
         return StoredTeacher(name), None
     if not reads_student_tokens(name, revision):
         return ForeignTeacher(*load_teacher(name, revision), str(name)), None
@@ -190,13 +196,19 @@ def open_teacher(
 
 
 def view_settings(
-    teacher: ForeignTeacher, layers: Sequence[int], answers: Sequence[str] | None, relation_heads: int | None = None
+    teacher: ForeignTeacher,
+    layers: Sequence[int],
+    answers: Sequence[str] | None,
+    relation_heads: int | None = None,
+    top_k: int | None = None,
 ) -> dict[str, Any]:
-    """What a store of a teacher's views depends on.
+    """What a store of a teacher's views depends on: what is asked of it, and how many scores a query are kept.
 
     Raises:
-        ValueError: the teacher has no such layer.
+        ValueError: the teacher has no such layer, or top_k is below 1.
     """
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}, but must be at least 1; leave it out to keep all scores.")
     count = teacher.num_layers
     if wrong := [layer for layer in layers if not -count <= layer < count]:
         raise ValueError(f"{teacher.name} has {count} layers, and none with number {wrong[0]}.")
@@ -209,6 +221,7 @@ def view_settings(
         "answers": None if answers is None else list(answers),
         "multi_label": teacher.multi_label,
         "relation_heads": relation_heads,
+        "top_k": top_k,
     }
 
 

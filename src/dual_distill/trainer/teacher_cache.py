@@ -297,10 +297,13 @@ def _rounded(scores: torch.Tensor) -> torch.Tensor:
     return (scores - scores.amax(-1, keepdim=True)).clamp(min=torch.finfo(torch.float16).min).half().flatten()
 
 
-def row_of(view: teachers.TeacherView, row: int, relation_heads: int | None = None) -> Row:
-    """What is kept of a row: its real tokens, and the scores of each layer and direction, block behind block."""
+def row_of(view: teachers.TeacherView, row: int, relation_heads: int | None = None, top_k: int | None = None) -> Row:
+    """What is kept of a row: its real tokens, and the scores of each layer and direction, block behind block.
+
+    Where the `top_k` largest of each query alone are kept, so are the indices of their keys.
+    """
     real = {"text_to_image": view.text_mask[row], "image_to_text": view.image_mask[row]}
-    heads, pieces = [], [torch.zeros(0, dtype=torch.float16)]
+    heads, pieces, indices = [], [torch.zeros(0, dtype=torch.float16)], [torch.zeros(0, dtype=torch.int32)]
     for layer in view.layers:
         for direction, other in zip(_DIRECTIONS, reversed(_DIRECTIONS), strict=True):
             attention: teachers.DirectionAttention | None = getattr(layer, direction)
@@ -309,6 +312,9 @@ def row_of(view: teachers.TeacherView, row: int, relation_heads: int | None = No
                 own = teachers.over_heads(teachers.of_rows(attention, slice(row, row + 1)), relation_heads)
                 scores = own.scores()[0][:, real[direction]][..., real[other]]
                 heads[-1] = len(scores)
+                if top_k is not None:
+                    scores, largest = scores.topk(min(top_k, scores.shape[-1]))
+                    indices.append(largest.int().flatten().cpu())
                 pieces.append(_rounded(scores.cpu()))
     logits = torch.zeros(0) if view.logits is None else view.logits[row].float().cpu()
     return {
@@ -317,11 +323,16 @@ def row_of(view: teachers.TeacherView, row: int, relation_heads: int | None = No
         "boxes": view.image_boxes[row][view.image_mask[row]].float().flatten().cpu(),
         "heads": torch.tensor(heads, dtype=torch.int32),
         "scores": torch.cat(pieces),
+        **({} if top_k is None else {"indices": torch.cat(indices)}),
     }
 
 
 def view_of(
-    rows: Sequence[Row], layers: Sequence[int], device: torch.device, masks: Sequence[torch.Tensor] | None = None
+    rows: Sequence[Row],
+    layers: Sequence[int],
+    device: torch.device,
+    masks: Sequence[torch.Tensor] | None = None,
+    top_k: int | None = None,
 ) -> teachers.TeacherView:
     """Rows laid out as one batch: at the real tokens of text and image that `masks` name; None: from the first on."""
     sides = [[row[name].view(-1, width) for row in rows] for name, width in (("spans", 2), ("boxes", 4))]
@@ -340,9 +351,15 @@ def view_of(
             probs = torch.zeros(len(rows), heads, masks[way].shape[1], masks[1 - way].shape[1])
             for row, kept in enumerate(rows):
                 queries, keys = real[way][row], real[1 - way][row]
-                sizes = [int(count) * len(queries) * len(keys) for count in kept["heads"]]
+                # Each query of a direction has as many scores.
+                of_each = [min(top_k or len(side[row]), len(side[row])) for side in reversed(real)]
+                sizes = [int(n) * len(real[i % 2][row]) * of_each[i % 2] for i, n in enumerate(kept["heads"])]
                 block = kept["scores"].split(sizes)[2 * layer + way].float().exp()
-                probs[row][:, queries[:, None], keys] = block.view(heads, len(queries), len(keys))
+                block = block.view(heads, len(queries), of_each[way])
+                if top_k is not None:
+                    at = kept["indices"].split(sizes)[2 * layer + way].long().view(block.shape)
+                    block = torch.zeros(heads, len(queries), len(keys)).scatter(-1, at, block)
+                probs[row][:, queries[:, None], keys] = block
             ways.append(teachers.DirectionAttention(given_probs=probs.to(device)) if heads else None)
         shown.append(teachers.LayerAttention(*ways))
 
