@@ -267,16 +267,13 @@ def _calls(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[st
     if model.config.interaction_layers:  # which read the image's tokens: neither side can be stored as one vector
         images = model.get_image_features(*pixels, output_token_states=True)
         mask = {"image_token_mask": images.image_token_mask}
-        stored = {
-            "image_stored": mask | {"image_token_embeds": images.image_token_embeds},
-            "keys_values_stored": mask
-            | {"image_pooler_output": images.pooler_output, "image_token_states": images.image_token_states},
-        }
+        states = {"image_pooler_output": images.pooler_output, "image_token_states": images.image_token_states}
+        stored = {"image_stored": {"image_token_embeds": images.image_token_embeds}, "keys_values_stored": states}
+        stored = {way: mask | sides for way, sides in stored.items()}
         for shared, way in _SHARED_WAYS.items():
             stored[shared] = {name: tensor[:1] for name, tensor in stored[way].items()}
-        return {"dual_encoder": partial(model, **batch)} | {
-            way: partial(model, **text, **sides) for way, sides in stored.items()
-        }
+        ways = {way: partial(model, **text, **sides) for way, sides in stored.items()}
+        return {"dual_encoder": partial(model, **batch), **ways}
 
     image_pooler_output = model.get_image_features(*pixels).pooler_output
     text_pooler_output = model.get_text_features(**text).pooler_output

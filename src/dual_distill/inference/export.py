@@ -149,9 +149,8 @@ def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
     config = model.config
     rows, length = Dim("batch", min=1, max=_MOST_ROWS), Dim("image_tokens", min=1, max=_MOST_PATCHES**2)
     words = Dim("tokens", min=1, max=config.max_position_embeddings)
-    height, width = (
-        config.patch_size * Dim(name, min=1, max=_MOST_PATCHES) for name in ("patch_rows", "patch_columns")
-    )
+    sides = [Dim(name, min=1, max=_MOST_PATCHES) for name in ("patch_rows", "patch_columns")]
+    height, width = (config.patch_size * side for side in sides)
     axes = {"pixel_values": {3: height, 4: width}, "pixel_mask": {2: height, 3: width}}
     axes |= {name: {1: words} for name in _TEXT} | {name: {2: length} for name in _TOKENS}
 
@@ -204,10 +203,8 @@ def compare_with_torch(model: PreTrainedModel, folder: Path) -> dict[str, float]
     """
     import onnxruntime
 
-    sessions = [
-        onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
-        for name in graphs_of(model)
-    ]
+    files, on_cpu = [str(folder / f"{name}.onnx") for name in graphs_of(model)], ["CPUExecutionProvider"]
+    sessions = [onnxruntime.InferenceSession(file, providers=on_cpu) for file in files]
     differences, values = [], []
     for batch in (random_batch(model.config, 3, 10), random_batch(model.config, 1, 8, grid=(2, 5), seed=1)):
         wanted = {**model.get_image_features(batch["pixel_values"], batch["pixel_mask"]), **model(**batch)}

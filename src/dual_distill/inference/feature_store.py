@@ -104,10 +104,8 @@ class FeatureTable(ShardedTable):
         """
         rows = pa.table({"id": pa.array(ids, pa.large_string()), "sha256": pa.array(hashes, pa.string())})
         # Vectors apart from ids, so that looking for an id reads no vector.
-        columns = {
-            name: tensor_column(tensor, lengths if name in (*LISTS, _SCALES) else None)
-            for name, tensor in features.items()
-        }
+        many = dict.fromkeys((*LISTS, _SCALES), lengths)
+        columns = {name: tensor_column(tensor, many.get(name)) for name, tensor in features.items()}
         self.write(number, rows, pa.table(columns), unreadable)
 
     def check_made_with(

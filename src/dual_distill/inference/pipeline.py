@@ -19,20 +19,16 @@ from transformers import AutoConfig, Pipeline, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from dual_distill import data, modeling
+from dual_distill import data
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig
 from dual_distill.regions import RegionStore
-from dual_distill.teachers import load_model, load_processor
+from dual_distill.teachers import LABELLED, load_model, load_processor
 
 from .queries import answer_probs, best_answers, check_at_least_1, check_text
 from .sources import load_image
 
 ANSWERING_TASK = "dual-visual-question-answering"
-_CLASSES: tuple[type[PreTrainedModel], ...] = (
-    *(modeling.FusionEncoderForQuestionAnswering, modeling.DualEncoderForQuestionAnswering),
-    *(modeling.FusionEncoderForImagesAndTextClassification, modeling.DualEncoderForImagesAndTextClassification),
-)
-_ANSWERING_MODELS = {model.__name__: model for model in _CLASSES}
+_ANSWERING_MODELS: dict[str, type[PreTrainedModel]] = {model.__name__: model for model in LABELLED}
 _BATCH_SIZE = 16
 _TOP_K = 5
 _LONGEST_NAME = 40

@@ -168,10 +168,8 @@ def evaluate_retrieval(
     if fusion is not None or rerank_with_layers:
         # The pairs of all parts and directions, each once.
         best = [{name: one.candidates(rerank_top) for name, one in part.items()} for part in parts]
-        asked = [
-            {name: one.pair_keys(chosen[name]) for name, one in part.items()}
-            for part, chosen in zip(parts, best, strict=True)
-        ]
+        chosen_of = zip(parts, best, strict=True)
+        asked = [{name: one.pair_keys(chosen[name]) for name, one in part.items()} for part, chosen in chosen_of]
         each = [torch.cat([pairs.flatten() for pairs in part.values()]).unique() for part in asked]
         keys = torch.cat(each).unique()
         start = time.perf_counter()

@@ -44,9 +44,7 @@ class PatchEmbeddings(nn.Module):
         super().__init__()
         self.patch_size = config.patch_size
         self.num_channels = config.num_channels
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
-        )
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         channels, height, width = pixel_values.shape[-3:]

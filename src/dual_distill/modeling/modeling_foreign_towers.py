@@ -150,7 +150,9 @@ class ForeignVisionTower(ForeignTower):
         else:
             self.check_pixels(pixels, mask)
             if "interpolate_pos_encoding" in self.takes:
-                inputs["interpolate_pos_encoding"] = self._differs_in_size(pixels)
+                size = self.model.config.image_size
+                own_size = (size, size) if isinstance(size, int) else tuple(size)
+                inputs["interpolate_pos_encoding"] = tuple(pixels.shape[-2:]) != own_size
         output, recorded = self.run(inputs, recorded_layers, **kwargs)
 
         tokens = output.last_hidden_state
@@ -175,10 +177,6 @@ class ForeignVisionTower(ForeignTower):
         own = getattr(output, "pooler_output", None)
         own = None if own is None else self.projection(own.flatten(1))
         return _tower_output(output, tokens, self.pool(tokens, image_mask, own), recorded, image_mask=image_mask)
-
-    def _differs_in_size(self, pixels: Tensor) -> bool:
-        size = self.model.config.image_size
-        return tuple(pixels.shape[-2:]) != ((size, size) if isinstance(size, int) else tuple(size))
 
     def check_pixels(self, pixels: Tensor, mask: Tensor | None) -> None:
         """Refuse padded images, whose padding would be read as image, and sizes that the patches do not divide."""

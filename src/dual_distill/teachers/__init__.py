@@ -22,6 +22,6 @@ from .conversion import (
 )
 from .families import FAMILIES, TeacherFamily, empty_teacher, family_of, load_teacher
 from .layout import grid_boxes
-from .loading import LoadedModel, load_config, load_model, load_processor
+from .loading import LABELLED, LoadedModel, load_config, load_model, load_processor
 from .view import DirectionAttention, LayerAttention, TeacherView
 from .vilt import convert_vilt

@@ -96,9 +96,8 @@ def _continue(model: Callable[..., Any], prompt_mask: Tensor, cache: Any, tokens
     deltas = getattr(getattr(model, "model", None), "rope_deltas", None)
     if deltas is not None:
         # Qwen counts an image's tokens in two dimensions, so what follows has smaller positions than it has indices.
-        read["position_ids"] = ((mask.cumsum(-1) - 1)[:, 1 - length :] + deltas.repeat_interleave(count, 0)).expand(
-            3, -1, -1
-        )
+        positions = (mask.cumsum(-1) - 1)[:, 1 - length :] + deltas.repeat_interleave(count, 0)
+        read["position_ids"] = positions.expand(3, -1, -1)
     outputs = model(**read, past_key_values=copied, use_cache=True)
 
     following = outputs.logits.float().log_softmax(-1).gather(-1, tokens.flatten(0, 1)[:, 1:, None])[..., 0]

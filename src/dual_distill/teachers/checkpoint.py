@@ -102,11 +102,10 @@ def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
     if not found and not variants:
         names = {file.name for pattern in PICKLES for file in folder.glob(pattern)} - {"training_args.bin"}
         pickles = f"no {WHOLE_WEIGHTS}{' but ' if names else ''}{', '.join(sorted(names))}"
-        raise ValueError(
-            f"{source!r} has {pickles}, and pickles are never read, for unpickling runs code: give the revision that "
-            "has safetensors (often 'refs/pr/N', a pull request), or load it with transformers where you trust it, "
-            "`save_pretrained`, and give that folder."
-        )
+        never = "and pickles are never read, for unpickling runs code"
+        revision = "give the revision that has safetensors (often 'refs/pr/N', a pull request)"
+        trusted = "load it with transformers where you trust it, `save_pretrained`, and give that folder"
+        raise ValueError(f"{source!r} has {pickles}, {never}: {revision}, or {trusted}.")
 
     files = found or variants
     [index] = files
@@ -126,9 +125,7 @@ def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{name} of {source!r} is damaged ({error}); fetch the checkpoint again.") from error
 
-    if wrong := [
-        name for name, weight in weights.items() if weight.is_floating_point() and not weight.isfinite().all()
-    ]:
+    if wrong := [name for name, weight in weights.items() if not weight.isfinite().all()]:
         what = f"{len(wrong)} weights that are not finite (the first is {wrong[0]})"
         raise ValueError(f"{source!r} has {what}: a run that went wrong wrote it; take an earlier checkpoint.")
     return weights

@@ -89,10 +89,9 @@ def convert_vilt_config(
     longest = int(LONGEST_OVER_SHORTEST * shorter * converted.patch_size) // converted.patch_size
     most = max(converted.patch_grid[0] * converted.patch_grid[1], shorter * longest)
     if 0 <= limit < most:
-        raise ValueError(
-            f"max_image_length is {limit}, so ViLT draws {limit} patches at random where an image can have {most}: "
-            "a fusion encoder reads them all; set it to -1 in its config.json if that is what you want."
-        )
+        draws = f"max_image_length is {limit}, so ViLT draws {limit} patches at random where an image can have {most}"
+        way_out = "set it to -1 in its config.json if that is what you want"
+        raise ValueError(f"{draws}: a fusion encoder reads them all; {way_out}.")
     return converted
 
 

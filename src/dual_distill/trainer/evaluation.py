@@ -98,9 +98,8 @@ def rank_answers(
         batch.pop("labels", None)
         logits = model(**batch).logits.float()
         scores = logits.sigmoid() if several_may_be_right else logits.softmax(-1)
-        for indices, row in zip(
-            logits.topk(min(top_k, logits.shape[1])).indices.tolist(), scores.tolist(), strict=True
-        ):
+        best = logits.topk(min(top_k, logits.shape[1])).indices
+        for indices, row in zip(best.tolist(), scores.tolist(), strict=True):
             ranked.append([{"answer": collator.label_names[index], "score": row[index]} for index in indices])
     return ranked
 
@@ -192,10 +191,7 @@ def report_answers(
         return float(GroupedAccuracy().compute(predictions=answers, references=labels)["accuracy"])
 
     # All rows of one sentence on one side of the held-out part, or memory would look like skill.
-    train_labels, train_groups = (
-        [str(label) for label in train[task.label_column]],
-        column(train, task.consistency_column),
-    )
+    train_labels, train_groups = list(map(str, train[task.label_column])), column(train, task.consistency_column)
     texts = [list(rows[task.text_column]) for rows in (train, dataset)]
     baseline = question_only_baseline(texts[0], train_labels, texts[1], labels, seed, train_groups)
     text_only, majority = main_score(baseline.predictions), main_score([majority_answer(train_labels)] * len(labels))
