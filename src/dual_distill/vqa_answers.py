@@ -18,12 +18,8 @@ _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 # The official expression guards the digit before the stop by a misspelt look-behind that never holds anything back.
 _STOP_BEFORE_NO_DIGIT = re.compile(r"\.(?!\d)")
 _MOST_STOPS_REMOVED = 32  # re.UNICODE stands in the place of re.sub's count there, and its value is 32
-_NUMBER_WORDS = {"none": "0"} | {
-    word: str(number)
-    for number, word in enumerate(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    )
-}
+_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+_NUMBER_WORDS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
 _ARTICLES = frozenset({"a", "an", "the"})
 # Each is restored where exactly one of its apostrophes was dropped.
 _CONTRACTED = """

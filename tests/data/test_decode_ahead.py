@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dual_distill.data import ImageError, Prepared, ShapedBatches, decode_ahead, fill_shards, is_readable
+from dual_distill.data import ImageError, Prepared, decode_ahead, fill_shards, is_readable, run_by_shape
 from dual_distill.data.sharded_table import PlannedShard
 
 
@@ -56,8 +56,13 @@ def test_shards_are_filled_by_shape_in_the_order_of_their_plan():
 
 def test_rare_shapes_do_not_wait_for_ever():
     sizes = []
-    batches = ShapedBatches(lambda batch: sizes.append(len(batch)) or [0] * len(batch), batch_size=2)
-    for width in range(1, 10):
-        batches.add(width, Prepared(torch.zeros(width)))
-    assert sizes == [1, 1]  # eight shapes wait at most
-    assert len(batches.finish()) == 9
+    seen = []
+
+    def inputs():
+        for width in range(1, 10):
+            yield width, Prepared(torch.zeros(width))
+        seen.extend(sizes)
+
+    found = run_by_shape(lambda batch: sizes.append(len(batch)) or [0] * len(batch), inputs(), batch_size=2)
+    assert seen == [1, 1]  # eight shapes wait at most
+    assert len(found) == 9

@@ -121,7 +121,7 @@ REFUSED = {
     "unknown label, nlvr2": (
         "nlvr2",
         lambda folder: edit_first_line(folder / "train.json", label="Maybe"),
-        "train.json, line 1: label is 'Maybe', but expected is 'True' or 'False'",
+        "train.json, line 1: label is 'Maybe', but expected is True, False",
     ),
     "unknown label, snli_ve": (
         "snli_ve",

@@ -7,8 +7,8 @@ from .collators.masked_words import TAG_LENGTH, CaptioningCollator, CaptionMaske
 from .datasets.custom import CustomDataset, load_custom_dataset
 from .datasets.scene_questions import COLOURS, SHAPES, scene_answers
 from .datasets.scenes import generate_scenes
-from .decode_ahead import InputSource, Prepared, ShapedBatches, decode_ahead, fill_shards, is_readable
-from .fingerprint import Fingerprint, described_fingerprint, fingerprint
+from .decode_ahead import InputSource, Prepared, decode_ahead, fill_shards, is_readable, run_by_shape
+from .fingerprint import described_fingerprint, fingerprint
 from .images import IMAGE_SUFFIXES, ImageError, decode_image, image_bytes, image_source, other_names, resize_image
 from .indexed_dataset import IndexedDataset, RowEpochCallback
 from .reading import ReadingReport

@@ -6,6 +6,7 @@ killed.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -89,45 +90,40 @@ def is_readable(source: InputSource, prepare: Callable[[str, Any], Prepared], id
     return isinstance(_prepared(source, source.ids, prepare, identifier), Prepared)
 
 
-class ShapedBatches:
-    """Inputs wait here until enough of one shape are there for a forward pass; the order follows from them alone.
+def run_by_shape(
+    run: Callable[[list[Prepared]], Iterable[Any]], inputs: Iterable[tuple[Any, Prepared]], batch_size: int
+) -> dict[Any, Any]:
+    """Run inputs in batches of one shape, and return all results by their keys; the order follows from them alone.
 
     Args:
         run: inputs of one shape -> their results.
+        inputs: key and input, one after the other.
         batch_size: inputs a forward pass.
 
     Example:
-        >>> batches = ShapedBatches(lambda inputs: [len(inputs) for _ in inputs], batch_size=2)
-        >>> for key, values in enumerate((torch.ones(2), torch.ones(3), torch.zeros(2))):
-        ...     batches.add(key, Prepared(values))
-        >>> batches.finish()
+        >>> inputs = enumerate(map(Prepared, (torch.ones(2), torch.ones(3), torch.zeros(2))))
+        >>> run_by_shape(lambda batch: [len(batch) for _ in batch], inputs, batch_size=2)
         {0: 2, 2: 2, 1: 1}
     """
+    waiting: defaultdict[torch.Size, list[tuple[Any, Prepared]]] = defaultdict(list)
+    results: dict[Any, Any] = {}
 
-    def __init__(self, run: Callable[[list[Prepared]], Iterable[Any]], batch_size: int) -> None:
-        self._forward, self._batch_size = run, batch_size
-        self._waiting: dict[torch.Size, list[tuple[Any, Prepared]]] = {}
-        self._results: dict[Any, Any] = {}
+    def run_batch(shape: torch.Size) -> None:
+        keys, batch = zip(*waiting.pop(shape), strict=True)
+        results.update(zip(keys, run(list(batch)), strict=True))
 
-    def add(self, key: Any, prepared: Prepared) -> None:
-        """Take an input in, and run a batch where one is full."""
+    for key, prepared in inputs:
         shape = prepared.values.shape
-        self._waiting.setdefault(shape, []).append((key, prepared))
-        if len(self._waiting[shape]) == self._batch_size:
-            self._run(shape)
+        waiting[shape].append((key, prepared))
+        if len(waiting[shape]) == batch_size:
+            run_batch(shape)
         # A rare shape would wait for ever, and everything behind it with it.
-        elif sum(map(len, self._waiting.values())) >= _WAITING_BATCHES * self._batch_size:
-            self._run(max(self._waiting, key=lambda shape: len(self._waiting[shape])))
+        elif sum(map(len, waiting.values())) >= _WAITING_BATCHES * batch_size:
+            run_batch(max(waiting, key=lambda shape: len(waiting[shape])))
 
-    def finish(self) -> dict[Any, Any]:
-        """Run what still waits, and return all results by their keys."""
-        for shape in list(self._waiting):
-            self._run(shape)
-        return self._results
-
-    def _run(self, shape: torch.Size) -> None:
-        keys, inputs = zip(*self._waiting.pop(shape), strict=True)
-        self._results.update(zip(keys, self._forward(list(inputs)), strict=True))
+    for shape in list(waiting):
+        run_batch(shape)
+    return results
 
 
 class FilledShard(NamedTuple):
@@ -165,18 +161,20 @@ def fill_shards(
     """
     decoded = decode_ahead(source, [identifier for shard in shards for identifier in shard.ids], prepare, num_workers)
     for shard in shards:
-        batches = ShapedBatches(run, batch_size)
         unreadable: dict[str, str] = {}
-
-        for identifier, prepared in zip(shard.ids, decoded, strict=False):
-            if isinstance(prepared, Prepared):
-                batches.add(identifier, prepared)
-            elif strict:
-                raise ValueError(f"{prepared} Without strict, it is listed and the run goes on.") from prepared
-            else:
-                unreadable[identifier] = str(prepared)
-            if bar is not None:
-                bar.update()
-
-        found = batches.finish()
+        readable = _readable(zip(shard.ids, decoded, strict=False), unreadable, strict, bar)
+        found = run_by_shape(run, readable, batch_size)
         yield FilledShard(shard.number, {name: found[name] for name in shard.ids if name in found}, unreadable)
+
+
+def _readable(decoded: Iterable[tuple[str, Any]], unreadable: dict[str, str], strict: bool, bar: Any) -> Any:
+    """The inputs that could be read, by id; what is wrong with the others goes into `unreadable`, or ends the run."""
+    for identifier, prepared in decoded:
+        if isinstance(prepared, Prepared):
+            yield identifier, prepared
+        elif strict:
+            raise ValueError(f"{prepared} Without strict, it is listed and the run goes on.") from prepared
+        else:
+            unreadable[identifier] = str(prepared)
+        if bar is not None:
+            bar.update()

@@ -12,29 +12,6 @@ from torch import nn
 _DIGITS = 12
 
 
-class Fingerprint:
-    """A fingerprint of parts that come one after the other; `fingerprint` is the short form.
-
-    Example:
-        >>> Fingerprint().add(b"ab").add("c").hexdigest() == fingerprint(b"abc")
-        True
-    """
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-
-    def add(self, *parts: Any) -> "Fingerprint":
-        """Add parts, as `fingerprint` takes them."""
-        for part in parts:
-            for piece in _pieces(part):
-                self._digest.update(piece)
-        return self
-
-    def hexdigest(self) -> str:
-        """Return the fingerprint of all parts so far."""
-        return self._digest.hexdigest()
-
-
 def fingerprint(*parts: Any) -> str:
     """Return the SHA-256 of contents in hexadecimal.
 
@@ -48,7 +25,11 @@ def fingerprint(*parts: Any) -> str:
         >>> fingerprint(Image.new("RGB", (2, 1))) == fingerprint(Image.new("RGB", (1, 2)))
         False
     """
-    return Fingerprint().add(*parts).hexdigest()
+    digest = hashlib.sha256()
+    for part in parts:
+        for piece in _pieces(part):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def described_fingerprint(description: str, content: Any) -> str:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,6 +59,13 @@ class Record(dict[str, Any]):
         if not fits:
             message = f"{name} is {_shortened(repr(value))}, but expected is {expected or _EXPECTED[kind]}"
             raise InvalidRecordError("malformed record", message)
+        return value
+
+    def choice(self, name: str, known: Collection[str]) -> str:
+        """The text of a key that is one of some words."""
+        value: str = self.value(name, str)
+        if value not in known:
+            raise InvalidRecordError(f"unknown {name}", f"{name} is {value!r}, but expected is {', '.join(known)}")
         return value
 
     def text(self, name: str, expected: str = "a text of one word or more") -> str:

@@ -168,9 +168,7 @@ class RegionInputs:
             counts = [[len(one.boxes_px) for one in of_row] for of_row in (row, found)]
             if counts[0] != counts[1]:
                 unequal = f"{self.regions!r} has {counts[0]} regions, {self.teacher_regions!r} {counts[1]}"
-                raise ValueError(
-                    f"Row {name}: {unequal}; make the teacher's at the student's boxes (dual-distill regions --boxes)."
-                )
+                raise ValueError(f"Row {name}: {unequal}; make the teacher's by dual-distill regions --boxes STORE.")
         return {**batch, "teacher_region_features": pad_regions(theirs)["region_features"]}, tags
 
     def _find(self, store: RegionLookup, rows: Sequence[NamedImages]) -> list[list[RegionSet]]:

@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 from datasets import DatasetDict, Image
-
-from .reading import Reading
 
 
 @dataclass(frozen=True)
@@ -155,11 +153,12 @@ def load_task(name: str, path: str | os.PathLike[str] | None = None, **options: 
 
     # A reader's signature is what it can be asked for; a generator has no path.
     options |= {} if path is None else {"path": path}
-    parameters = inspect.signature(read).parameters
-    known = [*parameters, *Reading.__annotations__] if "reading" in parameters else list(parameters)
+    known: dict[str, Any] = dict(inspect.signature(read).parameters)
+    if reading := known.pop("reading", None):
+        known |= get_args(reading.annotation)[0].__annotations__
     for option in options:
         if option not in known:
-            raise ValueError(f"Task {name!r} has no option {option!r}{nearest_name(option, known)}")
+            raise ValueError(f"Task {name!r} has no option {option!r}{nearest_name(option, list(known))}")
 
     data = read(**options)
     if not isinstance(data, DatasetDict):  # a stream and the rows held out of it

@@ -145,27 +145,10 @@ def _exact_text_answers(rows: Sequence[tuple[str, str]], texts: Sequence[str]) -
     return [answers.get(text, fallback) for text in texts]
 
 
-class _Bags:
-    """The n-grams of texts as numbers of buckets, one text after the other, and where each begins."""
-
-    def __init__(self, texts: Iterable[str], buckets: int) -> None:
-        numbers, starts = array("i"), array("q", [0])
-        for text in texts:
-            # Python's own hash differs from process to process.
-            numbers.extend(crc32(gram.encode()) % buckets for gram in _ngrams(text))
-            starts.append(len(numbers))
-        self.numbers, self.starts = torch.tensor(numbers, dtype=torch.int32), torch.tensor(starts)
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def of(self, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The buckets of some texts in one row, and where each text starts in it."""
-        starts = self.starts[texts]
-        lengths = self.starts[texts + 1] - starts
-        offsets = lengths.cumsum(0) - lengths
-        places = torch.arange(int(lengths.sum())) + (starts - offsets).repeat_interleave(lengths)
-        return self.numbers[places], offsets.int()
+def _bags(texts: Iterable[str], buckets: int) -> list[Sequence[int]]:
+    """The n-grams of each text as numbers of buckets."""
+    # Python's own hash differs from process to process.
+    return [array("i", [crc32(gram.encode()) % buckets for gram in _ngrams(text)]) for text in texts]
 
 
 class _NgramReader:
@@ -183,15 +166,17 @@ class _NgramReader:
         sparse = torch.optim.SparseAdam([self.grams], lr=_LEARNING_RATE)
         self.optimizers = [sparse, torch.optim.Adam([self.answers, self.bias], lr=_LEARNING_RATE)]
 
-    def logits(self, bags: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """`(B, answers)` of the buckets of B texts and their starts."""
-        return linear(embedding_bag(bags[0], self.grams, bags[1], mode="sum", sparse=True), self.answers, self.bias)
+    def logits(self, bags: Sequence[Sequence[int]]) -> torch.Tensor:
+        """`(B, answers)` of the buckets of B texts."""
+        starts = torch.tensor([0, *itertools.accumulate(map(len, bags))][:-1], dtype=torch.int32)
+        numbers = torch.tensor(list(itertools.chain.from_iterable(bags)), dtype=torch.int32)
+        return linear(embedding_bag(numbers, self.grams, starts, mode="sum", sparse=True), self.answers, self.bias)
 
-    def learn(self, bags: _Bags, texts: torch.Tensor, labels: torch.Tensor, bar: Any) -> None:
+    def learn(self, bags: Sequence[Sequence[int]], texts: torch.Tensor, labels: torch.Tensor, bar: Any) -> None:
         """Pass over rows once, in an order drawn anew."""
         order = torch.randperm(len(texts), generator=self.draw)
         for rows in order.split(max(_SMALLEST_BATCH, min(len(texts) // _FEWEST_STEPS, _LARGEST_BATCH))):
-            loss = cross_entropy(self.logits(bags.of(texts[rows])), labels[rows])
+            loss = cross_entropy(self.logits([bags[text] for text in texts[rows].tolist()]), labels[rows])
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
             loss.backward()
@@ -200,10 +185,10 @@ class _NgramReader:
             bar.update(len(rows))
 
     @torch.no_grad()
-    def answer(self, bags: _Bags) -> torch.Tensor:
+    def answer(self, bags: Sequence[Sequence[int]]) -> torch.Tensor:
         """The most probable answer to each text, `(texts,)`."""
-        every = torch.arange(len(bags)).split(_LARGEST_BATCH)
-        return torch.cat([self.logits(bags.of(texts)).argmax(1) for texts in every])
+        starts = range(0, len(bags), _LARGEST_BATCH)
+        return torch.cat([self.logits(bags[start : start + _LARGEST_BATCH]).argmax(1) for start in starts])
 
 
 def _ngram_answers(
@@ -222,7 +207,7 @@ def _ngram_answers(
     # Twice as many buckets as n-grams, up to a limit, so that few of them share one.
     number = sum(len(_ngrams(text)) for text in itertools.islice(row_of, _MOST_BUCKETS))
     buckets = min(_MOST_BUCKETS, 1 << (2 * number).bit_length())
-    bags, asked = _Bags(row_of, buckets), {text: index for index, text in enumerate(dict.fromkeys(texts))}
+    bags, asked = _bags(row_of, buckets), {text: index for index, text in enumerate(dict.fromkeys(texts))}
     most = max(_FEWEST_PASSES, min(_MOST_PASSES, _MOST_ROWS // len(rows)))
 
     shares: list[float] = []
@@ -235,7 +220,7 @@ def _ngram_answers(
         reader = _NgramReader(buckets, len(names), seed)
         for _ in range(shares.index(max(shares)) + 1):
             reader.learn(bags, read, labels, bar)
-    choices = reader.answer(_Bags(asked, buckets)).tolist()
+    choices = reader.answer(_bags(asked, buckets)).tolist()
     return max(shares), [names[choices[asked[text]]] for text in texts]
 
 

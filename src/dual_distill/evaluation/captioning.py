@@ -11,7 +11,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import regex
@@ -233,10 +233,6 @@ class CaptionReport:
     cider: float
     bleu_4: float
     mean_words: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dict that JSON takes; `rows` are the images."""
-        return {"rows": self.images, **asdict(self)}
 
 
 def report_captions(captions: Mapping[int | str, str], references: Mapping[int | str, Sequence[str]]) -> CaptionReport:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from dual_distill import data
-from dual_distill.data import PlannedShard, Prepared, ShapedBatches
+from dual_distill.data import PlannedShard, Prepared
 from dual_distill.modeling import ContrastiveDualEncoder, DualDistillProcessor, DualEncoderConfig
 
 from .feature_store import (
@@ -192,10 +192,7 @@ def encode_in_order(model: PreTrainedModel, inputs: Iterable[Tensor], batch_size
         return stored_vectors(model, tower_output(model, batch).pooler_output)
 
     # Inputs of one shape share a pass; results come back under their index.
-    batches = ShapedBatches(run, batch_size)
-    for index, values in enumerate(inputs):
-        batches.add(index, Prepared(values))
-    found = batches.finish()
+    found = data.run_by_shape(run, enumerate(map(Prepared, inputs)), batch_size)
     return torch.stack([found[index] for index in range(len(found))])
 
 

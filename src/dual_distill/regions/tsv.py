@@ -16,6 +16,7 @@ where its lines begin, then read line by line, and every error names file and li
 
 import base64
 import binascii
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,15 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dual_distill.data import (
-    FilePath,
-    Fingerprint,
-    InputSource,
-    RegionSet,
-    described_fingerprint,
-    existing_file,
-    other_names,
-)
+from dual_distill.data import FilePath, InputSource, RegionSet, described_fingerprint, existing_file, other_names
 
 from .extraction import read_image
 from .store import SHARD_SIZE, RegionManifest, RegionStore, StoredImage, fill_store
@@ -132,12 +125,12 @@ class _TsvLines:
         self.path = existing_file(file)
         # Where a line begins, and its number from 1.
         self._lines: dict[str, tuple[int, int]] = {}
-        content, boxes = Fingerprint(), Fingerprint()
+        content, boxes = hashlib.sha256(), hashlib.sha256()
         offset = 0
         self._source = self.path.open("rb")
 
         for number, line in enumerate(self._source, start=1):
-            content.add(line)
+            content.update(line)
             identifier, tab, rest = line.partition(b"\t")
             name, where = identifier.decode("utf-8", "replace").strip(), f"{self.path}, line {number}"
             if tab and name in self._lines:
@@ -146,7 +139,7 @@ class _TsvLines:
             if tab:
                 self._lines[name] = offset, number
                 # Without the last column, which of the six or ten holds the features.
-                boxes.add(identifier, rest.rpartition(b"\t")[0] if rest.count(b"\t") in (4, 8) else b"")
+                boxes.update(identifier + (rest.rpartition(b"\t")[0] if rest.count(b"\t") in (4, 8) else b""))
             elif line.strip():
                 raise ValueError(f"{where}: there is no tab in it, which should part its columns.")
             offset += len(line)

@@ -6,7 +6,6 @@ YAML file, the command line and Python share their words. `resolve` finds out ev
 """
 
 import itertools
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +15,9 @@ from datasets import DatasetDict
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViltImageProcessorPil, ViTImageProcessorPil, set_seed
 
-from dual_distill.data import (
-    ImageTextStream,
-    RandAugment,
-    Task,
-    answer_coverage,
-    build_answer_vocabulary,
-    train_tokenizer,
-)
+from dual_distill.data import ImageTextStream, RandAugment, answer_coverage, train_tokenizer
 from dual_distill.hub_cards import DataOrigin, origin_of
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, FusionEncoderConfig, dual_config_from_fusion
-from dual_distill.sealed import locked
 from dual_distill.teachers import load_config, load_model, load_processor
 from dual_distill.trainer import (
     DistillationTrainer,
@@ -34,17 +25,14 @@ from dual_distill.trainer import (
     StoredTeacher,
     check_options,
     differing_fields,
-    note_preflight,
     open_teacher,
     reads_student_tokens,
 )
 
 from .arguments import DataArguments, ModelArguments
-from .continuation import find_checkpoint, processor_of_run, take_up_finished
-from .data import RunData, prepare_data
-from .duration import warn_if_long
+from .continuation import processor_of_run
+from .data import RunData, list_labels, prepare_data
 
-_logger = logging.getLogger(__name__)
 _SHORTEST_TEXT = 4
 _CHECKED_ROWS = 16
 _PIECE = 10_000
@@ -129,38 +117,6 @@ def make_run(
     return trainer
 
 
-def train(trainer: DistillationTrainer, resume: bool = False, overwrite: bool = False) -> dict[str, float]:
-    """Train, go on from the last checkpoint in the output folder if there is one, and save model and processor.
-
-    A run that is finished is not trained again: the trainer takes its weights.
-
-    Args:
-        trainer: of the run.
-        resume: whether a run of other settings in the folder is gone on with.
-        overwrite: whether a run in the folder is removed.
-
-    Returns:
-        The metrics that Trainer reports, with `train_runtime` in seconds.
-
-    Raises:
-        ValueError: the folder holds a run of other settings, or another process writes into it.
-    """
-    with locked(trainer.args.output_dir, writes=trainer.args.should_save):
-        checkpoint = find_checkpoint(trainer, resume, overwrite)
-        if checkpoint == trainer.args.output_dir:
-            return take_up_finished(trainer)
-        if trainer.is_world_process_zero():
-            warn_if_long(trainer)
-
-        if checkpoint is not None:
-            _logger.warning("resuming from %s", Path(checkpoint).name)
-        note_preflight(trainer, checkpoint)
-
-        metrics: dict[str, float] = trainer.train(resume_from_checkpoint=checkpoint).metrics
-        trainer.save_model()
-    return metrics
-
-
 def resolve(
     arguments: RunArguments, splits: Mapping[str, Any] | None = None, processor: DualDistillProcessor | None = None
 ) -> Resolved:
@@ -186,8 +142,7 @@ def resolve(
         elif saved:
             processor = load_processor(*saved)
         else:
-            texts = _tokenizer_texts(data, data_arguments.tokenizer_texts)
-            processor = build_processor(model_arguments, texts)
+            processor = build_processor(model_arguments, _tokenizer_texts(data, data_arguments.tokenizer_texts))
 
     config = _student_config(model_arguments, data, label_names, len(processor.tokenizer))
     if head.has_own_losses:
@@ -246,15 +201,6 @@ def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedMode
     if data.head.prepare is not None:
         data.head.prepare(model, resolved.processor.tokenizer)
     return model
-
-
-def list_labels(task: Task, rows: Any, fewest: int | None, labelled: PreTrainedConfig | None = None) -> list[str]:
-    """Return the labels of a checkpoint, or of a task, or those that stand at least so often in rows to train on."""
-    if labelled is not None:
-        return [labelled.id2label[index] for index in range(len(labelled.id2label))]
-    if task.label_names is not None:
-        return list(task.label_names)
-    return build_answer_vocabulary(rows, str(task.label_column), fewest or task.min_answer_count)
 
 
 def _new_head(arguments: ModelArguments, data: RunData, label_names: list[str]) -> dict[str, Any]:

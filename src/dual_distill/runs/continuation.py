@@ -13,9 +13,9 @@ from dual_distill import sealed
 from dual_distill.hub_cards import RunRecord, origin_of, read_run
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.teachers import load_config, load_model
-from dual_distill.trainer import DistillationTrainer, newest_whole
+from dual_distill.trainer import DistillationTrainer, newest_whole, note_preflight
 
-from .duration import count_steps
+from .duration import count_steps, warn_if_long
 
 _logger = logging.getLogger(__name__)
 # What may change on the way: how a run is watched and saved, and how its rows are loaded.
@@ -23,6 +23,38 @@ _FREE = re.compile(
     r"(log|logging|save|eval|per_device_eval|max_eval|torch_empty|dataloader_(num|persistent|prefetch))_.*"
     r"|do_.*|load_best_model_at_end|metric_for_best_model|greater_is_better|ignore_data_skip"
 )
+
+
+def train(trainer: DistillationTrainer, resume: bool = False, overwrite: bool = False) -> dict[str, float]:
+    """Train, go on from the last checkpoint in the output folder if there is one, and save model and processor.
+
+    A run that is finished is not trained again: the trainer takes its weights.
+
+    Args:
+        trainer: of the run.
+        resume: whether a run of other settings in the folder is gone on with.
+        overwrite: whether a run in the folder is removed.
+
+    Returns:
+        The metrics that Trainer reports, with `train_runtime` in seconds.
+
+    Raises:
+        ValueError: the folder holds a run of other settings, or another process writes into it.
+    """
+    with sealed.locked(trainer.args.output_dir, writes=trainer.args.should_save):
+        checkpoint = find_checkpoint(trainer, resume, overwrite)
+        if checkpoint == trainer.args.output_dir:
+            return take_up_finished(trainer)
+        if trainer.is_world_process_zero():
+            warn_if_long(trainer)
+
+        if checkpoint is not None:
+            _logger.warning("resuming from %s", Path(checkpoint).name)
+        note_preflight(trainer, checkpoint)
+
+        metrics: dict[str, float] = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        trainer.save_model()
+    return metrics
 
 
 def find_checkpoint(trainer: DistillationTrainer, resume: bool, overwrite: bool) -> str | None:

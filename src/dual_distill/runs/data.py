@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import PreTrainedConfig
 
 from dual_distill import data
 from dual_distill.regions import RegionStore
@@ -106,6 +107,15 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
     options |= {"head": head, "label_names": label_names, "min_answer_count": arguments.min_answer_count or 1}
     custom = data.load_custom_dataset(arguments.data, **options)
     return custom.task, custom.data
+
+
+def list_labels(task: data.Task, rows: Any, fewest: int | None, labelled: PreTrainedConfig | None = None) -> list[str]:
+    """Return the labels of a checkpoint, or of a task, or those that stand at least so often in rows to train on."""
+    if labelled is not None:
+        return [labelled.id2label[index] for index in range(len(labelled.id2label))]
+    if task.label_names is not None:
+        return list(task.label_names)
+    return data.build_answer_vocabulary(rows, str(task.label_column), fewest or task.min_answer_count)
 
 
 def splits_of(dataset: Any) -> Mapping[str, Any]:

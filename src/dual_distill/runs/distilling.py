@@ -12,7 +12,7 @@ from dual_distill.modeling import DualDistillProcessor
 from dual_distill.teachers import load_model, load_teacher
 from dual_distill.trainer import DistillationTrainingArguments, reads_student_tokens
 
-from .build import train
+from .continuation import train
 from .data import splits_of
 from .heads import head_of
 

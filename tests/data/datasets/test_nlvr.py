@@ -159,7 +159,7 @@ def test_the_repository_gives_what_parquet_gives(repository, folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": "maybe"}, "line 2, permutation 0: label is 'maybe', but expected is 'true' or 'false'"),
+        ({"label": "maybe"}, "line 2, permutation 0: label is 'maybe', but expected is false, true"),
         ({"directory": "x"}, "line 2, permutation 0: directory is 'x', but expected is a whole number"),
         ({"identifier": "7-7"}, "line 2, permutation 0: the image is missing: .* holds no 20/dev-7-7-0.png"),
     ],

@@ -98,7 +98,7 @@ BAD = [
         "identifier is 'train-10-0', but expected is split-set-pair",
     ),
     ({**GOOD, "identifier": "../train-1-0-0"}, "malformed identifier", "identifier is '../train-1-0-0'"),
-    ({**GOOD, "label": "true"}, "unknown label", "label is 'true', but expected is 'True' or 'False'"),
+    ({**GOOD, "label": "true"}, "unknown label", "label is 'true', but expected is True, False"),
     ({**GOOD, "sentence": ""}, "empty sentence", "sentence is empty ('')"),
     (
         {"identifier": "train-10-1-0", "label": "True"},

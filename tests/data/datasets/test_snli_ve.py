@@ -54,7 +54,7 @@ def test_the_labels_have_the_order_of_the_release():
     [
         (
             {"gold_label": "maybe"},
-            "unknown label",
+            "unknown gold_label",
             "gold_label is 'maybe', but expected is contradiction, entailment, neutral",
         ),
         ({"Flickr30K_ID": "1"}, "missing image", "the image is missing: .* holds no 1.jpg"),

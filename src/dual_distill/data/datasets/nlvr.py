@@ -99,13 +99,10 @@ def _permutations(file: Path) -> Records:
 
 
 def _repository_row(record: Any, split: str, images: ImageFolder) -> dict[str, Any]:
-    identifier, directory, label = (record.value(name, str) for name in ("identifier", "directory", "label"))
-    for name, fits, expected in (
-        ("label", label in ("true", "false"), "'true' or 'false'"),
-        ("directory", directory.isdecimal(), "a whole number"),
-    ):
-        if not fits:
-            raise InvalidRecordError(f"malformed {name}", f"{name} is {record[name]!r}, but expected is {expected}")
+    identifier, directory = (record.value(name, str) for name in ("identifier", "directory"))
+    label = record.choice("label", ("false", "true"))
+    if not directory.isdecimal():
+        raise InvalidRecordError("malformed directory", f"directory is {directory!r}, but expected is a whole number")
 
     image = images.find(f"{directory}/{split}-{identifier}-{record['permutation']}.png")
     known = {"sentence": record.text("sentence"), "directory": int(directory), "permutation": record["permutation"]}
@@ -161,10 +158,7 @@ def _photographs_row(record: Any, images: ImageFolder, ids: UniqueIds) -> dict[s
         message = f"identifier is {identifier!r}, but expected is split-set-pair-sentence"
         raise InvalidRecordError("malformed identifier", message)
 
-    label = str(record.get("label"))
-    if label not in ("True", "False"):
-        message = f"label is {record.get('label')!r}, but expected is 'True' or 'False'"
-        raise InvalidRecordError("unknown label", message)
+    label = Record(label=str(record.get("label"))).choice("label", ("True", "False"))
 
     text = record.text("sentence")
     split, image_set, pair, sentence = parts.groups()

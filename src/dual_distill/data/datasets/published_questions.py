@@ -88,21 +88,21 @@ def _gqa_row(record: Any, images: ImageFolder) -> dict[str, Any]:
     }
 
 
-def load_vqa_rad(
-    path: FilePath | None = None,
-    validation_share: float = 0.1,
-    seed: int = 0,
-    merge_spellings: bool = True,
-    **reading: Unpack[Reading],
-) -> DatasetDict:
+class _Reading(Reading, total=False):
+    """What is handed on to `load_custom_dataset`."""
+
+    validation_share: float
+    seed: int
+    merge_spellings: bool
+
+
+def load_vqa_rad(path: FilePath | None = None, **reading: Unpack[_Reading]) -> DatasetDict:
     """VQA-RAD as train, validation and test (the questions whose phrase_type begins with "test").
 
     Args:
         path: folder with the files of `VQA_RAD_LAYOUT`.
-        validation_share: share of train that becomes validation, whole images, see `load_custom_dataset`.
-        seed: which images those are.
-        merge_spellings: see `load_custom_dataset`.
-        **reading: `skip_bad` and `report`, see `Reading`.
+        **reading: also `validation_share`, the share of train that becomes validation, by whole images, `seed`, which
+            images those are, and `merge_spellings`, see `load_custom_dataset`; `skip_bad` and `report`, see `Reading`.
 
     Returns:
         Columns image (undecoded), question, answer (text, one spelling a class) and question_id (its qid, as text).
@@ -131,26 +131,16 @@ def load_vqa_rad(
             is_test = str(record.get("phrase_type")).startswith("test")
         splits["test" if isinstance(record, Record) and is_test else "train"].append((place, record))
     splits = {split: records for split, records in splits.items() if records}
-    told: Any = {"validation_share": validation_share, "seed": seed, "merge_spellings": merge_spellings}
-    return load_custom_dataset(splits, id_column="question_id", **told, **reading).data
+    return load_custom_dataset(splits, id_column="question_id", **reading).data
 
 
-def load_daquar(
-    path: FilePath | None = None,
-    validation_share: float = 0.1,
-    seed: int = 0,
-    merge_spellings: bool = True,
-    **reading: Unpack[Reading],
-) -> DatasetDict:
+def load_daquar(path: FilePath | None = None, **reading: Unpack[_Reading]) -> DatasetDict:
     """DAQUAR as train, validation and test; an answer of several words with commas is one class.
 
     Args:
         path: folder with the files of `DAQUAR_LAYOUT`; of the 37 classes, qa.37.raw.train.txt and so on, is read where
             it is the only one.
-        validation_share: share of train (of Parquet: of its images) that becomes validation, whole images.
-        seed: which images those are.
-        merge_spellings: see `load_custom_dataset`.
-        **reading: `skip_bad` and `report`, see `Reading`.
+        **reading: as in `load_vqa_rad`; of Parquet, `validation_share` is one of its images.
 
     Returns:
         Columns image (undecoded), question (without "in the image7"), answer.
@@ -170,11 +160,12 @@ def load_daquar(
     folder = official_folder(path, DAQUAR_LAYOUT).absolute()
     if (folder / "images.parquet").is_file():
         images = pq.read_table(folder / "images.parquet", columns=["split"])["split"].to_pylist().count("train")
-        return load_easy_vqa(folder, round(validation_share * images), seed, **reading)
+        share, seed = reading.get("validation_share", 0.1), reading.get("seed", 0)
+        kept: Any = {name: value for name, value in reading.items() if name in Reading.__annotations__}
+        return load_easy_vqa(folder, round(share * images), seed, **kept)
     kind = "894" if (folder / "qa.894.raw.train.txt").is_file() else "37"
     splits = {split: list(_daquar_records(folder, f"qa.{kind}.raw.{split}.txt")) for split in ("train", "test")}
-    told: Any = {"validation_share": validation_share, "seed": seed, "merge_spellings": merge_spellings}
-    return load_custom_dataset(splits, **told, **reading).data
+    return load_custom_dataset(splits, **reading).data
 
 
 def _daquar_records(folder: Path, name: str) -> Records:

@@ -282,7 +282,7 @@ class ImageTextLoader(DataLoader[Any]):
         self._batches = _Batches(stream, batch_size, collator, self._state)
         # Workers are seeded from a generator of their own, so that dropout draws the same whether they start or not.
         options |= {"num_workers": num_workers, "generator": torch.Generator().manual_seed(stream.seed)}
-        super().__init__(self._batches, batch_size=None, collate_fn=_unchanged, **options)
+        super().__init__(self._batches, batch_size=None, collate_fn=tuple, **options)
 
     @staticmethod
     def _start(num_workers: int) -> dict[str, Any]:
@@ -371,21 +371,11 @@ class _Batches(IterableDataset[Any]):
         yield None, worker, self.stream.state_dict()  # bad rows may have followed the last batch
 
 
-def _unchanged(made: Any) -> Any:
-    return made
-
-
 class ImageTextStreamCallback(TrainerCallback):
     """Saves the position of the stream with each checkpoint, goes on from it, and says what was passed over.
 
     A Trainer whose training data is no `ImageTextStream` is left alone.
-
-    Args:
-        checkpoint: the folder that is resumed from; None: `checkpoint-STEP` in the output folder.
     """
-
-    def __init__(self, checkpoint: str | os.PathLike[str] | None = None) -> None:
-        self.checkpoint = checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Go on from the checkpoint, if the run is a resumed one."""
@@ -394,7 +384,7 @@ class ImageTextStreamCallback(TrainerCallback):
         if not args.ignore_data_skip:
             raise ValueError("ignore_data_skip is False, but a stream is restored as it was; set it to True.")
         if state.global_step > 0:
-            train_dataloader.load_position(self.checkpoint or _checkpoint(args, state))
+            train_dataloader.load_position(_checkpoint(args, state))
 
     def on_save(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Write the position into the checkpoint that was just saved."""
