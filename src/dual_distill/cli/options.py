@@ -180,18 +180,18 @@ def choose_device(name: str) -> str:
     """
     import torch  # here, so that a parser can be built without it
 
-    has_cuda = torch.cuda.is_available()
-    if name == "auto" and has_cuda:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto" and not count:
+        return "cpu"
+    if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         print(f"on {name}, {torch.cuda.get_device_name(name)}; --device cpu for the CPU", file=sys.stderr)
-    if name == "auto":
-        return "cpu"
 
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise ValueError(f"--device is {name!r}; give auto, cpu, cuda or cuda:N.")
-    if kind == "cuda" and int(index or 0) >= (torch.cuda.device_count() if has_cuda else 0):
-        there = f"{torch.cuda.device_count()} CUDA devices" if has_cuda else "no CUDA device"
+    if kind == "cuda" and int(index or 0) >= count:
+        there = f"{count or 'no'} CUDA device{'s' * (count > 1)}"
         raise ValueError(f"--device is {name!r}, but torch sees {there} here; give --device cpu, or leave it out.")
     return name
 

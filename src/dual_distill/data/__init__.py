@@ -14,7 +14,7 @@ from .indexed_dataset import IndexedDataset, RowEpochCallback
 from .reading import ReadingReport
 from .records import FilePath, existing_file
 from .region_inputs import NUM_TAGS, RegionSet, distinct_tags, pad_regions, tag_texts
-from .sharded_table import PlannedShard, ShardedTable, tensor_column
+from .sharded_table import PlannedShard, ShardedTable, TableStore, tensor_column
 from .streaming.sources import ImageTextSource
 from .streaming.stream import ImageTextLoader, ImageTextStream, ImageTextStreamCallback, load_image_text_stream
 from .tasks import TASKS, Task, get_task, load_task

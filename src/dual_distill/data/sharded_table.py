@@ -334,6 +334,38 @@ class ShardedTable:
         return f"{str(file)!r} is missing or damaged ({error}); {way_out}."
 
 
+class TableStore:
+    """A finished table, read-only: what its subclasses share, which open `table` and say what its columns mean."""
+
+    path: str
+    table: ShardedTable
+
+    def __len__(self) -> int:
+        return self.table.starts[-1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Mapped files do not travel to other processes, which open the store again.
+        return type(self), (self.path,)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str | int) and self.table.find(str(key)) is not None
+
+    def ids(self, indices: Sequence[int] | None = None) -> list[str]:
+        """Return the ids at some indices, or all of them, in the order in which they were given.
+
+        Args:
+            indices: from 0; they may repeat.
+        """
+        if indices is not None:
+            return [self.table.rows(number)["id"][inside].as_py() for number, inside in map(self.table.locate, indices)]
+        shards = range(len(self.table.starts) - 1)
+        return [identifier for number in shards for identifier in self.table.rows(number)["id"].to_pylist()]
+
+    def unreadable(self) -> dict[str, str]:
+        """Return id -> problem of what was to be stored and could not be read."""
+        return self.table.unreadable()
+
+
 def tensor_column(tensor: torch.Tensor, lengths: Sequence[int] | None = None) -> pa.Array:
     """Return the rows of a `(rows, width)` tensor on the CPU as a column of `ShardedTable.vectors`.
 

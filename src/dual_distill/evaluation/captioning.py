@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import regex
 from datasets import Features, Value
@@ -138,14 +138,6 @@ def _check_corpus(num_images: int) -> None:
         raise ValueError(f"CIDEr weighs words by how few of the images have them, but {found}.")
 
 
-class _Weighted(NamedTuple):
-    """The n-grams of a caption by weight, the norm of the weights of each n, and the length."""
-
-    weights: dict[tuple[str, ...], float]
-    norms: list[float]
-    length: int
-
-
 class CiderReward:
     """CIDEr-D of single captions, with words weighed by a fixed corpus: the reward of self-critical training.
 
@@ -168,7 +160,7 @@ class CiderReward:
         number = 0
         for row in references:
             number += 1
-            self._documents.update({ngram for caption in row for ngram in _ngrams(caption)})
+            self._documents.update({ngram for caption in row for counts in _ngrams(caption) for ngram in counts})
         _check_corpus(number)
         self._log_images = math.log(number)
 
@@ -182,38 +174,32 @@ class CiderReward:
         weighted = self._weigh(caption)
         return _SCALE * sum(_similarity(weighted, self._weigh(one)) for one in references) / len(references)
 
-    def _weigh(self, caption: str) -> _Weighted:
-        ngrams = _ngrams(caption)
-        weights = {
-            ngram: count * (self._log_images - math.log(max(1, self._documents[ngram])))
-            for ngram, count in ngrams.items()
-        }
-
-        squares = [0.0] * _LONGEST
-        for ngram, weight in weights.items():
-            squares[len(ngram) - 1] += weight * weight
+    def _weigh(self, caption: str) -> tuple[list[dict[Any, float]], int]:
+        """The n-grams of a caption by weight, for each n, and its length."""
+        ngrams, rarest = _ngrams(caption), self._log_images
+        weights = [
+            {one: counts[one] * (rarest - math.log(max(1, self._documents[one]))) for one in counts}
+            for counts in ngrams
+        ]
         # The official code takes the number of pairs of words for the length.
-        length = sum(count for ngram, count in ngrams.items() if len(ngram) == 2)
-        return _Weighted(weights, [math.sqrt(square) for square in squares], length)
+        return weights, ngrams[1].total()
 
 
-def _similarity(one: _Weighted, reference: _Weighted) -> float:
-    shared = [0.0] * _LONGEST
-    for ngram, weight in one.weights.items():
-        other = reference.weights.get(ngram, 0.0)
+def _similarity(caption: tuple[list[dict[Any, float]], int], reference: tuple[list[dict[Any, float]], int]) -> float:
+    total = 0.0
+    for ours, theirs in zip(caption[0], reference[0], strict=True):
+        norm, their_norm = (math.sqrt(sum(weight * weight for weight in each.values())) for each in (ours, theirs))
         # A word that is said again and again is paid as often as the reference has it.
-        shared[len(ngram) - 1] += min(weight, other) * other
-
-    norms = [mine * theirs for mine, theirs in zip(one.norms, reference.norms, strict=True)]
-    total = sum(product / norm for product, norm in zip(shared, norms, strict=True) if norm)
-    return total / _LONGEST * math.exp(-((one.length - reference.length) ** 2) / (2 * _SIGMA**2))
+        shared = sum(min(weight, theirs[ngram]) * theirs[ngram] for ngram, weight in ours.items() if ngram in theirs)
+        total += shared / (norm * their_norm) if norm * their_norm else 0.0
+    return total / _LONGEST * math.exp(-((caption[1] - reference[1]) ** 2) / (2 * _SIGMA**2))
 
 
-def _ngrams(caption: str) -> Counter[tuple[str, ...]]:
+def _ngrams(caption: str) -> list[Counter[tuple[str, ...]]]:
+    """How often a caption has each n-gram, for each n."""
     words = caption_words(caption)
-    return Counter(
-        tuple(words[start : start + size]) for size in range(1, _LONGEST + 1) for start in range(len(words) - size + 1)
-    )
+    sizes = range(1, _LONGEST + 1)
+    return [Counter(zip(*(words[start:] for start in range(size)), strict=False)) for size in sizes]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedConfig
 
-from dual_distill.data import ShardedTable, tensor_column
+from dual_distill.data import ShardedTable, TableStore, tensor_column
 
 from .model_identity import check_same_model
 
@@ -118,7 +118,7 @@ class FeatureTable(ShardedTable):
         self.check_settings({"processor": manifest.processor}, {"processor": processor})
 
 
-class FeatureStore:
+class FeatureStore(TableStore):
     """The vectors that `encode_images` or `encode_texts` wrote; read-only.
 
     Rows are in the order of the plans: as they were given, later additions behind. A store of millions opens in a
@@ -138,13 +138,12 @@ class FeatureStore:
         FileNotFoundError: There is no feature store 'no/such/store'; `dual-distill encode` makes one.
     """
 
+    table: FeatureTable
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(path)
         self.table = FeatureTable(path)
         self.manifest = FeatureManifest(**self.table.open())
-
-    def __len__(self) -> int:
-        return self.table.starts[-1]
 
     def __repr__(self) -> str:
         manifest = self.manifest
@@ -222,17 +221,6 @@ class FeatureStore:
         real = {"image_token_mask": mask[:, 1 :: 2 * layers]}
         return {"image_pooler_output": vectors[:, 0], "image_token_states": states[:, None]} | real
 
-    def ids(self, indices: Sequence[int] | None = None) -> list[str]:
-        """Return the ids at some indices, or all of them.
-
-        Raises:
-            IndexError: there is no such row.
-        """
-        if indices is not None:
-            return [self.table.rows(number)["id"][inside].as_py() for number, inside in map(self.table.locate, indices)]
-        shards = range(len(self.table.starts) - 1)
-        return [identifier for number in shards for identifier in self.table.rows(number)["id"].to_pylist()]
-
     def indices(self, ids: Sequence[str]) -> list[int]:
         """Return the indices of some ids; the first look for an id runs through the ids of the store.
 
@@ -249,15 +237,8 @@ class FeatureStore:
             raise ValueError(f"The store {self.path!r} {lacks}. Its ids are like {known}; encode the missing first.")
         return [index for identifier in ids if (index := found[identifier]) is not None]
 
-    def __contains__(self, identifier: object) -> bool:
-        return isinstance(identifier, str) and self.table.find(identifier) is not None
-
     def __getitem__(self, identifier: str) -> torch.Tensor:
         return self.read(self.indices([identifier]))[0]
-
-    def unreadable(self) -> dict[str, str]:
-        """Return id -> problem of what was to be encoded and could not be read."""
-        return self.table.unreadable()
 
     def _checked_name(self, name: str | None) -> str:
         names = [self.manifest.vectors, *([PROJECTED] if self.manifest.projected else [])]

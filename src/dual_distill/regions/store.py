@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from dual_distill import data
-from dual_distill.data import PlannedShard, RegionSet, ShardedTable, fingerprint
+from dual_distill.data import PlannedShard, RegionSet, ShardedTable, TableStore, fingerprint
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 SHARD_SIZE = 256
@@ -138,8 +138,7 @@ class RegionTable(ShardedTable):
 
         # What was begun with something else is not continued.
         self.check_settings(self.begin(asdict(manifest)), asdict(manifest))
-        shards = self.plan(ids, manifest.shard_size, is_readable)
-        return [shard for shard in shards if not self.is_done(shard.number)]
+        return [shard for shard in self.plan(ids, manifest.shard_size, is_readable) if not self.is_done(shard.number)]
 
     def write_images(
         self, number: int, images: Sequence[StoredImage], manifest: RegionManifest, unreadable: Mapping[str, str]
@@ -189,7 +188,7 @@ def fill_store(
     return added
 
 
-class RegionStore:
+class RegionStore(TableStore):
     """The regions that `dual-distill regions`, `read_region_tsv` or `fill_store` wrote; read-only.
 
     Opening reads ids' number alone, never features; files are memory-mapped, so a store of a hundred gigabytes opens at
@@ -221,28 +220,9 @@ class RegionStore:
         self.feature_size = self.manifest.feature_size
         self._bounds: dict[int, npt.NDArray[np.int64]] = {}
 
-    def __len__(self) -> int:
-        return self.table.starts[-1]
-
     def __repr__(self) -> str:
         known = f"{len(self):,} images, features {self.feature_size} wide, boxes by {self.boxes_id}"
         return f"RegionStore({self.path!r}, {known})"
-
-    def __reduce__(self) -> tuple[type["RegionStore"], tuple[str]]:
-        # Mapped files do not travel to other processes, which open the store again.
-        return type(self), (self.path,)
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str | int) and self.table.find(str(key)) is not None
-
-    def ids(self) -> list[str]:
-        """Return the ids of all images, in the order in which they were given."""
-        tables = map(self.table.rows, range(len(self.table.starts) - 1))
-        return [identifier for rows in tables for identifier in rows["id"].to_pylist()]
-
-    def unreadable(self) -> dict[str, str]:
-        """Return id -> problem of images that were to be described and could not be read."""
-        return self.table.unreadable()
 
     def find(self, key: str | int) -> RegionSet:
         """Return the regions of an image.

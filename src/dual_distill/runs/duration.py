@@ -51,8 +51,7 @@ def estimate_seconds(
     """
     # The backward pass costs two forward passes; a teacher has none.
     work = 3 * _forward_work(student) + (0 if teacher is None else _forward_work(teacher))
-    width = student.config.hidden_size
-    return _OVERHEAD * rows / arguments.world_size * work / _speed(width, arguments)
+    return _OVERHEAD * rows / arguments.world_size * work / _speed(student.config.hidden_size, arguments)
 
 
 def warn_if_long(trainer: DistillationTrainer) -> None:

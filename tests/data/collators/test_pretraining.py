@@ -136,7 +136,7 @@ def test_each_error_by_its_message(processor, rows):
         PreTrainingCollator(processor, TASKS["nlvr2"])
     with pytest.raises(ValueError, match="A batch needs at least one row"):
         make(processor)([])
-    with pytest.raises(ValueError, match=r"Row x\.tar: 7: the text in column 'caption' is '  ', but a text has words"):
+    with pytest.raises(ValueError, match=r"Row x\.tar: 7: caption is empty \('  '\), but a row needs a text"):
         make(processor)([{**rows[0], "caption": "  ", "__index__": "x.tar: 7"}])
     with pytest.raises(ValueError, match=r"Row 0 of its batch \(image_id 3\) has no column 'image'"):
         make(processor)([{name: value for name, value in rows[0].items() if name != "image"}])

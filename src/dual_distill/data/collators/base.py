@@ -18,7 +18,7 @@ from torch import Tensor
 from dual_distill.data.fingerprint import fingerprint
 from dual_distill.data.images import MAX_PIXELS, decode_image, image_source, resize_image
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
-from dual_distill.data.records import MAX_CHARACTERS
+from dual_distill.data.records import InvalidRecordError, Record
 from dual_distill.data.region_inputs import MAX_REGIONS, NUM_TAGS, RegionInputs, RegionLookup, tag_texts
 from dual_distill.data.tasks import Task
 from dual_distill.data.text_spans import text_spans
@@ -122,12 +122,10 @@ class ImageTextCollator:
         """Tokenize the texts and prepare the images of rows that `read_rows` returned."""
         column, tokenizer = self.task.text_column, self.processor.tokenizer
         for row in rows:
-            if not isinstance(row[column], str) or not row[column].strip():
-                found = f"the text in column {column!r} is {row[column]!r}"
-                raise ValueError(f"Row {row[ROW_NAME]}: {found}, but a text has words; drop the row.")
-            if (length := len(row[column])) > MAX_CHARACTERS:
-                found = f"the text in column {column!r} has {length:,} characters, more than {MAX_CHARACTERS:,}"
-                raise ValueError(f"Row {row[ROW_NAME]}: {found}; cut it, or drop the row.")
+            try:
+                Record(row).text(column)
+            except InvalidRecordError as problem:
+                raise ValueError(f"Row {row[ROW_NAME]}: {problem}; drop the row.") from problem
 
         max_length, texts = self.max_text_length, [row[column] for row in rows]
         if max_length is None and tokenizer.model_max_length < _NO_LIMIT:
