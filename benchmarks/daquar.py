@@ -8,9 +8,10 @@ of DAQUAR; the step that is best on validation is kept, and also asked about ima
 training rows is written once, as `dual-distill teach` does. Small dual encoders, with our towers and with a random BERT
 and ViT, a tokenizer of their own (1,000 word pieces) and a grid four times as fine (6 x 8), are then trained for equal
 steps: on hard labels, on the teacher's soft labels, and on those and its attention, carried over characters and boxes.
-Training is in bfloat16 mixed precision. DAQUAR (Malinowski and Fritz, NIPS 2014) is read from two Parquet files,
-`images` (image_id, image, split) and `questions` (image_id, question, answer, split). What is finished in RUNS_DIR is
-read, not made again. `--tiny` tries the script out and records nothing.
+The teacher trains in bfloat16 mixed precision, students in float32.
+DAQUAR (Malinowski and Fritz, NIPS 2014) is read from two Parquet files, `images` (image_id, image, split) and
+`questions` (image_id, question, answer, split). What is finished in RUNS_DIR is read, not made again. `--tiny` tries
+the script out and records nothing.
 """
 
 import argparse
@@ -95,7 +96,6 @@ def arguments(folder: str, steps: int, rate: float, seed: int, **fields: Any) ->
         learning_rate=rate,
         seed=seed,
         logging_steps=50,
-        bf16=True,
         use_cpu=not torch.cuda.is_available(),
         **({"save_strategy": "no"} | fields),
     )
@@ -126,7 +126,7 @@ def teach(
     often = max(1, options.teacher_steps // 10)
     best = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": often, "save_steps": often}
     best |= {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
-    best |= {"save_only_model": True, "save_total_limit": 1}
+    best |= {"save_only_model": True, "save_total_limit": 1, "bf16": True}
     trainer = DistillationTrainer(
         started.model, arguments(str(options.runs_dir), options.teacher_steps, 1e-4, 0, **best), **told
     )
@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--teacher-steps", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--towers", nargs="+", choices=TOWERS, default=list(TOWERS), help="students (default: all)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/daquar"))
     parser.add_argument("--rows", type=int, help="most rows of each split (default: all)")
     parser.add_argument("--tiny", action="store_true")
@@ -214,18 +215,18 @@ def main() -> None:
     tokenizer = train_tokenizer(texts, 1000, 32)
     of_student = DualDistillProcessor(images, tokenizer)
     # As many heads as the teacher's, which are compared one to one.
-    shape = {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 12, "intermediate_size": 768}
+    shape = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 12, "intermediate_size": 384}
     fusion = FusionEncoderConfig(patch_size=16, vocab_size=len(tokenizer), **pixels, **shape, **labels)
     vit = {"model_type": "vit", "image_size": list(SIZE.values()), "patch_size": 16, **shape}
     bert = {"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 32, **shape}
     configs = (dual_config_from_fusion(fusion), DualEncoderConfig(text_config=bert, vision_config=vit, **labels))
     for seed in options.seeds:
         for towers, config in zip(TOWERS, configs, strict=True):
-            for name, weights in VARIANTS.items():
+            for name, weights in VARIANTS.items() if towers in options.towers else ():
                 found = partial(learn, options, data, answers, of_student, config, seed, weights, views)
                 called = f"{towers}, {name}"
                 results.setdefault(called, {})[f"seed {seed}"] = finished(folder, f"{called}, seed {seed}", found)
-    if not options.tiny:
+    if not options.tiny and options.towers == list(TOWERS):
         write("daquar", results, source)
 
 

@@ -29,7 +29,7 @@ _SMALLEST, _LARGEST = 144, 480
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add model, text, image, and how they are drawn."""
-    add_options(parser, "model")
+    option(parser, "model", "MODEL", "checkpoint folder or Hub repository of any model that can teach")
     parser.add_argument("text", help="what is said or asked about the image")
     option(parser, "--image", "PATH_OR_URL", "image to look at", required=True)
     option(parser, "--out", "PATH", "picture to write; its numbers go beside it as JSON (default: %(default)s)")

@@ -44,7 +44,9 @@ class ModelArguments:
     text_tower: str | None = _option(None, "Student of two models that AutoModel loads: the text model.")
     vision_tower: str | None = _option(None, "The image model beside it, such as SigLIP 2 or DINOv3.")
     new_head: bool = _option(False, "Newly initialize the head; init_from gives the body: pre-training, another task.")
-    teacher: str | None = _option(None, "Checkpoint of the frozen teacher: ours, or a ViLT. Default: hard labels only.")
+    teacher: str | None = _option(
+        None, "Frozen teacher: a checkpoint of any family, or a store of `teach`. Default: hard labels."
+    )
     teacher_revision: str | None = _option(None, "Branch, tag or commit of teacher on the Hub.")
     text_layers: list[int] | None = _option(None, "Layers that the text tower takes from init_from. Default: all.")
     vision_layers: list[int] | None = _option(None, "The same of the image tower. Default: all.")

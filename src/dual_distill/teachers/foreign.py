@@ -90,7 +90,7 @@ def run_recorded(
 def check_no_answers(model: Any, answers: Answers) -> None:
     """Refuse answers of a student where the teacher says nothing about any."""
     if answers is not None:
-        way_out = "set soft_label_weight to 0, or give a teacher that answers"
+        way_out = "set soft_label_weight to 0 (in teach: --no-answers), or give a teacher that answers"
         raise ValueError(f"{type(model).__name__} says nothing about answers; {way_out}.")
 
 
