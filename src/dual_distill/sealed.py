@@ -47,12 +47,7 @@ def write_file(file: Path, content: Sequence[Any] | str, exclusive: bool = False
     Returns:
         False where another process was faster with a file that is to be kept.
     """
-    for leftover in file.parent.glob(f".{file.name}.*"):
-        with suppress(OSError), leftover.open("r+b") as stream:
-            # Fails while its writer lives, which holds this lock.
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink(missing_ok=True)
-
+    remove_leftovers(file.parent, file.name)
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
     with temporary.open("xb") as stream:
         with suppress(OSError):  # a file system without locks: then nothing is taken for a leftover either
@@ -74,6 +69,15 @@ def write_file(file: Path, content: Sequence[Any] | str, exclusive: bool = False
             temporary.unlink(missing_ok=True)
     _sync(file.parent)
     return True
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove the hidden files of writers of `name` that were killed."""
+    for leftover in folder.glob(f".{name}." + 12 * "[0-9a-f]"):
+        with suppress(OSError), leftover.open("r+b") as stream:
+            # Fails while its writer lives, which holds this lock.
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink(missing_ok=True)
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:

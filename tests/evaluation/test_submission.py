@@ -23,6 +23,12 @@ def test_gqas_server_has_other_words_and_ids_that_are_strings(tmp_path):
         write_submission(path, [5], ["yes"], keys)
 
 
+def test_nlvrs_script_reads_lines_of_two_fields(tmp_path):
+    path, keys = tmp_path / "results.csv", ("identifier", "prediction")
+    write_submission(path, ["dev-850-0-0", "dev-850-1-0"], ["True", "False"], keys)
+    assert path.read_text() == "dev-850-0-0,True\ndev-850-1-0,False\n"
+
+
 @pytest.mark.parametrize(
     ("question_ids", "answers", "message"),
     [

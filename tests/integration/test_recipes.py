@@ -239,17 +239,27 @@ def test_vqa_is_evaluated_by_the_official_score_and_a_submission_is_written(
     )
 
 
-@pytest.mark.parametrize(("task", "rows"), [("nlvr2", 6), ("snli_ve", 9)])
+@pytest.mark.parametrize(("task", "rows"), [("nlvr", 6), ("nlvr2", 6), ("snli_ve", 9)])
 def test_classes_are_evaluated(
-    task: str, rows: int, trained: Callable, files: Callable, dual_distill: Callable
+    task: str, rows: int, trained: Callable, files: Callable, dual_distill: Callable, tmp_path: Path
 ) -> None:
     folder, _ = trained(f"{task}/distilled")
-    printed = dual_distill("evaluate", folder, "--task", task, "--data", files(task), "--json", "--device", "cpu")
+    words = ["evaluate", folder, "--task", task, "--data", files(task), "--json", "--device", "cpu"]
+    words += ["--data-options", json.dumps(HELD_OUT.get(task, {}))]
+    if is_nlvr := task.startswith("nlvr"):
+        words += ["--submission", tmp_path / "sent.csv", "--predictions", tmp_path / "rows.jsonl"]
+    printed = dual_distill(*words)
     assert printed.code == 0, printed.err
+    if is_nlvr:
+        given = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+        ids = [f"test-{row['identifier']}-{row['permutation']}.png" for row in given] if task == "nlvr" else None
+        sent = [line.split(",") for line in (tmp_path / "sent.csv").read_text().splitlines()]
+        assert [row[0] for row in sent] == (ids or [row["identifier"] for row in given])
+        assert [row[1] for row in sent] == [row["prediction"] for row in given]
     report = json.loads(printed.out)
     assert report["rows"] == rows
     assert 0 <= report["accuracy"] <= 1
-    if task == "nlvr2":
+    if is_nlvr:
         assert 0 <= report["consistency"] <= report["accuracy"]
     else:
         assert set(report["accuracy_by_group"]) == {"contradiction", "entailment", "neutral"}

@@ -328,7 +328,8 @@ def test_captions_are_written_scored_and_sent_in(
     ]
     pictures = sorted((photos / "coco" / "val2014").glob("*.jpg"))[-4:]
     for beams in ("1", "5"):
-        printed = dual_distill(*words, "--num-beams", beams, "--submission", tmp_path / "captions.json")
+        files = ["--submission", tmp_path / "captions.json", "--predictions", tmp_path / "rows.jsonl"]
+        printed = dual_distill(*words, "--num-beams", beams, *files)
         assert printed.code == 0, printed.err
         report = json.loads(printed.out)
         assert (report["images"], report["captions"]) == (4, 8)
@@ -336,6 +337,9 @@ def test_captions_are_written_scored_and_sent_in(
         assert 0 <= report["bleu_4"] <= 1
         sent = json.loads((tmp_path / "captions.json").read_text())
         assert [row["image_id"] for row in sent] == [512, 513, 514, 515]
+        lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+        assert [{"image_id": row["image_id"], "caption": row["prediction"]} for row in lines] == sent
+        assert [len(row["references"]) for row in lines] == [2, 2, 2, 2]
         asked = [
             "predict",
             folder,

@@ -196,14 +196,19 @@ def test_a_fusion_encoder_has_no_contrastive_term(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pretraining", "retrieval"])
-@pytest.mark.parametrize("way", [[], ["fsdp2"]], ids=["ddp", "fsdp2"])
-def test_two_processes_equal_one(way, kind, tmp_path):
-    """Two epochs of 24 rows, batches of 8, all terms of distillation: weights and every logged term."""
+@pytest.mark.parametrize(
+    ("way", "eval_rows"), [([], 16), (["fsdp2"], 16), ([], 13), ([], 11)], ids=["ddp", "fsdp2", "uneven", "few"]
+)
+def test_two_processes_equal_one(way, eval_rows, kind, tmp_path):
+    """Two epochs of 24 rows, batches of 8, all terms of distillation: weights and every logged term.
+
+    13 rows: the last batch of two processes is filled up with rows that do not count; 11: one has none of its own.
+    """
     runs = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
-        command = [sys.executable, str(SCRIPT), str(folder), str(8 // processes), kind]
+        command = [sys.executable, str(SCRIPT), str(folder), str(8 // processes), kind, str(eval_rows)]
         if processes > 1:
             command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
             command += way

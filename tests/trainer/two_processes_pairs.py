@@ -1,6 +1,6 @@
 """A run of tiny models on pairs, alone or under torchrun; `test_pretraining_trainer.py` starts it.
 
-torchrun --nproc_per_node 2 two_processes_pairs.py OUTPUT ROWS_A_PROCESS pretraining|retrieval [fsdp2]
+torchrun --nproc_per_node 2 two_processes_pairs.py OUTPUT ROWS_A_PROCESS pretraining|retrieval EVALUATION_ROWS [fsdp2]
 """
 
 import json
@@ -65,7 +65,7 @@ def main() -> None:
         **({"ranking_negatives": 3} if kind == "retrieval" else {}),
         **backend,
     )
-    sharded = sys.argv[4:] == ["fsdp2"]
+    sharded = sys.argv[5:] == ["fsdp2"]
     if sharded:
         assert arguments.device.type == "cpu"  # asking for it starts the process group
         cut_into_shards()
@@ -79,7 +79,7 @@ def main() -> None:
         arguments,
         teacher=teacher,
         train_dataset=pair_rows(24),
-        eval_dataset=pair_rows(16),
+        eval_dataset=pair_rows(int(sys.argv[4])),
         data_collator=collator,
     )
     assert trainer.is_fsdp_enabled == sharded

@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "--predictions", "PATH", "also write each row, its predictions and whether it is right (JSON lines)")
     add_options(parser, "--top-k")
     parser.set_defaults(top_k=5)
-    option(parser, "--submission", "PATH", "also write the file that the server takes (VQA v2, GQA, COCO's captions)")
+    option(
+        parser, "--submission", "PATH", "also write the file that the server takes (VQA v2, GQA, NLVR, COCO's captions)"
+    )
     option(parser, "--output-dir", "PATH", f"also write the results to {EVALUATION} in this folder")
 
     group = parser.add_argument_group("images with captions (coco_retrieval)")
@@ -157,8 +159,10 @@ def _load_rows(options: argparse.Namespace) -> tuple[Task, Any, Any]:
 def _evaluate_answers(options: argparse.Namespace, task: Task, data: Any, rows: Any) -> dict[str, Any]:
     """Answer the rows, and hold the answers against their labels; no report where they have none."""
     # What cannot be answered or written is said before minutes of answering.
-    if options.submission and "question_id" not in rows.column_names:
-        raise ValueError(f"--submission needs a column question_id, but split {options.split!r} has none.")
+    keys = task.submission_keys or ("question_id", "answer")
+    id_column = keys[0] if keys[0] in rows.column_names else "question_id"
+    if options.submission and id_column not in rows.column_names:
+        raise ValueError(f"--submission needs a column {id_column}, but split {options.split!r} has none.")
     has_labels = task.label_column in rows.column_names and rows[0][task.label_column] is not None
     if not has_labels and not options.submission and not options.predictions:
         way_out = "give --submission PATH or --predictions PATH"
@@ -173,8 +177,12 @@ def _evaluate_answers(options: argparse.Namespace, task: Task, data: Any, rows: 
     answers = [best[0]["answer"] for best in ranked]
 
     if options.submission:
-        keys = task.submission_keys or ("question_id", "answer")
-        write_submission(options.submission, list(rows["question_id"]), answers, keys)
+        ids = list(rows[id_column])
+        if "permutation" in rows.column_names:  # NLVR's script knows the files of its images
+            files = zip(ids, rows["permutation"], strict=True)
+            split = {"validation": "train"}.get(options.split, options.split)
+            ids = [f"{split}-{identifier}-{number}.png" for identifier, number in files]
+        write_submission(options.submission, ids, answers, keys)
     if options.predictions:
         _write_lines(options.predictions, trainer.prediction_records(ranked, rows, task, options.edition))
     if not has_labels:

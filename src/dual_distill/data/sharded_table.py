@@ -29,7 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from dual_distill.sealed import write_file
+from dual_distill.sealed import remove_leftovers, write_file
 
 from .fingerprint import fingerprint
 from .images import other_names
@@ -106,6 +106,8 @@ class ShardedTable:
             ValueError: the folder holds other things.
         """
         if (found := self.read_manifest()) is not None:
+            # Files that are there are not written again, with which those of killed writers would go.
+            remove_leftovers(self.path)
             return found
 
         names = [self.path.name] if self.path.is_file() else [file.name for file in self.path.glob("*")]

@@ -1,4 +1,4 @@
-"""Files that evaluation servers take: answers for EvalAI's VQA challenge, captions in COCO's results format."""
+"""Files that evaluation servers take: EvalAI's VQA challenge, GQA, NLVR's and NLVR2's script, COCO's captions."""
 
 import json
 import os
@@ -16,7 +16,7 @@ def write_submission(
     answers: Sequence[str],
     keys: tuple[str, str] = ("question_id", "answer"),
 ) -> None:
-    """Write `[{"question_id": ..., "answer": ...}, ...]`, in the order given; an old file is replaced.
+    """Write `[{"question_id": ..., "answer": ...}, ...]`, in the order given, or NLVR's CSV; an old file is replaced.
 
     Everything is checked first: a refused submission leaves no file behind.
 
@@ -24,14 +24,15 @@ def write_submission(
         path: where to write; the challenge asks for `.json`. Folders are made.
         question_ids: ids of the questions file, each once.
         answers: one answer a question; the server normalises them.
-        keys: what the server calls the two; GQA's ("questionId", "prediction"), whose ids are strings.
+        keys: what the server calls the two; GQA's ("questionId", "prediction"), whose ids are strings; NLVR's
+            ("identifier", "prediction") are lines of two fields without a header.
 
     Raises:
-        ValueError: the lengths differ, nothing was given, an id is no integer (for GQA: no string) or occurs twice, or
-            an answer is no string.
+        ValueError: the lengths differ, nothing was given, an id is no integer (for GQA and NLVR: no string) or occurs
+            twice, or an answer is no string.
 
     References:
-        visualqa.org/evaluation.html, results format.
+        visualqa.org/evaluation.html, results format; github.com/lil-lab/nlvr, nlvr2/eval/metrics.py.
 
     Example:
         >>> write_submission("results.json", [7, 7], ["yes", "no"])
@@ -81,7 +82,10 @@ def _write_results(path: Any, ids: Sequence[int | str], texts: Sequence[str], ke
             twice = f"{what.capitalize()} {identifier} occurs in rows {first} and {second}"
             raise ValueError(f"{twice}, but the results format has one {text_name} for each {what}.")
 
-    rows = [dict(zip(keys, row, strict=True)) for row in zip(ids, texts, strict=True)]
+    pairs = list(zip(ids, texts, strict=True))
+    content = json.dumps([dict(zip(keys, pair, strict=True)) for pair in pairs], ensure_ascii=False) + "\n"
+    if keys[0] == "identifier":
+        content = "".join(f"{identifier},{text}\n" for identifier, text in pairs)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, json.dumps(rows, ensure_ascii=False) + "\n")
+    write_file(path, content)

@@ -6,11 +6,12 @@ Unusual here:
 * A short last micro-batch of an epoch counts for the rows that it has, so that six rows at once and as four and two
   give the same update.
 * The last batch of an evaluation in several processes is filled up with rows that were seen before: they do not count.
+  Where rows are compared, every process computes that whole batch without them, as one alone would.
 """
 
-import logging
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -18,9 +19,9 @@ from torch import nn
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput
 
-from .recording import RecordingTrainer
+from dual_distill.modeling import gather_rows
 
-logger = logging.getLogger(__name__)
+from .recording import RecordingTrainer
 
 Batch = Mapping[str, torch.Tensor]
 Losses = tuple[Batch, dict[str, torch.Tensor]]
@@ -83,21 +84,23 @@ class RowMeansTrainer(RecordingTrainer):
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Predict as `Trainer` does, without the rows that fill the last batch of several processes up."""
         rows, state = find_batch_size(inputs), self.accelerator.gradient_state
-        real = rows
-        if state.end_of_dataloader and state.remainder > 0:
-            real = min(max(state.remainder - self.args.process_index * rows, 0), rows)
-        if real < rows and self.compares_rows:
-            repeated = f"the last batch of this evaluation holds {rows - real} rows again to fill it up"
-            logger.warning("%s: terms that compare the rows of a batch count them.", repeated)
-        if real == rows or self.compares_rows:
+        left, first = (state.remainder if state.end_of_dataloader else 0), self.args.process_index * rows
+        if not 0 < left < rows * self.args.world_size:
             return super().prediction_step(model, inputs, *args, **kwargs)
 
         # A process without real rows computes one that counts nothing; what is gathered has the size of all others.
-        self._has_real_rows = real > 0
-        own = {name: value[: max(real, 1)] for name, value in inputs.items()}
-        loss, *outputs = super().prediction_step(model, own, *args, **kwargs)
+        if self.compares_rows:
+            self._has_real_rows = first == 0
+            own = {name: _of_all(name, value)[:left] for name, value in inputs.items()}
+            with _alone():
+                loss, *outputs = super().prediction_step(model, own, *args, **kwargs)
+        else:
+            self._has_real_rows = left > first
+            own = {name: value[: max(left - first, 1)] for name, value in inputs.items()}
+            loss, *outputs = super().prediction_step(model, own, *args, **kwargs)
+            first = 0
         self._has_real_rows = True
-        return loss, *(_filled(output, rows) for output in outputs)
+        return loss, *(_filled(output, first, rows) for output in outputs)
 
     def _take_terms(self) -> dict[str, float]:
         """Return the mean of each term since the last call, over all processes, and start anew."""
@@ -125,8 +128,24 @@ class RowMeansTrainer(RecordingTrainer):
         return output._replace(metrics={**output.metrics, **terms})
 
 
-def _filled(values: Any, rows: int) -> Any:
-    """Repeat the last row of a tensor, or of those of a tuple, until there are so many."""
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Compute as in one process: what compares the rows of all processes compares those of this one."""
+    found, torch.distributed.is_initialized = torch.distributed.is_initialized, lambda: False
+    try:
+        yield
+    finally:
+        torch.distributed.is_initialized = found
+
+
+def _of_all(name: str, values: torch.Tensor) -> torch.Tensor:
+    """Gather the rows of all processes; those of shorter texts are filled up with what stands for nothing."""
+    nothing = -100 if name.endswith("labels") else 0
+    return gather_rows(values - nothing) + nothing if nothing else gather_rows(values)
+
+
+def _filled(values: Any, first: int, rows: int) -> Any:
+    """Return so many rows of a tensor, or of those of a tuple, from one on; where none are left, the last again."""
     if isinstance(values, tuple):
-        return tuple(_filled(one, rows) for one in values)
-    return values if values is None else torch.cat([values, values[-1:].expand(rows - len(values), *values.shape[1:])])
+        return tuple(_filled(one, first, rows) for one in values)
+    return values if values is None else values[torch.arange(first, first + rows).clamp(max=len(values) - 1)]

@@ -94,6 +94,13 @@ def test_bom_and_crlf_are_no_trouble(folder, suffix, newline, bom):
     assert {row["answer"] for row in rows} == {"red", "blue"}
 
 
+@pytest.mark.parametrize("ids", [[30, 10, 20], ["30", "10", "20"], [30, "a", 2**63]])
+def test_ids_stay_as_they_are_and_a_mixture_is_text(folder, ids):
+    rows = [{**row, "id": value} for row, value in zip(questions("abc"), ids, strict=True)]
+    data, _ = load_custom_dataset(splits(folder, ".jsonl", train=rows, validation=questions("h")), id_column="id")
+    assert data["train"]["id"][:] == (list(map(str, ids)) if "a" in ids else ids)
+
+
 def test_a_csv_field_may_hold_commas_quotes_and_lines(folder):
     rows = questions(_1={"question": 'Is it "red",\nor not?'}, _2={"image": "no.png"})
     with pytest.raises(ValueError, match=r"train\.csv, line 5: the image is missing"):  # line 3 goes on in line 4

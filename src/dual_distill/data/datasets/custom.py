@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Unpack
 
 import datasets
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, List, Value, concatenate_datasets
 
 from dual_distill.data.answers import build_answer_vocabulary
 from dual_distill.data.fingerprint import fingerprint
@@ -82,7 +82,7 @@ def load_custom_dataset(
         label_column: column of the answer or class: text, a whole number, true or false, or a `ClassLabel`.
         answers_column: column of lists, what several people answered. Then labels are soft scores, and the column
             `label_column` is written anew with the most common of them. Not in CSV.
-        id_column: column of ids that must not repeat in a split; None: ids are not looked at.
+        id_column: column of ids that must not repeat in a split, kept as they are; None: ids are not looked at.
         head: question_answering, or images_and_text_classification.
         label_names: the classes in the order of the logits. None: for classification the labels of train, in
             alphabetical order (whole numbers by size); for questions the answers of train, most frequent first.
@@ -208,6 +208,7 @@ class _TableReader(RecordReader):
         self.respelled: list[str] = []
         self._spellings: dict[str, str] = {}
         self._groups: dict[str, list[list[Any]]] = {}
+        self._id_types: dict[str, set[type]] = {}
 
         self.columns = [*images, text, answers or label, *([id_column] if id_column else [])]
         names = [*self.columns, label] if answers else self.columns
@@ -260,6 +261,14 @@ class _TableReader(RecordReader):
             self.splits[split] = self._beside(split, images, records, make_row)
         return self.splits[split], kind
 
+    def table(self, split: str, rows: Iterable[dict[str, Any]], features: Features | None = None) -> Dataset:
+        """A data set in memory of rows, in which ids that are all whole numbers are numbers again."""
+        made = super().table(split, rows, features)
+        if self.id_column is None or self._id_types[split] != {int}:
+            return made
+        numbered = Features({**made.features, self.id_column: Value("int64")})
+        return Dataset(made.data.table.cast(numbered.arrow_schema), info=DatasetInfo(features=numbered), split=split)
+
     def groups_of_train(self) -> list[Any]:
         """What the rows of train are of that must not stand on both sides of the line, one a row."""
         for values in zip(*self._groups["train"], strict=True):
@@ -294,7 +303,9 @@ class _TableReader(RecordReader):
         """What makes a row of a record, but for images that are inside the table."""
         task, images, ids = self.task, ImageFolder(folder), UniqueIds(self.id_column or "id")
         paths = [column for column in task.image_columns if column not in inside]
-        groups = self._groups[split] = []
+        groups: list[list[Any]] = []
+        id_types: set[type] = set()
+        self._groups[split], self._id_types[split] = groups, id_types
 
         def make_row(record: Record) -> dict[str, Any]:
             row: dict[str, Any] = {column: images.find(record.text(column, _IMAGE).strip()) for column in paths}
@@ -307,7 +318,9 @@ class _TableReader(RecordReader):
             else:
                 row[self.label] = self._label(record, kind, classes)
             if self.id_column is not None:
-                row[self.id_column] = str(ids.add(record.get(self.id_column)))
+                value = ids.add(record.get(self.id_column))
+                id_types.add(int if type(value) is int and -(2**63) <= value < 2**63 else str)
+                row[self.id_column] = str(value)
             groups.append([record.get(column) for column in _GROUP_COLUMNS])
             return row
 

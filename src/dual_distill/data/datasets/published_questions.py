@@ -105,7 +105,7 @@ def load_vqa_rad(path: FilePath | None = None, **reading: Unpack[_Reading]) -> D
             images those are, and `merge_spellings`, see `load_custom_dataset`; `skip_bad` and `report`, see `Reading`.
 
     Returns:
-        Columns image (undecoded), question, answer (text, one spelling a class) and question_id (its qid, as text).
+        Columns image (undecoded), question, answer (text, one spelling a class) and question_id (its qid).
 
     Raises:
         FileNotFoundError: a file or folder is missing.
