@@ -160,9 +160,10 @@ class PreTrainingTrainer(ImageTextTrainer):
         if objective.attention_weight or objective.itm_distillation_weight:
             answers = SimpleNamespace(**self._pass_to_teacher(pairs, self._teacher_requests))
         if objective.itm_distillation_weight:
-            drawn = self._drawn_pairs(student_outputs, pairs)
-            logits = [answers.itm_logits, *(self._pass_to_teacher(each).itm_logits for each in drawn)]
-            answers.itm_logits = torch.cat(logits)
+            rows, draw = (student_outputs.negative_image_rows, student_outputs.negative_text_rows), drawing(inputs)
+            # An index of -1, without a drawn pair, is filled with the first row: its label says that it does not count.
+            drawn = [self._pass_to_teacher(draw(side, row.clamp(min=0))) for side, row in enumerate(rows)]
+            answers.itm_logits = torch.cat([answers.itm_logits, *(each.itm_logits for each in drawn)])
         if objective.mlm_distillation_weight:
             answers.mlm_logits = self._masked_words(inputs)
         return answers
@@ -174,20 +175,7 @@ class PreTrainingTrainer(ImageTextTrainer):
         seen = {name: inputs[name] for name in ("attention_mask", *IMAGE_INPUTS) if name in inputs}
         with torch.no_grad(), self.accelerator.autocast():
             encoded = teacher.fusion_encoder(input_ids=text, **seen).last_hidden_state
-            logits: torch.Tensor = teacher.mlm_score(encoded[:, : text.shape[1]])
-        return logits
-
-    def _drawn_pairs(self, student_outputs: Any, pairs: Batch) -> tuple[Batch, Batch]:
-        """Each own text with its drawn image, and each own image with its drawn text, out of all processes."""
-        with torch.no_grad():
-            gallery = {name: modeling.gather_rows(tensor) for name, tensor in pairs.items()}
-        # An index of -1, without a drawn pair, is filled with the first row: its label says that it does not count.
-        images = student_outputs.negative_image_rows.clamp(min=0)
-        texts = student_outputs.negative_text_rows.clamp(min=0)
-        return (
-            {name: gallery[name][images] if name in IMAGE_INPUTS else own for name, own in pairs.items()},
-            {name: gallery[name][texts] if name in TEXT_INPUTS else own for name, own in pairs.items()},
-        )
+            return teacher.mlm_score(encoded[:, : text.shape[1]])
 
 
 @torch.no_grad()
@@ -302,7 +290,7 @@ class RetrievalTrainer(ImageTextTrainer):
     def _teachers_list_scores(self, inputs: Batch, matched: torch.Tensor, rows: Sequence[torch.Tensor]) -> torch.Tensor:
         """Ask the teacher for the scores of lists, `(2 * B, 1 + K)`: of texts with drawn images, and the reverse."""
         is_aligned = isinstance(self.teacher, AlignedTeacher)
-        draw = self._drawn_rows(inputs) if is_aligned else self._drawn_tensors(inputs)
+        draw = self._drawn_rows(inputs) if is_aligned else drawing(inputs)
 
         # One negative a row at a time: no pass is larger than that of the matched pairs.
         both = []
@@ -311,20 +299,8 @@ class RetrievalTrainer(ImageTextTrainer):
             both.append(torch.stack([matched, *drawn], dim=1))
         return torch.cat(both)
 
-    def _drawn_tensors(self, inputs: Batch) -> Callable[[int, torch.Tensor], Batch]:
-        """What a teacher reads of own texts with drawn images (side 0), or of own images with drawn texts (1)."""
-        pairs = image_text_inputs(inputs)
-        with torch.no_grad():
-            gallery = {name: modeling.gather_rows(tensor) for name, tensor in pairs.items()}
-
-        def draw(side: int, row: torch.Tensor) -> Batch:
-            drawn = (IMAGE_INPUTS, TEXT_INPUTS)[side]
-            return {name: gallery[name][row] if name in drawn else tensor for name, tensor in pairs.items()}
-
-        return draw
-
     def _drawn_rows(self, inputs: Any) -> Callable[[int, torch.Tensor], Batch]:
-        """The same for a teacher of another family, which reads images and texts by its own processor."""
+        """As `drawing`, for a teacher of another family, which reads images and texts by its own processor."""
         teacher: Any = self.teacher
         own = [inputs["student_images"], inputs["student_texts"]]
         gallery = [gather_object(side) for side in own]
@@ -353,6 +329,26 @@ class RetrievalTrainer(ImageTextTrainer):
             beaten = listed.masked_fill(~is_listed, -torch.inf)[:, 1:].amax(1) < listed[:, 0]
             losses["right_first_share"] = beaten.float().mean()
         return losses
+
+
+def drawing(inputs: Batch) -> Callable[[int, torch.Tensor], Batch]:
+    """What a fusion encoder reads of own texts with drawn images (side 0), or of own images with drawn texts (1).
+
+    Args:
+        inputs: a batch of `PreTrainingCollator`.
+
+    Returns:
+        Side and rows `(B,)` among those of all processes -> the pairs.
+    """
+    pairs = image_text_inputs(inputs)
+    with torch.no_grad():
+        gallery = {name: modeling.gather_rows(tensor) for name, tensor in pairs.items()}
+
+    def draw(side: int, row: torch.Tensor) -> Batch:
+        drawn = (IMAGE_INPUTS, TEXT_INPUTS)[side]
+        return {name: gallery[name][row] if name in drawn else tensor for name, tensor in pairs.items()}
+
+    return draw
 
 
 def pair_scores(outputs: Any) -> torch.Tensor:
