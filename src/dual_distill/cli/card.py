@@ -53,8 +53,7 @@ def _add_evaluations(folder: Path, evaluation: Path, teacher: Path | None) -> No
         raise ValueError(f"{unknown}; train again, or write it with dual_distill.hub_cards.write_run.")
 
     # The source is said as a command, without the paths of this machine.
-    found, of_teacher = (_read(file) if file else None for file in (evaluation, teacher))
-    assert found is not None
+    found, of_teacher = _read(evaluation), _read(teacher) if teacher else None
     of_split = ["--task", str(found.get("task")), "--split", str(found.get("split"))]
     source = shlex.join(["dual-distill", "evaluate", *of_split])
     write_run(folder, add_evaluation(record, found, source, of_teacher))

@@ -12,11 +12,11 @@ Examples:
 """
 
 import argparse
-import os
 import time
 from dataclasses import fields
 from typing import Any
 
+from dual_distill.inference import process_share
 from dual_distill.runs import DataArguments, ReadingArguments, list_labels, load_data
 from dual_distill.teachers import ForeignTeacher, load_teacher
 from dual_distill.trainer import StoredTeacher, view_settings, write_views
@@ -61,8 +61,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     settings = view_settings(teacher, options.layers, answers, options.relation_heads, options.top_k)
     store = StoredTeacher(options.output_dir, teacher, settings)
 
-    share = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    began, how = time.perf_counter(), (options.batch_size, options.num_workers, share)
+    began, how = time.perf_counter(), (options.batch_size, options.num_workers, process_share())
     written = sum(write_views(store, data[split], task, *how) for split in options.splits)
     seconds = time.perf_counter() - began
     return {"store": str(options.output_dir), "rows": len(store.store), "written": written, "seconds": seconds}

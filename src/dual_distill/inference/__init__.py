@@ -5,7 +5,7 @@ Importing this package registers `pipeline("dual-visual-question-answering")` wi
 
 from .attention import attention_maps, draw_attention_picture
 from .benchmark import PairShape, alternate, measure_answering, multiply_adds, random_pairs
-from .encoding import EncodingReport, encode_images, encode_texts
+from .encoding import EncodingReport, encode_images, encode_texts, process_share
 from .export import ExportReport, export_onnx
 from .feature_store import DTYPES, NORMALISED, FeatureManifest, FeatureStore, FeatureTable
 from .feature_store_vqa import FeatureStoreVQA

@@ -13,16 +13,8 @@ from typing import Any, Unpack
 import pyarrow.parquet as pq
 from datasets import DatasetDict, Features, Image, Value
 
+from dual_distill.data import records
 from dual_distill.data.reading import ImageFolder, Reading, RecordReader, official_folder
-from dual_distill.data.records import (
-    FilePath,
-    InvalidRecordError,
-    Record,
-    Records,
-    existing_file,
-    read_json_lines,
-    read_json_objects,
-)
 
 from .custom import load_custom_dataset
 from .easy_vqa import load_easy_vqa
@@ -38,7 +30,7 @@ _NAMED_IMAGE = re.compile(r"(?:\s*\b(?:in|of|on) (?:the |this )?)?(?P<image>\bim
 
 
 def load_gqa(
-    path: FilePath | None = None, test_questions: FilePath | None = None, **reading: Unpack[Reading]
+    path: records.FilePath | None = None, test_questions: records.FilePath | None = None, **reading: Unpack[Reading]
 ) -> DatasetDict:
     """GQA's balanced questions as train, validation and test, which is test-dev.
 
@@ -71,7 +63,7 @@ def load_gqa(
     elif not files["test"].is_file():
         del files["test"]
     for split, file in files.items():
-        reader.read(split, read_json_objects(file, "question"), partial(_gqa_row, images=images))
+        reader.read(split, records.read_json_objects(file, "question"), partial(_gqa_row, images=images))
     return reader.finish()
 
 
@@ -96,7 +88,7 @@ class _Reading(Reading, total=False):
     merge_spellings: bool
 
 
-def load_vqa_rad(path: FilePath | None = None, **reading: Unpack[_Reading]) -> DatasetDict:
+def load_vqa_rad(path: records.FilePath | None = None, **reading: Unpack[_Reading]) -> DatasetDict:
     """VQA-RAD as train, validation and test (the questions whose phrase_type begins with "test").
 
     Args:
@@ -122,19 +114,19 @@ def load_vqa_rad(path: FilePath | None = None, **reading: Unpack[_Reading]) -> D
     """
     folder = official_folder(path, VQA_RAD_LAYOUT).absolute()
     splits: dict[str, list[Any]] = {"train": [], "test": []}
-    for place, record in read_json_lines(folder / "VQA_RAD Dataset Public.json"):
-        if isinstance(record, Record):
+    for place, record in records.read_json_lines(folder / "VQA_RAD Dataset Public.json"):
+        if isinstance(record, records.Record):
             names = {"qid": "question_id", "image_name": "image"}
-            record = Record({names.get(name, name): value for name, value in record.items()})
+            record = records.Record({names.get(name, name): value for name, value in record.items()})
             if isinstance(record.get("image"), str):
                 record["image"] = str(folder / "VQA_RAD Image Folder" / record["image"])
             is_test = str(record.get("phrase_type")).startswith("test")
-        splits["test" if isinstance(record, Record) and is_test else "train"].append((place, record))
-    splits = {split: records for split, records in splits.items() if records}
+        splits["test" if isinstance(record, records.Record) and is_test else "train"].append((place, record))
+    splits = {split: found for split, found in splits.items() if found}
     return load_custom_dataset(splits, id_column="question_id", **reading).data
 
 
-def load_daquar(path: FilePath | None = None, **reading: Unpack[_Reading]) -> DatasetDict:
+def load_daquar(path: records.FilePath | None = None, **reading: Unpack[_Reading]) -> DatasetDict:
     """DAQUAR as train, validation and test; an answer of several words with commas is one class.
 
     Args:
@@ -168,14 +160,14 @@ def load_daquar(path: FilePath | None = None, **reading: Unpack[_Reading]) -> Da
     return load_custom_dataset(splits, **reading).data
 
 
-def _daquar_records(folder: Path, name: str) -> Records:
+def _daquar_records(folder: Path, name: str) -> records.Records:
     """Lines of a question and of its answer, in turn."""
-    lines = existing_file(folder / name).read_text(encoding="utf-8-sig").splitlines()
+    lines = records.existing_file(folder / name).read_text(encoding="utf-8-sig").splitlines()
     for number in range(0, len(lines), 2):
         question, answer = lines[number], "".join(lines[number + 1 : number + 2])
         place, named = f"{folder / name}, line {number + 1}", _NAMED_IMAGE.search(question)
         if named is None:
-            yield place, InvalidRecordError("missing image", f"the question names no image: {question!r}")
+            yield place, records.InvalidRecordError("missing image", f"the question names no image: {question!r}")
         else:
             image = str(folder / "nyu_depth_images" / named["image"])
-            yield place, Record(image=image, question=_NAMED_IMAGE.sub("", question), answer=answer)
+            yield place, records.Record(image=image, question=_NAMED_IMAGE.sub("", question), answer=answer)

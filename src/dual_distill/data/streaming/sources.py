@@ -253,7 +253,7 @@ def read_image_texts(shards: list[Shard], skip_bad: bool) -> Iterator[tuple[str,
 
 
 def _image_rows(name: str, image: Any, captions: Any) -> Rows:
-    """The rows of an image, given as `{bytes, path}`, bytes or a path; it may have one caption or a list of them."""
+    """The rows of an image (`{bytes, path}`, bytes or a path), with one caption, a list of them, or what is wrong."""
     if not isinstance(image, dict):
         image = {"bytes": image} if isinstance(image, bytes) else {"path": image if isinstance(image, str) else None}
     image = {key: image.get(key) for key in ("bytes", "path")}
@@ -261,7 +261,9 @@ def _image_rows(name: str, image: Any, captions: Any) -> Rows:
     several = isinstance(captions, list) and len(captions) > 0
     for number, caption in enumerate(captions if several else [None if captions == [] else captions], start=1):
         row_name, bad, why = f"{name}, caption {number}" if several else name, None, ""
-        if image == {"bytes": None, "path": None}:
+        if isinstance(caption, InvalidRecordError):
+            bad, why = caption.kind, str(caption)
+        elif image == {"bytes": None, "path": None}:
             bad, why = "missing image", "there is a caption and no image"
         elif caption is None:
             bad, why = "missing caption", "there is an image and no caption"
@@ -337,15 +339,15 @@ def _sample(shard: Shard, key: str, parts: dict[str, bytes]) -> Rows:
     image = {"bytes": parts[images[0]], "path": f"{key}.{images[0]}"} if images else None
 
     # img2dataset writes the caption twice; further columns are in the JSON alone.
+    caption: Any
     try:
         if column == CAPTION_COLUMN and "txt" in parts:
             caption = parts["txt"].decode()
         else:
             caption = json.loads(parts.get("json", b"{}")).get(column)
     except (ValueError, AttributeError, RecursionError) as error:  # no UTF-8, no JSON, no object, or nested too deeply
-        yield _row(name, bad="malformed caption", why=f"the caption cannot be read ({error})")
-    else:
-        yield from _image_rows(name, image, caption)
+        caption = InvalidRecordError("malformed caption", f"the caption cannot be read ({error})")
+    yield from _image_rows(name, image, caption)
 
 
 def _parquet_rows(shard: Shard) -> Rows:
@@ -373,8 +375,4 @@ def _listed_rows(shard: Shard, skip_bad: bool) -> Rows:
         else:
             row = records[number]
             image, caption, record = row["image"], row["caption"], f"caption {number} (image {row['image_id']})"
-
-        if isinstance(caption, InvalidRecordError):
-            yield _row(f"{shard.name}: {record}", bad="malformed entry", why=str(caption))
-        else:
-            yield from _image_rows(f"{shard.name}: {record}", image, caption)
+        yield from _image_rows(f"{shard.name}: {record}", image, caption)
