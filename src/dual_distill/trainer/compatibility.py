@@ -30,7 +30,7 @@ _OWN_PROCESSOR = "give the run the processor of the {} (processing_class=, data_
 _NAMELESS = re.compile(r"LABEL_\d+")  # transformers' names of labels that nobody named
 _TOLERANCE = 0.02  # of pixels, whose values are about 1
 _NO_MASS = 1e-6
-_ALWAYS_READ = ("preflight", "freeze_text_tower", "freeze_vision_tower")
+_ALWAYS_READ = ("preflight", "muon_learning_rate", "freeze_text_tower", "freeze_vision_tower")
 _NO_LIMIT = 1_000_000  # from here on, a tokenizer's `model_max_length` stands for none
 
 _VILT = (
@@ -106,6 +106,7 @@ def check_arguments(trainer: Any, args: Any, teacher: Any, given: Mapping[str, A
         "compute_metrics": (alone and given.get("compute_metrics"), losses),
         "preprocess_logits_for_metrics": (alone and given.get("preprocess_logits_for_metrics"), losses),
         "head_learning_rate_factor": (has_optimizer and args.head_learning_rate_factor != 1, settled),
+        "muon_learning_rate": (has_optimizer and args.muon_learning_rate is not None, settled),
         "remove_unused_columns": (loss_of and args.remove_unused_columns, read),
     }
     for name, (is_given, why) in idle.items():

@@ -84,6 +84,9 @@ class DistillationTrainingArguments(TrainingArguments):
     preflight: bool = _option(True, "Before a run say what teacher, words alone and the student's start answer right.")
     head_learning_rate_factor: float = _option(1.0, "Learning rate of the classifier over the base one (VQA: 10).")
 
+    muon_learning_rate: float | None = _option(
+        None, "Peak learning rate of Muon, for the matrices inside layers; AdamW has the rest. Default: AdamW alone."
+    )
     learning_rate: float = _option(1e-4, "Peak learning rate of AdamW (recipe: 1e-4).")
     weight_decay: float = _option(0.01, "Weight decay of AdamW (recipe: 0.01).")
     adam_beta2: float = _option(0.98, "Beta2 of AdamW (recipe: 0.98).")
@@ -96,10 +99,12 @@ class DistillationTrainingArguments(TrainingArguments):
         self.hidden_layers = _layer_map("hidden_layers", self.hidden_layers)
 
         # Words and ranges that no objective checks; an objective checks those of its weights itself.
+        above = "give a number above 0"
         allowed = {
             "method": (self.method in METHODS, f"give {' or '.join(METHODS)}"),
             "cache_teacher": (self.cache_teacher in (None, *KINDS), f"give {' or '.join(KINDS)}, or leave it out"),
-            "head_learning_rate_factor": (self.head_learning_rate_factor > 0, "give a number above 0"),
+            "head_learning_rate_factor": (self.head_learning_rate_factor > 0, above),
+            "muon_learning_rate": (self.muon_learning_rate is None or self.muon_learning_rate > 0, above),
             "masking_share": (0 < self.masking_share <= 1, "give a share of words above 0 and at most 1"),
             "ranking_negatives": (self.ranking_negatives >= 1, "it must be at least 1"),
         }

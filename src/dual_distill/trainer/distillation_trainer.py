@@ -35,6 +35,7 @@ from .compatibility import (
     patch_size,
 )
 from .distillation_config import DistillationTrainingArguments
+from .optimizer import rate_heads, with_muon
 from .raw_dataset import raw_collator
 from .recording import known_origin, loaded_from
 from .row_means import Losses, RowMeansTrainer
@@ -381,6 +382,7 @@ class DistillationTrainer(RowMeansTrainer):
             ValueError: an optimizer of the caller's lacks the objective's parameters.
         """
         built_before = self.optimizer is not None  # by the caller, or by an earlier `train()`: its groups are settled
+        model = self.model if model is None else model
         optimizer = super().create_optimizer(model)
         objective = self.distillation_objective
         own = [] if objective is None else [one for one in objective.parameters() if one.requires_grad]
@@ -392,20 +394,13 @@ class DistillationTrainer(RowMeansTrainer):
                 raise ValueError(f"the optimizer lacks {lacks}; give it objective.parameters() too.")
             return optimizer
 
-        factor = self.args.head_learning_rate_factor
-        if factor != 1.0:
-            named = (self.model if model is None else model).named_parameters()
-            # As in the authors' release: the interaction below it keeps the base rate.
-            heads = {id(parameter) for name, parameter in named if "classifier." in name}
-            for group in list(optimizer.param_groups):
-                chosen = [parameter for parameter in group["params"] if id(parameter) in heads]
-                if chosen:
-                    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in heads]
-                    optimizer.add_param_group({**group, "params": chosen, "lr": group["lr"] * factor})
-
+        rate_heads(optimizer, model, self.args.head_learning_rate_factor)
         if missing:
             optimizer.add_param_group({"params": missing, "weight_decay": self.args.weight_decay})
-        return optimizer
+        if self.args.muon_learning_rate is None:
+            return optimizer
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return with_muon(optimizer, model, self.args.muon_learning_rate, is_sharded)
 
 
 class ObjectiveCallback(TrainerCallback):

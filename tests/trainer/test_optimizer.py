@@ -1,0 +1,98 @@
+"""Muon for the matrices inside layers: who gets it, its first step, resumed runs, what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from dual_distill.trainer import DistillationTrainer
+from dual_distill.trainer.optimizer import MuonWithAdamW, with_muon
+
+
+class Net(nn.Module):
+    """An embedding, a layer with a norm, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.layers = nn.ModuleList([nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))])
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, ids):
+        hidden = self.embedding(ids)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.head(hidden)
+
+
+def make_pair(model, **settings):
+    adamw = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    return with_muon(adamw, model, 0.5, is_sharded=False, **settings)
+
+
+def test_the_matrix_of_a_layer_goes_along_the_nearest_orthogonal_one_and_the_rest_as_adamw_does():
+    torch.manual_seed(0)
+    model, plain = Net(), Net()
+    plain.load_state_dict(model.state_dict())
+    before = model.layers[0][1].weight.detach().clone()
+    optimizer, adamw = make_pair(model), torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.1)
+    for one, by in ((model, optimizer), (plain, adamw)):
+        one(torch.arange(5)).square().sum().backward()
+        by.step()
+
+    name = "layers.0.1.weight"
+    for other, weight in model.named_parameters():
+        if other != name:
+            assert torch.equal(weight, plain.get_parameter(other)), other
+    # Decay first; then the gradient with its singular values made alike, at AdamW's size. Five Newton-Schulz steps in
+    # bfloat16 leave them between about 0.7 and 1.2. Behind a layer norm one of the four is 0, and stays small.
+    left, values, right = torch.linalg.svd(model.get_parameter(name).grad)
+    step = (before * (1 - 0.5 * 0.1) - model.get_parameter(name).detach()) / (0.5 * 0.2 * 4**0.5)
+    along = left.T @ step @ right.T
+    assert values[2] > 0.05 > 1e-3 > values[3]
+    assert ((along.diagonal()[:3] > 0.6) & (along.diagonal()[:3] < 1.3)).all()
+    assert (along - along.diagonal().diag()).abs().max() < 0.05
+
+
+def test_a_scheduler_and_a_saved_state_reach_both_parts():
+    model = Net()
+    optimizer = make_pair(model)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.01]
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    assert [group["lr"] for part in optimizer._parts for group in part.param_groups] == [0.25, 0.005]
+    model(torch.arange(5)).sum().backward()
+    optimizer.step()
+    again = make_pair(model)
+    again.load_state_dict(optimizer.state_dict())
+    assert isinstance(again, MuonWithAdamW)
+    assert [group["lr"] for part in again._parts for group in part.param_groups] == [0.25, 0.005]
+    assert again.state[model.layers[0][1].weight].keys() == {"momentum_buffer"}
+    assert again._parts[0].state is again._parts[1].state is again.state
+
+
+def test_resumed_equals_uninterrupted(build, make_student, tmp_path):
+    fields = {"muon_learning_rate": 0.01, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    whole = build(make_student(seed=1), **fields)
+    whole.train()
+    plain = build(make_student(seed=1), **{**fields, "muon_learning_rate": None}, output_dir=tmp_path / "plain")
+    plain.train()
+    states = [trainer.model.state_dict() for trainer in (whole, plain)]
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+    resumed = build(make_student(seed=9), **fields, output_dir=tmp_path / "again")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    for name, weight in resumed.model.state_dict().items():
+        assert torch.equal(weight, states[0][name]), name
+
+
+def test_refused_without_matrices_with_sharded_ones_and_with_an_optimizer_of_the_callers(build, make_student):
+    head = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="muon_learning_rate is given, but no layer's matrix is trained"):
+        with_muon(torch.optim.AdamW(head.parameters()), head, 0.1, is_sharded=False)
+    with pytest.raises(ValueError, match="FSDP and DeepSpeed shard the matrices"):
+        with_muon(torch.optim.AdamW(head.parameters()), head, 0.1, is_sharded=True)
+    with pytest.raises(ValueError, match=r"muon_learning_rate is 0.0; give a number above 0"):
+        build(muon_learning_rate=0.0)
+    student = make_student()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    args = build(student, muon_learning_rate=0.1).args
+    with pytest.raises(ValueError, match="muon_learning_rate is given, but the groups of the optimizer"):
+        DistillationTrainer(student, args, optimizers=(optimizer, None))
