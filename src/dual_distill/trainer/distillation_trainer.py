@@ -397,10 +397,10 @@ class DistillationTrainer(RowMeansTrainer):
         rate_heads(optimizer, model, self.args.head_learning_rate_factor)
         if missing:
             optimizer.add_param_group({"params": missing, "weight_decay": self.args.weight_decay})
-        if self.args.muon_learning_rate is None:
-            return optimizer
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return with_muon(optimizer, model, self.args.muon_learning_rate, is_sharded)
+        if self.args.muon_learning_rate is not None:
+            is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            self.optimizer: Any = with_muon(optimizer, model, self.args.muon_learning_rate, is_sharded)
+        return self.optimizer
 
 
 class ObjectiveCallback(TrainerCallback):
