@@ -1,6 +1,7 @@
 """The quickstart end to end, in its smallest size: what it writes, what it prints, and a second start."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -9,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForVisualQuestionAnswering
 
 from dual_distill import DualDistillProcessor, DualEncoderForQuestionAnswering, FusionEncoderForQuestionAnswering
@@ -18,13 +21,14 @@ from dual_distill.quickstart import finding
 from dual_distill.quickstart.run import choose_example
 
 
-def quickstart(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def quickstart(folder: Path, *words: str, threads: int = 2) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "dual_distill", "quickstart", "--preset", "smoke", "--output-dir", str(folder), *words],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
 
 
@@ -110,6 +114,34 @@ def test_a_second_start_keeps_what_is_finished_and_gives_the_same_figures(finish
     assert {name: again[name]["accuracy"] for name in ("teacher", "hard_labels", "distilled_pooled", "distilled")} == {
         name: report[name]["accuracy"] for name in ("teacher", "hard_labels", "distilled_pooled", "distilled")
     }
+
+
+@pytest.mark.slow
+def test_side_by_side_is_one_after_another(finished: tuple[Path, dict, float], tmp_path: Path) -> None:
+    done = quickstart(tmp_path / "out", threads=1)
+    assert done.returncode == 0, done.stderr
+    for stage in ("teacher", "hard_labels", "distilled_pooled", "distilled"):
+        weights = [load_file(folder / stage / "model.safetensors") for folder in (finished[0], tmp_path / "out")]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0]), stage
+
+
+@pytest.mark.slow
+def test_stages_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    words = ["--preset", "smoke", "--output-dir", str(tmp_path / "out")]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "dual_distill", "quickstart", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    while "step" not in run.stderr.readline():
+        assert run.poll() is None
+    run.kill()
+    # Workers hold the pipe too: it ends when the last of them has.
+    run.communicate(timeout=30)
+    done = quickstart(tmp_path / "out")
+    assert done.returncode == 0, done.stderr
 
 
 def test_it_ends_with_what_to_make_of_it_and_commands_that_run(finished: tuple[Path, dict, float]) -> None:

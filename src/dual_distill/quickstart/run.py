@@ -80,7 +80,7 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(200, 20, 40, 32, 2, teacher_steps=30, student_steps=20),
-    "default": Preset(10_000, 300, 1_000, 96, 4, teacher_steps=1_600, student_steps=1_600),
+    "default": Preset(10_000, 300, 1_000, 96, 4, teacher_steps=1_600, student_steps=1_400),
     "thorough": Preset(40_000, 500, 2_000, 128, 4, teacher_steps=6_000, student_steps=6_000),
 }
 """Name -> how much is generated and trained."""
@@ -205,9 +205,10 @@ def _train_all(output_dir: Path, models: dict[str, ModelArguments], *given: Any)
 
     with ProcessPoolExecutor(num_processes, get_context("spawn"), _begin_process) as pool:
         jobs = {"teacher": pool.submit(_train, output_dir / "teacher", models["teacher"], *given)}
-        waiting = [stage for stage in STAGES if stage not in jobs]
-        # Who needs no teacher begins beside it.
-        for stage in sorted(waiting, key=lambda stage: bool(models[stage].teacher or models[stage].init_from)):
+        waiting = [stage for stage in reversed(STAGES) if stage not in jobs]
+        # Who needs no teacher begins beside it; the last of the table has the longest steps.
+        waiting.sort(key=lambda stage: bool(models[stage].teacher or models[stage].init_from))
+        for stage in waiting:
             if models[stage].teacher or models[stage].init_from:
                 jobs["teacher"].result()
             jobs[stage] = pool.submit(_train, output_dir / stage, models[stage], *given)
