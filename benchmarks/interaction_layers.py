@@ -2,13 +2,15 @@
 
     python benchmarks/interaction_layers.py depth [--seeds 0 1 2] [--runs-dir runs/quickstart]
     python benchmarks/interaction_layers.py terms [--seeds 0 1 2]
+    python benchmarks/interaction_layers.py optimizer [--seeds 0 1 2]
     python benchmarks/interaction_layers.py stored [--seeds 0 1 2]
 
 Needs the teachers that benchmarks/quickstart_seeds.py leaves in RUNS_DIR/default-random-seedN. "depth" trains students
 with 0 (the paper's interaction of pooled vectors), 1 and 2 layers for 1,000, 2,000 and 4,000 steps; "terms" trains
 students with one layer for 2,000 steps on soft labels with the attention of the towers, of the layer or of both, with
-the teacher's last hidden states behind the layer, and from the teacher's weights. All other settings are those of the
-quickstart's students. A finished student is read, not trained again. "stored" asks the quickstart's own distilled
+the teacher's last hidden states behind the layer, and from the teacher's weights, both under AdamW; "optimizer" trains
+the quickstart's distilled student under AdamW and under Muon for 700 and 1,400 steps. All other settings are those of
+the quickstart's students. A finished student is read, not trained again. "stored" asks the quickstart's own distilled
 student about stored images: what each number format and form costs in bytes and accuracy. `--tiny` tries the script out
 and records nothing.
 """
@@ -39,12 +41,13 @@ TERMS: dict[str, dict[str, float]] = {
     "attention of the towers, hidden states": {"interaction_hidden_weight": 1.0},
     "attention of both, hidden states": {"interaction_attention_weight": 1.0, "interaction_hidden_weight": 1.0},
 }
+OPTIMIZERS = {"AdamW": {}, "Muon": {"muon_learning_rate": PRESETS["default"].muon_learning_rate}}
 
 
 def main() -> None:
     """Train, evaluate, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("depth", "terms", "stored"))
+    parser.add_argument("part", choices=("depth", "terms", "optimizer", "stored"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, nargs="+", help="default: those named above")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/quickstart"))
@@ -59,6 +62,14 @@ def main() -> None:
                 hidden = {"interaction_hidden_weight": 1.0} if layers else {}
                 for steps in options.steps or (1000, 2000, 4000):
                     runs.append(student(options, seed, f"{layers} layers", layers, steps, **hidden))
+            continue
+        if options.part == "optimizer":
+            for steps in options.steps or (700, 1400):
+                for name, rate in (
+                    ("AdamW", {}),
+                    ("Muon", {"muon_learning_rate": PRESETS["default"].muon_learning_rate}),
+                ):
+                    runs.append(student(options, seed, name, 1, steps, interaction_hidden_weight=1.0, **rate))
             continue
         if options.part == "stored":
             runs += stored(options, seed)
