@@ -241,11 +241,9 @@ class TransformerEncoder(nn.Module):
         for index, layer in enumerate(self.layer):
             if extend_keys is not None:
                 kwargs["extend_keys"] = extend_keys[index]
-            hidden_states, query_states, key_states = layer(
-                hidden_states, attention_mask, record=index in wanted, **kwargs
-            )
+            hidden_states, *states = layer(hidden_states, attention_mask, record=index in wanted, **kwargs)
             if index in wanted:
-                recorded[index] = (query_states, key_states)
+                recorded[index] = tuple(states)
 
         # In the order that was asked for; a layer may be asked for twice.
         return hidden_states, [recorded[index] for index in wanted]

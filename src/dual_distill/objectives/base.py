@@ -259,15 +259,13 @@ def given_attention(outputs: Any, layer: int, relation_heads: int | None, num_to
     """
     attentions = getattr(outputs, "attentions", None)
     if not attentions:
-        raise ValueError(
-            "the teacher returned neither query_states nor attentions; a foreign teacher must return attention "
-            'probabilities, which needs attn_implementation="eager" (sdpa returns an empty tuple).'
-        )
+        needs = 'which needs attn_implementation="eager" (sdpa returns an empty tuple)'
+        must = f"a foreign teacher must return attention probabilities, {needs}"
+        raise ValueError(f"the teacher returned neither query_states nor attentions; {must}.")
     if relation_heads is not None:
-        raise ValueError(
-            f"relation_heads is {relation_heads}, but the teacher returns attention probabilities, which cannot be "
-            "split into other heads; leave relation_heads out or use a teacher that returns queries and keys."
-        )
+        cannot = "the teacher returns attention probabilities, which cannot be split into other heads"
+        way_out = "leave relation_heads out or use a teacher that returns queries and keys"
+        raise ValueError(f"relation_heads is {relation_heads}, but {cannot}; {way_out}.")
     check_num_tokens("teacher", "attention", attentions[layer].shape[-1], num_tokens)
     return attentions[layer]
 

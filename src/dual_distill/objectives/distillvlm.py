@@ -227,10 +227,9 @@ class DistillVLMObjective(Objective):
         student, teacher = student_outputs.logits, teacher_view.logits
         if student.dim() == 3:
             if batch.get("labels") is None:
-                raise ValueError(
-                    "the models give logits of words, which are compared where words are masked, but the batch has no "
-                    "labels; mask words (CaptioningCollator), or set soft_label_weight to 0."
-                )
+                compared = "logits of words, which are compared where words are masked"
+                way_out = "mask words (CaptioningCollator), or set soft_label_weight to 0"
+                raise ValueError(f"the models give {compared}, but the batch has no labels; {way_out}.")
             return mlm_distillation_loss(student, teacher, batch["labels"], self.temperature)
 
         compare = soft_answer_loss if self.multi_label else soft_label_loss

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dual_distill.modeling import RecordedAttention
-
 from . import foreign
 from .answers import answer_logits
 from .foreign import Answers, Batch, Modules
@@ -74,7 +72,10 @@ def view(
         foreign.check_no_answers(model, answers)
     if "Retrieval" in kind:
         said["match_scores"] = foreign.match_scores(outputs.itm_score if "itm_score" in outputs else outputs.logits)
-    return as_view(layout, _both(recorded), **said)
+
+    # Both directions where a layer has two modules, or one that ran twice: the text first (LXMERT).
+    calls = [[*filter(None, [layer[0].before]), *layer] for layer in recorded]
+    return as_view(layout, [LayerAttention(*map(cross_attention, each)) for each in calls], **said)
 
 
 def _read_question(model: Any, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -97,9 +98,3 @@ def _written(
     start = torch.full_like(mask[:, :1], model.config.text_config.bos_token_id)
     began = decode(start, use_cache=True)
     return answer_logits(decode, tokenizer, torch.ones_like(start), began, answers, tokenizer.sep_token, **scoring)
-
-
-def _both(recorded: Sequence[Sequence[RecordedAttention]]) -> list[LayerAttention]:
-    """Both directions where a layer has two modules, or one that ran twice: the text first (LXMERT)."""
-    calls = [[*filter(None, [layer[0].before]), *layer] for layer in recorded]
-    return [LayerAttention(*map(cross_attention, each)) for each in calls]

@@ -49,9 +49,8 @@ class TeacherCollator:
         self.inputs = None
         if isinstance(reader, ForeignTeacher):
             if not hasattr(reader.processor, "image_processor"):
-                raise ValueError(
-                    f"{reader.name} reads regions of a detector, but rows hold images; take another teacher."
-                )
+                reads = f"{reader.name} reads regions of a detector"
+                raise ValueError(f"{reads}, but rows hold images; take another teacher.")
             self.inputs = reader.inputs
         collator.gives_spans = True
         self.collator, self.task, self.augmentation = collator, collator.task, collator.augmentation
@@ -253,9 +252,8 @@ def write_views(
     before = len(teacher.store)
 
     # Rows that are there are known without decoding their images.
-    read = (
-        collator.collator.read_rows([rows[index]], task.text_column) for index in range(share[0], len(rows), share[1])
-    )
+    own = (rows[index] for index in range(share[0], len(rows), share[1]))
+    read = (collator.collator.read_rows([row], task.text_column) for row in own)
     found = {row_names(collator.keys(row))[0]: row[0] for row in read}
     wanted: Any = [row for name, row in found.items() if name not in teacher.store]
     for batch in DataLoader(wanted, batch_size, num_workers=num_workers, collate_fn=collator.of_teacher):

@@ -292,11 +292,6 @@ def _is_finite(row: Row) -> bool:
     return all(bool(each.isfinite().all()) for each in row.values())
 
 
-def _rounded(scores: torch.Tensor) -> torch.Tensor:
-    """Scores in float16, flat, each query's largest at 0, which a softmax does not see."""
-    return (scores - scores.amax(-1, keepdim=True)).clamp(min=torch.finfo(torch.float16).min).half().flatten()
-
-
 def row_of(view: teachers.TeacherView, row: int, relation_heads: int | None = None, top_k: int | None = None) -> Row:
     """What is kept of a row: its real tokens, and the scores of each layer and direction, block behind block.
 
@@ -315,7 +310,9 @@ def row_of(view: teachers.TeacherView, row: int, relation_heads: int | None = No
                 if top_k is not None:
                     scores, largest = scores.topk(min(top_k, scores.shape[-1]))
                     indices.append(largest.int().flatten().cpu())
-                pieces.append(_rounded(scores.cpu()))
+                # Each query's largest at 0, which a softmax does not see.
+                scores = (scores - scores.amax(-1, keepdim=True)).clamp(min=torch.finfo(torch.float16).min)
+                pieces.append(scores.half().flatten().cpu())
     logits = torch.zeros(0) if view.logits is None else view.logits[row].float().cpu()
     return {
         "logits": logits,
