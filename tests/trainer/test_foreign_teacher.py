@@ -247,5 +247,14 @@ def test_refusals(student, processor, smolvlm, tmp_path):
     with pytest.raises(ValueError, match="and a DistillVLMObjective compares more than attention and answers"):
         train(student, processor, smolvlm, tmp_path / "d", method="distillvlm")
     told = {"train_dataset": make_rows(), "data_collator": lambda rows: {}, "teacher": str(smolvlm)}
-    with pytest.raises(ValueError, match="a teacher with tokens of its own reads one image a row as pixels"):
+    with pytest.raises(ValueError, match="a teacher with tokens of its own reads rows through a collator of dual_dist"):
         DistillationTrainer(student, arguments(tmp_path / "e"), **told)
+
+    # Two images a row, in training and in teach.
+    two = replace(TASK, image_columns=("image_0", "image_1"))
+    foreign = ForeignTeacher(*tiny_teacher("smolvlm"), "SmolVLM")
+    with pytest.raises(ValueError, match=r"SmolVLM reads one image a row, but task 'custom' has 2 \(image_0"):
+        TeacherCollator(DistillationCollator(processor, two, ANSWERS), foreign)
+    student.config.num_images = 2
+    with pytest.raises(ValueError, match="several images a row, or regions; take a teacher that reads its tokens"):
+        train(student, processor, smolvlm, tmp_path / "f")

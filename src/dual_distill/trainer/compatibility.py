@@ -379,13 +379,13 @@ def _check_aligned(config: Any, teacher: AlignedTeacher, objective: Objective) -
     """Refuse what cannot be compared with a teacher that has tokens of its own."""
     depth = teacher.num_layers
     layers = ", ".join(str(layer) for layer in objective.teacher_layers if not -depth <= layer < depth)
+    is_other = config.num_images != 1 or _field(config, "visual_inputs") == "regions"
     problems = {
         f"a {type(objective).__name__} compares more than attention and answers; take method dide": not isinstance(
             objective, CrossModalObjective
         ),
         "interaction_hidden_weight compares states token by token; set it to 0": bool(objective.hidden_layers),
-        "the student reads several images a row, or regions": config.num_images != 1
-        or _field(config, "visual_inputs") == "regions",
+        "the student reads several images a row, or regions; take a teacher that reads its tokens": is_other,
         f"layer_map names layer {layers} of {depth}": bool(layers),
     }
     for problem, is_there in problems.items():

@@ -39,11 +39,15 @@ class TeacherCollator:
     """
 
     def __init__(self, collator: data.ImageTextCollator, teacher: AlignedTeacher):
-        is_ours = isinstance(collator, data.ImageTextCollator)
-        if not is_ours or len(collator.task.image_columns) != 1 or collator.regions:
-            reads = "reads one image a row as pixels, through a collator of dual_distill"
-            way_out = "give a DistillationCollator of such a task, or a teacher that reads the student's tokens"
-            raise ValueError(f"a teacher with tokens of its own {reads}; {way_out}.")
+        if not isinstance(collator, data.ImageTextCollator) or collator.regions:
+            way_out = "give one, or a teacher that reads the student's tokens"
+            raise ValueError(
+                f"a teacher with tokens of its own reads rows through a collator of dual_distill, as pixels; {way_out}."
+            )
+        if len(columns := collator.task.image_columns) != 1:
+            has = f"task {collator.task.name!r} has {len(columns)} ({', '.join(columns)})"
+            way_out = "take another task, or a teacher that reads the student's tokens"
+            raise ValueError(f"{teacher.name} reads one image a row, but {has}; {way_out}.")
         self.is_stored = isinstance(teacher, StoredTeacher)
         reader = teacher.teacher if isinstance(teacher, StoredTeacher) else teacher
         self.inputs = None
