@@ -27,6 +27,7 @@ SMALL = {
     **{"patch_size": 12, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_steps": 1},
     "data_options": {"num_scenes": {"train": 3, "validation": 1, "test": 1}},
 }
+FOLDERS = ("src", "docs", "examples", "recipes", "benchmarks", "demo", "notebooks")
 MODEL_FIELDS = {*DATACLASSES[0].__dataclass_fields__} - {"init_from", "teacher"}
 
 
@@ -219,17 +220,42 @@ def strings_of(file: Path) -> list[str]:
     return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
 
 
+def options_of(command: str) -> set[str]:
+    """What can be typed behind a subcommand."""
+    known = {"--json", "--debug", "--version", "--help"}
+    if command == "train":
+        names = {field.name for one in DATACLASSES for field in fields(one)}
+        names |= {name.replace("_", "-") for name in names}
+        known |= {option for action in make_flag_parser()._actions for option in action.option_strings} | {"--help-all"}
+        return known | {f"--{name}" for name in names} | {f"--no_{name}" for name in names} | {"--field", "--no_field"}
+    parser, module = _Parser(), import_module(f"dual_distill.cli.{command}")
+    module.add_arguments(parser)
+    return known | set(parser._option_string_actions)
+
+
+def test_every_command_that_a_sentence_or_a_page_names_takes_its_options() -> None:
+    known = {command: options_of(command) for command in COMMANDS}
+    begins = re.compile(rf"(?:dual-distill |`)({'|'.join(COMMANDS)})(?= )(.*?)(?=dual-distill|[`\n]|$)")
+    root, found, unknown = Path(dual_distill.__file__).parents[2], 0, set()
+    files = (file for name in FOLDERS for file in (root / name).rglob("*.*"))
+    suffixes = (".py", ".md", ".yaml", ".ipynb", ".sh")
+    for file in (root / "README.md", root / "CONTRIBUTING.md", *(file for file in files if file.suffix in suffixes)):
+        texts = strings_of(file) if file.suffix == ".py" else [file.read_text()]
+        for command, words in begins.findall("\n".join(texts).replace("\\\n", " ")):
+            for option in re.findall(r"(?<![\w-])--[a-z][\w-]*\w", words):
+                found += 1
+                if option not in known[command]:
+                    unknown.add(f"{file.name}: {command} {option}")
+    assert unknown == set()
+    assert found > 100
+
+
 def test_every_option_that_a_sentence_names_is_one_of_a_subcommand() -> None:
     """Messages, help and docstrings of the whole package; what is named must be there to be typed."""
-    known = {f"--{field.name}" for one in DATACLASSES for field in fields(one)}
-    known |= {option for action in make_flag_parser()._actions for option in action.option_strings}
-    for command in set(COMMANDS) - {"train"}:
-        parser, module = _Parser(), import_module(f"dual_distill.cli.{command}")
-        module.add_arguments(parser)
-        known |= set(parser._option_string_actions)
-    # Of every command; of torchrun and accelerate.
-    known |= {"--json", "--debug", "--version", "--help", "--nproc-per-node", "--num_processes", "--multi_gpu"}
-    known |= {"--field", "--no"}  # of any name: `--field value`, `--no_field`
+    known = set().union(*map(options_of, COMMANDS))
+    # Of torchrun and accelerate.
+    known |= {"--nproc-per-node", "--num_processes", "--multi_gpu"}
+    known |= {"--no"}  # of any name: `--no_field`
 
     root, unknown = Path(dual_distill.__file__).parent, {}
     for file in root.rglob("*.py"):

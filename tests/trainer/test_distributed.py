@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,14 @@ def run(folder, processes, rows, pair):
     if processes > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command[1:1] = torchrun
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        said = started.communicate(timeout=300)[1]
+    except subprocess.TimeoutExpired:  # its processes have said where they stand and ended: so it hangs itself
+        started.send_signal(signal.SIGABRT)
+        said = started.communicate()[1]
+    assert started.returncode == 0, said[-8000:]
     world_size, logs = json.loads((folder / "logs.json").read_text())
     assert world_size == processes
     return load_file(folder / "model" / "model.safetensors"), logs

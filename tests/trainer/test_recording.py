@@ -132,6 +132,13 @@ def test_each_evaluation_is_noted_by_its_dataset_or_prefix(measured, make_rows, 
     assert record.data.rows == {"train": 20, "near": 4, "far": 7}
 
 
+def test_rows_that_an_evaluation_leaves_out_are_not_counted(measured):
+    trainer = measured(dataloader_drop_last=True, per_device_eval_batch_size=4)
+    assert trainer.evaluate()["eval_samples_per_second"] > 0
+    assert {one.rows for one in trainer.run_record().measurements} == {8}
+    assert trainer.predict(trainer.eval_dataset).predictions.shape[0] == 8
+
+
 def test_a_checkpoint_has_the_numbers_of_its_own_weights(measured, tmp_path):
     trainer = measured(eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=1, max_steps=4)
     trainer.train()

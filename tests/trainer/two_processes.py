@@ -4,12 +4,15 @@ torchrun --nproc_per_node 2 two_processes.py OUTPUT ROWS_A_PROCESS with_teacher|
 [uneven] [few] [attention_alone]
 """
 
+import faulthandler
 import json
 import os
 import sys
 from pathlib import Path
 
 import torch
+
+LONGEST = 240  # seconds; a process that takes longer says where it stands, and ends
 
 
 class Streamed(torch.utils.data.IterableDataset):
@@ -26,6 +29,7 @@ def main() -> None:
     from conftest import tiny_arguments, tiny_collator, tiny_rows, tiny_student, tiny_teacher
     from dual_distill.trainer import DistillationTrainer
 
+    faulthandler.dump_traceback_later(LONGEST, exit=True)
     output, rows, pair, *kinds = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
     fields = {"soft_label_weight": 0.0, "activation_checkpointing": True} if "attention_alone" in kinds else {}
     fields |= {"max_steps": 3} if "streamed" in kinds else {}

@@ -132,6 +132,8 @@ class RecordingTrainer(SealedTrainer):
             return metrics
 
         rows = _num_rows(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset)
+        if rows and self.args.dataloader_drop_last:  # which leaves out the last rows of an evaluation too
+            rows -= rows % (self.args.eval_batch_size * self.args.world_size)
         split = metric_key_prefix.removeprefix("eval_") if metric_key_prefix != "eval" else "validation"
         source = self._told.get("command") or f"{type(self).__name__}.evaluate"
         for name, value in metrics.items():
