@@ -160,7 +160,7 @@ def learn(
     told = {"train_dataset": data["train"], "data_collator": collator, "processing_class": processor}
     trainer = DistillationTrainer(
         student,
-        arguments(str(options.runs_dir), options.steps, 1e-3, seed, **(weights or {})),
+        arguments(str(options.runs_dir), options.steps, 2e-3, seed, **(weights or {})),
         teacher=None if weights is None else StoredTeacher(views),
         **told,
     )
@@ -174,9 +174,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bert", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of students (none: the teacher alone)")
     parser.add_argument("--teacher-steps", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--towers", nargs="+", choices=TOWERS, default=list(TOWERS), help="students (default: all)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/daquar"))
     parser.add_argument("--rows", type=int, help="most rows of each split (default: all)")
@@ -214,8 +214,10 @@ def main() -> None:
     texts = data["train"]["question"]
     tokenizer = train_tokenizer(texts, 1000, 32)
     of_student = DualDistillProcessor(images, tokenizer)
-    # As many heads as the teacher's, which are compared one to one.
+    # As many heads as the teacher's, which are compared one to one; wide beginnings, as narrow models need them.
     shape = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 12, "intermediate_size": 384}
+    shape |= {"initializer_range": 0.12}
+    pixels |= {"embedding_initializer_range": 0.5}
     fusion = FusionEncoderConfig(patch_size=16, vocab_size=len(tokenizer), **pixels, **shape, **labels)
     vit = {"model_type": "vit", "image_size": list(SIZE.values()), "patch_size": 16, **shape}
     bert = {"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 32, **shape}
