@@ -4,50 +4,36 @@ Stages: scenes, a tokenizer, a fusion teacher; three dual encoders with equal st
 hard labels, one distilled with the paper's interaction of pooled vectors, one distilled with the layer, which starts as
 the first does and imitates the teacher's last hidden states too; evaluation, latency, attention image, report. Each
 trained stage leaves a folder and a `stage.json`; a second start of the same command skips the stages whose folders are
-complete. Stages train side by side, each in a process of one thread: at these widths a second thread gains a fifth of
-the time, a second process half.
+complete.
 """
 
-import os
 import platform
 import shutil
-import sys
-import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
-from transformers import PrinterCallback, TrainerCallback
-from transformers.utils import logging
+from datasets import Dataset
 
 from dual_distill.data import DistillationCollator, decode_image, get_task, load_task
 from dual_distill.hub_cards import Speed, add_evaluation, read_run, write_run
 from dual_distill.inference import PairShape, attention_maps, draw_attention_picture, measure_answering
-from dual_distill.modeling import DualDistillProcessor
-from dual_distill.runs import DataArguments, ModelArguments, build_processor, make_run, processor_of_run, train
+from dual_distill.runs import ModelArguments, build_processor, processor_of_run
 from dual_distill.sealed import locked, read_json, write_json
 from dual_distill.teachers import load_model
-from dual_distill.trainer import DistillationTrainingArguments, EvaluationReport, predict_answers, report_answers
+from dual_distill.trainer import EvaluationReport, predict_answers, report_answers
 
 from .report import STAGES, write_report
+from .training import SOURCE, say, start_processes, train_all
 
-# What the teacher is asked first: about one thing each. It learns to see before it learns to count, relate and compare.
-_FIRST_TYPES = ("exist", "colour", "shape")
 _LATENCY_ROWS = 64
 _WORDS_IN_IMAGE = 10  # two bands of the attention image
 _RULE = (
     f"the first test question of at most {_WORDS_IN_IMAGE} words that teacher and distilled student answer right and "
     "the student on hard labels wrong"
 )
-_SOURCE = "dual-distill quickstart"
-_DATA = DataArguments(task="scenes")
 # Fields of a preset that are fields of a model too.
 _SHAPE = {one.name for one in fields(ModelArguments)}
 
@@ -107,11 +93,7 @@ def quickstart(preset: str, seed: int, student_start: Literal["random", "teacher
 
 def _run_stages(size: Preset, settings: dict[str, Any], output_dir: Path) -> dict[str, Any]:
     start, seed = time.perf_counter(), settings["seed"]
-    _say("scenes and tokenizer")
-    task = get_task("scenes")
-    num_scenes = {"train": size.train_scenes, "validation": size.validation_scenes, "test": size.test_scenes}
-    data = load_task("scenes", num_scenes=num_scenes, seed=seed)
-    teacher = str(output_dir / "teacher")
+    task, teacher = get_task("scenes"), str(output_dir / "teacher")
     student = {"architecture": "dual_encoder", "init_from": teacher if settings["student_start"] == "teacher" else None}
     arguments = {
         "teacher": _model(size, architecture="fusion_encoder"),
@@ -119,12 +101,15 @@ def _run_stages(size: Preset, settings: dict[str, Any], output_dir: Path) -> dic
         "distilled_pooled": _model(size, **student, teacher=teacher),
         "distilled": _model(size, **student, interaction_layers=1, teacher=teacher),
     }
-    # The word pieces that the teacher was trained on, not such as would be made of the same texts today.
-    processor = processor_of_run(teacher) or build_processor(arguments["teacher"], data["train"][task.text_column])
+    with start_processes(output_dir) as pool:
+        say("scenes and tokenizer")
+        num_scenes = {"train": size.train_scenes, "validation": size.validation_scenes, "test": size.test_scenes}
+        data = load_task("scenes", num_scenes=num_scenes, seed=seed)
+        # The word pieces that the teacher was trained on, not such as would be made of the same texts today.
+        processor = processor_of_run(teacher) or build_processor(arguments["teacher"], data["train"][task.text_column])
+        stages = train_all(pool, output_dir, arguments, settings, data, processor)
 
-    stages = _train_all(output_dir, arguments, settings, data, processor)
-
-    _say("evaluation on the test split")
+    say("evaluation on the test split")
     models = {stage: load_model(output_dir / stage).model for stage in STAGES}
     collator = DistillationCollator(processor, task, task.label_names or ())
     answers = {stage: predict_answers(model, data["test"], collator, 512, stage) for stage, model in models.items()}
@@ -134,16 +119,16 @@ def _run_stages(size: Preset, settings: dict[str, Any], output_dir: Path) -> dic
         for stage, said in answers.items()
     }
 
-    _say("latency")
+    say("latency")
     batch = collator(list(data["test"].select(range(min(_LATENCY_ROWS, len(data["test"]))))))
     [timed, tokens], [height, width] = batch["input_ids"].shape, batch["pixel_values"].shape[-2:]
     shape = PairShape(timed, tokens, tokens, (height, width))
     named = {"teacher": models["teacher"], "student": models["distilled"], "pooled": models["distilled_pooled"]}
     names = {"fusion_encoder": "{}", "dual_encoder": "{}", "image_stored": "{}_stored_images"}
-    ways = [row for row in measure_answering(named, shape) if row["way"] in names]
+    ways = [row for row in measure_answering(named, shape, repeats=5) if row["way"] in names]
     latency = {names[row["way"]].format(row["model"]): row["latency_ms"] for row in ways}
 
-    _say("attention image")
+    say("attention image")
     example = _draw(models, processor, data["test"], answers, output_dir)
 
     # A stage that an earlier start finished took its seconds then.
@@ -151,10 +136,6 @@ def _run_stages(size: Preset, settings: dict[str, Any], output_dir: Path) -> dic
     for stage in STAGES:
         _complete_record(output_dir / stage, reports, latency)
     return write_report(output_dir, settings, reports, stages, {"ms_per_pair": latency, "example": example}, seconds)
-
-
-def _say(what: str) -> None:
-    print(f"== {what}", file=sys.stderr, flush=True)
 
 
 def _claim(output_dir: Path, settings: dict[str, Any]) -> None:
@@ -178,114 +159,6 @@ def _model(size: Preset, **fields: Any) -> ModelArguments:
     return ModelArguments(**shape, **images, intermediate_size=2 * size.hidden_size, max_text_length=24, **fields)
 
 
-def _in_teaching_order(data: DatasetDict, settings: dict[str, Any]) -> DatasetDict:
-    """The training rows of all of the teacher's steps, in the order in which it sees them.
-
-    First questions of `_FIRST_TYPES` alone, then all; within each part every row once before any row twice.
-    """
-    steps = settings["teacher_steps"]
-    rng = np.random.default_rng([settings["seed"], steps])
-    types = np.array(data["train"]["question_type"])
-    first = np.flatnonzero(np.isin(types, _FIRST_TYPES))
-    first_steps = round(settings["teacher_first_share"] * steps)
-
-    parts = []
-    for rows, num_steps in ((first, first_steps), (np.arange(len(types)), steps - first_steps)):
-        wanted = num_steps * settings["teacher_batch_size"]
-        epochs = -(-wanted // len(rows))
-        parts.append(np.concatenate([rng.permutation(rows) for _ in range(epochs)])[:wanted])
-    return DatasetDict({**data, "train": data["train"].select(np.concatenate(parts))})
-
-
-def _train_all(output_dir: Path, models: dict[str, ModelArguments], *given: Any) -> dict[str, dict[str, Any]]:
-    """Train every stage, as many side by side as torch has threads; what learns from the teacher follows it."""
-    num_processes = min(torch.get_num_threads(), len(STAGES) - 1)
-    if num_processes == 1:
-        return {stage: _train(output_dir / stage, models[stage], *given) for stage in STAGES}
-
-    with ProcessPoolExecutor(num_processes, get_context("spawn"), _begin_process) as pool:
-        jobs = {"teacher": pool.submit(_train, output_dir / "teacher", models["teacher"], *given)}
-        waiting = [stage for stage in reversed(STAGES) if stage not in jobs]
-        # Who needs no teacher begins beside it; the last of the table has the longest steps.
-        waiting.sort(key=lambda stage: bool(models[stage].teacher or models[stage].init_from))
-        for stage in waiting:
-            if models[stage].teacher or models[stage].init_from:
-                jobs["teacher"].result()
-            jobs[stage] = pool.submit(_train, output_dir / stage, models[stage], *given)
-        return {stage: jobs[stage].result() for stage in STAGES}
-
-
-def _begin_process() -> None:
-    """One thread; ends with the process that started it, however that ends."""
-    torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    parent = parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-class _Progress(TrainerCallback):
-    """A line at each log, which names the stage: several write into one terminal."""
-
-    def __init__(self, stage: str):
-        self.stage = stage
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **given: Any) -> None:
-        """Print step and loss."""
-        if logs and "loss" in logs:
-            print(
-                f"   {self.stage}: step {state.global_step:,} of {state.max_steps:,}, loss {logs['loss']:.3f}",
-                file=sys.stderr,
-                flush=True,
-            )
-
-
-def _train(
-    folder: Path, model: ModelArguments, settings: dict[str, Any], data: DatasetDict, processor: DualDistillProcessor
-) -> dict[str, Any]:
-    """Train one model, unless an earlier start has finished it."""
-    done = folder / "stage.json"
-    if done.is_file():
-        _say(f"{folder.name}: finished earlier, kept")
-        return {**read_json(done), "earlier": True}
-
-    role = "teacher" if folder.name == "teacher" else "student"
-    steps = settings[f"{role}_steps"]
-    _say(f"{STAGES[folder.name]}, {steps:,} steps")
-    arguments = DistillationTrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=settings[f"{role}_batch_size"],
-        per_device_eval_batch_size=512,
-        learning_rate=settings[f"{role}_learning_rate"],
-        muon_learning_rate=settings["muon_learning_rate"],
-        seed=settings["seed"],
-        interaction_hidden_weight=settings["interaction_hidden_weight"] if folder.name == "distilled" else 0.0,
-        logging_steps=max(steps // 10, 1),
-        # The teacher's rows lie in their order already.
-        train_sampling_strategy="sequential" if role == "teacher" else "random",
-        save_strategy="no",
-        preflight=False,  # the report says more
-        disable_tqdm=True,
-    )
-    rows = _in_teaching_order(data, settings) if role == "teacher" else data
-    trainer = make_run(model, _DATA, arguments, data=rows, processor=processor)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Progress(folder.name))
-    trainer.describe_run(command=_SOURCE)
-    metrics = train(trainer)
-
-    # Written last: a folder without it is trained again.
-    stage = {"seconds": metrics["train_runtime"], "steps": steps}
-    write_json(done, stage)
-    return {**stage, "earlier": False}
-
-
 def _complete_record(folder: Path, reports: dict[str, EvaluationReport], latency: dict[str, float]) -> None:
     """Add test accuracy, speed and attention image to a stage's folder: what its model card shows."""
     stage, record = folder.name, read_run(folder)
@@ -294,13 +167,13 @@ def _complete_record(folder: Path, reports: dict[str, EvaluationReport], latency
 
     teacher = {"task": "scenes", "split": "test", **reports["teacher"].to_dict()}
     found = {**teacher, **reports[stage].to_dict(), **{name: teacher[name] for name in ("text_only", "majority")}}
-    record = add_evaluation(record, found, _SOURCE, None if stage == "teacher" else teacher)
+    record = add_evaluation(record, found, SOURCE, None if stage == "teacher" else teacher)
 
     if stage == "distilled":  # the student that was timed
         threads = torch.get_num_threads()
         device = f"{platform.machine()}, {threads} {'thread' if threads == 1 else 'threads'}"
         student, taught, stored = (latency[name] for name in ("student", "teacher", "student_stored_images"))
-        record = replace(record, speed=Speed(student, taught, device, _SOURCE, stored))
+        record = replace(record, speed=Speed(student, taught, device, SOURCE, stored))
     write_run(folder, record)
     shutil.copyfile(folder.with_name("attention.png"), folder / "attention.png")
 

@@ -1,0 +1,158 @@
+"""The trained stages of a quickstart, side by side, each in a process of one thread.
+
+At these widths a second thread gains little of a step's time, and beside other work it loses far more.
+"""
+
+import os
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+from transformers import PrinterCallback, TrainerCallback
+from transformers.utils import logging
+
+from dual_distill.modeling import DualDistillProcessor
+from dual_distill.runs import DataArguments, ModelArguments, make_run, train
+from dual_distill.sealed import read_json, write_json
+from dual_distill.trainer import DistillationTrainingArguments
+
+from .report import STAGES
+
+SOURCE = "dual-distill quickstart"
+_DATA = DataArguments(task="scenes")
+# What the teacher is asked first: about one thing each. It learns to see before it learns to count, relate and compare.
+_FIRST_TYPES = ("exist", "colour", "shape")
+_DONE = "stage.json"
+
+
+def say(what: str) -> None:
+    """Print a line of progress."""
+    print(f"== {what}", file=sys.stderr, flush=True)
+
+
+def start_processes(output_dir: Path) -> AbstractContextManager[ProcessPoolExecutor | None]:
+    """Start as many processes as torch has threads and stages are unfinished; None where that is one."""
+    unfinished = [stage for stage in STAGES if not (output_dir / stage / _DONE).is_file()]
+    num_processes = min(torch.get_num_threads(), len(unfinished), len(STAGES) - 1)
+    if num_processes < 2:
+        return nullcontext()
+    pool = ProcessPoolExecutor(num_processes, get_context("spawn"), _begin_process)
+    for _ in range(num_processes):
+        pool.submit(int)  # what they import is there when they are needed
+    return pool
+
+
+def train_all(
+    pool: ProcessPoolExecutor | None, output_dir: Path, models: dict[str, ModelArguments], *given: Any
+) -> dict[str, dict[str, Any]]:
+    """Train every stage that is not finished, side by side; what learns from the teacher follows it."""
+    if pool is None:
+        return {stage: _train(output_dir / stage, models[stage], *given) for stage in STAGES}
+
+    jobs = {"teacher": pool.submit(_train, output_dir / "teacher", models["teacher"], *given)}
+    # Who needs no teacher begins beside it; the last of the table has the longest steps.
+    waiting = [stage for stage in reversed(STAGES) if stage not in jobs]
+    waiting.sort(key=lambda stage: bool(models[stage].teacher or models[stage].init_from))
+    for stage in waiting:
+        if models[stage].teacher or models[stage].init_from:
+            jobs["teacher"].result()
+        jobs[stage] = pool.submit(_train, output_dir / stage, models[stage], *given)
+    return {stage: jobs[stage].result() for stage in STAGES}
+
+
+def _begin_process() -> None:
+    """One thread; ends with the process that started it, however that ends."""
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    parent = parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+class _Progress(TrainerCallback):
+    """A line at each log, which names the stage: several write into one terminal."""
+
+    def __init__(self, stage: str):
+        self.stage = stage
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **given: Any) -> None:
+        """Print step and loss."""
+        if logs and "loss" in logs:
+            print(
+                f"   {self.stage}: step {state.global_step:,} of {state.max_steps:,}, loss {logs['loss']:.3f}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _train(
+    folder: Path, model: ModelArguments, settings: dict[str, Any], data: DatasetDict, processor: DualDistillProcessor
+) -> dict[str, Any]:
+    """Train one model, unless an earlier start has finished it."""
+    done = folder / _DONE
+    if done.is_file():
+        say(f"{folder.name}: finished earlier, kept")
+        return {**read_json(done), "earlier": True}
+
+    role = "teacher" if folder.name == "teacher" else "student"
+    steps = settings[f"{role}_steps"]
+    say(f"{STAGES[folder.name]}, {steps:,} steps")
+    arguments = DistillationTrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=settings[f"{role}_batch_size"],
+        per_device_eval_batch_size=512,
+        learning_rate=settings[f"{role}_learning_rate"],
+        muon_learning_rate=settings["muon_learning_rate"],
+        seed=settings["seed"],
+        interaction_hidden_weight=settings["interaction_hidden_weight"] if folder.name == "distilled" else 0.0,
+        logging_steps=max(steps // 10, 1),
+        # The teacher's rows lie in their order already.
+        train_sampling_strategy="sequential" if role == "teacher" else "random",
+        save_strategy="no",
+        preflight=False,  # the report says more
+        disable_tqdm=True,
+    )
+    rows = _in_teaching_order(data, settings) if role == "teacher" else data
+    trainer = make_run(model, _DATA, arguments, data=rows, processor=processor)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Progress(folder.name))
+    trainer.describe_run(command=SOURCE)
+    metrics = train(trainer)
+
+    # Written last: a folder without it is trained again.
+    stage = {"seconds": metrics["train_runtime"], "steps": steps}
+    write_json(done, stage)
+    return {**stage, "earlier": False}
+
+
+def _in_teaching_order(data: DatasetDict, settings: dict[str, Any]) -> DatasetDict:
+    """The training rows of all of the teacher's steps, in the order in which it sees them.
+
+    First questions of `_FIRST_TYPES` alone, then all; within each part every row once before any row twice.
+    """
+    steps = settings["teacher_steps"]
+    rng = np.random.default_rng([settings["seed"], steps])
+    types = np.array(data["train"]["question_type"])
+    first = np.flatnonzero(np.isin(types, _FIRST_TYPES))
+    first_steps = round(settings["teacher_first_share"] * steps)
+
+    parts = []
+    for rows, num_steps in ((first, first_steps), (np.arange(len(types)), steps - first_steps)):
+        wanted = num_steps * settings["teacher_batch_size"]
+        epochs = -(-wanted // len(rows))
+        parts.append(np.concatenate([rng.permutation(rows) for _ in range(epochs)])[:wanted])
+    return DatasetDict({**data, "train": data["train"].select(np.concatenate(parts))})
