@@ -246,7 +246,7 @@ def make_scenarios(work: Path) -> dict[str, Scenario]:
         8, 2, 2, teacher_steps=2, student_steps=1, teacher_first_share=0.5, **tiny
     )
     measure = quickstart_run.measure_answering
-    quickstart_run.measure_answering = lambda *given: measure(*given, warmup=0, repeats=2)
+    quickstart_run.measure_answering = lambda *given, **options: measure(*given, warmup=0, repeats=2)
 
     hub, repos = start_hub(work), iter(range(10**6))
 
