@@ -6,7 +6,8 @@ Unusual here:
 * A short last micro-batch of an epoch counts for the rows that it has, so that six rows at once and as four and two
   give the same update.
 * The last batch of an evaluation in several processes is filled up with rows that were seen before: they do not count.
-  Where rows are compared, every process computes that whole batch without them, as one alone would.
+  Where rows are compared, every process computes that whole batch without them, as one alone would, and needs memory
+  for the rows of all (no gradients): a smaller `per_device_eval_batch_size` where that is too much.
 """
 
 from abc import abstractmethod
