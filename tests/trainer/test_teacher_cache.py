@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import TrainerControl
 
 from dual_distill.modeling import (
     DualEncoderForImagesAndTextClassification,
@@ -144,12 +145,15 @@ def test_a_full_buffer_is_written_out_and_another_process_reads_it(tmp_path, pai
     assert sum(asked) == 6
 
 
-@pytest.mark.parametrize("event", ["on_save", "on_evaluate", "on_train_end"])
-def test_the_callback_writes_what_waits(tmp_path, pair, batch, event):
+@pytest.mark.parametrize("event", ["on_step_end", "on_epoch_end", "on_evaluate", "on_train_end"])
+def test_the_callback_writes_what_waits_and_before_a_checkpoint_not_behind_it(tmp_path, pair, batch, event):
     cache = TeacherCache(tmp_path, "attention", SETTINGS, patch_size=4)
     cache.outputs(batch, asking(pair[0])[0], OBJECTIVE)
+    callback, control = TeacherCacheCallback(cache), TrainerControl()
+    callback.on_step_end(None, None, control)
     assert not list(tmp_path.glob("shard-*"))
-    getattr(TeacherCacheCallback(cache), event)()
+    control.should_save = True
+    getattr(callback, event)(None, None, control)
     assert len(list(tmp_path.glob("shard-*"))) == 1
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 
 from dual_distill import teachers
 from dual_distill.data import ShardedTable, fingerprint
@@ -272,7 +272,9 @@ class TeacherCache(RowCache):
 
 
 class TeacherCacheCallback(TrainerCallback):
-    """Writes the rows that wait with each checkpoint, after each evaluation and at the end of training.
+    """Writes the rows that wait before each checkpoint, after each evaluation and at the end of training.
+
+    Before: a run that is killed behind a checkpoint goes on from there, and would not ask for those rows again.
 
     Args:
         cache: what is written.
@@ -281,11 +283,18 @@ class TeacherCacheCallback(TrainerCallback):
     def __init__(self, cache: RowCache):
         self.cache = cache
 
-    def on_save(self, *args: Any, **kwargs: Any) -> None:
-        """Write, so that a run that is resumed asks no more than it must."""
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        """Write where a checkpoint follows."""
+        if control.should_save:
+            self.cache.flush()
+
+    on_epoch_end = on_step_end
+
+    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Write."""
         self.cache.flush()
 
-    on_evaluate = on_train_end = on_save
+    on_train_end = on_evaluate
 
 
 def _is_finite(row: Row) -> bool:
