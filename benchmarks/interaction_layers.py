@@ -9,7 +9,7 @@ Needs the teachers that benchmarks/quickstart_seeds.py leaves in RUNS_DIR/defaul
 with 0 (the paper's interaction of pooled vectors), 1 and 2 layers for 1,000, 2,000 and 4,000 steps; "terms" trains
 students with one layer for 2,000 steps on soft labels with the attention of the towers, of the layer or of both, with
 the teacher's last hidden states behind the layer, and from the teacher's weights, both under AdamW; "optimizer" trains
-the quickstart's distilled student under AdamW and under Muon for 600 and 1,200 steps. All other settings are those of
+the quickstart's distilled student under AdamW and under Muon for 750 and 1,500 steps. All other settings are those of
 the quickstart's students. A finished student is read, not trained again. "stored" asks the quickstart's own distilled
 student about stored images: what each number format and form costs in bytes and accuracy. `--tiny` tries the script out
 and records nothing.
@@ -64,7 +64,7 @@ def main() -> None:
                     runs.append(student(options, seed, f"{layers} layers", layers, steps, **hidden))
             continue
         if options.part == "optimizer":
-            for steps in options.steps or (600, 1200):
+            for steps in options.steps or (750, 1500):
                 for name, rate in (
                     ("AdamW", {}),
                     ("Muon", {"muon_learning_rate": PRESETS["default"].muon_learning_rate}),

@@ -23,7 +23,7 @@ from dual_distill.inference import PairShape, attention_maps, draw_attention_pic
 from dual_distill.runs import ModelArguments, build_processor, processor_of_run
 from dual_distill.sealed import locked, read_json, write_json
 from dual_distill.teachers import load_model
-from dual_distill.trainer import EvaluationReport, predict_answers, report_answers
+from dual_distill.trainer import EvaluationReport
 
 from .report import STAGES, write_report
 from .training import SOURCE, say, start_processes, train_all
@@ -66,7 +66,7 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(200, 20, 40, 32, 2, teacher_steps=30, student_steps=20),
-    "default": Preset(10_000, 300, 1_000, 96, 4, teacher_steps=1_600, student_steps=1_200),
+    "default": Preset(10_000, 300, 1_000, 96, 4, teacher_steps=1_600, student_steps=1_500),
     "thorough": Preset(40_000, 500, 2_000, 128, 4, teacher_steps=6_000, student_steps=6_000),
 }
 """Name -> how much is generated and trained."""
@@ -107,19 +107,11 @@ def _run_stages(size: Preset, settings: dict[str, Any], output_dir: Path) -> dic
         data = load_task("scenes", num_scenes=num_scenes, seed=seed)
         # The word pieces that the teacher was trained on, not such as would be made of the same texts today.
         processor = processor_of_run(teacher) or build_processor(arguments["teacher"], data["train"][task.text_column])
-        stages = train_all(pool, output_dir, arguments, settings, data, processor)
-
-    say("evaluation on the test split")
-    models = {stage: load_model(output_dir / stage).model for stage in STAGES}
-    collator = DistillationCollator(processor, task, task.label_names or ())
-    answers = {stage: predict_answers(model, data["test"], collator, 512, stage) for stage, model in models.items()}
-    # The baselines are the same for all three, so they are computed once.
-    reports = {
-        stage: report_answers(said, data["test"], task, data["train"] if stage == "teacher" else None)
-        for stage, said in answers.items()
-    }
+        stages, answers, reports = train_all(pool, output_dir, arguments, settings, data, processor)
 
     say("latency")
+    models = {stage: load_model(output_dir / stage).model for stage in STAGES}
+    collator = DistillationCollator(processor, task, task.label_names or ())
     batch = collator(list(data["test"].select(range(min(_LATENCY_ROWS, len(data["test"]))))))
     [timed, tokens], [height, width] = batch["input_ids"].shape, batch["pixel_values"].shape[-2:]
     shape = PairShape(timed, tokens, tokens, (height, width))

@@ -6,7 +6,8 @@ At these widths a second thread gains little of a step's time, and beside other 
 import os
 import sys
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
@@ -19,10 +20,12 @@ from datasets import DatasetDict
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
+from dual_distill.data import DistillationCollator, get_task
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.runs import DataArguments, ModelArguments, make_run, train
 from dual_distill.sealed import read_json, write_json
-from dual_distill.trainer import DistillationTrainingArguments
+from dual_distill.teachers import load_model
+from dual_distill.trainer import DistillationTrainingArguments, EvaluationReport, predict_answers, report_answers
 
 from .report import STAGES
 
@@ -52,20 +55,37 @@ def start_processes(output_dir: Path) -> AbstractContextManager[ProcessPoolExecu
 
 def train_all(
     pool: ProcessPoolExecutor | None, output_dir: Path, models: dict[str, ModelArguments], *given: Any
-) -> dict[str, dict[str, Any]]:
-    """Train every stage that is not finished, side by side; what learns from the teacher follows it."""
-    if pool is None:
-        return {stage: _train(output_dir / stage, models[stage], *given) for stage in STAGES}
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]], dict[str, EvaluationReport]]:
+    """Train every stage that is not finished, and have all answer the test split, side by side.
 
-    jobs = {"teacher": pool.submit(_train, output_dir / "teacher", models["teacher"], *given)}
+    Returns:
+        Of each stage what its `stage.json` says, its answers and its evaluation; the teacher's holds the baselines.
+    """
+    submit = _now if pool is None else pool.submit
+    jobs = {"teacher": submit(_train, output_dir / "teacher", models["teacher"], *given)}
     # Who needs no teacher begins beside it; the last of the table has the longest steps.
     waiting = [stage for stage in reversed(STAGES) if stage not in jobs]
     waiting.sort(key=lambda stage: bool(models[stage].teacher or models[stage].init_from))
     for stage in waiting:
         if models[stage].teacher or models[stage].init_from:
             jobs["teacher"].result()
-        jobs[stage] = pool.submit(_train, output_dir / stage, models[stage], *given)
-    return {stage: jobs[stage].result() for stage in STAGES}
+        jobs[stage] = submit(_train, output_dir / stage, models[stage], *given)
+
+    _, *data_and_processor = given
+    stages, evaluated = {}, {}
+    for stage in STAGES:
+        stages[stage] = jobs[stage].result()
+        evaluated[stage] = submit(_evaluate, output_dir / stage, *data_and_processor)
+    results = {stage: job.result() for stage, job in evaluated.items()}
+    answers = {stage: result[0] for stage, result in results.items()}
+    return stages, answers, {stage: result[1] for stage, result in results.items()}
+
+
+def _now(work: Callable[..., Any], *given: Any) -> Future[Any]:
+    """Do it in this process, as a pool would in another."""
+    done: Future[Any] = Future()
+    done.set_result(work(*given))
+    return done
 
 
 def _begin_process() -> None:
@@ -156,3 +176,13 @@ def _in_teaching_order(data: DatasetDict, settings: dict[str, Any]) -> DatasetDi
         epochs = -(-wanted // len(rows))
         parts.append(np.concatenate([rng.permutation(rows) for _ in range(epochs)])[:wanted])
     return DatasetDict({**data, "train": data["train"].select(np.concatenate(parts))})
+
+
+def _evaluate(folder: Path, data: DatasetDict, processor: DualDistillProcessor) -> tuple[list[str], EvaluationReport]:
+    """Answer the test split."""
+    task = get_task("scenes")
+    collator = DistillationCollator(processor, task, task.label_names or ())
+    answers = predict_answers(load_model(folder).model, data["test"], collator, 512, folder.name)
+    # The baselines are the same for all, so they are computed once.
+    train = data["train"] if folder.name == "teacher" else None
+    return answers, report_answers(answers, data["test"], task, train)
