@@ -21,8 +21,7 @@ def rate_heads(optimizer: torch.optim.Optimizer, model: nn.Module, factor: float
 class MuonWithAdamW(torch.optim.Optimizer):
     """Steps both; learning rates, state and checkpoints are those of one optimizer, so a scheduler reaches both.
 
-    Muon orthogonalises the momentum of a matrix, so that all of its directions learn at the same rate. Distilled
-    students of the quickstart's size reach in 1,500 steps what takes AdamW 6,000 (docs/results.md).
+    Muon orthogonalises the momentum of a matrix, so that all of its directions learn at the same rate.
 
     Args:
         muon: its groups come first.
