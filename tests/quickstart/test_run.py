@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -142,6 +143,26 @@ def test_stages_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     run.communicate(timeout=30)
     done = quickstart(tmp_path / "out")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_sent_to_all", [True, False], ids=["Ctrl-C", "kill -INT"])
+def test_an_interruption_ends_all_stages_at_once_with_130_and_no_traceback(tmp_path, is_sent_to_all) -> None:
+    words = ["--preset", "default", "--output-dir", str(tmp_path / "out")]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job would ignore
+    run = subprocess.Popen(
+        [sys.executable, "-m", "dual_distill", "quickstart", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        start_new_session=True,
+    )
+    signal.signal(signal.SIGINT, before)
+    while "teacher: step" not in run.stderr.readline():
+        assert run.poll() is None
+    (os.killpg if is_sent_to_all else os.kill)(run.pid, signal.SIGINT)
+    printed = run.communicate(timeout=30)[1]
+    assert (run.returncode, "Traceback" in printed) == (130, False), printed
 
 
 def test_it_ends_with_what_to_make_of_it_and_commands_that_run(finished: tuple[Path, dict, float]) -> None:

@@ -21,7 +21,7 @@ from .options import option
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add size, start and seed."""
-    presets = "smoke: a minute, learns nothing; default: minutes on two cores; thorough: an hour (default: default)"
+    presets = "smoke: a minute, learns nothing; default: minutes on two cores; thorough: far longer (default: default)"
     parser.add_argument("--preset", choices=PRESETS, default="default", help=presets)
     start = "the students start from the same random weights, or from the teacher's (default: random)"
     parser.add_argument("--student-start", choices=("random", "teacher"), default="random", help=start)

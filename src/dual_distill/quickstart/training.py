@@ -6,10 +6,10 @@ At these widths a second thread gains little of a step's time, and beside other 
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from multiprocessing import get_context, parent_process
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,29 @@ def say(what: str) -> None:
     print(f"== {what}", file=sys.stderr, flush=True)
 
 
-def start_processes(output_dir: Path) -> AbstractContextManager[ProcessPoolExecutor | None]:
-    """Start as many processes as torch has threads and stages are unfinished; None where that is one."""
+@contextmanager
+def start_processes(output_dir: Path) -> Iterator[ProcessPoolExecutor | None]:
+    """Start as many processes as torch has threads, at most as stages are unfinished; None where nothing gains by it.
+
+    What goes wrong in this process, an interruption too, ends them at once.
+    """
     unfinished = [stage for stage in STAGES if not (output_dir / stage / _DONE).is_file()]
+    # A single stage gets one too: with other threads it would end in other bits.
     num_processes = min(torch.get_num_threads(), len(unfinished), len(STAGES) - 1)
-    if num_processes < 2:
-        return nullcontext()
-    pool = ProcessPoolExecutor(num_processes, get_context("spawn"), _begin_process)
-    for _ in range(num_processes):
-        pool.submit(int)  # what they import is there when they are needed
-    return pool
+    if torch.get_num_threads() == 1 or not unfinished:
+        yield None
+        return
+
+    others = active_children()
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), _begin_process) as pool:
+        for _ in range(num_processes):
+            pool.submit(int)  # what they import is there when they are needed
+        try:
+            yield pool
+        except BaseException:
+            for process in set(active_children()).difference(others):
+                process.kill()
+            raise
 
 
 def train_all(
