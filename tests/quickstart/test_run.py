@@ -106,11 +106,13 @@ def test_a_second_start_keeps_what_is_finished_and_gives_the_same_figures(finish
     folder, report, _ = finished
     weights = (folder / "teacher" / "model.safetensors").stat().st_mtime_ns
     (folder / "distilled" / "stage.json").unlink()  # as if the last stage had been interrupted
+    distilled = (folder / "distilled" / "model.safetensors").read_bytes()
     done = quickstart(folder, "--json")
     assert done.returncode == 0, done.stderr
     assert "teacher: finished earlier, kept" in done.stderr
     assert "distilled: finished earlier" not in done.stderr
     assert (folder / "teacher" / "model.safetensors").stat().st_mtime_ns == weights
+    assert (folder / "distilled" / "model.safetensors").read_bytes() == distilled
     again = json.loads(done.stdout)
     assert {name: again[name]["accuracy"] for name in ("teacher", "hard_labels", "distilled_pooled", "distilled")} == {
         name: report[name]["accuracy"] for name in ("teacher", "hard_labels", "distilled_pooled", "distilled")
