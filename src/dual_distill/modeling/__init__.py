@@ -23,7 +23,7 @@ from .modeling_fusion_encoder_heads import (
     FusionEncoderForQuestionAnswering,
 )
 from .modeling_heads import SplitLinear
-from .modeling_losses import PairIds, allowed_negatives, gather_pair_ids, gather_rows, pair_similarities
+from .modeling_losses import PairIds, allowed_negatives, as_one_process, gather_pair_ids, gather_rows, pair_similarities
 from .modeling_ranking_lists import choose_lists, hardest_negatives, scored_lists
 from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
 from .processing_dual_distill import DualDistillProcessor

@@ -12,6 +12,8 @@ Unusual here:
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -44,8 +46,24 @@ class PairIds(NamedTuple):
         return torch.arange(self.first_row, self.first_row + self.num_rows, device=self.image_ids.device)
 
 
+_is_alone = False
+
+
+@contextmanager
+def as_one_process() -> Iterator[None]:
+    """Compare rows of this process alone: where every process holds the whole batch already."""
+    global _is_alone
+    _is_alone, found = True, _is_alone
+    try:
+        yield
+    finally:
+        _is_alone = found
+
+
 def process_count() -> int:
     """Return how many processes compute one batch together; 1 without `torch.distributed`."""
+    if _is_alone:
+        return 1
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 

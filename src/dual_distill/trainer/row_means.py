@@ -11,16 +11,16 @@ Unusual here:
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput
 
-from dual_distill.modeling import gather_rows
+from dual_distill.modeling import as_one_process, gather_rows
 
 from .recording import RecordingTrainer
 
@@ -93,7 +93,7 @@ class RowMeansTrainer(RecordingTrainer):
         if self.compares_rows:
             self._has_real_rows = first == 0
             own = {name: _of_all(name, value)[:left] for name, value in inputs.items()}
-            with _alone():
+            with as_one_process():
                 loss, *outputs = super().prediction_step(model, own, *args, **kwargs)
         else:
             self._has_real_rows = left > first
@@ -129,18 +129,10 @@ class RowMeansTrainer(RecordingTrainer):
         return output._replace(metrics={**output.metrics, **terms})
 
 
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Compute as in one process: what compares the rows of all processes compares those of this one."""
-    found, torch.distributed.is_initialized = torch.distributed.is_initialized, lambda: False
-    try:
-        yield
-    finally:
-        torch.distributed.is_initialized = found
-
-
-def _of_all(name: str, values: torch.Tensor) -> torch.Tensor:
+def _of_all(name: str, values: Any) -> Any:
     """Gather the rows of all processes; those of shorter texts are filled up with what stands for nothing."""
+    if isinstance(values, list):  # images and texts as they are, for a teacher of another family
+        return gather_object(values)
     nothing = -100 if name.endswith("labels") else 0
     return gather_rows(values - nothing) + nothing if nothing else gather_rows(values)
 
