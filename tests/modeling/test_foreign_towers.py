@@ -32,6 +32,15 @@ VISION = {
         **{"model_type": "convnextv2", "hidden_sizes": [8, 16, 24, 40], "depths": [1, 1, 1, 1]},
         **{"image_size": 32, "patch_size": 1},
     },
+    "resnet": {
+        **{"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+        **{"layer_type": "basic"},
+    },
+    "efficientnet": {
+        **{"model_type": "efficientnet", "image_size": 32, "width_coefficient": 1.0, "depth_coefficient": 1.0},
+        **{"kernel_sizes": [3, 5], "in_channels": [32, 16], "out_channels": [16, 24], "strides": [2, 2]},
+        **{"num_block_repeats": [1, 2], "expand_ratios": [1, 2], "hidden_dim": 1280},
+    },
 }
 TEXT = {
     "bert": {"model_type": "bert", **_WORDS},
@@ -304,3 +313,18 @@ def test_from_vision_text_pretrained_takes_both_models(vision, text, saved, inpu
     assert all(torch.equal(weight, own[name]) for name, weight in taken.items())
     assert taken
     assert model.eval()(**inputs).logits.shape == (2, 5)
+
+
+def test_a_frozen_tower_keeps_its_running_means_and_drops_nothing(inputs):
+    model = tiny("efficientnet", "bert")
+    for tower in (model.dual_encoder.vision_model, model.dual_encoder.text_model):
+        tower.model.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    expected = model.eval()(**inputs).logits
+    torch.testing.assert_close(model.train()(**inputs).logits, expected)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    # One that learns is in training mode as before.
+    model.dual_encoder.vision_model.model.requires_grad_(True)
+    assert model.train().dual_encoder.vision_model.model.training

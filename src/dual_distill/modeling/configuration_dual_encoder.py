@@ -1,6 +1,6 @@
 """The configuration of the dual encoder: one tower per modality, ours or any of transformers', and an interaction."""
 
-from math import isqrt
+from math import isqrt, prod
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -273,10 +273,14 @@ class DualEncoderConfig(OwnConfig):
     def patch_size(self) -> int:
         """Pixels along the side of what an image token stands for."""
         vision = self.vision_config
-        # A convolutional backbone halves its grid between stages.
+        if hasattr(vision, "strides"):
+            # EfficientNet names what follows its first convolution, which halves.
+            return 2 * prod(vision.strides)
+
+        # A convolutional backbone halves its grid between stages; what comes before a ResNet's quarters it.
         halvings = len(getattr(vision, "hidden_sizes", None) or [0]) - 1
-        patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
-        return patch * 2**halvings
+        patch = getattr(vision, "patch_size", 4)
+        return (patch if isinstance(patch, int) else patch[0]) * 2**halvings
 
     @property
     def patch_grid(self) -> tuple[int, int]:
@@ -301,4 +305,6 @@ def tower_width(config: PreTrainedConfig) -> int:
         96
     """
     sizes = getattr(config, "hidden_sizes", None)
-    return sizes[-1] if sizes else config.hidden_size
+    if sizes:
+        return sizes[-1]
+    return config.hidden_dim if config.model_type == "efficientnet" else config.hidden_size

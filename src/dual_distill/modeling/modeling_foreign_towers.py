@@ -50,6 +50,13 @@ class ForeignTower(nn.Module):
         told = {"config": self.model.config, "revision": revision, "dtype": torch.float32, **self.options}
         self.model = type(self.model).from_pretrained(name, **told)
 
+    def train(self, mode: bool = True) -> Any:
+        """As every module; a frozen model stays as it is: no dropout, and no running means of batches that change."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            self.model.eval()
+        return self
+
     def get_input_embeddings(self) -> Any:
         """Return the word or patch embeddings."""
         return self.model.get_input_embeddings()
