@@ -113,7 +113,7 @@ def stored(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     folder = options.runs_dir / f"default-random-seed{seed}" / "distilled"
     model, processor = load_model(folder)
     model.eval()
-    test, task = _scenes(options, seed)["test"], get_task("scenes")
+    test, task = load_scenes(options, seed)["test"], get_task("scenes")
     collator = DistillationCollator(processor, task, list(model.config.id2label.values()))
     answers = predict_answers(model, test, collator, 512, "from pixels")
     rows = [{"seed": seed, "form": "pixels", "accuracy": report_answers(answers, test, task, None).accuracy}]
@@ -140,7 +140,8 @@ def stored(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _scenes(options: argparse.Namespace, seed: int) -> DatasetDict:
+def load_scenes(options: argparse.Namespace, seed: int) -> DatasetDict:
+    """Draw the scenes of a seed, as many as the quickstart draws."""
     size = PRESETS["default"]
     num_scenes = {"train": size.train_scenes, "validation": size.validation_scenes, "test": size.test_scenes}
     return load_task("scenes", num_scenes=dict.fromkeys(num_scenes, 20) if options.tiny else num_scenes, seed=seed)
@@ -156,7 +157,7 @@ def _train(
     from_teacher: bool,
     weights: dict[str, float],
 ) -> dict[str, Any]:
-    size, task, data = PRESETS["default"], get_task("scenes"), _scenes(options, seed)
+    size, task, data = PRESETS["default"], get_task("scenes"), load_scenes(options, seed)
 
     taught_by, processor = load_teacher(teacher)
     set_seed(seed)
