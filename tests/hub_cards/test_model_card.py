@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, parse_eval_result_entries
 from safetensors.numpy import save_file
 
 from dual_distill.hub_cards import (
@@ -116,6 +116,21 @@ def test_a_distilled_dual_encoder_says_what_happened(make_folder: Callable[..., 
     assert {"distillation", "dual-encoder"} <= set(data.tags)
     [result] = data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_revision) == ("accuracy", 0.5, "r1")
+
+
+def test_results_on_a_data_set_of_the_hub_are_written_in_its_own_form_too(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder()
+    write_run(folder, RUN)
+    write_card(folder)
+    file = folder / ".eval_results" / "dual_distill.yaml"
+    [entry] = parse_eval_result_entries(yaml.safe_load(file.read_text()))
+    assert entry == EvalResultEntry("me/shop", "test_accuracy", 0.5, "r1", notes="accuracy, test, 10 rows")
+
+    # Without one data set of the Hub the results are nobody's.
+    for ids in ([], ["me/shop", "me/other"]):
+        write_run(folder, replace(RUN, data=replace(RUN.data, hub_ids=ids)))
+        write_card(folder)
+        assert not file.exists()
 
 
 def test_a_card_says_what_the_run_did_and_no_more(make_folder: Callable[..., Path]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 CONFIG = "config.json"
 PROCESSOR_CONFIG = "processor_config.json"
+SENTENCE_CONFIG = "config_sentence_transformers.json"
 _MODELING = Path(__file__).parents[1] / "modeling"
 _FAMILIES = ("FusionEncoder", "DualEncoder")
 
@@ -26,7 +27,10 @@ _HEADS: dict[str, tuple[str | None, str | None, str]] = {
     "ForQuestionAnswering": ("AutoModelForVisualQuestionAnswering", "visual-question-answering", _VQA),
     "ForImagesAndTextClassification": ("AutoModelForSequenceClassification", None, _CLASSES),
     "ForImageTextRetrieval": (None, None, _MATCH),
-    "DualEncoderForImageTextRetrieval": ("AutoModelForZeroShotImageClassification", None, _MATCH),
+    "DualEncoderForImageTextRetrieval": (
+        *("AutoModelForZeroShotImageClassification", "zero-shot-image-classification"),
+        _MATCH,
+    ),
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask", "fills in masked words of a text about an image"),
     "ForCaptioning": ("AutoModelForImageTextToText", "image-to-text", "writes captions of images"),
     "ForPreTraining": ("AutoModelForPreTraining", None, "was pre-trained on images and texts"),
@@ -92,8 +96,13 @@ def add_code(files: dict[str, bytes | Path], architecture: Architecture) -> dict
         "AutoModel": f"{family}Model",
         architecture.auto_class: architecture.name,
     }
-    pointers = {CONFIG: classes, PROCESSOR_CONFIG: {"AutoProcessor": "DualDistillProcessor"}}
     result = dict(files)
+    if SENTENCE_CONFIG in files:
+        # sentence-transformers loads what it does not know as AutoModel, and needs no package then.
+        classes["AutoModel"] = architecture.name
+        sentence_config: Any = files[SENTENCE_CONFIG]
+        result[SENTENCE_CONFIG] = as_json({**json.loads(sentence_config), "requirements": {}})
+    pointers = {CONFIG: classes, PROCESSOR_CONFIG: {"AutoProcessor": "DualDistillProcessor"}}
     for file, loaded in pointers.items():
         content: Any = files[file]
         auto_map = {auto: f"{_classes()[name]}.{name}" for auto, name in loaded.items()}

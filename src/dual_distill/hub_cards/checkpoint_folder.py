@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from dual_distill import sealed
 
-from .architectures import CONFIG, PROCESSOR_CONFIG, Architecture, as_json, read_architecture
+from .architectures import CONFIG, PROCESSOR_CONFIG, SENTENCE_CONFIG, Architecture, as_json, read_architecture
 from .run_record import CACHED, RUN_FILE, RunRecord, origin_of, read_run, weights_digest
 
 CARD = "README.md"
@@ -33,9 +33,12 @@ PICTURE = "attention.png"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_MODULES = "modules.json"
 _JSON = (
     *(PROCESSOR_CONFIG, RUN_FILE, "generation_config.json", "preprocessor_config.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json"),
+    # for sentence-transformers
+    *(_MODULES, SENTENCE_CONFIG, "sentence_bert_config.json"),
 )
 # Lists of words, any of which could be somebody's name.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
@@ -176,7 +179,9 @@ def is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
 def _checked(path: Path) -> bytes:
     """Return the content of a small file that is what its name says."""
     content = path.read_bytes()
-    if path.suffix == ".json":
+    if path.name == _MODULES:
+        json.loads(content)  # a list
+    elif path.suffix == ".json":
         sealed.read_json(path)
     elif path.suffix == ".png" and not content.startswith(_PNG_BEGINS):
         raise ValueError(f"{path.name} is no PNG image; write it again or delete it.")

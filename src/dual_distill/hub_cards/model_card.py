@@ -15,13 +15,17 @@ from typing import Any, NamedTuple
 
 import jinja2
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from dual_distill.sealed import write_file
 
+from .architectures import SENTENCE_CONFIG
 from .checkpoint_folder import CARD, Checkpoint, collect
 from .run_record import Measurement, RunRecord, read_yaml
+
+EVAL_RESULTS = ".eval_results/dual_distill.yaml"
+"""The Hub's form of results, of this package's own evaluations."""
 
 _TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 _BEGIN = re.compile(r"<!-- dual_distill card begins(?:, hand-written text: ([0-9a-f]{16}|none))? -->\n?")
@@ -115,9 +119,7 @@ def make_card(
     # Everything else is told by the files and the record.
     run = checkpoint.run or RunRecord()
     title = run.model_name or (repo_id.split("/")[-1] if repo_id else checkpoint.architecture.name)
-    # Losses are shown where nothing else was measured on the same rows.
-    better = {one.split for one in run.measurements if not one.metric.endswith("loss")}
-    measured = [one for one in run.measurements if one.split not in better or not one.metric.endswith("loss")]
+    measured = _measured(run)
     weights = run.objective.weights if run.objective else {}
     further = {name: value for name, value in old.items() if name not in _OURS}
     data = ModelCardData(**_own_metadata(checkpoint, run, title, measured, tags), library_name=library, **further)
@@ -160,9 +162,42 @@ def write_card(folder: str | Path, **options: Any) -> Path:
     Raises:
         ValueError: the folder holds no checkpoint that may be published.
     """
-    file = Path(folder, CARD)
-    write_file(file, make_card(collect(folder), **options))
+    file, checkpoint = Path(folder, CARD), collect(folder)
+    card, results = make_card(checkpoint, **options), eval_results(checkpoint)
+    if results:
+        Path(folder, EVAL_RESULTS).parent.mkdir(exist_ok=True)
+        write_file(Path(folder, EVAL_RESULTS), results)
+    else:  # none that an earlier record held
+        Path(folder, EVAL_RESULTS).unlink(missing_ok=True)
+    write_file(file, card)
     return file
+
+
+def eval_results(checkpoint: Checkpoint) -> str:
+    """Return the results of a checkpoint's run as YAML, as the Hub shows them beside others'; "" without any.
+
+    The Hub keeps results by data set, so only those on one data set of its own are written: value, metric and split.
+    """
+    run = checkpoint.run or RunRecord()
+    if len(run.data.hub_ids) != 1:
+        return ""
+    entries = [
+        EvalResultEntry(
+            dataset_id=run.data.hub_ids[0],
+            task_id=f"{one.split}_{one.metric}",
+            value=round(one.value, _DIGITS),
+            dataset_revision=run.data.revision,
+            notes=f"{_metric_name(one)}, {one.split}" + (f", {one.rows:,} rows" if one.rows is not None else ""),
+        )
+        for one in _measured(run)
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False) if entries else ""
+
+
+def _measured(run: RunRecord) -> list[Measurement]:
+    """Measurements worth showing: losses where nothing else was measured on the same rows."""
+    better = {one.split for one in run.measurements if not one.metric.endswith("loss")}
+    return [one for one in run.measurements if one.split not in better or not one.metric.endswith("loss")]
 
 
 def parse_card(readme: str, name: str = CARD) -> Card:
@@ -257,6 +292,7 @@ def _own_metadata(
     architecture, adapter, data = checkpoint.architecture, checkpoint.adapter, run.data
     own_tags = [*_TAGS[:2], "dual-encoder" if architecture.family == "DualEncoder" else "fusion-encoder"]
     own_tags += ["distillation"] if run.objective else []
+    own_tags += ["sentence-transformers"] if SENTENCE_CONFIG in checkpoint.files else []
     own_tags += [adapter["peft_type"].lower()] if adapter else []
     # Told by the caller, or what follows from the head.
     tasks: Sequence[str | None] = run.tasks or [architecture.pipeline_tag]

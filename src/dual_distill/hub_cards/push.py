@@ -20,7 +20,7 @@ from dual_distill.sealed import read_json
 
 from .architectures import CONFIG, add_code, as_json
 from .checkpoint_folder import ADAPTER_CONFIG, CARD, WEIGHTS, check_finite, collect, is_one_of, refuse_leaks
-from .model_card import make_card
+from .model_card import EVAL_RESULTS, eval_results, make_card
 
 _WHAT_TO_DO = {
     401: "the Hub does not know you, or the repository is not yours; log in with `hf auth login`, or set HF_TOKEN",
@@ -124,6 +124,8 @@ def push_folder(
     if state_folder:
         state = {path.name: as_json(_portable(path)) if path.suffix == ".json" else path for path in checkpoint.state}
         sent |= {f"{state_folder}/{name}": content for name, content in (checkpoint.files | state).items()}
+    if results := eval_results(checkpoint):
+        sent = {**sent, EVAL_RESULTS: results.encode()}
 
     # Names of repositories are public although their owner is the user.
     origins = [origin for origin in (run and run.teacher, run and run.start) if origin and origin.on_hub]
@@ -163,7 +165,7 @@ def push_folder(
     files, sizes = with_card(full_id, on_hub)
     # Left where they are, weights of an earlier push in another number of shards could be loaded instead of these, and
     # the state of an earlier step taken up.
-    ours = (*WEIGHTS, *((f"{state_folder}/*",) if state_folder else ()))
+    ours = (*WEIGHTS, EVAL_RESULTS, *((f"{state_folder}/*",) if state_folder else ()))
     deleted = tuple(sorted(name for name in names - files.keys() if is_one_of(name, ours)))
     operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in deleted]
     operations += [CommitOperationAdd(name, str(it) if isinstance(it, Path) else it) for name, it in files.items()]

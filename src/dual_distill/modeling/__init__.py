@@ -1,6 +1,7 @@
 """Configurations, models and processor; importing this package registers them with transformers' Auto classes."""
 
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_RETRIEVAL_MAPPING
 
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
 from .configuration_fusion_encoder import FusionEncoderConfig, own_fields
@@ -43,6 +44,8 @@ for _task, *_models in (
 ):
     for _model in _models:
         getattr(transformers, f"AutoModelFor{_task}").register(_model.config_class, _model)
+# For sentence-transformers: there is no Auto class.
+MODEL_FOR_RETRIEVAL_MAPPING.register(DualEncoderConfig, DualEncoderForImageTextRetrieval)
 for _config in (FusionEncoderConfig, DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig):
     transformers.AutoConfig.register(_config.model_type, _config)
 for _config in (FusionEncoderConfig, DualEncoderConfig):

@@ -11,6 +11,8 @@ similarities that the contrastive term trains, from the batch of all processes; 
 already, so they cost two small linear maps. Only masked words need a second pass of the text tower.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +57,23 @@ from .modeling_outputs import (
 )
 from .modeling_ranking_lists import choose_lists, listed_scores, scored_lists
 from .modeling_towers import DualEncoderPreTrainedModel
+
+# What sentence-transformers reads of a folder, beside its config.json: modules that it has itself, so that nothing of
+# the folder is run, and the methods below for each kind of input.
+_EMBED = {kind: {"method": f"embed_{kind}s", "method_output_name": None} for kind in ("text", "image")}
+SENTENCE_TRANSFORMERS: dict[str, Any] = {
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.Transformer"}],
+    "sentence_bert_config.json": {
+        "transformer_task": "retrieval",
+        "modality_config": _EMBED,
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "similarity_fn_name": "cosine",
+        "requirements": {"dual-distill": {"specifier": ">=0.1", "reason": "import dual_distill before it is loaded"}},
+    },
+}
 
 
 class DualEncoderWithHead(EncoderWithHead, DualEncoderPreTrainedModel):
@@ -218,6 +237,21 @@ class DualEncoderForImageTextRetrieval(ContrastiveDualEncoder):
         super().add_head(config)
         if config.interaction_layers:
             self.rank_output = nn.Linear(config.hidden_size, 1)
+
+    def embed_texts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Encode texts `(B, T)` for a search: projections of length 1, `(B, P)` float32."""
+        return normalize(self.get_text_features(input_ids, attention_mask).pooler_output.float(), dim=-1)
+
+    def embed_images(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+        """Encode images `(B, 3, H, W)` or `(B, 1, 3, H, W)` for a search: projections of length 1, `(B, P)` float32."""
+        check_one_image(pixel_values, None, "images are ranked one by one")
+        return normalize(self.get_image_features(pixel_values, pixel_mask).pooler_output.float(), dim=-1).flatten(1)
+
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Save as transformers does, with what lets sentence-transformers load the folder."""
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        for name, content in SENTENCE_TRANSFORMERS.items() if is_main_process else ():
+            Path(save_directory, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def match_scores(self, **inputs: Any) -> Tensor:
         """Say how well a text fits each image of its row, which its tokens read: `(B, N)`, higher fits better.

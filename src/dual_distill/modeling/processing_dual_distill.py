@@ -117,6 +117,8 @@ class DualDistillProcessor(ProcessorMixin):
             raise ValueError("give images or regions, got both; a model reads the one or the other.")
 
         given = {**kwargs.pop("common_kwargs", {}), **kwargs}
+        for side in ("audio_kwargs", "videos_kwargs"):  # given of every processor by those who call any
+            given.pop(side, None)
         form = given.pop("return_tensors", None) or "pt"
         if form not in ("pt", "np"):
             raise ValueError(f'return_tensors is {form!r}; give "pt" or "np".')
