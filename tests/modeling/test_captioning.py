@@ -268,13 +268,19 @@ def test_each_word_is_what_a_mask_in_its_place_tells(kind, writer):
 @of_both_kinds
 def test_the_context_is_read_once_and_then_two_tokens_a_step(kind, writer):
     model = writer(kind)
-    read = []
-    model.fusion_encoder.encoder.register_forward_pre_hook(
-        lambda module, inputs: read.append(tuple(inputs[0].shape[:2]))
-    )
+    read, shared = [], []
+
+    def note(module, inputs, options):
+        read.append(tuple(inputs[0].shape[:2]))
+        shared.append(
+            [tuple(each.shape[::2]) for pair in options["by_layer"].get("shared_states", ()) for each in pair]
+        )
+
+    model.fusion_encoder.encoder.register_forward_pre_hook(note, with_kwargs=True)
     model.generate(**tags_of(2), **images_of(kind, 2), max_new_tokens=4, num_beams=3)
-    assert read[0] == (2, 4 + (7 if kind == "patches" else 4))
-    assert read[1:] == [(6, 2)] * 4
+    tokens = 4 + (7 if kind == "patches" else 4)
+    assert read == [(2, tokens)] + [(6, 2)] * 4
+    assert shared == [[]] + [[(2, tokens)] * 4] * 4  # keys and values of two layers, of two images for six beams
 
 
 def test_a_caption_ends_at_its_end_and_is_padded_behind(writer):

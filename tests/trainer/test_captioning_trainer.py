@@ -189,17 +189,29 @@ def test_the_probability_of_a_caption_is_that_of_its_words_one_after_the_other(p
     assert model.mlm_score.transform.dense.weight.grad.abs().sum() > 0
 
 
-def test_probability_with_regions_and_tags(processor):
-    fields = {"visual_inputs": "regions", "region_feature_size": 4, "norm_first": False}
-    model = make_model(processor, seed=5, **fields).eval()
-    context = {
-        "input_ids": torch.tensor([[CLS, SEP, 6, 9, SEP], [CLS, SEP, 7, SEP, 0]]),
-        "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]),
-        "token_type_ids": torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 0]]),
-        "region_features": torch.randn(2, 3, 4),
-        "region_boxes": torch.rand(2, 3, 6),
-        "region_mask": torch.tensor([[True, True, True], [True, False, False]]),
+WITH_REGIONS = {"visual_inputs": "regions", "region_feature_size": 4, "norm_first": False}
+
+
+def context_of(processor, data, kind):
+    """Three images of unequal sizes, patches alone, or regions with one tag or two."""
+    if kind == "patches":
+        batch = make_collator(processor).without_captions()([data[0], data[4], data[8]])
+        batch["pixel_mask"] = torch.ones(3, 1, *batch["pixel_values"].shape[-2:])
+        batch["pixel_mask"][1, :, :, 4:] = 0
+        return batch
+    return {
+        "input_ids": torch.tensor([[CLS, SEP, 6, 9, SEP], [CLS, SEP, 7, SEP, 0], [CLS, SEP, 8, 9, SEP]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]),
+        "token_type_ids": torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]),
+        "region_features": torch.randn(3, 3, 4),
+        "region_boxes": torch.rand(3, 3, 6),
+        "region_mask": torch.tensor([[True, True, True], [True, False, False], [True, True, True]]),
     }
+
+
+def test_probability_with_regions_and_tags(processor):
+    model = make_model(processor, seed=5, **WITH_REGIONS).eval()
+    context = {name: value[:2] for name, value in context_of(processor, None, "regions").items()}
     torch.manual_seed(3)
     sampled = model.generate(
         **context, do_sample=True, top_k=0, max_new_tokens=6, output_logits=True, return_dict_in_generate=True
@@ -210,6 +222,71 @@ def test_probability_with_regions_and_tags(processor):
         length = words.index(SEP) + 1 if SEP in words else len(words)
         each = [sampled.logits[place][row].log_softmax(-1)[words[place]] for place in range(length)]
         torch.testing.assert_close(log_probs[row].detach(), sum(each), atol=1e-4, rtol=1e-4)
+
+
+def slow_log_probs(model, written, context):
+    """Each word, up to the end, from a [MASK] behind the words before it: a pass of its own, with tags and image."""
+    found = []
+    for row, ids in enumerate(written.tolist()):
+        alone = {name: value[row : row + 1] for name, value in context.items()}
+        total = 0.0
+        for index in range(1, len(ids)):
+            text = {"input_ids": torch.tensor([[*ids[:index], MASK]])}
+            if "input_ids" in context:
+                is_tag = (alone["token_type_ids"] * alone["attention_mask"]).bool()
+                tags = alone["input_ids"][is_tag][None]
+                segments = torch.tensor([[0] * (index + 1) + [1] * tags.shape[1]])
+                text = {"input_ids": torch.cat([text["input_ids"], tags], 1), "token_type_ids": segments}
+            images = {name: value for name, value in alone.items() if name.startswith(("pixel", "region"))}
+            total = total + model(**text, **images).logits[0, index].log_softmax(-1)[ids[index]]
+            if ids[index] == SEP:
+                break
+        found.append(total)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["patches", "regions"])
+def test_probability_and_gradient_are_those_of_a_pass_for_each_word(kind, checkpointing, processor, data):
+    torch.manual_seed(4)
+    model = make_model(processor, seed=5, **(WITH_REGIONS if kind == "regions" else {})).train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    context = context_of(processor, data, kind)
+    written = torch.tensor([[CLS, 5, 6, 9, 10, 11, SEP], [CLS, 8, SEP, 0, 0, 0, 0], [CLS, 7, 7, 5, 6, 9, 9]])
+    weights = torch.tensor([0.3, -1.0, 2.0])
+
+    gradients = []
+    for log_probs in (
+        slow_log_probs(model, written, context),
+        caption_log_probs(model, written, context, model.config),
+    ):
+        model.zero_grad()
+        (weights * log_probs).sum().backward()
+        gradients.append((log_probs.detach(), {name: part.grad for name, part in model.named_parameters()}))
+
+    (expected, wanted), (found, got) = gradients
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for name, gradient in wanted.items():
+        assert (gradient is None) == (got[name] is None), name
+        if gradient is not None:
+            torch.testing.assert_close(got[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["patches", "regions"])
+def test_probability_reads_as_many_tokens_as_writing_did(kind, processor, data):
+    model = make_model(processor, seed=5, **(WITH_REGIONS if kind == "regions" else {})).eval()
+    context, read = context_of(processor, data, kind), []
+    model.fusion_encoder.encoder.register_forward_pre_hook(
+        lambda module, inputs: read.append(inputs[0].shape[0] * inputs[0].shape[1])
+    )
+    with torch.no_grad():
+        model.mlm_score.decoder.bias[SEP] -= 1e4
+    written = model.generate(**context, max_new_tokens=9)
+    by_writing = sum(read)
+    read.clear()
+    caption_log_probs(model, written, context, model.config)
+    assert sum(read) == by_writing
 
 
 def make_self_critical(folder, processor, data, model, **fields):

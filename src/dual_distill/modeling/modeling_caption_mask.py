@@ -2,11 +2,12 @@
 
 Words see earlier words, object tags and the image; tags and image never see a word. So what is known of the image is
 computed once, whatever the caption becomes, and a masked word is told by what stands before it. Tags take positions
-behind the longest caption, so that they too do not move as the caption grows.
+behind the longest caption, so that they too do not move as the caption grows. A [MASK] that only asks for the word at
+its index (`asked_mask`) is seen by nothing else, so that one text can ask for each of its words.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
@@ -16,7 +17,10 @@ WORD_SEGMENT, TAG_SEGMENT = 0, 1
 
 
 def seq2seq_mask(
-    token_type_ids: Tensor, attention_mask: Tensor | None = None, image_mask: Tensor | None = None
+    token_type_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    image_mask: Tensor | None = None,
+    asked_mask: Tensor | None = None,
 ) -> Tensor:
     """Return which token of `[words and tags; image]` sees which, while a caption is learnt or written.
 
@@ -24,6 +28,7 @@ def seq2seq_mask(
         token_type_ids: `(B, T)`, 0 for words of the caption, 1 for object tags.
         attention_mask: `(B, T)`, 1 = real token; None: all real.
         image_mask: `(B, R)` or `(B, 1, R)` bool, True = real patch or region; None: no image.
+        asked_mask: `(B, T)` bool, True = a [MASK] that nothing but itself sees; None: there are none.
 
     Returns:
         `(B, T + R, T + R)` bool, queries then keys: True where a real query sees a real key. Rows and columns of
@@ -51,17 +56,23 @@ def seq2seq_mask(
 
     num_tokens = is_word.shape[1]
     not_later = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=is_word.device).tril()
+    if asked_mask is not None:
+        hidden = nn.functional.pad(asked_mask, (0, num_tokens - asked_mask.shape[1]))[:, None, :]
+        not_later = not_later & ~(hidden & not_later.tril(-1))
     sees = ~is_word[:, None, :] | (is_word[:, :, None] & not_later)
     return sees & real[:, None, :] & real[:, :, None]
 
 
-def caption_positions(token_type_ids: Tensor, attention_mask: Tensor | None, config: PreTrainedConfig) -> Tensor:
+def caption_positions(
+    token_type_ids: Tensor, attention_mask: Tensor | None, config: PreTrainedConfig, asked_mask: Tensor | None = None
+) -> Tensor:
     """Return the position of each word in its caption, and of each tag behind the longest caption.
 
     Args:
         token_type_ids: `(B, T)`, 0 for words, 1 for tags.
         attention_mask: `(B, T)`; padding takes no position.
         config: says `max_caption_tokens` and `max_position_embeddings`.
+        asked_mask: `(B, T)` bool, True = a [MASK] at the position behind the words before it; it takes none.
 
     Returns:
         `(B, T)` int64.
@@ -77,7 +88,8 @@ def caption_positions(token_type_ids: Tensor, attention_mask: Tensor | None, con
     """
     real = torch.ones_like(token_type_ids) if attention_mask is None else attention_mask.long()
     is_word = (token_type_ids == WORD_SEGMENT).long()
-    words = (is_word * real).cumsum(1)
+    asked = torch.zeros_like(is_word) if asked_mask is None else asked_mask.long()
+    words = (is_word * real * (1 - asked)).cumsum(1) + asked
     tags = ((1 - is_word) * real).cumsum(1)
     if token_type_ids.numel() and has_values(token_type_ids):
         check_caption_length(int(words.max()), int(tags.max()), config)

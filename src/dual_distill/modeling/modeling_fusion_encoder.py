@@ -97,6 +97,7 @@ class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedMod
         region_boxes: Tensor | None = None,
         region_mask: Tensor | None = None,
         caption_mask: bool = False,
+        asked_mask: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusionEncoderOutput:
         """Encode B rows of one text and N images.
@@ -115,6 +116,7 @@ class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedMod
             region_mask: `(B, R)`, 1 = real region; None: all real.
             caption_mask: True: words (segment 0) see no later word, and tags and images see no word at all
                 (`seq2seq_mask`); False: all see all.
+            asked_mask: `(B, T)` bool, True = a [MASK] of a caption that nothing else sees; None: there are none.
             **kwargs: `output_hidden_states`, `output_attentions` (eager attention), and what attention functions take.
 
         Returns:
@@ -134,7 +136,7 @@ class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedMod
         recorded_layers = layers_to_record(output_query_states, output_key_states, self.config)
         segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         if caption_mask:
-            positions = caption_positions(segments, attention_mask, self.config)
+            positions = caption_positions(segments, attention_mask, self.config, asked_mask)
         else:
             positions = text_positions(input_ids, attention_mask, self.config.max_position_embeddings)
         read = (region_features, region_boxes, region_mask) if self.reads_regions else (pixel_values, pixel_mask)
@@ -150,7 +152,7 @@ class FusionEncoderModel(TextInputs, TransformerBody, FusionEncoderPreTrainedMod
 
         pattern = mask = text_rows = None
         if caption_mask:
-            pattern = seq2seq_mask(segments, attention_mask, real)
+            pattern = seq2seq_mask(segments, attention_mask, real, asked_mask)
             # Padding must see something.
             itself = torch.eye(pattern.shape[1], dtype=torch.bool, device=pattern.device)
             layer_mask = attention_mask_of(pattern | itself, self.config, tokens, tokens)

@@ -2,10 +2,11 @@
 
 Unusual here: a word is not told from the word before it, but from a [MASK] at its own index, as the model was trained.
 So each step of decoding reads two tokens, the word just written and a new [MASK]; the keys of the word are kept, those
-of the [MASK] are not. Tags and image see no word, so they are read once for an image, however many beams describe it;
-what later words need of them are keys and values, which travel through `generate` as one tensor.
+of the [MASK] are not. Tags and image see no word, so they are read once for an image; what later words need of them are
+keys and values, which all beams of the image share.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,10 @@ from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .configuration_fusion_encoder import FusionEncoderConfig
-from .modeling_caption_mask import TAG_SEGMENT, WORD_SEGMENT, attention_mask_of, check_caption_length
+from .modeling_caption_mask import TAG_SEGMENT, WORD_SEGMENT, check_caption_length
 from .modeling_embeddings import check_one_image
 from .modeling_fusion_encoder_heads import IMAGE_DIMS, FusionEncoderForWords
+from .modeling_layers import QueriesAndKeys
 
 MAX_NEW_TOKENS = 20
 """Longest caption that is written unless told otherwise, in tokens."""
@@ -84,14 +86,45 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
             **inputs: as in `FusionEncoderModel.forward`. While writing, `context_states` and `context_mask` that
                 `read_context` gave stand in place of tags and image, `input_ids` are the words since the last step and
                 a [MASK], of which the logits are returned, and `past_key_values` are the words so far, lengthened by
-                the new words, not by the [MASK].
+                the new words, not by the [MASK]. With `written` `(B, L)`, captions as `generate` returned them, the
+                text is that which was given to it, and the logits `(B, L - 1, vocabulary)` those that it found.
         """
         writing = [inputs.pop(name, None) for name in ("context_states", "context_mask", "past_key_values")]
         if writing[0] is not None:
             return self._write(inputs["input_ids"], *writing)
+        written = inputs.pop("written", None)
+        if written is not None:
+            return self._read_again(written, **inputs)
         return super().encode_rows(**inputs, caption_mask=True)
 
-    def read_context(self, tag_ids: Tensor, tag_mask: Tensor, **image: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _read_again(
+        self,
+        written: Tensor,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        **inputs: Any,
+    ) -> Any:
+        """Encode the [MASK] of each word but the first, all in one text: `[CLS] [MASK] word [MASK] ... tags`."""
+        words, asked = written[:, :-1], torch.full_like(written[:, :-1], self.config.mask_token_id)
+        text = torch.stack([words, asked], 2).flatten(1)
+        is_asked = torch.tensor([False, True], device=text.device).repeat(words.shape[1]).expand_as(text)
+        tag_ids, tag_mask = self._tags_of(input_ids, attention_mask, token_type_ids, written)
+
+        rows = {
+            "input_ids": (text, tag_ids),
+            "attention_mask": (torch.ones_like(text), tag_mask),
+            "token_type_ids": (torch.full_like(text, WORD_SEGMENT), torch.full_like(tag_ids, TAG_SEGMENT)),
+            "asked_mask": (is_asked, torch.zeros_like(tag_ids, dtype=torch.bool)),
+        }
+        inputs |= {name: torch.cat(pair, 1) for name, pair in rows.items()}
+        output = super().encode_rows(**inputs, caption_mask=True)
+        output.last_hidden_state = output.last_hidden_state[:, 1 : text.shape[1] : 2]
+        return output
+
+    def read_context(
+        self, tag_ids: Tensor, tag_mask: Tensor, **image: Tensor | None
+    ) -> tuple[list[QueriesAndKeys], Tensor]:
         """Read tags and image once, for all the words that will be written about them.
 
         Args:
@@ -100,27 +133,33 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
             **image: `pixel_values` and `pixel_mask`, or `region_features`, `region_boxes` and `region_mask`.
 
         Returns:
-            Keys and values `(B, layers, 2, H, K + I, D)`, and a mask `(B, K + I)`, True = real; I tokens of the image.
+            Keys and values `(B, H, K + I, D)` of each layer, and a mask `(B, K + I)`, True = real; I tokens of the
+            image.
         """
-        states: list[Tensor] = []
+        states: list[QueriesAndKeys] = []
 
-        def keep(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            states.append(torch.stack([keys, values], dim=1))
-            return keys, values
+        def keep(keys: Tensor, values: Tensor) -> QueriesAndKeys:
+            # In one piece a head, as each step multiplies them.
+            states.append((keys.contiguous(), values.contiguous()))
+            return states[-1]
 
         output = self.fusion_encoder(
             input_ids=tag_ids,
             attention_mask=tag_mask,
             token_type_ids=torch.full_like(tag_ids, TAG_SEGMENT),
             caption_mask=True,
-            extend_keys=[keep] * self.config.num_hidden_layers,
+            by_layer={"extend_keys": [keep] * self.config.num_hidden_layers},
             return_dict=True,
             **image,
         )
-        return torch.stack(states, dim=1), torch.cat([tag_mask.bool(), output.image_mask[:, 0]], dim=1)
+        return states, torch.cat([tag_mask.bool(), output.image_mask[:, 0]], dim=1)
 
     def _write(
-        self, input_ids: Tensor, context_states: Tensor, context_mask: Tensor, past_key_values: Cache | None
+        self,
+        input_ids: Tensor,
+        context_states: Sequence[QueriesAndKeys],
+        context_mask: Tensor,
+        past_key_values: Cache | None,
     ) -> BaseModelOutputWithPast:
         """Encode the [MASK] at the end of `input_ids`, from which the next word is told."""
         num_new = input_ids.shape[1]
@@ -129,19 +168,16 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         positions = torch.arange(num_past, num_past + num_new, device=input_ids.device).expand_as(input_ids)
         tokens = self.fusion_encoder.embeddings.embed_text(input_ids, None, positions)
 
-        # New words see tags, image and earlier words.
+        # New words see tags, image and earlier words; the rows of an image, beams or samples, share its keys.
         earlier = context_mask.new_ones((len(tokens), num_new, num_past + num_new)).tril(num_past)
-        pattern = torch.cat([context_mask[:, None].expand(-1, num_new, -1), earlier], dim=2)
-        mask = attention_mask_of(pattern, self.config, tokens, tokens.new_empty(*pattern.shape[::2], 0))
+        mask = torch.cat([context_mask[:, None].expand(-1, num_new, -1), earlier], dim=2)[:, None]
+        by_layer: dict[str, Sequence[Any]] = {"shared_states": context_states}
+        if past_key_values is not None:
+            layers = range(self.config.num_hidden_layers)
+            by_layer["extend_keys"] = [partial(past_key_values.update, layer_idx=layer) for layer in layers]
 
-        def extend(keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-            if past_key_values is not None:
-                keys, values = past_key_values.update(keys, values, layer)
-            context_keys, context_values = context_states[:, layer].unbind(1)
-            return torch.cat([context_keys, keys], dim=2), torch.cat([context_values, values], dim=2)
-
-        extend_keys = [partial(extend, layer=layer) for layer in range(self.config.num_hidden_layers)]
-        hidden_states, _ = self.fusion_encoder.encoder(tokens, mask, extend_keys=extend_keys)
+        encoder = self.fusion_encoder.encoder
+        hidden_states, _ = encoder(tokens, mask, by_layer=by_layer, image_by_image=True)
         if past_key_values is not None:
             # The [MASK] was asked, not written.
             past_key_values.crop(-1)
@@ -189,7 +225,7 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         if pixels is None and regions is None:
             raise ValueError("a caption is about an image; give pixel_values, or region_features and region_boxes.")
 
-        # Tags and image are read once; a beam costs its words alone.
+        # Tags and image are read once; a beam costs its words alone: transformers does not repeat a list.
         rows = pixels if regions is None else regions
         tag_ids, tag_mask = self._tags_of(input_ids, attention_mask, token_type_ids, rows)
         context_states, context_mask = self.read_context(tag_ids, tag_mask, **image)
@@ -201,7 +237,7 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         self,
         input_ids: Tensor,
         past_key_values: Cache | None = None,
-        context_states: Tensor | None = None,
+        context_states: Sequence[QueriesAndKeys] | None = None,
         context_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:

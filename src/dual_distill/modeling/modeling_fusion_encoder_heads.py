@@ -127,13 +127,15 @@ class FusionEncoderForWords(MaskedWordsMixin, FusionEncoderForTask):
         self.mlm_score = masked_word_head(config)
 
     def encode_rows(self, **inputs: Any) -> Any:
-        """Encode rows of one image."""
+        """Encode rows of one image, and keep the text's tokens."""
         check_one_image(inputs.get("pixel_values"), inputs.get("region_features"), self.one_image)
-        return super().encode_rows(**inputs)
+        output = super().encode_rows(**inputs)
+        output.last_hidden_state = output.last_hidden_state[:, : inputs["input_ids"].shape[1]]
+        return output
 
     def head_logits(self, output: Any, input_ids: Any) -> Any:
         """One logit a word piece for each text token, `(B, T, vocabulary)`."""
-        return self.mlm_score(output.last_hidden_state[:, : input_ids.shape[1]])
+        return self.mlm_score(output.last_hidden_state)
 
 
 class FusionEncoderForMaskedLM(FusionEncoderForWords):

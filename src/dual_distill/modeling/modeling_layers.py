@@ -10,7 +10,7 @@ Unusual here:
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -86,27 +86,34 @@ def shared_attention_forward(
     value: Tensor,
     attention_mask: Tensor,
     scaling: float,
-    shared_states: tuple[Tensor, Tensor],
+    shared_states: QueriesAndKeys,
+    image_by_image: bool = False,
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[Tensor, Tensor]:
     """Attention of B * N rows to their own keys and to N rows of `(N, H, L, D)` keys that B rows each share, uncopied.
 
-    The queries of all rows that share an image are one long list of queries to it; row b * N + n shares image n. The
-    mask is `(B * N, L + T)` bool, True = real key, shared keys first.
+    The queries of all rows that share an image are one long list of queries to it; row b * N + n shares image n, or,
+    `image_by_image`, row n * B + b. The mask is bool, True = visible key, shared keys first: `(B * N, L + T)`, or
+    `(B * N, 1, T, L + T)` where queries differ.
     """
     shared_keys, shared_values = shared_states
     num_images, num_shared = len(shared_keys), shared_keys.shape[2]
+    # To images, heads, rows of an image, tokens and widths; and back.
+    split, axes, back = ((-1, num_images), (1, 2, 0, 3, 4), (2, 0, 1, 3, 4))
+    if image_by_image:
+        split, axes, back = ((num_images, -1), (0, 2, 1, 3, 4), (0, 2, 1, 3, 4))
 
     def fold(rows: Tensor) -> Tensor:
-        return rows.unflatten(0, (-1, num_images)).permute(1, 2, 0, 3, 4).flatten(2, 3)
+        return rows.unflatten(0, split).permute(axes).flatten(2, 3)
 
     def unfold(products: Tensor) -> Tensor:
-        return products.unflatten(2, (-1, query.shape[2])).permute(2, 0, 1, 3, 4).flatten(0, 1)
+        return products.unflatten(2, (-1, query.shape[2])).permute(back).flatten(0, 1)
 
     shared_scores = unfold(fold(query) @ shared_keys.transpose(2, 3))
     scores = torch.cat([shared_scores, query @ key.transpose(2, 3)], dim=-1) * scaling
-    scores = scores.float().masked_fill(~attention_mask[:, None, None], torch.finfo(torch.float32).min)
+    visible = attention_mask[:, None, None] if attention_mask.dim() == 2 else attention_mask
+    scores = scores.float().masked_fill(~visible, torch.finfo(torch.float32).min)
     probs = nn.functional.dropout(scores.softmax(-1).to(query.dtype), p=dropout, training=module.training)
 
     output = unfold(fold(probs[..., :num_shared]) @ shared_values) + probs[..., num_shared:] @ value
@@ -222,7 +229,10 @@ class TransformerLayer(GradientCheckpointingLayer):
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of layers; `(B, L, C)` -> `(B, L, C)` and the queries and keys of the layers asked for."""
+    """A stack of layers; `(B, L, C)` -> `(B, L, C)` and the queries and keys of the layers asked for.
+
+    `by_layer` are keyword arguments that differ from layer to layer, a value for each.
+    """
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -233,15 +243,14 @@ class TransformerEncoder(nn.Module):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         recorded_layers: Sequence[int] = (),
-        extend_keys: Sequence[ExtendKeys] | None = None,
+        by_layer: Mapping[str, Sequence[Any]] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, list[QueriesAndKeys]]:
         wanted, recorded = resolve_layers(recorded_layers, len(self.layer)), {}
 
         for index, layer in enumerate(self.layer):
-            if extend_keys is not None:
-                kwargs["extend_keys"] = extend_keys[index]
-            hidden_states, *states = layer(hidden_states, attention_mask, record=index in wanted, **kwargs)
+            own = {name: values[index] for name, values in (by_layer or {}).items()}
+            hidden_states, *states = layer(hidden_states, attention_mask, record=index in wanted, **own, **kwargs)
             if index in wanted:
                 recorded[index] = tuple(states)
 

@@ -1,8 +1,7 @@
 """Trainers of captioning models: masked words, with a teacher or without, and the reward of what a model writes itself.
 
 What is unusual in self-critical training here: a word is told from a [MASK] at its own index, so the probability of
-a caption of L tokens takes L short texts, each the words before an index and a [MASK]; they make
-one batch.
+a caption takes a text with a [MASK] before each word, which sees the words before it and is seen by nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -144,30 +143,13 @@ def caption_log_probs(model: nn.Module, written: torch.Tensor, context: Batch, c
         model: a captioning model, wrapped or not.
         written: `(B, L)` ids from [CLS] on, behind the end padding, as `generate` returns them.
         context: what `generate` was given: images, and tags as `input_ids`, `attention_mask` and `token_type_ids`.
-        config: of the model: says `mask_token_id`, `eos_token_id` and `pad_token_id`.
+        config: of the model: says `eos_token_id`.
 
     Returns:
         `(B,)` float32, <= 0, with gradient.
     """
-    rows, length = written.shape
-    words, positions = written[:, 1:], torch.arange(length, device=written.device)
+    words = written[:, 1:]
     is_end = (words == config.eos_token_id).long()
     is_told = is_end.cumsum(1) - is_end == 0  # up to the end, which is told as well
-    row, index = is_told.nonzero(as_tuple=True)
-    masked = index + 1
-
-    # Each told word is a [MASK] behind the words before it.
-    texts = torch.arange(len(row), device=row.device)
-    prefixes = written[row].masked_fill(positions > masked[:, None], config.pad_token_id)
-    prefixes[texts, masked] = config.mask_token_id
-    real = (positions <= masked[:, None]).long()
-    segments = torch.zeros_like(prefixes)
-    if "input_ids" in context:
-        tags, is_tag = context["input_ids"][row], context["token_type_ids"][row] * context["attention_mask"][row]
-        prefixes, real = torch.cat([prefixes, tags], 1), torch.cat([real, is_tag], 1)
-        segments = torch.cat([segments, torch.ones_like(tags)], 1)
-
-    images = {name: value[row] for name, value in context.items() if name.startswith(("pixel", "region"))}
-    outputs = model(input_ids=prefixes, attention_mask=real, token_type_ids=segments, **images)
-    log_probs = outputs.logits[texts, masked].float().log_softmax(-1).gather(1, words[row, index][:, None])[:, 0]
-    return torch.zeros(rows, device=log_probs.device).index_add(0, row, log_probs)
+    log_probs = model(written=written, **context).logits.float().log_softmax(-1)
+    return log_probs.gather(2, words[..., None])[..., 0].masked_fill(~is_told, 0.0).sum(1)
