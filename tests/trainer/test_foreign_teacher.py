@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 from worlds.tiny_teachers import TEACHERS, save_teacher, tiny_teacher
 
-from dual_distill import DualDistillProcessor, DualEncoderForQuestionAnswering, FusionEncoderConfig
+from dual_distill import DualDistillProcessor, DualEncoderConfig, DualEncoderForQuestionAnswering, FusionEncoderConfig
 from dual_distill.cli import main
 from dual_distill.data import DistillationCollator, Task, train_tokenizer
 from dual_distill.modeling import dual_config_from_fusion
@@ -233,6 +233,40 @@ def test_where_several_answers_may_be_right_each_is_learned_as_its_share(student
     )
     trainer.compute_loss(student.eval(), trainer.data_collator(list(rows)))
     assert trainer._take_terms()["soft_label_loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_dual_encoder_with_interaction_layers_teaches_what_they_look_at(student, processor, tmp_path):
+    """A convolution beside a BERT: the layers behind the towers are those in which words look at cells."""
+    words = {**{name: getattr(student.config.text_config, name) for name in ("hidden_size", "vocab_size")}}
+    words |= {"model_type": "bert", "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+    cells = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    cells |= {"layer_type": "basic"}
+    torch.manual_seed(1)
+    labels = {"id2label": dict(enumerate(ANSWERS)), "label2id": {name: at for at, name in enumerate(ANSWERS)}}
+    config = DualEncoderConfig(text_config=words, vision_config=cells, interaction_layers=2, **labels)
+    own = DualDistillProcessor(ViTImageProcessorPil(size={"height": 32, "width": 48}), processor.tokenizer)
+    teacher = ForeignTeacher(DualEncoderForQuestionAnswering(config).eval(), own)
+    assert teacher.num_layers == 2
+
+    store, rows = StoredTeacher(tmp_path / "views", teacher, view_settings(teacher, [-1], ANSWERS)), make_rows(4)
+    write_views(store, rows, TASK)
+    read = teacher.inputs(rows["image"], rows["question"])
+    assert read["image_boxes"].shape == (4, 1 + 4 * 6, 4)
+    view = teacher.view(read, [-1])
+    assert view.image_boxes.shape == (4, 4 * 6, 4)
+    words_and_pixels = {name: read[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    teacher.model.set_attn_implementation({"": "eager"})
+    eager = teacher.model(**words_and_pixels, output_attentions=True).interaction_model_output.attentions[-1]
+    found = view.attention_probs(0, "text_to_image")
+    expected = eager[..., :24] / eager[..., :24].sum(-1, keepdim=True)
+    real = read["attention_mask"].bool()[:, None, :, None].expand(found.shape)
+    torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=0)
+
+    told = {"train_dataset": rows, "processing_class": processor, "teacher": str(tmp_path / "views")}
+    trainer = DistillationTrainer(student, arguments(tmp_path / "run", max_steps=8), **told)
+    trainer.train()
+    losses = [entry["attention_loss"] for entry in trainer.state.log_history if "attention_loss" in entry]
+    assert losses[-1] < losses[0]
 
 
 def test_refusals(student, processor, smolvlm, tmp_path):

@@ -32,8 +32,9 @@ def inputs(config: Any, processor: Any, images: Sequence[Any], texts: Sequence[s
 
 
 def layers(model: Any) -> list[Modules]:
-    """All layers; their queries and keys are outputs of the model, so that no module need be recorded."""
-    return [(f"layer {index}",) for index in range(model.config.num_hidden_layers)]
+    """Those in which text and image meet: interaction layers, or all, whose queries and keys the model gives itself."""
+    depth = getattr(model.config, "interaction_layers", 0) or model.config.get_text_config().num_hidden_layers
+    return [(f"layer {index}",) for index in range(depth)]
 
 
 @torch.no_grad()
