@@ -18,6 +18,7 @@ COMMANDS = {
     "regions": "find the regions of images with an object detector, or read published ones, into a region store",
     "encode": "encode images or texts once, into a feature store",
     "ask": "ask a feature store: rank all its images, or answer about some",
+    "serve": "answer, search and encode over HTTP, with a model and its store in memory",
     "export": "write the two towers and the head as ONNX graphs",
     "benchmark": "milliseconds of every way to answer with a checkpoint, alternating, in one process",
     "convert": "convert a ViLT checkpoint of transformers to one with equal outputs, or start from a BERT",

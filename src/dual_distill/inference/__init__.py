@@ -14,4 +14,5 @@ from .pipeline import ANSWERING_TASK, DualVisualQuestionAnsweringPipeline, answe
 from .prepacking import prepack_linear_layers
 from .retrieval import RetrievalReport, evaluate_retrieval
 from .search import FeatureStoreSearcher
+from .serving import Batcher, ModelServer, ServingLimits
 from .sources import load_image, open_images, read_texts
