@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "model")
     option(parser, "--store", "STORE", "folder of the store that the model made")
     option(parser, "--index", "faiss[:SPEC]", "of a search, such as faiss:HNSW32; none: exact")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    option(parser, "--host", "ADDRESS", "to listen on (default: %(default)s)", default="127.0.0.1")
     option(parser, "--port", "N", "0: any that is free (default: %(default)s)", default=8000)
     option(parser, "--max-batch", "N", "requests a forward pass (default: %(default)s)", default=32)
     option(parser, "--max-queue", "N", "requests under way, more are refused (default: %(default)s)", default=256)
