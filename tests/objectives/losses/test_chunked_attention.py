@@ -1,8 +1,11 @@
 """The chunked attention loss against the plain one: value, gradient, and what each keeps and allocates."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dual_distill.objectives import attention_distillation_loss, chunked_attention_loss, relation_scores
 
@@ -91,6 +94,49 @@ def test_padding_of_any_content_changes_neither_value_nor_gradient(content):
     found = value_and_gradient(chunked_attention_loss(*student, *teacher, keys, queries), student)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_scores", [30, 2**19])
+def test_what_is_padding_in_every_row_is_not_read(max_scores):
+    student, teacher, keys, queries = random_states()
+    keys[:, 5:], queries[:, 3:] = False, False
+    cut = [[state.detach()[:, :, :end] for state, end in zip(side, (3, 5), strict=True)] for side in (student, teacher)]
+    for state in cut[0]:
+        state.requires_grad_()
+    expected = value_and_gradient(plain(*cut, keys[:, :5], queries[:, :3]), cut[0])
+    with torch.no_grad():
+        for side in (student, teacher):
+            side[0][:, :, 3:], side[1][:, :, 5:] = torch.nan, torch.nan
+    found = value_and_gradient(
+        chunked_attention_loss(*student, *teacher, keys, queries, max_scores=max_scores), student
+    )
+    torch.testing.assert_close(found[0], expected[0], atol=1e-6, rtol=0)
+    for gradient, wanted in zip(found[1:], expected[1:], strict=True):
+        torch.testing.assert_close(gradient[:, :, : wanted.shape[2]], wanted, atol=1e-6, rtol=0)
+        assert not gradient[:, :, wanted.shape[2] :].any()
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch is asked to compute."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls[function.overloadpacket.__name__.rstrip("_")] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_each_score_and_each_exponential_is_computed_once():
+    """Products of both sides and of two gradients, powers of both sides, in one chunk; nothing again going back."""
+    student, teacher, *_ = random_states()
+    with Operations() as counted:
+        real = [torch.ones(3, size).bool() for size in (7, 5)]
+        chunked_attention_loss(*student, *teacher, *real).backward()
+    assert counted.calls["bmm"] == 4
+    assert counted.calls["exp2"] == 2
+    assert not {"exp", "_softmax", "_log_softmax", "masked_fill", "logsumexp"} & set(counted.calls)
 
 
 def test_zero_where_the_two_agree_and_gradient_to_the_student_only():

@@ -2,7 +2,8 @@
 
 `attention_distillation_loss` keeps about six `(B, H, Q, K)` matrices a layer and direction until the backward pass.
 Here the gradient of queries and keys, which is as large as they are, is made of each chunk while it is there, so that
-the backward pass only scales it. `attention_distillation_loss` stays the reference that this is held to.
+the backward pass only scales it. Each score and each exponential is computed once, and none of what is padding in every
+row. `attention_distillation_loss` stays the reference that this is held to.
 """
 
 import math
@@ -22,6 +23,7 @@ MAX_SCORES_ELSEWHERE = 2**23
 """Scores in a chunk on any other device, 32 MB a matrix: a GPU loses more by many small kernels than by memory."""
 
 _LOWEST = torch.finfo(torch.float32).min / 2  # -inf would give NaN where a row has no real key
+_TINY = torch.finfo(torch.float32).tiny
 Part = tuple[slice, slice, slice]
 """Indices of (rows, heads, queries) of a chunk; heads are always all."""
 Pair = tuple[Tensor, Tensor]
@@ -76,7 +78,11 @@ def chunked_attention_loss(
     check_mask("key_mask", key_mask, (rows, keys))
     check_mask("query_mask", query_mask, (rows, queries))
 
-    of_teacher = partial(_masked_scores, states[2], states[3], key_mask.bool())
+    last_query, last_key = _last_real(query_mask), _last_real(key_mask)
+    states = [each[:, :, : (last_query, last_key)[index % 2]] for index, each in enumerate(states)]
+    key_mask, query_mask = key_mask[:, :last_key].bool(), query_mask[:, :last_query]
+
+    of_teacher = partial(_masked_scores, states[2], states[3], _padding(key_mask))
     return _loss((states[0], states[1]), of_teacher, (key_mask, query_mask), max_scores)
 
 
@@ -149,7 +155,8 @@ def aligned_attention_loss(
     key_mask, query_mask = key_mask.bool() & teacher.key_mask, query_mask.bool() & teacher.query_mask
 
     def of_teacher(part: Part) -> Tensor:
-        return teacher.scores(part).masked_fill(~key_mask[part[0], None, None], _LOWEST)
+        scores = teacher.scores(part) / math.log(2)
+        return scores.masked_fill_(~key_mask[part[0], None, None], _LOWEST)
 
     return _loss(student, of_teacher, (key_mask, query_mask), max_scores, teacher.scores_a_query, averages)
 
@@ -166,7 +173,8 @@ def _loss(
 
     weights = _query_weights(key_mask, query_mask, 1 if averages else heads)
     is_trained = torch.is_grad_enabled() and (states.requires_grad or keys.requires_grad)
-    return _ChunkedAttentionLoss.apply(states, keys, teacher, key_mask.bool(), weights, chunks, averages, is_trained)
+    padding = _padding(key_mask.bool())
+    return _ChunkedAttentionLoss.apply(states, keys, teacher, padding, weights, chunks, averages, is_trained)
 
 
 class _ChunkedAttentionLoss(torch.autograd.Function):
@@ -178,7 +186,7 @@ class _ChunkedAttentionLoss(torch.autograd.Function):
         student_queries: Tensor,
         student_keys: Tensor,
         teacher_scores: Scores,
-        key_mask: Tensor,
+        padding: Tensor | None,
         weights: Tensor,
         chunks: list[Part],
         averages_heads: bool,
@@ -186,42 +194,41 @@ class _ChunkedAttentionLoss(torch.autograd.Function):
     ) -> Tensor:
         total, heads = weights.new_zeros(()), student_queries.shape[1]
         scale = student_queries.shape[-1] ** -0.5
-        # Small weights would vanish in half precision: the largest is multiplied in at the end, in float32.
-        largest = weights.amax().clamp(min=torch.finfo(torch.float32).tiny)
+        # Small weights would vanish in half precision: the largest is multiplied in by the backward pass, in float32.
+        largest = weights.amax().clamp(min=_TINY)
         if is_trained:
             ctx.gradients = [torch.zeros_like(each, dtype=torch.float32) for each in (student_queries, student_keys)]
 
         with torch.autocast(student_queries.device.type, enabled=False):
             for part in chunks:
-                log_probs = _masked_scores(student_queries, student_keys, key_mask, part).log_softmax(-1)
-                teacher_log_probs = teacher_scores(part).log_softmax(-1)
-                teacher = teacher_log_probs.exp()
-                compared = log_probs.logsumexp(1, keepdim=True) - math.log(heads) if averages_heads else log_probs
-                # At a padded key the probability is 0 and the difference finite.
-                divergence = teacher_log_probs.sub_(compared).mul_(teacher).sum(-1)
+                scores, shown = _masked_scores(student_queries, student_keys, padding, part), teacher_scores(part)
+                (probs, norms), (teacher, teacher_norms) = _softmax(scores), _softmax(shown)
+                if averages_heads:
+                    mean = probs.mean(1, keepdim=True).clamp_(min=_TINY)
+                    scores, norms = mean.log2(), 0
+                # The difference of logarithms, without a logarithm of each. At a padded key it is finite.
+                divergence = shown.sub_(scores).mul_(teacher).sum(-1) + norms - teacher_norms
                 total += divergence.mul_(weights[part]).sum()
                 if not is_trained:
                     continue
 
-                probs = log_probs.exp()
                 if averages_heads:
                     # Of a mean, each head answers for its share of it.
-                    teacher = teacher * (log_probs - compared).exp() / heads
+                    teacher = teacher * probs / (heads * mean)
                     probs = probs * teacher.sum(-1, keepdim=True)
-                scores = probs.sub_(teacher).mul_(weights[part].unsqueeze(-1) / largest).to(student_queries.dtype)
+                gradient = probs.sub_(teacher).mul_(weights[part].unsqueeze(-1) / largest).to(student_queries.dtype)
                 of_queries, of_keys = ctx.gradients
-                of_queries[part] = scores @ (student_keys[part[0]] * scale)
-                of_keys[part[0]] += scores.transpose(-1, -2) @ (student_queries[part] * scale)
+                of_queries[part] = gradient @ (student_keys[part[0]] * scale)
+                of_keys[part[0]] += gradient.transpose(-1, -2) @ (student_queries[part] * scale)
 
         if is_trained:
-            ctx.dtype = student_queries.dtype
-            ctx.gradients = [each.mul_(largest) for each in ctx.gradients]
-        return total
+            ctx.dtype, ctx.largest = student_queries.dtype, largest
+        return total * math.log(2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        of_queries, of_keys = ((each * grad_output).to(ctx.dtype) for each in ctx.gradients)
+        of_queries, of_keys = ((each * (grad_output * ctx.largest)).to(ctx.dtype) for each in ctx.gradients)
         return of_queries, of_keys, None, None, None, None, None, None
 
 
@@ -235,10 +242,29 @@ def _chunks(num_rows: int, num_queries: int, of_a_query: int, max_scores: int) -
             yield slice(row, row + rows_at_a_time), slice(None), slice(query, query + queries_at_a_time)
 
 
-def _masked_scores(queries: Tensor, keys: Tensor, key_mask: Tensor, part: Part) -> Tensor:
-    """Scores of a chunk in float32, padded keys at a finite floor."""
-    scores = (queries[part] * queries.shape[-1] ** -0.5) @ keys[part[0]].transpose(-1, -2)
-    return scores.float().masked_fill_(~key_mask[part[0], None, None], _LOWEST)
+def _masked_scores(queries: Tensor, keys: Tensor, padding: Tensor | None, part: Part) -> Tensor:
+    """Scores of a chunk in float32, padded keys at a finite floor; to the base 2, whose powers are faster than e's."""
+    scale = queries.shape[-1] ** -0.5 / math.log(2)
+    scores = ((queries[part] * scale) @ keys[part[0]].transpose(-1, -2)).float()
+    return scores if padding is None else scores.masked_fill_(padding[part[0]], _LOWEST)
+
+
+def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities over the last dimension, and the logarithm of what they were divided by, both to the base 2."""
+    largest = scores.amax(-1, keepdim=True)
+    powers = (scores - largest).exp2_()
+    sums = powers.sum(-1, keepdim=True)
+    return powers.div_(sums), (largest + sums.log2())[..., 0]
+
+
+def _last_real(mask: Tensor) -> int:
+    """How many tokens there are up to the last that is real in any row; all on a GPU, which would be waited for."""
+    return int(mask.any(0).nonzero().amax()) + 1 if mask.device.type == "cpu" and mask.any() else mask.shape[1]
+
+
+def _padding(key_mask: Tensor) -> Tensor | None:
+    """Where keys are padding, `(B, 1, 1, K)`; None where none is, as far as that is known without waiting."""
+    return None if key_mask.device.type == "cpu" and key_mask.all() else ~key_mask[:, None, None]
 
 
 def _query_weights(key_mask: Tensor, query_mask: Tensor, heads: int) -> Tensor:
