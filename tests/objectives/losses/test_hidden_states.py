@@ -1,9 +1,12 @@
 """Losses of hidden states: closed forms, slow references, padding."""
 
 import math
+from itertools import accumulate
 
 import pytest
 import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from dual_distill.objectives import hidden_state_mse_loss, noise_contrastive_loss
 from dual_distill.objectives.losses.tokens import mean_over_rows, pool_tokens
@@ -48,6 +51,48 @@ def test_an_anchor_at_its_positive_and_opposite_to_the_others_costs_nothing():
     states = torch.nn.functional.normalize(torch.randn(1, 1, 6), dim=-1)
     loss = noise_contrastive_loss(states, states, -states[0].expand(50, 6), torch.ones(1, 1).bool(), 0.05)
     assert loss.item() == pytest.approx(50 * math.exp(-40), abs=1e-7)
+
+
+def plain_nce(anchors, positives, negatives, mask, temperature):
+    """The whole matrix of similarities at once, in float64."""
+    one, other, others = (nn.functional.normalize(each.double(), dim=-1) for each in (anchors, positives, negatives))
+    own = (one * other).sum(-1, keepdim=True)
+    logits = torch.cat([own, one @ others.T], dim=-1) / temperature
+    return mean_over_rows(logits.logsumexp(-1) - logits[..., 0], mask)
+
+
+# One block of 512 anchors and negatives, and several whose last is not full; the coldest would overflow unshifted.
+@pytest.mark.parametrize("tokens, negatives", [(4, 9), (5, 600), (280, 1100)])
+@pytest.mark.parametrize("temperature", [0.002, 0.07, 1.0])
+def test_value_and_gradient_are_those_of_the_whole_matrix(tokens, negatives, temperature):
+    torch.manual_seed(tokens)
+    anchors, positives, others = torch.randn(2, tokens, 6), torch.randn(2, tokens, 6), torch.randn(negatives, 6)
+    mask = torch.rand(2, tokens) < 0.9
+    both = []
+    for loss in (noise_contrastive_loss, plain_nce):
+        leaf = anchors.clone().requires_grad_()
+        found = loss(leaf, positives, others, mask, temperature)
+        (3 * found).backward()
+        both.append((found.detach().float(), leaf.grad * temperature))
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_negatives_and_each_similarity_is_computed_once():
+    anchors, positives = torch.randn(2, 300, 6, requires_grad=True), torch.randn(2, 300, 6)
+
+    def peak_and_products(number):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            noise_contrastive_loss(anchors, positives, torch.empty(number, 6).normal_(), torch.ones(2, 300)).backward()
+        events = sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+        sizes = [event.nbytes() for event in events if event.name() == "[memory]"]
+        return max(accumulate(sizes)), sum(event.name() in ("aten::mm", "aten::addmm") for event in events)
+
+    few, many = peak_and_products(1024), peak_and_products(8192)
+    # The negatives themselves apart, both hold one block of 512 x 512.
+    assert many[0] - few[0] < 1.2 * (8192 - 1024) * 6 * 4
+    # Two products for each of two blocks of anchors and 512 negatives.
+    assert (few[1], many[1]) == (2 * 2 * 2, 2 * 2 * 16)
 
 
 def test_padding_does_not_matter_and_gets_no_gradient():
