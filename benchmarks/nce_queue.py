@@ -28,7 +28,7 @@ TEXT_TOKENS, IMAGE_SIZE = 14, (96, 128)
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queues", type=int, nargs="+", default=[1024, 4096, 16384, 65536], help="lengths of the queue")
+    parser.add_argument("--queues", type=int, nargs="+", default=[1024, 4096, 16384, 65536], help="their lengths")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=11, help="timed rounds; each runs every way once")
     parser.add_argument("--seed", type=int, default=0)
