@@ -205,7 +205,7 @@ class _ChunkedAttentionLoss(torch.autograd.Function):
                 (probs, norms), (teacher, teacher_norms) = _softmax(scores), _softmax(shown)
                 if averages_heads:
                     mean = probs.mean(1, keepdim=True).clamp_(min=_TINY)
-                    scores, norms = mean.log2(), 0
+                    scores, norms = mean.log2(), norms.new_zeros(())
                 # The difference of logarithms, without a logarithm of each. At a padded key it is finite.
                 divergence = shown.sub_(scores).mul_(teacher).sum(-1) + norms - teacher_norms
                 total += divergence.mul_(weights[part]).sum()
