@@ -17,9 +17,11 @@ token the key and the value of each layer. As int8, lists stand beside their `sc
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedConfig
 
@@ -170,6 +172,48 @@ class FeatureStore(TableStore):
             shard_rows = starts[number + 1] - start
             for first in range(0, shard_rows, rows):
                 yield start + first, self.table.tensor(number, name, first, min(first + rows, shard_rows))
+
+    def batches(self, name: str | None = None, rows: int = 1024) -> pa.RecordBatchReader:
+        """Run through ids and vectors as Arrow, which other tools take as it is: Lance, DuckDB, polars, datasets.
+
+        Args:
+            name: as in `pieces`.
+            rows: most rows a batch.
+
+        Returns:
+            A reader of batches with `id` (string) and `vector` (float32, a fixed-size list as wide as the vectors), in
+            the order of the store; read once, in constant memory.
+
+        Raises:
+            ValueError: the store has no such vectors, or holds many an image.
+        """
+        name = self._checked_name(name)
+        width = self.manifest.width * (2 if name == PROJECTED else 1)
+        fields = [pa.field("id", pa.string(), nullable=False), pa.field("vector", pa.list_(pa.float32(), width))]
+        schema = pa.schema(fields, {"vectors": name, "kind": self.manifest.kind})
+
+        def batch(start: int, vectors: torch.Tensor) -> pa.RecordBatch:
+            ids = pa.array(self.ids(range(start, start + len(vectors))), pa.string())
+            flat = pa.array(vectors.float().flatten().numpy())
+            return pa.record_batch([ids, pa.FixedSizeListArray.from_arrays(flat, width)], schema)
+
+        return pa.RecordBatchReader.from_batches(schema, (batch(*piece) for piece in self.pieces(name, rows)))
+
+    def to_parquet(self, file: str | os.PathLike[str], name: str | None = None) -> None:
+        """Write ids and vectors, as `batches` gives them, into one Parquet file, which is there whole or not at all.
+
+        Raises:
+            ValueError: as `batches`.
+        """
+        reader, target = self.batches(name, rows=8192), Path(file)
+        aside = target.with_name(f".{target.name}.unfinished")
+        try:
+            with pq.ParquetWriter(aside, reader.schema) as writer:
+                for batch in reader:
+                    writer.write_batch(batch)
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def read(self, indices: Sequence[int], name: str | None = None) -> torch.Tensor:
         """Return the vectors at some indices, `(indices, width)` in the stored dtype, in their order, also repeatedly.
