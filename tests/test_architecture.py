@@ -19,6 +19,7 @@ FLOORS = {
     "__main__": 7,  # `python -m dual_distill` is the command
     "cli": 6,
     "quickstart": 5,
+    "demo": 5,
     "runs": 4,
     "trainer": 3,
     "inference": 3,

@@ -21,16 +21,8 @@ import torch
 import yaml
 from datasets import Dataset
 from PIL import Image
-from transformers import (
-    AutoModel,
-    BertTokenizer,
-    BitImageProcessorPil,
-    Dinov2Config,
-    ModernBertConfig,
-    Siglip2ImageProcessorPil,
-    Siglip2VisionConfig,
-)
 from worlds.tiny_teachers import save_teacher
+from worlds.tiny_towers import write_towers
 
 from dual_distill import (
     DistillationTrainer,
@@ -66,6 +58,7 @@ ADDED = {
 ADDED["dandelin/vilt-b32-finetuned-vqa@refs/pr/N"] = ["--output_dir", "runs/revision"]
 # How a command begins -> why it is only read, by the parser of its subcommand, and where it is run.
 PARSED = {
+    "dual-distill demo": "serves until it is ended: tests/demo/test_browser.py",
     "dual-distill regions": "needs detectors: test_region_recipes.py",
     "dual-distill convert": "needs a BERT and a region store: test_region_recipes.py",
     "dual-distill train recipes/vqa_v2_regions.yaml": "test_region_recipes.py",
@@ -81,6 +74,7 @@ PARSED = {
 }
 # First line of a block, or how a command begins -> why it is neither run nor read.
 NOT_RUN = {
+    "pip install": "installs the package: .ci/release-check",
     "make": "the whole of it: its targets are compared with the Makefile's",
     "python benchmarks/worlds/write.py": "thousands of scenes: tests/worlds/test_write.py",
     "sed -i": "of files that are downloaded",
@@ -130,25 +124,6 @@ def write_tars(folder: Path, count: int) -> None:
                     entry = tarfile.TarInfo(f"{shard:05}{number:04}.{suffix}")
                     entry.size = len(content)
                     file.addfile(entry, io.BytesIO(content))
-
-
-def write_towers(root: Path) -> None:
-    """Tiny random models under the names of well-known ones, with image processor or tokenizer."""
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    flexible = Siglip2VisionConfig(**shape, num_patches=9, patch_size=12)
-    fixed = Dinov2Config(**shape, image_size=36, patch_size=12)
-    for name, config, images in (
-        ("google/siglip2-base-patch16-naflex", flexible, Siglip2ImageProcessorPil(patch_size=12, max_num_patches=9)),
-        ("facebook/dinov2-base", fixed, BitImageProcessorPil(size={"shortest_edge": 36}, crop_size=36)),
-    ):
-        AutoModel.from_config(config).save_pretrained(root / name)
-        images.save_pretrained(root / name)
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *["what", "color", "is", "it", "red", "?"]]
-    special = {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
-    text = ModernBertConfig(**shape, **special, vocab_size=len(words), max_position_embeddings=64)
-    AutoModel.from_config(text).save_pretrained(root / "answerdotai/ModernBERT-base")
-    BertTokenizer({word: at for at, word in enumerate(words)}).save_pretrained(root / "answerdotai/ModernBERT-base")
 
 
 @pytest.fixture(scope="module")

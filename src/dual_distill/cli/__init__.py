@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint on a task, with question-only and majority baselines beside it",
     "predict": "ask a checkpoint about images: the most probable answers, with probabilities, or a caption",
     "attention": "draw where each word of a text looks in an image: any model, or a teacher beside its student",
+    "demo": "show a checkpoint in the browser: answers, where each word looks, milliseconds, search",
     "regions": "find the regions of images with an object detector, or read published ones, into a region store",
     "encode": "encode images or texts once, into a feature store",
     "ask": "ask a feature store: rank all its images, or answer about some",

@@ -9,13 +9,16 @@ Hub token is that of `hf auth login`, or HF_TOKEN.
 Examples:
   dual-distill push runs/student me/my-student --dry-run
   dual-distill push runs/student me/my-student --private --license apache-2.0
+  dual-distill push runs/student me/my-student --space my-space
   dual-distill push runs/student me/my-student --with-code --create-pr --message "Second seed"
 """
 
 import argparse
+import sys
 import textwrap
 
-from dual_distill.hub_cards import PUBLISHED, PushReport, push_folder
+from dual_distill.demo import write_space
+from dual_distill.hub_cards import PUBLISHED, PushReport, push_folder, read_run
 
 from .options import add_options, option
 
@@ -32,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
     option(parser, "--message", "TEXT", "of the commit")
     parser.add_argument("--dry-run", action="store_true", help="list the files and their sizes, and send nothing")
+    option(parser, "--space", "PATH", "write the folder of a Space that shows it too; sent with `hf upload`")
     add_options(parser, "--with-code", "--license")
 
 
@@ -40,7 +44,14 @@ def run(options: argparse.Namespace) -> PushReport:
     given = {name: getattr(options, name) for name in ("revision", "create_pr", "message", "dry_run", "with_code")}
     # None, not False: a public one that is there stays public.
     private, metadata = options.private or None, {"license": options.license}
-    return push_folder(options.folder, options.repo_id, private=private, metadata=metadata, **given)
+    report = push_folder(options.folder, options.repo_id, private=private, metadata=metadata, **given)
+    if options.space is not None:
+        record = read_run(options.folder)
+        teacher = record.teacher if record is not None else None
+        write_space(options.space, report.repo_id, teacher.name if teacher is not None and teacher.on_hub else None)
+        upload = f"hf upload {report.repo_id}-space {options.space} --repo-type space"
+        print(f"the Space's folder is {options.space}; {upload} sends it", file=sys.stderr)
+    return report
 
 
 def table(report: PushReport) -> str:

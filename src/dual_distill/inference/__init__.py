@@ -3,8 +3,8 @@
 Importing this package registers `pipeline("dual-visual-question-answering")` with transformers.
 """
 
-from .attention import attention_maps, draw_attention_picture
-from .benchmark import PairShape, alternate, measure_answering, multiply_adds, random_pairs
+from .attention import attention_maps, draw_attention_picture, draw_attention_tile
+from .benchmark import PairShape, alternate, answering_ways, measure_answering, multiply_adds, random_pairs
 from .encoding import EncodingReport, encode_images, encode_texts, process_share
 from .export import ExportReport, export_onnx
 from .feature_store import DTYPES, NORMALISED, FeatureManifest, FeatureStore, FeatureTable

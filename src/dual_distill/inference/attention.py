@@ -161,6 +161,24 @@ def draw_attention_picture(
     return Image.fromarray(np.concatenate([np.asarray(part) for part in parts]))
 
 
+def draw_attention_tile(
+    image: Image.Image, values: np.ndarray, *, tile_size: int = _TILE_SIZE, smooth: bool = False
+) -> Image.Image:
+    """One tile of `draw_attention_picture`: the image under the heat of one word.
+
+    Args:
+        image: of any size and mode.
+        values: `(grid height, grid width)` in 0..1, a map over the peak that counts as full heat.
+        tile_size: side of the tile in pixels; the root of its area where it is no square.
+        smooth: as for the picture.
+
+    Example:
+        >>> draw_attention_tile(Image.new("RGB", (36, 36)), np.array([[1.0, 0.0]]), tile_size=72).size
+        (72, 72)
+    """
+    return (_tile_with_smooth_heat if smooth else _tile_with_heat)(_as_tile(image, tile_size), values)
+
+
 def _checked_maps(words: Sequence[str], maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The maps as float64 arrays of one shape, or a ValueError that says which one is wrong and why."""
     if isinstance(words, str) or len(words) == 0:

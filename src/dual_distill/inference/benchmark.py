@@ -232,7 +232,7 @@ def measure_answering(
         device = model.device
         batch = {key: tensor.to(device) for key, tensor in random_pairs(model.config, shape, seed).items()}
         batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
-        for way, call in _calls(model.eval(), batch).items():
+        for way, call in answering_ways(model.eval(), batch).items():
             calls[name, way] = call
             counts[name, way] = multiply_adds(model.config, way, shape)
 
@@ -257,8 +257,8 @@ def measure_answering(
     ]
 
 
-def _calls(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], object]]:
-    """Return each way as a call, stored sides encoded."""
+def answering_ways(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], object]]:
+    """Return each way in which a model of this package answers about a batch as a call, stored sides encoded."""
     if not isinstance(model.config, DualEncoderConfig):
         return {"fusion_encoder": partial(model, **batch)}
 
