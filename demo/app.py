@@ -5,4 +5,4 @@ import sys
 
 from dual_distill.cli import main
 
-sys.exit(main(["demo", *os.environ.get("DEMO", '').split()]))
+sys.exit(main(["demo", *os.environ.get("DEMO", "").split()]))

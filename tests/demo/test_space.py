@@ -26,7 +26,7 @@ def test_it_holds_app_requirements_and_the_hubs_metadata(tmp_path):
     found = metadata_of(tmp_path)
     assert {found["sdk"], found["app_file"]} == {"gradio", "app.py"}
     assert found["models"] == ["me/student", "me/teacher"]
-    assert "'me/student --teacher me/teacher'" in (tmp_path / "app.py").read_text()
+    assert '"me/student --teacher me/teacher"' in (tmp_path / "app.py").read_text()
     assert (tmp_path / "requirements.txt").read_text() == f"dual-distill[demo]=={version('dual-distill')}\n"
 
 

@@ -11,7 +11,7 @@ import sys
 
 from dual_distill.cli import main
 
-sys.exit(main(["demo", *os.environ.get("DEMO", {words!r}).split()]))
+sys.exit(main(["demo", *os.environ.get("DEMO", "{words}").split()]))
 '''
 _README = """---
 title: {title}
