@@ -266,7 +266,7 @@ def test_each_word_is_what_a_mask_in_its_place_tells(kind, writer):
 
 
 @of_both_kinds
-def test_the_context_is_read_once_and_then_two_tokens_a_step(kind, writer):
+def test_the_context_is_read_once_and_then_two_tokens_a_step_and_beam(kind, writer):
     model = writer(kind)
     read, shared = [], []
 
@@ -279,7 +279,7 @@ def test_the_context_is_read_once_and_then_two_tokens_a_step(kind, writer):
     model.fusion_encoder.encoder.register_forward_pre_hook(note, with_kwargs=True)
     model.generate(**tags_of(2), **images_of(kind, 2), max_new_tokens=4, num_beams=3)
     tokens = 4 + (7 if kind == "patches" else 4)
-    assert read == [(2, tokens)] + [(6, 2)] * 4
+    assert read == [(2, tokens), (2, 2)] + [(6, 2)] * 3  # all beams begin alike
     assert shared == [[]] + [[(2, tokens)] * 4] * 4  # keys and values of two layers, of two images for six beams
 
 

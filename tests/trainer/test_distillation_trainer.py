@@ -1,6 +1,7 @@
 """The trainer: what a step is, what the teacher is not, what is logged, saved and taken up again."""
 
 import math
+from multiprocessing import active_children
 from types import SimpleNamespace
 
 import numpy as np
@@ -184,6 +185,9 @@ def test_workers_draw_nothing_from_the_generator_of_dropout(persistent, build, m
     resumed = build(make_student(seed=9, **dropout), eval_rows=make_rows(2), **fields, output_dir=tmp_path / "again")
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
     assert_equal_weights(weights(whole), weights(resumed), exactly=True)
+    assert not active_children()  # they end with the run
+    assert resumed.evaluate()["eval_loss"] > 0
+    resumed._end_workers()
 
 
 def test_the_best_checkpoint_is_loaded_on_every_tensor(build, make_rows, tmp_path):

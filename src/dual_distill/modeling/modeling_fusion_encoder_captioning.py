@@ -165,6 +165,9 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         num_new = input_ids.shape[1]
         num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
         check_caption_length(num_past + num_new, 0, self.config)
+        # Before the first word all rows of an image are alike: one is read.
+        alike = len(input_ids) // len(context_states[0][0]) if num_past + num_new == 2 else 1
+        input_ids, context_mask = input_ids[::alike], context_mask[::alike]
         positions = torch.arange(num_past, num_past + num_new, device=input_ids.device).expand_as(input_ids)
         tokens = self.fusion_encoder.embeddings.embed_text(input_ids, None, positions)
 
@@ -181,7 +184,8 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         if past_key_values is not None:
             # The [MASK] was asked, not written.
             past_key_values.crop(-1)
-        last = self.fusion_encoder.layernorm(hidden_states[:, -1:])
+            past_key_values.batch_repeat_interleave(alike)
+        last = self.fusion_encoder.layernorm(hidden_states[:, -1:]).repeat_interleave(alike, dim=0)
         return BaseModelOutputWithPast(last_hidden_state=last, past_key_values=past_key_values)
 
     @torch.no_grad()
