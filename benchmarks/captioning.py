@@ -4,10 +4,11 @@
 
 Random weights in ViLT-B/32's shape, float32, images of 384 px in patches of 32, captions of 20 words that never end
 early. BLIP has the same image, patches, width, heads and vocabulary, 12 layers that read the image and 12 that write.
-Greedy and with 5 beams; then a caption's probability with its gradient, beside a training step on masked words of the
-same images and captions, and the tokens that pass through the encoder, beside those of `generate` and of a text with
-its image for each word. All ways run in turn in one process, processor seconds; a ratio is the median of the rounds'
-own ratios. `--tiny` tries the script out and writes nothing.
+Greedy and with 5 beams, with torch's linear layers and, as `predict` has them, prepacked, on both sides. Then a
+caption's probability with its gradient, beside a training step on masked words of the same images and captions; and the
+tokens that pass through the encoder for it, beside those of `generate` and of a text with its image for each word. What
+is compared runs in turn in one process, processor seconds; of the rounds' ratios stand the quartiles and the median.
+`--tiny` tries the script out and writes nothing.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch
 from _record import keep_freed_memory, provenance, write
 from transformers import BlipConfig, BlipForConditionalGeneration
 
+from dual_distill.inference import prepack_linear_layers
 from dual_distill.modeling import FusionEncoderConfig, FusionEncoderForCaptioning
 from dual_distill.trainer.captioning_trainer import caption_log_probs
 
@@ -43,35 +45,33 @@ def main() -> None:
     ours, blip = models(TINY if options.tiny else {})
     images = torch.randn(options.batch_size, 3, 384, 384)
     lasting = {"max_new_tokens": WORDS, "min_new_tokens": WORDS, "do_sample": False}
-    calls: dict[str, Callable[[], Any]] = {
+    writing: dict[str, Callable[[], Any]] = {
         f"{name}_{beams}": lambda model=model, beams=beams: model.generate(
             pixel_values=images, num_beams=beams, **lasting
         )
         for beams in (1, 5)
         for name, model in (("ours", ours), ("blip", blip))
     }
-    written = calls["ours_1"]()
-    calls["log_probs"] = lambda: (
-        caption_log_probs(ours, written, {"pixel_values": images}, ours.config).sum().backward()
-    )
-    calls["masked_words"] = lambda: ours(input_ids=written, pixel_values=images, labels=written).loss.backward()
-
-    seconds = in_turn(calls, options.rounds)
-    pairs = {
-        "greedy": ("ours_1", "blip_1"),
-        "beams_5": ("ours_5", "blip_5"),
-        "log_probs": ("log_probs", "masked_words"),
+    written, context = writing["ours_1"](), {"pixel_values": images}
+    learning: dict[str, Callable[[], Any]] = {
+        "log_probs": lambda: caption_log_probs(ours, written, context, ours.config).sum().backward(),
+        "masked_words": lambda: ours(input_ids=written, labels=written, **context).loss.backward(),
     }
+    beside_blip = {"greedy": ("ours_1", "blip_1"), "beams_5": ("ours_5", "blip_5")}
+
     results: dict[str, Any] = {
         "batch_size": options.batch_size,
         "words": WORDS,
         "parameters": {"ours": ours.num_parameters(), "blip": blip.num_parameters()},
-        "median_s": {name: round(statistics.median(taken), 4) for name, taken in seconds.items()},
-        "ratios": {name: quartiles(seconds[one], seconds[other]) for name, (one, other) in pairs.items()},
-        "tokens": {name: tokens(ours, calls[name]) for name in ("ours_1", "log_probs")},
+        "tokens": {"generate": tokens(ours, writing["ours_1"]), "log_probs": tokens(ours, learning["log_probs"])},
     }
-    image_tokens = results["tokens"]["ours_1"] // options.batch_size - 2 * WORDS
+    image_tokens = results["tokens"]["generate"] // options.batch_size - 2 * WORDS
     results["tokens"]["a_text_a_word"] = options.batch_size * WORDS * (image_tokens + WORDS + 1)
+    results["learning"] = compared(learning, {"log_probs": ("log_probs", "masked_words")}, options.rounds)
+    results["writing"] = compared(writing, beside_blip, options.rounds)
+    if prepack_linear_layers(ours) and prepack_linear_layers(blip):
+        results["writing_prepacked"] = compared(writing, beside_blip, options.rounds)
+
     for name, value in results.items():
         print(f"{name}: {value}")
     if not options.tiny:
@@ -94,8 +94,8 @@ def models(fields: dict[str, int]) -> tuple[Any, Any]:
     return ours, BlipForConditionalGeneration(blip_config).eval()
 
 
-def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Processor seconds of each call, one after the other in every round; the first round is not counted."""
+def compared(calls: dict[str, Callable[[], Any]], pairs: dict[str, tuple[str, str]], rounds: int) -> dict[str, Any]:
+    """Median processor seconds of each call, in turn in every round but the first, and quartiles of rounds' ratios."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
@@ -103,13 +103,12 @@ def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[
             call()
             if number:
                 seconds[name].append(time.process_time() - start)
-    return seconds
 
-
-def quartiles(one: list[float], other: list[float]) -> list[float]:
-    """Lower quartile, median and upper quartile of the ratios of rounds."""
-    ratios = [mine / its for mine, its in zip(one, other, strict=True)]
-    return [round(value, 3) for value in statistics.quantiles(ratios, n=4, method="inclusive")]
+    ratios = {}
+    for name, (one, other) in pairs.items():
+        each = [mine / its for mine, its in zip(seconds[one], seconds[other], strict=True)]
+        ratios[name] = [round(value, 3) for value in statistics.quantiles(each, n=4, method="inclusive")]
+    return {"median_s": {name: round(statistics.median(taken), 4) for name, taken in seconds.items()}, "ratios": ratios}
 
 
 def tokens(model: Any, call: Callable[[], Any]) -> int:
