@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import GitConfig, GitForCausalLM
+from transformers import BitsAndBytesConfig, GitConfig, GitForCausalLM
 from worlds.tiny_teachers import TEACHERS, VISION, save_teacher, tiny_teacher, word_tokenizer
 
 from dual_distill.modeling import record_attention
@@ -426,3 +426,20 @@ def test_a_user_adds_a_family(tmp_path, monkeypatch):
     assert found.shape == (2, 4, 8, 17)
     [attention] = eager_probs(model, batch, Git.layers(model)[-1])
     assert_same(found, cut(attention, batch["text_index"], batch["image_index"], view.image_mask), view.text_mask)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smolvlm", "blip"])
+def test_a_teacher_in_8_bit_shows_nearly_the_same(name, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    folder = save_teacher(name, tmp_path)
+    shown = []
+    for options in ({}, {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}):
+        model, processor = load_teacher(folder, **options)[:2]
+        assert any("8bit" in type(part).__name__ for part in model.modules()) == bool(options)
+        family = family_of(model.config)
+        batch = family.inputs(model.config, processor, pictures(), TEXTS)
+        shown.append(family.view(model, processor, batch, [-1]).attention_probs(0, "text_to_image"))
+    sums = shown[1].sum(-1)
+    torch.testing.assert_close(sums[sums > 0.5], torch.ones_like(sums[sums > 0.5]), atol=1e-5, rtol=0)
+    assert 0 < (shown[0] - shown[1]).abs().max() < 0.1
