@@ -14,7 +14,7 @@ BERT and one interaction layer over the cells of the frozen image network.
 The teacher trains in bfloat16 mixed precision, students in float32. A frozen network is run once an image.
 DAQUAR (Malinowski and Fritz, NIPS 2014) is read from two Parquet files, `images` (image_id, image, split) and
 `questions` (image_id, question, answer, split). What is finished in RUNS_DIR is read, not made again. `--tiny` tries
-the script out and records nothing.
+the script out and records nothing. benchmarks/attention_in_boxes.py asks where these models look.
 """
 
 import argparse
@@ -161,6 +161,7 @@ def teach(
     )
     trainer.train()
     kept_step = trainer.state.best_global_step
+    trainer.save_model(str(options.runs_dir / "teacher"))
 
     teacher = ForeignTeacher(model.eval(), processor, "BERT and EfficientNet, two interaction layers")
     write_views(
@@ -181,6 +182,7 @@ def learn(
     weights: dict[str, float] | None,
     views: Path,
     network: Path | None,
+    saved: Path,
 ) -> dict[str, float]:
     """Train a student; its accuracy on validation, on test, and on test with images of other rows."""
     began = time.process_time()
@@ -200,6 +202,7 @@ def learn(
         **told,
     )
     trainer.train()
+    trainer.save_model(str(saved))
     found = {split: accuracy(student, processor, answers, data[split]) for split in ("validation", "test")}
     found["test, images of other rows"] = accuracy(student, processor, answers, with_other_images(data["test"]))
     return {**found, "processor_seconds": round(time.process_time() - began)}
@@ -276,9 +279,8 @@ def main() -> None:
                     weights = INTERACTION_ATTENTION
                 given = (options, data, answers, processor, config, seed, weights, views)
                 called = f"{towers}, {name}"
-                found = finished(
-                    folder, f"{called}, seed {seed}", functools.partial(learn, *given, network if interacts else None)
-                )
+                given += (network if interacts else None, folder / f"{called}, seed {seed}")
+                found = finished(folder, f"{called}, seed {seed}", functools.partial(learn, *given))
                 results.setdefault(called, {})[f"seed {seed}"] = found
     if not options.tiny and options.towers == list(TOWERS):
         write("daquar", results, source)
