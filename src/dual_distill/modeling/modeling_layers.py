@@ -11,7 +11,6 @@ Unusual here:
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -140,7 +139,6 @@ class SelfAttention(nn.Module):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         extend_keys: ExtendKeys | None = None,
-        shared_states: QueriesAndKeys | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         input_shape = hidden_states.shape[:-1]
@@ -154,11 +152,10 @@ class SelfAttention(nn.Module):
             key_states, value_states = extend_keys(key_states, value_states)
 
         # transformers' own way to any attention; only an image that many texts share has one of ours.
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        if shared_states is not None:
-            attention_interface = partial(shared_attention_forward, shared_states=shared_states)
+        attention_interface: Callable = shared_attention_forward
+        if "shared_states" not in kwargs:
+            implementation = self.config._attn_implementation
+            attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         attn_output, attn_weights = attention_interface(
             self,
             query_states,
