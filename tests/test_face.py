@@ -28,13 +28,12 @@ def test_importing_the_package_registers_the_pipeline() -> None:
     assert "dual-visual-question-answering" in PIPELINE_REGISTRY.get_supported_tasks()
 
 
-def test_importing_the_package_registers_the_models_and_their_push() -> None:
+def test_importing_the_package_registers_the_models_and_their_push(run_fresh) -> None:
     code = (
         "import dual_distill; from transformers import AutoModel; "
         "print(AutoModel._model_mapping[dual_distill.DualEncoderConfig])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "DualEncoderModel" in done.stdout
+    assert "DualEncoderModel" in run_fresh(code)
     assert dual_distill.DualEncoderModel.push_to_hub is push_pretrained
 
 
@@ -61,14 +60,13 @@ def test_importing_the_package_registers_the_models_and_their_push() -> None:
         ),
     ],
 )
-def test_ours_are_known_whatever_is_imported_first(code: str) -> None:
+def test_ours_are_known_whatever_is_imported_first(code: str, run_fresh) -> None:
     known = (
         "; print(AutoConfig.for_model('dual_distill_dual_encoder').model_type)"
         "; from transformers.pipelines import PIPELINE_REGISTRY"
         "; print('dual-visual-question-answering' in PIPELINE_REGISTRY.get_supported_tasks())"
     )
-    done = subprocess.run([sys.executable, "-c", code + known], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["dual_distill_dual_encoder", "True"]
+    assert run_fresh(code + known).split() == ["dual_distill_dual_encoder", "True"]
 
 
 def test_a_room_by_itself_brings_the_push() -> None:

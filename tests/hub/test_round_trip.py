@@ -1,9 +1,6 @@
 """Pushed here, loaded by a stranger: fresh processes, with this package and without it, through HTTP, bit for bit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,19 +40,6 @@ print("FOUND " + json.dumps([weights.hexdigest(), [value.hex() for value in logi
 WITHOUT_PACKAGE = "import sys\nsys.modules['dual_distill'] = None  # importing it fails\n"
 
 
-def fresh_process(code: str, environment: dict[str, str], cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def found_in(printed: str) -> list[tuple[str, list[str]]]:
     """Digest of the weights and logits, for each COMPARE that ran."""
     lines = [line for line in printed.splitlines() if line.startswith("FOUND ")]
@@ -79,7 +63,13 @@ def found_here(
 
 
 def test_a_distilled_dual_encoder_loads_with_the_package_and_without_and_its_quick_start_runs_as_pasted(
-    hub, hub_environment: dict[str, str], tmp_path: Path, make_model, save_model, capsys: pytest.CaptureFixture[str]
+    hub,
+    hub_environment: dict[str, str],
+    tmp_path: Path,
+    make_model,
+    save_model,
+    capsys: pytest.CaptureFixture[str],
+    run_fresh,
 ) -> None:
     model, folder = make_model("dual"), tmp_path / "student"
     processor = save_model(model, folder)
@@ -103,7 +93,7 @@ def test_a_distilled_dual_encoder_loads_with_the_package_and_without_and_its_qui
 
     # The model from the Hub, and in the same process the one from the folder.
     local = f"model = DualEncoderForQuestionAnswering.from_pretrained({str(folder)!r})\n"
-    printed = fresh_process(quick_start(card) + COMPARE + local + COMPARE, hub_environment, tmp_path)
+    printed = run_fresh(quick_start(card) + COMPARE + local + COMPARE, cwd=tmp_path, **hub_environment)
     assert printed.splitlines()[0].split()[0] in ANSWERS
     loaded, from_folder = found_in(printed)
     assert loaded == from_folder  # bit for bit
@@ -116,19 +106,25 @@ def test_a_distilled_dual_encoder_loads_with_the_package_and_without_and_its_qui
 
     push_folder(folder, "me/student-with-code", with_code=True)
     card = hub.repos["me/student-with-code"].files()["README.md"].decode()
-    [without] = found_in(fresh_process(WITHOUT_PACKAGE + quick_start(card) + COMPARE, hub_environment, tmp_path))
+    [without] = found_in(run_fresh(WITHOUT_PACKAGE + quick_start(card) + COMPARE, cwd=tmp_path, **hub_environment))
     assert without == loaded
 
 
 def test_a_fusion_encoder_loads_without_the_package_from_the_code_beside_it(
-    hub, hub_environment: dict[str, str], tmp_path: Path, make_model, save_model, capsys: pytest.CaptureFixture[str]
+    hub,
+    hub_environment: dict[str, str],
+    tmp_path: Path,
+    make_model,
+    save_model,
+    capsys: pytest.CaptureFixture[str],
+    run_fresh,
 ) -> None:
     model, folder = make_model("fusion"), tmp_path / "teacher"
     processor = save_model(model, folder)
     push_folder(folder, "me/teacher", with_code=True)
     assert "auto_map" not in json.loads((folder / "config.json").read_text())  # the folder stays as it was
     card = hub.repos["me/teacher"].files()["README.md"].decode()
-    [found] = found_in(fresh_process(WITHOUT_PACKAGE + quick_start(card) + COMPARE, hub_environment, tmp_path))
+    [found] = found_in(run_fresh(WITHOUT_PACKAGE + quick_start(card) + COMPARE, cwd=tmp_path, **hub_environment))
     digest, logits = found_here(model, processor, capsys)
     assert found[0] == digest
     assert numbers(found[1]) == pytest.approx(numbers(logits), abs=1e-5)

@@ -1,7 +1,5 @@
 """What someone types who knows transformers and nothing of us: each guess works, or one sentence names the call."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -266,10 +264,9 @@ for auto_class in (AutoConfig, AutoModel):
 """
 
 
-def test_what_transformers_says_without_the_package(folders: Folders) -> None:
+def test_what_transformers_says_without_the_package(folders: Folders, run_fresh) -> None:
     """Nothing of ours runs there and no key of a config is shown: the model type alone says what is missing."""
-    done = subprocess.run([sys.executable, "-c", BARE, folders.dual], capture_output=True, text=True, check=True)
-    tokenizer, *said = done.stdout.splitlines()
+    tokenizer, *said = run_fresh(BARE, folders.dual).splitlines()
     assert tokenizer == "BertTokenizer"
     sentence = "has model type `dual_distill_dual_encoder` but Transformers does not recognize this architecture"
     assert sum(sentence in line for line in said) == 2

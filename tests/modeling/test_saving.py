@@ -1,8 +1,6 @@
 """What is saved is what is loaded: every tensor, every logit, with safetensors alone."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -170,16 +168,15 @@ def processor():
     )
 
 
-def test_auto_classes_load_in_a_fresh_process(build, processor, tmp_path):
+def test_auto_classes_load_in_a_fresh_process(build, processor, tmp_path, run_fresh):
     models = [build(cls, num_labels=3) for cls in HEADED]
     folders = [tmp_path / type(model).__name__ for model in models]
     for model, folder in zip(models, folders, strict=True):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-    done = subprocess.run([sys.executable, "-c", LOAD, *folders], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    printed = run_fresh(LOAD, *folders)
     batch = processor(text=["what is it?"], images=[Image.new("RGB", (12, 8), "red")])
-    for model, found in zip(models, json.loads(done.stdout.splitlines()[-1]), strict=True):
+    for model, found in zip(models, json.loads(printed.splitlines()[-1]), strict=True):
         names, logits, pooled = found
         kind = "FusionEncoder" if "Fusion" in type(model).__name__ else "DualEncoder"
         assert names == [f"{kind}Config", "DualDistillProcessor", type(model).__name__, f"{kind}Model"]
