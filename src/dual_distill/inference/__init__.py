@@ -4,6 +4,7 @@ Importing this package registers `pipeline("dual-visual-question-answering")` wi
 """
 
 from .attention import attention_maps, draw_attention_picture, draw_attention_tile
+from .attention_callback import AttentionMapsCallback
 from .benchmark import PairShape, alternate, answering_ways, measure_answering, multiply_adds, random_pairs
 from .encoding import EncodingReport, encode_images, encode_texts, process_share
 from .export import ExportReport, export_onnx
