@@ -23,8 +23,8 @@ from dual_distill.modeling import (
     DualEncoderModel,
 )
 
-for _needed in ("onnx", "onnxscript"):
-    pytest.importorskip(_needed, reason=f"{_needed} is not installed (extra [onnx])")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra [onnx])")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra [onnx])")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra [onnx])")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "answer_from_onnx.py"
@@ -140,6 +140,44 @@ def test_interaction_layers_are_in_the_questions_graph(exported_layers, rows, to
         np.testing.assert_allclose(stored["image_token_embeds"], expected.image_token_embeds.numpy(), atol=1e-4)
         np.testing.assert_array_equal(stored["image_token_mask"], expected.image_token_mask.numpy())
         np.testing.assert_allclose(logits, model(**text, **pixels).logits.numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision, most", [("float16", 0.02), ("int8", 0.3)])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_rounded_weights_are_near(precision, most, layers, exported, exported_layers, tmp_path):
+    model, processor, *_ = exported_layers if layers else exported
+    report = export_onnx(model, processor, tmp_path / "rounded", precision)
+    assert report.precision == precision
+    assert 0 < report.largest_difference < most * report.largest_value
+    graph = onnx.load(tmp_path / "rounded" / "image_tower.onnx").graph
+    kinds = [one.data_type for one in graph.initializer if len(one.dims) == 2]
+    kind = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]
+    assert kinds.count(kind) >= 12  # six matrices a layer
+    assert {path.suffix for path in (tmp_path / "rounded").glob("*tower*")} == {".onnx"}
+    about = json.loads((tmp_path / "rounded" / "export.json").read_text(encoding="utf-8"))
+    assert (about["precision"], about["checked"]["largest_difference"]) == (precision, report.largest_difference)
+
+
+@pytest.mark.parametrize("rows, tokens, grid", [(1, 1, (1, 1)), (5, 20, (5, 2)), (2, 9, (1, 6))], ids=str)
+def test_openvino_runs_the_graphs_at_any_shape(exported_layers, rows, tokens, grid):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed (extra [openvino])")
+    model, _, out, _ = exported_layers
+    batch = {
+        "input_ids": torch.randint(1, 60, (rows, tokens)).clamp(max=model.config.vocab_size - 1),
+        "attention_mask": (torch.arange(tokens)[None] < torch.randint(1, tokens + 1, (rows, 1))).long(),
+        "pixel_values": torch.randn(rows, 1, 3, 8 * grid[0], 8 * grid[1]),
+        "pixel_mask": torch.ones(rows, 1, 8 * grid[0], 8 * grid[1], dtype=torch.long),
+    }
+    arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+    core = openvino.Core()
+    for name in ("image_tower", "question"):
+        # Its default rounds to the processor's bfloat16 where there is one.
+        graph = core.compile_model(str(out / f"{name}.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        found = graph({put.any_name: arrays[put.any_name] for put in graph.inputs})
+        arrays |= {put.any_name: found[put] for put in graph.outputs}
+    with torch.no_grad():
+        np.testing.assert_allclose(arrays["logits"], model(**batch).logits.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("which", ["exported", "exported_layers"])

@@ -27,13 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model and the folder."""
     add_options(parser, "model", "--revision")
     option(parser, "--output-dir", "PATH", "folder to write; must be new or empty", required=True)
+    rounded = "of the weights (default: %(default)s); int8 and float16 are smaller and round"
+    parser.add_argument("--precision", choices=["float32", "float16", "int8"], default="float32", help=rounded)
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="default: %(default)s")
 
 
 def run(options: argparse.Namespace) -> ExportReport:
     """Load and export."""
     model, processor = load_model(options.model, options.revision)
-    return export_onnx(model, processor, options.output_dir)
+    return export_onnx(model, processor, options.output_dir, options.precision)
 
 
 def table(report: ExportReport) -> str:

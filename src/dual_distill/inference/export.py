@@ -47,6 +47,7 @@ _GRAPHS: _Graphs = {
     "head": (("text_pooler_output", "image_pooler_output"), ("logits",)),
 }
 _GRAPHS_OF_LAYERS: _Graphs = {"image_tower": (_PIXELS, _TOKENS), "question": (_TEXT + _TOKENS, ("logits",))}
+PRECISIONS = ("float32", "float16", "int8")
 _LARGEST_SINGLE_FILE = 1_900_000_000  # bytes; a protobuf message ends at 2 GiB
 _MOST_ROWS = 65_536
 _MOST_PATCHES = 1024  # along one side
@@ -62,6 +63,7 @@ class ExportReport:
         files: bytes by name of each graph's file, weights included.
         largest_difference: of all outputs of the graphs to torch on two batches, absolute.
         largest_value: of those outputs, absolute.
+        precision: of the weights.
     """
 
     out: str
@@ -69,6 +71,7 @@ class ExportReport:
     files: dict[str, int]
     largest_difference: float
     largest_value: float
+    precision: str = "float32"
 
 
 class Graph(nn.Module):
@@ -87,13 +90,20 @@ class Graph(nn.Module):
         return tuple(found[name if name in found else "pooler_output"] for name in self.outputs)
 
 
-def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: str | Path) -> ExportReport:
+def export_onnx(
+    model: PreTrainedModel, processor: DualDistillProcessor, out: str | Path, precision: str = "float32"
+) -> ExportReport:
     """Write the ONNX graphs, the processor and `export.json` to a folder, after a comparison with torch.
+
+    Inputs and outputs stay float32 whatever the precision, which rounds weights after the comparison: what that costs
+    in answers is for your data to say (`benchmarks/precisions.py` measures it).
 
     Args:
         model: a dual encoder with an answer or class head; put into eval mode.
         processor: its processor, saved beside the graphs.
         out: folder to write; must not exist or be empty. Nothing is left in it when the export fails.
+        precision: "float32"; "float16", which halves the files; "int8", which quarters the matrices and rounds what
+            they read as they run.
 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is not installed.
@@ -107,6 +117,8 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
         raise ValueError("a tower is none of this package's own, which alone are exported; distil into those.")
     if model.dtype != torch.float32:
         raise ValueError(f"the model is {model.dtype}; load it with dtype=torch.float32, as which graphs are compared.")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; give {', '.join(PRECISIONS)}.")
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         lacks = f"{', '.join(missing)} is not installed, which export needs"
         raise ImportError(f"{lacks}; pip install 'dual-distill[onnx]'.")
@@ -116,6 +128,10 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
         _write_graphs(model, folder)
         difference = compare_with_torch(model, folder)
         check_parity(difference, f"the graphs in onnxruntime and {type(model).__name__} in torch", "export")
+        if precision != "float32":
+            for name in graphs_of(model):
+                _round_weights(folder / f"{name}.onnx", precision)
+            difference = compare_with_torch(model, folder)
 
         processor.save_pretrained(folder)
         # How to feed the graphs and how to read what they give.
@@ -131,13 +147,14 @@ def export_onnx(model: PreTrainedModel, processor: DualDistillProcessor, out: st
             "patch_size": config.patch_size,
             "hidden_size": config.hidden_size,
             "versions": {name: version(name) for name in ("dual-distill", "torch", *_NEEDED)},
-            "checked": {**difference, "tolerance": TOLERANCE},
+            "precision": precision,
+            "checked": difference | ({"tolerance": TOLERANCE} if precision == "float32" else {}),
         }
         Path(folder, EXPORT_FILE).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         # Of a large graph, the weights lie in a file beside it.
         parts = {name: folder.glob(f"{name}.onnx*") for name in graphs_of(model)}
         sizes = {name: sum(part.stat().st_size for part in files) for name, files in parts.items()}
-    return ExportReport(out=str(out), architecture=type(model).__name__, files=sizes, **difference)
+    return ExportReport(out=str(out), architecture=type(model).__name__, files=sizes, **difference, precision=precision)
 
 
 def graphs_of(model: PreTrainedModel) -> _Graphs:
@@ -174,6 +191,23 @@ def _write_graphs(model: PreTrainedModel, folder: Path) -> None:
         weights = program.model.graph.initializers.values()
         size = sum(weight.const_value.nbytes for weight in weights if weight.const_value is not None)
         program.save(folder / f"{name}.onnx", external_data=size > _LARGEST_SINGLE_FILE)
+
+
+def _round_weights(file: Path, precision: str) -> None:
+    """Write a graph anew with smaller weights."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    rounded = file.with_suffix(".rounded")
+    if precision == "int8":
+        # Matrices alone: the convolution of the patches is small, and slow in int8.
+        quantize_dynamic(file, rounded, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
+    else:
+        onnx.save(convert_float_to_float16(onnx.load(file), keep_io_types=True), rounded)
+    for before in file.parent.glob(f"{file.name}*"):
+        before.unlink()
+    rounded.rename(file)
 
 
 @contextmanager
