@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
+from worlds.tiny_teachers import save_teacher
 
 from dual_distill import modeling
 from dual_distill.cli import demo as command
@@ -51,6 +52,22 @@ def test_answers_are_those_of_predict(shown, student, image, tmp_path, capsys):
     for answer, probability in shown.ask(image, QUESTION).answers["student: student"].items():
         assert answer in printed
         assert f"{100 * probability:.1f} %" in printed
+
+
+def test_a_teacher_of_another_family_judges_the_students_answers(student, image, tmp_path):
+    shown = Demonstration(student, str(save_teacher("smolvlm", tmp_path / "smolvlm")))
+    answered = shown.ask(image, QUESTION)
+    judged = answered.answers["teacher: smolvlm"]
+    assert judged.keys() == answered.answers["student: student"].keys()
+    assert sum(judged.values()) == pytest.approx(1)
+    assert {len(maps) for maps in answered.maps.values()} == {6}
+
+
+def test_a_teacher_that_says_nothing_of_answers_shows_where_it_looks(student, image, tmp_path):
+    shown = Demonstration(student, str(save_teacher("blip", tmp_path / "blip")))
+    assert not shown.answers("teacher: blip")
+    answered = shown.ask(image, QUESTION)
+    assert (list(answered.answers), list(answered.maps)) == ([shown.name], [shown.name, "teacher: blip"])
 
 
 def test_two_maps_of_a_word_have_one_scale():

@@ -118,6 +118,7 @@ class Demonstration:
             if name is not None:
                 self._load(name, f"{role}: {Path(name).name}", named, device)
         self.name = next(iter(self.models))
+        self._judges = {name for name in self.models if self.name in self._pipelines and self._is_judge(name)}
         self._lock = threading.Lock()
         self._search = None if self.images is None else self._open_search(store)
 
@@ -152,9 +153,25 @@ class Demonstration:
         encode_images(model, processor, self.images, self._folder.name, show_progress=True)
         return searcher(model, processor, FeatureStore(self._folder.name))
 
+    def _is_judge(self, name: str) -> bool:
+        """Whether a model of another family says how probable answers are that it is given."""
+        try:
+            return name not in self._pipelines and bool(self._judged(name, Image.new("RGB", (64, 64)), "yes?", ["yes"]))
+        except ValueError:  # the family's own word for one that says nothing of answers
+            return False
+
+    def _judged(self, name: str, image: Image.Image, text: str, answers: list[str]) -> dict[str, float]:
+        """How probable a model of another family finds some answers, which add up to 1."""
+        model, processor = self.models[name], self.processors[name]
+        family = family_of(model.config)
+        batch = family.inputs(model.config, processor, [image], [text])
+        batch = {key: each.to(model.device) for key, each in batch.items()}
+        logits = family.view(model, processor, batch, [-1], answers=answers).logits
+        return {} if logits is None else dict(zip(answers, logits[0].softmax(-1).tolist(), strict=True))
+
     def answers(self, name: str) -> bool:
-        """Whether a model has answers of its own."""
-        return name in self._pipelines
+        """Whether a model has answers of its own, or judges those of the other."""
+        return name in self._pipelines or name in self._judges
 
     @property
     def writes_captions(self) -> bool:
@@ -202,6 +219,8 @@ class Demonstration:
                 name: {row["answer"]: row["score"] for row in answering(image, text, top_k=TOP_K)}
                 for name, answering in self._pipelines.items()
             }
+            for name in self._judges:
+                answers[name] = self._judged(name, image, text, list(answers[self.name]))
             maps: dict[str, np.ndarray] = {}
             for name, model in self.models.items():
                 grid = next(iter(maps.values())).shape[1:] if maps else None
