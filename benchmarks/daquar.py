@@ -197,7 +197,7 @@ def learn(
     told = {"train_dataset": data["train"], "data_collator": collator, "processing_class": processor}
     trainer = DistillationTrainer(
         student,
-        arguments(str(options.runs_dir), options.steps, 2e-3, seed, **(weights or {}), **frozen),
+        arguments(str(options.runs_dir), options.steps, 5e-4, seed, **(weights or {}), **frozen),
         teacher=None if weights is None else StoredTeacher(views),
         **told,
     )
@@ -215,9 +215,9 @@ def main() -> None:
     parser.add_argument("--bert", type=Path, required=True)
     parser.add_argument("--efficientnet", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of students (none: the teacher alone)")
-    parser.add_argument("--teacher-steps", type=int, default=1200)
+    parser.add_argument("--teacher-steps", type=int, default=1000)
     parser.add_argument("--teacher-rate", type=float, default=2e-4)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--towers", nargs="+", choices=TOWERS, default=list(TOWERS), help="students (default: all)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/daquar"))
     parser.add_argument("--rows", type=int, help="most rows of each split (default: all)")
@@ -257,11 +257,11 @@ def main() -> None:
 
     texts = data["train"]["question"]
     tokenizer = train_tokenizer(texts, 1000, 32)
-    # As many heads as the teacher's, which are compared one to one; wide beginnings, as narrow models need them.
+    # As many heads as the teacher's, which are compared one to one; wide beginnings, as our narrow towers need them.
     shape = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 12, "intermediate_size": 384}
-    shape |= {"initializer_range": 0.12}
     patches = {"image_size": list(SIZE.values()), "patch_size": 16}
-    pixels = {"visual_inputs": "patches", "embedding_initializer_range": 0.5, "max_position_embeddings": 32}
+    pixels = {"visual_inputs": "patches", "max_position_embeddings": 32}
+    pixels |= {"initializer_range": 0.12, "embedding_initializer_range": 0.5}
     fusion = FusionEncoderConfig(vocab_size=len(tokenizer), **patches, **pixels, **shape, **labels)
     bert = {"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 32, **shape}
     over_cells = {"vision_config": AutoConfig.from_pretrained(network, trust_remote_code=False).to_dict()}
