@@ -1,12 +1,18 @@
 """The official score, case by case: each expected number follows from the script's rules by hand."""
 
+import gzip
+import importlib
 import itertools
+import json
 import random
+from collections import defaultdict
 
 import pytest
 
 from dual_distill.evaluation import VQAScore, vqa_score
 from dual_distill.vqa_answers import normalise_answer, process_digits_and_articles, process_punctuation
+
+answers_module = importlib.import_module("dual_distill.evaluation.answers")
 
 
 @pytest.mark.parametrize(
@@ -122,6 +128,30 @@ def test_4_000_adversarial_sets_against_the_script_in_words():
         assert by_edition == pytest.approx(expected, abs=1e-12), (prediction, answers)
         unequal += by_edition[0] != by_edition[1]
     assert unequal > 500
+
+
+def test_remembered_answers_score_as_the_loop_over_people_on_real_sentences(data_folder):
+    """Five people wrote a caption of each image; what they wrote first stands for an answer, and they often agree."""
+    with gzip.open(data_folder("coco_captions_text") / "captions_val2017.json.gz") as file:
+        annotations = json.load(file)["annotations"]
+    people = defaultdict(list)
+    for one in annotations:
+        people[one["image_id"]].append(" ".join(one["caption"].split()[: 1 + one["image_id"] % 3]))
+    rows = [(said[0], said) for said in list(people.values())[:1_000]]
+    rows += [(before[0], said) for (_, before), (_, said) in itertools.pairwise(rows)]
+
+    for edition, kinds in (("2021", 7), ("2017", 2)):  # by that of 2017 no capital meets a prediction
+        expected = [score_person_by_person(prediction, said, edition) for prediction, said in rows]
+        assert len({round(score, 9) for score in expected}) >= kinds
+        for _ in range(2):  # the second time from memory
+            assert [vqa_score(*row, edition) for row in rows] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_split_is_normalised_once_however_often_it_is_scored(monkeypatch):
+    people = [[f"The {number} dogs", "a dog", "cats", "one cat"] for number in range(50)]
+    first = [vqa_score("dog", said) for said in people]
+    monkeypatch.setattr(answers_module, "normalise_answer", {"dog": "dog"}.__getitem__)
+    assert [vqa_score("dog", said) for said in people] == first == [0.25] * 50
 
 
 def test_accents_written_in_two_ways_are_one_answer():

@@ -5,7 +5,9 @@ computes it, slips included, for a published number is made of them.
 """
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,6 +21,7 @@ from .streaming import LABELS, GroupedMean, StreamedMetric, plain
 
 VQAEdition = Literal["2021", "2017"]
 """The official evaluation script of VQA before and since 2021-03-11; they differ in what is normalised."""
+_EDITIONS = get_args(VQAEdition)
 
 FEWEST_ANSWERS = 4
 """Fewest answers to a question; with three, full agreement would score below 1."""
@@ -224,24 +227,34 @@ def vqa_score(prediction: str, answers: Sequence[str], edition: VQAEdition = "20
         >>> vqa_score("2", ["two"] * 9 + ["2"]), vqa_score("2", ["two"] * 9 + ["2"], edition="2017")
         (1.0, 0.3)
     """
-    if edition not in get_args(VQAEdition):
-        raise ValueError(f"edition is {edition!r}; give one of {', '.join(get_args(VQAEdition))}.")
+    if edition not in _EDITIONS:
+        raise ValueError(f"edition is {edition!r}; give one of {', '.join(_EDITIONS)}.")
     if len(answers) < FEWEST_ANSWERS:
         needed = f"but the VQA score needs {FEWEST_ANSWERS} or more"
         raise ValueError(f"A question has {len(answers)} answers, {needed}; with one there is GroupedAccuracy.")
-    for text in (prediction, *answers):
-        if not isinstance(text, str):
-            raise ValueError(f"An answer is {text!r} of type {type(text).__name__}, but answers are strings.")
-
-    # Each edition strips what it compares: that of 2017 the prediction alone, so that a blank is disagreement.
-    people = [_composed(text) if edition == "2017" else strip_answer(text) for text in answers]
-    all_agree = len(set(people)) == 1
-    answer = strip_answer(prediction) if all_agree and edition == "2021" else normalise_answer(prediction)
-    if not all_agree:
-        process = process_punctuation if edition == "2017" else normalise_answer
-        people = [process(text) for text in people]
-    matches = sum(text == answer for text in people)
+    try:
+        all_agree, counts = _people(tuple(answers), edition)
+        answer = strip_answer(prediction) if all_agree and edition == "2021" else normalise_answer(prediction)
+    except TypeError as error:
+        text = next(text for text in (*answers, prediction) if not isinstance(text, str))
+        wrong = f"An answer is {text!r} of type {type(text).__name__}"
+        raise ValueError(f"{wrong}, but answers are strings.") from error
+    matches = counts.get(answer, 0)
     # Of the people, `matches` see one match fewer among the others. One division: shares of ten come out as 0.3, not
     # 0.29...
     thirds = matches * min(3, matches - 1) + (len(answers) - matches) * min(3, matches)
     return thirds / (3 * len(answers))
+
+
+@lru_cache(maxsize=2**18)
+def _people(answers: tuple[str, ...], edition: VQAEdition) -> tuple[bool, Counter[str]]:
+    """Whether people agree, and how many gave each answer, as an edition compares them.
+
+    Remembered, for one split is scored again and again (the model, baselines, every evaluation of a run).
+    """
+    # Each edition strips what it compares: that of 2017 the prediction alone, so that a blank is disagreement.
+    people = [unicodedata.normalize("NFC", text) if edition == "2017" else strip_answer(text) for text in answers]
+    all_agree = len(set(people)) == 1
+    if not all_agree:
+        people = list(map(process_punctuation if edition == "2017" else normalise_answer, people))
+    return all_agree, Counter(people)
