@@ -47,10 +47,10 @@ class Answerer:
         arrays = [self.prepare(image) for image in images]
         height, width = (max(array.shape[side] for array in arrays) for side in (1, 2))
         values = np.zeros((1, len(arrays), 3, height, width), np.float32)
-        mask = np.zeros((1, len(arrays), height, width), np.int64)
+        mask = np.zeros((1, len(arrays), height, width), np.bool_)
         for place, array in enumerate(arrays):
             values[0, place, :, : array.shape[1], : array.shape[2]] = array
-            mask[0, place, : array.shape[1], : array.shape[2]] = 1
+            mask[0, place, : array.shape[1], : array.shape[2]] = True
         return self.run("image_tower", {"pixel_values": values, "pixel_mask": mask})
 
     def prepare(self, image: Image.Image) -> np.ndarray:

@@ -94,7 +94,7 @@ def test_any_batch_length_and_image_size(exported, rows, tokens, grid):
         "input_ids": torch.randint(1, 60, (rows, tokens)).clamp(max=model.config.vocab_size - 1),
         "attention_mask": (torch.arange(tokens)[None] < torch.randint(1, tokens + 1, (rows, 1))).long(),
         "pixel_values": torch.randn(rows, 1, 3, 8 * grid[0], 8 * grid[1]),
-        "pixel_mask": torch.ones(rows, 1, 8 * grid[0], 8 * grid[1], dtype=torch.long),
+        "pixel_mask": torch.ones(rows, 1, 8 * grid[0], 8 * grid[1], dtype=torch.bool),
     }
     batch["pixel_mask"][-1, :, 8:] = 0
     run = {
@@ -125,7 +125,7 @@ def test_interaction_layers_are_in_the_questions_graph(exported_layers, rows, to
     }
     pixels = {
         "pixel_values": torch.randn(rows, 1, 3, 8 * grid[0], 8 * grid[1]),
-        "pixel_mask": torch.ones(rows, 1, 8 * grid[0], 8 * grid[1], dtype=torch.long),
+        "pixel_mask": torch.ones(rows, 1, 8 * grid[0], 8 * grid[1], dtype=torch.bool),
     }
     pixels["pixel_mask"][-1, :, 8:] = 0
     image_tower, question = (

@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import (
     AutoProcessor,
@@ -18,6 +19,7 @@ from transformers import (
 
 from dual_distill.data import decode_image
 from dual_distill.modeling import DualDistillProcessor
+from dual_distill.modeling.processing_dual_distill import _resized_and_normalised
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "?"]
 
@@ -82,10 +84,49 @@ def test_an_image_is_padded_at_the_bottom_and_right_and_its_own_pixels_do_not_ch
         alone = processor.prepare_image(image)
         height, width = alone.shape[1:]
         assert torch.equal(batch["pixel_values"][i, 0, :, :height, :width], alone)
-        mask = torch.zeros(batch["pixel_mask"].shape[-2:], dtype=torch.long)
-        mask[:height, :width] = 1
+        mask = torch.zeros(batch["pixel_mask"].shape[-2:], dtype=torch.bool)
+        mask[:height, :width] = True
         assert torch.equal(batch["pixel_mask"][i, 0], mask)
-        assert not (batch["pixel_values"][i, 0] * (1 - mask)).any()
+        assert not (batch["pixel_values"][i, 0] * ~mask).any()
+
+
+@pytest.mark.parametrize("size", [(640, 427), (31, 200), (100, 100)], ids=str)
+@pytest.mark.parametrize("kind", ["Vilt", "ViT", "CLIP", "Siglip", "DeiT", "Blip", "Bit", "Siglip2"])
+def test_one_pass_over_the_pixels_gives_transformers_own_bit_by_bit(kind, size):
+    image_processor = getattr(transformers, f"{kind}ImageProcessorPil")()
+    processor, image = DualDistillProcessor(image_processor, tokenizer()), picture(*size)
+    own, one_pass = image_processor(image, return_tensors="pt"), _resized_and_normalised(image_processor, image)
+    assert (one_pass is None) == (kind == "Siglip2")
+    if one_pass is not None:
+        assert one_pass.is_contiguous()
+        assert torch.equal(one_pass, own["pixel_values"][0])
+        assert torch.equal(processor.prepare_image(image), one_pass)
+    assert image.size == size
+
+
+def test_a_large_jpeg_is_shrunk_while_it_is_decoded_where_asked_for(processor, tmp_path):
+    smooth = picture(8, 6).resize((803, 600), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for options in ({}, {"exif": exif}):
+        encoded = io.BytesIO()
+        smooth.save(encoded, "JPEG", quality=95, **options)
+        assert processor.jpeg_margin is None
+        whole = processor.prepare_image(decode_image(encoded.getvalue(), 0, jpeg_size=processor.jpeg_size))
+        assert torch.equal(whole, processor.prepare_image(decode_image(encoded.getvalue(), 0)))
+
+        fast = DualDistillProcessor(processor.image_processor, processor.tokenizer, jpeg_margin=2)
+        fast.save_pretrained(tmp_path)
+        fast = AutoProcessor.from_pretrained(tmp_path)
+        shrunk = decode_image(encoded.getvalue(), 0, jpeg_size=fast.jpeg_size)
+        assert sorted(shrunk.size) == [75, 101]  # an eighth of 600 and 803, rounded up
+        assert shrunk.info["declared_size"] == ((600, 803) if options else (803, 600))
+        found = fast.prepare_image(shrunk)
+        assert found.shape == whole.shape
+        assert (found - whole).abs().mean() * 127.5 < 2
+
+    with pytest.raises(ValueError, match=r"jpeg_margin is 0\.5; give a number of at least 1, or None"):
+        DualDistillProcessor(processor.image_processor, processor.tokenizer, jpeg_margin=0.5)
 
 
 def test_pixels_are_normalised():

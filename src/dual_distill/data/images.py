@@ -49,11 +49,16 @@ def other_names(name: str) -> list[str]:
     return [name[: -len(ends[0])]] if ends else [name + suffix for suffix in IMAGE_SUFFIXES]
 
 
+JpegSize = Callable[[int, int], tuple[int, int] | None]
+
+
 class ImageError(ValueError):
     """An image that cannot be used; the message names the row, the image, what is wrong and what to do."""
 
 
-def decode_image(value: Any, row: int | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(
+    value: Any, row: int | str, max_pixels: int = MAX_PIXELS, jpeg_size: JpegSize | None = None
+) -> Image.Image:
     """An image, upright and in 8-bit RGB.
 
     Transparency is composited on white, 16-bit grey is scaled to 8 bits (65535 becomes 255), and EXIF orientation is
@@ -64,6 +69,8 @@ def decode_image(value: Any, row: int | str, max_pixels: int = MAX_PIXELS) -> Im
             `datasets.Image(decode=False)`.
         row: which row the image belongs to; appears in errors.
         max_pixels: largest accepted width x height, in pixels.
+        jpeg_size: width and height -> those that an encoded JPEG may be shrunk to while it is decoded (None: none). Its
+            `info["declared_size"]` is then the size in its header.
 
     Returns:
         A new `PIL.Image.Image` of mode RGB, fully loaded.
@@ -82,7 +89,7 @@ def decode_image(value: Any, row: int | str, max_pixels: int = MAX_PIXELS) -> Im
     name, source = image_source(value, row)
     where = f"row {row} (image {name!r})" if name else f"row {row}"
     if isinstance(source, Image.Image):
-        return _decode(source, where, max_pixels, is_ours=False)
+        return _decode(source, where, max_pixels)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is stricter, and is an error
@@ -95,7 +102,7 @@ def decode_image(value: Any, row: int | str, max_pixels: int = MAX_PIXELS) -> Im
             problem = f"the bytes are not an image of a known format ({', '.join(_FORMATS)})"
             raise ImageError(f"{where}: {problem}; download the file again or drop the row.") from error
         with image:
-            return _decode(image, where, max_pixels, is_ours=True)
+            return _decode(image, where, max_pixels, jpeg_size or _whole)
 
 
 def image_source(value: Any, row: int | str) -> tuple[str | None, bytes | Image.Image]:
@@ -172,8 +179,12 @@ def resize_image(resize: Callable[[Image.Image], Any], image: Image.Image, ident
         raise ImageError(f"row {identifier}: {problem}; crop it to a less extreme shape.") from error
 
 
-def _decode(image: Image.Image, where: str, max_pixels: int, is_ours: bool) -> Image.Image:
-    """The pixels of an opened image as RGB, once its header promises few enough of them."""
+def _whole(width: int, height: int) -> None:
+    """No size to shrink to."""
+
+
+def _decode(image: Image.Image, where: str, max_pixels: int, jpeg_size: JpegSize | None = None) -> Image.Image:
+    """The pixels of an image as RGB, once its header promises few enough of them; opened here if `jpeg_size` is set."""
     width, height = image.size
     if width * height > max_pixels:
         declared = f"its header declares {width} x {height} = {width * height:,} pixels"
@@ -182,6 +193,10 @@ def _decode(image: Image.Image, where: str, max_pixels: int, is_ours: bool) -> I
     if width * height == 0:
         raise ImageError(f"{where}: the image has no pixels ({width} x {height}); drop the row.")
 
+    # Another format knows no draft, and stays whole.
+    if jpeg_size is not None and (least := jpeg_size(width, height)) is not None:
+        image.draft(None, least)
+    is_shrunk = image.size != (width, height)
     try:
         image.load()
     except _DECODING_ERRORS as error:
@@ -213,7 +228,9 @@ def _decode(image: Image.Image, where: str, max_pixels: int, is_ours: bool) -> I
     # A copy of the largest image takes 256 MB, so one that nobody else holds is handed out as it is.
     if orientation in _TURNED:
         image = image.transpose(Image.Transpose(_TURNED[orientation]))
-    elif image is given and not is_ours:
+        width, height = (height, width) if orientation >= 5 else (width, height)
+    elif image is given and jpeg_size is None:
         image = image.copy()
-    image.info = {}  # what is upright now is not turned again
+    # What is upright now is not turned again.
+    image.info = {"declared_size": (width, height)} if is_shrunk else {}
     return image

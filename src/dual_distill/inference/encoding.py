@@ -229,7 +229,7 @@ def process_share() -> tuple[int, int]:
 
 def _prepare_image(processor: DualDistillProcessor, identifier: str, value: Any) -> Prepared:
     content, sha256 = data.image_bytes(value, identifier)
-    image = data.decode_image(content, identifier)
+    image = data.decode_image(content, identifier, jpeg_size=processor.jpeg_size)
     return Prepared(data.resize_image(processor.prepare_image, image, identifier), sha256)
 
 

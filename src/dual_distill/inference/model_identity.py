@@ -69,7 +69,7 @@ def processor_settings(kind: str, model: PreTrainedModel, processor: DualDistill
         ValueError: the tokenizer is one of the slow kind, which has no one description.
     """
     if kind == "image":
-        settings = json.loads(processor.image_processor.to_json_string())
+        settings = json.loads(processor.image_processor.to_json_string()) | {"jpeg_margin": processor.jpeg_margin}
         return {name: value for name, value in settings.items() if value is not None and not name.startswith("_")}
 
     tokenizer = processor.tokenizer

@@ -210,7 +210,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         return PreparedRequest([self._prepare(image, repr(name)) for image in images], questions, is_list)
 
     def _prepare(self, value: Any, name: str) -> Any:
-        image = load_image(value, name)
+        image = load_image(value, name, jpeg_size=None if self._regions else self.processor.jpeg_size)
         if self._regions is not None:
             return self._regions.find_image(image, name).first(self.model.config.max_regions)
         return data.resize_image(self.processor.prepare_image, image, name)

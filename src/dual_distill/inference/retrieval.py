@@ -306,7 +306,8 @@ class ImagesWithCaptions:
 
 
 def _prepare(processor: DualDistillProcessor, identifier: str, value: Any) -> Prepared:
-    return Prepared(resize_image(processor.prepare_image, decode_image(value, identifier), identifier))
+    image = decode_image(value, identifier, jpeg_size=processor.jpeg_size)
+    return Prepared(resize_image(processor.prepare_image, image, identifier))
 
 
 @dataclass(frozen=True)

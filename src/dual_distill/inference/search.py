@@ -157,7 +157,9 @@ class FeatureStoreSearcher(FeatureStoreQueries):
         if self.queries is not None:
             vectors = self._read(self.queries, self.queries.indices(list(images)))
         else:
-            pixels = (self.processor.prepare_image(load_image(image, number)) for number, image in enumerate(images))
+            size = self.processor.jpeg_size
+            decoded = (load_image(image, number, jpeg_size=size) for number, image in enumerate(images))
+            pixels = map(self.processor.prepare_image, decoded)
             vectors = encode_in_order(self.model, pixels, batch_size=1)
         return self._search(vectors, images, top_k, threshold, rerank_top)
 

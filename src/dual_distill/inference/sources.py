@@ -174,7 +174,7 @@ def read_texts(file: str | os.PathLike[str]) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def load_image(value: Any, name: int | str, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Image.Image:
+def load_image(value: Any, name: int | str, max_bytes: int = MAX_DOWNLOAD_BYTES, jpeg_size: Any = None) -> Image.Image:
     """An upright RGB image, through the one safe decoder.
 
     Args:
@@ -182,6 +182,7 @@ def load_image(value: Any, name: int | str, max_bytes: int = MAX_DOWNLOAD_BYTES)
             or `{"bytes": ..., "path": ...}`.
         name: names the image in errors.
         max_bytes: largest download.
+        jpeg_size: as for `decode_image`.
 
     Returns:
         A `PIL.Image.Image` of mode RGB.
@@ -196,7 +197,7 @@ def load_image(value: Any, name: int | str, max_bytes: int = MAX_DOWNLOAD_BYTES)
     if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
         shown = without_credentials(value)
         value = {"bytes": _download(value, f"row {name} (image {shown!r})", max_bytes), "path": shown}
-    return decode_image(value, name)
+    return decode_image(value, name, jpeg_size=jpeg_size)
 
 
 def _download(url: str, where: str, max_bytes: int) -> bytes:

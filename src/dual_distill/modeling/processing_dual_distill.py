@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from math import ceil
 from pathlib import Path
 from typing import Any, Self
 from unicodedata import normalize
@@ -11,17 +12,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
-from transformers.image_utils import is_valid_image
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin, ViltImageProcessorPil
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import SizeDict, is_valid_image
 from transformers.processing_utils import TextKwargs
 
 # An image (PIL of any mode of 8 bits, numpy or torch with three channels), one a row, or N a row.
 Images = Any
 # What image processor and tokenizer could be told, but is decided here: images are padded to the largest of the batch.
 _DECIDED = {"do_pad", "pad_size", "data_format", "return_tensors"}
+DECLARED_SIZE = "declared_size"  # in the `info` of an image that was decoded to fewer pixels than its header says
 # Of EXIF: how an image is to be turned.
 _ORIENTATION = 0x0112
 _TURNED = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))
+# Resize, crop, rescale and normalise, and nothing else where nothing is padded to a fixed size.
+_STEPS = (PilBackend._preprocess, ViltImageProcessorPil._preprocess)
 
 
 class DualDistillProcessor(ProcessorMixin):
@@ -34,9 +39,11 @@ class DualDistillProcessor(ProcessorMixin):
     Args:
         image_processor: resizes, rescales and normalises.
         tokenizer: turns text into word pieces.
+        jpeg_margin: decode a JPEG to no more than its shrunk form (a half, a quarter, an eighth) that is at least this
+            many times as large as what it is resized to; faster, with other pixels. None: decode all of it.
 
     Raises:
-        ValueError: the tokenizer knows no word.
+        ValueError: the tokenizer knows no word, or `jpeg_margin` is below 1.
 
     Example:
         >>> from PIL import Image
@@ -51,8 +58,13 @@ class DualDistillProcessor(ProcessorMixin):
         (torch.Size([2, 6]), torch.Size([2, 1, 3, 32, 32]), tensor([1., 1.]))
     """
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any):
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, jpeg_margin: float | None = None, **kwargs: Any
+    ):
         super().__init__(image_processor, tokenizer, **kwargs)
+        if jpeg_margin is not None and not jpeg_margin >= 1:
+            raise ValueError(f"jpeg_margin is {jpeg_margin}; give a number of at least 1, or None.")
+        self.jpeg_margin = jpeg_margin
         # transformers makes one of a folder that has lost its tokenizer.json.
         if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_ids)):
             lacks = f"no words but its {len(tokenizer)} special tokens: tokenizer.json or the vocabulary is missing"
@@ -167,8 +179,12 @@ class DualDistillProcessor(ProcessorMixin):
 
     def prepare_image(self, image: Any, **options: Any) -> Tensor:
         """Resize, rescale and normalise one image to `(3, H, W)` float32; `options` are the image processor's."""
+        image = _upright_rgb(image)
+        if not options and (pixels := _resized_and_normalised(self.image_processor, image)) is not None:
+            return pixels
+
         # One image alone is never padded, so that what is cached or stored does not depend on its batch.
-        prepared = self.image_processor(_upright_rgb(image), return_tensors="pt", **options)
+        prepared = self.image_processor(image, return_tensors="pt", **options)
         pixels = torch.as_tensor(prepared["pixel_values"][0])
         if "spatial_shapes" not in prepared:
             return pixels
@@ -179,6 +195,18 @@ class DualDistillProcessor(ProcessorMixin):
         patches = pixels[: rows * columns].unflatten(-1, (side, side, -1)).unflatten(0, (rows, columns))
         return patches.permute(4, 0, 2, 1, 3).reshape(-1, rows * side, columns * side)
 
+    def jpeg_size(self, width: int, height: int) -> tuple[int, int] | None:
+        """Return the width and height that a JPEG of this size must be decoded to at least; None: all of it."""
+        size = dict(self.image_processor.size or {})
+        shortest, given = (size.get(name) for name in ("shortest_edge", "height"))
+        if self.jpeg_margin is None or not (shortest or given):
+            return None
+        wanted = (
+            (size["width"], given) if given else tuple(shortest * side / min(width, height) for side in (width, height))
+        )
+        columns, rows = (ceil(self.jpeg_margin * side) for side in wanted)
+        return columns, rows
+
     def pad_images(self, rows: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
         """Pad prepared images to a common size.
 
@@ -186,7 +214,7 @@ class DualDistillProcessor(ProcessorMixin):
             rows: B rows of N tensors `(3, h, w)`.
 
         Returns:
-            `pixel_values` `(B, N, 3, H, W)` and `pixel_mask` `(B, N, H, W)` int64, 1 = real pixel.
+            `pixel_values` `(B, N, 3, H, W)` and `pixel_mask` `(B, N, H, W)` bool, True = real pixel.
 
         Raises:
             ValueError: the rows have different numbers of images.
@@ -201,7 +229,7 @@ class DualDistillProcessor(ProcessorMixin):
             padded = [pad(one, (0, width - one.shape[-1], 0, height - one.shape[-2])) for one in tensors]
             return torch.stack(padded).unflatten(0, (-1, counts[0]))
 
-        masks = [torch.ones(image.shape[-2:], dtype=torch.long) for image in images]
+        masks = [torch.ones(image.shape[-2:], dtype=torch.bool) for image in images]
         return {"pixel_values": stack(images), "pixel_mask": stack(masks)}
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
@@ -239,6 +267,39 @@ def _upright_rgb(image: Any) -> Any:
         canvas.alpha_composite(image.convert("RGBA"))
         image = canvas
     return image.convert("RGB")
+
+
+def _resized_and_normalised(processor: Any, image: Any) -> Tensor | None:
+    """What transformers makes of a PIL image in six passes over its pixels, bit by bit, in one; None of other steps."""
+    steps = processor.do_resize, processor.do_rescale, processor.do_normalize, not getattr(processor, "pad_size", None)
+    is_known = type(processor)._preprocess in _STEPS and isinstance(processor.size, SizeDict) and all(steps)
+    if not is_known or processor.rescale_factor != 1 / 255 or not isinstance(image, Image.Image):
+        return None
+
+    pixels = processor.resize(_HeightFirst(image), processor.size, processor.resample)
+    if getattr(processor, "do_center_crop", None):
+        pixels = processor.center_crop(pixels, processor.crop_size)
+
+    # A division gives what transformers multiplies in double precision.
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (processor.image_mean, processor.image_std))
+    return torch.from_numpy(pixels).float().contiguous().div_(255).sub_(mean).div_(std)
+
+
+class _HeightFirst(Image.Image):
+    """A PIL image that transformers takes as it is, and whose size it reads as it reads that of an array."""
+
+    def __init__(self, image: Image.Image):
+        self._image = image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, in the header where fewer pixels were decoded."""
+        width, height = self._image.info.get(DECLARED_SIZE, self._image.size)
+        return height, width
+
+    def resize(self, *args: Any, **kwargs: Any) -> Image.Image:
+        """Resize the image."""
+        return self._image.resize(*args, **kwargs)
 
 
 def _as_rows(images: Images) -> list[list[Any]]:

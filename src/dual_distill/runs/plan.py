@@ -187,7 +187,7 @@ def _largest_inputs(config: Any, batch_size: int, height: int, width: int) -> di
     """The largest images, or as many regions as the model takes."""
     images = (batch_size, config.num_images)
     if getattr(config, "visual_inputs", "patches") != "regions":
-        mask = torch.ones(*images, height, width, dtype=torch.long)
+        mask = torch.ones(*images, height, width, dtype=torch.bool)
         return {"pixel_values": torch.zeros(*images, 3, height, width), "pixel_mask": mask}
     regions = (*(images if config.num_images > 1 else images[:1]), config.max_regions)
     features, boxes = torch.zeros(*regions, config.region_feature_size), torch.zeros(*regions, 6)

@@ -166,7 +166,7 @@ def random_batch(
         "input_ids": torch.randint(config.vocab_size, (num_rows, num_tokens), generator=draw),
         "attention_mask": torch.zeros(num_rows, num_tokens, dtype=torch.long),
         "pixel_values": torch.randn(*size, channels, height, width, generator=draw),
-        "pixel_mask": torch.zeros(*size, height, width, dtype=torch.long),
+        "pixel_mask": torch.zeros(*size, height, width, dtype=torch.bool),
     }
 
     for row in range(num_rows):

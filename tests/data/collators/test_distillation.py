@@ -59,7 +59,7 @@ def test_shapes_types_padding_and_labels(processor, rows):
         "input_ids": ((3, 7), torch.int64),
         "attention_mask": ((3, 7), torch.int64),
         "pixel_values": ((3, 1, 3, 16, 24), torch.float32),  # ViLT makes 24 x 8 of 32 x 16: 1333 / 800 limits the side
-        "pixel_mask": ((3, 1, 16, 24), torch.int64),
+        "pixel_mask": ((3, 1, 16, 24), torch.bool),
         "labels": ((3,), torch.int64),
     }
     assert batch["labels"].tolist() == [0, 2, -100]

@@ -43,7 +43,7 @@ def test_shapes_types_and_the_clean_part(processor, rows):
         "input_ids": ((4, 8), torch.int64),
         "attention_mask": ((4, 8), torch.int64),
         "pixel_values": ((4, 1, 3, 16, 24), torch.float32),
-        "pixel_mask": ((4, 1, 16, 24), torch.int64),
+        "pixel_mask": ((4, 1, 16, 24), torch.bool),
         "image_ids": ((4,), torch.int64),
         "caption_ids": ((4,), torch.int64),
         "masked_input_ids": ((4, 8), torch.int64),

@@ -186,7 +186,8 @@ class ImageTextCollator:
 
     def decoded(self, row: Row, index: int) -> Image.Image:
         """One image of a row that was read, augmented but not resized."""
-        image = decode_image(row[self.task.image_columns[index]], row[ROW_NAME], self.max_pixels)
+        value, jpeg_size = row[self.task.image_columns[index]], getattr(self.processor, "jpeg_size", None)
+        image = decode_image(value, row[ROW_NAME], self.max_pixels, jpeg_size)
         if self.augmentation is not None and self.is_augmented(row):
             image = self.augmentation(image, (row[EPOCH_COLUMN], row[INDEX_COLUMN], index))
         return image
