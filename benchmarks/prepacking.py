@@ -3,8 +3,10 @@
     python benchmarks/prepacking.py
 
 Random weights, float32. Both sides of a case run in turn in one process. Products of fewer than a million multiply-adds
-are forced through oneDNN here, to show where it stops to pay.
+are forced through oneDNN here, to show where it stops to pay. First, what `prepack_linear_layers` decides here.
 """
+
+import time
 
 import torch
 from _record import provenance, write
@@ -21,6 +23,11 @@ def main() -> None:
     """Measure, print and record."""
     source = provenance() | {"seed": 0}
     torch.manual_seed(0)
+    start = time.perf_counter()
+    decision = {"gain": round(prepacking._gain(), 3), "is_kept": prepacking._gain() >= prepacking._LEAST_GAIN}
+    decision["timed_ms"] = round(1e3 * (time.perf_counter() - start), 1)
+    print(decision, flush=True)
+    prepacking._LEAST_GAIN = 0
     config = FusionEncoderConfig(num_labels=3129)
     models = {name: FusionEncoderForQuestionAnswering(config).eval() for name in ("torch", "prepacked")}
     prepack_linear_layers(models["prepacked"])
@@ -43,7 +50,7 @@ def main() -> None:
             timings = alternate(calls, warmup=2, repeats=9, min_round_ms=10)
             layers.append({"width": width, "rows": count, "multiply_adds": width * width * count, **compared(timings)})
             print(layers[-1], flush=True)
-    write("prepacking", {"fusion_encoder_384x512_40_tokens": encoders, "layers": layers}, source)
+    write("prepacking", {"decision": decision, "fusion_encoder_384x512_40_tokens": encoders, "layers": layers}, source)
 
 
 def compared(timings: dict) -> dict[str, float]:

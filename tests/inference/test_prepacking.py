@@ -24,6 +24,7 @@ IMAGE = {"image_size": 32, "patch_size": 8}
 @pytest.fixture(autouse=True)
 def small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepacking, "_LEAST_MULTIPLY_ADDS", 0)
+    monkeypatch.setattr(prepacking, "_LEAST_GAIN", 0)
 
 
 @pytest.fixture
@@ -42,6 +43,27 @@ def batch() -> dict[str, torch.Tensor]:
         "pixel_values": torch.randn(3, 1, 3, 32, 32),
         "pixel_mask": torch.ones(3, 1, 32, 32, dtype=torch.long),
     }
+
+
+def test_layers_stay_where_the_processor_gains_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(4, 4)
+    gain = prepacking._gain()
+    assert 0.05 < gain < 50
+    monkeypatch.setattr(prepacking, "_LEAST_GAIN", gain * 1.01)
+    assert prepack_linear_layers(layer) == 0
+    assert type(layer) is nn.Linear
+    monkeypatch.setattr(prepacking, "_LEAST_GAIN", gain * 0.99)
+    assert prepack_linear_layers(layer) == 1
+    assert type(layer) is prepacking.PrepackedLinear
+
+
+def test_timing_leaves_the_random_numbers_as_they_were() -> None:
+    prepacking._gain.cache_clear()
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    prepacking._gain()
+    assert torch.equal(torch.rand(3), expected)
 
 
 @torch.inference_mode()

@@ -14,6 +14,15 @@ from .indexed_dataset import IndexedDataset, RowEpochCallback
 from .reading import ReadingReport
 from .records import FilePath, existing_file
 from .region_inputs import NUM_TAGS, RegionSet, distinct_tags, pad_regions, tag_texts
+from .shape_grouping import (
+    ShapeGroupedSampler,
+    ShapeKey,
+    grouped_order,
+    in_order,
+    shape_key,
+    shape_keys,
+    varies_in_shape,
+)
 from .sharded_table import PlannedShard, ShardedTable, TableStore, tensor_column
 from .streaming.sources import ImageTextSource
 from .streaming.stream import ImageTextLoader, ImageTextStream, ImageTextStreamCallback, load_image_text_stream

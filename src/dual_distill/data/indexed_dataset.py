@@ -75,9 +75,12 @@ class IndexedDataset(Dataset):
 
 
 class RowEpochCallback(TrainerCallback):
-    """Tells the training data which epoch begins, before Trainer asks for its first batch, resumed or not.
+    """Tells training data and sampler which epoch begins, before Trainer asks for its first batch, resumed or not.
 
-    Training data that is no `IndexedDataset` is left alone.
+    Training data that is no `IndexedDataset` is left alone, and a sampler that draws nothing by epoch.
+
+    Args:
+        sampler: what draws the rows by epoch; None: something that is told elsewhere.
 
     Example:
         >>> from types import SimpleNamespace
@@ -88,7 +91,12 @@ class RowEpochCallback(TrainerCallback):
         1
     """
 
+    def __init__(self, sampler: Any = None) -> None:
+        self.sampler = sampler
+
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Set the epoch; a resumed run begins within one, at a fraction."""
         if isinstance(train_dataloader.dataset, IndexedDataset):
             train_dataloader.dataset.set_epoch(int(state.epoch))
+        if self.sampler is not None:
+            self.sampler.set_epoch(int(state.epoch))

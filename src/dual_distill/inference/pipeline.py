@@ -167,10 +167,21 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
         check_at_least_1("batch_size", batch_size)
 
         workers = num_workers if num_workers is not None else self._num_workers or 0
-        answers = self._answers(requests, batch_size, workers, params)
-        if is_single:
-            return next(answers)
-        return list(answers) if isinstance(requests, list | tuple) else answers
+        if not isinstance(requests, list | tuple):
+            return self._answers(requests, batch_size, workers, params)
+        order = self._order(requests)
+        answers = data.in_order(
+            order, list(self._answers([requests[row] for row in order], batch_size, workers, params))
+        )
+        return answers[0] if is_single else answers
+
+    def _order(self, requests: Sequence[Any]) -> list[int]:
+        """Return the order in which images of like shape share a batch; as it is where nothing is padded."""
+        keys, is_read = None, self._regions is None and all(isinstance(one, Mapping) for one in requests)
+        if len(requests) > 1 and is_read and data.varies_in_shape(self.processor):
+            rows = [(one.get("image"), one.get("question")) for one in requests]
+            keys = [data.shape_key(image if isinstance(image, list | tuple) else [image], text) for image, text in rows]
+        return data.grouped_order(keys, len(requests))
 
     def _sanitize_parameters(self, top_k: int | None = None) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if top_k is not None:

@@ -2,9 +2,13 @@
 
 torch hands float32 matrix products on x86 to MKL. oneDNN can read weights that were rearranged beforehand, which suits
 answering, where they do not change. The numbers are the same up to rounding; how much faster it is depends on the
-processor (`benchmarks/prepacking.py`, `docs/performance.md`).
+processor: twice on an AMD one, nothing on an Intel one that MKL was made for (`benchmarks/prepacking.py`,
+`docs/performance.md`). So it is timed once a process, and left where it gains nothing.
 """
 
+from functools import cache
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -17,10 +21,13 @@ _ROWS = 256
 # Products below this take the plain way: a call of oneDNN costs some 20 microseconds before it begins, in which MKL
 # finishes a small one (`benchmarks/results/prepacking.json`: they break even about here).
 _LEAST_MULTIPLY_ADDS = 2**20
+# Below this gain the second copy of the weights is not worth its memory.
+_LEAST_GAIN = 1.2
+_TIMED_WIDTH, _TIMED_ROUNDS = 768, 15  # some 50 milliseconds
 
 
 def prepack_linear_layers(model: nn.Module) -> int:
-    """Let a model's linear layers keep a second copy of their weights, laid out for oneDNN.
+    """Let a model's linear layers keep a second copy of their weights, laid out for oneDNN, where that is faster.
 
     The copy is made at a layer's first call, and anew when its weights have changed (unless through `.data`, which
     hides the change from torch as well). It is used in calls without gradients, in float32, on the processor, of a
@@ -31,19 +38,20 @@ def prepack_linear_layers(model: nn.Module) -> int:
         model: any; it is changed in place, and takes up to twice its memory once it was called.
 
     Returns:
-        How many layers: 0 where torch has no oneDNN, or the model is not float32 on the processor.
+        How many layers: 0 where torch has no oneDNN, the model is not float32 on the processor, or the processor gains
+        less than a fifth, as timed here once a process.
 
     Example:
         >>> layer = nn.Sequential(nn.Linear(64, 32))
         >>> features = torch.randn(5, 64)
         >>> before = layer(features)
-        >>> prepack_linear_layers(layer)
-        1
+        >>> prepack_linear_layers(layer) in (0, 1)
+        True
         >>> with torch.inference_mode():
         ...     torch.allclose(layer(features), before, atol=1e-6)
         True
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available() or (_LEAST_GAIN and _gain() < _LEAST_GAIN):
         return 0
     changed = 0
     for module in model.modules():
@@ -53,6 +61,22 @@ def prepack_linear_layers(model: nn.Module) -> int:
             module.__class__ = kind
             changed += 1
     return changed
+
+
+@cache
+def _gain() -> float:
+    """How many times faster this processor computes a prepacked layer; both in turn, so that other work meets both."""
+    features, weight, bias = (torch.ones(*size, _TIMED_WIDTH) for size in ((_ROWS,), (_TIMED_WIDTH,), ()))
+    ratios = []
+    with torch.inference_mode():
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+        for _ in range(_TIMED_ROUNDS):
+            start = perf_counter()
+            nn.functional.linear(features, weight, bias)
+            middle = perf_counter()
+            torch.ops.mkldnn._linear_pointwise(features, packed, bias, "none", [], "")
+            ratios.append((middle - start) / (perf_counter() - middle))
+    return median(ratios)
 
 
 class PrepackedLinear(nn.Linear):

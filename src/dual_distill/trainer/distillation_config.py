@@ -81,6 +81,7 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     cache_teacher: str | None = _option(None, "Keep what the teacher says on disk: logits, or attention too.")
     teacher_cache_dir: str | None = _option(None, "Folder of the teacher cache. Default: OUTPUT_DIR/teacher_cache.")
+    group_by_shape: bool = _option(True, "Draw images of like shape into one batch, which is padded to its largest.")
     preflight: bool = _option(True, "Before a run say what teacher, words alone and the student's start answer right.")
     head_learning_rate_factor: float = _option(1.0, "Learning rate of the classifier over the base one (VQA: 10).")
 

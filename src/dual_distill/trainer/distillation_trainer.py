@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from dual_distill.data import ImageTextStream, IndexedDataset, RowEpochCallback, fingerprint
+from dual_distill.data import ImageTextStream, IndexedDataset, fingerprint
 from dual_distill.hub_cards import ObjectiveRecord, Origin, RunRecord
 from dual_distill.objectives import DiDEObjective, Objective
 from dual_distill.teachers import AlignedTeacher, ForeignTeacher, load_model, student_tokens
@@ -145,9 +145,7 @@ class DistillationTrainer(RowMeansTrainer):
 
         # A stream's rows say their index and epoch themselves.
         drawn = "an augmentation" if getattr(self.data_collator, "augmentation", None) else self.draws_by_row
-        if isinstance(self.train_dataset, IndexedDataset):
-            self.add_callback(RowEpochCallback())
-        elif drawn is not None and not isinstance(self.train_dataset, ImageTextStream | None):
+        if drawn is not None and not isinstance(self.train_dataset, IndexedDataset | ImageTextStream | None):
             lacks = f"a {type(self.train_dataset).__name__} without them; give IndexedDataset(train_dataset)"
             raise ValueError(f"{drawn} is drawn from a row's number and epoch, but train_dataset is {lacks}.")
 

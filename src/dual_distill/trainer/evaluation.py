@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dual_distill.data import CaptioningCollator, DistillationCollator, Task
+from dual_distill.data import CaptioningCollator, DistillationCollator, Task, grouped_order, in_order, shape_keys
 from dual_distill.evaluation import (
     FEWEST_ANSWERS,
     Consistency,
@@ -94,14 +94,15 @@ def rank_answers(
     """
     several_may_be_right = model.config.problem_type == "multi_label_classification"
     ranked: list[list[dict[str, Any]]] = []
-    for batch in _batches(model, dataset, collator, batch_size, title):
+    order = grouped_order(shape_keys(collator, dataset), len(dataset))
+    for batch in _batches(model, dataset, collator, batch_size, title, order):
         batch.pop("labels", None)
         logits = model(**batch).logits.float()
         scores = logits.sigmoid() if several_may_be_right else logits.softmax(-1)
         best = logits.topk(min(top_k, logits.shape[1])).indices
         for indices, row in zip(best.tolist(), scores.tolist(), strict=True):
             ranked.append([{"answer": collator.label_names[index], "score": row[index]} for index in indices])
-    return ranked
+    return in_order(order, ranked)
 
 
 def prediction_records(
@@ -133,11 +134,12 @@ def prediction_records(
 
 
 def _batches(
-    model: Any, rows: Dataset, collator: Any, batch_size: int, title: str
+    model: Any, rows: Dataset, collator: Any, batch_size: int, title: str, order: list[int]
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches on the device of the model, which is put into eval mode."""
     model.eval()
-    for batch in tqdm(DataLoader(rows, batch_size, collate_fn=collator), desc=title, unit="batch"):
+    loader = DataLoader(rows, batch_size, sampler=order, collate_fn=collator)
+    for batch in tqdm(loader, desc=title, unit="batch"):
         yield {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
@@ -247,9 +249,10 @@ def describe_images(
     by_image = rows_by_image(dataset, collator.task)
     first_rows = dataset.select([rows[0] for rows in by_image.values()])
     captions: list[str] = []
-    for batch in _batches(model, first_rows, collator.without_captions(), batch_size, "describe"):
+    order = grouped_order(shape_keys(collator, first_rows), len(first_rows))
+    for batch in _batches(model, first_rows, collator.without_captions(), batch_size, "describe", order):
         captions += caption_texts(collator.processor.tokenizer, model.generate(**batch, **generation))
-    return dict(zip(by_image, captions, strict=True))
+    return dict(zip(by_image, in_order(order, captions), strict=True))
 
 
 def caption_texts(tokenizer: Any, written: torch.Tensor) -> list[str]:

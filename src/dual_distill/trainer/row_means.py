@@ -5,6 +5,8 @@ Unusual here:
 * Each term is averaged over the rows since the last log and gathered across processes, in training and evaluation.
 * A short last micro-batch of an epoch counts for the rows that it has, so that six rows at once and as four and two
   give the same update.
+* Photographs of like shape share a batch, in training by the draw of an epoch. Where that reorders the rows of an
+  evaluation, `compute_metrics` and `predict` are given them in the order of the data all the same.
 * The last batch of an evaluation in several processes is filled up with rows that were seen before: they do not count.
   Where rows are compared, every process computes that whole batch without them, as one alone would, and needs memory
   for the rows of all (no gradients): a smaller `per_device_eval_batch_size` where that is too much.
@@ -14,12 +16,17 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from accelerate.data_loader import get_sampler
 from accelerate.utils import gather_object
 from torch import nn
+from torch.utils.data import RandomSampler
+from transformers import EvalPrediction
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput
 
+from dual_distill.data import RowEpochCallback, ShapeGroupedSampler, ShapeKey, grouped_order, shape_keys
 from dual_distill.modeling import as_one_process, gather_rows
 
 from .recording import RecordingTrainer
@@ -46,9 +53,38 @@ class RowMeansTrainer(RecordingTrainer):
         super().__init__(**kwargs)
         self._terms: dict[str, Any] = {}
         self._mean_rows = 0.0
+        self._row_epochs = RowEpochCallback()
+        self.add_callback(self._row_epochs)
+        self._keys_of: dict[int, tuple[Any, list[ShapeKey] | None]] = {}
         self._has_real_rows = True
         if self.compute_loss_func is not None:
             self.loss_is_scaled_for_ga = None  # such a function divides by the items of all micro-batches
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        keys = self._shape_keys(rows) if isinstance(sampler, RandomSampler) else None
+        if keys is None:
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        grouped = ShapeGroupedSampler(keys, self._train_batch_size * self.args.world_size, seed)
+        # A loader that resumes within an epoch does not tell it.
+        self._row_epochs.sampler = grouped
+        return grouped
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        # Where rows are compared, which ones share a batch is part of what is measured.
+        is_whole = self.args.eval_do_concat_batches and not self.args.batch_eval_metrics and not self.compares_rows
+        keys = self._shape_keys(eval_dataset) if is_whole else None
+        return super()._get_eval_sampler(eval_dataset) if keys is None else grouped_order(keys, len(keys))
+
+    def _shape_keys(self, rows: Any) -> list[ShapeKey] | None:
+        """Return what the rows are grouped by; the headers of a data set's images are read once."""
+        if not self.args.group_by_shape:
+            return None
+        if id(rows) not in self._keys_of:
+            self._keys_of[id(rows)] = rows, shape_keys(self.data_collator, rows)  # held, so that the id stays its own
+        return self._keys_of[id(rows)][1]
 
     @abstractmethod
     def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
@@ -119,14 +155,28 @@ class RowMeansTrainer(RecordingTrainer):
             logs = {**logs, **self._take_terms()}
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate, with the loss terms among the metrics."""
+    def evaluation_loop(
+        self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Evaluate, with the loss terms among the metrics, and the rows in their own order."""
         # Those of the training steps since the last log are put aside.
         training, self._terms = self._terms, {}
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        measure, order = self.compute_metrics, get_sampler(dataloader)
+        places = np.argsort(order) if isinstance(order, list) else None
+        if measure is not None and places is not None:
+            self.compute_metrics = lambda found: measure(_rows_of(found, places))
+        try:
+            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        finally:
+            self.compute_metrics = measure
+
         terms = {f"{metric_key_prefix}_{name}": value for name, value in self._take_terms().items()}
         self._terms = training
-        return output._replace(metrics={**output.metrics, **terms})
+        output = output._replace(metrics={**output.metrics, **terms})
+        if places is None:
+            return output
+        rows = {name: _taken(getattr(output, name), places) for name in ("predictions", "label_ids")}
+        return output._replace(**rows)
 
 
 def _of_all(name: str, values: Any) -> Any:
@@ -135,6 +185,21 @@ def _of_all(name: str, values: Any) -> Any:
         return gather_object(values)
     nothing = -100 if name.endswith("labels") else 0
     return gather_rows(values - nothing) + nothing if nothing else gather_rows(values)
+
+
+def _rows_of(found: EvalPrediction, places: Any) -> EvalPrediction:
+    """Return what an evaluation found, row by row in another order."""
+    parts = found.predictions, found.label_ids, found.inputs, found.losses
+    return EvalPrediction(*(_taken(part, places) for part in parts))
+
+
+def _taken(values: Any, places: Any) -> Any:
+    """Return rows of an array, or of those of a tuple or mapping."""
+    if isinstance(values, tuple | list):
+        return type(values)(_taken(one, places) for one in values)
+    if isinstance(values, Mapping):
+        return {name: _taken(one, places) for name, one in values.items()}
+    return values if values is None else values[places]
 
 
 def _filled(values: Any, first: int, rows: int) -> Any:
