@@ -1,6 +1,7 @@
 """Files, records and folders are there whole or not at all, and damage is named."""
 
 import errno
+import hashlib
 import os
 import re
 import subprocess
@@ -126,3 +127,39 @@ with locked(sys.argv[1]):
     print("locked", flush=True)
     sys.stdin.read()
 """
+
+
+def test_a_large_file_is_read_once_by_all_processes_until_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sealed, "LARGE", 8)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "words.txt").write_text("some words")
+    sealed.seal(folder)
+    [noted] = (tmp_path / "home" / "dual_distill").iterdir()
+    assert noted.read_text() == hashlib.sha256(b"some words").hexdigest()
+
+    def read(*_):
+        raise AssertionError("the file was read again")
+
+    with monkeypatch.context() as unread:
+        unread.setattr(hashlib, "file_digest", read)
+        sealed.verify(folder)
+        (folder / "words.txt").rename(folder / "other.txt")  # as `publish` does
+        assert sealed.digest_of(folder / "other.txt") == noted.read_text()
+    (folder / "other.txt").rename(folder / "words.txt")
+    (folder / "words.txt").write_text("SOME words")
+    with pytest.raises(ValueError, match=r"words.txt' is damaged"):
+        sealed.verify(folder)
+
+
+def test_what_is_remembered_is_bounded_and_no_home_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sealed, "_MOST_REMEMBERED", 3)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for number in range(5):
+        assert sealed.remembered(f"name-{number}", lambda number=number: f"found {number}") == f"found {number}"
+    assert len(list((tmp_path / "dual_distill").iterdir())) == 3
+    assert sealed.remembered("name-4", lambda: "found again") == "found 4"
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
+    assert sealed.remembered("name-4", lambda: "found again") == "found again"

@@ -18,7 +18,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -26,6 +26,8 @@ from typing import Any
 
 SEAL = "sealed.json"
 LOCK = ".lock"
+LARGE = 2**24  # bytes from which on to look at a file costs more than a moment
+_MOST_REMEMBERED = 1_000
 # Of a sealed folder, what is written anew by itself, with a SHA-256 of its own.
 _OWN_DIGEST = ("run.json",)
 _locked: set[Path] = set()
@@ -226,9 +228,39 @@ def guard(saved_class: Any, *patterns: str) -> None:
 
 
 def digest_of(file: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """Return the SHA-256 of a file, in hexadecimal; of a large one it is remembered."""
+
+    def digest() -> str:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    return remembered_of(file, "sha256", digest)
+
+
+def remembered_of(file: Path, what: str, find: Callable[[], str]) -> str:
+    """Return what `find` says of the content of a file; of a large one once for all processes, until it is changed.
+
+    A change is told by size, time and inode. A small file is looked at each time: its time might not tell.
+    """
+    status = file.stat()
+    if status.st_size < LARGE:
+        return find()
+    known_by = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return remembered(f"{what}-" + "-".join(f"{number:x}" for number in known_by), find)
+
+
+def remembered(name: str, find: Callable[[], str]) -> str:
+    """Return what the cache of this user holds under a name; else what `find` says, which is then held there."""
+    folder = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface", "dual_distill")
+    with suppress(OSError):
+        return (folder / name).read_text()
+    found = find()
+    with suppress(OSError):  # a home that cannot be written
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / name, found)
+        for oldest in sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)[:-_MOST_REMEMBERED]:
+            oldest.unlink(missing_ok=True)
+    return found
 
 
 @contextmanager

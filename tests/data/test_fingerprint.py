@@ -1,7 +1,9 @@
 """One fingerprint: SHA-256 of the content, whatever holds it."""
 
 import hashlib
+import importlib
 import json
+from types import SimpleNamespace
 
 import torch
 from PIL import Image
@@ -48,3 +50,17 @@ def test_what_made_something_is_said_for_people_and_machines():
     one, other = (described_fingerprint("a", {"threshold": value}) for value in (0.2, 0.3))
     assert one == described_fingerprint("a", {"threshold": 0.2}) != other
     assert one.startswith("a [")
+
+
+def test_a_large_model_is_known_by_its_content_whatever_changed_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    model = nn.Linear(3, 2)
+    in_full = fingerprint(model, "and more")
+    module = importlib.import_module("dual_distill.data.fingerprint")  # whose name in the package is the function's
+    monkeypatch.setattr(module, "LARGE", 0)
+    assert fingerprint(model, "and more") == in_full
+    monkeypatch.setattr(module, "hashlib", SimpleNamespace(sha256=None))
+    assert fingerprint(model, "and more") == in_full  # from memory
+    monkeypatch.undo()
+    model.weight.data[0] += 1
+    assert fingerprint(model, "and more") != in_full

@@ -506,3 +506,31 @@ def test_weights_that_are_not_finite_are_refused_by_name(save_vilt):
     rewrite(folder, lambda weights: weights["classifier.3.bias"].fill_(torch.nan))
     with pytest.raises(ValueError, match=r"has 1 weights that are not finite \(the first is classifier.3.bias\)"):
         load_model(folder)
+
+
+def test_loading_draws_nothing_and_looks_for_damage_once(save_vilt, monkeypatch, tmp_path):
+    _, folder = save_vilt("ViltForQuestionAnswering")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("dual_distill.sealed.LARGE", 0)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    model = load_model(folder).model
+    assert torch.equal(torch.rand(3), expected)
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
+
+    with monkeypatch.context() as unread:
+        unread.setattr(torch.Tensor, "isfinite", lambda *_: pytest.fail("the weights were looked through again"))
+        again = load_model(folder).model
+    for name, weight in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
+
+    rewrite(folder, lambda weights: weights["classifier.3.bias"].fill_(torch.nan))
+    with pytest.raises(ValueError, match=r"1 weights that are not finite \(the first is classifier.3.bias\)"):
+        load_model(folder)
+
+
+def test_tied_weights_are_one_parameter(save_vilt):
+    _, folder = save_vilt("ViltForMaskedLM")
+    model = load_model(folder).model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight

@@ -2,12 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
+import xxhash
 from PIL import Image
 from torch import nn
+
+from dual_distill.sealed import LARGE, remembered
 
 _DIGITS = 12
 
@@ -17,7 +21,8 @@ def fingerprint(*parts: Any) -> str:
 
     Args:
         parts: bytes as they are; a text as UTF-8; a PIL image by mode, size and pixels; a tensor by shape, dtype and
-            values; a module by the names and tensors of its state; anything else as JSON with sorted keys.
+            values; a module by the names and tensors of its state (of a large one it is remembered, by a faster hash of
+        the same content); anything else as JSON with sorted keys.
 
     Example:
         >>> fingerprint(b"abc")[:8], fingerprint({"seed": 0})[:12]
@@ -25,11 +30,9 @@ def fingerprint(*parts: Any) -> str:
         >>> fingerprint(Image.new("RGB", (2, 1))) == fingerprint(Image.new("RGB", (1, 2)))
         False
     """
-    digest = hashlib.sha256()
-    for part in parts:
-        for piece in _pieces(part):
-            digest.update(piece)
-    return digest.hexdigest()
+    is_large = any(isinstance(part, nn.Module) for part in parts) and sum(map(_size, parts)) >= LARGE
+    digest = partial(_hexdigest, parts, hashlib.sha256)
+    return remembered(f"fingerprint-{_hexdigest(parts, xxhash.xxh3_128)}", digest) if is_large else digest()
 
 
 def described_fingerprint(description: str, content: Any) -> str:
@@ -40,6 +43,18 @@ def described_fingerprint(description: str, content: Any) -> str:
         'by hand [de7d7744ccd7]'
     """
     return f"{description} [{fingerprint(content)[:_DIGITS]}]"
+
+
+def _hexdigest(parts: Iterable[Any], kind: Callable[[], Any]) -> str:
+    digest = kind()
+    for part in parts:
+        for piece in _pieces(part):
+            digest.update(piece)
+    return str(digest.hexdigest())
+
+
+def _size(part: Any) -> int:
+    return sum(tensor.nbytes for tensor in part.state_dict().values()) if isinstance(part, nn.Module) else 0
 
 
 def _pieces(part: Any) -> Iterator[Any]:

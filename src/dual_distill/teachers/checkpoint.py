@@ -7,6 +7,8 @@ by name.
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 
@@ -16,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from dual_distill import sealed
 from dual_distill.hub_cards import split_revision
@@ -116,19 +119,27 @@ def read_weights(folder: Path, source: str) -> dict[str, torch.Tensor]:
         files = sorted(set(weight_map.values()))
 
     weights: dict[str, torch.Tensor] = {}
+    wrong: list[str] = []
     for name in files:
         try:
             # Not a named pipe either, which would be waited for.
             if not (folder / name).is_file():
                 raise ValueError(f"{source!r} lacks {name}, which {index} names; fetch it again.")
-            weights |= load_file(folder / name)
+            part = load_file(folder / name)
+            wrong += sealed.remembered_of(folder / name, "not-finite", partial(_not_finite, part)).splitlines()
+            weights |= part
         except SafetensorError as error:
             raise ValueError(f"{name} of {source!r} is damaged ({error}); fetch the checkpoint again.") from error
 
-    if wrong := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+    if wrong:
         what = f"{len(wrong)} weights that are not finite (the first is {wrong[0]})"
         raise ValueError(f"{source!r} has {what}: a run that went wrong wrote it; take an earlier checkpoint.")
     return weights
+
+
+def _not_finite(weights: Weights) -> str:
+    """Names of weights that hold what is no number, a line each."""
+    return "\n".join(name for name, weight in weights.items() if not weight.isfinite().all())
 
 
 def split_head(weights: Weights, prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -180,7 +191,9 @@ def build(
     Raises:
         ValueError: weights are missing, left over, or of another shape; torch names them.
     """
-    model = model_class._from_config(config, attn_implementation=attn_implementation, dtype=dtype)
+    # Nothing is drawn that the weights take the place of.
+    with no_init_weights() if required is None else nullcontext():
+        model = model_class._from_config(config, attn_implementation=attn_implementation, dtype=dtype)
     expected, tied = model.state_dict(), model.all_tied_weights_keys
     prefix = "" if model_class in BARE_MODELS else f"{model_class.base_model_prefix}."
     weights = {prefix + name: weight for name, weight in body.items()} | dict(head)
@@ -200,12 +213,14 @@ def build(
         logger.warning("%s: newly initialized, must be trained: %s.", source, ", ".join(new))
 
     try:
-        model.load_state_dict({**weights, **{name: expected[name] for name in new}})
+        weights = {name: weight.to(getattr(expected.get(name), "dtype", dtype)) for name, weight in weights.items()}
+        model.load_state_dict({**weights, **{name: expected[name] for name in new}}, assign=True)
     except RuntimeError as error:
         # A line a kind of problem: what is missing, what is unexpected, what has another shape.
         problems = "; ".join(shorten(line, 200) for line in str(error).splitlines()[1:5])
         way_out = "it is damaged or another model than its config.json says: fetch it again or correct the config"
         raise ValueError(f"{source} does not fit {model_class.__name__} ({problems}); {way_out}.") from error
+    model.tie_weights()
     return model.eval(), new
 
 
