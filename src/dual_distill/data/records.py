@@ -10,7 +10,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -196,11 +196,15 @@ def _read_document(file: Path) -> Any:
         raise ValueError(f"{str(file)!r} is not one JSON document ({error}); download it again.") from error
 
 
-def document_records(file: FilePath, records: Sequence[Any], noun: str, id_name: str) -> Records:
-    """The records of a list in a JSON document, placed as "file, question 3 (question_id 17)", counted from 1."""
-    for number, record in enumerate(records, start=1):
+def document_records(file: FilePath, records: list[Any], noun: str, id_name: str) -> Records:
+    """The records of a list in a JSON document, placed as "file, question 3 (question_id 17)", counted from 1.
+
+    The list is used up: what was read of a file of gigabytes makes room for the rows that are made of it.
+    """
+    for index, record in enumerate(records):
+        records[index] = None
         identity = f" ({id_name} {record.get(id_name)})" if isinstance(record, dict) and id_name in record else ""
-        yield f"{os.fspath(file)}, {noun} {number}{identity}", _object_or_error(record, noun)
+        yield f"{os.fspath(file)}, {noun} {index + 1}{identity}", _object_or_error(record, noun)
 
 
 class UniqueIds:

@@ -11,7 +11,15 @@ from typing import Any, Unpack
 from datasets import DatasetDict, Features, Image, List, Value
 
 from dual_distill.data.reading import ImageFolder, Reading, RecordReader, hold_out, official_folder
-from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, document_records, read_json
+from dual_distill.data.records import (
+    FilePath,
+    InvalidRecordError,
+    Record,
+    Records,
+    UniqueIds,
+    document_records,
+    read_json,
+)
 from dual_distill.vqa_answers import normalise_answer, strip_answer
 
 # What the folder of VQA v2 holds; val2014 if it is to be trained on, images such as COCO_train2014_000000123456.jpg in
@@ -92,9 +100,9 @@ def load_vqa(
         reader.splits["validation"] = validation
 
     if test_questions is not None:
-        records, question_row = _read_questions(test_questions, image_folder, UniqueIds("question_id"))
+        records, question_row, _ = _read_questions(test_questions, image_folder, UniqueIds("question_id"))
         unanswered: dict[str, Any] = dict.fromkeys(_TEXTS) | {"answers": [], "answers_as_given": []}
-        reader.read("test", iter(records), lambda question: unanswered | question_row(question))
+        reader.read("test", records, lambda question: unanswered | question_row(question))
     return reader.finish()
 
 
@@ -102,8 +110,10 @@ def _as_list(files: Files) -> list[FilePath]:
     return list(files) if isinstance(files, Sequence) and not isinstance(files, str) else [files]
 
 
-def _read_questions(file: FilePath, images: ImageFolder, ids: UniqueIds) -> tuple[list[Any], Callable[[Record], Any]]:
-    """The questions of a file with their places, and what makes the columns that a question alone gives."""
+def _read_questions(
+    file: FilePath, images: ImageFolder, ids: UniqueIds
+) -> tuple[Records, Callable[[Record], Any], set[int]]:
+    """The questions of a file with their places, what makes the columns that a question alone gives, and their ids."""
     document = read_json(file, "questions")
     part = document.get("data_subtype")
     if not isinstance(part, str):
@@ -118,36 +128,38 @@ def _read_questions(file: FilePath, images: ImageFolder, ids: UniqueIds) -> tupl
         question_id = ids.add(question.value("question_id", int))
         return {"image": image, "question": text, "question_id": question_id, "image_id": image_id}
 
-    return list(document_records(file, document["questions"], "question", "question_id")), make_row
+    listed = document.pop("questions")
+    numbers = (question.get("question_id") for question in listed if isinstance(question, dict))
+    known = {number for number in numbers if isinstance(number, int)}
+    return document_records(file, listed, "question", "question_id"), make_row, known
 
 
 def _read_part(
     question_file: FilePath, file: FilePath, images: ImageFolder, ids: UniqueIds, reader: RecordReader
 ) -> Any:
     """The rows of a file of questions and the file of their annotations."""
-    asked, question_row = _read_questions(question_file, images, ids)
+    asked, question_row, question_ids = _read_questions(question_file, images, ids)
     listed = read_json(file, "annotations")["annotations"]
     annotations = reader.by_id(document_records(file, listed, "annotation", "question_id"), "question_id")
 
-    question_ids = [question.get("question_id") for _, question in asked if isinstance(question, Record)]
     # Answers to no question are bad records of their own, told after the questions.
-    unasked = annotations.keys() - {number for number in question_ids if isinstance(number, int)}
-    for number in sorted(unasked):
+    unasked: list[tuple[str, Any]] = []
+    for number in sorted(annotations.keys() - question_ids):
         problem = InvalidRecordError("annotation without question", f"{question_file!s} has no question {number}")
-        asked.append((annotations[number][0], problem))
+        unasked.append((annotations[number][0], problem))
 
     def make_row(question: Record) -> dict[str, Any]:
         row = question_row(question)
         if row["question_id"] not in annotations:
             raise InvalidRecordError("question without annotation", f"{file!s} has no answers to the question")
 
-        _, annotation = annotations[row["question_id"]]
+        _, annotation = annotations.pop(row["question_id"])
         if annotation.get("image_id", row["image_id"]) != row["image_id"]:
             message = f"its image_id is {row['image_id']}, that of its annotation {annotation['image_id']}"
             raise InvalidRecordError("two images", message)
         return row | _answer_columns(annotation)
 
-    return reader.rows(iter(asked), make_row)
+    return reader.rows(chain(asked, unasked), make_row)
 
 
 def _answer_columns(annotation: Record) -> dict[str, Any]:
