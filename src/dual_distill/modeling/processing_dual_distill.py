@@ -197,15 +197,14 @@ class DualDistillProcessor(ProcessorMixin):
 
     def jpeg_size(self, width: int, height: int) -> tuple[int, int] | None:
         """Return the width and height that a JPEG of this size must be decoded to at least; None: all of it."""
-        size = dict(self.image_processor.size or {})
+        size: dict[str, Any] = dict(self.image_processor.size or {})
         shortest, given = (size.get(name) for name in ("shortest_edge", "height"))
         if self.jpeg_margin is None or not (shortest or given):
             return None
-        wanted = (
-            (size["width"], given) if given else tuple(shortest * side / min(width, height) for side in (width, height))
-        )
-        columns, rows = (ceil(self.jpeg_margin * side) for side in wanted)
-        return columns, rows
+        if given:
+            return ceil(self.jpeg_margin * size["width"]), ceil(self.jpeg_margin * given)
+        scale: float = self.jpeg_margin * (shortest or 0) / min(width, height)
+        return ceil(scale * width), ceil(scale * height)
 
     def pad_images(self, rows: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
         """Pad prepared images to a common size.
