@@ -97,6 +97,27 @@ def test_ranking_by_one_answer(model, make_asker, answering_processor, images) -
     assert asker.rank(QUESTIONS[0], answer="red", threshold=1.0).best == []
 
 
+@pytest.mark.parametrize("projected", [False, True])
+def test_many_questions_bring_each_image_to_them_once(model, make_asker, monkeypatch, projected) -> None:
+    asker = make_asker(model, projected=projected)
+    alone = [asker.rank(question, rows=2) for question in QUESTIONS]
+
+    rows, passes, project = [], [], type(model).project_images
+    monkeypatch.setattr(
+        type(model), "project_images", lambda self, vectors: rows.append(len(vectors)) or project(self, vectors)
+    )
+    model.dual_encoder.text_model.register_forward_hook(lambda *_: passes.append(1))
+    together = asker.rankings(QUESTIONS, rows=2)
+    assert sum(rows) == (0 if projected else len(asker.images))
+    assert len(passes) == 1
+    for one, other in zip(alone, together, strict=True):
+        assert [ranked[:2] for ranked in other.best] == [ranked[:2] for ranked in one.best]
+        assert [ranked.score for ranked in other.best] == pytest.approx([r.score for r in one.best], abs=1e-6)
+        assert other.matches == one.matches
+    with pytest.raises(ValueError, match="A text is ' '"):
+        asker.rankings(["red", " "])
+
+
 def test_ranking_by_the_most_probable_answer(model, make_asker, answering_processor, images) -> None:
     expected = expected_answers(model, answering_processor, images)
     for question in QUESTIONS:

@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 
 from dual_distill.data import ImageError, get_task, load_task
 from dual_distill.inference import evaluate_retrieval
+from dual_distill.inference.encoding import text_inputs
 from dual_distill.inference.retrieval import ImagesWithCaptions, reranked
 from dual_distill.modeling import (
+    DualDistillProcessor,
     DualEncoderForImageTextRetrieval,
     DualEncoderForQuestionAnswering,
     FusionEncoderForImageTextRetrieval,
@@ -207,6 +209,45 @@ def test_each_image_is_decoded_once_a_model(rows, dual, fusion, answering_proces
     monkeypatch.setattr(ImagesWithCaptions, "prepared", counted)
     evaluate_retrieval(rows, TASK, dual, answering_processor, fusion, answering_processor, rerank_top=4, batch_size=2)
     assert decoded == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_layers_read_each_image_once_for_all_its_captions(rows, answering_model, answering_processor) -> None:
+    dual = answering_model(DualEncoderForImageTextRetrieval, projection_dim=8, interaction_layers=1)
+    projected: list[int] = []
+    kept = dual.dual_encoder.interaction_model.project_images
+    dual.dual_encoder.interaction_model.project_images = lambda tokens: projected.append(len(tokens)) or kept(tokens)
+    # Captions of unlike images in one batch: 4 images, 28 pairs.
+    evaluate_retrieval(rows, TASK, dual, answering_processor, rerank_with_layers=True, rerank_top=50, batch_size=5)
+    assert sum(projected) == 4
+
+
+def test_captions_are_cut_many_at_a_time_as_alone(dual, answering_processor, monkeypatch) -> None:
+    texts = [" ".join(["red"] * (1 + number % 9)) for number in range(600)]
+    cut: list[int] = []
+    encode_text = DualDistillProcessor.encode_text
+
+    def counted(self, some, **more):
+        cut.append(len(some))
+        return encode_text(self, some, **more)
+
+    monkeypatch.setattr(DualDistillProcessor, "encode_text", counted)
+    for side in ("right", "left"):
+        answering_processor.tokenizer.padding_side = side
+        together = list(text_inputs(dual, answering_processor, texts))
+        assert cut == [256, 256, 88]
+        cut.clear()
+        for text, found in zip(texts[:20], together, strict=False):
+            assert torch.equal(found, encode_text(answering_processor, [text])["input_ids"][0])
+
+
+def test_recall_does_not_depend_on_the_blocks_in_which_it_is_ranked(
+    rows, dual, fusion, answering_processor, monkeypatch
+) -> None:
+    both = (rows, TASK, dual, answering_processor, fusion, answering_processor)
+    whole = evaluate_retrieval(*both, rerank_top=2, nearest=3)
+    monkeypatch.setattr("dual_distill.inference.retrieval._SCORES", 8)
+    blocks = evaluate_retrieval(*both, rerank_top=2, nearest=3)
+    assert (blocks.whole, blocks.nearest) == (whole.whole, whole.nearest)
 
 
 def test_candidates_stand_before_the_others_in_their_own_order() -> None:

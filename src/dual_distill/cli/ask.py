@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(parser, "--threshold", "X", "least probability, or least cosine of a search (default: all)")
     option(parser, "--top-k", "N", "images a question (default: 10), or answers an image (default: 5)")
     option(parser, "--text-store", "PATH", "store of texts; those it holds are not encoded again")
-    option(parser, "--index", "faiss[:SPEC]", "of a search, such as faiss:HNSW32; none: exact")
+    option(parser, "--index", "faiss[:SPEC]", "of a search, such as faiss:HNSW32, kept beside the store; none: exact")
     add_options(parser, "--revision", "--device")
 
 
@@ -101,8 +101,8 @@ def _refuse_unfit(
 def _rank(options: argparse.Namespace, vqa: FeatureStoreVQA) -> dict[str, Any]:
     """Rank all images for each question."""
     rankings = []
-    for question in options.questions:
-        ranking = vqa.rank(question, options.answer, options.top_k, options.threshold)
+    ranked_by = vqa.rankings(options.questions, options.answer, options.top_k, options.threshold)
+    for question, ranking in zip(options.questions, ranked_by, strict=True):
         best = [ranked._asdict() for ranked in ranking.best]
         rankings.append({"question": question, "matches": ranking.matches, "images": best})
     return {"stored_images": len(vqa.images), "rankings": rankings}

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(inputs, "--texts", "PATH", "texts to encode instead, one a line, UTF-8")
     add_store_options(parser)
 
-    dtype = "of what is stored (default: float32; int8: tokens only)"
+    dtype = "of what is stored (default: float32; int8: of tokens, and of vectors to search by)"
     parser.add_argument("--dtype", choices=list(inference.DTYPES), help=dtype)
     projected = "store their half of the interaction too: three times the size, and one product less a pair"
     parser.add_argument("--projected", action="store_true", default=None, help=projected)

@@ -203,13 +203,16 @@ class ShardedTable:
 
     def num_rows(self, number: int) -> int:
         """Return the rows of a finished shard without reading them."""
+        return int(_SEAL.unpack(self._seals(number)[0])[1])
+
+    def _seals(self, number: int) -> tuple[bytes, bytes]:
+        """What a finished shard is sealed with: its rows, and its vectors."""
         file = self.shard_file(number)
-        # The rows' seal is the first of two.
         try:
             with file.open("rb") as source:
                 source.seek(-2 * _SEAL.size, os.SEEK_END)
-                return int(_SEAL.unpack(source.read(_SEAL.size))[1])
-        except (OSError, struct.error) as error:
+                return source.read(_SEAL.size), source.read(_SEAL.size)
+        except OSError as error:
             raise ValueError(self._damaged(file, error)) from error
 
     def rows(self, number: int) -> pa.Table:
@@ -225,15 +228,23 @@ class ShardedTable:
 
         Of a column of lists (`tensor_column` with lengths), the vectors of these rows one behind the other.
         """
+        return torch.from_numpy(np.concatenate(self.arrays(number, name, start, stop)))
+
+    def arrays(self, number: int, name: str, start: int = 0, stop: int | None = None) -> list[npt.NDArray[Any]]:
+        """Return what `tensor` returns as the mapped file holds it: without a copy, read-only, in one piece or none."""
         column = self.vectors(number)[name]
-        # Slices of Arrow share its buffers; they are copied once, where they are joined.
+        # Slices of Arrow share its buffers.
         pieces, vector = column.slice(start, None if stop is None else stop - start).chunks, column.type
         if pa.types.is_large_list(vector):
             pieces, vector = [piece.flatten() for piece in pieces], vector.value_type
 
-        nothing = np.empty(0, vector.value_type.to_pandas_dtype())
-        values = np.concatenate([nothing, *(piece.flatten().to_numpy() for piece in pieces)])
-        return torch.from_numpy(values).view(-1, vector.list_size)
+        nothing = np.empty((0, vector.list_size), vector.value_type.to_pandas_dtype())
+        return [piece.flatten().to_numpy().reshape(-1, vector.list_size) for piece in pieces] or [nothing]
+
+    def content(self) -> str:
+        """Return the fingerprint of an open table, from its manifest and what seals each shard; reads no row."""
+        numbers = range(len(self.starts) - 1)
+        return fingerprint(self.read_manifest(), *(b"".join(self._seals(number)) for number in numbers))
 
     def unreadable(self) -> dict[str, str]:
         """Return id -> problem of everything that no finished shard could read."""

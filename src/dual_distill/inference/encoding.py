@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -38,6 +38,7 @@ from .sources import Inputs, distinct_texts, open_images
 SHARD_SIZE = 1024
 TOKEN_SHARD_SIZE = 128  # which is held in memory: 193 tokens of 768 numbers are 76 MB then
 BATCH_SIZE = 32
+_TOKENIZED = 256
 _NAMED = 3
 
 
@@ -107,13 +108,14 @@ def encode_images(
         verify: read the images that the store holds already, and compare their content.
         num_workers: processes that fetch and decode; None: one a core, 16 at most, none for few images.
         show_progress: a bar on stderr, with images/s and time left.
-        **settings: of the store. `dtype` of what is stored, "float32" (default) or "float16"; of tokens also "int8",
-            with one scale a token. `projected`: store the image's half of the interaction's first linear map too, `2C`
-            wide; default no. `keys_values`: store the keys and values that interaction layers make of an image's tokens
-            in place of these: less to compute for each question, twice the size for each layer; default no. `tokens`:
-            of a model that searches and has interaction layers, store tokens too, for `rerank_top`; default no.
-            `batch_size`: images a forward pass (default 32). `shard_size`: images a file (default 1,024; 128 where an
-            image has many vectors); a killed run loses what it had of one.
+        **settings: of the store. `dtype` of what is stored, "float32" (default) or "float16"; also "int8": of tokens,
+            with one scale a token, and of vectors to search by, with one a shard. `projected`: store the image's half
+            of the interaction's first linear map too, `2C` wide; default no. `keys_values`: store the keys and values
+            that interaction layers make of an image's tokens in place of these: less to compute for each question,
+            twice the size for each layer; default no. `tokens`: of a model that searches and has interaction layers,
+            store tokens too, for `rerank_top`; default no. `batch_size`: images a forward pass (default 32).
+            `shard_size`: images a file (default 1,024; 128 where an image has many vectors); a killed run loses what it
+            had of one.
 
     Returns:
         An `EncodingReport`.
@@ -197,9 +199,28 @@ def encode_in_order(model: PreTrainedModel, inputs: Iterable[Tensor], batch_size
 
 
 def text_inputs(model: PreTrainedModel, processor: DualDistillProcessor, texts: Iterable[str]) -> Iterator[Tensor]:
-    """Yield the word pieces of each text, `(T,)`."""
-    max_tokens = longest_text(model, processor)
-    return (processor.encode_text([text], max_length=max_tokens)["input_ids"][0] for text in texts)
+    """Yield the word pieces of each text, `(T,)`; many texts are cut at a time."""
+    rest, max_tokens = iter(texts), longest_text(model, processor)
+    while some := list(islice(rest, _TOKENIZED)):
+        words = processor.encode_text(some, max_length=max_tokens)
+        yield from (ids[real] for ids, real in zip(words["input_ids"], words["attention_mask"].bool(), strict=True))
+
+
+@torch.inference_mode()
+def text_vectors(model: PreTrainedModel, processor: Any, texts: Sequence[str], batch_size: int) -> Tensor:
+    """Encode texts to ask with, in padded batches of about one length: one row each, in order. A store pads nothing."""
+    # What a foreign tower pools itself may be its last token, padding or not.
+    if model.config.text_pooling == "tower" and not model.config.is_own("text_config"):
+        return encode_in_order(model, text_inputs(model, processor, texts), batch_size)
+
+    order, max_tokens = sorted(range(len(texts)), key=lambda index: len(texts[index])), longest_text(model, processor)
+    found: dict[int, Tensor] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        words = processor.encode_text([texts[index] for index in batch], max_length=max_tokens)
+        output = model.get_text_features(**{name: tensor.to(model.device) for name, tensor in words.items()})
+        found |= zip(batch, stored_vectors(model, output.pooler_output), strict=True)
+    return torch.stack([found[index] for index in range(len(texts))])
 
 
 def tower_output(model: PreTrainedModel, batch: Sequence[Prepared], **options: bool) -> Any:
@@ -287,8 +308,9 @@ class _Encoding:
         if settings.get("tokens") and not searched_by_layers:
             needed = "images of a model that searches and has interaction layers"
             raise ValueError(f"tokens is set, which is about {needed}; leave it out.")
-        if settings.get("dtype") == "int8" and vectors not in LISTS and not searched_by_layers:
-            raise ValueError("dtype is 'int8', which is for an image's tokens, but vectors are stored; take float16.")
+        if settings.get("dtype") == "int8" and vectors == POOLED:
+            what = "an image's tokens and for vectors to search by, but vectors to ask are stored"
+            raise ValueError(f"dtype is 'int8', which is for {what}; take float16.")
 
     def fill(
         self,
@@ -387,7 +409,7 @@ class _Encoding:
         stored: dict[str, Tensor] = {}
         for name in rows[0][0] if rows else ():
             join = torch.cat if name == manifest.lists else torch.stack
-            stored |= stored_columns(name, join([row[name] for row, _ in rows]).cpu(), manifest.dtype)
+            stored |= stored_columns(name, join([row[name] for row, _ in rows]).cpu(), manifest.dtype_of(name))
         for name, tensor in stored.items():
             if not tensor.isfinite().all():
                 row = int((~tensor.isfinite().all(-1)).nonzero()[0])

@@ -12,6 +12,8 @@ both; on request beside the tokens, by which its interaction layers order the ne
 Of a model that answers by interaction layers, each image has a list of `tokens` `(L, C)` of its own length; all are
 real, so that length is the mask. Or a list of `keys_values` `(1 + 2 L layers, C)`: the pooled vector, then of each
 token the key and the value of each layer. As int8, lists stand beside their `scales`, one a vector, in float32.
+Searched vectors as int8 have one scale a shard, which is repeated for each row, and 128 added, so that a kernel
+compares them as they lie there.
 """
 
 import os
@@ -34,8 +36,8 @@ PROJECTED = "projected"
 POOLED, NORMALISED, TOKENS, KEYS_VALUES = "pooled", "normalised", "tokens", "keys_values"
 LISTS = (TOKENS, KEYS_VALUES)
 """What an image has many vectors of."""
-_SCALES = "scales"
-_INT8_MAX = 127
+SCALES = "scales"
+_INT8_MAX, INT8_ZERO = 127, 128
 _NAMED = 3
 
 
@@ -45,7 +47,8 @@ class FeatureManifest:
 
     Attributes:
         kind: "image" or "text", what was encoded.
-        dtype: of the stored vectors, "float32" or "float16"; of tokens also "int8".
+        dtype: of what is stored, "float32" or "float16"; of tokens and of searched vectors also "int8", beside which
+            other vectors are float16.
         width: C of pooled vectors and tokens, P of normalised ones.
         projected: whether the `2C`-wide halves of the interaction are stored too.
         shard_size: ids a shard.
@@ -75,6 +78,11 @@ class FeatureManifest:
     def lists(self) -> str | None:
         """The column in which an image has many vectors, if there is one."""
         return TOKENS if self.tokens else self.vectors if self.vectors in LISTS else None
+
+    def dtype_of(self, column: str) -> str:
+        """How a column is stored: as `dtype` says, but float16 beside tokens of int8."""
+        is_small = column == self.lists or (column == NORMALISED and not self.tokens)
+        return self.dtype if is_small or self.dtype != "int8" else "float16"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "shard_size"):
@@ -106,7 +114,7 @@ class FeatureTable(ShardedTable):
         """
         rows = pa.table({"id": pa.array(ids, pa.large_string()), "sha256": pa.array(hashes, pa.string())})
         # Vectors apart from ids, so that looking for an id reads no vector.
-        many = dict.fromkeys((*LISTS, _SCALES), lengths)
+        many = dict.fromkeys((*LISTS, SCALES), lengths)
         columns = {name: tensor_column(tensor, many.get(name)) for name, tensor in features.items()}
         self.write(number, rows, pa.table(columns), unreadable)
 
@@ -160,7 +168,8 @@ class FeatureStore(TableStore):
             rows: most rows a piece.
 
         Yields:
-            The index of the first row, and `(rows, width)` (twice that for projected) in the stored dtype.
+            The index of the first row, and `(rows, width)` (twice that for projected) in the stored dtype (int8:
+            float32).
 
         Raises:
             ValueError: the store has no such vectors.
@@ -171,7 +180,7 @@ class FeatureStore(TableStore):
         for number, start in enumerate(starts[:-1]):
             shard_rows = starts[number + 1] - start
             for first in range(0, shard_rows, rows):
-                yield start + first, self.table.tensor(number, name, first, min(first + rows, shard_rows))
+                yield start + first, self._vectors(number, name, first, min(first + rows, shard_rows))
 
     def batches(self, name: str | None = None, rows: int = 1024) -> pa.RecordBatchReader:
         """Run through ids and vectors as Arrow, which other tools take as it is: Lance, DuckDB, polars, datasets.
@@ -216,7 +225,7 @@ class FeatureStore(TableStore):
             aside.unlink(missing_ok=True)
 
     def read(self, indices: Sequence[int], name: str | None = None) -> torch.Tensor:
-        """Return the vectors at some indices, `(indices, width)` in the stored dtype, in their order, also repeatedly.
+        """Return the vectors at some indices, `(indices, width)`, in their order, also repeatedly, as `pieces` does.
 
         Raises:
             IndexError: there is no such row.
@@ -224,12 +233,15 @@ class FeatureStore(TableStore):
         """
         name = self._checked_name(name)
         width = self.manifest.width * (2 if name == PROJECTED else 1)
-        found = torch.empty(len(indices), width, dtype=DTYPES[vector_dtype(self.manifest.dtype)])
+        rows = [self._vectors(number, name, inside, inside + 1) for number, inside in map(self.table.locate, indices)]
+        return torch.cat(rows) if rows else torch.empty(0, width)
 
-        for position, index in enumerate(indices):
-            number, inside = self.table.locate(index)
-            found[position] = self.table.tensor(number, name, inside, inside + 1)[0]
-        return found
+    def _vectors(self, number: int, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows of a shard in the stored dtype; int8, back in float32."""
+        vectors = self.table.tensor(number, name, start, stop)
+        if vectors.dtype != torch.uint8:
+            return vectors
+        return (vectors.float() - INT8_ZERO) * self.table.tensor(number, SCALES, start, stop)
 
     def image_inputs(self, indices: Sequence[int], config: PreTrainedConfig) -> dict[str, torch.Tensor]:
         """Return what a model with interaction layers takes in place of the images at some indices.
@@ -252,7 +264,7 @@ class FeatureStore(TableStore):
         for number, inside in map(self.table.locate, indices):
             vectors = self.table.tensor(number, name, inside, inside + 1)
             if vectors.dtype == torch.int8:
-                vectors = vectors * self.table.tensor(number, _SCALES, inside, inside + 1)
+                vectors = vectors * self.table.tensor(number, SCALES, inside, inside + 1)
             found.append(vectors)
         padded = pad_tokens(found)
         if name == TOKENS:
@@ -304,16 +316,16 @@ def pad_tokens(tokens: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"image_token_embeds": padded, "image_token_mask": mask}
 
 
-def vector_dtype(dtype: str) -> str:
-    """Return how single vectors are stored where tokens are int8."""
-    return "float16" if dtype == "int8" else dtype
-
-
 def stored_columns(name: str, vectors: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
-    """Return the columns of `(rows, width)` in the stored dtype; int8, of tokens, is symmetric with a scale a row."""
-    if dtype != "int8" or name not in LISTS:
-        return {name: vectors.to(DTYPES[vector_dtype(dtype)])}
+    """Return the columns of `(rows, width)` of a shard in the stored dtype; int8 is symmetric, with a scale a row."""
+    if dtype != "int8":
+        return {name: vectors.to(DTYPES[dtype])}
+
     scales = vectors.float().abs().amax(-1, keepdim=True) / _INT8_MAX
+    # Those of searched vectors are compared as they are, so they share one.
+    if name == NORMALISED:
+        scales = scales.amax().expand(len(vectors), 1)
     # A row of zeros has scale 0.
     rounded = (vectors / scales.clamp_min(torch.finfo(torch.float32).tiny)).round()
-    return {name: rounded.to(torch.int8), _SCALES: scales}
+    codes = (rounded + INT8_ZERO).to(torch.uint8) if name == NORMALISED else rounded.to(torch.int8)
+    return {name: codes, SCALES: scales}

@@ -9,8 +9,8 @@ Of a model with interaction layers the store holds each image's tokens, or the k
 them, and the layers read these with every question.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -117,21 +117,33 @@ class FeatureStoreVQA(FeatureStoreQueries):
     def rank(
         self, question: str, answer: str | None = None, top_k: int = 10, threshold: float = 0.0, rows: int | None = None
     ) -> Ranking:
-        """Ask one question of all stored images.
+        """Ask one question of all stored images: `rankings` of it alone."""
+        return self.rankings([question], answer, top_k, threshold, rows)[0]
+
+    @torch.inference_mode()
+    def rankings(
+        self,
+        questions: Sequence[str],
+        answer: str | None = None,
+        top_k: int = 10,
+        threshold: float = 0.0,
+        rows: int | None = None,
+    ) -> list[Ranking]:
+        """Ask questions of all stored images, each of which is read and brought to the questions once.
 
         Args:
-            question: with words in it.
+            questions: with words in them.
             answer: rank by the probability of this answer; None: of each image's most probable one.
-            top_k: images that are kept.
+            top_k: images that are kept of each question.
             threshold: least probability, in [0, 1].
             rows: images a step (default 1,024; 64 where tokens are stored); memory grows with it, the result does not
                 depend on it.
 
         Returns:
-            A `Ranking`.
+            A `Ranking` a question.
 
         Raises:
-            ValueError: the question is empty, the answer is none of the model's, or `top_k` or `threshold` is out of
+            ValueError: a question is empty, the answer is none of the model's, or `top_k` or `threshold` is out of
                 range.
         """
         check_at_least_1("top_k", top_k)
@@ -141,17 +153,21 @@ class FeatureStoreVQA(FeatureStoreQueries):
             shown = ", ".join(self._labels[:10]) + (", ..." if len(self._labels) > 10 else "")
             raise ValueError(f"The answer {answer!r} is none of the model's {len(self._labels)} ({shown}).")
 
-        best = RunningTopK(top_k, threshold)
-        for start, probs in self.probabilities(question, rows):
-            scores, labels = probs.max(-1)
-            if answer is not None:
-                label = self._labels.index(answer)
-                scores, labels = probs[:, label], torch.full_like(labels, label)
-            best.add(start, scores, labels)
+        each = [RunningTopK(top_k, threshold) for _ in questions]
+        for start, of_questions in self._asked(questions, rows):
+            for best, probs in zip(each, of_questions, strict=True):
+                scores, labels = probs.max(-1)
+                if answer is not None:
+                    label = self._labels.index(answer)
+                    scores, labels = probs[:, label], torch.full_like(labels, label)
+                best.add(start, scores, labels)
 
-        ids = self.images.ids(best.rows.tolist())
-        answers = [self._labels[label] for label in best.labels.tolist()]
-        return Ranking(list(map(RankedImage, ids, answers, best.scores.tolist())), best.matches)
+        rankings = []
+        for best in each:
+            ids = self.images.ids(best.rows.tolist())
+            answers = [self._labels[label] for label in best.labels.tolist()]
+            rankings.append(Ranking(list(map(RankedImage, ids, answers, best.scores.tolist())), best.matches))
+        return rankings
 
     @torch.inference_mode()
     def probabilities(self, question: str, rows: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
@@ -159,20 +175,32 @@ class FeatureStoreVQA(FeatureStoreQueries):
 
         Args:
             question: with words in it.
-            rows: images a step, as in `rank`.
+            rows: images a step, as in `rankings`.
 
         Yields:
             The index of the first image in the store, and `(images, labels)` probabilities, float32, on the CPU.
         """
-        if self._has_tokens:
-            rows = rows or _TOKEN_ROWS
-            for start in range(0, len(self.images), rows):
-                yield start, self._token_probs([question], range(start, min(start + rows, len(self.images))))
+        for start, of_questions in self._asked([question], rows):
+            for probs in of_questions:
+                yield start, probs
+
+    def _asked(self, questions: Sequence[str], rows: int | None) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
+        """The first image of each step, and for each question the probabilities of the step's images."""
+        if not self._has_tokens:
+            texts = self.model.project_text(self._text_vectors(questions, self.texts).to(self.model.dtype))
+            for start, vectors in self.images.pieces(self._part, rows or _ROWS):
+                half = self._projected(vectors)
+                yield start, (self._probs(text[None], half) for text in texts)
             return
 
-        text = self._text_vectors([question], self.texts)
-        for start, vectors in self.images.pieces(self._part, rows or _ROWS):
-            yield start, self._probs(text, vectors)
+        size = rows or _TOKEN_ROWS
+        words = [self._words([question]) for question in questions]
+        for start in range(0, len(self.images), size):
+            indices = range(start, min(start + size, len(self.images)))
+            images = self._stored_images(self.images, indices)
+            if len(words) > 1:
+                images = self._token_states(images)
+            yield start, (self._token_probs(asked, images, len(indices)) for asked in words)
 
     def answer(self, image: str, questions: Sequence[str], top_k: int = 5) -> list[list[dict[str, str | float]]]:
         """Ask many questions of one stored image.
@@ -219,22 +247,34 @@ class FeatureStoreVQA(FeatureStoreQueries):
             step = slice(start, start + rows)
             questions = [question for _, question in pairs[step]]
             if self._has_tokens:
-                probs = self._token_probs(questions, indices[step])
+                inputs = self._pair_inputs(questions, self.images, indices[step])
+                probs = self._token_probs(inputs, {}, len(questions))
             else:
                 vectors = self.images.read(indices[step], self._part)
-                probs = self._probs(self._text_vectors(questions, self.texts), vectors)
+                texts = self._text_vectors(questions, self.texts).to(self.model.dtype)
+                probs = self._probs(self.model.project_text(texts), self._projected(vectors))
             answers += best_answers(self.model.config, probs, top_k)
         return answers
 
-    def _probs(self, texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """Probabilities of pairs of a text's vector and an image's, or of one text and every image."""
-        images = images.to(self.model.device, self.model.dtype)[:, None]
-        if self._part != PROJECTED:
-            images = self.model.project_images(images)
-        logits = self.model.logits_of_projections(self.model.project_text(texts.to(self.model.dtype)), images)
-        return answer_probs(self.model.config, logits.float()).cpu()
+    def _projected(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The images' half of the interaction, `(rows, 1, 2C)`, of what is stored."""
+        images = vectors.to(self.model.device, self.model.dtype)[:, None]
+        return images if self._part == PROJECTED else self.model.project_images(images)
 
-    def _token_probs(self, questions: Sequence[str], indices: Sequence[int]) -> torch.Tensor:
+    def _probs(self, texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Probabilities of pairs of projected texts and images, or of one text and every image."""
+        return answer_probs(self.model.config, self.model.logits_of_projections(texts, images).float()).cpu()
+
+    def _token_probs(self, words: Mapping[str, Any], images: Mapping[str, Any], pairs: int) -> torch.Tensor:
         """Probabilities of pairs of question and image, or of one question and every image."""
-        logits = self.model(**self._pair_inputs(questions, self.images, indices)).logits.float()
-        return answer_probs(self.model.config, logits).cpu().expand(max(len(questions), len(indices)), -1)
+        logits = self.model(**words, **images).logits.float()
+        return answer_probs(self.model.config, logits).cpu().expand(pairs, -1)
+
+    def _token_states(self, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Stored tokens as the keys and values that interaction layers make of them, for many questions."""
+        if "image_token_embeds" not in images:
+            return dict(images)
+        body, (tokens, mask) = self.model.dual_encoder, images.values()
+        states = body.interaction_model.project_images(tokens[:, None])
+        pooled = body.vision_model.pool(tokens, mask)
+        return {"image_pooler_output": pooled, "image_token_states": states, "image_token_mask": mask}

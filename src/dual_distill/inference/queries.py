@@ -8,11 +8,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from dual_distill.modeling import DualDistillProcessor
 
-from .encoding import encode_in_order, text_inputs
+from .encoding import BATCH_SIZE, text_vectors
 from .feature_store import FeatureStore
 from .model_identity import longest_text, model_identity, processor_settings
-
-_BATCH_SIZE = 32
 
 
 class FeatureStoreQueries:
@@ -42,24 +40,30 @@ class FeatureStoreQueries:
             found |= zip(stored, self._read(store, store.indices(stored)), strict=True)
         others = [text for text in dict.fromkeys(texts) if text not in found]
         if others:
-            inputs = text_inputs(self.model, self.processor, others)
-            encoded = encode_in_order(self.model, inputs, _BATCH_SIZE).float()
-            found |= zip(others, encoded, strict=True)
+            encoded = text_vectors(self.model, self.processor, others, BATCH_SIZE)
+            found |= zip(others, encoded.float(), strict=True)
         return torch.stack([found[text] for text in texts])
 
     def _pair_inputs(self, texts: Sequence[str], store: FeatureStore, indices: Sequence[int]) -> dict[str, Tensor]:
         """What interaction layers read of texts and of stored images, side by side: equal ones stand there once."""
-        for text in texts:
-            check_text("A text", text)
         # Broadcast to all of the other side, neither encoded nor read for each.
         asked = texts[:1] if len(set(texts)) == 1 else texts
         read = indices[:1] if len(set(indices)) == 1 else indices
 
-        words = self.processor.encode_text(list(asked), max_length=longest_text(self.model, self.processor))
-        given = dict(words) | store.image_inputs(read, self.model.config)
-        inputs = {name: tensor.to(self.model.device) for name, tensor in given.items()}
-        floats = {name: tensor.to(self.model.dtype) for name, tensor in inputs.items() if tensor.is_floating_point()}
-        return {**inputs, **floats}
+        return self._words(asked) | self._stored_images(store, read)
+
+    def _words(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Texts as a model reads them, on its device."""
+        for text in texts:
+            check_text("A text", text)
+        words = self.processor.encode_text(list(texts), max_length=longest_text(self.model, self.processor))
+        return {name: tensor.to(self.model.device) for name, tensor in words.items()}
+
+    def _stored_images(self, store: FeatureStore, indices: Sequence[int]) -> dict[str, Tensor]:
+        """What interaction layers read of stored images, on the model's device and in its dtype."""
+        given = store.image_inputs(indices, self.model.config)
+        dtypes = {name: self.model.dtype if tensor.is_floating_point() else None for name, tensor in given.items()}
+        return {name: tensor.to(self.model.device, dtypes[name]) for name, tensor in given.items()}
 
     def _read(self, store: FeatureStore, indices: Sequence[int]) -> Tensor:
         """Vectors at some indices, float32, on the model's device."""

@@ -35,7 +35,7 @@ from .model_identity import longest_text
 from .queries import check_at_least_1
 from .sources import dataset_images
 
-_QUERIES = 512
+_SCORES = 2**21  # similarities at once: 8 MB
 
 Recalls = dict[str, dict[str, dict[str, float]]]
 
@@ -274,24 +274,21 @@ class ImagesWithCaptions:
         max_tokens = longest_text(model, processor)
         prepared = self.prepared(processor, images.unique().tolist())
 
-        held: dict[int, Tensor] = {}
+        held: dict[int, Any] = {}
         scores = []
         with tqdm(total=len(keys), desc="re-rank", unit=" pairs", disable=not show) as bar:
             for start in range(0, len(keys), batch_size):
                 of_rows = images[start : start + batch_size].tolist()
                 while of_rows[-1] not in held:
                     image, pixels = next(prepared)
-                    # An image alone is not padded: all its tokens are real.
-                    held[image] = (
-                        pixels if is_fusion else tower_output(model, [Prepared(pixels)]).image_token_embeds[0, 0]
-                    )
+                    held[image] = pixels if is_fusion else _read_image(model, pixels)
                 held = {image: held[image] for image in dict.fromkeys(of_rows)}
 
                 # Moved once an image, repeated on the device.
                 position = {image: row for row, image in enumerate(held)}
                 repeats = torch.tensor([position[image] for image in of_rows], device=model.device)
                 each = list(held.values())
-                padded = processor.pad_images([[one] for one in each]) if is_fusion else pad_tokens(each)
+                padded = processor.pad_images([[one] for one in each]) if is_fusion else _pad_states(each)
                 inputs = {name: tensor.to(model.device)[repeats] for name, tensor in padded.items()}
                 captions = [self.captions[text] for text in texts[start : start + batch_size].tolist()]
                 words = processor.encode_text(captions, max_length=max_tokens)
@@ -303,6 +300,22 @@ class ImagesWithCaptions:
                 scores.append(found[:, 0].float().cpu())
                 bar.update(len(captions))
         return torch.cat(scores)
+
+
+def _read_image(model: PreTrainedModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """An image as interaction layers take it from all its texts: pooled `(C,)`, and of each token `(L, numbers)`."""
+    # An image alone is not padded: all its tokens are real.
+    output = tower_output(model.dual_encoder, [Prepared(pixels)], output_token_states=True)
+    return output.pooler_output[0], output.image_token_states[0, 0]
+
+
+def _pad_states(images: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Images read by `_read_image`, side by side, as the model takes them."""
+    pooled, states = zip(*images, strict=True)
+    padded, mask = pad_tokens(one.permute(3, 0, 1, 2, 4).flatten(1) for one in states).values()
+    layers, two, heads, _, width = states[0].shape
+    padded = padded.unflatten(2, (layers, two, heads, width)).permute(0, 2, 3, 4, 1, 5)[:, None]
+    return {"image_pooler_output": torch.stack(pooled), "image_token_states": padded, "image_token_mask": mask}
 
 
 def _prepare(processor: DualDistillProcessor, identifier: str, value: Any) -> Prepared:
@@ -321,8 +334,9 @@ class _Direction:
     right: list[list[int]]
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, len(self.queries), _QUERIES):
-            block = slice(start, start + _QUERIES)
+        size = max(1, _SCORES // len(self.gallery))
+        for start in range(0, len(self.queries), size):
+            block = slice(start, start + size)
             yield block, self.queries[block] @ self.gallery.T
 
     def candidates(self, number: int) -> Tensor:
@@ -354,7 +368,10 @@ def _directions(image_vectors: Tensor, text_vectors: Tensor, owners: Tensor, ima
         right_texts[image].append(text)
 
     image_side = image_vectors[images.start : images.stop], torch.tensor(images) * len(owners)
-    text_side = text_vectors[texts.to(text_vectors.device)], texts
+    # Captions stand beside each other as a rule: then theirs are no copy.
+    first, last = int(texts[0]), int(texts[-1]) + 1
+    beside = last - first == len(texts)
+    text_side = text_vectors[first:last] if beside else text_vectors[texts.to(text_vectors.device)], texts
     return {
         "text_to_image": _Direction(text_side[0], image_side[0], text_side[1], image_side[1], right_images),
         "image_to_text": _Direction(image_side[0], text_side[0], image_side[1], text_side[1], right_texts),

@@ -1,13 +1,15 @@
 """Search a store by cosine: images for a text, texts for an image, in the one space of a retrieval head.
 
-Exact by default: every stored vector is compared, piece by piece from the disk, and only the best are kept, so memory
-does not grow with the store. An index of faiss holds the vectors in memory instead, and may be approximate: then it is
-faster and misses some.
+Exact by default: every stored vector is compared, from the mapped files, and only the best are kept, so memory does not
+grow with the store. Where faiss is installed its kernels compare them, as they are stored; without it, and where very
+many reach a threshold, torch does, piece by piece, slower and with the same result. An index of faiss may be
+approximate instead: then it is faster and misses some.
 
 A model with interaction layers can read the nearest once more, with the text beside them: as many as `rerank_top` says.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +22,11 @@ from .encoding import encode_in_order, searches
 from .feature_store import FeatureStore
 from .queries import FeatureStoreQueries, RunningTopK, check_at_least_1
 from .sources import load_image
+from .vector_index import load_faiss, mapped_index, saved_index
 
 _ROWS = 8192
 _PAIRS = 64
+_MOST_HITS = 2**24  # which faiss keeps of all shards, 12 bytes each
 
 
 class SearchHit(NamedTuple):
@@ -45,8 +49,8 @@ class SearchResult(NamedTuple):
     Attributes:
         best: the first `top_k`, nearest first; equal ones in the order of the store, where the search is exact. Those
             that were re-ranked stand before all others, in the order of `match`.
-        matches: rows that reach the threshold, of which `best` shows at most `top_k`; None where an index answered,
-            which does not count them.
+        matches: rows that reach the threshold, of which `best` shows at most `top_k`; None where an approximate index
+            answered, which does not count them.
     """
 
     best: list[SearchHit]
@@ -61,8 +65,8 @@ class FeatureStoreSearcher(FeatureStoreQueries):
         processor: its processor.
         store: of images or of texts: what is found.
         queries: a store of the other kind; queries that it holds, images by their ids, are not encoded again.
-        index: None compares every stored vector; "faiss" puts them into a flat index of faiss, which gives the same in
-            memory; "faiss:SPEC" into one that `faiss.index_factory` makes of the SPEC, such as "faiss:HNSW32".
+        index: None compares every stored vector; "faiss" does so too, and asks for faiss; "faiss:SPEC" takes what
+            `faiss.index_factory` makes of the SPEC, such as "faiss:HNSW32", which is saved beside the store.
 
     Raises:
         ValueError: a store was made with another model or processor or is of the wrong kind, the model has no retrieval
@@ -106,7 +110,24 @@ class FeatureStoreSearcher(FeatureStoreQueries):
         kind = store.manifest.kind
         super().__init__(model, processor, **{kind: store, "text" if kind == "image" else "image": queries})
         self.store, self.queries = store, queries
-        self._index = None if index is None else make_index(store, index)
+
+        library, _, spec = (index or "faiss").partition(":")
+        if library != "faiss":
+            known = "'faiss', 'faiss:SPEC' such as 'faiss:HNSW32', or None"
+            raise ValueError(f"index is {index!r}, but expected is {known}.")
+        self._approximate = saved_index(store, spec) if spec else None
+        try:
+            load_faiss()
+            self._has_faiss = True
+        except ImportError:
+            if index is not None:
+                raise
+            self._has_faiss = False
+
+    @cached_property
+    def _mapped(self) -> Any:
+        """What compares every vector, made when it is first asked."""
+        return mapped_index(self.store)
 
     def by_texts(
         self, texts: Sequence[str], top_k: int = 10, threshold: float = -1.0, rerank_top: int | None = None
@@ -163,6 +184,22 @@ class FeatureStoreSearcher(FeatureStoreQueries):
             vectors = encode_in_order(self.model, pixels, batch_size=1)
         return self._search(vectors, images, top_k, threshold, rerank_top)
 
+    def by_vectors(self, vectors: torch.Tensor, top_k: int = 10, threshold: float = -1.0) -> list[SearchResult]:
+        """Find what is stored for vectors of the model's own space.
+
+        Args:
+            vectors: `(queries, width)`, of any length, such as `get_text_features` pools.
+            top_k: as in `by_texts`.
+            threshold: likewise.
+
+        Returns:
+            A `SearchResult` a query.
+
+        Raises:
+            ValueError: `top_k` or `threshold` is out of range.
+        """
+        return self._search(vectors, [], top_k, threshold, None)
+
     def _check_kind(self, kind: str) -> None:
         found = self.store.manifest.kind
         if found != kind:
@@ -183,16 +220,8 @@ class FeatureStoreSearcher(FeatureStoreQueries):
                 raise ValueError(f"rerank_top lets interaction layers read images; give {needed}.")
 
         # What a float16 store gives back is of length 1 up to its rounding.
-        queries, number = normalize(vectors, dim=-1), max(top_k, rerank_top or 0)
-        if self._index is not None:
-            results = self._ask_index(queries.cpu(), number, threshold)
-        else:
-            best = [RunningTopK(number, threshold) for _ in queries]
-            for start, piece in self.store.pieces(rows=_ROWS):
-                scores = (queries @ piece.to(queries).T).clamp(-1, 1).cpu()
-                for one, row in zip(best, scores, strict=True):
-                    one.add(start, row)
-            results = [SearchResult(self._hits(one.rows.tolist(), one.scores.tolist()), one.matches) for one in best]
+        queries, number = normalize(vectors.float(), dim=-1), max(top_k, rerank_top or 0)
+        results = self._nearest(queries, number, threshold)
 
         # More were searched than are wanted, where more are read again.
         if rerank_top is not None:
@@ -216,55 +245,47 @@ class FeatureStoreSearcher(FeatureStoreQueries):
         matched.sort(key=lambda hit: -(hit.match or 0.0))
         return matched + hits[rerank_top:]
 
-    def _ask_index(self, queries: torch.Tensor, top_k: int, threshold: float) -> list[SearchResult]:
-        assert self._index is not None
-        found = self._index.search(queries.numpy(), min(top_k, len(self.store)))
-        results = []
-        for scores, rows in zip(*(array.tolist() for array in found), strict=True):
-            # Row -1: an approximate index found fewer.
-            number = sum(row >= 0 and score >= threshold for score, row in zip(scores, rows, strict=True))
-            results.append(SearchResult(self._hits(rows[:number], scores[:number]), None))
-        return results
+    def _nearest(self, queries: torch.Tensor, number: int, threshold: float) -> list[SearchResult]:
+        """The best of all, or of what an approximate index finds."""
+        if self._approximate is not None:
+            found = self._approximate.search(queries.cpu().numpy(), min(number, len(self.store)))
+            return [self._result(scores, rows, number, threshold) for scores, rows in zip(*found, strict=True)]
+
+        if (compared := self._compared_as_stored(queries, number, threshold)) is not None:
+            return compared
+
+        best = [RunningTopK(number, threshold) for _ in queries]
+        for start, piece in self.store.pieces(rows=_ROWS):
+            cosines = (queries @ piece.to(queries).T).clamp(-1, 1).cpu()
+            for one, row in zip(best, cosines, strict=True):
+                one.add(start, row)
+        return [SearchResult(self._hits(one.rows.tolist(), one.scores.tolist()), one.matches) for one in best]
+
+    def _compared_as_stored(self, queries: torch.Tensor, number: int, threshold: float) -> list[SearchResult] | None:
+        """What faiss's kernels find; None without faiss, or where it would have to keep too many to be sure."""
+        asked, most = queries.cpu().numpy(), number + 1
+        while self._has_faiss and len(queries) * len(self.store.table.starts) * most <= _MOST_HITS:
+            scores, rows = self._mapped.search(asked, min(most, len(self.store)))
+            scores = scores.clip(-1, 1)
+            counts = (scores >= threshold).sum(1).tolist()
+
+            # More than are wanted: the last is below the threshold, or, where nothing is, worse than those wanted.
+            beyond, last = scores[:, -1], scores[:, min(number, len(self.store)) - 1]
+            if threshold == -1:
+                counts = [len(self.store)] * len(counts)
+            if most >= len(self.store) or ((beyond < threshold) | ((beyond < last) & (threshold == -1))).all():
+                each = zip(scores, rows, counts, strict=True)
+                return [self._result(score, row, number, threshold, count) for score, row, count in each]
+            most *= 16
+        return None
+
+    def _result(
+        self, scores: Any, rows: Any, number: int, threshold: float, matches: int | None = None
+    ) -> SearchResult:
+        """What faiss found for one query; of equal scores the first row is first. Row -1: an index found fewer."""
+        found = [(-score, row) for score, row in zip(scores[scores >= threshold].tolist(), rows.tolist(), strict=False)]
+        best = sorted(one for one in found if one[1] >= 0)[:number]
+        return SearchResult(self._hits([row for _, row in best], [-score for score, _ in best]), matches)
 
     def _hits(self, rows: list[int], scores: list[float]) -> list[SearchHit]:
         return list(map(SearchHit, self.store.ids(rows), scores))
-
-
-def make_index(store: FeatureStore, index: str) -> Any:
-    """Put all vectors of a store into an index of faiss, in memory.
-
-    Args:
-        store: of a retrieval head.
-        index: "faiss" for a flat one, or "faiss:SPEC" with a spec of `faiss.index_factory`.
-
-    Returns:
-        The index; it ranks by the inner product.
-
-    Raises:
-        ValueError: the index is none of these.
-        ImportError: faiss is not installed.
-
-    Example:
-        >>> make_index(None, "annoy")
-        Traceback (most recent call last):
-        ValueError: index is 'annoy', but expected is 'faiss', 'faiss:SPEC' such as 'faiss:HNSW32', or None.
-    """
-    library, _, spec = index.partition(":")
-    if library != "faiss":
-        raise ValueError(f"index is {index!r}, but expected is 'faiss', 'faiss:SPEC' such as 'faiss:HNSW32', or None.")
-    try:
-        import faiss
-    except ImportError as error:
-        wrong = "An index needs faiss, which is not installed: pip install 'dual-distill[retrieval]'"
-        raise ImportError(f"{wrong}; or search without an index, which is exact.") from error
-    # faiss says by a RuntimeError what it cannot make of a spec.
-    try:
-        found = faiss.index_factory(store.manifest.width, spec or "Flat", faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise ValueError(f"faiss makes no index of {spec!r}; give a spec of faiss.index_factory.") from error
-
-    if not found.is_trained:  # such as the centres of an inverted file
-        found.train(torch.cat([piece for _, piece in store.pieces()]).float().numpy())
-    for _, piece in store.pieces(rows=_ROWS):
-        found.add(piece.float().numpy())
-    return found
