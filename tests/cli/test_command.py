@@ -149,7 +149,7 @@ def test_unknown_task_and_missing_data(tmp_path: Path, refusal: Callable[..., st
     assert "Give path=" in refusal("train", recipe(tmp_path, task="nlvr", data_options=None), cwd=tmp_path)
 
 
-def test_a_trained_checkpoint_loads_in_a_fresh_process_and_holds_no_pickle(teacher: Path) -> None:
+def test_a_trained_checkpoint_loads_in_a_fresh_process_and_holds_no_pickle(teacher: Path, run_fresh) -> None:
     names = {file.name for file in teacher.iterdir()}
     assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
@@ -160,8 +160,7 @@ def test_a_trained_checkpoint_loads_in_a_fresh_process_and_holds_no_pickle(teach
         "from PIL import Image; b = p(text='is there a circle?', images=Image.new('RGB', (36, 36)));"
         "print(type(m).__name__, type(p).__name__, tuple(m(**b).logits.shape) == (1, m.config.num_labels))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(teacher)], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["FusionEncoderForQuestionAnswering", "DualDistillProcessor", "True"]
+    assert run_fresh(code, teacher).split() == ["FusionEncoderForQuestionAnswering", "DualDistillProcessor", "True"]
 
 
 def test_a_student_learns_from_the_teacher_and_is_evaluated(

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForVisualQuestionAnswering
 
 from dual_distill import DualDistillProcessor, DualEncoderForQuestionAnswering, FusionEncoderForQuestionAnswering
+from dual_distill.cli import main
 from dual_distill.quickstart import finding
 from dual_distill.quickstart.run import choose_example
 
@@ -167,34 +168,38 @@ def test_an_interruption_ends_all_stages_at_once_with_130_and_no_traceback(tmp_p
     assert (run.returncode, "Traceback" in printed) == (130, False), printed
 
 
-def test_it_ends_with_what_to_make_of_it_and_commands_that_run(finished: tuple[Path, dict, float]) -> None:
+def test_it_ends_with_what_to_make_of_it_and_commands_that_run(finished, capsys, monkeypatch) -> None:
     folder, report, _ = finished
     done = quickstart(folder)
     assert done.returncode == 0, done.stderr
     sentence = "Preset smoke: 30 steps of a teacher and 20 of a student teach nothing"
     assert sentence in done.stdout
     assert sentence in (folder / "report.md").read_text()
-    predict, evaluate, push = (
-        subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=300, check=False, cwd="/")
-        for line in done.stdout.splitlines()[-3:]
-    )
+    lines = [shlex.split(line) for line in done.stdout.splitlines()[-3:]]
+    predict = subprocess.run(lines[0], capture_output=True, text=True, timeout=300, check=False, cwd="/")
     assert predict.returncode == 0, predict.stderr
     assert predict.stdout.splitlines()[0] == f"{folder / 'example.png'}: {report['example']['question']}"
-    assert evaluate.returncode == 0, evaluate.stderr
-    assert f"{100 * report['distilled']['accuracy']:.1f} %" in evaluate.stdout.splitlines()[1]
-    assert push.returncode == 0, push.stderr
-    assert "model.safetensors" in push.stdout
-    assert "nothing was sent to me/distilled-scenes" in push.stdout
+
+    # The same program, here: each process of its own would import for five seconds.
+    monkeypatch.chdir("/")
+    printed = []
+    for program, *words in lines[1:]:
+        assert program == lines[0][0]
+        assert main(words) == 0
+        printed.append(capsys.readouterr().out)
+    evaluate, push = printed
+    assert f"{100 * report['distilled']['accuracy']:.1f} %" in evaluate.splitlines()[1]
+    assert "model.safetensors" in push
+    assert "nothing was sent to me/distilled-scenes" in push
 
 
-def test_other_settings_or_a_foreign_folder_are_refused(finished: tuple[Path, dict, float], tmp_path: Path) -> None:
-    done = quickstart(finished[0], "--seed", "1")
-    assert done.returncode == 2
-    assert "other settings (seed differ)" in done.stderr
+def test_other_settings_or_a_foreign_folder_are_refused(finished, tmp_path: Path, capsys) -> None:
+    words = ["quickstart", "--preset", "smoke", "--output-dir"]
+    assert main([*words, str(finished[0]), "--seed", "1"]) == 2
+    assert "other settings (seed differ)" in capsys.readouterr().err
     (tmp_path / "thesis.txt").write_text("mine")
-    done = quickstart(tmp_path)
-    assert done.returncode == 2
-    assert "is not empty and holds no quickstart" in done.stderr
+    assert main([*words, str(tmp_path)]) == 2
+    assert "is not empty and holds no quickstart" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
