@@ -3,7 +3,7 @@
 torch hands float32 matrix products on x86 to MKL. oneDNN can read weights that were rearranged beforehand, which suits
 answering, where they do not change. The numbers are the same up to rounding; how much faster it is depends on the
 processor: twice on an AMD one, nothing on an Intel one that MKL was made for (`benchmarks/prepacking.py`,
-`docs/performance.md`). So it is timed once a process, and left where it gains nothing.
+`docs/results.md`). So it is timed once a process, and left where it gains nothing.
 """
 
 from functools import cache
