@@ -56,7 +56,7 @@ def visit(chromium, page_url):
 
     def open_page(width=WIDE, beside=None):
         context = beside.context if beside else chromium.new_context(viewport={"width": width, "height": 1000})
-        contexts.append(context)
+        contexts.extend([] if beside else [context])
         page = context.new_page()
         page.set_default_timeout(120 * SECONDS)
         page.on("console", lambda said: heard.append(said.text) if said.type == "error" else None)
