@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -264,7 +265,10 @@ def test_ten_users_at_once_each_get_the_words_of_their_own_question(visit):
 
 def test_the_command_serves_a_checkpoint_and_ends_with_ctrl_c(chromium, student, tmp_path):
     command = [sys.executable, "-m", "dual_distill", "demo", student, "--device", "cpu"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+    # Heard where the tests are a background job too.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "preexec_fn": heard}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as started:
         url = None
         for line in started.stderr:
             if line.startswith("open "):
