@@ -63,6 +63,10 @@ VARIANTS = {"hard labels": None, "soft labels": {"attention_weight": 0.0}, "soft
 INTERACTION_ATTENTION = {"attention_weight": 0.0, "interaction_attention_weight": 1.0}
 
 
+# What the frozen image network gives, by its pixels.
+SEEN: dict[bytes, Tensor] = {}
+
+
 def load_daquar(folder: Path, most: int | None) -> DatasetDict:
     """Read rows with their images, which are decoded once; a tenth of the training images is held out."""
     files = {name: Dataset.from_parquet(str(folder / f"{name}.parquet")) for name in ("images", "questions")}
@@ -124,7 +128,7 @@ def finished(folder: Path, name: str, make: Callable[[], Any]) -> Any:
 def run_once_an_image(model: DualEncoderForQuestionAnswering) -> None:
     """Keep what the frozen image network gives for pixels that it has seen; its names stay as they are."""
     network = model.dual_encoder.vision_model.model.requires_grad_(False).eval()
-    run, seen = network.forward, dict[bytes, Tensor]()
+    run, seen = network.forward, SEEN
 
     @functools.wraps(run)
     def remembered(pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
