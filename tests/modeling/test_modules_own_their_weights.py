@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from torch import nn
-from transformers import BitsAndBytesConfig, TorchAoConfig
+from transformers import TorchAoConfig
 
 import dual_distill.modeling as modeling
 
@@ -137,25 +137,6 @@ def test_int8_weights_of_torchao(name, fields, build, inputs, tmp_path):
     int8 = {name: weight for name, weight in packed.named_parameters() if type(weight) is not nn.Parameter}
     assert len(int8) > 10
     model.load_state_dict({**model.state_dict(), **{name: weight.dequantize() for name, weight in int8.items()}})
-    for found, wanted in zip(numbers(packed(**batch)), numbers(model(**batch)), strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-
-
-@every_class
-@torch.no_grad()
-def test_4_bit_weights_of_bitsandbytes(name, fields, build, inputs, tmp_path):
-    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    model, batch = build(getattr(modeling, name), **fields), inputs(name, fields)
-    model.save_pretrained(tmp_path)
-    quantiser = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    packed = type(model).from_pretrained(tmp_path, quantization_config=quantiser, device_map="cpu").eval()
-    layers = {one: layer for one, layer in packed.named_modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)}
-    assert len(layers) > 5
-    plain = {
-        f"{one}.weight": bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-        for one, layer in layers.items()
-    }
-    model.load_state_dict({**model.state_dict(), **plain})
     for found, wanted in zip(numbers(packed(**batch)), numbers(model(**batch)), strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 

@@ -7,6 +7,7 @@ from .attention import attention_maps, draw_attention_picture, draw_attention_ti
 from .attention_callback import AttentionMapsCallback
 from .benchmark import PairShape, alternate, answering_ways, measure_answering, multiply_adds, random_pairs
 from .encoding import EncodingReport, encode_images, encode_texts, process_share
+from .encoding_map import EncodeColumn
 from .export import ExportReport, export_onnx
 from .feature_store import DTYPES, NORMALISED, FeatureManifest, FeatureStore, FeatureTable
 from .feature_store_vqa import FeatureStoreVQA
