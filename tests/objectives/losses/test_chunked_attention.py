@@ -164,6 +164,11 @@ def test_half_precision_states_are_compared_in_float32_inside_autocast_too():
 
 def peak_bytes(call):
     """Most bytes of tensors that lived at a time during a call, beyond those that lived before it."""
+    return peak_and_now(call)[0]
+
+
+def peak_and_now(call):
+    """Those, and what is left of them behind the call."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         call()
     now = peak = 0
@@ -171,7 +176,7 @@ def peak_bytes(call):
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    return peak
+    return peak, now
 
 
 def all_layers(loss, layers, tokens):
@@ -197,6 +202,25 @@ def test_memory_does_not_grow_with_layers_times_tokens_squared():
     assert wide < matrices / 4
     assert wide < 3 * small  # linear in the tokens, with a constant part
     assert deep < 2.2 * wide
+
+
+def kept_bytes(student, teacher, *masks):
+    """What a loss keeps until the backward pass, beyond queries and keys, and its gradients."""
+    losses = []
+    now = peak_and_now(lambda: losses.append(chunked_attention_loss(*student, *teacher, *masks, max_scores=64)))[1]
+    return now, value_and_gradient(losses[0], student)
+
+
+# 6 x 7 scores and 13 x width numbers of queries and keys.
+@pytest.mark.parametrize("width, kept", [(2, 13 * 2), (8, 6 * 7)])
+def test_the_smaller_gradient_is_kept_of_scores_or_of_queries_and_keys(width, kept):
+    student, teacher, *_ = random_states(rows=3, heads=4, queries=6, keys=7, width=width)
+    masks = [torch.ones(3, size).bool() for size in (7, 6)]
+    found, values = kept_bytes(student, teacher, *masks)
+    # A few numbers beside it.
+    assert 0 <= found - 3 * 4 * kept * 4 < 200
+    for one, other in zip(values, value_and_gradient(plain(student, teacher, *masks), student), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
 def test_refusals():

@@ -1,9 +1,9 @@
 """The attention loss without its score matrices: a chunk of them exists at a time, in the forward pass alone.
 
 `attention_distillation_loss` keeps about six `(B, H, Q, K)` matrices a layer and direction until the backward pass.
-Here the gradient of queries and keys, which is as large as they are, is made of each chunk while it is there, so that
-the backward pass only scales it. Each score and each exponential is computed once, and none of what is padding in every
-row. `attention_distillation_loss` stays the reference that this is held to.
+Here the gradient is made of each chunk while it is there, and what is kept is the smaller: that of queries and keys,
+which is as large as they are, or that of the scores, one matrix. Each score and each exponential is computed once, and
+none of what is padding in every row. `attention_distillation_loss` stays the reference that this is held to.
 """
 
 import math
@@ -83,7 +83,8 @@ def chunked_attention_loss(
     key_mask, query_mask = key_mask[:, :last_key].bool(), query_mask[:, :last_query]
 
     of_teacher = partial(_masked_scores, states[2], states[3], _padding(key_mask))
-    return _loss((states[0], states[1]), of_teacher, (key_mask, query_mask), max_scores)
+    is_copied = states[0].untyped_storage().data_ptr() != student_queries.untyped_storage().data_ptr()
+    return _loss((states[0], states[1]), of_teacher, (key_mask, query_mask), max_scores, is_copied=is_copied)
 
 
 class AttentionInParts(Protocol):
@@ -158,23 +159,32 @@ def aligned_attention_loss(
         scores = teacher.scores(part) / math.log(2)
         return scores.masked_fill_(~key_mask[part[0], None, None], _LOWEST)
 
-    return _loss(student, of_teacher, (key_mask, query_mask), max_scores, teacher.scores_a_query, averages)
+    settings = max_scores, teacher.scores_a_query, averages, student[0] is not student_queries
+    return _loss(student, of_teacher, (key_mask, query_mask), *settings)
 
 
 def _loss(
-    student: Pair, teacher: Scores, masks: Pair, max_scores: int | None, scores_a_query: int = 0, averages: bool = False
+    student: Pair,
+    teacher: Scores,
+    masks: Pair,
+    max_scores: int | None,
+    scores_a_query: int = 0,
+    averages: bool = False,
+    is_copied: bool = False,
 ) -> Tensor:
     """KL divergence of checked queries and keys, with masks of keys and queries, in chunks."""
     (states, keys), (key_mask, query_mask) = student, masks
     if max_scores is None:
         max_scores = MAX_SCORES.get(states.device.type, MAX_SCORES_ELSEWHERE)
-    rows, heads, queries, _ = states.shape
+    rows, heads, queries, width = states.shape
     chunks = list(_chunks(rows, queries, max(heads * keys.shape[2], scores_a_query), max_scores))
 
     weights = _query_weights(key_mask, query_mask, 1 if averages else heads)
     is_trained = torch.is_grad_enabled() and (states.requires_grad or keys.requires_grad)
-    padding = _padding(key_mask.bool())
-    return _ChunkedAttentionLoss.apply(states, keys, teacher, padding, weights, chunks, averages, is_trained)
+    # The model keeps queries and keys for itself, but not copies of them in other heads.
+    keeps_scores = not is_copied and queries * keys.shape[2] < (queries + keys.shape[2]) * width
+    settings = averages, is_trained, keeps_scores
+    return _ChunkedAttentionLoss.apply(states, keys, teacher, _padding(key_mask.bool()), weights, chunks, *settings)
 
 
 class _ChunkedAttentionLoss(torch.autograd.Function):
@@ -191,12 +201,16 @@ class _ChunkedAttentionLoss(torch.autograd.Function):
         chunks: list[Part],
         averages_heads: bool,
         is_trained: bool,
+        keeps_scores: bool,
     ) -> Tensor:
         total, heads = weights.new_zeros(()), student_queries.shape[1]
         scale = student_queries.shape[-1] ** -0.5
         # Small weights would vanish in half precision: the largest is multiplied in by the backward pass, in float32.
         largest = weights.amax().clamp(min=_TINY)
-        if is_trained:
+        if is_trained and keeps_scores:
+            kept = student_queries.new_empty(*student_queries.shape[:3], student_keys.shape[2])
+            ctx.save_for_backward(student_queries, student_keys, kept)
+        elif is_trained:
             ctx.gradients = [torch.zeros_like(each, dtype=torch.float32) for each in (student_queries, student_keys)]
 
         with torch.autocast(student_queries.device.type, enabled=False):
@@ -217,19 +231,27 @@ class _ChunkedAttentionLoss(torch.autograd.Function):
                     teacher = teacher * probs / (heads * mean)
                     probs = probs * teacher.sum(-1, keepdim=True)
                 gradient = probs.sub_(teacher).mul_(weights[part].unsqueeze(-1) / largest).to(student_queries.dtype)
+                if keeps_scores:
+                    kept[part] = gradient
+                    continue
                 of_queries, of_keys = ctx.gradients
                 of_queries[part] = gradient @ (student_keys[part[0]] * scale)
                 of_keys[part[0]] += gradient.transpose(-1, -2) @ (student_queries[part] * scale)
 
-        if is_trained:
-            ctx.dtype, ctx.largest = student_queries.dtype, largest
+        ctx.dtype, ctx.largest, ctx.scale = student_queries.dtype, largest, scale
         return total * math.log(2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        of_queries, of_keys = ((each * (grad_output * ctx.largest)).to(ctx.dtype) for each in ctx.gradients)
-        return of_queries, of_keys, None, None, None, None, None, None
+        factor = grad_output * ctx.largest
+        if ctx.saved_tensors:
+            queries, keys, kept = ctx.saved_tensors
+            gradients, factor = (kept @ keys, kept.transpose(-1, -2) @ queries), factor * ctx.scale
+        else:
+            gradients = ctx.gradients
+        of_queries, of_keys = ((each.float() * factor).to(ctx.dtype) for each in gradients)
+        return of_queries, of_keys, *[None] * 7
 
 
 def _chunks(num_rows: int, num_queries: int, of_a_query: int, max_scores: int) -> Iterator[Part]:
