@@ -201,9 +201,7 @@ class ModelServer:
             return self.batcher.submit(key, lambda queries: search(queries, top_k, **given), query)
         if text is None:
             raise ValueError("images are found by a question here; give text.")
-        return self.batcher.submit(
-            key, lambda texts: [self.stored.rank(one, top_k=top_k, **given) for one in texts], text
-        )
+        return self.batcher.submit(key, lambda texts: self.stored.rankings(texts, top_k=top_k, **given), text)
 
     def embed(self, texts: Sequence[str], images: Sequence[bytes]) -> list["Future[Any]"]:
         """Encode texts and images: what a store keeps of each, float32."""
