@@ -17,7 +17,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -326,11 +326,11 @@ def _tar_rows(shard: Shard) -> Rows:
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
     """Key, extension and content of each file."""
     for member in archive:
-        path = PurePosixPath(member.name)
-        stem, _, extension = path.name.partition(".")
+        folder, slash, name = member.name.removeprefix("./").rpartition("/")
+        stem, _, extension = name.partition(".")
         content = archive.extractfile(member) if member.isfile() and stem and extension else None
         if content is not None:
-            yield (path.parent / stem).as_posix(), extension.lower(), content.read()
+            yield folder + slash + stem, extension.lower(), content.read()
 
 
 def _sample(shard: Shard, key: str, parts: dict[str, bytes]) -> Rows:

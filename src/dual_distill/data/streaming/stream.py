@@ -215,7 +215,9 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
                 shards = _shuffled(shards, f"shards/{self.seed}/{epoch}/{shards[0].source.name}")
             # IterableDataset.from_generator would do, but makes a builder with a cache folder, each time.
             examples = ExamplesIterable(read_image_texts, {"shards": shards, "skip_bad": self.skip_bad})
-            parts.append(datasets.IterableDataset(examples, info=datasets.DatasetInfo(features=IMAGE_TEXT_FEATURES)))
+            # Named to mix them; of one source alone `datasets` would take each row apart and put it together again.
+            features = IMAGE_TEXT_FEATURES if len(self.shards) > 1 else None
+            parts.append(datasets.IterableDataset(examples, info=datasets.DatasetInfo(features=features)))
 
         dataset = parts[0]
         if len(parts) > 1:
