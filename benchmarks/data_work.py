@@ -1,10 +1,11 @@
 """What data costs beside its floor: batches of mixed photographs, one photograph, a checkpoint, the VQA score, readers.
 
-    python benchmarks/data_work.py [padding photograph checkpoint vqa_score readers]
+    python benchmarks/data_work.py [padding photograph checkpoint vqa_score readers tar]
 
 Each part is written by itself (`results/data_work_PART.json`). Both sides of a comparison run in turn in one process,
 and ratios are medians of the rounds' own ratios, with their quartiles. Real data are those of the tests
-(`DUAL_DISTILL_DATA`); `readers` writes files of VQA v2's and Karpathy's layout, and reads each in a process of its own.
+(`DUAL_DISTILL_DATA`); `readers` writes files of VQA v2's and Karpathy's layout, and reads each in a process of its own;
+`tar` needs `pip install webdataset`.
 """
 
 import argparse
@@ -30,7 +31,15 @@ from transformers import ViltImageProcessorPil
 from transformers.utils import logging
 
 from dual_distill import sealed
-from dual_distill.data import ShapeGroupedSampler, decode_image, fingerprint, grouped_order, shape_key, train_tokenizer
+from dual_distill.data import (
+    ImageTextStream,
+    ShapeGroupedSampler,
+    decode_image,
+    fingerprint,
+    grouped_order,
+    shape_key,
+    train_tokenizer,
+)
 from dual_distill.evaluation import answers, vqa_score
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, FusionEncoderForQuestionAnswering
 from dual_distill.teachers import load_model
@@ -232,12 +241,50 @@ def write_files(folder: Path) -> None:
         (folder / name).write_text(json.dumps(document))
 
 
+def tar() -> dict[str, Any]:
+    """4,000 samples of a tar shard, undecoded: our stream, webdataset and tarfile alone, in order and shuffled."""
+    import webdataset  # not one of ours: its peer
+
+    encoded = io.BytesIO()
+    Image.effect_noise((256, 256), 60).convert("RGB").save(encoded, "JPEG")
+    parts = {"jpg": encoded.getvalue(), "txt": b"a photo of a dog on the grass", "json": b'{"url": "http://x"}'}
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder, "0.tar"))
+        with tarfile.open(file, "w") as archive:
+            for number, (extension, content) in itertools.product(range(4_000), parts.items()):
+                member = tarfile.TarInfo(f"{number:09}.{extension}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+        def members() -> None:
+            with open(file, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+                for member in archive:
+                    archive.extractfile(member).read()
+
+        def ours(buffer: int) -> None:
+            source = {"path": file, "kind": "webdataset"}
+            assert sum(1 for _ in ImageTextStream(source, repeat=False, shuffle_buffer=buffer)) == 4_000
+
+        def theirs(buffer: int) -> None:
+            rows = webdataset.WebDataset("file:" + file, shardshuffle=False)
+            rows = rows.shuffle(buffer, initial=buffer) if buffer else rows
+            assert sum(1 for _ in rows.to_tuple("jpg", "txt")) == 4_000
+
+        in_order = {"webdataset": lambda: theirs(0), "ours": lambda: ours(0), "tarfile alone": members}
+        shuffled = {"webdataset": lambda: theirs(1000), "ours": lambda: ours(1000)}
+        return {
+            "in order": compared(in_order, "webdataset", 11),
+            "shuffled by 1,000": compared(shuffled, "webdataset", 11),
+        }
+
+
 PARTS = {
     "padding": padding,
     "photograph": photograph,
     "checkpoint": checkpoint,
     "vqa_score": vqa_scores,
     "readers": readers,
+    "tar": tar,
 }
 
 
