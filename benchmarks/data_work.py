@@ -11,11 +11,13 @@ and ratios are medians of the rounds' own ratios, with their quartiles. Real dat
 import argparse
 import gzip
 import io
+import itertools
 import json
 import os
 import random
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -257,7 +259,7 @@ def tar() -> dict[str, Any]:
                 archive.addfile(member, io.BytesIO(content))
 
         def members() -> None:
-            with open(file, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+            with Path(file).open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
                 for member in archive:
                     archive.extractfile(member).read()
 
