@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=101, help="single calls, so that most are not interrupted")
     parser.add_argument("--folder", type=Path, help="where stores are written and removed again (default: /tmp)")
     parser.add_argument("--name", default="exact_search", help="of the results")
     parser.add_argument("--seed", type=int, default=0)
@@ -124,7 +124,7 @@ def measured(options: argparse.Namespace, number: int) -> dict[str, Any]:
             peer.add(vectors.numpy())
             ways = {name: lambda peer=peer: peer.search(queries[:1].numpy(), TOP_K)}
             ways |= {own: lambda searcher=searcher: searcher.by_vectors(queries[:1]) for own, searcher in each.items()}
-            timings = alternate(ways, repeats=options.repeats, min_round_ms=20)
+            timings = alternate(ways, repeats=options.repeats)
             for way, timing in timings.items():
                 found[way if way == name else f"{way} beside {name}"] = vars(timing)
                 if way != name:

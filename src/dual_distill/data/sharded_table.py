@@ -370,9 +370,19 @@ class TableStore:
             indices: from 0; they may repeat.
         """
         if indices is not None:
-            return [self.table.rows(number)["id"][inside].as_py() for number, inside in map(self.table.locate, indices)]
+            return [self._id_column(number)[inside].as_py() for number, inside in map(self.table.locate, indices)]
         shards = range(len(self.table.starts) - 1)
         return [identifier for number in shards for identifier in self.table.rows(number)["id"].to_pylist()]
+
+    def _id_column(self, number: int) -> Any:
+        """The ids of a shard; kept, since a search names its hits one by one."""
+        if number not in self._id_columns:
+            self._id_columns[number] = self.table.rows(number)["id"].combine_chunks()
+        return self._id_columns[number]
+
+    @cached_property
+    def _id_columns(self) -> dict[int, Any]:
+        return {}
 
     def unreadable(self) -> dict[str, str]:
         """Return id -> problem of what was to be stored and could not be read."""
