@@ -8,6 +8,8 @@ the bytes that torch allocates, counted by its profiler in a step of its own. `-
 three layers, by which the attention loss weighs most, and writes nothing but under a `--record NAME` of its own.
 """
 
+import time
+
 import torch
 from _record import keep_freed_memory, provenance, write
 from _training_steps import WAYS, make_parser, steps_of
@@ -20,13 +22,16 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=9, help="timed rounds; each runs every step once")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them")
+    parser.add_argument("--processor-time", action="store_true", help="of the process, where a machine has other work")
     parser.add_argument("--record", metavar="NAME", help="of the results (default: training_step; --tiny: none)")
     options = parser.parse_args()
     keep_freed_memory()
     source = provenance() | {"seed": options.seed}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     steps, shape = steps_of(options, device)
-    timings = alternate({way: steps.step(way) for way in WAYS}, device, options.warmup, options.repeats)
+    clock = time.process_time if options.processor_time else time.perf_counter
+    ways = {way: steps.step(way) for way in WAYS}
+    timings = alternate(ways, device, options.warmup, options.repeats, clock=clock)
     peaks = {way: steps.peak_bytes(way) for way in WAYS}
     floor = timings["floor"].median_ms
     teacher = multiply_adds(steps.teacher.config, "fusion_encoder", shape)

@@ -73,6 +73,7 @@ def alternate(
     warmup: int = 3,
     repeats: int = 15,
     min_round_ms: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Name, Timing]:
     """Time calls in turn, in one process; each round begins with another of them.
 
@@ -86,6 +87,7 @@ def alternate(
         repeats: rounds that do, at least 2.
         min_round_ms: a way is called as often in a row as filled this time in the warm-up; the time of one call is
             their mean. 0, or no warm-up: once.
+        clock: seconds; `time.process_time` where a machine has other work, which then is not in them.
 
     Raises:
         ValueError: fewer than 2 repeats, which have no spread.
@@ -106,11 +108,11 @@ def alternate(
         first = number % len(names)
         for name in names[first:] + names[:first]:
             _synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls[name]):
                 ways[name]()
             _synchronize(device)
-            elapsed = 1000 * (time.perf_counter() - start) / calls[name]
+            elapsed = 1000 * (clock() - start) / calls[name]
             if number >= warmup:
                 milliseconds[name].append(elapsed)
             else:
