@@ -7,7 +7,8 @@ is a stored vector with noise. Of each number of rows a store of float16 and one
 by vectors that are there already (`by_vectors`: the comparison, ids and scores of the ten nearest), in the mapped
 shards, and without faiss by torch. They take turns. Recall is the share of the ten nearest in float32 that are among
 the ten nearest of a store. Milliseconds are of the processor, not of the wall: other work on the machine is not in
-them. Opening and the first search, in which the digests of all shards are compared, are timed once. Ten million rows are planned by the growth from the last two numbers. `--tiny` tries the script out.
+them. Opening and the first search, in which the digests of all shards are compared, are timed once. Ten million rows
+are planned by the growth from the last two numbers. `--tiny` tries the script out.
 """
 
 import argparse

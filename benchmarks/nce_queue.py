@@ -6,7 +6,8 @@ Teacher and student are fusion encoders in the widths of `recipes/scenes_regions
 float32; the queue is full. A step is teacher forward, student forward and backward. `floor` compares hidden states by
 MSE, so that both ways ask for the same states; beside the steps stand the loss alone, forward and backward, and the two
 matrix products that it cannot do without, of anchors with negatives and of probabilities with negatives. Milliseconds
-are of the processor, not of the wall. Peak memory is of tensors, counted by torch's profiler. `--tiny` tries the script out and writes nothing.
+are of the processor, not of the wall. Peak memory is of tensors, counted by torch's profiler. `--tiny` tries the script
+out and writes nothing.
 """
 
 import argparse
