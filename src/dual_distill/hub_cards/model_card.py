@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,9 +145,14 @@ def make_card(
         # The one text of several lines, in a block of code.
         "bibtex": paper.get("bibtex", "").replace("```", ""),
     }
+    return render_card(data, _template().render(facts), kept)
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Compile the template, once a process: it takes longer than all else of a card."""
     layout: Any = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    template = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), **layout)
-    return render_card(data, template.render(facts), kept)
+    return jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), **layout)
 
 
 def write_card(folder: str | Path, **options: Any) -> Path:
