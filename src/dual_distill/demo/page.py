@@ -175,8 +175,12 @@ def _ask_tab(gr: Any, page: Any, shown: Demonstration, notice: Any) -> None:
         return {image: None}
 
     asking: dict[str, Any] = {"fn": _guarded(notice, ask), "inputs": [image, question], "outputs": [notice, *results]}
+    # What was answered last stays in sight, and one mark turns, not one on each of a dozen parts.
+    asking["show_progress_on"] = words
     gr.on([button.click, question.submit], **asking, api_name="ask")
-    words.input(_guarded(notice, look), [asked, words], [notice, share, *maps.values()], api_name="look")
+    words.input(
+        _guarded(notice, look), [asked, words], [notice, share, *maps.values()], api_name="look", show_progress="hidden"
+    )
     picture.upload(_guarded(notice, upload), [picture], [notice, image], api_name=False)
     picture.clear(_guarded(notice, forget), [picture], [notice, image], api_name=False)
     if offered:
@@ -190,7 +194,7 @@ def _ask_tab(gr: Any, page: Any, shown: Demonstration, notice: Any) -> None:
 
         # The page opens with an answer.
         first = type("First", (), {"index": 0})
-        page.load(lambda: chosen(first), None, outputs, api_name=False).then(**asking, api_name=False)
+        page.load(lambda: chosen(first), None, outputs, api_name="open").then(**asking, api_name=False)
 
 
 def _search_tab(gr: Any, shown: Demonstration, notice: Any) -> None:
