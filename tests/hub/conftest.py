@@ -103,6 +103,7 @@ class Hub(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for the client to confirm its head
 
     def log_message(self, *arguments: Any) -> None:
         """Stay quiet."""
