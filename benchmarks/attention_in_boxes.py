@@ -7,7 +7,8 @@ looked up: the share of its attention that lies inside the boxes of that categor
 what a word gets that looks everywhere alike, the boxes' share of the image; a word's gain is the share over chance, and
 its standard error is over images, whose words are no independent samples.
 Teacher and students never saw these photographs or sentences: they learned from questions about rooms. Words of objects
-whose boxes fill less than half of the image count. `--tiny` tries the script out and records nothing.
+whose boxes fill less than half of the image count, and that every model reads (a long caption is cut). `--tiny` tries
+the script out and records nothing.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def shares(model: Any, processor: Any, rows: list[dict[str, Any]]) -> list[np.nd
                     continue
                 hit = inside(row["objects"][name], row["image"].size)
                 if 0 < hit.mean() < 0.5:
-                    found.append((each[hit].sum() / each.sum(), hit.mean()))
+                    found.append((each[hit].sum() / each.sum() if each.any() else np.nan, hit.mean()))
         if found:
             of_images.append(np.array(found))
     return of_images
@@ -106,16 +107,23 @@ def main() -> None:
         folders |= {
             f"{name}, seed {seed}": options.runs_dir / f"{INTERACTION}, {name}, seed {seed}" for name in VARIANTS
         }
-    results: dict[str, Any] = {}
+    asked = {}
     for name, folder in folders.items():
         model, processor = load_model(folder)[:2]
-        of_images = shares(model, processor, rows)
+        asked[name] = shares(model, processor, rows)
+
+    read = [
+        np.all([np.isfinite(each[:, 0]) for each in of_image], axis=0) for of_image in zip(*asked.values(), strict=True)
+    ]
+    results: dict[str, Any] = {}
+    for name, of_images in asked.items():
+        of_images = [words[real] for words, real in zip(of_images, read, strict=True) if real.any()]
         words = np.concatenate(of_images)
-        gains = [(words[:, 0] / words[:, 1]).mean() for words in of_images]
+        gains = [float((words[:, 0] / words[:, 1]).mean()) for words in of_images]
         error = statistics.stdev(gains) / math.sqrt(len(gains))
         results |= {"images": len(gains), "words": len(words), "chance": round(float(words[:, 1].mean()), 4)}
         results[name] = {"share": round(float(words[:, 0].mean()), 4)}
-        results[name] |= {"gain": round(float(np.mean(gains)), 3), "standard_error": round(float(error), 3)}
+        results[name] |= {"gain": round(statistics.mean(gains), 3), "standard_error": round(error, 3)}
         print(f"{name}: {results[name]}, chance {results['chance']} ({len(words)} words)", flush=True)
     if not options.tiny:
         write("attention_in_boxes", results, source)
