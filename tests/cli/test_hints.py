@@ -258,8 +258,8 @@ def test_every_command_that_a_sentence_or_a_page_names_takes_its_options() -> No
 def test_every_option_that_a_sentence_names_is_one_of_a_subcommand() -> None:
     """Messages, help and docstrings of the whole package; what is named must be there to be typed."""
     known = set().union(*map(options_of, COMMANDS))
-    # Of torchrun and accelerate.
-    known |= {"--nproc-per-node", "--num_processes", "--multi_gpu"}
+    # Of torchrun, accelerate and hf.
+    known |= {"--nproc-per-node", "--num_processes", "--multi_gpu", "--repo-type"}
     known |= {"--no"}  # of any name: `--no_field`
 
     root, unknown = Path(dual_distill.__file__).parent, {}

@@ -140,7 +140,7 @@ def test_remembered_answers_score_as_the_loop_over_people_on_real_sentences(data
     rows = [(said[0], said) for said in list(people.values())[:1_000]]
     rows += [(before[0], said) for (_, before), (_, said) in itertools.pairwise(rows)]
 
-    for edition, kinds in (("2021", 7), ("2017", 2)):  # by that of 2017 no capital meets a prediction
+    for edition, kinds in (("2021", 6), ("2017", 2)):  # by that of 2017 no capital meets a prediction
         expected = [score_person_by_person(prediction, said, edition) for prediction, said in rows]
         assert len({round(score, 9) for score in expected}) >= kinds
         for _ in range(2):  # the second time from memory

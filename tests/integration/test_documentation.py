@@ -80,7 +80,6 @@ NOT_RUN = {
     "sed -i": "of files that are downloaded",
     "img2dataset": "downloads images",
     "from peft import": "needs peft: tests/hub/test_peft.py",
-    "import torch\nfrom dual_distill import DualEncoderModel": "needs it: tests/hub/test_sentence_transformers.py",
     "scores  =": "a formula",
     "loss = attention_weight": "a formula",
     "[CLS] text [SEP]": "what a model reads",

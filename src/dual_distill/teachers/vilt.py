@@ -120,7 +120,8 @@ def convert_vilt(model: PreTrainedModel, attn_implementation: str = "sdpa") -> P
     if name not in VILT_CLASSES:
         raise ValueError(f"{name} cannot be converted; give one of {', '.join(VILT_CLASSES)}.")
     config = convert_vilt_config(model.config, VILT_CLASSES[name])
-    body, head = split_head(model.state_dict(), "vilt")
+    # Memory of their own: what is built takes the tensors as they are.
+    body, head = split_head({key: weight.clone() for key, weight in model.state_dict().items()}, "vilt")
     options = {"attn_implementation": attn_implementation, "dtype": model.dtype}
     converted, _ = build(VILT_CLASSES[name], config, body, head, name, **options)
     return converted.to(model.device)
