@@ -55,6 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     source = provenance() | {"seed": options.seeds}
+    source["command"] = source["command"].replace(str(options.runs_dir), "RUNS")
 
     runs = []
     for steps, start, seed, terms in itertools.product(options.steps, options.starts, options.seeds, TERMS):
