@@ -7,6 +7,7 @@ request; nothing is fetched from other machines.
 import functools
 import html
 import logging
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -113,8 +114,8 @@ def _ask_tab(gr: Any, page: Any, shown: Demonstration, notice: Any) -> None:
     offered = shown.images.ids[:_OFFERED] if shown.images else []
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            taken: dict[str, Any] = {"type": "filepath", "sources": ["upload", "clipboard"], "height": 300}
-            picture = gr.Image(label="Image", elem_id="picture", **taken)
+            taken: dict[str, Any] = {"type": "filepath", "sources": ["upload", "clipboard"], "format": "png"}
+            picture = gr.Image(label="Image", elem_id="picture", height=300, **taken)
             # The file as it is, so that nothing but our own decoder opens it.
             picture.preprocess = lambda payload: None if payload is None else payload.path
             question = gr.Textbox(label="Question or sentence", placeholder="what is in the image?", max_lines=3)
@@ -146,7 +147,7 @@ def _ask_tab(gr: Any, page: Any, shown: Demonstration, notice: Any) -> None:
         tiles = looks(*asked_now, word)
         shares = "; ".join(f"{name} {100 * peak:.1f} %" for name, (_, peak) in tiles.items())
         told = f"Of the attention of **{asked_now[1].words[word]}**, the brightest cell gets: {shares}."
-        return {share: told, **{maps[name]: tile for name, (tile, _) in tiles.items()}}
+        return {share: told, **{maps[name]: _marked(tile) for name, (tile, _) in tiles.items()}}
 
     def ask(image_now: Image.Image | None, text: str) -> dict[Any, Any]:
         answered = shown.ask(image_now, text)
@@ -166,7 +167,7 @@ def _ask_tab(gr: Any, page: Any, shown: Demonstration, notice: Any) -> None:
         name = offered[event.index]
         [chosen] = shown.images_of([name])
         told = {question: shown.questions[name]} if name in shown.questions else {}
-        return {picture: _small(chosen, 480), image: chosen, **told}
+        return {picture: _marked(_small(chosen, 480)), image: chosen, **told}
 
     def upload(file: str | None) -> dict[Any, Any]:
         return {image: None if file is None else read_upload(file)}
@@ -207,11 +208,11 @@ def _search_tab(gr: Any, shown: Demonstration, notice: Any) -> None:
         answer = _answer_box(gr, shown)
         button = gr.Button("Search", variant="primary", min_width=120, scale=0)
     layout: dict[str, Any] = {"columns": 4, "height": "auto", "allow_preview": False, "buttons": []}
-    gallery = gr.Gallery(show_label=False, elem_id="found", **layout)
+    gallery = gr.Gallery(show_label=False, elem_id="found", format="png", **layout)
 
     def search(wanted: str, of_answer: str) -> dict[Any, Any]:
         found = shown.search(wanted, "" if of_answer == _ANY else of_answer, _FOUND)
-        pictures = map(_small, shown.images_of([hit.image for hit in found]))
+        pictures = [_marked(_small(one)) for one in shown.images_of([hit.image for hit in found])]
         captions = [f"{hit.image}: {hit.caption}" for hit in found]
         return {gallery: list(zip(pictures, captions, strict=True))}
 
@@ -225,6 +226,12 @@ def _answer_box(gr: Any, shown: Demonstration) -> Any:
     if shown.ranks_answers and len(labels) <= _MOST_ANSWERS_LISTED:
         return gr.Dropdown([_ANY, *labels], value=_ANY, label="Rank by the probability of")
     return gr.Textbox(label="Rank by the probability of this answer", visible=shown.ranks_answers)
+
+
+def _marked(image: Image.Image) -> Image.Image:
+    """The image with a name of its own: gradio writes equal ones into one file, anew, while others read it."""
+    image.info["shown"] = uuid.uuid4().hex
+    return image
 
 
 def _small(image: Image.Image, side: int = _THUMBNAIL) -> Image.Image:
