@@ -147,6 +147,20 @@ def load_scenes(options: argparse.Namespace, seed: int) -> DatasetDict:
     return load_task("scenes", num_scenes=dict.fromkeys(num_scenes, 20) if options.tiny else num_scenes, seed=seed)
 
 
+def training_fields(options: argparse.Namespace, seed: int, steps: int) -> dict[str, Any]:
+    """Arguments of a student's training as the quickstart's, but for its optimizer and what teaches it."""
+    size = PRESETS["default"]
+    told: dict[str, Any] = {"max_steps": 2 if options.tiny else steps, "seed": seed}
+    told |= {"per_device_train_batch_size": size.student_batch_size, "learning_rate": size.student_learning_rate}
+    return told | {
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 500,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+
+
 def _train(
     options: argparse.Namespace,
     teacher: Path,
@@ -157,7 +171,7 @@ def _train(
     from_teacher: bool,
     weights: dict[str, float],
 ) -> dict[str, Any]:
-    size, task, data = PRESETS["default"], get_task("scenes"), load_scenes(options, seed)
+    task, data = get_task("scenes"), load_scenes(options, seed)
 
     taught_by, processor = load_teacher(teacher)
     set_seed(seed)
@@ -170,20 +184,7 @@ def _train(
         model = DualEncoderForQuestionAnswering(model.config)
 
     trained = distill(
-        teacher,
-        {"train": data["train"]},
-        output,
-        student=model,
-        max_steps=2 if options.tiny else steps,
-        per_device_train_batch_size=size.student_batch_size,
-        learning_rate=size.student_learning_rate,
-        seed=seed,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=500,
-        disable_tqdm=True,
-        use_cpu=True,
-        **weights,
+        teacher, {"train": data["train"]}, output, student=model, **training_fields(options, seed, steps), **weights
     )
     collator = DistillationCollator(processor, task, list(taught_by.config.id2label.values()))
     accuracies = []

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from _record import provenance, write
-from interaction_layers import load_scenes
+from interaction_layers import load_scenes, training_fields
 from transformers import set_seed
 
 from dual_distill import (
@@ -79,7 +79,7 @@ def run_once(options: argparse.Namespace, seed: int, start: str, terms: str, ste
 
 def train(options: argparse.Namespace, folder: Path, seed: int, start: str, terms: str, steps: int) -> dict[str, Any]:
     """Train a student as the quickstart does, but for what teaches it; accuracies on test and validation."""
-    size, task, data = PRESETS["default"], get_task("scenes"), load_scenes(options, seed)
+    task, data = get_task("scenes"), load_scenes(options, seed)
     teacher, processor = load_teacher(folder)
     set_seed(seed)
     student = DualEncoderForQuestionAnswering.from_fusion_encoder(teacher)
@@ -91,16 +91,8 @@ def train(options: argparse.Namespace, folder: Path, seed: int, start: str, term
     collator = DistillationCollator(processor, task, list(teacher.config.id2label.values()))
     arguments = DistillationTrainingArguments(
         output_dir=tempfile.mkdtemp(),
-        max_steps=2 if options.tiny else steps,
-        per_device_train_batch_size=size.student_batch_size,
-        learning_rate=size.student_learning_rate,
-        muon_learning_rate=size.muon_learning_rate,
-        seed=seed,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=500,
-        disable_tqdm=True,
-        use_cpu=True,
+        muon_learning_rate=PRESETS["default"].muon_learning_rate,
+        **training_fields(options, seed, steps),
         preflight=False,
         **(weights or {}),
     )

@@ -1,6 +1,9 @@
 """Tiny models with unlike weights, far from their initial values, and their processor."""
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,6 +14,19 @@ from dual_distill.data import train_tokenizer
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, FusionEncoderConfig
 
 ANSWERS = ("yes", "no", "red", "blue", "two")
+
+
+@pytest.fixture(scope="session")
+def example() -> Callable[[str], ModuleType]:
+    """A program of `examples/` as a module, by its name."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "examples" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

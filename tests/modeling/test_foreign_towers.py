@@ -328,3 +328,9 @@ def test_a_frozen_tower_keeps_its_running_means_and_drops_nothing(inputs):
     # One that learns is in training mode as before.
     model.dual_encoder.vision_model.model.requires_grad_(True)
     assert model.train().dual_encoder.vision_model.model.training
+
+
+def test_a_convolution_whose_cells_are_not_where_they_are_thought_is_refused(inputs):
+    halved_once_more = {**VISION["resnet"], "downsample_in_first_stage": True}
+    with pytest.raises(ValueError, match="a ResNetModel gives 2 x 2 cells where 4 x 4 are expected"):
+        tiny(halved_once_more, "bert")(**inputs)

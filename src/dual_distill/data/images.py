@@ -32,7 +32,7 @@ MAX_FILE_BYTES = 1_000_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _ORIENTATION = 0x0112  # tag of EXIF
 _TURNED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # by Pillow's `Image.Transpose`
-_DECODING_ERRORS = (  # OSError includes UnidentifiedImageError; SyntaxError is Pillow's word for a broken PNG or TIFF
+DECODING_ERRORS = (  # OSError includes UnidentifiedImageError; SyntaxError is Pillow's word for a broken PNG or TIFF
     *(OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError),
     *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
@@ -98,7 +98,7 @@ def decode_image(
         except Image.DecompressionBombError as error:
             problem = f"its header declares far more than the {max_pixels:,} pixels that are allowed ({error})"
             raise ImageError(f"{where}: {problem}; drop the row, or shrink the image first.") from error
-        except _DECODING_ERRORS as error:
+        except DECODING_ERRORS as error:
             problem = f"the bytes are not an image of a known format ({', '.join(_FORMATS)})"
             raise ImageError(f"{where}: {problem}; download the file again or drop the row.") from error
         with image:
@@ -199,7 +199,7 @@ def _decode(image: Image.Image, where: str, max_pixels: int, jpeg_size: JpegSize
     is_shrunk = image.size != (width, height)
     try:
         image.load()
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         problem = f"{where}: the image is truncated or damaged ({error})"
         raise ImageError(f"{problem}; download the file again or drop the row.") from error
     if image.mode == "F":
@@ -207,7 +207,7 @@ def _decode(image: Image.Image, where: str, max_pixels: int, jpeg_size: JpegSize
 
     # Read and never written: Pillow cannot rewrite every EXIF, and good pixels would count as damaged.
     given, orientation = image, None
-    with contextlib.suppress(*_DECODING_ERRORS), warnings.catch_warnings():
+    with contextlib.suppress(*DECODING_ERRORS), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         orientation = image.getexif().get(_ORIENTATION)
 

@@ -18,6 +18,7 @@ from PIL import Image
 from torch.utils.data import Sampler
 
 from .collators.base import ImageTextCollator
+from .images import DECODING_ERRORS
 
 ShapeKey = tuple[tuple[int, ...], int]
 
@@ -139,14 +140,13 @@ def _shape(image: Any, known: dict[str, int]) -> int:
     if image is None and path in known:
         return known[path]
 
-    step = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             width, height = image.size if isinstance(image, Image.Image) else _header(image, path)
             step = round(_STEPS * math.log2(width / height))
-        except Exception:
-            pass
+        except (*DECODING_ERRORS, ZeroDivisionError):
+            step = 0  # the collator says what is wrong with it, or leaves it out
     if image is None and path is not None:
         known[path] = step
     return step

@@ -163,8 +163,8 @@ def _ask_tab(gr: Any, page: Any, shown: Demonstration, notice: Any) -> None:
             asked: (image_now, answered),
         }
 
-    def choose(event: Any) -> dict[Any, Any]:
-        name = offered[event.index]
+    def choose(index: int) -> dict[Any, Any]:
+        name = offered[index]
         [chosen] = shown.images_of([name])
         told = {question: shown.questions[name]} if name in shown.questions else {}
         return {picture: _marked(_small(chosen, 480)), image: chosen, **told}
@@ -189,13 +189,12 @@ def _ask_tab(gr: Any, page: Any, shown: Demonstration, notice: Any) -> None:
         outputs = [notice, picture, image, question]
 
         def select(event: gr.SelectData) -> dict[Any, Any]:
-            return chosen(event)
+            return chosen(event.index)
 
         gallery.select(select, None, outputs, api_name=False).then(**asking, api_name=False)
 
         # The page opens with an answer.
-        first = type("First", (), {"index": 0})
-        page.load(lambda: chosen(first), None, outputs, api_name="open").then(**asking, api_name=False)
+        page.load(lambda: chosen(0), None, outputs, api_name="open").then(**asking, api_name=False)
 
 
 def _search_tab(gr: Any, shown: Demonstration, notice: Any) -> None:

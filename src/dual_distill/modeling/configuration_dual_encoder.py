@@ -273,8 +273,8 @@ class DualEncoderConfig(OwnConfig):
     def patch_size(self) -> int:
         """Pixels along the side of what an image token stands for."""
         vision = self.vision_config
-        if hasattr(vision, "strides"):
-            # EfficientNet names what follows its first convolution, which halves.
+        if vision.model_type == "efficientnet":
+            # It names what follows its first convolution, which halves.
             return 2 * prod(vision.strides)
 
         # A convolutional backbone halves its grid between stages; what comes before a ResNet's quarters it.

@@ -165,7 +165,12 @@ class ForeignVisionTower(ForeignTower):
         tokens = output.last_hidden_state
         grid = [side // self.patch_size for side in pixels.shape[-2:]]
         if tokens.dim() == 4:
-            grid, tokens = list(tokens.shape[-2:]), tokens.flatten(2).transpose(1, 2)
+            if list(tokens.shape[-2:]) != grid:
+                found = f"a {type(self.model).__name__} gives {tokens.shape[-2]} x {tokens.shape[-1]} cells where"
+                raise ValueError(
+                    f"{found} {grid[0]} x {grid[1]} are expected; take ConvNeXt, EfficientNet, or ResNet as published."
+                )
+            tokens = tokens.flatten(2).transpose(1, 2)
         num_first = tokens.shape[1] - grid[0] * grid[1]
         if num_first < 0:
             kind = f"a {type(self.model).__name__} gives {tokens.shape[1]} tokens for a grid of {grid[0]} x {grid[1]}"
