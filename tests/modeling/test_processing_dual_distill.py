@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from dual_distill.data import decode_image
-from dual_distill.modeling import DualDistillProcessor
+from dual_distill.modeling import DualDistillProcessor, processing_dual_distill
 from dual_distill.modeling.processing_dual_distill import _resized_and_normalised
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "?"]
@@ -102,6 +102,25 @@ def test_one_pass_over_the_pixels_gives_transformers_own_bit_by_bit(kind, size):
         assert torch.equal(one_pass, own["pixel_values"][0])
         assert torch.equal(processor.prepare_image(image), one_pass)
     assert image.size == size
+
+
+@pytest.mark.parametrize("version", ["5.23", "5.24", "not yet known"])
+def test_the_pixels_stay_whatever_transformers_reads_as_an_images_size(version, processor, monkeypatch, caplog):
+    def size_of(image, *args, **kwargs):
+        if isinstance(image, Image.Image):
+            return {"5.23": image.size, "5.24": (image.height, image.width)}.get(version, (image.width, image.height))
+        return read_size(image, *args, **kwargs)
+
+    image, read_size = picture(32, 16), transformers.image_utils.get_image_size
+    expected = processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
+    for name in ("image_transforms", "models.vilt.image_processing_pil_vilt"):
+        monkeypatch.setattr(f"transformers.{name}.get_image_size", size_of)
+    monkeypatch.setattr(processing_dual_distill, "_IS_EXACT", {})
+    for _ in range(2):
+        assert torch.equal(processor.prepare_image(image), expected)
+    is_unlike = version == "not yet known" and isinstance(processor.image_processor, ViltImageProcessorPil)
+    slow = f"a {type(processor.image_processor).__name__} prepares images in its own, slower way"
+    assert caplog.messages == [slow] * is_unlike
 
 
 def test_a_large_jpeg_is_shrunk_while_it_is_decoded_where_asked_for(processor, tmp_path):

@@ -1,5 +1,6 @@
 """One processor for teacher and student: transformers' image processor and any tokenizer."""
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict, is_valid_image
 from transformers.processing_utils import TextKwargs
 
+_logger = logging.getLogger(__name__)
 # An image (PIL of any mode of 8 bits, numpy or torch with three channels), one a row, or N a row.
 Images = Any
 # What image processor and tokenizer could be told, but is decided here: images are padded to the largest of the batch.
@@ -27,6 +29,7 @@ _ORIENTATION = 0x0112
 _TURNED = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))
 # Resize, crop, rescale and normalise, and nothing else where nothing is padded to a fixed size.
 _STEPS = (PilBackend._preprocess, ViltImageProcessorPil._preprocess)
+_IS_EXACT: dict[tuple[Any, ...], bool] = {}  # of an image processor's settings
 
 
 class DualDistillProcessor(ProcessorMixin):
@@ -275,6 +278,19 @@ def _resized_and_normalised(processor: Any, image: Any) -> Tensor | None:
     if not is_known or processor.rescale_factor != 1 / 255 or not isinstance(image, Image.Image):
         return None
 
+    # It leans on how transformers reads the size of a PIL image, which 5.24 changed: tried once on a small one.
+    settings = type(processor), str(processor.size), str(getattr(processor, "crop_size", None))
+    if settings not in _IS_EXACT:
+        sample = Image.frombytes("RGB", (40, 24), bytes(value % 251 for value in range(40 * 24 * 3)))
+        own = processor(sample, return_tensors="pt")["pixel_values"][0]
+        _IS_EXACT[settings] = torch.equal(_in_one_pass(processor, sample), own)
+        if not _IS_EXACT[settings]:
+            _logger.warning("a %s prepares images in its own, slower way", type(processor).__name__)
+    return _in_one_pass(processor, image) if _IS_EXACT[settings] else None
+
+
+def _in_one_pass(processor: Any, image: Image.Image) -> Tensor:
+    """Resize, crop, rescale and normalise without arrays between the steps."""
     pixels = processor.resize(_HeightFirst(image), processor.size, processor.resample)
     if getattr(processor, "do_center_crop", None):
         pixels = processor.center_crop(pixels, processor.crop_size)
@@ -293,8 +309,17 @@ class _HeightFirst(Image.Image):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width, in the header where fewer pixels were decoded."""
-        width, height = self._image.info.get(DECLARED_SIZE, self._image.size)
-        return height, width
+        return self.height, self.width
+
+    @property
+    def width(self) -> int:
+        """Of the header."""
+        return self._image.info.get(DECLARED_SIZE, self._image.size)[0]
+
+    @property
+    def height(self) -> int:
+        """Of the header."""
+        return self._image.info.get(DECLARED_SIZE, self._image.size)[1]
 
     def resize(self, *args: Any, **kwargs: Any) -> Image.Image:
         """Resize the image."""
