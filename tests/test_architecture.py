@@ -2,8 +2,6 @@
 
 import ast
 import importlib
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -245,12 +243,12 @@ sys.addaudithook(refuse)
 """
 
 
-def run_without_network(code):
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    return subprocess.run([sys.executable, "-c", NO_NETWORK + code], capture_output=True, text=True, env=environment)
+@pytest.fixture
+def run_without_network(fresh_processes):
+    return lambda code: fresh_processes((NO_NETWORK + code,), HF_HUB_OFFLINE="0")[0]
 
 
-def test_importing_opens_no_socket():
+def test_importing_opens_no_socket(run_without_network):
     rooms = "".join(f"import dual_distill.{room}\n" for room in every_room)
     finished = run_without_network(f"import dual_distill\n{rooms}")
     assert finished.returncode == 0, finished.stderr
@@ -350,7 +348,7 @@ def test_the_guard_sees_what_is_forbidden(line):
     assert forbidden_things(tree, imports_of(tree, "dual_distill.data"))
 
 
-def test_the_guard_sees_a_socket():
+def test_the_guard_sees_a_socket(run_without_network):
     finished = run_without_network("import socket\nsocket.create_connection(('127.0.0.1', 9))")
     assert finished.returncode != 0
     assert "importing opened a socket" in finished.stderr

@@ -28,17 +28,6 @@ TINY = {
 }
 
 
-def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "dual_distill", *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """The one sentence on stderr of a command that must fail with exit code 2 and no traceback.
@@ -84,7 +73,7 @@ def recipe(folder: Path, **fields: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher(tmp_path_factory: pytest.TempPathFactory, command) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     done = command("train", recipe(folder, architecture="fusion_encoder", output_dir="teacher"), "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -106,7 +95,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_refusal_is_a_process_that_ends_with_exit_code_2(tmp_path: Path) -> None:
-    done = command("train", "nowhere.yaml", cwd=tmp_path)
+    words = [sys.executable, "-m", "dual_distill", "train", "nowhere.yaml"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.strip() == (
         "dual-distill train: there is no recipe 'nowhere.yaml'; give the path of a YAML file. (--debug shows the "
@@ -149,7 +139,7 @@ def test_unknown_task_and_missing_data(tmp_path: Path, refusal: Callable[..., st
     assert "Give path=" in refusal("train", recipe(tmp_path, task="nlvr", data_options=None), cwd=tmp_path)
 
 
-def test_a_trained_checkpoint_loads_in_a_fresh_process_and_holds_no_pickle(teacher: Path, run_fresh) -> None:
+def test_a_trained_checkpoint_loads_in_another_process_and_holds_no_pickle(teacher: Path, processes) -> None:
     names = {file.name for file in teacher.iterdir()}
     assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
@@ -160,7 +150,8 @@ def test_a_trained_checkpoint_loads_in_a_fresh_process_and_holds_no_pickle(teach
         "from PIL import Image; b = p(text='is there a circle?', images=Image.new('RGB', (36, 36)));"
         "print(type(m).__name__, type(p).__name__, tuple(m(**b).logits.shape) == (1, m.config.num_labels))"
     )
-    assert run_fresh(code, teacher).split() == ["FusionEncoderForQuestionAnswering", "DualDistillProcessor", "True"]
+    [done] = processes((code, teacher))
+    assert done.stdout.split() == ["FusionEncoderForQuestionAnswering", "DualDistillProcessor", "True"], done.stderr
 
 
 def test_a_student_learns_from_the_teacher_and_is_evaluated(
@@ -190,7 +181,7 @@ def test_a_pair_that_cannot_be_compared_is_refused_before_training(teacher: Path
     assert "the teacher has 2 attention heads, the student 4; set relation_heads" in sentence
 
 
-def test_an_interrupted_run_continues_from_its_last_checkpoint(tmp_path: Path) -> None:
+def test_an_interrupted_run_continues_from_its_last_checkpoint(tmp_path: Path, command) -> None:
     # Plain SGD: AdamW would blow rounding up to whole steps where a gradient is nearly zero.
     fields = {
         "architecture": "fusion_encoder",

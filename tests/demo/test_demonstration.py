@@ -141,7 +141,7 @@ def test_a_model_that_writes_captions_writes_one(save_checkpoint, image):
 
 def test_a_model_of_two_images_is_refused(save_checkpoint, labels):
     model = save_checkpoint("pairs", modeling.DualEncoderForImagesAndTextClassification, num_images=2, **labels)
-    with pytest.raises(ValueError, match="the demo takes a model of one image"):
+    with pytest.raises(ValueError, match="reads regions, or several images together; take a model of one image"):
         Demonstration(model)
 
 

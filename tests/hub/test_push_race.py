@@ -1,9 +1,6 @@
 """Two processes push at the same time, both from the same head: one wins, the other says so, nothing is mixed."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +11,7 @@ REPO = "me/model"
 
 
 def test_of_two_processes_one_wins_whole_and_the_other_says_so(
-    hub, hub_environment: dict[str, str], make_folder: Callable[..., Path]
+    hub, hub_environment: dict[str, str], make_folder: Callable[..., Path], fresh_processes
 ) -> None:
     # They differ in weights, in answers and so in the card.
     folders = [
@@ -24,19 +21,10 @@ def test_of_two_processes_one_wins_whole_and_the_other_says_so(
         ),
     ]
     hub.commits_wait_at = threading.Barrier(2)  # neither commit is looked at before the other has arrived
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "dual_distill", "push", str(folder), REPO, "--json"],
-            env={**os.environ, **hub_environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for folder in folders
-    ]
-    printed = [process.communicate() for process in processes]
+    code = "import sys; from dual_distill.cli import main; sys.exit(main())"
+    ended = fresh_processes(*((code, "push", folder, REPO, "--json") for folder in folders), **hub_environment)
     hub.commits_wait_at = None
-    codes = [process.returncode for process in processes]
+    codes, printed = [one.returncode for one in ended], [(one.stdout, one.stderr) for one in ended]
     winner = codes.index(0)
     loser = 1 - winner
     assert codes[loser] != 0, printed

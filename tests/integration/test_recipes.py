@@ -6,8 +6,6 @@ and `evaluate` prints what its task is judged by.
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -287,18 +285,12 @@ def test_dry_runs_say_what_the_run_does_and_write_nothing(
     assert not (tmp_path / "never").exists()
 
 
-def test_a_recipe_in_a_process_of_its_own(words_of: Callable, trained: Callable, tmp_path: Path) -> None:
-    """As a user types it, with two processes that load and augment, and half precision as the recipe has it."""
+def test_a_recipe_in_a_process_of_its_own(words_of: Callable, trained: Callable, tmp_path: Path, command) -> None:
+    """With two processes that load and augment, and half precision as the recipe has it."""
     words = words_of("vqa_v2/distilled", trained)
     words += ["--output_dir", str(tmp_path / "student"), "--dataloader_num_workers", "2", "--bf16", "true"]
     words += ["--dataloader_persistent_workers", "true"]
-    done = subprocess.run(
-        [sys.executable, "-m", "dual_distill", "train", *words],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = command("train", *words)
     assert done.returncode == 0, done.stderr
     results = dict(line.split() for line in done.stdout.splitlines())
     assert results["steps"] == "2"

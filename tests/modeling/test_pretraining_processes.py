@@ -1,8 +1,5 @@
 """Two processes are one with the whole batch: losses, draws and gradients, with negatives from the other process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,12 +16,10 @@ CASES = ("unequal rows", "duplicates", "nothing to draw")
 
 
 @pytest.fixture(scope="module", params=["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
-def found(request, tmp_path_factory):
+def found(request, tmp_path_factory, scripts):
     """What one process found, and what each of two did."""
     folder = tmp_path_factory.mktemp("processes")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), str(folder), request.param]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=500)
+    [done] = scripts(SCRIPT, folder, request.param)
     assert done.returncode == 0, done.stderr[-3000:]
     return tuple(load_file(folder / f"{name}.safetensors") for name in ("alone", "process_0", "process_1"))
 

@@ -1,10 +1,7 @@
 """Regions of images: chosen by rule, described by the backbone itself, the same bits after any interruption."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -273,15 +270,14 @@ def test_a_killed_run_continues_to_the_same_bits(gone, detector, images, tmp_pat
     assert contents(killed) == contents(whole)
 
 
-def test_killed_for_real_and_continued(detector, images, tmp_path) -> None:
+def test_killed_for_real_and_continued(scripts, detector, images, tmp_path) -> None:
     detector.model.save_pretrained(tmp_path / "model")
     detector.image_processor.save_pretrained(tmp_path / "model")
     (tmp_path / "images").mkdir()
     for name, image in images.items():
         image.save(tmp_path / "images" / f"{name}.png")
-    command = [sys.executable, str(SCRIPT), *(str(tmp_path / name) for name in ("model", "images", "store"))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "KILL_AT": "5"}
-    killed = subprocess.run(command, capture_output=True, text=True, env=environment)
+    words = [tmp_path / name for name in ("model", "images", "store")]
+    [killed] = scripts(SCRIPT, *words, environments=[{"KILL_AT": "5"}])
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [path.name for path in (tmp_path / "store").glob("shard-*")] == ["shard-00000.arrow"]
     with pytest.raises(ValueError, match="lacks 2 of 3 shards"):

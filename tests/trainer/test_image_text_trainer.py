@@ -86,7 +86,8 @@ def test_a_run_that_was_cut_off_goes_on_at_its_row(stream, tmp_path):
     cut = build(tmp_path / "cut", stream, CutOff())
     cut.train()
     assert cut.state.global_step == 3
-    resumed = build(tmp_path / "cut", stream)
+    # In a folder of its own, which does not hold what it goes on from.
+    resumed = build(tmp_path / "elsewhere", stream)
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
     assert cut.data_collator.seen[:12] + resumed.data_collator.seen[:20] == seen[:32]
     for name, tensor in whole.model.state_dict().items():

@@ -1,8 +1,6 @@
 """Generated worlds as folders: what is written is what the package's own readers read."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -54,17 +52,15 @@ def test_statements_are_a_custom_dataset_with_two_image_columns(tmp_path) -> Non
         assert Path(rows[0]["image_1"]["path"]).read_bytes() == made[split][0]["image_1"]["bytes"]
 
 
-def test_the_script_writes_regions_and_says_what_is_wrong(tmp_path) -> None:
-    def run(*words: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(SCRIPT), *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-
-    done = run("regions", tmp_path / "light", "--scenes", 20, 2, 2, "--steps", 2, "--width", 4, "--miss-rate", 0.1)
+def test_the_script_writes_regions_and_says_what_is_wrong(scripts, tmp_path) -> None:
+    words = ["--scenes", 20, 2, 2, "--steps", 2, "--width", 4, "--miss-rate", 0.1]
+    [done] = scripts(SCRIPT, "regions", tmp_path / "light", *map(str, words))
     assert done.returncode == 0, done.stderr
     store = RegionStore(tmp_path / "light")
     assert (len(store), store.feature_size) == (24, 4)
     assert "10% missed" in store.boxes_id
-    done = run("captions", tmp_path / "captions", "--scenes", 1, 1, 1, "--captions-per-scene", 11)
+    words = ["--scenes", 1, 1, 1, "--captions-per-scene", 11]
+    [done] = scripts(SCRIPT, "captions", tmp_path / "captions", *map(str, words))
     assert (done.returncode, done.stderr) == (
         1,
         "error: captions_per_scene is 11, but an image has 1 to 10 captions.\n",

@@ -19,14 +19,12 @@ Examples:
 import argparse
 from typing import Any
 
-import datasets
 from transformers import PreTrainedModel, pipeline
 
-from dual_distill.data import CaptioningCollator, get_task
 from dual_distill.inference import ANSWERING_TASK, load_image, prepack_linear_layers
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderForCaptioning
 from dual_distill.teachers import load_model
-from dual_distill.trainer import describe_images
+from dual_distill.trainer import captions_of_images
 
 from . import evaluate as captions
 from .options import add_options, answer_blocks, option, refuse_options
@@ -85,18 +83,10 @@ def describe(
     if options.questions:
         raise ValueError(f"{options.model!r} writes captions and answers nothing; leave {options.questions[0]!r} out.")
 
-    task = get_task("coco_captioning")
-    [image_column], id_column = task.image_columns, str(task.image_id_column)
     images = [load_image(image, repr(image)) for image in options.image]
-
-    # Pixels as they are, in PNG, so that a region store recognizes them.
-    features = datasets.Features({image_column: datasets.Image(), id_column: datasets.Value("int64")})
-    rows = datasets.Dataset.from_dict({image_column: images, id_column: range(len(images))}, features)
-    rows = rows.cast_column(image_column, datasets.Image(decode=False))
-    collator = CaptioningCollator(processor, task, image_cache_mb=0, **of_regions)
-    model.to(options.device)
-    written = describe_images(model, rows, collator, options.batch_size, **captions.writing_options(options))
-    return [{"images": [image], "caption": text} for image, text in zip(options.image, written.values(), strict=True)]
+    told = {"reading": of_regions, **captions.writing_options(options)}
+    written = captions_of_images(model.to(options.device), processor, images, options.batch_size, **told)
+    return [{"images": [image], "caption": text} for image, text in zip(options.image, written, strict=True)]
 
 
 def table(result: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ import argparse
 import sys
 import textwrap
 
-from dual_distill.demo import write_space
 from dual_distill.hub_cards import PUBLISHED, PushReport, push_folder, read_run
 
 from .options import add_options, option
@@ -46,6 +45,9 @@ def run(options: argparse.Namespace) -> PushReport:
     private, metadata = options.private or None, {"license": options.license}
     report = push_folder(options.folder, options.repo_id, private=private, metadata=metadata, **given)
     if options.space is not None:
+        # Here, since a push needs neither models nor torch.
+        from dual_distill.demo import write_space
+
         record = read_run(options.folder)
         teacher = record.teacher if record is not None else None
         write_space(options.space, report.repo_id, teacher.name if teacher is not None and teacher.on_hub else None)

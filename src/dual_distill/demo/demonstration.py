@@ -7,33 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel, pipeline
 
-from dual_distill.data import CaptioningCollator, ImageError, decode_image, get_task
-from dual_distill.inference import (
-    ANSWERING_TASK,
-    FeatureStore,
-    FeatureStoreSearcher,
-    FeatureStoreVQA,
-    alternate,
-    answering_ways,
-    attention_maps,
-    draw_attention_tile,
-    encode_images,
-    open_images,
-    prepack_linear_layers,
-)
-from dual_distill.modeling import (
-    ContrastiveDualEncoder,
-    DualEncoderConfig,
-    FusionEncoderConfig,
-    FusionEncoderForCaptioning,
-)
+from dual_distill import inference, modeling
+from dual_distill.data import ImageError, decode_image
+from dual_distill.inference import FeatureStore, FeatureStoreSearcher, FeatureStoreVQA
 from dual_distill.teachers import LABELLED, family_of, load_teacher
-from dual_distill.trainer import describe_images
+from dual_distill.trainer import captions_of_images
 
 MOST_PIXELS = 24_000_000  # of an image from the page: 96 MB decoded, ten users at once
 LONGEST_TEXT = 1_000
@@ -106,7 +88,7 @@ class Demonstration:
         revision: str | None = None,
         device: str = "cpu",
     ) -> None:
-        self.images = open_images(images.source) if images else None
+        self.images = inference.open_images(images.source) if images else None
         self.questions = images.questions if images else {}
         if store is not None and self.images is None:
             raise ValueError(f"The store {store!r} holds no pictures to show; give its images too.")
@@ -125,24 +107,22 @@ class Demonstration:
     def _load(self, name: str, title: str, revision: str | None, device: str) -> None:
         model, processor = load_teacher(name, revision)
         if getattr(model.config, "visual_inputs", "patches") == "regions" or getattr(model, "num_images", 1) != 1:
-            raise ValueError(
-                f"{name!r} reads regions, or several images together; the demo takes a model of one image."
-            )
-        if isinstance(model.config, FusionEncoderConfig | DualEncoderConfig):
-            prepack_linear_layers(model)
+            raise ValueError(f"{name!r} reads regions, or several images together; take a model of one image.")
+        if isinstance(model.config, modeling.FusionEncoderConfig | modeling.DualEncoderConfig):
+            inference.prepack_linear_layers(model)
         self.models[title], self.processors[title] = model.to(device), processor
         if isinstance(model, LABELLED):
             answering = {"model": model, "processor": processor, "device": device}
-            self._pipelines[title] = pipeline(ANSWERING_TASK, **answering)
+            self._pipelines[title] = pipeline(inference.ANSWERING_TASK, **answering)
 
     def _open_search(self, store: str | None) -> FeatureStoreSearcher | FeatureStoreVQA | None:
         """What finds images by text, where the checkpoint is a dual encoder that can."""
         model, processor = self.models[self.name], self.processors[self.name]
-        searcher = FeatureStoreSearcher if isinstance(model, ContrastiveDualEncoder) else FeatureStoreVQA
-        if not isinstance(model.config, DualEncoderConfig) or not (
-            searcher is FeatureStoreSearcher or self.name in self._pipelines
-        ):
+        compares = isinstance(model, modeling.ContrastiveDualEncoder)
+        answers = isinstance(model.config, modeling.DualEncoderConfig) and self.name in self._pipelines
+        if not (compares or answers):
             return None
+        searcher = FeatureStoreSearcher if compares else FeatureStoreVQA
         if store is not None:
             opened = FeatureStore(store)
             self.images_of([*opened.ids(range(min(1, len(opened))))])
@@ -150,7 +130,7 @@ class Demonstration:
 
         # Kept as long as the process runs: what was opened is mapped into memory.
         self._folder = tempfile.TemporaryDirectory()
-        encode_images(model, processor, self.images, self._folder.name, show_progress=True)
+        inference.encode_images(model, processor, self.images, self._folder.name, show_progress=True)
         return searcher(model, processor, FeatureStore(self._folder.name))
 
     def _is_judge(self, name: str) -> bool:
@@ -176,7 +156,7 @@ class Demonstration:
     @property
     def writes_captions(self) -> bool:
         """Whether the checkpoint writes captions."""
-        return isinstance(self.models[self.name], FusionEncoderForCaptioning)
+        return isinstance(self.models[self.name], modeling.FusionEncoderForCaptioning)
 
     @property
     def searches(self) -> bool:
@@ -213,7 +193,8 @@ class Demonstration:
         if image is None:
             raise ValueError("There is no image yet; choose one below, or upload one.")
         with self._lock:
-            caption = self._caption(image) if self.writes_captions else None
+            shown = self.models[self.name], self.processors[self.name]
+            [caption] = captions_of_images(*shown, [image]) if self.writes_captions else [None]
             text = checked_text(question or caption, "question")
             answers = {
                 name: {row["answer"]: row["score"] for row in answering(image, text, top_k=TOP_K)}
@@ -224,7 +205,7 @@ class Demonstration:
             maps: dict[str, np.ndarray] = {}
             for name, model in self.models.items():
                 grid = next(iter(maps.values())).shape[1:] if maps else None
-                words, maps[name] = attention_maps(model, self.processors[name], image, text, grid=grid)
+                words, maps[name] = inference.attention_maps(model, self.processors[name], image, text, grid=grid)
             return Answered(answers, words, maps, self._times(image, text), caption)
 
     def _times(self, image: Image.Image, question: str) -> dict[str, float]:
@@ -234,22 +215,12 @@ class Demonstration:
             if name in self._pipelines:
                 batch = family_of(model.config).inputs(model.config, self.processors[name], [image], [question])
                 read = {key: batch[key].to(model.device) for key in _READ}
-                ways = answering_ways(model, read)
+                ways = inference.answering_ways(model, read)
                 calls |= {f"{name}, {_ROUTES[way]}": call for way, call in ways.items() if way in _ROUTES}
         if not calls:
             return {}
-        timings = alternate(calls, next(iter(self.models.values())).device, warmup=1, repeats=3)
+        timings = inference.alternate(calls, next(iter(self.models.values())).device, warmup=1, repeats=3)
         return {name: timing.median_ms for name, timing in timings.items()}
-
-    def _caption(self, image: Image.Image) -> str:
-        task = get_task("coco_captioning")
-        [image_column], id_column = task.image_columns, str(task.image_id_column)
-        features = datasets.Features({image_column: datasets.Image(), id_column: datasets.Value("int64")})
-        rows = datasets.Dataset.from_dict({image_column: [image], id_column: [0]}, features)
-        rows = rows.cast_column(image_column, datasets.Image(decode=False))
-        collator = CaptioningCollator(self.processors[self.name], task, image_cache_mb=0)
-        [caption] = describe_images(self.models[self.name], rows, collator).values()
-        return caption
 
     def search(self, text: str, answer: str = "", top_k: int = 12) -> list[Found]:
         """Find images by a text, or those to which an answer of a question is most probable.
@@ -319,6 +290,6 @@ def looks(image: Image.Image, answered: Answered, word: int) -> dict[str, tuple[
     heat = {name: maps[word] for name, maps in answered.maps.items()}
     peak = max(float(values.max()) for values in heat.values()) or 1.0
     return {
-        name: (draw_attention_tile(image, values / peak, tile_size=TILE_SIZE), float(values.max()))
+        name: (inference.draw_attention_tile(image, values / peak, tile_size=TILE_SIZE), float(values.max()))
         for name, values in heat.items()
     }

@@ -7,6 +7,7 @@ from .distillation_trainer import DistillationTrainer
 from .evaluation import (
     EvaluationReport,
     captions_by_image,
+    captions_of_images,
     describe_images,
     predict_answers,
     prediction_records,

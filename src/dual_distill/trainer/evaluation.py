@@ -4,23 +4,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+import datasets
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dual_distill.data import CaptioningCollator, DistillationCollator, Task, grouped_order, in_order, shape_keys
-from dual_distill.evaluation import (
-    FEWEST_ANSWERS,
-    Consistency,
-    GroupedAccuracy,
-    VQAEdition,
-    VQAScore,
-    majority_answer,
-    question_only_baseline,
-    vqa_score,
-)
+from dual_distill import data, evaluation
+from dual_distill.data import CaptioningCollator, DistillationCollator, Task
+from dual_distill.evaluation import FEWEST_ANSWERS, GroupedAccuracy, VQAEdition, VQAScore
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,7 @@ def rank_answers(
     """
     several_may_be_right = model.config.problem_type == "multi_label_classification"
     ranked: list[list[dict[str, Any]]] = []
-    order = grouped_order(shape_keys(collator, dataset), len(dataset))
+    order = data.grouped_order(data.shape_keys(collator, dataset), len(dataset))
     for batch in _batches(model, dataset, collator, batch_size, title, order):
         batch.pop("labels", None)
         logits = model(**batch).logits.float()
@@ -102,7 +96,7 @@ def rank_answers(
         best = logits.topk(min(top_k, logits.shape[1])).indices
         for indices, row in zip(best.tolist(), scores.tolist(), strict=True):
             ranked.append([{"answer": collator.label_names[index], "score": row[index]} for index in indices])
-    return in_order(order, ranked)
+    return data.in_order(order, ranked)
 
 
 def prediction_records(
@@ -129,7 +123,7 @@ def prediction_records(
         if (label := given.get(task.label_column)) is not None:
             record |= {"label": label, "right": best[0]["answer"] == label}
         if people_column and len(people := given.get(people_column) or ()) >= FEWEST_ANSWERS:
-            record["vqa_score"] = vqa_score(best[0]["answer"], people, edition)
+            record["vqa_score"] = evaluation.vqa_score(best[0]["answer"], people, edition)
         yield record
 
 
@@ -173,7 +167,7 @@ def report_answers(
     labels, groups = [str(label) for label in dataset[task.label_column]], column(dataset, task.group_column)
     found = GroupedAccuracy().compute(predictions=answers, references=labels, groups=groups)
     if sentences := column(dataset, task.consistency_column):
-        found |= Consistency().compute(predictions=answers, references=labels, sentence_ids=sentences)
+        found |= evaluation.Consistency().compute(predictions=answers, references=labels, sentence_ids=sentences)
 
     # The official score needs four people or more.
     people = column(dataset, task.answers_column and (task.given_answers_column or task.answers_column))
@@ -195,8 +189,9 @@ def report_answers(
     # All rows of one sentence on one side of the held-out part, or memory would look like skill.
     train_labels, train_groups = list(map(str, train[task.label_column])), column(train, task.consistency_column)
     texts = [list(rows[task.text_column]) for rows in (train, dataset)]
-    baseline = question_only_baseline(texts[0], train_labels, texts[1], labels, seed, train_groups)
-    text_only, majority = main_score(baseline.predictions), main_score([majority_answer(train_labels)] * len(labels))
+    baseline = evaluation.question_only_baseline(texts[0], train_labels, texts[1], labels, seed, train_groups)
+    text_only = main_score(baseline.predictions)
+    majority = main_score([evaluation.majority_answer(train_labels)] * len(labels))
     return replace(report, text_only=text_only, text_only_method=baseline.method, majority=majority)
 
 
@@ -249,10 +244,25 @@ def describe_images(
     by_image = rows_by_image(dataset, collator.task)
     first_rows = dataset.select([rows[0] for rows in by_image.values()])
     captions: list[str] = []
-    order = grouped_order(shape_keys(collator, first_rows), len(first_rows))
+    order = data.grouped_order(data.shape_keys(collator, first_rows), len(first_rows))
     for batch in _batches(model, first_rows, collator.without_captions(), batch_size, "describe", order):
         captions += caption_texts(collator.processor.tokenizer, model.generate(**batch, **generation))
-    return dict(zip(by_image, in_order(order, captions), strict=True))
+    return dict(zip(by_image, data.in_order(order, captions), strict=True))
+
+
+def captions_of_images(
+    model: PreTrainedModel, processor: Any, images: Sequence[Image.Image], batch_size: int = 64, **options: Any
+) -> list[str]:
+    """Write a caption for each RGB image; options are those of `generate`, and of the collator, under `reading`."""
+    task = data.get_task("coco_captioning")
+    [image_column], id_column = task.image_columns, str(task.image_id_column)
+    collator = CaptioningCollator(processor, task, image_cache_mb=0, **options.pop("reading", {}))
+
+    # Pixels as they are, in PNG, so that a region store recognizes them.
+    features = datasets.Features({image_column: datasets.Image(), id_column: datasets.Value("int64")})
+    rows = datasets.Dataset.from_dict({image_column: list(images), id_column: range(len(images))}, features)
+    rows = rows.cast_column(image_column, datasets.Image(decode=False))
+    return list(describe_images(model, rows, collator, batch_size, **options).values())
 
 
 def caption_texts(tokenizer: Any, written: torch.Tensor) -> list[str]:

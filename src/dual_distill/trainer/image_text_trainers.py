@@ -69,8 +69,7 @@ class ImageTextTrainer(DistillationTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does; a stream goes on from its position in the checkpoint that is resumed from."""
-        if isinstance(resume_from_checkpoint, str | Path):
-            self._position.checkpoint = resume_from_checkpoint
+        self._position.checkpoint = resume_from_checkpoint if isinstance(resume_from_checkpoint, str | Path) else None
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:

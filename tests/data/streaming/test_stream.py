@@ -3,12 +3,9 @@ import http.server
 import importlib.util
 import itertools
 import json
-import os
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
 from collections import Counter
@@ -429,40 +426,34 @@ def test_each_error_by_its_message(tmp_path, pairs):
         stream({"path": karpathy, "kind": "karpathy", "split": "test", "images": str(tmp_path / "karpathy")})
 
 
-def train(pairs, output, last_step, kill_at, workers, world_size):
-    """Run the script, a process a rank; returns whether each was killed."""
+def train(scripts, pairs, output, last_step, kill_at, workers, world_size):
+    """Run the script, a process a rank."""
     output.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(HERE / "stream_in_a_process.py"), str(pairs), str(output)]
-    command += [str(value) for value in (last_step, kill_at, workers)]
-    running = []
-    for rank in range(world_size):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if world_size > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        with (output / f"errors_{rank}.txt").open("w") as errors:
-            running.append(subprocess.Popen(command, env=environment, stderr=errors, stdout=subprocess.DEVNULL))
-    codes = [process.wait(timeout=600) for process in running]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+    ranks = [{**address, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+    words, environments = (pairs, output, last_step, kill_at, workers), ranks if world_size > 1 else [{}]
+    ended = scripts(HERE / "stream_in_a_process.py", *words, environments=environments)
+    codes = [one.returncode for one in ended]
     if kill_at:
-        assert -signal.SIGKILL in codes, (output / "errors_0.txt").read_text()[-3000:]
+        assert -signal.SIGKILL in codes, ended[0].stderr[-3000:]
     else:
-        assert codes == [0] * world_size, (output / "errors_0.txt").read_text()[-3000:]
+        assert codes == [0] * world_size, ended[0].stderr[-3000:]
 
 
 @pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_killed_trainer_sees_every_row_once_an_epoch(pairs, tmp_path, world_size):
+def test_a_killed_trainer_sees_every_row_once_an_epoch(scripts, pairs, tmp_path, world_size):
     """Killed at step 8, resumed from the checkpoint of step 6, until each worker is well in its third epoch."""
     workers, last_step = 2, 18 // world_size
     kill_at = 8 if world_size == 1 else 5
     saved = kill_at - kill_at % 3
     output = tmp_path / "run"
-    train(pairs, output, last_step, kill_at, workers, world_size)
+    train(scripts, pairs, output, last_step, kill_at, workers, world_size)
     assert (output / f"checkpoint-{saved}" / "image_text_stream_0.json").is_file()
     before = {rank: (output / f"rows_{rank}.txt").read_text().splitlines() for rank in range(world_size)}
-    train(pairs, output, last_step, 0, workers, world_size)
+    train(scripts, pairs, output, last_step, 0, workers, world_size)
     seen = Counter()
     for rank in range(world_size):
         lines = (output / f"rows_{rank}.txt").read_text().splitlines()

@@ -1,8 +1,5 @@
 """The queue of negatives: order, wrap-around, what is saved, and two processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -110,13 +107,9 @@ def test_wrong_width_and_sizes_are_refused():
         TokenQueue(0, 2)
 
 
-def test_two_processes_hold_one_queue(tmp_path):
+def test_two_processes_hold_one_queue(scripts, tmp_path):
     """Unequal numbers of tokens, one process with none at all: both write rank 0's, then rank 1's."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT, tmp_path]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env=environment, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in scripts(SCRIPT, tmp_path, environments=[{"RANK": "0"}, {"RANK": "1"}]):
+        assert done.returncode == 0, done.stderr[-3000:]
     found = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
     assert found[0] == found[1] == "3 100 101 200 5 102"

@@ -1,8 +1,9 @@
 """Two processes write unequal numbers of tokens; `test_token_queue.py` starts it.
 
-torchrun --nproc_per_node 2 two_queues.py OUTPUT
+RANK=0 two_queues.py OUTPUT, and RANK=1
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,8 +15,9 @@ STEPS = [([1, 2, 3], [100, 101]), ([], [200]), ([5], [102])]
 
 
 def main() -> None:
-    torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    meeting, rank = Path(sys.argv[1], "meeting"), int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo", init_method=meeting.absolute().as_uri(), rank=rank, world_size=2)
     queue = TokenQueue(6, 1)
     for step in STEPS:
         queue.collect(torch.tensor([[float(token)] for token in step[rank]]).reshape(-1, 1))

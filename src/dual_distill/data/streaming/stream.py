@@ -379,6 +379,9 @@ class ImageTextStreamCallback(TrainerCallback):
     A Trainer whose training data is no `ImageTextStream` is left alone.
     """
 
+    checkpoint: str | os.PathLike[str] | None = None
+    """What is resumed from, where it does not lie in the output folder."""
+
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Go on from the checkpoint, if the run is a resumed one."""
         if not isinstance(train_dataloader, ImageTextLoader):
@@ -386,7 +389,7 @@ class ImageTextStreamCallback(TrainerCallback):
         if not args.ignore_data_skip:
             raise ValueError("ignore_data_skip is False, but a stream is restored as it was; set it to True.")
         if state.global_step > 0:
-            train_dataloader.load_position(_checkpoint(args, state))
+            train_dataloader.load_position(self.checkpoint or _checkpoint(args, state))
 
     def on_save(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Write the position into the checkpoint that was just saved."""
