@@ -91,9 +91,9 @@ def _same_random_numbers() -> None:
 def _forking(imports: str, root: Path) -> Iterator[Callable[..., list[Ended]]]:
     """Give what runs programs, each `(code, *words)`, at the same time in processes that begin with some imports."""
     command, numbers = [sys.executable, "-c", _FORKING, imports], itertools.count()
-    # Threads that wait for one another do not keep a core busy that a test beside this one needs.
+    # Threads that wait for one another do not keep a core busy that a test beside this one needs. Hashes of their own.
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    pipes["env"] = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    pipes["env"] = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONHASHSEED": "12345"}
     with subprocess.Popen(command, **pipes) as forking:
 
         def run(*programs: Sequence[object], cwd: Path | None = None, **environment: str) -> list[Ended]:

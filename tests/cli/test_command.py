@@ -95,12 +95,12 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_refusal_is_a_process_that_ends_with_exit_code_2(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "dual_distill", "train", "nowhere.yaml"]
+    words = [sys.executable, "-m", "dual_distill", "card", "nowhere"]  # which imports no torch
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.strip() == (
-        "dual-distill train: there is no recipe 'nowhere.yaml'; give the path of a YAML file. (--debug shows the "
-        "traceback)"
+        "dual-distill card: 'nowhere' is not a folder; give the one that a run or `save_pretrained` wrote. (--debug "
+        "shows the traceback)"
     )
 
 
@@ -118,7 +118,8 @@ def test_a_wrong_field_names_the_nearest(tmp_path: Path, refusal: Callable[..., 
 
 
 def test_a_missing_recipe_and_one_that_is_no_mapping(tmp_path: Path, refusal: Callable[..., str]) -> None:
-    assert "there is no recipe 'nowhere.yaml'" in refusal("train", "nowhere.yaml", cwd=tmp_path)
+    sentence = "dual-distill train: there is no recipe 'nowhere.yaml'; give the path of a YAML file. (--debug"
+    assert sentence in refusal("train", "nowhere.yaml", cwd=tmp_path)
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     assert "a recipe is a mapping" in refusal("train", "list.yaml", cwd=tmp_path)
     (tmp_path / "broken.yaml").write_text("a: [1,\n")

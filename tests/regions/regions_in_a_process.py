@@ -1,4 +1,4 @@
-"""Extracts regions in a process of its own, which kills itself at the forward pass KILL_AT; `test_regions.py` starts
+"""Extracts regions in a process of its own, which kills itself at the forward pass KILL_AT; `test_extraction.py` starts
 it.
 
 regions_in_a_process.py DETECTOR IMAGES STORE

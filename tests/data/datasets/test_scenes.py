@@ -1,18 +1,13 @@
 import hashlib
 import io
-import os
 import re
-import subprocess
-import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Image
 from PIL import Image as PILImage
 
-import dual_distill
 from dual_distill.data import generate_scenes, scene_answers
 from dual_distill.data.datasets.scene_questions import SceneObject
 
@@ -221,7 +216,7 @@ def digest(data):
     return content.hexdigest()
 
 
-def test_equal_seeds_give_equal_bytes_in_another_process():
+def test_equal_seeds_give_equal_bytes_in_another_process(processes):
     code = (
         "import hashlib\n"
         "from datasets import Image\n"
@@ -233,11 +228,9 @@ def test_equal_seeds_give_equal_bytes_in_another_process():
         "        content.update(repr(row).encode())\n"
         "print(content.hexdigest())\n"
     )
-    source = str(Path(dual_distill.__file__).parents[1])
-    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": source}
-    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    [done] = processes((code,))
     here = digest(generate_scenes({"train": 20, "test": 5}, seed=7))
-    assert printed.stdout.strip() == here
+    assert done.stdout.strip() == here, done.stderr
     assert here != digest(generate_scenes({"train": 20, "test": 5}, seed=8))
 
 

@@ -1,4 +1,4 @@
-"""Trains a tiny model on a stream with a real Trainer, and may be killed; `test_pair_streams.py` starts it.
+"""Trains a tiny model on a stream with a real Trainer, and may be killed; `test_stream.py` starts it.
 
 python stream_in_a_process.py PAIRS OUTPUT LAST_STEP KILL_AT WORKERS
 Each process writes the rows of each step to OUTPUT/rows_RANK.txt; at step KILL_AT (0: never) it is killed by SIGKILL.
