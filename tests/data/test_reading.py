@@ -64,10 +64,18 @@ def test_rows_go_to_arrow_in_batches(capsys):
     reader = RecordReader("mine", NUMBERS, skip_bad=False, report=report)
     reader.read("train", ((f"line {number}", number) for number in range(25_000)), lambda number: {"x": number})
     dataset = reader.finish()["train"]
-    assert dataset.data.column("x").num_chunks == 3
+    assert dataset.data.column("x").num_chunks == 13
     assert dataset["x"][:] == list(range(25_000))
     assert report.rows == {"train": 25_000}
     assert capsys.readouterr().err == "mine: train 25,000 rows\n"
+
+
+def test_equal_rows_are_known_by_one_fingerprint():
+    def known_by(numbers, split="train"):
+        return RecordReader("mine", NUMBERS).table(split, ({"x": number} for number in numbers))._fingerprint
+
+    assert known_by(range(3_000)) == known_by(range(3_000))
+    assert len({known_by([1, 2]), known_by([2, 1]), known_by([1, None]), known_by([1, 2], "test")}) == 4
 
 
 def test_records_by_their_id():

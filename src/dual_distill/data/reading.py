@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image
 
+from .fingerprint import fingerprint
 from .images import ImageError, decode_image
 from .records import FilePath, InvalidRecordError, Record, Records, UniqueIds, existing_folder
 
-_ROWS_A_BATCH = 10_000
+_ROWS_A_BATCH = 2_000
 _MOST_PRINTED = 100
 
 
@@ -122,17 +123,27 @@ class RecordReader:
 
     def table(self, split: str, rows: Iterable[dict[str, Any]], features: Features | None = None) -> Dataset:
         """A data set in memory of rows, written to Arrow in batches; one without rows is refused."""
-        features = features or self.features
-        schema, rows = features.arrow_schema, iter(rows)
-        tables = []
-        while batch := list(itertools.islice(rows, _ROWS_A_BATCH)):
-            tables.append(pa.Table.from_pylist(batch, schema=schema))
+        return self.joined(split, list(self.batches(rows, features)), features)
 
+    def batches(self, rows: Iterable[dict[str, Any]], features: Features | None = None) -> Iterator[pa.Table]:
+        """Tables of some thousands of rows each, the last of the rest."""
+        schema, rows = (features or self.features).arrow_schema, iter(rows)
+        while batch := list(itertools.islice(rows, _ROWS_A_BATCH)):
+            yield pa.Table.from_pylist(batch, schema=schema)
+
+    def joined(self, split: str, tables: Sequence[pa.Table], features: Features | None = None) -> Dataset:
+        """A data set of tables, which are not copied; none at all are refused."""
         if not tables:
             missing = self.report.left_out.total() + sum(map(len, self.report.bad.values()))
             found = f"has no rows ({missing:,} records were left out or skipped)"
             raise ValueError(f"The split {split!r} of {self.report.source!r} {found}; leave it out, or give some.")
-        return Dataset(pa.concat_tables(tables), info=DatasetInfo(features=features.copy()), split=split)
+
+        # Of the content as it lies there: the one that `datasets` makes pickles all of it, several times over.
+        columns = itertools.chain.from_iterable(table.itercolumns() for table in tables)
+        buffers = (part for column in columns for chunk in column.chunks for part in chunk.buffers() if part)
+        known_by = fingerprint(split, str(tables[0].schema), *map(memoryview, buffers))[:16]
+        info = DatasetInfo(features=(features or self.features).copy())
+        return Dataset(pa.concat_tables(tables), info=info, split=split, fingerprint=known_by)
 
     def read(self, split: str, records: Records, make_row: Callable[[Any], Any]) -> None:
         """Add the split that records make."""
@@ -174,26 +185,34 @@ class ImageFolder:
 
     def __init__(self, folder: FilePath) -> None:
         self.folder = existing_folder(folder, " for images").absolute()
-        self._listed: dict[Path, dict[str, str]] = {}
+        self._listed: dict[tuple[Path, bool], dict[str, str]] = {}
 
     def find(self, *names: str) -> dict[str, Any]:
         """The first of some files, below the folder or absolute, with or without extension, as an undecoded image."""
-        for name in names:
+        for name, stems in itertools.product(names, (False, True)):
             path = self.folder / name
-            folder = path.parent
-            if folder not in self._listed:
-                files = [file.name for file in os.scandir(folder)] if folder.is_dir() else []
-                # A name without extension means a file if it can mean only one.
-                once = Counter(file.rpartition(".")[0] for file in files)
-                stems = {file.rpartition(".")[0]: file for file in files if once[file.rpartition(".")[0]] == 1}
-                # Some file systems take accents in names apart.
-                known = stems | {file: file for file in files}
-                self._listed[folder] = {unicodedata.normalize("NFC", name): known[name] for name in known} | known
-            if path.name in self._listed[folder]:
-                return {"bytes": None, "path": str(folder / self._listed[folder][path.name])}
+            if file := self._files(path.parent, stems).get(path.name):
+                return {"bytes": None, "path": str(path.parent / file)}
 
         message = f"the image is missing: {str(self.folder)!r} holds no {' nor '.join(names)}"
         raise InvalidRecordError("missing image", message)
+
+    def _files(self, folder: Path, stems: bool) -> dict[str, str]:
+        """Files of a folder by name or, `stems`, by name without extension, listed once that is asked for."""
+        if (folder, stems) in self._listed:
+            return self._listed[folder, stems]
+        if stems:
+            # A name without extension means a file if it can mean only one.
+            files = set(self._files(folder, stems=False).values())
+            once = Counter(file.rpartition(".")[0] for file in files)
+            known = {file.rpartition(".")[0]: file for file in files if once[file.rpartition(".")[0]] == 1}
+        else:
+            known = {file.name: file.name for file in os.scandir(folder)} if folder.is_dir() else {}
+
+        # Some file systems take accents in names apart.
+        composed = {unicodedata.normalize("NFC", name): file for name, file in known.items()}
+        self._listed[folder, stems] = composed | known
+        return self._listed[folder, stems]
 
 
 def official_folder(path: FilePath | None, layout: str) -> Path:

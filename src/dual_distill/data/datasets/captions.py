@@ -7,8 +7,9 @@ one path means the former, and a mapping from split to path the latter.
 from collections.abc import Iterator, Mapping
 from typing import Any, Unpack
 
+import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, Value
+from datasets import DatasetDict, Features, Image, Value
 
 from dual_distill.data.reading import ImageFolder, Reading, RecordReader, official_folder
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, document_records, read_json
@@ -112,11 +113,13 @@ def _read_karpathy(file: FilePath, images: ImageFolder, reader: RecordReader) ->
         return {"image": images.find(*names), "caption": caption, "image_id": image_id, "split": word}
 
     # One pass over the file, whose images stand in no order of splits.
-    table = reader.table("all", reader.rows(sentences(), make_row)).data.table
-    for split in ("train", "validation", "test"):
-        words = [word for word, meant in _KARPATHY_SPLITS.items() if meant == split]
-        if (part := table.filter(pc.field("split").isin(words))).num_rows:
-            reader.splits[split] = Dataset(part, info=DatasetInfo(features=_FEATURES.copy()), split=split)
+    parts: dict[str, list[pa.Table]] = {"train": [], "validation": [], "test": []}
+    for batch in reader.batches(reader.rows(sentences(), make_row)):
+        for split, tables in parts.items():
+            words = [word for word, meant in _KARPATHY_SPLITS.items() if meant == split]
+            tables += [part] if (part := batch.filter(pc.field("split").isin(words))).num_rows else []
+    found = {split: tables for split, tables in parts.items() if tables} or {"all": []}
+    reader.splits |= {split: reader.joined(split, tables) for split, tables in found.items()}
 
 
 def _read_coco(split: str, file: FilePath, images: ImageFolder, reader: RecordReader) -> None:
