@@ -211,14 +211,17 @@ def test_each_image_is_decoded_once_a_model(rows, dual, fusion, answering_proces
     assert decoded == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
-def test_layers_read_each_image_once_for_all_its_captions(rows, answering_model, answering_processor) -> None:
+def test_layers_read_each_image_and_each_caption_once(rows, answering_model, answering_processor) -> None:
     dual = answering_model(DualEncoderForImageTextRetrieval, projection_dim=8, interaction_layers=1)
     projected: list[int] = []
     kept = dual.dual_encoder.interaction_model.project_images
     dual.dual_encoder.interaction_model.project_images = lambda tokens: projected.append(len(tokens)) or kept(tokens)
+    texts: list[int] = []
+    dual.dual_encoder.text_model.register_forward_pre_hook(lambda module, inputs: texts.append(len(inputs[0])))
     # Captions of unlike images in one batch: 4 images, 28 pairs.
     evaluate_retrieval(rows, TASK, dual, answering_processor, rerank_with_layers=True, rerank_top=50, batch_size=5)
     assert sum(projected) == 4
+    assert sum(texts) == 2 * len(CAPTIONS)  # for their vectors, and for the layers
 
 
 def test_captions_are_cut_many_at_a_time_as_alone(dual, answering_processor, monkeypatch) -> None:

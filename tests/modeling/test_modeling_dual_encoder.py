@@ -146,7 +146,7 @@ def test_refusals(build, batch):
     vectors, wide = torch.zeros(3, 16), torch.zeros(3, 32)
     for given, message in (
         (text, "give one of pixel_values, image_pooler_output, image_embeds, image_token_embeds; got none"),
-        (images, "give one of input_ids, text_pooler_output, text_embeds; got none of them"),
+        (images, "give one of input_ids, text_pooler_output, text_embeds, text_token_embeds; got none of them"),
         ({**batch, "text_pooler_output": vectors}, "got input_ids and text_pooler_output"),
         ({**batch, "image_pooler_output": vectors}, "got pixel_values and image_pooler_output"),
         (

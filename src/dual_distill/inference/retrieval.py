@@ -3,14 +3,18 @@
 A dual encoder encodes N images and M texts once, N + M passes, and compares all N x M pairs by one product. A fusion
 encoder reads each pair, N x M passes, so it is given the dual encoder's best k of each query only. What is unusual: the
 pairs of all queries, of both directions and of all folds, are collected first, each once, and sorted by image. So each
-image is decoded once for all its pairs, however many queries it is a candidate of.
+image is decoded once for all its pairs, however many queries it is a candidate of; the dual encoder's own layers, which
+read pairs too, read each caption once as well.
 
 Beside the vectors of both sides and the candidates, memory does not grow with the data: similarities are made and
 ranked in blocks, images are decoded as they are needed, a few ahead, and are not kept.
 """
 
+import itertools
+import math
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -271,7 +275,10 @@ class ImagesWithCaptions:
         """A model's score of each pair; keys ascend, so that an image's pairs stand together."""
         images, texts = keys // len(self.captions), keys % len(self.captions)
         is_fusion = isinstance(model, FusionEncoderForImageTextRetrieval)
-        max_tokens = longest_text(model, processor)
+        if is_fusion:
+            read_texts = partial(self._encode_captions, processor, longest_text(model, processor))
+        else:
+            read_texts = self._read_captions(model, processor, texts.unique().tolist(), batch_size)
         prepared = self.prepared(processor, images.unique().tolist())
 
         held: dict[int, Any] = {}
@@ -290,16 +297,46 @@ class ImagesWithCaptions:
                 each = list(held.values())
                 padded = processor.pad_images([[one] for one in each]) if is_fusion else _pad_states(each)
                 inputs = {name: tensor.to(model.device)[repeats] for name, tensor in padded.items()}
-                captions = [self.captions[text] for text in texts[start : start + batch_size].tolist()]
-                words = processor.encode_text(captions, max_length=max_tokens)
+                words = read_texts(texts[start : start + batch_size].tolist())
                 inputs |= {name: tensor.to(model.device) for name, tensor in words.items()}
 
                 if is_fusion:
                     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
                 found = model(**inputs).logits if is_fusion else model.match_scores(**inputs)
                 scores.append(found[:, 0].float().cpu())
-                bar.update(len(captions))
+                bar.update(len(of_rows))
         return torch.cat(scores)
+
+    def _encode_captions(self, processor: Any, max_tokens: int | None, texts: Sequence[int]) -> Any:
+        """Word pieces of some captions, as a fusion encoder reads them beside each image anew."""
+        return processor.encode_text([self.captions[text] for text in texts], max_length=max_tokens)
+
+    def _read_captions(
+        self, model: PreTrainedModel, processor: Any, texts: Sequence[int], batch_size: int
+    ) -> Callable[[Sequence[int]], dict[str, Tensor]]:
+        """Read captions once, as interaction layers take them; what is returned gives some of them, padded."""
+        pieces = text_inputs(model, processor, (self.captions[text] for text in texts))
+        words = dict(zip(texts, pieces, strict=True))
+        ends = dict(zip(words, itertools.accumulate(map(len, words.values())), strict=True))
+        # In a file that has no name any more: all captions' tokens may be more than memory holds.
+        shape = (sum(map(len, words.values())), model.config.hidden_size)
+        with tempfile.NamedTemporaryFile() as file:
+            tokens = torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=model.dtype).view(shape)
+
+        def length(text: int) -> int:
+            return len(words[text])
+
+        for _, same in itertools.groupby(sorted(words, key=length), key=length):
+            while batch := list(itertools.islice(same, batch_size)):
+                read = tower_output(model, [Prepared(words[text]) for text in batch]).last_hidden_state
+                for text, row in zip(batch, read, strict=True):
+                    tokens[ends[text] - length(text) : ends[text]] = row
+
+        def some(asked: Sequence[int]) -> dict[str, Tensor]:
+            each = (tokens[ends[text] - length(text) : ends[text]] for text in asked)
+            return dict(zip(("text_token_embeds", "attention_mask"), pad_tokens(each).values(), strict=True))
+
+        return some
 
 
 def _read_image(model: PreTrainedModel, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,9 @@ from .modeling_towers import (
 ATTENTION_ROLES = ("text_query", "text_key", "image_query", "image_key")
 """Projections of final tokens, by what they take the place of."""
 STORED_AND_RECORDED = "stored vectors have no queries and keys; give input_ids and pixel_values to record them."
-INTERACTION_READS_TEXT = "this model has interaction layers, in which a text's tokens read the image; give input_ids."
+INTERACTION_READS_TEXT = (
+    "this model has interaction layers, in which a text's tokens read the image; give input_ids, or text_token_embeds."
+)
 INTERACTION_READS_IMAGES = (
     "this model has interaction layers, which read an image's tokens; give pixel_values or image_token_embeds, or "
     "image_token_states beside image_pooler_output or image_embeds."
@@ -185,6 +187,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         image_token_embeds: Tensor | None = None,
         image_token_states: Tensor | None = None,
         image_token_mask: Tensor | None = None,
+        text_token_embeds: Tensor | None = None,
         output_query_states: AskedLayers = None,
         output_key_states: AskedLayers = None,
         join_states: bool = True,
@@ -194,7 +197,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         """Encode B rows of one text and N images, either side from its inputs or from stored vectors.
 
         Args:
-            input_ids: `(B, T)` word pieces; or give one of the two stored forms of a text.
+            input_ids: `(B, T)` word pieces; or give one of the stored forms of a text.
             attention_mask: `(B, T)`, 1 = real token; None: all real.
             pixel_values: `(B, N, 3, H, W)`, or `(B, 3, H, W)` for one image a row; or give one of the stored forms.
             pixel_mask: `(B, N, H, W)`, 1 = real pixel; None: all real.
@@ -208,6 +211,8 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
             image_token_states: `(B, N, layers, 2, H, 1 + I, D)`, the interaction layers' keys and values, beside
                 `image_pooler_output` or `image_embeds`.
             image_token_mask: `(B, N, 1 + I)` bool, True = real token; None: all real.
+            text_token_embeds: `(B, T, C)`, the `last_hidden_state` of `get_text_features`, the form for interaction
+                layers, beside `attention_mask`; one row serves all images.
             output_query_states: True for the queries of the config's `recorded_layers`, or a list of layers.
             output_key_states: likewise for keys.
             join_states: False hands out each layer's queries (and keys) as the pair (text, image) that the towers
@@ -224,6 +229,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
                 interaction layers, or queries are asked for of a stored side.
         """
         texts = {"input_ids": input_ids, "text_pooler_output": text_pooler_output, "text_embeds": text_embeds}
+        texts["text_token_embeds"] = text_token_embeds
         vectors = {"image_pooler_output": image_pooler_output, "image_embeds": image_embeds}
         images = {"pixel_values": pixel_values, **vectors, "image_token_embeds": image_token_embeds}
         for side in (texts, images):
@@ -236,7 +242,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         for is_wrong, sentence in (
             (layers and (input_ids is None or pixel_values is None), STORED_AND_RECORDED),
             (has_states and not has_layers, "image_token_states are for interaction layers, and this model has none."),
-            (has_layers and input_ids is None, INTERACTION_READS_TEXT),
+            (has_layers and input_ids is None and text_token_embeds is None, INTERACTION_READS_TEXT),
             (has_layers and only_vectors != has_states, INTERACTION_READS_IMAGES),
         ):
             if is_wrong:
@@ -246,7 +252,9 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         text_output = vision_output = interaction_output = None
         if input_ids is not None:
             text_output = self.text_model(input_ids, attention_mask, token_type_ids, recorded_layers=named, **kwargs)
-            text_pooler_output = text_output.pooler_output
+            text_token_embeds, text_pooler_output = text_output.last_hidden_state, text_output.pooler_output
+        elif text_token_embeds is not None:
+            text_pooler_output = self.text_model.pool(text_token_embeds, attention_mask)
         if pixel_values is not None:
             vision_output = self.vision_model(pixel_values, pixel_mask, recorded_layers=named, **kwargs)
             rows = with_image_axis(pixel_values, 4).shape[:2]
@@ -273,7 +281,7 @@ class DualEncoderModel(DualEncoderPreTrainedModel):
         # A text is pooled as it reads each image, where there are layers that read.
         if self.interaction_model is not None:
             interaction_output = self.interaction_model(
-                text_output.last_hidden_state,
+                text_token_embeds,
                 attention_mask,
                 image_token_embeds,
                 image_token_states,
