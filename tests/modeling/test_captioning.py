@@ -268,7 +268,7 @@ def test_each_word_is_what_a_mask_in_its_place_tells(kind, writer):
 @of_both_kinds
 def test_the_context_is_read_once_and_then_two_tokens_a_step_and_beam(kind, writer):
     model = writer(kind)
-    read, shared = [], []
+    read, shared, widened = [], [], []
 
     def note(module, inputs, options):
         read.append(tuple(inputs[0].shape[:2]))
@@ -277,9 +277,12 @@ def test_the_context_is_read_once_and_then_two_tokens_a_step_and_beam(kind, writ
         )
 
     model.fusion_encoder.encoder.register_forward_pre_hook(note, with_kwargs=True)
+    last_layer = model.fusion_encoder.encoder.layer[-1].intermediate
+    last_layer.register_forward_pre_hook(lambda module, inputs: widened.append(tuple(inputs[0].shape[:2])))
     model.generate(**tags_of(2), **images_of(kind, 2), max_new_tokens=4, num_beams=3)
     tokens = 4 + (7 if kind == "patches" else 4)
     assert read == [(2, tokens), (2, 2)] + [(6, 2)] * 3  # all beams begin alike
+    assert widened == [(2, 1)] * 2 + [(6, 1)] * 3  # of what the last layer gives, one token is read
     assert shared == [[]] + [[(2, tokens)] * 4] * 4  # keys and values of two layers, of two images for six beams
 
 

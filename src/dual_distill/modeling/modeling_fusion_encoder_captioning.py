@@ -148,11 +148,18 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
             attention_mask=tag_mask,
             token_type_ids=torch.full_like(tag_ids, TAG_SEGMENT),
             caption_mask=True,
-            by_layer={"extend_keys": [keep] * self.config.num_hidden_layers},
+            by_layer={"extend_keys": [keep] * self.config.num_hidden_layers, "num_queries": self._read_on},
             return_dict=True,
             **image,
         )
         return states, torch.cat([tag_mask.bool(), output.image_mask[:, 0]], dim=1)
+
+    @property
+    def _read_on(self) -> list[int]:
+        """Last tokens that each layer hands on, 0 for all: behind the last layer only the last token is read."""
+        # A mask of flex attention is made of blocks and cannot be cut to a token.
+        last = 0 if self.config._attn_implementation == "flex_attention" else 1
+        return [0] * (self.config.num_hidden_layers - 1) + [last]
 
     def _write(
         self,
@@ -174,7 +181,7 @@ class FusionEncoderForCaptioning(FusionEncoderForWords, GenerationMixin):
         # New words see tags, image and earlier words; the rows of an image, beams or samples, share its keys.
         earlier = context_mask.new_ones((len(tokens), num_new, num_past + num_new)).tril(num_past)
         mask = torch.cat([context_mask[:, None].expand(-1, num_new, -1), earlier], dim=2)[:, None]
-        by_layer: dict[str, Sequence[Any]] = {"shared_states": context_states}
+        by_layer: dict[str, Sequence[Any]] = {"shared_states": context_states, "num_queries": self._read_on}
         if past_key_values is not None:
             layers = range(self.config.num_hidden_layers)
             by_layer["extend_keys"] = [partial(past_key_values.update, layer_idx=layer) for layer in layers]

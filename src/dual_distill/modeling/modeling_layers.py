@@ -139,13 +139,17 @@ class SelfAttention(nn.Module):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         extend_keys: ExtendKeys | None = None,
+        num_queries: int = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        input_shape = hidden_states.shape[:-1]
-        hidden_shape = (*input_shape, -1, self.head_dim)
+        asking = hidden_states[:, -num_queries:]
+        if attention_mask is not None and num_queries:
+            attention_mask = attention_mask[..., -num_queries:, :]
+        input_shape = asking.shape[:-1]
 
+        inputs = ((self.query, asking), (self.key, hidden_states), (self.value, hidden_states))
         query_states, key_states, value_states = (
-            project(hidden_states).view(hidden_shape).transpose(1, 2) for project in (self.query, self.key, self.value)
+            project(tokens).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for project, tokens in inputs
         )
         # While a caption is written, or where a text reads an image: keys and values from elsewhere stand beside them.
         if extend_keys is not None:
@@ -191,7 +195,10 @@ class TransformerAttention(nn.Module):
 
 
 class TransformerLayer(GradientCheckpointingLayer):
-    """Attention and MLP, each around a residual, with a layer norm before or behind (`norm_first`)."""
+    """Attention and MLP, each around a residual, with a layer norm before or behind (`norm_first`).
+
+    Of all tokens, or of the last `num_queries`, which then read the others' keys and values.
+    """
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -209,11 +216,19 @@ class TransformerLayer(GradientCheckpointingLayer):
             self.layernorm_attention, self.layernorm_output = norms
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, record: bool = False, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        record: bool = False,
+        num_queries: int = 0,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         normed = self.layernorm_before(hidden_states) if self.norm_first else hidden_states
-        attention_output, _, query_states, key_states = self.attention(normed, attention_mask, **kwargs)
-        hidden_states = hidden_states + attention_output
+        attention_output, _, query_states, key_states = self.attention(
+            normed, attention_mask, num_queries=num_queries, **kwargs
+        )
+        # Of the other tokens nobody reads more than keys and values.
+        hidden_states = hidden_states[:, -num_queries:] + attention_output
 
         if self.norm_first:
             hidden_states = hidden_states + self.output(self.intermediate(self.layernorm_after(hidden_states)))
