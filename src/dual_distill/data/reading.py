@@ -140,8 +140,10 @@ class RecordReader:
 
         # Of the content as it lies there: the one that `datasets` makes pickles all of it, several times over.
         columns = itertools.chain.from_iterable(table.itercolumns() for table in tables)
-        buffers = (part for column in columns for chunk in column.chunks for part in chunk.buffers() if part)
-        known_by = fingerprint(split, str(tables[0].schema), *map(memoryview, buffers))[:16]
+        buffers = (
+            memoryview(part) for column in columns for chunk in column.chunks for part in chunk.buffers() if part
+        )
+        known_by = fingerprint(split, str(tables[0].schema), *buffers)[:16]
         info = DatasetInfo(features=(features or self.features).copy())
         return Dataset(pa.concat_tables(tables), info=info, split=split, fingerprint=known_by)
 

@@ -275,6 +275,7 @@ class ImagesWithCaptions:
         """A model's score of each pair; keys ascend, so that an image's pairs stand together."""
         images, texts = keys // len(self.captions), keys % len(self.captions)
         is_fusion = isinstance(model, FusionEncoderForImageTextRetrieval)
+        read_texts: Callable[[Sequence[int]], Any]
         if is_fusion:
             read_texts = partial(self._encode_captions, processor, longest_text(model, processor))
         else:
@@ -307,7 +308,7 @@ class ImagesWithCaptions:
                 bar.update(len(of_rows))
         return torch.cat(scores)
 
-    def _encode_captions(self, processor: Any, max_tokens: int | None, texts: Sequence[int]) -> Any:
+    def _encode_captions(self, processor: Any, max_tokens: int, texts: Sequence[int]) -> Any:
         """Word pieces of some captions, as a fusion encoder reads them beside each image anew."""
         return processor.encode_text([self.captions[text] for text in texts], max_length=max_tokens)
 

@@ -220,6 +220,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         record: bool = False,
+        *,
         num_queries: int = 0,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
