@@ -117,7 +117,10 @@ def test_generated_scenes_need_the_image():
 
 @pytest.mark.parametrize(
     ("name", "folder", "column", "label", "low", "high"),
-    [("easy_vqa", "easy_vqa", "question", "answer", 0.66, 0.68), ("nlvr", "nlvr1", "sentence", "label", 0.55, 0.59)],
+    [
+        ("easy_vqa", "easy_vqa", "question", "answer", 0.66, 0.68),
+        pytest.param("nlvr", "nlvr1", "sentence", "label", 0.55, 0.59, marks=pytest.mark.slow),
+    ],
 )
 def test_real_data_gives_the_known_numbers(name, folder, column, label, low, high):
     root = Path(os.environ.get("DUAL_DISTILL_DATA") or Path(__file__).parents[3] / "shared" / "data") / folder

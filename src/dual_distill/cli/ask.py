@@ -17,11 +17,11 @@ Examples:
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from dual_distill import inference
+from dual_distill.data import read_json_lines
 from dual_distill.inference import FeatureStore, FeatureStoreVQA
 from dual_distill.teachers import load_model
 
@@ -136,21 +136,12 @@ def _search(options: argparse.Namespace, searcher: inference.FeatureStoreSearche
 
 def read_requests(file: Path) -> list[tuple[str, str]]:
     """Return image and question of each request in a file of JSON lines."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        way_out = "give a UTF-8 file of JSON lines"
-        raise ValueError(f"The pairs {str(file)!r} cannot be read ({error}); {way_out}.") from error
-
     requests = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            if line.strip():
-                record = json.loads(line)
-                requests.append((str(record["image"]), record["question"]))
-        except (ValueError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f'{file}, line {number}: no {{"image": ID, "question": TEXT}} ({reason}).') from error
+    for place, record in read_json_lines(file):
+        if not isinstance(record, dict) or not {"image", "question"} <= record.keys():
+            problem = "image or question is missing" if isinstance(record, dict) else record
+            raise ValueError(f'{place}: {problem}; write {{"image": ID, "question": TEXT}}.')
+        requests.append((str(record["image"]), record["question"]))
     if not requests:
         raise ValueError(f"The file {str(file)!r} holds no pairs; give JSON lines of image and question.")
     return requests

@@ -124,11 +124,8 @@ class _Progress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **given: Any) -> None:
         """Print step and loss."""
         if logs and "loss" in logs:
-            print(
-                f"   {self.stage}: step {state.global_step:,} of {state.max_steps:,}, loss {logs['loss']:.3f}",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"   {self.stage}: step {state.global_step:,} of {state.max_steps:,}, loss {logs['loss']:.3f}"
+            print(line, file=sys.stderr, flush=True)
 
 
 def _train(
