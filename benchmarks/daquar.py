@@ -93,10 +93,10 @@ def with_other_images(rows: Dataset) -> list[dict[str, Any]]:
     return [{**row, "image": shown[at - len(shown) // 2]["image"]} for at, row in enumerate(shown)]
 
 
-def accuracy(model: Any, processor: Any, answers: list[str], rows: Any) -> float:
+def accuracy(model: Any, processor: Any, answers: list[str], rows: Any, **regions: Any) -> float:
     """Share of right answers, in per cent; an answer that is none of the model's counts as wrong."""
     model.eval()
-    collator = DistillationCollator(processor, TASK, answers, max_text_length=32)
+    collator = DistillationCollator(processor, TASK, answers, max_text_length=32, **regions)
     predicted = predict_answers(model, rows, collator)
     return round(100 * sum(p == row["answer"] for p, row in zip(predicted, rows, strict=True)) / len(rows), 2)
 
