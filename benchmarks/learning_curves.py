@@ -5,9 +5,10 @@
 Needs the teachers that benchmarks/quickstart_seeds.py leaves in RUNS_DIR/default-random-seedN. Each point is a run of
 its own, with its whole schedule: the paper's student (pooled vectors interact; no interaction layer) on hard labels, on
 the teacher's soft labels, on these and its attention of the last layer or of all, and on these and hard labels; from
-random weights and from the teacher's. All other settings are those of the quickstart's students. Seconds are of this
-process's processor, one thread, so that other work beside it does not count. A finished run is read, not made again;
-short runs of all seeds come first. `--tiny` tries the script out and records nothing.
+random weights and from the teacher's; and one with an interaction layer, from random weights, on hard labels, on soft
+labels, and on these, both attentions and hidden states. All other settings are those of the quickstart's students.
+Seconds are of this process's processor, one thread, so that other work beside it does not count. A finished run is
+read, not made again; short runs of all seeds come first. `--tiny` tries the script out and records nothing.
 """
 
 import argparse
@@ -35,13 +36,21 @@ from dual_distill.quickstart import PRESETS
 from dual_distill.trainer import predict_answers, report_answers
 
 # What teaches, as fields of the training arguments; None: there is no teacher.
-TERMS: dict[str, dict[str, Any] | None] = {
+Weights = dict[str, Any] | None
+TERMS: dict[str, Weights] = {
     "hard labels": None,
     "soft labels": {"attention_weight": 0.0},
     "soft labels, attention": {},
     "soft labels, attention of all layers": {"layer_map": {layer: layer for layer in range(4)}},
     "soft labels, attention, hard labels": {"label_weight": 1.0},
 }
+# What teaches a student with interaction layers; "distilled" is what taught it best (`interaction_layers.py terms`).
+LAYER_TERMS: dict[str, Weights] = {
+    "hard labels": None,
+    "soft labels": {"attention_weight": 0.0},
+    "distilled": {"interaction_attention_weight": 1.0, "interaction_hidden_weight": 1.0},
+}
+STARTS = ("random", "teacher", "one layer")
 
 
 def main() -> None:
@@ -49,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, nargs="+", default=[500, 1000, 2000, 4000])
-    parser.add_argument("--starts", nargs="+", choices=("random", "teacher"), default=["random", "teacher"])
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--tiny", action="store_true", help="few scenes and two steps, to try the script out")
     options = parser.parse_args()
@@ -58,36 +67,49 @@ def main() -> None:
     source["command"] = source["command"].replace(str(options.runs_dir), "RUNS")
 
     runs = []
-    for steps, start, seed, terms in itertools.product(options.steps, options.starts, options.seeds, TERMS):
-        runs.append(run_once(options, seed, start, terms, steps))
+    for steps, start, seed in itertools.product(options.steps, options.starts, options.seeds):
+        for terms in LAYER_TERMS if start == "one layer" else TERMS:
+            runs.append(run_once(options, seed, start, terms, steps))
     if not options.tiny:
         write("learning_curves", runs, source)
 
 
 def run_once(options: argparse.Namespace, seed: int, start: str, terms: str, steps: int) -> dict[str, Any]:
-    """Train and evaluate a student, or read what an earlier start of the script found."""
+    """Train and evaluate a student of a variant, or read what an earlier start of the script found."""
+    layers, weights = (1, LAYER_TERMS[terms]) if start == "one layer" else (0, TERMS[terms])
+    return finished(options, seed, f"{terms}, {start}", steps, layers, start == "teacher", weights) | {
+        "start": start,
+        "terms": terms,
+    }
+
+
+def finished(
+    options: argparse.Namespace, seed: int, name: str, steps: int, layers: int, from_teacher: bool, weights: Weights
+) -> dict[str, Any]:
+    """Train and evaluate a student of a seed's teacher, or read what an earlier start found under its name."""
     folder = options.runs_dir / f"default-random-seed{seed}"
-    file = folder / "learning_curves" / f"{terms}, {start}, {steps}{', tiny' if options.tiny else ''}.json"
+    file = folder / "learning_curves" / f"{name}, {steps}{', tiny' if options.tiny else ''}.json"
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(train(options, folder / "teacher", seed, start, terms, steps)))
-    found = {"seed": seed, "start": start, "terms": terms, "steps": steps, **json.loads(file.read_text())}
+        file.write_text(json.dumps(train(options, folder / "teacher", seed, steps, layers, from_teacher, weights)))
+    found = {"seed": seed, "steps": steps, **json.loads(file.read_text())}
     accuracies = f"test {100 * found['accuracy']:.1f} %, teacher {100 * found['teacher_accuracy']:.1f}"
-    print(f"seed {seed}, {terms}, from {start}, {steps:,} steps: {accuracies}", flush=True)
+    print(f"seed {seed}, {name}, {steps:,} steps: {accuracies}", flush=True)
     return found
 
 
-def train(options: argparse.Namespace, folder: Path, seed: int, start: str, terms: str, steps: int) -> dict[str, Any]:
+def train(
+    options: argparse.Namespace, folder: Path, seed: int, steps: int, layers: int, from_teacher: bool, weights: Weights
+) -> dict[str, Any]:
     """Train a student as the quickstart does, but for what teaches it; accuracies on test and validation."""
     task, data = get_task("scenes"), load_scenes(options, seed)
     teacher, processor = load_teacher(folder)
     set_seed(seed)
-    student = DualEncoderForQuestionAnswering.from_fusion_encoder(teacher)
-    if start == "random":
+    student = DualEncoderForQuestionAnswering.from_fusion_encoder(teacher, interaction_layers=layers)
+    if not from_teacher:
         set_seed(seed)
         student = DualEncoderForQuestionAnswering(student.config)
 
-    weights = TERMS[terms]
     collator = DistillationCollator(processor, task, list(teacher.config.id2label.values()))
     arguments = DistillationTrainingArguments(
         output_dir=tempfile.mkdtemp(),
