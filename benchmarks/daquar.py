@@ -11,7 +11,9 @@ once, as `dual-distill teach` does. Small dual encoders with a tokenizer of thei
 trained for equal steps on hard labels, on the teacher's soft labels, and on those and its attention, carried over
 characters and boxes: with our towers and with a random BERT and ViT, over pixels in 6 x 8 patches, and with a random
 BERT and one interaction layer over the cells of the frozen image network.
-The teacher trains in bfloat16 mixed precision, students in float32. A frozen network is run once an image.
+The teacher trains in bfloat16 mixed precision, students in float32. A frozen network is run once an image. With
+`--wordnet` the saved models are asked again for WUPS (see benchmarks/wups.py), and for the answers of one word, which
+are what is published of most other models.
 DAQUAR (Malinowski and Fritz, NIPS 2014) is read from two Parquet files, `images` (image_id, image, split) and
 `questions` (image_id, question, answer, split). What is finished in RUNS_DIR is read, not made again. `--tiny` tries
 the script out and records nothing. benchmarks/attention_in_boxes.py asks where these models look.
@@ -37,6 +39,7 @@ from PIL import Image as Picture
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, ViTImageProcessorPil, set_seed
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from wups import Similarity, load_similarity, mean_wups
 
 from dual_distill import (
     DistillationCollator,
@@ -50,7 +53,7 @@ from dual_distill import (
 from dual_distill.data import Task, build_answer_vocabulary, train_tokenizer
 from dual_distill.evaluation import accuracy_of_logits, majority_answer, question_only_baseline
 from dual_distill.modeling import dual_config_from_fusion
-from dual_distill.teachers import ForeignTeacher
+from dual_distill.teachers import ForeignTeacher, load_model
 from dual_distill.trainer import StoredTeacher, predict_answers, view_settings, write_views
 
 TASK = Task("daquar", "question_answering", ("image",), "question", "answer")
@@ -99,6 +102,19 @@ def accuracy(model: Any, processor: Any, answers: list[str], rows: Any, **region
     collator = DistillationCollator(processor, TASK, answers, max_text_length=32, **regions)
     predicted = predict_answers(model, rows, collator)
     return round(100 * sum(p == row["answer"] for p, row in zip(predicted, rows, strict=True)) / len(rows), 2)
+
+
+def wups_of(folder: Path, rows: Dataset, answers: list[str], similarity: Similarity) -> dict[str, float]:
+    """Ask a saved model again: WUPS of all test questions, and the share of right answers where one word is right."""
+    model, processor = load_model(folder)[:2]
+    if hasattr(model.dual_encoder.vision_model, "model"):
+        run_once_an_image(model)
+    said = predict_answers(model.eval(), rows, DistillationCollator(processor, TASK, answers, max_text_length=32))
+    pairs = list(zip(said, rows["answer"], strict=True))
+    of_one_word = [pair for pair in pairs if "," not in pair[1]]
+    right = sum(one == label for one, label in of_one_word)
+    scores = mean_wups(pairs, similarity) | {"one-word answers": round(100 * right / len(of_one_word), 2)}
+    return scores | {f"one-word {name}": value for name, value in mean_wups(of_one_word, similarity).items()}
 
 
 def arguments(folder: str, steps: int, rate: float, seed: int, **fields: Any) -> DistillationTrainingArguments:
@@ -219,6 +235,10 @@ def main() -> None:
     parser.add_argument("--bert", type=Path, required=True)
     parser.add_argument("--efficientnet", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of students (none: the teacher alone)")
+    parser.add_argument(
+        "--more-seeds", type=int, nargs="*", default=[], help=f"of the students of {INTERACTION!r} alone"
+    )
+    parser.add_argument("--wordnet", type=Path, help="folder of WordNet's dictionary: asks for WUPS")
     parser.add_argument("--teacher-steps", type=int, default=1000)
     parser.add_argument("--teacher-rate", type=float, default=2e-4)
     parser.add_argument("--steps", type=int, default=2000)
@@ -231,9 +251,10 @@ def main() -> None:
         options.teacher_steps, options.steps, options.rows = 2, 2, 24
         options.runs_dir = Path(tempfile.mkdtemp())
     named = {str(options.data): "DATA", str(options.bert): "BERT", str(options.runs_dir): "RUNS"}
-    named[str(options.efficientnet)] = "EFFICIENTNET"
+    named |= {str(options.efficientnet): "EFFICIENTNET", str(options.wordnet): "WORDNET"}
     sys.argv = [named.get(word, word) for word in sys.argv]
-    source = provenance() | {"seed": options.seeds}
+    source = provenance() | {"seed": [*options.seeds, *options.more_seeds]}
+    similarity = load_similarity(options.wordnet) if options.wordnet else None
     folder = options.runs_dir
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -274,17 +295,23 @@ def main() -> None:
         DualEncoderConfig(text_config=bert, vision_config={"model_type": "vit", **patches, **shape}, **labels),
         DualEncoderConfig(text_config=bert, **over_cells, interaction_layers=1, **labels),
     )
-    for seed in options.seeds:
+    for seed in [*options.seeds, *options.more_seeds]:
         for towers, config in zip(TOWERS, configs, strict=True):
             interacts = towers == INTERACTION
+            if seed not in options.seeds and not interacts:
+                continue
             processor = DualDistillProcessor(cells if interacts else images, tokenizer)
             for name, weights in VARIANTS.items() if towers in options.towers else ():
                 if interacts and weights == {}:
                     weights = INTERACTION_ATTENTION
                 given = (options, data, answers, processor, config, seed, weights, views)
                 called = f"{towers}, {name}"
-                given += (network if interacts else None, folder / f"{called}, seed {seed}")
-                found = finished(folder, f"{called}, seed {seed}", functools.partial(learn, *given))
+                saved = folder / f"{called}, seed {seed}"
+                given += (network if interacts else None, saved)
+                found = finished(folder, saved.name, functools.partial(learn, *given))
+                if similarity and saved.is_dir():
+                    told = (saved, data["test"], answers, similarity)
+                    found |= finished(folder, f"{saved.name}, WUPS", functools.partial(wups_of, *told))
                 results.setdefault(called, {})[f"seed {seed}"] = found
     if not options.tiny and options.towers == list(TOWERS):
         write("daquar", results, source)
