@@ -86,8 +86,8 @@ def region_collator(rows):
     return batch
 
 
-def region_trainer(folder, model=None, teacher="tiny", rows=None, eval_rows=None, **fields):
-    """A trainer with the DistillVLM objective; every field of the arguments may be given."""
+def region_trainer(folder, model=None, teacher="tiny", rows=None, eval_rows=None, shard=None, **fields):
+    """A trainer with the DistillVLM objective; every field of the arguments may be given, and how they are sharded."""
     # The MSE of probabilities is small.
     taught = {"method": "distillvlm", "queue_size": 100, "attention_weight": 50.0}
     defaults = {
@@ -108,9 +108,12 @@ def region_trainer(folder, model=None, teacher="tiny", rows=None, eval_rows=None
     }
     torch.manual_seed(3)  # the projection's weights
     paired = {} if teacher is None else {"teacher": region_teacher() if teacher == "tiny" else teacher}
+    arguments = DistillationTrainingArguments(output_dir=str(Path(folder)), **{**defaults, **fields})
+    if shard is not None:
+        shard(arguments)
     return DistillationTrainer(
         model=region_student() if model is None else model,
-        args=DistillationTrainingArguments(output_dir=str(Path(folder)), **{**defaults, **fields}),
+        args=arguments,
         train_dataset=region_rows() if rows is None else rows,
         eval_dataset=eval_rows,
         data_collator=region_collator,

@@ -14,6 +14,7 @@ from torch import nn
 
 from dual_distill.objectives import DistillVLMObjective, Objective
 from dual_distill.trainer import DistillationTrainer, check_compatibility
+from dual_distill.trainer.optimizer import load_optimizer, save_optimizer
 
 from .region_pair import region_collator, region_rows, region_student, region_teacher, region_trainer
 
@@ -237,24 +238,31 @@ def test_unknown_methods_are_refused(tmp_path):
         )
 
 
+def run(folder, processes, rows, *kinds):
+    """What a run of `two_region_processes.py` leaves: weights, each process' objective, its logs."""
+    folder.mkdir()
+    command = [sys.executable, str(SCRIPT), str(folder), str(rows), *kinds]
+    if processes > 1:
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    queues = [load_file(folder / f"objective-{rank}.safetensors") for rank in range(processes)]
+    return load_file(folder / "model" / "model.safetensors"), queues, json.loads((folder / "logs.json").read_text())
+
+
+def check_package(way):
+    if way.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("way", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+def test_two_processes_equal_one(way, tmp_path):
     """Gradients of the projection are averaged, and both processes write one queue."""
-
-    def run(name, processes, rows):
-        folder = tmp_path / name
-        folder.mkdir()
-        command = [sys.executable, str(SCRIPT), str(folder), str(rows)]
-        if processes > 1:
-            command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        queues = [load_file(folder / f"objective-{rank}.safetensors") for rank in range(processes)]
-        return load_file(folder / "model" / "model.safetensors"), queues, json.loads((folder / "logs.json").read_text())
-
-    alone, [expected], (_, logs) = run("one", 1, 8)
-    together, found, (world_size, other_logs) = run("two", 2, 4)
+    check_package(way)
+    alone, [expected], (_, logs) = run(tmp_path / "one", 1, 8)
+    together, found, (world_size, other_logs) = run(tmp_path / "two", 2, 4, way)
     assert world_size == 2
     assert_equal(alone, together)
     assert_equal(found[0], found[1], exactly=True)
@@ -263,3 +271,44 @@ def test_two_processes_equal_one(tmp_path):
         for name in one:
             if name.endswith("loss"):
                 assert other[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["fsdp2", "zero1", "zero2", "zero3"])
+def test_a_resumed_run_of_two_processes_is_the_whole_one(way, tmp_path):
+    """AdamW: of the student sharded, of the projection whole. The script compares its two runs."""
+    check_package(way)
+    run(tmp_path / "two", 2, 4, way, "resumed")
+
+
+def test_what_has_no_place_under_fsdp_is_refused(tmp_path):
+    trainer = region_trainer(tmp_path)
+    trainer.is_fsdp_enabled = True
+    held = [*trainer.model.parameters(), *trainer.distillation_objective.parameters()]
+    trainer.optimizer = torch.optim.SGD(held)
+    with pytest.raises(ValueError, match="the optimizer holds parameters of the DistillVLMObjective, which FSDP and"):
+        trainer.create_optimizer()
+    trainer.args.fp16 = True
+    with pytest.raises(ValueError, match=r"a DistillVLMObjective has parameters, and float16 scales .*; take bf16"):
+        trainer._set_objective(trainer.model)
+
+
+def test_a_second_optimizer_is_taken_up_again_as_it_was(tmp_path):
+    layer, file = nn.Linear(3, 2), tmp_path / "one.safetensors"
+    for kind in (torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad):
+        found = []
+        one, other = kind(layer.parameters()), kind(layer.parameters())
+        layer(torch.ones(1, 3)).sum().backward()
+        one.step()
+        save_optimizer(one, file)
+        load_optimizer(other, file)
+        before = [parameter.detach().clone() for parameter in layer.parameters()]
+        for optimizer in (one, other):
+            with torch.no_grad():
+                for parameter, value in zip(layer.parameters(), before, strict=True):
+                    parameter.copy_(value)
+            optimizer.step()
+            found.append([parameter.detach().clone() for parameter in layer.parameters()])
+        assert all(map(torch.equal, *found))
+    with pytest.raises(ValueError, match=r"holds no two.safetensors; resume with as many processes and the sharding"):
+        load_optimizer(other, tmp_path / "two.safetensors")

@@ -6,6 +6,8 @@ Unusual here:
   eval mode under `no_grad` and the run's own autocast.
 * Training rows that know their number (`IndexedDataset`) are told each epoch, which augmentation is drawn from.
 * An objective's own parameters and state (a projection, a queue) are trained, saved and taken up again with the run.
+  No wrapped module holds them: gradients are averaged here, and where FSDP or DeepSpeed shards what the student's
+  optimizer steps, every process holds them whole and steps them by a second optimizer of the same kind.
 * An input called `teacher_NAME` is for the teacher only, which reads it as `NAME`: the same regions in features of its
   own.
 """
@@ -35,7 +37,7 @@ from .compatibility import (
     patch_size,
 )
 from .distillation_config import DistillationTrainingArguments
-from .optimizer import rate_heads, with_muon
+from .optimizer import load_optimizer, rate_heads, save_optimizer, with_muon
 from .raw_dataset import raw_collator
 from .recording import known_origin, loaded_from
 from .row_means import Losses, RowMeansTrainer
@@ -44,6 +46,7 @@ from .teacher_cache import ROW_KEYS, Batch, KeyedCollator, TeacherCache, Teacher
 
 TEACHER_PREFIX = "teacher_"
 """Inputs whose name begins so are the teacher's."""
+_OBJECTIVE_OPTIMIZER = "objective_optimizer.safetensors"
 NOT_READ = (TEACHER_PREFIX, "student_")  # beginnings of what a student does not read
 
 
@@ -200,7 +203,7 @@ class DistillationTrainer(RowMeansTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does, once a first batch was held against the run."""
-        rows, is_sharded = self.train_dataset, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        rows, is_sharded = self.train_dataset, self.is_sharded
         is_table = isinstance(rows, Sized) and not isinstance(rows, IterableDataset)
         # Of stored rows nothing is asked twice.
         says_anything = self.teacher is not None or not self.leaves_parameters_unused
@@ -251,15 +254,15 @@ class DistillationTrainer(RowMeansTrainer):
             labels = student.config.id2label
             teacher.answers = [labels[index] for index in range(len(labels))] if objective.soft_label_weight else None
             teacher.multi_label_student = student.config.problem_type == "multi_label_classification"
-        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and any(True for _ in objective.parameters()):
-            way_out = "train it with DistributedDataParallel, without FSDP and DeepSpeed"
-            raise ValueError(f"a {type(objective).__name__} has parameters, which are not sharded; {way_out}.")
+        if self.is_sharded and self.args.fp16 and any(True for _ in objective.parameters()):
+            scaled = "and float16 scales the loss, which their own optimizer under FSDP and DeepSpeed does not know"
+            raise ValueError(f"a {type(objective).__name__} has parameters, {scaled}; take bf16.")
 
         # A model wrapped by peft passes on what the one inside takes.
         inside = getattr(student, "get_base_model", lambda: student)()
         self._student_requests = objective.student_requests(_parameters(inside))
         self._teacher_requests = objective.teacher_requests(_parameters(teacher))
-        self.distillation_objective = objective.to(self.args.device)
+        self.distillation_objective, self._objective_optimizer = objective.to(self.args.device), None
         return objective
 
     def run_record(self) -> RunRecord:
@@ -290,6 +293,11 @@ class DistillationTrainer(RowMeansTrainer):
             "augmentation": drawn,
         }
         return TeacherCache(self._cache_folder, kind, settings, config.patch_size)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed cuts what is trained into shards."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     @property
     def _cache_folder(self) -> str | Path:
@@ -366,12 +374,16 @@ class DistillationTrainer(RowMeansTrainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.distillation_objective is not None and self.args.should_save:
             self.distillation_objective.save_state(output_dir)
+            if self._objective_optimizer is not None:
+                save_optimizer(self._objective_optimizer, Path(output_dir, _OBJECTIVE_OPTIMIZER))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Take up what `_save_optimizer_and_scheduler` saved."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.distillation_objective is not None and checkpoint is not None:
             self.distillation_objective.load_state(checkpoint)
+            if self._objective_optimizer is not None:
+                load_optimizer(self._objective_optimizer, Path(checkpoint, _OBJECTIVE_OPTIMIZER))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer of student and objective, with a learning rate of its own for the classifier.
@@ -386,6 +398,14 @@ class DistillationTrainer(RowMeansTrainer):
         own = [] if objective is None else [one for one in objective.parameters() if one.requires_grad]
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         missing = [parameter for parameter in own if id(parameter) not in held]
+        if self.is_sharded and own:
+            if len(missing) < len(own):
+                both = f"the optimizer holds parameters of the {type(objective).__name__}"
+                raise ValueError(f"{both}, which FSDP and DeepSpeed do not shard; leave them out.")
+            if self._objective_optimizer is None:
+                optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
+                self._objective_optimizer = optimizer_class(own, weight_decay=self.args.weight_decay, **options)
+            missing = []
         if built_before:
             if missing:
                 lacks = f"{len(missing)} parameters of the {type(objective).__name__}"
@@ -396,8 +416,7 @@ class DistillationTrainer(RowMeansTrainer):
         if missing:
             optimizer.add_param_group({"params": missing, "weight_decay": self.args.weight_decay})
         if self.args.muon_learning_rate is not None:
-            is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-            self.optimizer: Any = with_muon(optimizer, model, self.args.muon_learning_rate, is_sharded)
+            self.optimizer: Any = with_muon(optimizer, model, self.args.muon_learning_rate, self.is_sharded)
         return self.optimizer
 
 
@@ -429,6 +448,10 @@ class ObjectiveCallback(TrainerCallback):
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Clear the gradients, and let the objective take in what the step collected."""
         objective: Any = self.trainer.distillation_objective
+        if (own := self.trainer._objective_optimizer) is not None:
+            for group in own.param_groups:
+                group["lr"] = self.trainer._get_learning_rate()
+            own.step()
         objective.zero_grad()
         objective.finish_step()
 

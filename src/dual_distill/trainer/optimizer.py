@@ -1,9 +1,12 @@
 """Optimizers of a run: a learning rate of its own for heads, Muon for the matrices inside layers."""
 
+from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 
@@ -94,3 +97,25 @@ def with_muon(
         raise ValueError("muon_learning_rate is given, but no layer's matrix is trained; leave it out.")
     # Its updates are scaled as AdamW's are, so that one weight decay fits both.
     return MuonWithAdamW(torch.optim.Muon(groups, lr=learning_rate, adjust_lr_fn="match_rms_adamw"), optimizer)
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """Write the state of an optimizer, without its learning rates."""
+    entries = [(index, *entry) for index, state in optimizer.state_dict()["state"].items() for entry in state.items()]
+    save_file({f"{index}.{name}": torch.as_tensor(it) for index, name, it in entries if it is not None}, file)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """Take up what `save_optimizer` wrote.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if not file.is_file():
+        way_out = "resume with as many processes and the sharding that it was written with"
+        raise ValueError(f"{str(file.parent)!r} holds no {file.name}; {way_out}.")
+    state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+    for name, tensor in load_file(file).items():
+        index, _, entry = name.partition(".")
+        state[int(index)][entry] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(state)})
