@@ -1,16 +1,18 @@
 """mteb, workers of datasets, and a data set for the Hub: each by the real package, on something tiny."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image, Value, load_dataset
+from datasets import Dataset, Image, load_dataset
 from huggingface_hub import DatasetCard
 
+from dual_distill import load_model
 from dual_distill.inference import EncodeColumn, FeatureStore, encode_images
-from dual_distill.modeling import DualEncoderForImageTextRetrieval
+from dual_distill.modeling import DualEncoderForImageTextRetrieval, DualEncoderForQuestionAnswering
 
 TEXTS = ["is there a red circle?", "how many blue squares are there?", "red?", "are there xylophones?", "blue circle"]
 
@@ -39,23 +41,77 @@ def test_mteb_scores_what_we_score(example, retriever, pictures) -> None:
         assert found[name]["main_score"] == pytest.approx((1 / (ranks + 2.0).log2()).mean().item(), abs=1e-4)
 
 
-def stored(retriever, pictures, folder: Path) -> torch.Tensor:
-    model, processor, _ = retriever
-    encode_images(model, processor, {str(n): picture for n, picture in enumerate(pictures)}, folder)
-    return FeatureStore(folder).read(range(len(pictures)))
+@pytest.fixture
+def photos(pictures) -> dict[str, bytes]:
+    """By ids in their order; one is no image."""
+    found = {}
+    for number, picture in enumerate(pictures):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        found[f"photo {number}"] = file.getvalue()
+    return {**found, "photo 9": b"nothing"}
 
 
-def test_workers_of_datasets_encode_as_a_store_does(retriever, pictures, tmp_path: Path) -> None:
-    model, processor, folder = retriever
-    features = Features({"image": Image(), "text": Value("string")})
-    rows = Dataset.from_dict({"image": pictures, "text": TEXTS}, features)
-    encoded = rows.cast_column("image", Image(decode=False)).map(
-        EncodeColumn(folder, image_column="image"), batched=True, batch_size=2, num_proc=2
-    )
-    np.testing.assert_allclose(encoded["vector"][:], stored(retriever, pictures, tmp_path / "store"), atol=1e-6)
-    texts = rows.map(EncodeColumn(folder, text_column="text", output_column="t"), batched=True)
+def check_store(folder: Path, retriever, photos, tmp_path: Path) -> None:
+    """The same as one process makes, bit by bit, where each picture has a batch of its own."""
+    # Loaded, since the last bits also depend on how weights lie in memory.
+    encode_images(*load_model(retriever[2]), photos, tmp_path / "alone", shard_size=4, batch_size=1)
+    found, expected = FeatureStore(folder), FeatureStore(tmp_path / "alone")
+    assert found.ids() == expected.ids()
+    assert found.unreadable() == expected.unreadable() != {}
+    assert torch.equal(found.read(range(5)), expected.read(range(5)))
+    assert found.manifest == expected.manifest
+    for shard in (found.table.shard_file(0), found.table.shard_file(1)):
+        assert shard.read_bytes() == expected.table.shard_file(int(shard.stem[-5:])).read_bytes()
+
+
+def test_what_workers_of_datasets_encode_is_joined_into_a_store(retriever, photos, tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"name": list(photos), "image": list(photos.values()), "text": [*TEXTS, "blue?"]})
+    encode = EncodeColumn(retriever[2], image_column="image", id_column="name", batch_size=1)
+    encoded = rows.map(encode, batched=True, batch_size=2, num_proc=2)
+    (tmp_path / "parts").mkdir()
+    for part in (0, 1):
+        encoded.shard(2, part, contiguous=True).to_parquet(tmp_path / "parts" / f"{part}.parquet")
+    report = encode.write_store(tmp_path / "parts", tmp_path / "store", shard_size=4)
+    assert (report.rows, report.encoded, list(report.unreadable)) == (5, 5, ["photo 9"])
+    check_store(tmp_path / "store", retriever, photos, tmp_path)
+    assert encode.write_store(encoded, tmp_path / "store").encoded == 0
+
+    of_texts = EncodeColumn(retriever[2], text_column="text")
+    texts = rows.map(of_texts, batched=True)
+    assert of_texts.write_store(texts, tmp_path / "texts", dtype="float16").rows == 6
     with torch.inference_mode():
-        np.testing.assert_allclose(texts["t"][:], model.embed_texts(**processor(text=TEXTS)), atol=1e-5)
+        expected = retriever[0].embed_texts(**retriever[1](text=rows["text"][:]))
+    np.testing.assert_allclose(FeatureStore(tmp_path / "texts").read(range(6)), expected, atol=1e-3)
+
+
+def test_what_cannot_be_joined_is_refused(retriever, photos, answering_model, tmp_path: Path) -> None:
+    encode = EncodeColumn(retriever[2], image_column="image", id_column="name")
+    one = {"name": ["a"], "sha256": [""], "problem": [""]}
+    with pytest.raises(ValueError, match=r"The vector of 'a' has the shape \(3,\), not \(8,\) as those of"):
+        encode.write_store(Dataset.from_dict({**one, "vector": [[1.0] * 3]}), tmp_path / "a")
+    with pytest.raises(ValueError, match="The dataset has no column 'vector', only name, sha256, problem"):
+        encode.write_store(Dataset.from_dict(one), tmp_path / "b")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty' holds no \*.parquet; give the folder that the workers wrote"):
+        encode.write_store(tmp_path / "empty", tmp_path / "c")
+    answering_model(DualEncoderForQuestionAnswering, interaction_layers=1).save_pretrained(tmp_path / "layers")
+    retriever[1].save_pretrained(tmp_path / "layers")
+    with pytest.raises(ValueError, match="holds tokens, not one vector an image; encode it by `dual-distill encode`"):
+        EncodeColumn(str(tmp_path / "layers"), image_column="image").write_store(tmp_path, tmp_path / "d")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["spark", "ray"])
+def test_two_workers_of_other_engines_make_the_same_store(engine, example, retriever, photos, tmp_path: Path) -> None:
+    pytest.importorskip({"spark": "pyspark"}.get(engine, engine))
+    rows = Dataset.from_dict({"name": list(photos), "image": list(photos.values())})
+    rows.to_parquet(tmp_path / "photos.parquet")
+    encode = EncodeColumn(retriever[2], image_column="image", id_column="name", batch_size=1)
+    module = example("encode_with_workers")
+    getattr(module, f"with_{engine}")(encode, tmp_path / "photos.parquet", tmp_path / "parts", workers=2)
+    encode.write_store(tmp_path / "parts", tmp_path / "store", shard_size=4)
+    check_store(tmp_path / "store", retriever, photos, tmp_path)
 
 
 def test_generated_scenes_are_a_data_set_of_the_hub(example, tmp_path: Path) -> None:

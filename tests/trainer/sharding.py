@@ -11,7 +11,8 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
 def deepspeed(stage: int) -> dict[str, Any]:
     """The recipe, with another stage of ZeRO."""
     settings = json.loads((RECIPES / "deepspeed_zero2.json").read_text())
-    return settings | {"zero_optimization": {"stage": stage}}
+    settings["zero_optimization"]["stage"] = stage
+    return settings
 
 
 def cut_into_shards(arguments: Any) -> None:

@@ -18,11 +18,12 @@ from dual_distill.data import DistillationCollator, Task, train_tokenizer
 from dual_distill.modeling import dual_config_from_fusion
 from dual_distill.objectives import DiDEObjective
 from dual_distill.runs import DataArguments, ModelArguments, distill, make_run
-from dual_distill.teachers import ForeignTeacher, family_of, student_tokens
+from dual_distill.teachers import ForeignTeacher, family_of, load_teacher, student_tokens
 from dual_distill.trainer import (
     DistillationTrainer,
     DistillationTrainingArguments,
     StoredTeacher,
+    TeachRows,
     view_settings,
     write_views,
 )
@@ -202,6 +203,28 @@ def test_a_store_keeps_the_largest_scores_of_each_query_where_asked(tmp_path):
         torch.testing.assert_close(few, expected / expected.sum(-1, keepdim=True).clamp(min=1e-9), atol=1e-6, rtol=0)
     sizes = [sum(file.stat().st_size for file in (tmp_path / name).rglob("*")) for name in ("3", "None")]
     assert sizes[0] < sizes[1]
+
+
+def test_rows_that_workers_ask_about_are_joined_into_the_store_of_one_process(smolvlm, tmp_path):
+    rows, teach = make_rows(5), TeachRows(str(smolvlm), TASK, (-1,), ANSWERS, top_k=4, batch_size=2)
+    told = rows.map(teach, batched=True, batch_size=3, num_proc=2)
+    (tmp_path / "parts").mkdir()
+    told.to_parquet(tmp_path / "parts" / "0.parquet")
+    for _ in range(2):
+        assert teach.write_store(tmp_path / "parts", tmp_path / "joined") == 5
+
+    teacher = ForeignTeacher(*load_teacher(str(smolvlm)), str(smolvlm))
+    alone = StoredTeacher(tmp_path / "alone", teacher, view_settings(teacher, [-1], ANSWERS, top_k=4))
+    write_views(alone, rows, TASK, batch_size=1)
+    found, expected = StoredTeacher(tmp_path / "joined").store, alone.store
+    assert found.settings == expected.settings
+    for key in told["key"]:
+        one, other = found.row(key), expected.row(key)
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(one[name].float(), other[name].float(), atol=2e-3, rtol=1e-3, msg=name)
+    with pytest.raises(ValueError, match="was begun with other settings"):
+        TeachRows(str(smolvlm), TASK, (0,), ANSWERS).write_store(tmp_path / "parts", tmp_path / "joined")
 
 
 def test_where_several_answers_may_be_right_each_is_learned_as_its_share(student, processor, tmp_path):

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 def parameters(trainer: object) -> list[torch.Tensor]:
     """What this process holds of student and objective."""
     both = [*trainer.accelerator.unwrap_model(trainer.model).parameters(), *trainer.distillation_objective.parameters()]
-    return [getattr(one, "to_local", lambda one=one: one)() for one in both]
+    # FSDP2 and ZeRO-3 hold a part of each.
+    return [getattr(one, "ds_tensor", getattr(one, "to_local", lambda one=one: one)()) for one in both]
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from .decode_ahead import InputSource, Prepared, decode_ahead, fill_shards, is_r
 from .fingerprint import described_fingerprint, fingerprint
 from .images import IMAGE_SUFFIXES, ImageError, decode_image, image_bytes, image_source, other_names, resize_image
 from .indexed_dataset import IndexedDataset, RowEpochCallback
-from .reading import ReadingReport
+from .reading import ReadingReport, table_rows
 from .records import FilePath, existing_file, read_json_lines
 from .region_inputs import NUM_TAGS, RegionSet, distinct_tags, pad_regions, tag_texts
 from .shape_grouping import (

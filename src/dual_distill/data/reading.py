@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image
 
 from .fingerprint import fingerprint
 from .images import ImageError, decode_image
-from .records import FilePath, InvalidRecordError, Record, Records, UniqueIds, existing_folder
+from .records import FilePath, InvalidRecordError, Record, Records, UniqueIds, existing_file, existing_folder
 
 _ROWS_A_BATCH = 2_000
 _MOST_PRINTED = 100
@@ -289,3 +289,19 @@ def hold_out(
     # Both sides keep the order of the data.
     kept = [index for index, group in enumerate(groups) if group not in held_out]
     return dataset.select(kept), dataset.select([i for i, group in enumerate(groups) if group in held_out])
+
+
+def table_rows(rows: Any) -> Dataset:
+    """Return a `Dataset` as it is, or the rows of a Parquet file, or of a folder of such, in the order of their names.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: the folder holds no Parquet file.
+    """
+    if isinstance(rows, Dataset):
+        return rows
+    path = Path(rows)
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [existing_file(path)]
+    if not files:
+        raise ValueError(f"The folder {str(path)!r} holds no *.parquet; give the folder that the workers wrote.")
+    return Dataset.from_parquet([str(file) for file in files])

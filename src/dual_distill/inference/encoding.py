@@ -142,8 +142,8 @@ def encode_images(
         (1, ['b'])
     """
     source = open_images(images)
-    run = _Encoding("image", model, processor, store, settings)
-    return run.fill(source, partial(_prepare_image, processor), strict, verify, num_workers, show_progress)
+    run = Encoding("image", model, processor, store, settings)
+    return run.fill(source, partial(prepare_image, processor), strict, verify, num_workers, show_progress)
 
 
 def encode_texts(
@@ -177,25 +177,31 @@ def encode_texts(
         ValueError: There are no texts; give at least one.
     """
     source = distinct_texts(texts)
-    run = _Encoding("text", model, processor, store, settings)
+    run = Encoding("text", model, processor, store, settings)
 
     def prepare(identifier: str, text: str) -> Prepared:
-        return Prepared(next(text_inputs(model, processor, [text])), data.fingerprint(text))
+        return next(prepared_texts(model, processor, [text]))
 
     # No worker: the tokenizer has threads of its own.
     return run.fill(source, prepare, strict=True, num_workers=0, show_progress=show_progress)
 
 
-@torch.inference_mode()
 def encode_in_order(model: PreTrainedModel, inputs: Iterable[Tensor], batch_size: int) -> Tensor:
-    """Encode texts `(T,)` or images `(3, H, W)` as a store does, in batches of one shape: one row each, in order."""
+    """Encode texts `(T,)` or images `(3, H, W)` as a store does: one row each, in order."""
+    found = encode_prepared(model, enumerate(map(Prepared, inputs)), batch_size)
+    return torch.stack([found[index] for index in range(len(found))])
+
+
+@torch.inference_mode()
+def encode_prepared(
+    model: PreTrainedModel, inputs: Iterable[tuple[Any, Prepared]], batch_size: int
+) -> dict[Any, Tensor]:
+    """Encode texts or images by their keys as a store does, in batches of one shape."""
 
     def run(batch: list[Prepared]) -> Tensor:
         return stored_vectors(model, tower_output(model, batch).pooler_output)
 
-    # Inputs of one shape share a pass; results come back under their index.
-    found = data.run_by_shape(run, enumerate(map(Prepared, inputs)), batch_size)
-    return torch.stack([found[index] for index in range(len(found))])
+    return data.run_by_shape(run, inputs, batch_size)
 
 
 def text_inputs(model: PreTrainedModel, processor: DualDistillProcessor, texts: Iterable[str]) -> Iterator[Tensor]:
@@ -204,6 +210,12 @@ def text_inputs(model: PreTrainedModel, processor: DualDistillProcessor, texts: 
     while some := list(islice(rest, _TOKENIZED)):
         words = processor.encode_text(some, max_length=max_tokens)
         yield from (ids[real] for ids, real in zip(words["input_ids"], words["attention_mask"].bool(), strict=True))
+
+
+def prepared_texts(model: PreTrainedModel, processor: DualDistillProcessor, texts: Sequence[str]) -> Iterator[Prepared]:
+    """Yield the word pieces of each text, and the fingerprint of the text."""
+    for text, values in zip(texts, text_inputs(model, processor, texts), strict=True):
+        yield Prepared(values, data.fingerprint(text))
 
 
 @torch.inference_mode()
@@ -248,13 +260,14 @@ def process_share() -> tuple[int, int]:
     return rank, world_size
 
 
-def _prepare_image(processor: DualDistillProcessor, identifier: str, value: Any) -> Prepared:
+def prepare_image(processor: DualDistillProcessor, identifier: str, value: Any) -> Prepared:
+    """Decode and resize an image, and note the fingerprint of its content."""
     content, sha256 = data.image_bytes(value, identifier)
     image = data.decode_image(content, identifier, jpeg_size=processor.jpeg_size)
     return Prepared(data.resize_image(processor.prepare_image, image, identifier), sha256)
 
 
-class _Encoding:
+class Encoding:
     """A model on its way through images or texts into a store that is new, or made by the same model and settings."""
 
     def __init__(

@@ -1,25 +1,36 @@
-"""Encoding as a function of a batch of columns, for engines that bring workers of their own."""
+"""Encoding as a function of a batch of columns, for engines that bring workers of their own, and back into a store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dual_distill.data import decode_image
+import numpy as np
+import torch
+
+from dual_distill import data
+from dual_distill.data import ImageError, Prepared
 from dual_distill.teachers import load_model
 
-from .encoding import encode_in_order, text_inputs
+from .encoding import Encoding, EncodingReport, StoreSettings, encode_prepared, prepare_image, prepared_texts, searches
+from .sources import Inputs, row_ids
+
+_NO_VECTOR = np.zeros(0, np.float32)
 
 
 class EncodeColumn:
     """A column of images or texts becomes vectors; loads its model where it runs, once a process.
 
     For `Dataset.map(..., batched=True, num_proc=8)`, Ray Data's `map_batches`, Spark's `mapInPandas` and their like,
-    which send it to their workers: it holds names alone, until it is called. The vectors are those of a store.
+    which send it to their workers: it holds names alone, until it is called. The vectors are those of a store, which
+    `write_store` makes of them: to 1e-6, and bit by bit with a batch size of 1, since a row's last bits depend on those
+    that share its forward pass.
 
     Args:
         model: folder or Hub repository of a dual encoder.
         image_column: what `decode_image` takes: bytes, a path, a PIL image, or `{"bytes": ..., "path": ...}`.
         text_column: strings, in place of images.
-        output_column: of the vectors, lists of float32.
+        id_column: of images, by which problems name them and a store knows them; None: the number in its batch, and
+            of the row.
+        output_column: of the vectors, lists of float32; empty for what cannot be read.
         batch_size: rows a forward pass.
         device: of the model.
 
@@ -37,6 +48,7 @@ class EncodeColumn:
         model: str,
         image_column: str | None = None,
         text_column: str | None = None,
+        id_column: str | None = None,
         output_column: str = "vector",
         batch_size: int = 32,
         device: str = "cpu",
@@ -44,25 +56,99 @@ class EncodeColumn:
         if (image_column is None) == (text_column is None):
             raise ValueError("give image_column or text_column, one of them.")
         self.model, self.image_column, self.text_column = model, image_column, text_column
+        self.id_column = text_column or id_column
         self.output_column, self.batch_size, self.device = output_column, batch_size, device
         self._loaded: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_loaded": None}
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        """Return the columns of a batch with one more."""
+    def _load(self) -> Any:
         if self._loaded is None:
             self._loaded = load_model(self.model)
-            self._loaded.model.to(self.device)
-        model, processor = self._loaded
+            self._loaded.model.to(self.device).eval()
+        return self._loaded
 
-        rows: Any
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """Return the columns of a batch with three more: vectors, `sha256` of what was encoded, and `problem`.
+
+        The last is empty, or says why an image cannot be read.
+        """
+        values = list(batch[self.text_column or self.image_column or ""])
+        found: list[Prepared | ImageError] = list(self._prepared(batch, values))
+        readable = [(number, one) for number, one in enumerate(found) if isinstance(one, Prepared)]
+        encoded = encode_prepared(self._load().model, readable, self.batch_size)
+        vectors = {number: vector.float().cpu().numpy() for number, vector in encoded.items()}
+        return {
+            **batch,
+            # Nothing is None: engines take the types of a column from the first rows.
+            self.output_column: [vectors.get(number, _NO_VECTOR) for number in range(len(values))],
+            "sha256": [one.known if isinstance(one, Prepared) else "" for one in found],
+            "problem": [str(one) if isinstance(one, ImageError) else "" for one in found],
+        }
+
+    def _prepared(self, batch: Mapping[str, Sequence[Any]], values: list[Any]) -> Iterator[Prepared | ImageError]:
+        model, processor = self._load()
         if self.text_column is not None:
-            rows = text_inputs(model, processor, batch[self.text_column])
-        else:
-            assert self.image_column is not None
-            images = enumerate(batch[self.image_column])
-            rows = (processor.prepare_image(decode_image(image, number)) for number, image in images)
-        vectors = encode_in_order(model, rows, self.batch_size).float().cpu().numpy()
-        return {**batch, self.output_column: list(vectors)}
+            yield from prepared_texts(model, processor, values)
+            return
+        names = range(len(values)) if self.id_column is None else batch[self.id_column]
+        for name, value in zip(names, values, strict=True):
+            try:
+                yield prepare_image(processor, str(name), value)
+            except ImageError as error:
+                yield error
+
+    def write_store(
+        self,
+        rows: Any,
+        store: data.FilePath,
+        *,
+        dtype: str | None = None,
+        shard_size: int | None = None,
+        show_progress: bool = False,
+    ) -> EncodingReport:
+        """Write what workers made of all rows into a store, in their order; a killed call is repeated.
+
+        Args:
+            rows: a `datasets.Dataset`, a Parquet file, or a folder of such, with the vectors, `sha256` and `problem`.
+            store: folder, new or to be continued.
+            dtype: as in `encode_images`.
+            shard_size: likewise.
+            show_progress: a bar on stderr.
+
+        Returns:
+            An `EncodingReport`, with what could not be read.
+
+        Raises:
+            ValueError: as `encode_images`; a vector is of another model; the model's stores hold tokens.
+        """
+        model, processor = self._load()
+        if model.config.interaction_layers and not searches(model):
+            holds = "A store of a model with interaction layers holds tokens, not one vector an image"
+            raise ValueError(f"{holds}; encode it by `dual-distill encode` in the processes of torchrun.")
+        kind, found = "image" if self.text_column is None else "text", data.table_rows(rows)
+        ids = row_ids(found, self.output_column, self.id_column)
+        numbers = {identifier: number for number, identifier in enumerate(ids)}
+        found = found.select_columns([self.output_column, "sha256", "problem"]).with_format("numpy")
+        settings: StoreSettings = {"dtype": dtype, "shard_size": shard_size, "batch_size": self.batch_size}
+        joined = _Joined(kind, model, processor, store, settings)
+
+        def prepare(identifier: str, row: Any) -> Prepared:
+            if row["problem"]:
+                raise ImageError(str(row["problem"]))
+            vector, width = torch.tensor(row[self.output_column]), joined.manifest.width
+            if vector.shape != (width,):
+                has = f"The vector of {identifier!r} has the shape {tuple(vector.shape)}, not ({width},)"
+                raise ValueError(f"{has} as those of {self.model!r}; encode it with this model.")
+            return Prepared(vector.float(), str(row["sha256"]))
+
+        source = Inputs(ids, lambda identifier: found[numbers[identifier]])
+        return joined.fill(source, prepare, num_workers=0, show_progress=show_progress)
+
+
+class _Joined(Encoding):
+    """Vectors on their way into a store, encoded elsewhere."""
+
+    def _run(self, batch: list[Prepared]) -> list[tuple[dict[str, torch.Tensor], str]]:
+        return [({self.manifest.vectors: one.values}, one.known) for one in batch]

@@ -120,19 +120,24 @@ def _folder_images(folder: str) -> Inputs:
 
 def dataset_images(rows: Dataset, image_column: str, id_column: str | None = None) -> Inputs:
     """Return the images of a dataset by the values of a column, or by the numbers of their rows."""
-    for column in (image_column, id_column):
-        if column is not None and column not in rows.column_names:
-            raise ValueError(f"The dataset has no column {column!r}, only {', '.join(rows.column_names)}.")
-    ids = [str(key) for key in (range(len(rows)) if id_column is None else rows[id_column])]
-    if twice := [repr(identifier) for identifier, number in Counter(ids).items() if number > 1]:
-        found = f"{len(twice)} ids occur more than once in the column {id_column!r}"
-        raise ValueError(f"{found}, such as {', '.join(twice[:_NAMED])}; give each image an id of its own.")
-
+    ids = row_ids(rows, image_column, id_column)
     # Cast, so that reading a row does not decode its image.
     if isinstance(rows.features[image_column], datasets.Image):
         rows = rows.cast_column(image_column, datasets.Image(decode=False))
     numbers = {identifier: number for number, identifier in enumerate(ids)}
     return Inputs(ids, partial(_row_image, rows.select_columns([image_column]), image_column, numbers))
+
+
+def row_ids(rows: Dataset, column: str, id_column: str | None) -> list[str]:
+    """Return the ids of rows, each once: the values of a column, or the numbers of the rows; both columns are there."""
+    for name in (column, id_column):
+        if name is not None and name not in rows.column_names:
+            raise ValueError(f"The dataset has no column {name!r}, only {', '.join(rows.column_names)}.")
+    ids = [str(key) for key in (range(len(rows)) if id_column is None else rows[id_column])]
+    if twice := [repr(identifier) for identifier, number in Counter(ids).items() if number > 1]:
+        found = f"{len(twice)} ids occur more than once in the column {id_column!r}"
+        raise ValueError(f"{found}, such as {', '.join(twice[:_NAMED])}; give each an id of its own.")
+    return ids
 
 
 def _row_image(rows: Dataset, column: str, numbers: Mapping[str, int], identifier: str) -> Any:

@@ -19,3 +19,4 @@ from .preflight import note_preflight, run_preflight
 from .recording import differing_fields
 from .sealed_trainer import newest_whole
 from .stored_teacher import StoredTeacher, is_store, open_teacher, reads_student_tokens, view_settings, write_views
+from .teaching_map import TeachRows

@@ -6,7 +6,7 @@ when it is read.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dual_distill.modeling import DualEncoderConfig, FusionEncoderConfig
 from dual_distill.teachers import AlignedTeacher, ForeignTeacher, TeacherView, fetch, load_teacher
 
 from .compatibility import reads_otherwise
-from .teacher_cache import ROW_KEYS, CacheTable, RowCache, row_names, row_of, view_of
+from .teacher_cache import ROW_KEYS, CacheTable, Row, RowCache, row_names, row_of, view_of
 
 _OURS = (FusionEncoderConfig.model_type, DualEncoderConfig.model_type, "vilt")
 
@@ -123,10 +123,8 @@ class StoredTeacher(AlignedTeacher):
         if lacking and self.teacher is not None:
             # The whole batch, since some models have the patches of all images in one row.
             read = {name: tensor for name, tensor in batch.items() if name != ROW_KEYS}
-            self.teacher.answers = about["answers"]
-            view = self.teacher.view(read, self.layers)
-            for row in lacking:
-                self.store.keep(names[row], row_of(view, row, about["relation_heads"], about.get("top_k")))
+            for row, kept in zip(lacking, view_rows(self.teacher, about, read, lacking), strict=True):
+                self.store.keep(names[row], kept)
 
         rows = [self.store.row(name) for name in names]
         self.store.write_full()
@@ -226,6 +224,17 @@ def view_settings(
         "relation_heads": relation_heads,
         "top_k": top_k,
     }
+
+
+@torch.no_grad()
+def view_rows(
+    teacher: ForeignTeacher, about: Mapping[str, Any], batch: Mapping[str, Tensor], rows: Iterable[int]
+) -> Iterator[Row]:
+    """Ask a teacher about a batch, and yield what a store with the settings `about` keeps of some of its rows."""
+    teacher.answers = about["answers"]
+    view = teacher.view(batch, about["layers"])
+    for row in rows:
+        yield row_of(view, row, about["relation_heads"], about.get("top_k"))
 
 
 @torch.no_grad()
