@@ -14,7 +14,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dual_distill.inference import EncodeColumn
+from datasets import Dataset
+
+from dual_distill.inference import EncodeColumn, EncodingReport
 
 
 def with_spark(encode: EncodeColumn, photos: Path, parts: Path, workers: int) -> None:
@@ -36,7 +38,7 @@ def with_spark(encode: EncodeColumn, photos: Path, parts: Path, workers: int) ->
     os.environ["PYSPARK_PYTHON"] = sys.executable
     spark = SparkSession.builder.master(f"local[{workers}]").config("spark.ui.enabled", "false").getOrCreate()
     rows = spark.read.parquet(str(photos)).repartition(workers)
-    rows.mapInPandas(of_frames, StructType(schema)).sort(encode.id_column).write.parquet(str(parts))
+    rows.mapInPandas(of_frames, StructType(schema)).write.parquet(str(parts))
     spark.stop()
 
 
@@ -57,8 +59,14 @@ def with_ray(encode: EncodeColumn, photos: Path, parts: Path, workers: int) -> N
     kinds |= dict.fromkeys((encode.id_column, "sha256", "problem"), pa.string())
     rows = ray.data.read_parquet(str(photos)).repartition(workers)
     encoded = rows.map_batches(OfTables, batch_size=64, batch_format="pyarrow", concurrency=workers)
-    encoded.sort(encode.id_column).write_parquet(str(parts))
+    encoded.write_parquet(str(parts))
     ray.shutdown()
+
+
+def join(encode: EncodeColumn, parts: Path, store: Path, shard_size: int | None = None) -> EncodingReport:
+    """Write the parts into a store in the order of the ids: workers end in any order."""
+    rows = Dataset.from_parquet([str(part) for part in sorted(parts.glob("*.parquet"))])
+    return encode.write_store(rows.sort(encode.id_column), store, shard_size=shard_size)
 
 
 def main() -> None:
@@ -76,7 +84,7 @@ def main() -> None:
     encode = EncodeColumn(options.model, image_column=options.image_column, id_column=options.id_column)
     run = with_spark if options.engine == "spark" else with_ray
     run(encode, options.photos, options.into, options.workers)
-    print(encode.write_store(options.into, options.store))
+    print(join(encode, options.into, options.store))
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def test_two_workers_of_other_engines_make_the_same_store(engine, example, retri
     encode = EncodeColumn(retriever[2], image_column="image", id_column="name", batch_size=1)
     module = example("encode_with_workers")
     getattr(module, f"with_{engine}")(encode, tmp_path / "photos.parquet", tmp_path / "parts", workers=2)
-    encode.write_store(tmp_path / "parts", tmp_path / "store", shard_size=4)
+    module.join(encode, tmp_path / "parts", tmp_path / "store", shard_size=4)
     check_store(tmp_path / "store", retriever, photos, tmp_path)
 
 

@@ -1,7 +1,7 @@
 """A run of the tiny pair, alone or under torchrun; `test_distributed.py` starts it.
 
 torchrun --nproc_per_node 2 two_processes.py OUTPUT ROWS_A_PROCESS with_teacher|without_teacher [streamed]
-[uneven] [few] [attention_alone]
+[uneven] [few] [attention_alone] [zero1|zero2|zero3]
 """
 
 import faulthandler
@@ -26,6 +26,8 @@ class Streamed(torch.utils.data.IterableDataset):
 
 
 def main() -> None:
+    from sharding import deepspeed
+
     from conftest import tiny_arguments, tiny_collator, tiny_rows, tiny_student, tiny_teacher
     from dual_distill.trainer import DistillationTrainer
 
@@ -33,6 +35,8 @@ def main() -> None:
     output, rows, pair, *kinds = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
     fields = {"soft_label_weight": 0.0, "activation_checkpointing": True} if "attention_alone" in kinds else {}
     fields |= {"max_steps": 3} if "streamed" in kinds else {}
+    stages = [int(kind[-1]) for kind in kinds if kind.startswith("zero")]
+    fields |= {"deepspeed": deepspeed(stages[0])} if stages and "WORLD_SIZE" in os.environ else {}
     eval_rows = 13 if "uneven" in kinds else 11 if "few" in kinds else 16
     backend = {"ddp_backend": "gloo"} if "WORLD_SIZE" in os.environ else {}
     arguments = tiny_arguments(
