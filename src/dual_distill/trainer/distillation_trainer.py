@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer
 
 from dual_distill.data import ImageTextStream, IndexedDataset, fingerprint
 from dual_distill.hub_cards import ObjectiveRecord, Origin, RunRecord
@@ -37,6 +37,7 @@ from .compatibility import (
     patch_size,
 )
 from .distillation_config import DistillationTrainingArguments
+from .objective_callback import ObjectiveCallback
 from .optimizer import load_optimizer, rate_heads, save_optimizer, with_muon
 from .raw_dataset import raw_collator
 from .recording import known_origin, loaded_from
@@ -418,42 +419,6 @@ class DistillationTrainer(RowMeansTrainer):
         if self.args.muon_learning_rate is not None:
             self.optimizer: Any = with_muon(optimizer, model, self.args.muon_learning_rate, self.is_sharded)
         return self.optimizer
-
-
-class ObjectiveCallback(TrainerCallback):
-    """Averages, clips and clears the gradients of an objective's own parameters, and tells it the end of each step.
-
-    The objective is no part of the student, so neither DistributedDataParallel nor `model.zero_grad()` reaches it.
-    Gradients are clipped by themselves, so that the student is clipped as it would be without them.
-
-    Args:
-        trainer: whose objective it is; in each run of a search another.
-    """
-
-    def __init__(self, trainer: DistillationTrainer):
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Give every process the mean gradient."""
-        accelerator, largest = self.trainer.accelerator, self.trainer.args.max_grad_norm
-        objective: Any = self.trainer.distillation_objective
-        parameters = [one for one in objective.parameters() if one.requires_grad]
-        if accelerator.num_processes > 1:
-            for parameter in parameters:
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = accelerator.reduce(gradient, reduction="mean")
-        if largest > 0 and parameters:
-            nn.utils.clip_grad_norm_(parameters, largest)
-
-    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Clear the gradients, and let the objective take in what the step collected."""
-        objective: Any = self.trainer.distillation_objective
-        if (own := self.trainer._objective_optimizer) is not None:
-            for group in own.param_groups:
-                group["lr"] = self.trainer._get_learning_rate()
-            own.step()
-        objective.zero_grad()
-        objective.finish_step()
 
 
 def _parameters(model: nn.Module) -> set[str]:
