@@ -1,6 +1,7 @@
 """Encoding as a function of a batch of columns, for engines that bring workers of their own, and back into a store."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from .sources import Inputs, row_ids
 _NO_VECTOR = np.zeros(0, np.float32)
 
 
+@dataclass(eq=False)
 class EncodeColumn:
     """A column of images or texts becomes vectors; loads its model where it runs, once a process.
 
@@ -28,11 +30,11 @@ class EncodeColumn:
         model: folder or Hub repository of a dual encoder.
         image_column: what `decode_image` takes: bytes, a path, a PIL image, or `{"bytes": ..., "path": ...}`.
         text_column: strings, in place of images.
-        id_column: of images, by which problems name them and a store knows them; None: the number in its batch, and
-            of the row.
         output_column: of the vectors, lists of float32; empty for what cannot be read.
         batch_size: rows a forward pass.
         device: of the model.
+        id_column: of images, by which problems name them and a store knows them; None: the number in its batch, and
+            of the row. A text is its own id.
 
     Raises:
         ValueError: both columns are given, or none.
@@ -43,22 +45,18 @@ class EncodeColumn:
         ValueError: give image_column or text_column, one of them.
     """
 
-    def __init__(
-        self,
-        model: str,
-        image_column: str | None = None,
-        text_column: str | None = None,
-        id_column: str | None = None,
-        output_column: str = "vector",
-        batch_size: int = 32,
-        device: str = "cpu",
-    ) -> None:
-        if (image_column is None) == (text_column is None):
+    model: str
+    image_column: str | None = None
+    text_column: str | None = None
+    output_column: str = "vector"
+    batch_size: int = 32
+    device: str = "cpu"
+    id_column: str | None = None
+    _loaded: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.image_column is None) == (self.text_column is None):
             raise ValueError("give image_column or text_column, one of them.")
-        self.model, self.image_column, self.text_column = model, image_column, text_column
-        self.id_column = text_column or id_column
-        self.output_column, self.batch_size, self.device = output_column, batch_size, device
-        self._loaded: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_loaded": None}
@@ -128,7 +126,7 @@ class EncodeColumn:
             holds = "A store of a model with interaction layers holds tokens, not one vector an image"
             raise ValueError(f"{holds}; encode it by `dual-distill encode` in the processes of torchrun.")
         kind, found = "image" if self.text_column is None else "text", data.table_rows(rows)
-        ids = row_ids(found, self.output_column, self.id_column)
+        ids = row_ids(found, self.output_column, self.text_column or self.id_column)
         numbers = {identifier: number for number, identifier in enumerate(ids)}
         found = found.select_columns([self.output_column, "sha256", "problem"]).with_format("numpy")
         settings: StoreSettings = {"dtype": dtype, "shard_size": shard_size, "batch_size": self.batch_size}

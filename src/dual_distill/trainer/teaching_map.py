@@ -1,6 +1,7 @@
 """Asking a teacher as a function of a batch of columns, for engines that bring workers of their own."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from safetensors.torch import load, save
@@ -12,6 +13,7 @@ from .stored_teacher import TeacherCollator, view_rows, view_settings
 from .teacher_cache import RowCache, row_names
 
 
+@dataclass(eq=False)
 class TeachRows:
     """Rows become what a teacher says of them; loads the teacher where it runs, once a process.
 
@@ -34,22 +36,16 @@ class TeachRows:
         (-1,)
     """
 
-    def __init__(
-        self,
-        teacher: str,
-        task: data.Task,
-        layers: Sequence[int] = (-1,),
-        answers: Sequence[str] | None = None,
-        relation_heads: int | None = None,
-        top_k: int | None = None,
-        batch_size: int = 8,
-        device: str = "cpu",
-        revision: str | None = None,
-    ) -> None:
-        self.teacher, self.revision, self.task, self.layers = teacher, revision, task, layers
-        self.answers, self.relation_heads, self.top_k = answers, relation_heads, top_k
-        self.batch_size, self.device = batch_size, device
-        self._loaded: Any = None
+    teacher: str
+    task: data.Task
+    layers: Sequence[int] = (-1,)
+    answers: Sequence[str] | None = None
+    relation_heads: int | None = None
+    top_k: int | None = None
+    batch_size: int = 8
+    device: str = "cpu"
+    revision: str | None = None
+    _loaded: Any = field(default=None, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_loaded": None}
