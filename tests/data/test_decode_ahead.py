@@ -63,6 +63,6 @@ def test_rare_shapes_do_not_wait_for_ever():
             yield width, Prepared(torch.zeros(width))
         seen.extend(sizes)
 
-    found = run_by_shape(lambda batch: sizes.append(len(batch)) or [0] * len(batch), inputs(), batch_size=2)
+    found = dict(run_by_shape(lambda batch: sizes.append(len(batch)) or [0] * len(batch), inputs(), batch_size=2))
     assert seen == [1, 1]  # eight shapes wait at most
     assert len(found) == 9

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from transformers import TrainerCallback
+from transformers import TrainerCallback, ViltImageProcessorPil
 
-from dual_distill.data import load_image_text_stream
+from dual_distill.data import load_image_text_stream, train_tokenizer
+from dual_distill.modeling import DualDistillProcessor
 from dual_distill.trainer.image_text_trainers import PreTrainingTrainer
 
 TINY_PAIRS = runpy.run_path(str(Path(__file__).with_name("tiny_pairs.py")))
@@ -97,6 +98,16 @@ def test_a_run_that_was_cut_off_goes_on_at_its_row(stream, tmp_path):
 def test_a_stream_needs_a_number_of_steps(stream, tmp_path):
     with pytest.raises(ValueError, match="max_steps is -1, but a stream of pairs has no end"):
         build(tmp_path, stream, max_steps=-1)
+
+
+def test_a_stream_is_grouped_by_shape_where_its_images_have_several(stream, tmp_path):
+    processor = DualDistillProcessor(
+        ViltImageProcessorPil(size={"shortest_edge": 8}, size_divisor=4), train_tokenizer(["a dog"])
+    )
+    for grouped, rows in ((True, 4), (False, 0)):
+        trainer = build(tmp_path, stream, group_by_shape=grouped)
+        trainer.data_collator.processor = processor
+        assert trainer.get_train_dataloader().stream.group == rows
 
 
 def test_the_temperature_is_not_decayed(tmp_path, stream):

@@ -92,8 +92,8 @@ def is_readable(source: InputSource, prepare: Callable[[str, Any], Prepared], id
 
 def run_by_shape(
     run: Callable[[list[Prepared]], Iterable[Any]], inputs: Iterable[tuple[Any, Prepared]], batch_size: int
-) -> dict[Any, Any]:
-    """Run inputs in batches of one shape, and return all results by their keys; the order follows from them alone.
+) -> Iterator[tuple[Any, Any]]:
+    """Run inputs in batches of one shape, and yield keys and results; the order follows from the inputs alone.
 
     Args:
         run: inputs of one shape -> their results.
@@ -102,28 +102,26 @@ def run_by_shape(
 
     Example:
         >>> inputs = enumerate(map(Prepared, (torch.ones(2), torch.ones(3), torch.zeros(2))))
-        >>> run_by_shape(lambda batch: [len(batch) for _ in batch], inputs, batch_size=2)
-        {0: 2, 2: 2, 1: 1}
+        >>> list(run_by_shape(lambda batch: [len(batch) for _ in batch], inputs, batch_size=2))
+        [(0, 2), (2, 2), (1, 1)]
     """
     waiting: defaultdict[torch.Size, list[tuple[Any, Prepared]]] = defaultdict(list)
-    results: dict[Any, Any] = {}
 
-    def run_batch(shape: torch.Size) -> None:
+    def run_batch(shape: torch.Size) -> Iterator[tuple[Any, Any]]:
         keys, batch = zip(*waiting.pop(shape), strict=True)
-        results.update(zip(keys, run(list(batch)), strict=True))
+        return zip(keys, run(list(batch)), strict=True)
 
     for key, prepared in inputs:
         shape = prepared.values.shape
         waiting[shape].append((key, prepared))
         if len(waiting[shape]) == batch_size:
-            run_batch(shape)
+            yield from run_batch(shape)
         # A rare shape would wait for ever, and everything behind it with it.
         elif sum(map(len, waiting.values())) >= _WAITING_BATCHES * batch_size:
-            run_batch(max(waiting, key=lambda shape: len(waiting[shape])))
+            yield from run_batch(max(waiting, key=lambda shape: len(waiting[shape])))
 
     for shape in list(waiting):
-        run_batch(shape)
-    return results
+        yield from run_batch(shape)
 
 
 class FilledShard(NamedTuple):
@@ -163,7 +161,7 @@ def fill_shards(
     for shard in shards:
         unreadable: dict[str, str] = {}
         readable = _readable(zip(shard.ids, decoded, strict=False), unreadable, strict, bar)
-        found = run_by_shape(run, readable, batch_size)
+        found = dict(run_by_shape(run, readable, batch_size))
         yield FilledShard(shard.number, {name: found[name] for name in shard.ids if name in found}, unreadable)
 
 

@@ -186,22 +186,26 @@ def encode_texts(
     return run.fill(source, prepare, strict=True, num_workers=0, show_progress=show_progress)
 
 
-def encode_in_order(model: PreTrainedModel, inputs: Iterable[Tensor], batch_size: int) -> Tensor:
-    """Encode texts `(T,)` or images `(3, H, W)` as a store does: one row each, in order."""
-    found = encode_prepared(model, enumerate(map(Prepared, inputs)), batch_size)
-    return torch.stack([found[index] for index in range(len(found))])
+def encode_in_order(model: PreTrainedModel, inputs: Iterable[Tensor], number: int, batch_size: int) -> Tensor:
+    """Encode a number of texts `(T,)` or images `(3, H, W)` as a store does: one row each, in order, held once."""
+    vectors = torch.empty(0)
+    for index, row in encode_prepared(model, enumerate(map(Prepared, inputs)), batch_size):
+        if not len(vectors):
+            vectors = row.new_empty(number, *row.shape)
+        vectors[index] = row
+    return vectors
 
 
 @torch.inference_mode()
 def encode_prepared(
     model: PreTrainedModel, inputs: Iterable[tuple[Any, Prepared]], batch_size: int
-) -> dict[Any, Tensor]:
-    """Encode texts or images by their keys as a store does, in batches of one shape."""
+) -> Iterator[tuple[Any, Tensor]]:
+    """Encode texts or images by their keys as a store does, in batches of one shape; yield keys and rows."""
 
     def run(batch: list[Prepared]) -> Tensor:
         return stored_vectors(model, tower_output(model, batch).pooler_output)
 
-    return data.run_by_shape(run, inputs, batch_size)
+    yield from data.run_by_shape(run, inputs, batch_size)
 
 
 def text_inputs(model: PreTrainedModel, processor: DualDistillProcessor, texts: Iterable[str]) -> Iterator[Tensor]:
@@ -223,7 +227,7 @@ def text_vectors(model: PreTrainedModel, processor: Any, texts: Sequence[str], b
     """Encode texts to ask with, in padded batches of about one length: one row each, in order. A store pads nothing."""
     # What a foreign tower pools itself may be its last token, padding or not.
     if model.config.text_pooling == "tower" and not model.config.is_own("text_config"):
-        return encode_in_order(model, text_inputs(model, processor, texts), batch_size)
+        return encode_in_order(model, text_inputs(model, processor, texts), len(texts), batch_size)
 
     order, max_tokens = sorted(range(len(texts)), key=lambda index: len(texts[index])), longest_text(model, processor)
     found: dict[int, Tensor] = {}

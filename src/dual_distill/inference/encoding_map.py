@@ -76,7 +76,7 @@ class EncodeColumn:
         found: list[Prepared | ImageError] = list(self._prepared(batch, values))
         readable = [(number, one) for number, one in enumerate(found) if isinstance(one, Prepared)]
         encoded = encode_prepared(self._load().model, readable, self.batch_size)
-        vectors = {number: vector.float().cpu().numpy() for number, vector in encoded.items()}
+        vectors = {number: vector.float().cpu().numpy() for number, vector in encoded}
         return {
             **batch,
             # Nothing is None: engines take the types of a column from the first rows.

@@ -172,24 +172,28 @@ def evaluate_retrieval(
     if fusion is not None or rerank_with_layers:
         # The pairs of all parts and directions, each once.
         best = [{name: one.candidates(rerank_top) for name, one in part.items()} for part in parts]
-        chosen_of = zip(parts, best, strict=True)
-        asked = [{name: one.pair_keys(chosen[name]) for name, one in part.items()} for part, chosen in chosen_of]
-        each = [torch.cat([pairs.flatten() for pairs in part.values()]).unique() for part in asked]
-        keys = torch.cat(each).unique()
+        each = [
+            torch.cat([one.pair_keys(chosen[name]).flatten() for name, one in part.items()]).unique()
+            for part, chosen in zip(parts, best, strict=True)
+        ]
+        keys, num_of_whole = torch.cat(each).unique(), len(each[0])
+        del each
         start = time.perf_counter()
         second, its_processor = (dual, processor) if fusion is None else (fusion.eval(), fusion_processor)
         scores = data.pair_scores(second, its_processor, keys, batch_size, show_progress)
         seconds = time.perf_counter() - start
 
-        order = scores[torch.searchsorted(keys, asked[0]["text_to_image"])].argsort(1, descending=True)
-        nearest_images = best[0]["text_to_image"].gather(1, order)[:, :nearest]
-        for part, chosen, pairs, recall in zip(parts, best, asked, recalls, strict=True):
+        def scores_of(one: _Direction, chosen: Tensor) -> Tensor:
+            return scores[torch.searchsorted(keys, one.pair_keys(chosen))]
+
+        of_texts = scores_of(parts[0]["text_to_image"], best[0]["text_to_image"])
+        nearest_images = best[0]["text_to_image"].gather(1, of_texts.argsort(1, descending=True))[:, :nearest]
+        for part, chosen, recall in zip(parts, best, recalls, strict=True):
             recall["reranked"] = {
-                name: one.recall(chosen[name], scores[torch.searchsorted(keys, pairs[name])])
-                for name, one in part.items()
+                name: one.recall(chosen[name], scores_of(one, chosen[name])) for name, one in part.items()
             }
         # Whoever needs the whole alone scores the pairs of the whole alone.
-        for way, number in (("rerank", len(each[0])), ("rerank_all" if fusion is None else "fusion", num_pairs)):
+        for way, number in (("rerank", num_of_whole), ("rerank_all" if fusion is None else "fusion", num_pairs)):
             times.append(PairTime(way, number, number * seconds / len(keys), number == len(keys)))
 
     top = rerank_top if "reranked" in recalls[0] else None
@@ -265,7 +269,7 @@ class ImagesWithCaptions:
         texts = text_inputs(model, processor, self.captions)
         bars = {"images": (images, self.num_images), "texts": (texts, len(self.captions))}
         of_images, of_texts = (
-            encode_in_order(model, tqdm(inputs, f"encode {kind}", total, unit=f" {kind}", disable=not show), batch_size)
+            encode_in_order(model, tqdm(inputs, f"encode {kind}", total, disable=not show), total, batch_size)
             for kind, (inputs, total) in bars.items()
         )
         return of_images, of_texts

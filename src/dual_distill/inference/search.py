@@ -181,7 +181,7 @@ class FeatureStoreSearcher(FeatureStoreQueries):
             size = self.processor.jpeg_size
             decoded = (load_image(image, number, jpeg_size=size) for number, image in enumerate(images))
             pixels = map(self.processor.prepare_image, decoded)
-            vectors = encode_in_order(self.model, pixels, batch_size=1)
+            vectors = encode_in_order(self.model, pixels, len(images), batch_size=1)
         return self._search(vectors, images, top_k, threshold, rerank_top)
 
     def by_vectors(self, vectors: torch.Tensor, top_k: int = 10, threshold: float = -1.0) -> list[SearchResult]:

@@ -213,7 +213,7 @@ class ModelServer:
         inputs += [self.processor.prepare_image(self.image(image)) for image in images]
 
         def encode(rows: list[Any]) -> list[list[float]]:
-            return encode_in_order(self.model, rows, self.limits.max_batch).float().tolist()
+            return encode_in_order(self.model, rows, len(rows), self.limits.max_batch).float().tolist()
 
         # Texts and images go through towers of their own.
         return [self.batcher.submit(("embed", row.is_floating_point()), encode, row) for row in inputs]

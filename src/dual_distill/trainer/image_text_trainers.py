@@ -26,7 +26,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dual_distill import modeling
-from dual_distill.data import ImageTextLoader, ImageTextStream, ImageTextStreamCallback
+from dual_distill.data import ImageTextLoader, ImageTextStream, ImageTextStreamCallback, varies_in_shape
 from dual_distill.objectives import PreTrainingObjective, RankingObjective, hard_terms, listwise_cross_entropy
 from dual_distill.teachers import AlignedTeacher, ForeignTeacher
 
@@ -88,6 +88,9 @@ class ImageTextTrainer(DistillationTrainer):
             options["persistent_workers"] = self.args.dataloader_persistent_workers
             options["prefetch_factor"] = self.args.dataloader_prefetch_factor
         stream = self.train_dataset.split(self.args.process_index, self.args.world_size)
+        processor = getattr(self.data_collator, "processor", None)
+        if self.args.group_by_shape and processor is not None and varies_in_shape(processor):
+            stream = stream.grouped(self._train_batch_size)
         return ImageTextLoader(stream, self._train_batch_size, self.data_collator, workers, **options)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

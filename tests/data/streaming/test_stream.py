@@ -207,6 +207,33 @@ def test_a_stream_goes_on_where_it_was(pairs, options, world_size):
         assert [(row["__epoch__"], number(row)) for row in rest] == expected[cut:]
 
 
+def test_rows_of_like_shape_share_a_batch(tmp_path):
+    wide = {even: {"jpg": files.jpeg(even, (24, 6))} for even in range(0, 48, 2)}
+    path = files.write_tars(tmp_path, 4, 12, bad=wide)
+
+    def grouped(seed=0):
+        return stream(tars(path), seed=seed, shuffle_buffer=26).grouped(4)
+
+    order = numbers(grouped())
+    assert sorted(order) == list(range(48))
+    assert sorted(numbers(grouped(seed=1))) == sorted(order) != order != numbers(grouped(seed=1))
+    batches = [order[start : start + 4] for start in range(0, 48, 4)]
+    assert all(len({number % 2 for number in batch}) == 1 for batch in batches)
+    assert len({number % 2 for number, *_ in batches[:6]}) == 2  # batches of a buffer are drawn too
+
+    for taken in (0, 5, 24, 47):
+        first, second = grouped(), grouped()
+        rows = iter(first)
+        for _ in range(taken):
+            next(rows)
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert numbers(second) == order[taken:]
+    before = stream(tars(path), shuffle_buffer=26).state_dict()
+    del before["stream"]["group"]  # as a former version wrote it
+    with pytest.raises(ValueError, match=r"of a stream with group 0, but here group is 4"):
+        grouped().load_state_dict(before)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_goes_on_where_it_was(pairs, workers, tmp_path):
     def loader():

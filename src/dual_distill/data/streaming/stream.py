@@ -37,6 +37,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dual_distill.data.images import MAX_PIXELS, ImageError, decode_image
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
+from dual_distill.data.shape_grouping import ShapeGroupedSampler, shape_key
 from dual_distill.sealed import read_json, write_json
 
 from .sources import IMAGE_TEXT_FEATURES, find_shards, parse_sources, read_image_texts
@@ -88,6 +89,7 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
     max_pixels: int = MAX_PIXELS
     rank: int = field(default=0, init=False)
     world_size: int = field(default=1, init=False)
+    group: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         """Find the shards, and begin at the first row of epoch 0."""
@@ -137,6 +139,19 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
         part._epoch, part._position, part._resumes = 0, _start(0), False
         return part
 
+    def grouped(self, batch_size: int) -> "ImageTextStream":
+        """The stream with rows of like shape side by side, as many as a batch has, within what is shuffled at once.
+
+        Args:
+            batch_size: rows of a batch of one process.
+
+        Returns:
+            A new stream at its start, which reads image headers on the way.
+        """
+        part = self.split(self.rank, self.world_size)
+        part.group = batch_size
+        return part
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the next iteration begins with, where it does not resume.
 
@@ -158,13 +173,13 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
         Raises:
             ValueError: it is of a stream with other shards, seed, buffer, or processes.
         """
-        _refuse_other_stream(state["stream"], self.identity())
+        _refuse_other_stream({"group": 0, **state["stream"]}, self.identity())
         self._position = {name: copy.deepcopy(value) for name, value in state.items() if name != "stream"}
         self._resumes = True
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a position to mean the same rows."""
-        names = ("seed", "shuffle_buffer", "stopping_strategy", "rank", "world_size")
+        names = ("seed", "shuffle_buffer", "stopping_strategy", "rank", "world_size", "group")
         return {"shards": list(map(len, self.shards)), **{name: getattr(self, name) for name in names}}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -193,11 +208,15 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
         if position["before_block"] is not None:
             dataset.load_state_dict(position["before_block"])
 
+        # Whole batches, where they are grouped.
+        size = self.shuffle_buffer or _UNSHUFFLED_BLOCK
+        size = max(size - size % self.group, self.group) if self.group and self.shuffle_buffer else size
         rows = iter(dataset)
-        while block := list(itertools.islice(rows, self.shuffle_buffer or _UNSHUFFLED_BLOCK)):
+        while block := list(itertools.islice(rows, size)):
             after_block = dataset.state_dict()
             if self.shuffle_buffer:
-                block = _shuffled(block, f"rows/{self.seed}/{position['epoch']}/{position['blocks']}")
+                drawn_by = f"rows/{self.seed}/{position['epoch']}/{position['blocks']}"
+                block = _grouped(block, self.group, drawn_by) if self.group else _shuffled(block, drawn_by)
 
             for row in block[position["taken"] :]:
                 position["taken"] += 1
@@ -319,7 +338,7 @@ class ImageTextLoader(DataLoader[Any]):
         """
         _refuse_other_stream({"num_workers": state["num_workers"]}, {"num_workers": self.num_workers})
         for position in filter(None, state["positions"]):
-            _refuse_other_stream(position["stream"], self.stream.identity())
+            _refuse_other_stream({"group": 0, **position["stream"]}, self.stream.identity())
         self._state, self._resumes = copy.deepcopy(dict(state)), True
 
     def save_position(self, folder: str | os.PathLike[str]) -> None:
@@ -431,6 +450,13 @@ def _shuffled(values: list[Any], key: str) -> list[Any]:
     numbers = random.Random(key)
     order = sorted((numbers.random(), index) for index in range(len(values)))
     return [values[index] for _, index in order]
+
+
+def _grouped(rows: list[dict[str, Any]], size: int, key: str) -> list[dict[str, Any]]:
+    """The rows shuffled, those of like shape in one batch."""
+    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
+    keys = [shape_key([row["image"]], row["caption"]) for row in rows]
+    return [rows[index] for index in ShapeGroupedSampler(keys, size, seed)]
 
 
 load_image_text_stream = ImageTextStream  # the name that goes with `load_task`
