@@ -101,10 +101,12 @@ def floor(images: int) -> float:
     torch.rand(8, 8) @ torch.rand(8, 8)
     before = peak_mb()
     vectors = [torch.rand(images, WIDTH), torch.rand(images * CAPTIONS, WIDTH)]
-    kept = []
-    for queries, gallery in (vectors, reversed(vectors)):
-        block = _SCORES // len(gallery)
-        kept += [(part @ gallery.T).topk(TOP).indices for part in queries.split(block)]
+    best = [torch.empty(len(side), TOP, dtype=torch.long) for side in vectors]
+    for queries, gallery, found in zip(vectors, reversed(vectors), best, strict=True):
+        size = _SCORES // len(gallery)
+        memory = torch.empty(size, len(gallery))
+        for part, row in zip(queries.split(size), found.split(size), strict=True):
+            row.copy_(torch.mm(part, gallery.T, out=memory[: len(part)]).topk(TOP).indices)
     return peak_mb() - before
 
 

@@ -39,7 +39,7 @@ from .model_identity import longest_text
 from .queries import check_at_least_1
 from .sources import dataset_images
 
-_SCORES = 2**21  # similarities at once: 8 MB
+_SCORES = 2**20  # similarities at once: 4 MB
 
 Recalls = dict[str, dict[str, dict[str, float]]]
 
@@ -376,15 +376,20 @@ class _Direction:
     right: list[list[int]]
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Similarities of some queries at a time, each in the memory of those before."""
         size = max(1, _SCORES // len(self.gallery))
+        memory = self.queries.new_empty(min(size, len(self.queries)), len(self.gallery))
         for start in range(0, len(self.queries), size):
-            block = slice(start, start + size)
-            yield block, self.queries[block] @ self.gallery.T
+            queries = self.queries[start : start + size]
+            yield slice(start, start + size), torch.mm(queries, self.gallery.T, out=memory[: len(queries)])
 
     def candidates(self, number: int) -> Tensor:
         """`(queries, number)` indices in the gallery, the nearest first."""
-        number = min(number, len(self.gallery))
-        return torch.cat([similarities.topk(number, dim=1).indices.cpu() for _, similarities in self._blocks()])
+        # Filled in, not gathered: small results between large blocks would keep the memory of those.
+        found = torch.empty(len(self.queries), min(number, len(self.gallery)), dtype=torch.long)
+        for block, similarities in self._blocks():
+            found[block] = similarities.topk(found.shape[1], dim=1).indices
+        return found
 
     def pair_keys(self, candidates: Tensor) -> Tensor:
         """The keys of queries and their candidates, `(queries, number)`."""
