@@ -18,6 +18,7 @@ from PIL import Image
 from torch.utils.data import Sampler
 
 from .collators.base import ImageTextCollator
+from .fingerprint import fingerprint
 from .images import DECODING_ERRORS
 
 ShapeKey = tuple[tuple[int, ...], int]
@@ -128,6 +129,13 @@ class ShapeGroupedSampler(Sampler[int]):
                 yield from rows[batch * size : (batch + 1) * size]
             # Of the last window what fills no batch.
             yield from rows[len(rows) // size * size :]
+
+
+def grouped_rows(rows: Sequence[Any], batch_size: int, drawn_by: str) -> list[Any]:
+    """Rows of a stream, with image and caption, in an order that a text draws, like ones in one batch."""
+    keys = [shape_key([row["image"]], row["caption"]) for row in rows]
+    seed = int(fingerprint(drawn_by)[:8], 16)
+    return [rows[index] for index in ShapeGroupedSampler(keys, batch_size, seed)]
 
 
 def _shape(image: Any, known: dict[str, int]) -> int:

@@ -87,10 +87,11 @@ class ImageTextTrainer(DistillationTrainer):
         if workers:
             options["persistent_workers"] = self.args.dataloader_persistent_workers
             options["prefetch_factor"] = self.args.dataloader_prefetch_factor
-        stream = self.train_dataset.split(self.args.process_index, self.args.world_size)
+        # Where the processor makes all images alike, there is no padding to save.
         processor = getattr(self.data_collator, "processor", None)
-        if self.args.group_by_shape and processor is not None and varies_in_shape(processor):
-            stream = stream.grouped(self._train_batch_size)
+        is_grouped = self.args.group_by_shape and processor is not None and varies_in_shape(processor)
+        group = self._train_batch_size if is_grouped else 0
+        stream = self.train_dataset.split(self.args.process_index, self.args.world_size, group)
         return ImageTextLoader(stream, self._train_batch_size, self.data_collator, workers, **options)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

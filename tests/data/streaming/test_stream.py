@@ -212,7 +212,7 @@ def test_rows_of_like_shape_share_a_batch(tmp_path):
     path = files.write_tars(tmp_path, 4, 12, bad=wide)
 
     def grouped(seed=0):
-        return stream(tars(path), seed=seed, shuffle_buffer=26).grouped(4)
+        return stream(tars(path), seed=seed, shuffle_buffer=26).split(0, 1, group=4)
 
     order = numbers(grouped())
     assert sorted(order) == list(range(48))

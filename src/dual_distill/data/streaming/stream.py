@@ -37,7 +37,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dual_distill.data.images import MAX_PIXELS, ImageError, decode_image
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
-from dual_distill.data.shape_grouping import ShapeGroupedSampler, shape_key
+from dual_distill.data.shape_grouping import grouped_rows
 from dual_distill.sealed import read_json, write_json
 
 from .sources import IMAGE_TEXT_FEATURES, find_shards, parse_sources, read_image_texts
@@ -121,7 +121,7 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
         """
         return Counter(self._position["skipped"])
 
-    def split(self, rank: int, world_size: int) -> "ImageTextStream":
+    def split(self, rank: int, world_size: int, group: int = 0) -> "ImageTextStream":
         """The part of one process of several.
 
         Whole shards where their number is a multiple of `world_size`; otherwise each process reads all shards and keeps
@@ -130,26 +130,15 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
         Args:
             rank: from 0.
             world_size: number of processes.
+            group: rows of a batch in which those of like shape, by their headers, stand together, as far as they are
+                shuffled at once; 0: wherever they fall.
 
         Returns:
             A new stream at its start.
         """
         part = copy.copy(self)
-        part.rank, part.world_size = rank, world_size
+        part.rank, part.world_size, part.group = rank, world_size, group
         part._epoch, part._position, part._resumes = 0, _start(0), False
-        return part
-
-    def grouped(self, batch_size: int) -> "ImageTextStream":
-        """The stream with rows of like shape side by side, as many as a batch has, within what is shuffled at once.
-
-        Args:
-            batch_size: rows of a batch of one process.
-
-        Returns:
-            A new stream at its start, which reads image headers on the way.
-        """
-        part = self.split(self.rank, self.world_size)
-        part.group = batch_size
         return part
 
     def set_epoch(self, epoch: int) -> None:
@@ -216,7 +205,7 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
             after_block = dataset.state_dict()
             if self.shuffle_buffer:
                 drawn_by = f"rows/{self.seed}/{position['epoch']}/{position['blocks']}"
-                block = _grouped(block, self.group, drawn_by) if self.group else _shuffled(block, drawn_by)
+                block = grouped_rows(block, self.group, drawn_by) if self.group else _shuffled(block, drawn_by)
 
             for row in block[position["taken"] :]:
                 position["taken"] += 1
@@ -450,13 +439,6 @@ def _shuffled(values: list[Any], key: str) -> list[Any]:
     numbers = random.Random(key)
     order = sorted((numbers.random(), index) for index in range(len(values)))
     return [values[index] for _, index in order]
-
-
-def _grouped(rows: list[dict[str, Any]], size: int, key: str) -> list[dict[str, Any]]:
-    """The rows shuffled, those of like shape in one batch."""
-    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
-    keys = [shape_key([row["image"]], row["caption"]) for row in rows]
-    return [rows[index] for index in ShapeGroupedSampler(keys, size, seed)]
 
 
 load_image_text_stream = ImageTextStream  # the name that goes with `load_task`
