@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dual_distill.data import ImageError, Prepared, Task, decode_ahead, decode_image, resize_image
+from dual_distill.data import ImageError, Prepared, Task, decode_ahead, decode_image, resize_image, run_by_shape
 from dual_distill.evaluation import RetrievalRecall
 from dual_distill.modeling import (
     DualDistillProcessor,
@@ -279,11 +279,13 @@ class ImagesWithCaptions:
         """A model's score of each pair; keys ascend, so that an image's pairs stand together."""
         images, texts = keys // len(self.captions), keys % len(self.captions)
         is_fusion = isinstance(model, FusionEncoderForImageTextRetrieval)
-        read_texts: Callable[[Sequence[int]], Any]
-        if is_fusion:
-            read_texts = partial(self._encode_captions, processor, longest_text(model, processor))
-        else:
-            read_texts = self._read_captions(model, processor, texts.unique().tolist(), batch_size)
+        max_tokens = longest_text(model, processor)
+
+        def encode_texts(asked: Sequence[int]) -> Any:
+            return processor.encode_text([self.captions[text] for text in asked], max_length=max_tokens)
+
+        each_text = texts.unique().tolist()
+        read_texts = encode_texts if is_fusion else self._read_captions(model, processor, each_text, batch_size)
         prepared = self.prepared(processor, images.unique().tolist())
 
         held: dict[int, Any] = {}
@@ -312,34 +314,29 @@ class ImagesWithCaptions:
                 bar.update(len(of_rows))
         return torch.cat(scores)
 
-    def _encode_captions(self, processor: Any, max_tokens: int, texts: Sequence[int]) -> Any:
-        """Word pieces of some captions, as a fusion encoder reads them beside each image anew."""
-        return processor.encode_text([self.captions[text] for text in texts], max_length=max_tokens)
-
     def _read_captions(
         self, model: PreTrainedModel, processor: Any, texts: Sequence[int], batch_size: int
     ) -> Callable[[Sequence[int]], dict[str, Tensor]]:
         """Read captions once, as interaction layers take them; what is returned gives some of them, padded."""
-        pieces = text_inputs(model, processor, (self.captions[text] for text in texts))
+        pieces = map(Prepared, text_inputs(model, processor, (self.captions[text] for text in texts)))
         words = dict(zip(texts, pieces, strict=True))
-        ends = dict(zip(words, itertools.accumulate(map(len, words.values())), strict=True))
+        lengths = [len(one.values) for one in words.values()]
+        ends = zip(words, lengths, itertools.accumulate(lengths), strict=True)
+        spans = {text: slice(end - length, end) for text, length, end in ends}
         # In a file that has no name any more: all captions' tokens may be more than memory holds.
-        shape = (sum(map(len, words.values())), model.config.hidden_size)
+        shape = (sum(lengths), model.config.hidden_size)
         with tempfile.NamedTemporaryFile() as file:
             tokens = torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=model.dtype).view(shape)
 
-        def length(text: int) -> int:
-            return len(words[text])
+        def run(batch: list[Prepared]) -> Tensor:
+            return tower_output(model, batch).last_hidden_state
 
-        for _, same in itertools.groupby(sorted(words, key=length), key=length):
-            while batch := list(itertools.islice(same, batch_size)):
-                read = tower_output(model, [Prepared(words[text]) for text in batch]).last_hidden_state
-                for text, row in zip(batch, read, strict=True):
-                    tokens[ends[text] - length(text) : ends[text]] = row
+        for text, row in run_by_shape(run, words.items(), batch_size):
+            tokens[spans[text]] = row
 
         def some(asked: Sequence[int]) -> dict[str, Tensor]:
-            each = (tokens[ends[text] - length(text) : ends[text]] for text in asked)
-            return dict(zip(("text_token_embeds", "attention_mask"), pad_tokens(each).values(), strict=True))
+            padded = pad_tokens(tokens[spans[text]] for text in asked)
+            return dict(zip(("text_token_embeds", "attention_mask"), padded.values(), strict=True))
 
         return some
 
