@@ -94,10 +94,18 @@ def padding() -> dict[str, Any]:
         computed = sum(len(batch) * batch.max(0).prod() for batch in batches)
         return round(float(computed / sum(batch.prod(1).sum() for batch in batches)), 4)
 
+    def streamed(order: list[int], size: int) -> list[int]:
+        blocks = (order[at : at + 1_000 - 1_000 % size] for at in range(0, len(order), 1_000 - 1_000 % size))
+        return [
+            block[row] for block in blocks for row in ShapeGroupedSampler([keys[row] for row in block], size, seed=0)
+        ]
+
     found = {}
     for size in (4, 16, 64):
+        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
         orders = {
-            "random": torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist(),
+            "random": drawn,
+            "a stream, grouped within 1,000": streamed(drawn, size),
             "training, grouped": list(ShapeGroupedSampler(keys, size, seed=0)),
             "as they stand": list(range(len(rows))),
             "evaluation, grouped": grouped_order(keys, len(rows)),
