@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--teacher-steps", type=int, default=1000, help="half as many again in adaptation")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/daquar_regions"))
+    parser.add_argument("--finished-only", action="store_true", help="train no student, record those that are there")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     if options.tiny:
@@ -258,10 +259,12 @@ def main() -> None:
     config = FusionEncoderConfig(vocab_size=len(start.processor.tokenizer), **reads, **drawn, **STUDENT, **labels)
     for seed in options.seeds:
         for variant in options.variants:
+            name = f"{variant}, seed {seed}"
+            if options.finished_only and not Path(folder, f"{name}.json").is_file():
+                continue
             teacher = None if variant == "hard_labels" else unadapted if variant == "both_unadapted" else adapted
-            given = (config, seed, variant, teacher, spent[id(teacher)])
-            found = finished(folder, f"{variant}, seed {seed}", functools.partial(run.learn, *given))
-            results.setdefault(variant, {})[f"seed {seed}"] = found
+            learn = functools.partial(run.learn, config, seed, variant, teacher, spent[id(teacher)])
+            results.setdefault(variant, {})[f"seed {seed}"] = finished(folder, name, learn)
     if not options.tiny:
         write("daquar_regions", results, source)
 
