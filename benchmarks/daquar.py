@@ -279,6 +279,9 @@ def main() -> None:
     results["teacher"] = finished(
         folder, "teacher", lambda: teach(options, data, answers, cells, network, labels, views)
     )
+    if similarity:
+        told = (folder / "teacher", data["test"], answers, similarity)
+        results["teacher"] |= finished(folder, "teacher, WUPS", functools.partial(wups_of, *told))
 
     texts = data["train"]["question"]
     tokenizer = train_tokenizer(texts, 1000, 32)
