@@ -2,9 +2,9 @@
 
 Stages: scenes, a tokenizer, a fusion teacher; three dual encoders with equal steps: one with an interaction layer on
 hard labels, one distilled with the paper's interaction of pooled vectors, one distilled with the layer, which starts as
-the first does and imitates the teacher's last hidden states too; evaluation, latency, attention image, report. Each
-trained stage leaves a folder and a `stage.json`; a second start of the same command skips the stages whose folders are
-complete.
+the first does and imitates the teacher's attention there and its last hidden states too; evaluation, latency, attention
+image, report. Each trained stage leaves a folder and a `stage.json`; a second start of the same command skips the
+stages whose folders are complete.
 """
 
 import platform
@@ -54,7 +54,8 @@ class Preset:
     student_batch_size: int = 64
     student_learning_rate: float = 2e-3
     muon_learning_rate: float = 5e-3
-    # What the layer makes of the text against the teacher's, for the student that is distilled with one.
+    # Where the layer looks and what it makes of the text, against the teacher's, for the student distilled with one.
+    interaction_attention_weight: float = 1.0
     interaction_hidden_weight: float = 1.0
     # Share of the teacher's steps that see only questions of _FIRST_TYPES.
     teacher_first_share: float = 0.14
@@ -66,7 +67,7 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(200, 20, 40, 32, 2, teacher_steps=30, student_steps=20),
-    "default": Preset(10_000, 300, 1_000, 96, 4, teacher_steps=1_600, student_steps=1_500),
+    "default": Preset(10_000, 300, 1_000, 96, 4, teacher_steps=1_600, student_steps=1_300),
     "thorough": Preset(40_000, 500, 2_000, 128, 4, teacher_steps=6_000, student_steps=6_000),
 }
 """Name -> how much is generated and trained."""

@@ -31,6 +31,7 @@ from .report import STAGES
 
 SOURCE = "dual-distill quickstart"
 _DATA = DataArguments(task="scenes")
+_LAYER_TERMS = ("interaction_attention_weight", "interaction_hidden_weight")
 # What the teacher is asked first: about one thing each. It learns to see before it learns to count, relate and compare.
 _FIRST_TYPES = ("exist", "colour", "shape")
 _DONE = "stage.json"
@@ -148,7 +149,7 @@ def _train(
         learning_rate=settings[f"{role}_learning_rate"],
         muon_learning_rate=settings["muon_learning_rate"],
         seed=settings["seed"],
-        interaction_hidden_weight=settings["interaction_hidden_weight"] if folder.name == "distilled" else 0.0,
+        **{name: settings[name] for name in _LAYER_TERMS if folder.name == "distilled"},
         logging_steps=max(steps // 10, 1),
         # The teacher's rows lie in their order already.
         train_sampling_strategy="sequential" if role == "teacher" else "random",
