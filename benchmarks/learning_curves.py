@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[500, 1000, 2000, 4000])
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--finished", action="store_true", help="record what is finished; train nothing")
     parser.add_argument("--tiny", action="store_true", help="few scenes and two steps, to try the script out")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -69,7 +70,8 @@ def main() -> None:
     runs = []
     for steps, start, seed in itertools.product(options.steps, options.starts, options.seeds):
         for terms in LAYER_TERMS if start == "one layer" else TERMS:
-            runs.append(run_once(options, seed, start, terms, steps))
+            if not options.finished or file_of(options, seed, f"{terms}, {start}", steps).is_file():
+                runs.append(run_once(options, seed, start, terms, steps))
     if not options.tiny:
         write("learning_curves", runs, source)
 
@@ -83,15 +85,21 @@ def run_once(options: argparse.Namespace, seed: int, start: str, terms: str, ste
     }
 
 
+def file_of(options: argparse.Namespace, seed: int, name: str, steps: int) -> Path:
+    """Where a run's result is kept."""
+    folder = options.runs_dir / f"default-random-seed{seed}" / "learning_curves"
+    return folder / f"{name}, {steps}{', tiny' if options.tiny else ''}.json"
+
+
 def finished(
     options: argparse.Namespace, seed: int, name: str, steps: int, layers: int, from_teacher: bool, weights: Weights
 ) -> dict[str, Any]:
     """Train and evaluate a student of a seed's teacher, or read what an earlier start found under its name."""
-    folder = options.runs_dir / f"default-random-seed{seed}"
-    file = folder / "learning_curves" / f"{name}, {steps}{', tiny' if options.tiny else ''}.json"
+    file = file_of(options, seed, name, steps)
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(train(options, folder / "teacher", seed, steps, layers, from_teacher, weights)))
+        teacher = file.parents[1] / "teacher"
+        file.write_text(json.dumps(train(options, teacher, seed, steps, layers, from_teacher, weights)))
     found = {"seed": seed, "steps": steps, **json.loads(file.read_text())}
     accuracies = f"test {100 * found['accuracy']:.1f} %, teacher {100 * found['teacher_accuracy']:.1f}"
     print(f"seed {seed}, {name}, {steps:,} steps: {accuracies}", flush=True)
