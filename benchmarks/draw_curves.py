@@ -38,7 +38,7 @@ TITLES = {
 }
 # Interaction layers of a student of four layers a tower -> of the twelve that were timed.
 TIMED = {0: 0, 1: 1, 2: 6, 4: 12}
-NAMES = {0: "vectors", 1: "1 layer", 2: "half of the depth", 4: "all of the depth"}
+NAMES = {0: "vectors", 1: "1 layer", 2: "half depth", 4: "full depth"}
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -101,13 +101,17 @@ def draw_frontier() -> None:
         right.errorbar(kilobytes, means, errors, **style)
         if terms == "distilled":
             for number, at, height in zip(layers, milliseconds, means, strict=True):
-                left.annotate(NAMES[number], (at, height), (0, 8), textcoords="offset points", fontsize=8)
+                below = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+                left.annotate(NAMES[number], (at, height), (0, -16), **below)
     left.plot(fusion["latency_ms"], teacher, "*", color="black", markersize=12, label="fusion encoder (teacher)")
     for panel in (left, right):
         panel.axhline(teacher, color="black", linestyle="--", linewidth=1)
         panel.grid(alpha=0.3)
     left.set(xscale="log", xlabel="ms a question about a stored image (ViLT-B/32's shape)", ylabel="test accuracy, %")
     right.set(xscale="log", xlabel="kB stored of an image, int8")
+    for panel, ticks in ((left, (20, 30, 50, 75, 100, 200)), (right, (1, 10, 150))):
+        panel.set_xticks(ticks, map(str, ticks))
+        panel.minorticks_off()
     left.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(IMAGES / "frontier.png", dpi=120)
