@@ -8,6 +8,7 @@ Malinowski and Fritz, *A multi-world approach to question answering about real-w
 NIPS 2014: an answer is a set of words with commas between. The membership of a word in a set is its largest Wu-Palmer
 similarity, over the noun senses of both, to a word of the set, times 0.1 where it is below the threshold; a score is
 the smaller of the products of the memberships of either set in the other. Equal words have 1, unknown ones 0.
+Curtain and blinds have 0.94, carpet and floor 0.67.
 """
 
 import argparse
