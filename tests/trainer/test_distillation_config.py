@@ -2,6 +2,7 @@
 
 import pytest
 from transformers import HfArgumentParser
+from transformers.integrations import is_deepspeed_available
 
 from dual_distill.modeling import FusionEncoderConfig
 from dual_distill.objectives import DiDEObjective
@@ -78,3 +79,9 @@ def test_they_survive_json(arguments):
     before = arguments(layer_map={0: 1, -1: -1}, relation_heads=4)
     fields = {name: before.to_dict()[name] for name in ("layer_map", "relation_heads", "attention_weight")}
     assert arguments(**fields).layer_map == before.layer_map
+
+
+@pytest.mark.skipif(is_deepspeed_available(), reason="deepspeed is installed")
+def test_deepspeed_without_its_package_is_refused_in_a_sentence_that_names_it(tmp_path):
+    with pytest.raises(ImportError, match="pip install deepspeed"):
+        DistillationTrainingArguments(output_dir=str(tmp_path), deepspeed=str(tmp_path / "zero2.json"))

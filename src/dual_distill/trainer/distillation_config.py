@@ -7,6 +7,7 @@ from typing import Any, Literal, get_type_hints
 
 import torch
 from transformers import PreTrainedConfig, TrainingArguments
+from transformers.integrations import is_deepspeed_available
 
 from dual_distill.objectives import DiDEObjective, DistillVLMObjective, Objective, PreTrainingObjective, Settings
 
@@ -125,6 +126,8 @@ class DistillationTrainingArguments(TrainingArguments):
 
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False  # nothing to pin for; torch would warn at every epoch
+        if self.deepspeed and not is_deepspeed_available():
+            raise ImportError("deepspeed needs the package of that name: pip install deepspeed; or leave it out.")
         super().__post_init__()
         for objective in (METHODS[self.method], PreTrainingObjective):
             self.make_objective(objective)
