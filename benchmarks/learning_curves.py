@@ -1,6 +1,7 @@
 """Where the paper's curve goes: students of a quickstart's teacher over steps, by what teaches them and how they start.
 
-    python benchmarks/learning_curves.py [--seeds 0 1 2] [--steps 500 1000 2000 4000] [--runs-dir runs/quickstart]
+    python benchmarks/learning_curves.py [--seeds 0 1 2] [--steps 500 1000 2000 4000] [--terms ...]
+        [--runs-dir runs/quickstart]
 
 Needs the teachers that benchmarks/quickstart_seeds.py leaves in RUNS_DIR/default-random-seedN. Each point is a run of
 its own, with its whole schedule: the paper's student (pooled vectors interact; no interaction layer) on hard labels, on
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, nargs="+", default=[500, 1000, 2000, 4000])
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("--terms", nargs="+", choices=[*TERMS, "distilled"], help="what teaches (default: all)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--finished", action="store_true", help="record what is finished; train nothing")
     parser.add_argument("--tiny", action="store_true", help="few scenes and two steps, to try the script out")
@@ -70,6 +72,8 @@ def main() -> None:
     runs = []
     for steps, start, seed in itertools.product(options.steps, options.starts, options.seeds):
         for terms in LAYER_TERMS if start == "one layer" else TERMS:
+            if options.terms and terms not in options.terms:
+                continue
             if not options.finished or file_of(options, seed, f"{terms}, {start}", steps).is_file():
                 runs.append(run_once(options, seed, start, terms, steps))
     if not options.tiny:

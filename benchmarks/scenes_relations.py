@@ -1,17 +1,23 @@
 """What it takes to learn relations: teachers on scenes by how many scenes there are and in which order they ask.
 
     python benchmarks/scenes_relations.py [--scenes 10000 60000] [--plan first:224 relation:3000]
+    python benchmarks/scenes_relations.py --scenes 200000 --plan first:224 half:18000 \\
+        --student half:8000 --name thorough
 
 A teacher as the quickstart's (four layers of width 96, Muon, batches of 64), but for its rows: a plan is a list of
 KIND:STEPS, where a kind is `first` (about one thing: existence, colour, shape), `relation`, `half` (as many relations
 as all other questions together) or `all`. Within each part every row is seen once before any is seen twice. Accuracy on
 test by question type, relations by whether a direction is asked or the only neighbour; and on relations it was trained
-on, which tells what was learned by heart. `--tiny` tries the script out and records nothing.
+on, which tells what was learned by heart. With `--student` the teacher then teaches a student with one interaction
+layer, from random weights, by a plan of its own: soft labels, the attention of towers and layer, hidden states. What is
+finished in RUNS_DIR is read, not made again. `--tiny` tries the script out and records nothing.
 """
 
 import argparse
+import json
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +30,10 @@ from dual_distill import (
     DistillationCollator,
     DistillationTrainer,
     DistillationTrainingArguments,
+    DualEncoderForQuestionAnswering,
     FusionEncoderConfig,
     FusionEncoderForQuestionAnswering,
+    load_teacher,
 )
 from dual_distill.data import get_task, load_task, train_tokenizer
 from dual_distill.modeling import DualDistillProcessor
@@ -41,22 +49,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, nargs="+", default=[10_000, 60_000])
     parser.add_argument("--plan", nargs="+", default=["first:224", "relation:3000"])
+    parser.add_argument("--student", nargs="*", default=[], help="plan of a student of each teacher (default: none)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="scenes_relations", help="of the recorded result")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs/relations"))
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     source = provenance() | {"seed": options.seed}
-    rows = [train(options, 60 if options.tiny else scenes) for scenes in options.scenes]
+    source["command"] = source["command"].replace(str(options.runs_dir), "RUNS")
+    if options.tiny:
+        options.runs_dir = Path(tempfile.mkdtemp())
+    rows = [row for scenes in options.scenes for row in train(options, 60 if options.tiny else scenes)]
     if not options.tiny:
         write(options.name, rows, source)
 
 
-def train(options: argparse.Namespace, num_scenes: int) -> dict[str, Any]:
-    """Train one teacher and ask it."""
+def train(options: argparse.Namespace, num_scenes: int) -> list[dict[str, Any]]:
+    """Train one teacher, and a student of it if one is wanted, and ask them."""
     task, seed = get_task("scenes"), options.seed
     data = load_task("scenes", num_scenes={"train": num_scenes, "validation": 20, "test": 1_000}, seed=seed)
-    plan = [(kind, 2 if options.tiny else int(steps)) for kind, steps in (part.split(":") for part in options.plan)]
     processor = make_processor(data)
     answers = list(task.label_names or ())
     labels = {"id2label": dict(enumerate(answers)), "label2id": {name: at for at, name in enumerate(answers)}}
@@ -74,32 +86,65 @@ def train(options: argparse.Namespace, num_scenes: int) -> dict[str, Any]:
         embedding_initializer_range=SIZE.embedding_initializer_range,
         **labels,
     )
-    model = FusionEncoderForQuestionAnswering(config)
+    teacher: Any = FusionEncoderForQuestionAnswering(config)
+    collator = DistillationCollator(processor, task, answers)
+    name = f"{num_scenes} scenes, {' '.join(options.plan)}, seed {seed}".replace(":", " ")
+    given = (options, num_scenes, data, collator)
+    rows = [learn(*given, options.plan, options.runs_dir / name, teacher, None)]
+    if options.student:
+        teacher, _ = load_teacher(options.runs_dir / name)
+        set_seed(seed)
+        student = DualEncoderForQuestionAnswering.from_fusion_encoder(teacher, interaction_layers=1)
+        set_seed(seed)
+        student = DualEncoderForQuestionAnswering(student.config)
+        folder = options.runs_dir / f"{name}, student {' '.join(options.student)}".replace(":", " ")
+        rows.append(learn(*given, options.student, folder, student, teacher))
+    return rows
+
+
+def learn(
+    options: argparse.Namespace,
+    num_scenes: int,
+    data: DatasetDict,
+    collator: DistillationCollator,
+    planned: list[str],
+    folder: Path,
+    model: Any,
+    teacher: Any,
+) -> dict[str, Any]:
+    """Train one model by a plan and ask it, or read what an earlier start found."""
+    file = folder / "found.json"
+    if file.is_file():
+        return json.loads(file.read_text())
+    plan = [(kind, 2 if options.tiny else int(steps)) for kind, steps in (part.split(":") for part in planned)]
+    role = "teacher" if teacher is None else "student"
     arguments = DistillationTrainingArguments(
         output_dir=tempfile.mkdtemp(),
         max_steps=sum(steps for _, steps in plan),
         per_device_train_batch_size=SIZE.teacher_batch_size,
-        learning_rate=SIZE.teacher_learning_rate,
+        learning_rate=getattr(SIZE, f"{role}_learning_rate"),
         muon_learning_rate=SIZE.muon_learning_rate,
-        seed=seed,
+        seed=options.seed,
         train_sampling_strategy="sequential",
         save_strategy="no",
         report_to="none",
         logging_steps=200,
         preflight=False,
         use_cpu=not torch.cuda.is_available(),
+        **({} if teacher is None else {"interaction_attention_weight": 1.0, "interaction_hidden_weight": 1.0}),
     )
-    collator = DistillationCollator(processor, task, answers)
     trainer = DistillationTrainer(
         model,
         arguments,
-        train_dataset=data["train"].select(order(data, plan, seed)),
+        teacher=teacher,
+        train_dataset=data["train"].select(order(data, plan, options.seed)),
         data_collator=collator,
-        processing_class=processor,
+        processing_class=collator.processor,
     )
     began = time.process_time()
     trainer.train()
     seconds = round(time.process_time() - began)
+    trainer.save_model(str(folder))
 
     kinds = np.array([kind_of(row) for row in data["test"].select_columns(["question", "question_type"])])
     right = is_right(model, data["test"], collator)
@@ -107,13 +152,15 @@ def train(options: argparse.Namespace, num_scenes: int) -> dict[str, Any]:
     seen = data["train"].select(np.flatnonzero(types == "relation")[:2_000])
     found = {
         "scenes": num_scenes,
-        "plan": options.plan,
+        "model": role,
+        "plan": planned,
         "accuracy": float(right.mean()),
         "by_type": {str(kind): float(right[kinds == kind].mean()) for kind in sorted(set(kinds))},
         "relations_of_training": float(is_right(model, seen, collator).mean()),
         "processor_seconds": seconds,
     }
     print(found, flush=True)
+    file.write_text(json.dumps(found))
     return found
 
 
