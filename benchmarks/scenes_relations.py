@@ -1,8 +1,7 @@
 """What it takes to learn relations: teachers on scenes by how many scenes there are and in which order they ask.
 
     python benchmarks/scenes_relations.py [--scenes 10000 60000] [--plan first:224 relation:3000]
-    python benchmarks/scenes_relations.py --scenes 200000 --plan first:224 half:18000 \\
-        --student half:8000 --name thorough
+    python benchmarks/scenes_relations.py --scenes 200000 --plan first:224 half:18000 --student half:8000
 
 A teacher as the quickstart's (four layers of width 96, Muon, batches of 64), but for its rows: a plan is a list of
 KIND:STEPS, where a kind is `first` (about one thing: existence, colour, shape), `relation`, `half` (as many relations
