@@ -22,6 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from _record import provenance, write
 from datasets import DatasetDict
 from transformers import set_seed
@@ -157,7 +158,7 @@ def training_fields(options: argparse.Namespace, seed: int, steps: int) -> dict[
         "report_to": "none",
         "logging_steps": 500,
         "disable_tqdm": True,
-        "use_cpu": True,
+        "use_cpu": not torch.cuda.is_available(),
     }
 
 

@@ -117,19 +117,17 @@ def train(
     task, data = get_task("scenes"), load_scenes(options, seed)
     teacher, processor = load_teacher(folder)
     set_seed(seed)
-    student = DualEncoderForQuestionAnswering.from_fusion_encoder(teacher, interaction_layers=layers)
+    student = DualEncoderForQuestionAnswering.from_fusion_encoder(
+        teacher, interaction_layers=layers, interaction_from=range(-layers, 0) if from_teacher else None
+    )
     if not from_teacher:
         set_seed(seed)
         student = DualEncoderForQuestionAnswering(student.config)
 
     collator = DistillationCollator(processor, task, list(teacher.config.id2label.values()))
-    arguments = DistillationTrainingArguments(
-        output_dir=tempfile.mkdtemp(),
-        muon_learning_rate=PRESETS["default"].muon_learning_rate,
-        **training_fields(options, seed, steps),
-        preflight=False,
-        **(weights or {}),
-    )
+    fields = {"muon_learning_rate": PRESETS["default"].muon_learning_rate, "preflight": False}
+    fields |= {**training_fields(options, seed, steps), **(weights or {})}
+    arguments = DistillationTrainingArguments(output_dir=tempfile.mkdtemp(), **fields)
     trainer = DistillationTrainer(
         student,
         arguments,
