@@ -6,11 +6,12 @@
 benchmarks/daquar.py, which says where the two wheels are. The frozen network's last grid, averaged to 4 x 5 cells,
 takes the place of pixels: every model reads 1,280 channels in patches of one cell. The teacher is the BERT's first
 three layers as a fusion encoder, whose cells begin where a linear map of the training photographs finds their captions
-(Merullo et al., ICLR 2023, arXiv 2209.15162), and which learns to rank; without that it stays at chance. Its students are small dual encoders from random weights with
-the teacher's word pieces: contrast on labels alone, and beside it the teacher's ranking of what the student finds
-hardest, and that with the teacher's attention of matched pairs; with the paper's vectors alone, and with one
-interaction layer, which scores every pair. Equal steps. Four folds: three quarters of the photographs train, the last
-is searched (19 photographs, 95 captions), so that each photograph is searched once; recall in per cent over all folds.
+(Merullo et al., ICLR 2023, arXiv 2209.15162), without which it stays at chance, and which learns to rank. Its students
+are small dual encoders from random weights with the teacher's word pieces: contrast on labels alone, and beside it the
+teacher's ranking of what the student finds hardest, and that with the teacher's attention of matched pairs; with the
+paper's vectors alone, and with one interaction layer, which scores every pair. Equal steps. Four folds: three quarters
+of the photographs train, the last is searched (19 photographs, 95 captions), so that each photograph is searched once;
+recall in per cent over all folds.
 What is finished in RUNS_DIR is read, not made again. `--tiny` tries the script out and records nothing.
 """
 
