@@ -17,13 +17,14 @@ import itertools
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from _record import provenance, write
 from interaction_layers import load_scenes, training_fields
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from dual_distill import (
     DistillationCollator,
@@ -110,6 +111,19 @@ def finished(
     return found
 
 
+class AttentionShare(TrainerCallback):
+    """Weighs the attention terms by a function of how much of the training has passed."""
+
+    def __init__(self, trainer: DistillationTrainer, share: Callable[[float], float]):
+        self.weights, self.share = trainer.distillation_objective.weights, share
+        self.full = {name: weight for name, weight in self.weights.items() if "attention" in name}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Set the weights of this step."""
+        share = self.share(state.global_step / state.max_steps)
+        self.weights.update({name: share * weight for name, weight in self.full.items()})
+
+
 def train(
     options: argparse.Namespace, folder: Path, seed: int, steps: int, layers: int, from_teacher: bool, weights: Weights
 ) -> dict[str, Any]:
@@ -127,6 +141,7 @@ def train(
     collator = DistillationCollator(processor, task, list(teacher.config.id2label.values()))
     fields = {"muon_learning_rate": PRESETS["default"].muon_learning_rate, "preflight": False}
     fields |= {**training_fields(options, seed, steps), **(weights or {})}
+    attention_share = fields.pop("attention_share", None)
     arguments = DistillationTrainingArguments(output_dir=tempfile.mkdtemp(), **fields)
     trainer = DistillationTrainer(
         student,
@@ -136,6 +151,8 @@ def train(
         data_collator=collator,
         processing_class=processor,
     )
+    if attention_share:
+        trainer.add_callback(AttentionShare(trainer, attention_share))
     began = time.process_time()
     trainer.train()
     found: dict[str, Any] = {"processor_seconds": round(time.process_time() - began, 1)}

@@ -4,10 +4,10 @@
 
 The student is the quickstart's with one interaction layer, from random weights, taught by soft labels, the attention of
 towers and layer, and the teacher's last hidden states, all weighed 1. Each row changes one thing: a weight, the
-temperature, which layers are compared, hard labels beside it, the shape and height of the learning rate, the batch, or
-the weights it starts from. Needs the teachers that benchmarks/quickstart_seeds.py leaves in
-RUNS_DIR/default-random-seedN. Settings are to be chosen by the accuracy on validation (1,800 questions); that on test
-stands beside it. A finished run is read, not made again. `--tiny` tries the script out and records nothing.
+temperature, which layers or heads are compared, how the weight of attention goes over time, hard labels beside it, the
+shape and height of the learning rate, the batch, or the weights it starts from. Needs the teachers that
+benchmarks/quickstart_seeds.py leaves in RUNS_DIR/default-random-seedN. Settings are to be chosen by the accuracy
+on validation; that on test stands beside it. A finished run is read, not made again. `--tiny` tries the script out and records nothing.
 """
 
 import argparse
@@ -33,6 +33,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hidden states weighed 0.3": {"interaction_hidden_weight": 0.3},
     "hidden states weighed 3": {"interaction_hidden_weight": 3.0},
     "all layers of the towers": {"layer_map": {layer: layer for layer in range(4)}},
+    "relations over 8 heads": {"relation_heads": 8},
+    "relations over 2 heads": {"relation_heads": 2},
+    "attention warmed up over the first fifth": {"attention_share": lambda passed: min(1.0, 5 * passed)},
+    "attention faded out to the end": {"attention_share": lambda passed: 1 - passed},
     "hard labels beside": {"label_weight": 1.0},
     "cosine decay": {"lr_scheduler_type": "cosine"},
     "half the rate": {"muon_learning_rate": RATE / 2},
