@@ -8,21 +8,24 @@ its own, with its whole schedule: the paper's student (pooled vectors interact; 
 the teacher's soft labels, on these and its attention of the last layer or of all, and on these and hard labels; from
 random weights and from the teacher's; and one with an interaction layer, from random weights, on hard labels, on soft
 labels, and on these, both attentions and hidden states. All other settings are those of the quickstart's students.
-Seconds are of this process's processor, one thread, so that other work beside it does not count. A finished run is
-read, not made again; short runs of all seeds come first. `--tiny` tries the script out and records nothing.
+Seconds are of this process's processor, one thread. A finished run is read, not made again; short runs of all seeds
+come first. `--time` times a step of each way of teaching, all in turn in one process, for comparisons at equal seconds.
+`--tiny` tries the script out and records nothing.
 """
 
 import argparse
 import itertools
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from _record import provenance, write
+from _record import keep_freed_memory, provenance, write
+from datasets import DatasetDict
 from interaction_layers import load_scenes, training_fields
 from transformers import TrainerCallback, set_seed
 
@@ -53,6 +56,7 @@ LAYER_TERMS: dict[str, Weights] = {
     "distilled": {"interaction_attention_weight": 1.0, "interaction_hidden_weight": 1.0},
 }
 STARTS = ("random", "teacher", "one layer")
+TIMED_STEPS = 30
 
 
 def main() -> None:
@@ -64,15 +68,22 @@ def main() -> None:
     parser.add_argument("--terms", nargs="+", choices=[*TERMS, "distilled"], help="what teaches (default: all)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--finished", action="store_true", help="record what is finished; train nothing")
+    parser.add_argument("--time", action="store_true", help="train nothing to its end; time a step of each, in turn")
     parser.add_argument("--tiny", action="store_true", help="few scenes and two steps, to try the script out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     source = provenance() | {"seed": options.seeds}
     source["command"] = source["command"].replace(str(options.runs_dir), "RUNS")
+    if options.time:
+        keep_freed_memory()
+        times = time_steps(options)
+        if not options.tiny:
+            write("learning_curves_steps", times, source)
+        return
 
     runs = []
     for steps, start, seed in itertools.product(options.steps, options.starts, options.seeds):
-        for terms in LAYER_TERMS if start == "one layer" else TERMS:
+        for terms in terms_of(start):
             if options.terms and terms not in options.terms:
                 continue
             if not options.finished or file_of(options, seed, f"{terms}, {start}", steps).is_file():
@@ -83,7 +94,7 @@ def main() -> None:
 
 def run_once(options: argparse.Namespace, seed: int, start: str, terms: str, steps: int) -> dict[str, Any]:
     """Train and evaluate a student of a variant, or read what an earlier start of the script found."""
-    layers, weights = (1, LAYER_TERMS[terms]) if start == "one layer" else (0, TERMS[terms])
+    layers, weights = int(start == "one layer"), terms_of(start)[terms]
     return finished(options, seed, f"{terms}, {start}", steps, layers, start == "teacher", weights) | {
         "start": start,
         "terms": terms,
@@ -124,10 +135,19 @@ class AttentionShare(TrainerCallback):
         self.weights.update({name: share * weight for name, weight in self.full.items()})
 
 
-def train(
+class Student(NamedTuple):
+    """What is ready to be trained and asked."""
+
+    trainer: DistillationTrainer
+    teacher: Any
+    data: DatasetDict
+    collator: DistillationCollator
+
+
+def make_student(
     options: argparse.Namespace, folder: Path, seed: int, steps: int, layers: int, from_teacher: bool, weights: Weights
-) -> dict[str, Any]:
-    """Train a student as the quickstart does, but for what teaches it; accuracies on test and validation."""
+) -> Student:
+    """Make a student as the quickstart does, but for what teaches it."""
     task, data = get_task("scenes"), load_scenes(options, seed)
     teacher, processor = load_teacher(folder)
     set_seed(seed)
@@ -142,10 +162,9 @@ def train(
     fields = {"muon_learning_rate": PRESETS["default"].muon_learning_rate, "preflight": False}
     fields |= {**training_fields(options, seed, steps), **(weights or {})}
     attention_share = fields.pop("attention_share", None)
-    arguments = DistillationTrainingArguments(output_dir=tempfile.mkdtemp(), **fields)
     trainer = DistillationTrainer(
         student,
-        arguments,
+        DistillationTrainingArguments(output_dir=tempfile.mkdtemp(), **fields),
         teacher=None if weights is None else teacher,
         train_dataset=data["train"],
         data_collator=collator,
@@ -153,19 +172,62 @@ def train(
     )
     if attention_share:
         trainer.add_callback(AttentionShare(trainer, attention_share))
+    return Student(trainer, teacher, data, collator)
+
+
+def train(*given: Any) -> dict[str, Any]:
+    """Train a student (arguments of `make_student`); accuracies on test and validation."""
+    trainer, teacher, data, collator = make_student(*given)
     began = time.process_time()
     trainer.train()
     found: dict[str, Any] = {"processor_seconds": round(time.process_time() - began, 1)}
 
     for name, model, split in (
-        ("", student, "test"),
-        ("validation_", student, "validation"),
+        ("", trainer.model, "test"),
+        ("validation_", trainer.model, "validation"),
         ("teacher_", teacher, "test"),
     ):
         answers = predict_answers(model.eval(), data[split], collator, 512, name)
-        report = report_answers(answers, data[split], task, None).to_dict()
+        report = report_answers(answers, data[split], get_task("scenes"), None).to_dict()
         found |= {f"{name}accuracy": report["accuracy"], f"{name}accuracy_by_type": report["accuracy_by_group"]}
     return found
+
+
+class StepTimes(TrainerCallback):
+    """Notes when each step begins, from batch to batch."""
+
+    def __init__(self) -> None:
+        self.began: list[float] = []
+
+    def on_step_begin(self, *args: Any, **given: Any) -> None:
+        """Note it."""
+        self.began.append(time.perf_counter())
+
+
+def time_steps(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Milliseconds a step of every way of teaching, one after another in each of three rounds."""
+    ways = [(start, terms) for start in ("random", "one layer") for terms in terms_of(start)]
+    times: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+    folder = options.runs_dir / f"default-random-seed{options.seeds[0]}" / "teacher"
+    for _, way in itertools.product(range(3), ways):
+        layers = int(way[0] == "one layer")
+        made = make_student(options, folder, 0, TIMED_STEPS, layers, False, terms_of(way[0])[way[1]])
+        noted = StepTimes()
+        made.trainer.add_callback(noted)
+        made.trainer.train()
+        # The first steps make room for what the later ones reuse.
+        times[way] += [later - one for one, later in itertools.pairwise(noted.began[len(noted.began) // 3 :])]
+    rows = [
+        {"start": start, "terms": terms, "ms_a_step": round(1000 * statistics.median(found), 2)}
+        for (start, terms), found in times.items()
+    ]
+    print(*rows, sep="\n")
+    return rows
+
+
+def terms_of(start: str) -> dict[str, Weights]:
+    """What teaches a student of a kind."""
+    return LAYER_TERMS if start == "one layer" else TERMS
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ The student is the quickstart's with one interaction layer, from random weights,
 towers and layer, and the teacher's last hidden states, all weighed 1. Each row changes one thing: a weight, the
 temperature, which layers or heads are compared, how the weight of attention goes over time, hard labels beside it, the
 shape and height of the learning rate, the batch, or the weights it starts from. Needs the teachers that
-benchmarks/quickstart_seeds.py leaves in RUNS_DIR/default-random-seedN. Settings are to be chosen by the accuracy
-on validation; that on test stands beside it. A finished run is read, not made again. `--tiny` tries the script out and records nothing.
+benchmarks/quickstart_seeds.py leaves in RUNS_DIR/default-random-seedN. Settings are to be chosen by the accuracy on
+validation; that on test stands beside it. A finished run is read, not made again. `--tiny` tries the script out and
+records nothing.
 """
 
 import argparse
