@@ -38,3 +38,27 @@ def test_distillvlm(tmp_path: Path) -> None:
     assert [line.split()[1] for line in out.splitlines()[-6:-1]] == [
         *("teacher", "teacher_unadapted", "teacher_adapted", "hard_labels", "both_unadapted")
     ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "strict", "lenient"),
+    [
+        ("table", "table", 100.0, 100.0),
+        ("curtain", "blinds", 94.0, 94.0),
+        ("carpet", "floor", 6.7, 67.0),  # below the threshold a tenth counts
+        ("lamp", "floor", 0.0, 0.0),
+        ("table, carpet", "table", 2.0, 20.0),  # who says too much pays for it,
+        ("table", "table, carpet", 2.0, 20.0),  # as who says too little,
+        ("carpet, curtain", "blinds,floor", 6.3, 62.98),  # and every word of a list has its nearest
+    ],
+)
+def test_wups_by_hand(answer: str, label: str, strict: float, lenient: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from wups import mean_wups
+
+    known = {("blinds", "curtain"): 0.94, ("carpet", "floor"): 0.67, ("carpet", "table"): 0.2}
+
+    def similarity(word: str, other: str) -> float:
+        return known.get((min(word, other), max(word, other)), 0.0)
+
+    assert mean_wups([(answer, label)], similarity) == {"WUPS at 0.9": strict, "WUPS at 0.0": lenient}
