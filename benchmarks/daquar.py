@@ -244,6 +244,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--towers", nargs="+", choices=TOWERS, default=list(TOWERS), help="students (default: all)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/daquar"))
+    parser.add_argument("--name", help="of the recorded result (default: daquar, where all towers are asked for)")
     parser.add_argument("--rows", type=int, help="most rows of each split (default: all)")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
@@ -316,8 +317,9 @@ def main() -> None:
                     told = (saved, data["test"], answers, similarity)
                     found |= finished(folder, f"{saved.name}, WUPS", functools.partial(wups_of, *told))
                 results.setdefault(called, {})[f"seed {seed}"] = found
-    if not options.tiny and options.towers == list(TOWERS):
-        write("daquar", results, source)
+    name = options.name or ("daquar" if options.towers == list(TOWERS) else None)
+    if name and not options.tiny:
+        write(name, results, source)
 
 
 if __name__ == "__main__":
