@@ -1,12 +1,12 @@
-"""Draw what learning_curves.py and frontier.py recorded: accuracy over steps; over milliseconds and stored bytes.
+"""Draw what learning_curves.py and frontier.py recorded: accuracy over steps and seconds; over milliseconds and bytes.
 
     pip install matplotlib
     python benchmarks/draw_curves.py
 
-Reads `results/learning_curves.json`, `frontier_students.json` and `frontier_speed.json`; writes
-`docs/images/learning_curves.png` and `frontier.png`. A line is the mean of the seeds, its band one standard error of
-that mean. In the frontier a student of four layers a tower stands where a ViLT-B/32 with the same share of its depth
-as interaction layers was timed.
+Reads `results/learning_curves.json`, `learning_curves_steps.json`, `frontier_students.json` and `frontier_speed.json`;
+writes `docs/images/learning_curves.png` and `frontier.png`. A line is the mean of the seeds, its band one standard
+error of that mean. In the frontier a student of four layers a tower stands where a ViLT-B/32 with the same share of its
+depth as interaction layers was timed.
 """
 
 import json
@@ -53,12 +53,14 @@ def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
 
 
 def draw_learning_curves() -> None:
-    """Accuracy over steps, a panel for each start; dashed: the teachers."""
-    runs = read("learning_curves")
+    """Accuracy over steps (above) and over the seconds that they take (below), a panel for each start."""
+    runs, timed = read("learning_curves"), read("learning_curves_steps")
     starts = [start for start in TITLES if any(run["start"] == start for run in runs)]
-    figure, panels = plt.subplots(1, len(starts), figsize=(4.6 * len(starts), 4.2), sharey=True, squeeze=False)
     teacher = mean({run["seed"]: 100 * run["teacher_accuracy"] for run in runs}.values())
-    for panel, start in zip(panels[0], starts, strict=True):
+    seconds = {(row["start"], row["terms"]): row["ms_a_step"] / 1000 for row in timed}
+    size = (4.4 * len(starts), 7.6)
+    figure, rows = plt.subplots(2, len(starts), figsize=size, sharey=True, sharex="row", squeeze=False)
+    for panels, start in zip(zip(*rows, strict=True), starts, strict=True):
         points: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         for run in runs:
             if run["start"] == start:
@@ -66,19 +68,27 @@ def draw_learning_curves() -> None:
         for terms, found in points.items():
             steps = sorted(found)
             means, errors = zip(*(mean_and_error(found[step]) for step in steps), strict=True)
-            panel.plot(steps, means, marker=MARKERS[terms], color=COLOURS[terms], label=terms, markersize=5)
             low, high = ([m + sign * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
-            panel.fill_between(steps, low, high, color=COLOURS[terms], alpha=0.2, linewidth=0)
-        panel.axhline(teacher, color="black", linestyle="--", linewidth=1, label="teacher")
-        panel.set(xscale="log", xlabel="steps of 64 questions", title=TITLES[start])
-        ticks = sorted({run["steps"] for run in runs})
-        panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        panel.minorticks_off()
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
-    panels[0][0].set_ylabel("test accuracy, %")
+            # The weights that a student starts from do not change what a step costs.
+            each = seconds["one layer" if start == "one layer" else "random", terms]
+            for panel, at in zip(panels, (steps, [each * step for step in steps]), strict=True):
+                panel.plot(at, means, marker=MARKERS[terms], color=COLOURS[terms], label=terms, markersize=5)
+                panel.fill_between(at, low, high, color=COLOURS[terms], alpha=0.2, linewidth=0)
+        for panel in panels:
+            panel.axhline(teacher, color="black", linestyle="--", linewidth=1, label="teacher")
+            panel.set_xscale("log")
+            panel.grid(alpha=0.3)
+        panels[0].set(xlabel="steps of 64 questions", title=TITLES[start])
+        panels[1].set_xlabel("seconds of one core")
+        panels[0].legend(fontsize=8)
+    ticks = sorted({run["steps"] for run in runs})
+    for row, at in zip(rows, (ticks, (50, 100, 200, 400)), strict=True):
+        for panel in row:
+            panel.set_xticks(at, [f"{tick:,}" for tick in at])
+            panel.minorticks_off()
+        row[0].set_ylabel("test accuracy, %")
     figure.tight_layout()
-    figure.savefig(IMAGES / "learning_curves.png", dpi=120)
+    figure.savefig(IMAGES / "learning_curves.png", dpi=110)
 
 
 def draw_frontier() -> None:
