@@ -192,6 +192,8 @@ def test_questions_that_cannot_be_asked(model, make_asker) -> None:
         asker.rank(" ")
     with pytest.raises(ValueError, match="There are no questions"):
         asker.answer("image 1", [])
+    with pytest.raises(ValueError, match=r"questions is the string 'red\?'; give a list"):
+        asker.answer("image 1", "red?")
     with pytest.raises(ValueError, match=r"The answer 'green' is none of the model's 5 \(yes, no, red, blue, two\)"):
         asker.rank("red?", answer="green")
     with pytest.raises(ValueError, match="top_k is 0"):

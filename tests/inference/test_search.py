@@ -424,6 +424,8 @@ def test_each_error_by_its_message(model, answering_model, answering_processor, 
         searcher.by_texts([" "])
     with pytest.raises(ValueError, match="There are no texts"):
         searcher.by_texts([])
+    with pytest.raises(ValueError, match=r"texts is the string 'red'; give a list of them, such as \['red'\]"):
+        searcher.by_texts("red")
     with pytest.raises(ValueError, match="threshold is 2, but a cosine lies between -1 and 1"):
         searcher.by_texts(["red"], threshold=2)
     with pytest.raises(ValueError, match="top_k is 0"):

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from transformers import EvalPrediction
 
 from dual_distill.data import Task, get_task
 from dual_distill.evaluation import accuracy_of_logits
-from dual_distill.trainer import report_answers
+from dual_distill.trainer import prediction_records, report_answers
 
 # Ten people each: all say red; seven say 2 (three two); five say yes.
 PEOPLE = [["red"] * 10, ["2"] * 7 + ["3"] * 3, ["yes"] * 5 + ["no"] * 5, ["no"] * 10]
@@ -60,6 +60,23 @@ def test_consistency_and_classes():
     report = report_answers(["True", "True", "True"], rows, get_task("nlvr2"))
     assert (report.accuracy, report.consistency) == (pytest.approx(2 / 3), 0.5)
     assert report.to_dict()["vqa_score"] is None
+
+
+def test_numbered_classes_are_compared_by_their_names():
+    """Of "no", "yes", "yes" the first and the last are right; a number without a name is compared with nothing."""
+    numbers = Dataset.from_dict({"question": ["a", "b", "c"], "answer": [1, 1, 0]})
+    rows, task, said = (
+        numbers.cast_column("answer", ClassLabel(names=["yes", "no"])),
+        Task("own", "question_answering", ("image",), "question", "answer"),
+        ["no", "yes", "yes"],
+    )
+    report = report_answers(said, rows, task, rows)
+    assert (report.accuracy, report.majority) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    ranked = [[{"answer": answer, "score": 1.0}] for answer in said]
+    records = prediction_records(ranked, rows, task)
+    assert [(one["label"], one["right"]) for one in records] == [("no", True), ("no", False), ("yes", True)]
+    with pytest.raises(ValueError, match="column 'answer' holds 1, which no answer is compared with; cast it"):
+        report_answers(said, numbers, task)
 
 
 def test_a_task_without_labels_is_refused():

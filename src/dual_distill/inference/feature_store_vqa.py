@@ -20,6 +20,7 @@ from dual_distill.modeling import DualDistillProcessor
 from .encoding import searches
 from .feature_store import LISTS, PROJECTED, FeatureStore
 from .queries import FeatureStoreQueries, RunningTopK, answer_probs, best_answers, check_at_least_1
+from .sources import check_texts
 
 _ROWS = 1024
 _TOKEN_ROWS = 64
@@ -216,9 +217,7 @@ class FeatureStoreVQA(FeatureStoreQueries):
         Raises:
             ValueError: the store has no such image, or a question is empty.
         """
-        if not questions:
-            raise ValueError("There are no questions; give one or more.")
-        return self.answer_pairs([(image, question) for question in questions], top_k)
+        return self.answer_pairs([(image, question) for question in check_texts(questions, "questions")], top_k)
 
     @torch.inference_mode()
     def answer_pairs(

@@ -24,8 +24,8 @@ from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig
 from dual_distill.regions import RegionStore
 from dual_distill.teachers import LABELLED, load_model, load_processor
 
-from .queries import answer_probs, best_answers, check_at_least_1, check_text
-from .sources import load_image
+from .queries import answer_probs, best_answers, check_at_least_1
+from .sources import check_text, load_image
 
 ANSWERING_TASK = "dual-visual-question-answering"
 _ANSWERING_MODELS: dict[str, type[PreTrainedModel]] = {model.__name__: model for model in LABELLED}

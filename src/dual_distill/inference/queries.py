@@ -11,6 +11,7 @@ from dual_distill.modeling import DualDistillProcessor
 from .encoding import BATCH_SIZE, text_vectors
 from .feature_store import FeatureStore
 from .model_identity import longest_text, model_identity, processor_settings
+from .sources import check_texts
 
 
 class FeatureStoreQueries:
@@ -28,10 +29,7 @@ class FeatureStoreQueries:
     @torch.inference_mode()
     def _text_vectors(self, texts: Sequence[str], store: FeatureStore | None) -> Tensor:
         """One row a text, float32; what the store of texts holds is not encoded again, and nothing is encoded twice."""
-        if not texts:
-            raise ValueError("There are no texts; give one or more.")
-        for text in texts:
-            check_text("A text", text)
+        check_texts(texts)
 
         # A text that the store holds is read, any other is encoded.
         found: dict[str, Tensor] = {}
@@ -54,8 +52,7 @@ class FeatureStoreQueries:
 
     def _words(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Texts as a model reads them, on its device."""
-        for text in texts:
-            check_text("A text", text)
+        check_texts(texts)
         words = self.processor.encode_text(list(texts), max_length=longest_text(self.model, self.processor))
         return {name: tensor.to(self.model.device) for name, tensor in words.items()}
 
@@ -140,9 +137,3 @@ def check_at_least_1(name: str, value: int) -> None:
     """Refuse a count that is no integer or below 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}, but must be at least 1.")
-
-
-def check_text(name: str, text: object) -> None:
-    """Refuse a text without words."""
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{name} is {text!r}, but must be a string with words in it.")

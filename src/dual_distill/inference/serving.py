@@ -22,8 +22,9 @@ from .encoding import encode_in_order, searches, text_inputs
 from .feature_store import FeatureStore
 from .feature_store_vqa import FeatureStoreVQA
 from .pipeline import DualVisualQuestionAnsweringPipeline
-from .queries import check_at_least_1, check_text
+from .queries import check_at_least_1
 from .search import FeatureStoreSearcher
+from .sources import check_text
 
 
 @dataclass(frozen=True)

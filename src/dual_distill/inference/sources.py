@@ -151,13 +151,26 @@ def distinct_texts(texts: Iterable[str]) -> Inputs:
         >>> distinct_texts(["what is it?", "is it red?", "what is it?"]).ids
         ['what is it?', 'is it red?']
     """
-    ids = list(dict.fromkeys(texts))
-    if not ids:
-        raise ValueError("There are no texts; give at least one.")
-    for text in ids:
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"A text is {text!r}, but it should be a string with words in it; leave it out.")
+    ids = list(dict.fromkeys(check_texts(texts)))
     return Inputs(ids, str)
+
+
+def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
+    """Refuse none, one that is no list, and any without words; return them as a list."""
+    if isinstance(texts, str):  # whose letters would be taken for texts
+        raise ValueError(f"{name} is the string {texts!r}; give a list of them, such as [{texts!r}].")
+    found = list(texts)
+    if not found:
+        raise ValueError(f"There are no {name}; give one or more.")
+    for text in found:
+        check_text("A text", text)
+    return found
+
+
+def check_text(name: str, text: object) -> None:
+    """Refuse a text without words."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name} is {text!r}, but must be a string with words in it.")
 
 
 def read_texts(file: str | os.PathLike[str]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -118,9 +118,11 @@ def prediction_records(
     """
     others = dataset.select_columns([name for name in dataset.column_names if name not in task.image_columns])
     people_column = task.given_answers_column or task.answers_column
+    kind = others.features.get(task.label_column)
     for row, (best, given) in enumerate(zip(ranked, others, strict=True)):
         record = {"row": row, **given, "prediction": best[0]["answer"], "top_k": list(best)}
         if (label := given.get(task.label_column)) is not None:
+            label = kind.int2str(label) if isinstance(kind, ClassLabel) else label
             record |= {"label": label, "right": best[0]["answer"] == label}
         if people_column and len(people := given.get(people_column) or ()) >= FEWEST_ANSWERS:
             record["vqa_score"] = evaluation.vqa_score(best[0]["answer"], people, edition)
@@ -164,7 +166,7 @@ def report_answers(
     def column(rows: Dataset, name: str | None) -> list[Any] | None:
         return None if name is None else list(rows[name])
 
-    labels, groups = [str(label) for label in dataset[task.label_column]], column(dataset, task.group_column)
+    labels, groups = label_texts(dataset, task.label_column), column(dataset, task.group_column)
     found = GroupedAccuracy().compute(predictions=answers, references=labels, groups=groups)
     if sentences := column(dataset, task.consistency_column):
         found |= evaluation.Consistency().compute(predictions=answers, references=labels, sentence_ids=sentences)
@@ -187,12 +189,23 @@ def report_answers(
         return float(GroupedAccuracy().compute(predictions=answers, references=labels)["accuracy"])
 
     # All rows of one sentence on one side of the held-out part, or memory would look like skill.
-    train_labels, train_groups = list(map(str, train[task.label_column])), column(train, task.consistency_column)
+    train_labels, train_groups = label_texts(train, task.label_column), column(train, task.consistency_column)
     texts = [list(rows[task.text_column]) for rows in (train, dataset)]
     baseline = evaluation.question_only_baseline(texts[0], train_labels, texts[1], labels, seed, train_groups)
     text_only = main_score(baseline.predictions)
     majority = main_score([evaluation.majority_answer(train_labels)] * len(labels))
     return replace(report, text_only=text_only, text_only_method=baseline.method, majority=majority)
+
+
+def label_texts(dataset: Dataset, column: str) -> list[str]:
+    """The labels of all rows as words, those of a `ClassLabel` by their names; other numbers name no answer."""
+    kind, labels = dataset.features[column], list(dataset[column])
+    if isinstance(kind, ClassLabel):
+        return [str(kind.int2str(label)) for label in labels]
+    if numbers := [label for label in labels if not isinstance(label, str)]:
+        way_out = "cast it to a ClassLabel with the names, or store them in place of numbers"
+        raise ValueError(f"column {column!r} holds {numbers[0]!r}, which no answer is compared with; {way_out}.")
+    return labels
 
 
 def rows_by_image(dataset: Dataset, task: Task) -> dict[int | str, list[int]]:
