@@ -5,6 +5,7 @@ import re
 import struct
 import zlib
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -243,3 +244,12 @@ def test_the_callers_own_image_stays_as_it_is():
     decoded = decode_image(given, row=0)
     decoded.putpixel((0, 0), (1, 2, 3))
     assert given.getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_a_decoded_image_is_no_file_any_more():
+    """Whoever keeps it would write another JPEG, with other pixels."""
+    noise = Image.effect_noise((16, 16), 80).convert("RGB")
+    for kind in ("PNG", "JPEG"):
+        decoded = decode_image(encode(noise, kind), row=0)
+        kept = datasets.Image().encode_example(decoded)
+        assert decode_image(kept, row=0).tobytes() == decoded.tobytes()

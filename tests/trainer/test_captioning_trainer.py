@@ -3,16 +3,26 @@
 import io
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
 from transformers import BertTokenizer, ViltImageProcessorPil
 
-from dual_distill.data import CaptioningCollator, CaptionMasker, IndexedDataset, get_task
+from dual_distill.data import (
+    CaptioningCollator,
+    CaptionMasker,
+    IndexedDataset,
+    RegionSet,
+    decode_image,
+    fingerprint,
+    get_task,
+)
 from dual_distill.evaluation import report_captions
 from dual_distill.modeling import DualDistillProcessor, FusionEncoderConfig, FusionEncoderForCaptioning
-from dual_distill.trainer import DistillationTrainingArguments, captions_by_image, describe_images
+from dual_distill.regions import RegionManifest, RegionStore, StoredImage, fill_store
+from dual_distill.trainer import DistillationTrainingArguments, captions_by_image, captions_of_images, describe_images
 from dual_distill.trainer.captioning_trainer import CaptioningTrainer, SelfCriticalTrainer, caption_log_probs
 from dual_distill.trainer.evaluation import caption_texts
 
@@ -106,6 +116,39 @@ def test_masked_words_teach_it_to_write(taught, processor, data):
     written = describe_images(taught.model, data, make_collator(processor), batch_size=2)
     assert written == {number: f"a {colour} dot is here" for number, colour in enumerate(COLOURS)}
     assert describe_images(taught.model, data, make_collator(processor), num_beams=3) == written
+
+
+def test_what_is_described_is_the_image_in_memory(processor, tmp_path, monkeypatch):
+    """And not the file that it was opened from, nor its pixels through another JPEG."""
+    Image.effect_noise((8, 8), 80).convert("RGB").save(tmp_path / "a.jpg")
+    opened = Image.open(tmp_path / "a.jpg")
+    opened.paste((220, 0, 0), (0, 0, 8, 4))
+    images = [decode_image(tmp_path / "a.jpg", 0), opened]
+    seen, model = [], make_model(processor)
+
+    def generate(pixel_values, **_):
+        seen.append(pixel_values)
+        return torch.full((len(pixel_values), 2), SEP)
+
+    monkeypatch.setattr(model, "generate", generate)
+    assert captions_of_images(model, processor, images, batch_size=1) == ["", ""]
+    expected = [processor.prepare_image(Image.fromarray(np.asarray(image))) for image in images]
+    assert torch.equal(torch.cat(seen)[:, 0], torch.stack(expected))
+    assert captions_of_images(model, processor, []) == []
+
+
+def test_a_decoded_jpeg_is_found_in_a_region_store(processor, tmp_path):
+    buffer = io.BytesIO()
+    Image.effect_noise((8, 8), 80).convert("RGB").save(buffer, "JPEG", quality=95)
+    image = decode_image(buffer.getvalue(), 0)
+    regions = RegionSet(torch.ones(1, 4), torch.tensor([[0.0, 0, 8, 8]]), torch.ones(1), ["dot"], 8, 8)
+    kept = StoredImage("a", fingerprint(buffer.getvalue()), fingerprint(image), regions)
+    manifest = RegionManifest("by hand", "by hand", 4, "float32", 8, {})
+    fill_store(tmp_path, manifest, ["a"], lambda ids: iter([kept]))
+
+    ids = {"region_boxes_id": "by hand", "region_features_id": "by hand"}
+    model = make_model(processor, visual_inputs="regions", region_feature_size=4, **ids)
+    assert len(captions_of_images(model, processor, [image], reading={"regions": RegionStore(tmp_path)})) == 1
 
 
 def test_what_was_written_is_scored_against_all_captions_of_the_image(data):

@@ -231,6 +231,7 @@ def _decode(image: Image.Image, where: str, max_pixels: int, jpeg_size: JpegSize
         width, height = (height, width) if orientation >= 5 else (width, height)
     elif image is given and jpeg_size is None:
         image = image.copy()
-    # What is upright now is not turned again.
+    # What is upright now is not turned again, and no JPEG is made anew of what was one.
     image.info = {"declared_size": (width, height)} if is_shrunk else {}
+    image.format = None
     return image

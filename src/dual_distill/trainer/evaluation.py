@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-import datasets
 import torch
 from datasets import ClassLabel, Dataset
 from PIL import Image
@@ -130,7 +129,7 @@ def prediction_records(
 
 
 def _batches(
-    model: Any, rows: Dataset, collator: Any, batch_size: int, title: str, order: list[int]
+    model: Any, rows: Any, collator: Any, batch_size: int, title: str, order: list[int]
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches on the device of the model, which is put into eval mode."""
     model.eval()
@@ -256,26 +255,26 @@ def describe_images(
     """
     by_image = rows_by_image(dataset, collator.task)
     first_rows = dataset.select([rows[0] for rows in by_image.values()])
-    captions: list[str] = []
-    order = data.grouped_order(data.shape_keys(collator, first_rows), len(first_rows))
-    for batch in _batches(model, first_rows, collator.without_captions(), batch_size, "describe", order):
-        captions += caption_texts(collator.processor.tokenizer, model.generate(**batch, **generation))
-    return dict(zip(by_image, data.in_order(order, captions), strict=True))
+    return dict(zip(by_image, _written(model, first_rows, collator, batch_size, **generation), strict=True))
 
 
+@torch.inference_mode()
 def captions_of_images(
     model: PreTrainedModel, processor: Any, images: Sequence[Image.Image], batch_size: int = 64, **options: Any
 ) -> list[str]:
-    """Write a caption for each RGB image; options are those of `generate`, and of the collator, under `reading`."""
+    """Write a caption for each image; options are those of `generate`, and of the collator, under `reading`."""
     task = data.get_task("coco_captioning")
-    [image_column], id_column = task.image_columns, str(task.image_id_column)
     collator = CaptioningCollator(processor, task, image_cache_mb=0, **options.pop("reading", {}))
+    return _written(model, [{task.image_columns[0]: image} for image in images], collator, batch_size, **options)
 
-    # Pixels as they are, in PNG, so that a region store recognizes them.
-    features = datasets.Features({image_column: datasets.Image(), id_column: datasets.Value("int64")})
-    rows = datasets.Dataset.from_dict({image_column: list(images), id_column: range(len(images))}, features)
-    rows = rows.cast_column(image_column, datasets.Image(decode=False))
-    return list(describe_images(model, rows, collator, batch_size, **options).values())
+
+def _written(model: Any, rows: Any, collator: CaptioningCollator, batch_size: int, **generation: Any) -> list[str]:
+    """What a model writes about the image of each row, in their order."""
+    captions: list[str] = []
+    order = data.grouped_order(data.shape_keys(collator, rows), len(rows))
+    for batch in _batches(model, rows, collator.without_captions(), batch_size, "describe", order):
+        captions += caption_texts(collator.processor.tokenizer, model.generate(**batch, **generation))
+    return data.in_order(order, captions)
 
 
 def caption_texts(tokenizer: Any, written: torch.Tensor) -> list[str]:
