@@ -118,6 +118,31 @@ def test_caption_scores_are_added_as_they_are() -> None:
     assert [(one.metric, one.value, one.rows) for one in run.measurements] == [("cider", 1.1, 30), ("bleu_4", 0.3, 30)]
 
 
+def test_recall_and_median_rank_are_added_both_ways_and_none_of_another_model() -> None:
+    def directions(share: float) -> dict[str, dict[str, float]]:
+        both = {"text_to_image": share, "image_to_text": share / 2}
+        return {way: {"recall@1": value, "median_rank": 2.0, "num_queries": 9} for way, value in both.items()}
+
+    found = {"task": "coco_retrieval", "split": "test", "rows": 30, "whole": {"dual": directions(0.5)}}
+    run = add_evaluation(RunRecord(data=DATA), found, "evaluate", {**found, "whole": {"dual": directions(0.75)}})
+    assert {one.metric: (one.value, one.teacher) for one in run.measurements} == {
+        "text_to_image_recall@1": (0.5, 0.75),
+        "text_to_image_median_rank": (2.0, 2.0),
+        "image_to_text_recall@1": (0.25, 0.375),
+        "image_to_text_median_rank": (2.0, 2.0),
+    }
+    found["whole"]["reranked"] = directions(1.0)
+    own = {one.metric: one.value for one in add_evaluation(run, found, "evaluate").measurements}
+    assert (own["reranked_text_to_image_recall@1"], own["text_to_image_recall@1"], len(own)) == (1.0, 0.5, 8)
+    assert len(add_evaluation(run, {**found, "rerank": "runs/teacher"}, "evaluate").measurements) == 4
+
+
+def test_an_evaluation_without_a_number_is_refused() -> None:
+    found = {"task": "scenes", "split": "test", "rows": 30, "text_only": 0.5, "accuracy": None}
+    with pytest.raises(ValueError, match=r"notes\.json gave no number that a card has; give what `evaluate"):
+        add_evaluation(RunRecord(data=DATA), found, "notes.json")
+
+
 def test_a_folder_is_known_by_its_weights_and_the_hub_by_its_commit(
     make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:

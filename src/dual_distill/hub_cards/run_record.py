@@ -312,8 +312,8 @@ def add_evaluation(
         teacher: the same of the teacher, on the same rows.
 
     Raises:
-        ValueError: the evaluation lacks task, split or rows, the two are of different rows, or one is of other weights
-            than those of the run.
+        ValueError: the evaluation lacks task, split, rows or a number, the two are of different rows, or one is of
+            other weights than those of the run.
 
     Example:
         >>> run = RunRecord(data=DataOrigin("scenes"))
@@ -336,18 +336,31 @@ def add_evaluation(
     # The baselines are measured by the main metric only.
     main = next((name for name in ("vqa_score", "cider") if evaluation.get(name) is not None), "accuracy")
     baselines = {name: evaluation.get(name) for name in ("text_only", "majority")}
-    found = (evaluation["split"], source, evaluation["rows"])
+    found, of_teacher = (evaluation["split"], source, evaluation["rows"]), _numbers(teacher or {}, main)
     added = []
-    for metric in (main, "consistency", "bleu_4"):
-        if evaluation.get(metric) is not None:
-            beside: dict[str, Any] = {**(baselines if metric == main else {}), "teacher": (teacher or {}).get(metric)}
-            beside["groups"] = evaluation.get(f"{metric}_by_group") or {}
-            beside["edition"] = evaluation.get(f"{metric}_edition")
-            added.append(Measurement(metric, evaluation[metric], *found, **beside))
+    for metric, value in _numbers(evaluation, main).items():
+        beside: dict[str, Any] = {**(baselines if metric == main else {}), "teacher": of_teacher.get(metric)}
+        beside["groups"] = evaluation.get(f"{metric}_by_group") or {}
+        beside["edition"] = evaluation.get(f"{metric}_edition")
+        added.append(Measurement(metric, value, *found, **beside))
+    if not added:
+        raise ValueError(f"{source} gave no number that a card has; give what `evaluate --output-dir` wrote.")
 
     replaced = {(one.metric, one.split) for one in added}
     kept = [one for one in record.measurements if (one.metric, one.split) not in replaced]
     return replace(record, measurements=(*kept, *added))
+
+
+def _numbers(evaluation: Mapping[str, Any], main: str) -> dict[str, float]:
+    """What an evaluation says of one model: metric -> value, those of a search as the trainer calls them."""
+    found = {metric: evaluation.get(metric) for metric in (main, "consistency", "bleu_4")}
+    # What another model ordered anew is no number of this one.
+    ways = {"dual": ""} if evaluation.get("rerank") else {"dual": "", "reranked": "reranked_"}
+    for way, prefix in ways.items():
+        for direction, numbers in evaluation.get("whole", {}).get(way, {}).items():
+            named = {f"{prefix}{direction}_{name}": value for name, value in numbers.items()}
+            found |= {name: value for name, value in named.items() if not name.endswith("num_queries")}
+    return {metric: value for metric, value in found.items() if value is not None}
 
 
 def weights_digest(folder: str | Path) -> str | None:
