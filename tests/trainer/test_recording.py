@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub import ModelCard
 
 from dual_distill.hub_cards import origin_of, read_run, write_run
@@ -132,6 +133,22 @@ def test_each_evaluation_is_noted_by_its_dataset_or_prefix(measured, make_rows, 
     assert record.data.rows == {"train": 20, "near": 4, "far": 7}
 
 
+def test_other_rows_take_no_place_of_the_validation_rows(measured, make_rows, caplog):
+    trainer = measured()
+    value = trainer.evaluate()["eval_accuracy"]
+    trainer.evaluate(make_rows(5))
+    assert "nothing was noted: these rows are not the trainer's and have no split" in caplog.text
+    trainer.evaluate(Dataset.from_list(make_rows(4), split="validation").with_format("torch"))
+    trainer.evaluate(Dataset.from_list(make_rows(3), split="test").with_format("torch"))
+    found = {one.split: one for one in trainer.run_record().measurements if one.metric == "accuracy"}
+    assert {split: one.rows for split, one in found.items()} == {"validation": 11, "test": 3}
+    assert found["validation"].value == value
+
+    trainer.eval_dataset = {"near": make_rows(4)}
+    trainer.evaluate("near")
+    assert {one.rows for one in trainer.run_record().measurements if one.split == "near"} == {4}
+
+
 def test_rows_that_an_evaluation_leaves_out_are_not_counted(measured):
     trainer = measured(dataloader_drop_last=True, per_device_eval_batch_size=4)
     assert trainer.evaluate()["eval_samples_per_second"] > 0
@@ -228,11 +245,16 @@ def test_settings_are_what_differs_and_name_no_place() -> None:
         max_steps: int = 1
         layer_map: dict[int, int] | None = None
         data_options: dict | None = None
+        match_weight: float | None = None
+        lists: list[int] | None = None
+        is_shuffled: bool | None = None
 
     options = {"sources": [{"path": "/data/a.tar", "kind": "webdataset"}], "split": "train"}
-    given = Arguments("/somewhere/else", "hf_secret", 5, {-1: -1}, options)
+    given = Arguments("/somewhere/else", "hf_secret", 5, {-1: -1}, options, 0.0, [], False)
     assert differing_fields(given) == {
         "max_steps": 5,
         "layer_map": {"-1": -1},
         "data_options": {"sources": [{"kind": "webdataset"}], "split": "train"},
+        "match_weight": 0.0,
     }
+    assert differing_fields(Arguments(max_steps=True)) == {}

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import NamedSplit
 from huggingface_hub import HfApi
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -93,8 +94,8 @@ class RecordingTrainer(SealedTrainer):
         """Return what is known of the run, and of the weights as they are now."""
         collator = getattr(self.data_collator, "collator", self.data_collator)
         task_name = getattr(getattr(collator, "task", None), "name", None)
-        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"validation": self.eval_dataset}
-        rows = {split: _num_rows(dataset) for split, dataset in {"train": self.train_dataset, **evaluated}.items()}
+        splits = {"train": self.train_dataset, **self._evaluated()}
+        rows = {split: _num_rows(dataset) for split, dataset in splits.items()}
         now = self._step()
 
         # What the caller knows better stands; rows are those that the trainer was given.
@@ -125,7 +126,7 @@ class RecordingTrainer(SealedTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluate as `Trainer` does, and note what was measured, by the prefix or the name of the dataset."""
+        """Evaluate as `Trainer` does, and note what was measured, by the prefix or the name or split of the dataset."""
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):  # each was evaluated by a call of its own
@@ -134,7 +135,11 @@ class RecordingTrainer(SealedTrainer):
         rows = _num_rows(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset)
         if rows and self.args.dataloader_drop_last:  # which leaves out the last rows of an evaluation too
             rows -= rows % (self.args.eval_batch_size * self.args.world_size)
-        split = metric_key_prefix.removeprefix("eval_") if metric_key_prefix != "eval" else "validation"
+        split = metric_key_prefix.removeprefix("eval_") if metric_key_prefix != "eval" else self._split_of(dataset)
+        if split is None:
+            way_out = "give metric_key_prefix, such as 'test', for numbers that a card may hold"
+            _logger.warning("nothing was noted: these rows are not the trainer's and have no split; %s", way_out)
+            return metrics
         source = self._told.get("command") or f"{type(self).__name__}.evaluate"
         for name, value in metrics.items():
             metric = name.removeprefix(f"{metric_key_prefix}_")
@@ -148,6 +153,20 @@ class RecordingTrainer(SealedTrainer):
         if not self.is_in_train and self._saved_step == self._step() and self.args.should_save:
             hub_cards.write_run(self.args.output_dir, self.run_record())
         return metrics
+
+    def _evaluated(self) -> dict[str, Any]:
+        """The rows that the trainer evaluates on, by what they are called."""
+        given = self.eval_dataset
+        return given if isinstance(given, dict) else {} if given is None else {"validation": given}
+
+    def _split_of(self, dataset: Any) -> str | None:
+        """What rows are called that were evaluated without a prefix of their own; None: it is not known."""
+        for split, rows in self._evaluated().items():
+            if dataset is rows or dataset == split:
+                return split
+        # Others must not take the name of the trainer's own.
+        found = getattr(dataset, "split", None)
+        return str(found) if isinstance(found, str | NamedSplit) and str(found) not in self._evaluated() else None
 
     def create_model_card(self, *given: Any, **named: Any) -> None:
         """Save the model where that was not done, and write the card beside it from the record of the run.
@@ -319,8 +338,8 @@ def differing_fields(*arguments: Any) -> dict[str, Any]:
         for field in fields(one):
             default = field.default_factory() if field.default_factory is not MISSING else field.default
             value = getattr(one, field.name)
-            # None becomes False or [] on the way.
-            is_default = value == default or not (value or default)
+            # None becomes False or [] on the way; a 0 was given.
+            is_default = value == default or not (value or default or type(value) in (int, float))
             if not is_default and field.name not in _NOT_SETTINGS and not field.name.startswith(_NOT_SETTINGS_OF):
                 found[field.name] = value
     return _without_paths(json.loads(json.dumps(found, default=str)))
