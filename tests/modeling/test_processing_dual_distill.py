@@ -144,6 +144,11 @@ def test_a_large_jpeg_is_shrunk_while_it_is_decoded_where_asked_for(processor, t
         assert found.shape == whole.shape
         assert (found - whole).abs().mean() * 127.5 < 2
 
+        # Of a crop or a turned one the size in the header says nothing.
+        for change in (lambda image: image.crop((0, 0, 40, 60)), lambda image: image.transpose(Image.Transpose(2))):
+            alone = Image.frombytes("RGB", change(shrunk).size, change(shrunk).tobytes())
+            assert torch.equal(fast.prepare_image(change(shrunk)), fast.prepare_image(alone))
+
     with pytest.raises(ValueError, match=r"jpeg_margin is 0\.5; give a number of at least 1, or None"):
         DualDistillProcessor(processor.image_processor, processor.tokenizer, jpeg_margin=0.5)
 

@@ -1,5 +1,6 @@
 """Teachers of every family beside a student of another tokenizer and another grid: aligned, trained, stored."""
 
+import io
 import itertools
 import json
 from dataclasses import replace
@@ -203,6 +204,18 @@ def test_a_store_keeps_the_largest_scores_of_each_query_where_asked(tmp_path):
         torch.testing.assert_close(few, expected / expected.sum(-1, keepdim=True).clamp(min=1e-9), atol=1e-6, rtol=0)
     sizes = [sum(file.stat().st_size for file in (tmp_path / name).rglob("*")) for name in ("3", "None")]
     assert sizes[0] < sizes[1]
+
+
+def test_a_teacher_reads_all_of_a_jpeg_whatever_its_student_is_shown(processor):
+    buffer = io.BytesIO()
+    Image.effect_noise((400, 300), 80).convert("RGB").save(buffer, "JPEG")
+    model, own = tiny_teacher("fusion")
+    row, found = {"image": {"bytes": buffer.getvalue(), "path": None}, "question": "what is it?", "answer": "yes"}, []
+    for margin in (None, 1):
+        shown = DualDistillProcessor(processor.image_processor, processor.tokenizer, jpeg_margin=margin)
+        found.append(TeacherCollator(DistillationCollator(shown, TASK, ANSWERS), ForeignTeacher(model, own))([row]))
+    assert not torch.equal(found[0]["pixel_values"], found[1]["pixel_values"])
+    assert torch.equal(found[0]["teacher_pixel_values"], found[1]["teacher_pixel_values"])
 
 
 def test_rows_that_workers_ask_about_are_joined_into_the_store_of_one_process(smolvlm, tmp_path):

@@ -70,7 +70,7 @@ def decode_image(
         row: which row the image belongs to; appears in errors.
         max_pixels: largest accepted width x height, in pixels.
         jpeg_size: width and height -> those that an encoded JPEG may be shrunk to while it is decoded (None: none). Its
-            `info["declared_size"]` is then the size in its header.
+            `info` then has `declared_size`, that of its header, and `decoded_size`, its own: a crop is told from it.
 
     Returns:
         A new `PIL.Image.Image` of mode RGB, fully loaded.
@@ -232,6 +232,6 @@ def _decode(image: Image.Image, where: str, max_pixels: int, jpeg_size: JpegSize
     elif image is given and jpeg_size is None:
         image = image.copy()
     # What is upright now is not turned again, and no JPEG is made anew of what was one.
-    image.info = {"declared_size": (width, height)} if is_shrunk else {}
+    image.info = {"declared_size": (width, height), "decoded_size": image.size} if is_shrunk else {}
     image.format = None
     return image

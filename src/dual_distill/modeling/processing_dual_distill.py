@@ -23,7 +23,6 @@ _logger = logging.getLogger(__name__)
 Images = Any
 # What image processor and tokenizer could be told, but is decided here: images are padded to the largest of the batch.
 _DECIDED = {"do_pad", "pad_size", "data_format", "return_tensors"}
-DECLARED_SIZE = "declared_size"  # in the `info` of an image that was decoded to fewer pixels than its header says
 # Of EXIF: how an image is to be turned.
 _ORIENTATION = 0x0112
 _TURNED = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))
@@ -304,7 +303,9 @@ class _HeightFirst(Image.Image):
     """A PIL image that transformers takes as it is, and whose size it reads as it reads that of an array."""
 
     def __init__(self, image: Image.Image):
-        self._image = image
+        self._image, info = image, image.info
+        # Of an image that was decoded to fewer pixels; a crop or a turned one of it has the same `info`.
+        self._declared = info["declared_size"] if info.get("decoded_size") == image.size else image.size
 
     @property
     def size(self) -> tuple[int, int]:
@@ -314,12 +315,12 @@ class _HeightFirst(Image.Image):
     @property
     def width(self) -> int:
         """Of the header."""
-        return self._image.info.get(DECLARED_SIZE, self._image.size)[0]
+        return self._declared[0]
 
     @property
     def height(self) -> int:
         """Of the header."""
-        return self._image.info.get(DECLARED_SIZE, self._image.size)[1]
+        return self._declared[1]
 
     def resize(self, *args: Any, **kwargs: Any) -> Image.Image:
         """Resize the image."""

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dual_distill.data.fingerprint import fingerprint
-from dual_distill.data.images import MAX_PIXELS, decode_image, image_source, resize_image
+from dual_distill.data.images import MAX_PIXELS, JpegSize, decode_image, image_source, resize_image
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
 from dual_distill.data.records import InvalidRecordError, Record
 from dual_distill.data.region_inputs import MAX_REGIONS, NUM_TAGS, RegionInputs, RegionLookup, tag_texts
@@ -184,10 +184,9 @@ class ImageTextCollator:
         """Return whether the images of a row are changed."""
         return self.augmentation is not None and EPOCH_COLUMN in row and INDEX_COLUMN in row
 
-    def decoded(self, row: Row, index: int) -> Image.Image:
-        """One image of a row that was read, augmented but not resized."""
-        value, jpeg_size = row[self.task.image_columns[index]], getattr(self.processor, "jpeg_size", None)
-        image = decode_image(value, row[ROW_NAME], self.max_pixels, jpeg_size)
+    def decoded(self, row: Row, index: int, jpeg_size: JpegSize | None = None) -> Image.Image:
+        """One image of a row that was read, augmented but not resized; a JPEG is whole without `jpeg_size`."""
+        image = decode_image(row[self.task.image_columns[index]], row[ROW_NAME], self.max_pixels, jpeg_size)
         if self.augmentation is not None and self.is_augmented(row):
             image = self.augmentation(image, (row[EPOCH_COLUMN], row[INDEX_COLUMN], index))
         return image
@@ -200,7 +199,7 @@ class ImageTextCollator:
         if key in self._cache:
             return self._cache[key]
 
-        image = self.decoded(row, index)
+        image = self.decoded(row, index, getattr(self.processor, "jpeg_size", None))
         prepared: Tensor = resize_image(self.processor.prepare_image, image, name)
         if not augmented:
             self._cache.keep(key, prepared)
