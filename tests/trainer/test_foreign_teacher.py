@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -204,6 +205,33 @@ def test_a_store_keeps_the_largest_scores_of_each_query_where_asked(tmp_path):
         torch.testing.assert_close(few, expected / expected.sum(-1, keepdim=True).clamp(min=1e-9), atol=1e-6, rtol=0)
     sizes = [sum(file.stat().st_size for file in (tmp_path / name).rglob("*")) for name in ("3", "None")]
     assert sizes[0] < sizes[1]
+
+
+class HeldRows:
+    """Rows that count how many of their images are held at most."""
+
+    def __init__(self, rows):
+        self.rows, self.images, self.most = rows, [], 0
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        row = self.rows[index]
+        self.images.append(weakref.ref(row["image"]))
+        self.most = max(self.most, sum(image() is not None for image in self.images))
+        return row
+
+
+def test_a_store_is_written_with_the_images_of_a_batch_in_memory(tmp_path):
+    model, own = tiny_teacher("modernvbert")
+    teacher = ForeignTeacher(model, own)
+    for count in (4, 12):
+        rows = HeldRows(make_rows(count))
+        store = StoredTeacher(tmp_path / str(count), teacher, view_settings(teacher, [-1], None))
+        assert write_views(store, rows, TASK, batch_size=1) == count
+        assert rows.most <= 3
+        assert write_views(store, rows, TASK, batch_size=1) == 0
 
 
 def test_a_teacher_reads_all_of_a_jpeg_whatever_its_student_is_shown(processor):

@@ -264,12 +264,13 @@ def write_views(
     device = next(teacher.teacher.model.parameters()).device
     before = len(teacher.store)
 
-    # Rows that are there are known without decoding their images.
-    own = (rows[index] for index in range(share[0], len(rows), share[1]))
-    read = (collator.collator.read_rows([row], task.text_column) for row in own)
-    found = {row_names(collator.keys(row))[0]: row[0] for row in read}
-    wanted: Any = [row for name, row in found.items() if name not in teacher.store]
-    for batch in DataLoader(wanted, batch_size, num_workers=num_workers, collate_fn=collator.of_teacher):
+    def name_of(index: int) -> str:
+        return row_names(collator.keys(collator.collator.read_rows([rows[index]], task.text_column)))[0]
+
+    # Rows that are there are known without decoding their images; of the others their numbers are held.
+    found = {name_of(index): index for index in range(share[0], len(rows), share[1])}
+    wanted = [index for name, index in found.items() if name not in teacher.store]
+    for batch in DataLoader(rows, batch_size, sampler=wanted, num_workers=num_workers, collate_fn=collator.of_teacher):
         teacher.view({name.removeprefix("teacher_"): it.to(device) for name, it in batch.items()}, ())
     teacher.store.flush()
     return len(teacher.store) - before
