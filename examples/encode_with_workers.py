@@ -32,7 +32,7 @@ def with_spark(encode: EncodeColumn, photos: Path, parts: Path, workers: int) ->
             encoded = encode(frame.to_dict("list"))
             yield pd.DataFrame({name: encoded[name] for name in columns})
 
-    vector, texts = encode.output_column, (encode.id_column, "sha256", "problem")
+    vector, texts = encode.output_column, (encode.id_column, "sha256", "problem", "made_with")
     schema = [StructField(vector, ArrayType(FloatType())), *(StructField(name, StringType()) for name in texts)]
     columns = [field.name for field in schema]
     os.environ["PYSPARK_PYTHON"] = sys.executable
@@ -56,7 +56,7 @@ def with_ray(encode: EncodeColumn, photos: Path, parts: Path, workers: int) -> N
     environment = {"env_vars": {"OMP_NUM_THREADS": "1"}}
     ray.init(num_cpus=workers + 1, include_dashboard=False, object_store_memory=200_000_000, runtime_env=environment)
     kinds = {encode.output_column: pa.list_(pa.float32())}
-    kinds |= dict.fromkeys((encode.id_column, "sha256", "problem"), pa.string())
+    kinds |= dict.fromkeys((encode.id_column, "sha256", "problem", "made_with"), pa.string())
     rows = ray.data.read_parquet(str(photos)).repartition(workers)
     encoded = rows.map_batches(OfTables, batch_size=64, batch_format="pyarrow", concurrency=workers)
     encoded.write_parquet(str(parts))

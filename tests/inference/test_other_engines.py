@@ -87,10 +87,11 @@ def test_what_workers_of_datasets_encode_is_joined_into_a_store(retriever, photo
 
 def test_what_cannot_be_joined_is_refused(retriever, photos, answering_model, tmp_path: Path) -> None:
     encode = EncodeColumn(retriever[2], image_column="image", id_column="name")
-    one = {"name": ["a"], "sha256": [""], "problem": [""]}
+    made_with = encode({"image": [photos["photo 0"]], "name": ["a"]})["made_with"]
+    one = {"name": ["a"], "sha256": [""], "problem": [""], "made_with": made_with}
     with pytest.raises(ValueError, match=r"The vector of 'a' has the shape \(3,\), not \(8,\) as those of"):
         encode.write_store(Dataset.from_dict({**one, "vector": [[1.0] * 3]}), tmp_path / "a")
-    with pytest.raises(ValueError, match="The dataset has no column 'vector', only name, sha256, problem"):
+    with pytest.raises(ValueError, match="The dataset has no column 'vector', only name, sha256, problem, made_with"):
         encode.write_store(Dataset.from_dict(one), tmp_path / "b")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty' holds no \*.parquet; give the folder that the workers wrote"):
@@ -99,6 +100,26 @@ def test_what_cannot_be_joined_is_refused(retriever, photos, answering_model, tm
     retriever[1].save_pretrained(tmp_path / "layers")
     with pytest.raises(ValueError, match="holds tokens, not one vector an image; encode it by `dual-distill encode`"):
         EncodeColumn(str(tmp_path / "layers"), image_column="image").write_store(tmp_path, tmp_path / "d")
+
+
+def test_rows_of_another_model_or_other_settings_are_not_joined(retriever, photos, tmp_path: Path) -> None:
+    model, processor, folder = retriever
+    encode = EncodeColumn(folder, image_column="image", id_column="name")
+    rows = Dataset.from_dict({"name": list(photos), "image": list(photos.values())}).map(encode, batched=True)
+    for kind in ("copy", "jpeg", "weights"):
+        processor.jpeg_margin = 2 if kind == "jpeg" else None
+        with torch.no_grad():
+            model.text_projection.weight.add_(float(kind == "weights"))
+        for one in (model, processor):
+            one.save_pretrained(tmp_path / kind)
+    for kind in ("jpeg", "weights"):
+        with pytest.raises(ValueError, match="rows were made with another model or other settings, or have no column"):
+            EncodeColumn(str(tmp_path / kind), image_column="image", id_column="name").write_store(rows, tmp_path / "a")
+    with pytest.raises(ValueError, match="have no column 'made_with'; make them again"):
+        encode.write_store(rows.remove_columns("made_with"), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    copy = EncodeColumn(str(tmp_path / "copy"), image_column="image", id_column="name", batch_size=1)
+    assert copy.write_store(rows, tmp_path / "b").rows == 5
 
 
 @pytest.mark.slow

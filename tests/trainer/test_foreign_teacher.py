@@ -264,8 +264,18 @@ def test_rows_that_workers_ask_about_are_joined_into_the_store_of_one_process(sm
         assert one.keys() == other.keys()
         for name in one:
             torch.testing.assert_close(one[name].float(), other[name].float(), atol=2e-3, rtol=1e-3, msg=name)
-    with pytest.raises(ValueError, match="was begun with other settings"):
-        TeachRows(str(smolvlm), TASK, (0,), ANSWERS).write_store(tmp_path / "parts", tmp_path / "joined")
+
+    # Of other answers, layers or scores the rows look alike; a store that is begun takes none of them.
+    unlike = {"answers": ANSWERS[::-1]}, {"layers": (0,)}, {"top_k": 3}
+    for number, changed in enumerate(unlike):
+        store = tmp_path / str(number)
+        with pytest.raises(ValueError, match="rows were made with another model or other settings, or have no column"):
+            replace(teach, **changed).write_store(tmp_path / "parts", store)
+        assert not store.exists()
+    with pytest.raises(ValueError, match="have no column 'made_with'; make them again"):
+        teach.write_store(told.remove_columns("made_with"), tmp_path / "none")
+    # What is the same by another name is the same.
+    assert replace(teach, layers=[1], batch_size=1).write_store(told, tmp_path / "joined") == 5
 
 
 def test_where_several_answers_may_be_right_each_is_learned_as_its_share(student, processor, tmp_path):

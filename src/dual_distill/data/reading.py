@@ -291,17 +291,26 @@ def hold_out(
     return dataset.select(kept), dataset.select([i for i, group in enumerate(groups) if group in held_out])
 
 
-def table_rows(rows: Any) -> Dataset:
-    """Return a `Dataset` as it is, or the rows of a Parquet file, or of a folder of such, in the order of their names.
+def table_rows(rows: Any, made_with: str) -> Dataset:
+    """Return a `Dataset`, or the rows of a Parquet file, or of a folder of such, in the order of their names.
+
+    Args:
+        rows: those that workers made, each with what it was made with in its column `made_with`.
+        made_with: fingerprint that all have.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: the folder holds no Parquet file.
+        ValueError: the folder holds no Parquet file, or rows were made with something else.
     """
-    if isinstance(rows, Dataset):
-        return rows
-    path = Path(rows)
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [existing_file(path)]
-    if not files:
-        raise ValueError(f"The folder {str(path)!r} holds no *.parquet; give the folder that the workers wrote.")
-    return Dataset.from_parquet([str(file) for file in files])
+    if not isinstance(rows, Dataset):
+        path = Path(rows)
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [existing_file(path)]
+        if not files:
+            raise ValueError(f"The folder {str(path)!r} holds no *.parquet; give the folder that the workers wrote.")
+        rows = Dataset.from_parquet([str(file) for file in files])
+
+    told = rows.select_columns(["made_with"]).unique("made_with") if "made_with" in rows.column_names else [None]
+    if set(told) - {made_with}:
+        unlike = "rows were made with another model or other settings, or have no column 'made_with'"
+        raise ValueError(f"{unlike}; make them again, or call write_store of the object that made them.")
+    return rows

@@ -12,6 +12,7 @@ from dual_distill.data import ImageError, Prepared
 from dual_distill.teachers import load_model
 
 from .encoding import Encoding, EncodingReport, StoreSettings, encode_prepared, prepare_image, prepared_texts, searches
+from .model_identity import model_identity, processor_settings
 from .sources import Inputs, row_ids
 
 _NO_VECTOR = np.zeros(0, np.float32)
@@ -62,20 +63,25 @@ class EncodeColumn:
         return {**vars(self), "_loaded": None}
 
     def _load(self) -> Any:
+        """The model, its processor, and the fingerprint of what vectors depend on."""
         if self._loaded is None:
-            self._loaded = load_model(self.model)
-            self._loaded.model.to(self.device).eval()
+            model, processor = load_model(self.model)
+            # A copy elsewhere is the same model.
+            identity = model_identity(model.to(self.device).eval()) | {"name": None, "revision": None}
+            settings = processor_settings("image" if self.text_column is None else "text", model, processor)
+            self._loaded = model, processor, data.fingerprint(identity, settings)
         return self._loaded
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        """Return the columns of a batch with three more: vectors, `sha256` of what was encoded, and `problem`.
+        """Return the columns of a batch with four more: vectors, `sha256` of what was encoded, `problem`, `made_with`.
 
-        The last is empty, or says why an image cannot be read.
+        A problem is empty, or says why an image cannot be read; the last is a fingerprint of model and processor.
         """
+        model, _, made_with = self._load()
         values = list(batch[self.text_column or self.image_column or ""])
         found: list[Prepared | ImageError] = list(self._prepared(batch, values))
         readable = [(number, one) for number, one in enumerate(found) if isinstance(one, Prepared)]
-        encoded = encode_prepared(self._load().model, readable, self.batch_size)
+        encoded = encode_prepared(model, readable, self.batch_size)
         vectors = {number: vector.float().cpu().numpy() for number, vector in encoded}
         return {
             **batch,
@@ -83,10 +89,11 @@ class EncodeColumn:
             self.output_column: [vectors.get(number, _NO_VECTOR) for number in range(len(values))],
             "sha256": [one.known if isinstance(one, Prepared) else "" for one in found],
             "problem": [str(one) if isinstance(one, ImageError) else "" for one in found],
+            "made_with": [made_with] * len(values),
         }
 
     def _prepared(self, batch: Mapping[str, Sequence[Any]], values: list[Any]) -> Iterator[Prepared | ImageError]:
-        model, processor = self._load()
+        model, processor, _ = self._load()
         if self.text_column is not None:
             yield from prepared_texts(model, processor, values)
             return
@@ -109,7 +116,7 @@ class EncodeColumn:
         """Write what workers made of all rows into a store, in their order; a killed call is repeated.
 
         Args:
-            rows: a `datasets.Dataset`, a Parquet file, or a folder of such, with the vectors, `sha256` and `problem`.
+            rows: a `datasets.Dataset`, a Parquet file, or a folder of such, with what workers added.
             store: folder, new or to be continued.
             dtype: as in `encode_images`.
             shard_size: likewise.
@@ -119,13 +126,13 @@ class EncodeColumn:
             An `EncodingReport`, with what could not be read.
 
         Raises:
-            ValueError: as `encode_images`; a vector is of another model; the model's stores hold tokens.
+            ValueError: as `encode_images`; rows are of another model or processor; the model's stores hold tokens.
         """
-        model, processor = self._load()
+        model, processor, made_with = self._load()
         if model.config.interaction_layers and not searches(model):
             holds = "A store of a model with interaction layers holds tokens, not one vector an image"
             raise ValueError(f"{holds}; encode it by `dual-distill encode` in the processes of torchrun.")
-        kind, found = "image" if self.text_column is None else "text", data.table_rows(rows)
+        kind, found = "image" if self.text_column is None else "text", data.table_rows(rows, made_with)
         ids = row_ids(found, self.output_column, self.text_column or self.id_column)
         numbers = {identifier: number for number, identifier in enumerate(ids)}
         found = found.select_columns([self.output_column, "sha256", "problem"]).with_format("numpy")

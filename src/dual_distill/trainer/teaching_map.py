@@ -61,7 +61,11 @@ class TeachRows:
         return self._loaded
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        """Return the columns of a batch with two more: `key` of text and image, and `view`, safetensors in bytes."""
+        """Return the columns of a batch with three more.
+
+        They are `key` of text and image, `view`, safetensors in bytes, and `made_with`, a fingerprint of teacher and
+        settings.
+        """
         teacher, collator, about = self._load()
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         keys: list[str] = []
@@ -71,23 +75,25 @@ class TeachRows:
             keys += row_names(collator.keys(some))
             read = {name.removeprefix("teacher_"): it.to(self.device) for name, it in collator.of_teacher(some).items()}
             views += map(save, view_rows(teacher, about, read, range(len(some))))
-        return {**batch, "key": keys, "view": views}
+        return {**batch, "key": keys, "view": views, "made_with": [data.fingerprint(about)] * len(rows)}
 
     def write_store(self, rows: Any, store: data.FilePath) -> int:
         """Write what workers made of all rows into a store, without what it holds already.
 
         Args:
-            rows: a `datasets.Dataset`, a Parquet file, or a folder of such, with `key` and `view`.
+            rows: a `datasets.Dataset`, a Parquet file, or a folder of such, with `key`, `view` and `made_with`.
             store: folder, new or to be continued.
 
         Returns:
             How many rows the store has.
 
         Raises:
-            ValueError: the store was begun with another teacher or other settings.
+            ValueError: the rows were made, or the store was begun, with another teacher or other settings.
         """
-        cache = RowCache(store, self._load()[2])
-        for row in data.table_rows(rows).select_columns(["key", "view"]):
+        about = self._load()[2]
+        found = data.table_rows(rows, data.fingerprint(about)).select_columns(["key", "view"])
+        cache = RowCache(store, about)
+        for row in found:
             if row["key"] not in cache:
                 cache.keep(row["key"], load(row["view"]))
                 cache.write_full()
