@@ -260,6 +260,8 @@ def test_a_recipe_runs_and_its_model_loads(name: str, trained: Callable, stores:
     boxes = RegionStore(stores[photos][own if name.endswith("teacher") else "light"])
     features = RegionStore(stores[photos]["adapted" if name.endswith(("teacher", "adapted")) else "light"])
     assert (model.config.region_boxes_id, model.config.region_features_id) == (boxes.boxes_id, features.features_id)
+    recorded = json.loads(Path(folder, "run.json").read_text())["settings"]["regions"]
+    assert recorded == f"boxes: {boxes.boxes_id}; features: {features.features_id}"
     assert model.config.region_feature_size == features.feature_size
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import AutoModel, BertConfig, BertTokenizer, ViTConfig, ViTImageProcessorPil
 
 from dual_distill.data import load_task, train_tokenizer
+from dual_distill.hub_cards import origin_of
 from dual_distill.inference import FeatureStore, FeatureStoreVQA, attention_maps, encode_images, export_onnx
 from dual_distill.modeling import DualEncoderForQuestionAnswering, FusionEncoderForQuestionAnswering
 from dual_distill.runs import DataArguments, ModelArguments, make_run
@@ -110,6 +111,8 @@ def test_a_student_of_two_models_is_trained_asked_and_drawn(data, towers, tmp_pa
     own = AutoModel.from_pretrained(text).state_dict()
     trainer.train()
     trainer.save_model()
+    settings = trainer.run_record().settings
+    assert [settings[name] for name in ("vision_tower", "text_tower")] == [str(origin_of(path)) for path in towers]
     model, processor = load_model(trainer.args.output_dir)
     taken = model.dual_encoder.text_model.model.state_dict()
     assert all(torch.equal(weight, own[name]) for name, weight in taken.items())

@@ -1,5 +1,7 @@
 """A run repeated: finished, gone on with, or refused because its settings are others."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -28,7 +30,7 @@ def data():
 
 @pytest.fixture
 def run(data, tmp_path):
-    def make(**fields):
+    def make(data=data, **fields):
         usual = {"max_steps": 2, "save_steps": 1, "use_cpu": True, "logging_steps": 1, "disable_tqdm": True}
         training = DistillationTrainingArguments(str(tmp_path / "run"), **{**usual, **fields})
         arguments = ModelArguments(architecture="fusion_encoder", **SHAPE)
@@ -66,6 +68,29 @@ def test_other_settings_are_refused_with_both_values(run):
         train(trainer)
     assert (folder / "run.json").read_bytes() == record
     train(make(logging_steps=5, eval_strategy="steps", eval_steps=1))
+
+
+def test_other_rows_are_refused_finished_or_stopped(run, tmp_path):
+    make, folder = run
+    other = load_task("scenes", num_scenes={"train": 12, "validation": 2, "test": 2}, seed=5)
+    again = load_task("scenes", num_scenes={"train": 12, "validation": 3, "test": 2})
+    others = r"settings \(data: 30 rows \[\w{12}\] there, 30 rows \[\w{12}\] now\); give --resume"
+    train(make(data=again))
+    with pytest.raises(ValueError, match=others):
+        train(make(data=other))
+
+    # A record of before says nothing of its rows, and is gone on with.
+    record = json.loads((folder / "run.json").read_text())
+    assert record["data"].pop("identity").startswith("30 rows [")
+    del record["sha256"]
+    (folder / "run.json").write_text(json.dumps(record))
+    train(make(data=other))
+
+    for name in ("run.json", "trainer_state.json", "model.safetensors"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match=others):
+        train(make(data=other))
+    train(make(data=other), overwrite=True)
 
 
 def test_it_goes_on_or_begins_anew_when_told_to(run, caplog):

@@ -53,6 +53,9 @@ class Origin:
         if not self.revision:
             raise ValueError(f"the checkpoint {self.name!r} has no revision; `origin_of` finds it.")
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.revision[:19]})"
+
 
 @dataclass(frozen=True)
 class ObjectiveRecord:
@@ -79,6 +82,7 @@ class DataOrigin:
         hub_ids: `owner/name` of each data set that lies on the Hub.
         revision: commit or release of the data; None where it has none (generated data follows from `settings`).
         arguments: configuration of each data set, as `load_dataset` takes it.
+        identity: what the rows of train are known by, wherever they lie; None: not known, or an older record.
     """
 
     name: str | None = None
@@ -86,6 +90,7 @@ class DataOrigin:
     hub_ids: list[str] = field(default_factory=list)
     revision: str | None = None
     arguments: list[str] = field(default_factory=list)
+    identity: str | None = None
 
 
 @dataclass(frozen=True)

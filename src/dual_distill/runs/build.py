@@ -113,8 +113,20 @@ def make_run(
     if isinstance(teacher, StoredTeacher):
         del used["teacher"]  # the trainer says whose views are stored
     origins = {role: origin_of(*checkpoint) for role, checkpoint in used.items() if checkpoint}
-    trainer.describe_run(differing_fields(model_arguments, data_arguments), data=DataOrigin(rows.task.name), **origins)
+    trainer.describe_run(
+        {**differing_fields(model_arguments, data_arguments), **_inputs(model_arguments, rows)},
+        data=DataOrigin(rows.task.name),
+        **origins,
+    )
     return trainer
+
+
+def _inputs(arguments: ModelArguments, rows: RunData) -> dict[str, str]:
+    """Which towers and regions were given, by their content: the paths of this machine say nothing of it."""
+    towers = zip(("vision_tower", "text_tower"), arguments.vision_text or (), strict=False)
+    stores = {name: rows.regions.get(name) for name in ("regions", "teacher_regions")}
+    found = {name: f"boxes: {store.boxes_id}; features: {store.features_id}" for name, store in stores.items() if store}
+    return found | {name: str(origin_of(tower)) for name, tower in towers}
 
 
 def resolve(

@@ -24,6 +24,9 @@ _FREE = re.compile(
     r"|do_.*|load_best_model_at_end|metric_for_best_model|greater_is_better|ignore_data_skip"
 )
 
+# What records have said since they have said what the rows are known by.
+_LATER = ("data", "text_tower", "vision_tower", "regions", "teacher_regions")
+
 
 def train(trainer: DistillationTrainer, resume: bool = False, overwrite: bool = False) -> dict[str, float]:
     """Train, go on from the last checkpoint in the output folder if there is one, and save model and processor.
@@ -129,14 +132,14 @@ def _finished_steps(folder: Path) -> int | None:
 
 
 def _differences(earlier: RunRecord, now: RunRecord) -> list[str]:
-    """Settings, teacher and start that are not what they were, each with both values."""
-    there, here = dict(earlier.settings), dict(now.settings)
-    there["seed"], here["seed"] = earlier.seed, now.seed
-    for name in ("teacher", "start"):
-        origins = (getattr(earlier, name), getattr(now, name))
-        there[name], here[name] = (None if one is None else f"{one.name} ({one.revision[:19]})" for one in origins)
-
-    names = [name for name in sorted({*there, *here}) if not _FREE.fullmatch(name)]
+    """Settings, data, teacher and start that are not what they were, each with both values."""
+    there, here = (
+        {**one.settings, "data": one.data.identity, "seed": one.seed, "teacher": one.teacher, "start": one.start}
+        for one in (earlier, now)
+    )
+    # A record of before says nothing of some.
+    unknown = _LATER if earlier.data.identity is None else ()
+    names = [name for name in sorted({*there, *here}) if not _FREE.fullmatch(name) and name not in unknown]
     values = [(name, there.get(name, "the default"), here.get(name, "the default")) for name in names]
     return [f"{name}: {before} there, {after} now" for name, before, after in values if before != after]
 

@@ -34,6 +34,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress
 
 from dual_distill import hub_cards, sealed
+from dual_distill.data import identify_rows
 
 from .sealed_trainer import SealedTrainer
 
@@ -110,7 +111,8 @@ class RecordingTrainer(SealedTrainer):
             **self._told,
         }
         data = self._told.get("data", hub_cards.DataOrigin(task_name))
-        known["data"] = replace(data, rows={split: count for split, count in rows.items() if count is not None})
+        rows = {split: count for split, count in rows.items() if count is not None}
+        known["data"] = replace(data, rows=rows, identity=identify_rows(self.train_dataset))
         known["settings"] = {**self._told["settings"], **differing_fields(self.args)}
         return hub_cards.RunRecord(**known)
 

@@ -277,6 +277,36 @@ def test_a_position_of_another_run_is_refused(pairs, tmp_path):
         mixed(pairs, seed=1).load_state_dict(place)
 
 
+def test_a_position_of_other_sources_is_refused(tmp_path):
+    for folder in ("a/few", "b/few", "c/less"):
+        files.write_tars(tmp_path / folder, 2, 3)
+    files.write_tars(tmp_path / "a" / "many", 2, 5, first=100)
+
+    def both(few=1, many=1, **more):
+        return [tars(tmp_path / "a/few/*.tar", weight=few), tars(tmp_path / "a/many/*.tar", weight=many, **more)]
+
+    position = json.loads(json.dumps(stream(*both()).state_dict()))
+    stream(*both(2, 2)).load_state_dict(position)
+    for others in (both(few=9), both()[::-1], both(caption_column="long"), both(name="more")):
+        found = r"of a stream with sources \['few x 0\.5 \[\w{12}\]', 'many x 0\.5 .*, but here sources is \["
+        with pytest.raises(ValueError, match=found):
+            stream(*others).load_state_dict(position)
+    del position["stream"]["sources"]  # as a former version wrote it
+    stream(*both(few=9)).load_state_dict(position)
+
+    # Elsewhere, with another file of the same name, in a folder of another name, by which the order is drawn.
+    original, copied = stream(tars(tmp_path / "a/few/*.tar")), stream(tars(tmp_path / "b/few/*.tar"))
+    copied.load_state_dict(original.state_dict())
+    assert copied.content == original.content
+    for tar in (tmp_path / "b/few").glob("*.tar"):
+        tar.write_bytes(tar.read_bytes() + bytes(512))
+    mended = stream(tars(tmp_path / "b/few/*.tar"))
+    mended.load_state_dict(original.state_dict())
+    assert mended.content != original.content
+    with pytest.raises(ValueError, match=r"with sources \['few x 1 .*, but here sources is \['less x 1 "):
+        stream(tars(tmp_path / "c/less/*.tar")).load_state_dict(original.state_dict())
+
+
 def test_sources_are_mixed_by_weight(tmp_path):
     files.write_tars(tmp_path / "a", 1, 300)
     files.write_tars(tmp_path / "b", 1, 300, first=1000)

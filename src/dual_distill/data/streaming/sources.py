@@ -28,6 +28,7 @@ from datasets.utils.file_utils import xopen
 
 from dual_distill.credentials import without_credentials
 from dual_distill.data.datasets.captions import load_captions
+from dual_distill.data.fingerprint import described_fingerprint
 from dual_distill.data.images import IMAGE_SUFFIXES
 from dual_distill.data.records import MAX_CHARACTERS, InvalidRecordError, existing_folder, read_json_lines
 from dual_distill.data.tasks import nearest_name
@@ -189,6 +190,28 @@ def find_shards(source: ImageTextSource, skip_bad: bool = False) -> list[Shard]:
     if not shards:
         raise ValueError(f"The source {source.path!r} has no rows; leave it out.")
     return shards
+
+
+def described_sources(shards: list[list[Shard]]) -> list[str]:
+    """What the shards of each source are known by, as one line a source: a row's position follows from all of it.
+
+    The folder above them is no part of it, but for the name, by which their order is drawn; and a tar file that was
+    mended keeps the positions of its rows.
+    """
+    total, found = sum(each[0].source.weight for each in shards), []
+    for each in shards:
+        source, share = each[0].source, each[0].source.weight / total
+        columns = [source.kind, source.image_column, source.caption_column, source.split]
+        rows = [(one.name, one.start, None if source.kind == "webdataset" else one.num_rows) for one in each]
+        found.append(described_fingerprint(f"{source.name} x {share:.3g}", [share, columns, rows]))
+    return found
+
+
+def file_sizes(shards: list[list[Shard]]) -> list[int | None]:
+    """Bytes of each shard's file, or of the one that lists its images; None where it does not lie on this machine."""
+    every = dict.fromkeys((one.path, one.source.kind) for each in shards for one in each)
+    files = [Path(path, _METADATA) if kind == "folder" else Path(path) for path, kind in every]
+    return [file.stat().st_size if file.is_file() else None for file in files]
 
 
 def _tar_shard(source: ImageTextSource, name: str, file: str) -> list[Shard]:

@@ -35,12 +35,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from dual_distill.data.fingerprint import described_fingerprint
 from dual_distill.data.images import MAX_PIXELS, ImageError, decode_image
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
 from dual_distill.data.shape_grouping import grouped_rows
 from dual_distill.sealed import read_json, write_json
 
-from .sources import IMAGE_TEXT_FEATURES, find_shards, parse_sources, read_image_texts
+from .sources import IMAGE_TEXT_FEATURES, described_sources, file_sizes, find_shards, parse_sources, read_image_texts
 
 # When an epoch of several sources ends, in the words of `datasets.interleave_datasets`.
 STOPPING_STRATEGIES = ("all_exhausted_without_replacement", "all_exhausted", "first_exhausted")
@@ -100,6 +101,9 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
             raise ValueError(f"shuffle_buffer is {self.shuffle_buffer} rows, but must be at least 0 (no shuffling).")
 
         self.shards = [find_shards(source, self.skip_bad) for source in parse_sources(self.sources)]
+        self._described = described_sources(self.shards)
+        # What its rows are known by: the bytes of each file on this machine among it.
+        self.content = described_fingerprint("; ".join(self._described), file_sizes(self.shards))
         self._epoch, self._position, self._resumes = 0, _start(0), False
 
     @property
@@ -160,7 +164,7 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
             state: what `state_dict` returned.
 
         Raises:
-            ValueError: it is of a stream with other shards, seed, buffer, or processes.
+            ValueError: it is of a stream with other sources, shards, seed, buffer, or processes.
         """
         _refuse_other_stream({"group": 0, **state["stream"]}, self.identity())
         self._position = {name: copy.deepcopy(value) for name, value in state.items() if name != "stream"}
@@ -169,7 +173,8 @@ class ImageTextStream(IterableDataset[dict[str, Any]]):
     def identity(self) -> dict[str, Any]:
         """What must be equal for a position to mean the same rows."""
         names = ("seed", "shuffle_buffer", "stopping_strategy", "rank", "world_size", "group")
-        return {"shards": list(map(len, self.shards)), **{name: getattr(self, name) for name in names}}
+        described = {"shards": list(map(len, self.shards)), "sources": self._described}
+        return described | {name: getattr(self, name) for name in names}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         # Not within the generator, whose first line runs with its first row: a position is asked for before that.
