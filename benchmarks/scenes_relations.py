@@ -1,15 +1,16 @@
 """What it takes to learn relations: teachers on scenes by how many scenes there are and in which order they ask.
 
     python benchmarks/scenes_relations.py [--scenes 10000 60000] [--plan first:224 relation:3000]
-    python benchmarks/scenes_relations.py --scenes 200000 --plan first:224 half:18000 --student half:8000
+    python benchmarks/scenes_relations.py --scenes 200000 --plan first:224 half:18000 --student half:5000
 
 A teacher as the quickstart's (four layers of width 96, Muon, batches of 64), but for its rows: a plan is a list of
 KIND:STEPS, where a kind is `first` (about one thing: existence, colour, shape), `relation`, `half` (as many relations
 as all other questions together) or `all`. Within each part every row is seen once before any is seen twice. Accuracy on
 test by question type, relations by whether a direction is asked or the only neighbour; and on relations it was trained
-on, which tells what was learned by heart. With `--student` the teacher then teaches a student with one interaction
-layer, from random weights, by a plan of its own: soft labels, the attention of towers and layer, hidden states. What is
-finished in RUNS_DIR is read, not made again. `--tiny` tries the script out and records nothing.
+on, which tells what was learned by heart. With `--student` students from random weights follow, by a plan of their own:
+with one interaction layer on soft labels, the attention of towers and layer, and hidden states ("distilled") or on hard
+labels, and the paper's, whose pooled vectors interact, on soft labels and attention ("vectors"). What is finished in
+RUNS_DIR is read, not made again. `--tiny` tries the script out and records nothing.
 """
 
 import argparse
@@ -41,6 +42,12 @@ from dual_distill.trainer import predict_answers
 
 FIRST = ("exist", "colour", "shape")
 SIZE = PRESETS["default"]
+# Interaction layers, and what teaches; None: there is no teacher.
+STUDENTS: dict[str, tuple[int, dict[str, float] | None]] = {
+    "distilled": (1, {"interaction_attention_weight": 1.0, "interaction_hidden_weight": 1.0}),
+    "hard labels": (1, None),
+    "vectors": (0, {}),
+}
 
 
 def main() -> None:
@@ -65,7 +72,7 @@ def main() -> None:
 
 
 def train(options: argparse.Namespace, num_scenes: int) -> list[dict[str, Any]]:
-    """Train one teacher, and a student of it if one is wanted, and ask them."""
+    """Train one teacher, and students of it if they are wanted, and ask them."""
     task, seed = get_task("scenes"), options.seed
     data = load_task("scenes", num_scenes={"train": num_scenes, "validation": 20, "test": 1_000}, seed=seed)
     processor = make_processor(data)
@@ -89,15 +96,15 @@ def train(options: argparse.Namespace, num_scenes: int) -> list[dict[str, Any]]:
     collator = DistillationCollator(processor, task, answers)
     name = f"{num_scenes} scenes, {' '.join(options.plan)}, seed {seed}".replace(":", " ")
     given = (options, num_scenes, data, collator)
-    rows = [learn(*given, options.plan, options.runs_dir / name, teacher, None)]
-    if options.student:
+    rows = [learn(*given, "teacher", options.plan, options.runs_dir / name, teacher, None)]
+    for called, (layers, weights) in STUDENTS.items() if options.student else ():
         teacher, _ = load_teacher(options.runs_dir / name)
+        shape = DualEncoderForQuestionAnswering.from_fusion_encoder(teacher, interaction_layers=layers).config
         set_seed(seed)
-        student = DualEncoderForQuestionAnswering.from_fusion_encoder(teacher, interaction_layers=1)
-        set_seed(seed)
-        student = DualEncoderForQuestionAnswering(student.config)
-        folder = options.runs_dir / f"{name}, student {' '.join(options.student)}".replace(":", " ")
-        rows.append(learn(*given, options.student, folder, student, teacher))
+        student = DualEncoderForQuestionAnswering(shape)
+        folder = options.runs_dir / f"{name}, {called} {' '.join(options.student)}".replace(":", " ")
+        taught_by = None if weights is None else teacher
+        rows.append(learn(*given, called, options.student, folder, student, taught_by, **(weights or {})))
     return rows
 
 
@@ -106,17 +113,19 @@ def learn(
     num_scenes: int,
     data: DatasetDict,
     collator: DistillationCollator,
+    called: str,
     planned: list[str],
     folder: Path,
     model: Any,
     teacher: Any,
+    **weights: float,
 ) -> dict[str, Any]:
     """Train one model by a plan and ask it, or read what an earlier start found."""
     file = folder / "found.json"
     if file.is_file():
         return json.loads(file.read_text())
     plan = [(kind, 2 if options.tiny else int(steps)) for kind, steps in (part.split(":") for part in planned)]
-    role = "teacher" if teacher is None else "student"
+    role = "teacher" if called == "teacher" else "student"
     arguments = DistillationTrainingArguments(
         output_dir=tempfile.mkdtemp(),
         max_steps=sum(steps for _, steps in plan),
@@ -130,7 +139,7 @@ def learn(
         logging_steps=200,
         preflight=False,
         use_cpu=not torch.cuda.is_available(),
-        **({} if teacher is None else {"interaction_attention_weight": 1.0, "interaction_hidden_weight": 1.0}),
+        **weights,
     )
     trainer = DistillationTrainer(
         model,
@@ -151,7 +160,7 @@ def learn(
     seen = data["train"].select(np.flatnonzero(types == "relation")[:2_000])
     found = {
         "scenes": num_scenes,
-        "model": role,
+        "model": called,
         "plan": planned,
         "accuracy": float(right.mean()),
         "by_type": {str(kind): float(right[kinds == kind].mean()) for kind in sorted(set(kinds))},
