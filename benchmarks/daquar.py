@@ -151,7 +151,8 @@ def run_once_an_image(model: DualEncoderForQuestionAnswering) -> None:
         names = [hashlib.blake2b(one.numpy().tobytes()).digest() for one in pixel_values]
         new = [at for at, name in enumerate(names) if name not in seen]
         if new:
-            seen.update(zip([names[at] for at in new], run(pixel_values[new], **kwargs)[0], strict=True))
+            # In one number format, whoever asked first: a teacher trains in mixed precision.
+            seen.update(zip([names[at] for at in new], run(pixel_values[new], **kwargs)[0].float(), strict=True))
         return BaseModelOutputWithPooling(last_hidden_state=torch.stack([seen[name] for name in names]))
 
     network.forward = remembered
