@@ -209,6 +209,7 @@ def main() -> None:
     for name in ("--data", "--bert", "--efficientnet"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of students; the teachers have seed 0")
+    parser.add_argument("--more-seeds", type=int, nargs="*", default=[], help="of the students without a layer alone")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
     parser.add_argument("--teacher-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=200)
@@ -219,7 +220,7 @@ def main() -> None:
         options.runs_dir, options.seeds = Path(tempfile.mkdtemp()), [0]
     named = {getattr(options, name): name.upper() for name in ("data", "bert", "efficientnet", "runs_dir")}
     sys.argv = [named.get(Path(word), word) for word in sys.argv]
-    source = provenance() | {"seed": options.seeds}
+    source = provenance() | {"seed": [*options.seeds, *options.more_seeds]}
     torch.set_num_threads(1)
     options.runs_dir.mkdir(parents=True, exist_ok=True)
 
@@ -243,7 +244,10 @@ def main() -> None:
     for number in range(FOLDS):
         fold = Fold(options, number, captions, cells)
         keep("teacher", number, fold.teach)
-        for seed, layers, name in itertools.product(options.seeds, LAYERS, options.variants):
+        wanted = itertools.product((*options.seeds, *options.more_seeds), LAYERS, options.variants)
+        for seed, layers, name in wanted:
+            if layers and seed in options.more_seeds:
+                continue
             called = f"{LAYERS[layers]}, {name}, seed {seed}"
             keep(called, number, functools.partial(fold.learn, layers, seed, VARIANTS[name]))
     if not options.tiny:
