@@ -126,13 +126,18 @@ class AttentionShare(TrainerCallback):
     """Weighs the attention terms by a function of how much of the training has passed."""
 
     def __init__(self, trainer: DistillationTrainer, share: Callable[[float], float]):
-        self.weights, self.share = trainer.distillation_objective.weights, share
-        self.full = {name: weight for name, weight in self.weights.items() if "attention" in name}
+        self.trainer, self.share = trainer, share
+        self.full = {name: weight for name, weight in self._weights().items() if "attention" in name}
+
+    def _weights(self) -> dict[str, float]:
+        # Of the objective as it is now: each run makes its own.
+        assert self.trainer.distillation_objective is not None
+        return self.trainer.distillation_objective.weights
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Set the weights of this step."""
         share = self.share(state.global_step / state.max_steps)
-        self.weights.update({name: share * weight for name, weight in self.full.items()})
+        self._weights().update({name: share * weight for name, weight in self.full.items()})
 
 
 class Student(NamedTuple):
