@@ -174,7 +174,7 @@ def encode_texts(
     Example:
         >>> encode_texts(None, None, [], "no/such/store")
         Traceback (most recent call last):
-        ValueError: There are no texts; give at least one.
+        ValueError: There are no texts; give one or more.
     """
     source = distinct_texts(texts)
     run = Encoding("text", model, processor, store, settings)
