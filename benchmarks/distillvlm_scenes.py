@@ -1,6 +1,6 @@
 """DistillVLM on generated scenes with regions: is adaptation needed, and which term helps? Questions and captions.
 
-    python benchmarks/distillvlm_scenes.py [--seeds 0 1 2] [--tasks scenes scene_captioning]
+    python benchmarks/distillvlm_scenes.py [--seeds 0 1 2] [--teacher-seed 0] [--tasks scenes scene_captioning]
 
 Two convolutional backbones are trained here. The teacher's is wide, and reads the true boxes; the student's is narrow,
 and its boxes stand for a light detector's: each side moved by up to 2 px, 5 % of the objects missed, in another order.
@@ -17,7 +17,7 @@ on the student's boxes in its own features. Every student starts from the same r
                    package refuses this; the script writes the student's boxes into a copy of the teacher's config
 
 Questions: accuracy on the test split. Captions: CIDEr of greedy captions of its images. There is no choice of
-checkpoints. A run that is finished already is read, not repeated.
+checkpoints. A run that is finished already is read, not repeated. The backbones are the same for every teacher's seed.
 """
 
 import argparse
@@ -47,7 +47,8 @@ VARIANTS = {
 def main() -> None:
     """Run, print a table and record it."""
     parser = make_parser(__doc__, "distillvlm")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the students; teachers have seed 0")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the students")
+    parser.add_argument("--teacher-seed", type=int, default=0, help="of the teachers that they have in common")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of questions")
     parser.add_argument("--caption-variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of captions")
@@ -58,23 +59,27 @@ def main() -> None:
     runs = [run for task in options.tasks for run in runs_of_task(options, task)]
     table = summary(runs)
     print(*(f"{row['task']:<18} {row['variant']:<18} {row['shown']}" for row in table), sep="\n")
-    record(options, "distillvlm_scenes", {"backbones": backbones, "table": table, "runs": runs}, source)
+    name = "distillvlm_scenes" + (f"_teacher{options.teacher_seed}" if options.teacher_seed else "")
+    record(options, name, {"backbones": backbones, "table": table, "runs": runs}, source)
 
 
 def runs_of_task(options: argparse.Namespace, task: str) -> list[dict[str, Any]]:
     """Train and test teacher, adapted teacher and every student of a task."""
-    folder, recipe = options.runs_dir / task, f"{task}_regions"
-    shared = data_words(options, recipe)
-    own = train_once(options, recipe, "teacher", folder / "teacher", *shared, "--regions", store(options, "own"))
-    words = ["--init_from", own["folder"], "--regions", store(options, "adapted")]
+    folder, recipe = options.runs_dir / f"teacher{options.teacher_seed}" / task, f"{task}_regions"
+    shared, of_teacher = data_words(options, recipe), ["--seed", str(options.teacher_seed)]
+    words = [*of_teacher, "--regions", store(options, "own")]
+    own = train_once(options, recipe, "teacher", folder / "teacher", *shared, *words)
+    words = [*of_teacher, "--init_from", own["folder"], "--regions", store(options, "adapted")]
     adapted = train_once(options, recipe, "adapted", folder / "adapted", *shared, *words)
     unadapted = claim_boxes(folder / "teacher", folder / "unadapted", folder / "adapted")
 
-    before = {**own, "folder": str(unadapted)}
     runs = [
-        {"task": task, "variant": "teacher", "seed": 0} | test(options, own, task, "own"),
-        {"task": task, "variant": "teacher_unadapted", "seed": 0} | test(options, before, task, "adapted"),
-        {"task": task, "variant": "teacher_adapted", "seed": 0} | test(options, adapted, task, "adapted"),
+        {"task": task, "variant": variant, "seed": options.teacher_seed} | test(options, model, task, regions)
+        for variant, model, regions in (
+            ("teacher", own, "own"),
+            ("teacher_unadapted", {**own, "folder": str(unadapted)}, "adapted"),
+            ("teacher_adapted", adapted, "adapted"),
+        )
     ]
     show(runs)
 
