@@ -174,6 +174,15 @@ def test_the_teacher_reads_its_own_features(tmp_path):
     assert alone.state.global_step == 6
 
 
+def test_arguments_that_are_changed_after_the_objective_learned_are_refused(tmp_path):
+    trainer = region_trainer(tmp_path)
+    trainer.train()
+    trainer.train()
+    trainer.args.attention_weight = 7.0
+    with pytest.raises(ValueError, match="of a DistillVLMObjective whose state was trained were changed; make a new"):
+        trainer.train()
+
+
 def test_a_cache_of_the_teacher_is_refused(tmp_path):
     with pytest.raises(
         ValueError,

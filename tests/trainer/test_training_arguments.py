@@ -259,6 +259,15 @@ def test_arguments_that_are_changed_between_two_runs_count(build):
     assert second == pytest.approx(first + attention, rel=1e-4)
 
 
+def test_weights_that_are_written_into_the_objective_before_a_run_count(build):
+    [first] = losses(build(max_steps=1, learning_rate=0.0))
+    trainer = build(max_steps=1, learning_rate=0.0)
+    trainer.distillation_objective.weights["attention_weight"] = 3.0
+    [third] = losses(trainer)
+    attention = trainer.state.log_history[0]["attention_loss"]
+    assert third == pytest.approx(first + 2 * attention, rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["distillation", "captioning"])
 def test_a_short_last_micro_batch_counts_for_the_rows_that_it_has(kind, build_kind):
     """Six rows at once, and as four and two: the same update. Terms that compare rows see others, so not those."""

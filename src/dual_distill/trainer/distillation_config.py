@@ -148,6 +148,16 @@ class DistillationTrainingArguments(TrainingArguments):
             2.0
         """
         objective = objective or METHODS[self.method]
+        made: Any = objective(**self.objective_arguments(objective, student, teacher))
+
+        # Towers without queries and keys that fit each other are given as many heads as they are compared with.
+        if made.attention_weight and getattr(student, "records_tokens", False):
+            heads = self.relation_heads or getattr(teacher and teacher.get_text_config(), "num_attention_heads", 1)
+            made.add_projections(student.hidden_size, heads)
+        return made
+
+    def objective_arguments(self, objective: type[Objective], student: Any, teacher: Any) -> dict[str, Any]:
+        """Return what `make_objective` builds an objective from."""
         given = vars(self) | {
             "pooled": self.hidden_pooled,
             "multi_label": getattr(student, "problem_type", None) == "multi_label_classification",
@@ -158,14 +168,7 @@ class DistillationTrainingArguments(TrainingArguments):
         names = constructor_names(objective)
         if "match_weight" in names:
             given["match_weight"] = self.weight_of_matches(student)
-        taken: dict[str, Any] = {name: given[name] for name in names if given.get(name) is not None}
-        made: Any = objective(**taken)
-
-        # Towers without queries and keys that fit each other are given as many heads as they are compared with.
-        if made.attention_weight and getattr(student, "records_tokens", False):
-            heads = self.relation_heads or getattr(teacher and teacher.get_text_config(), "num_attention_heads", 1)
-            made.add_projections(student.hidden_size, heads)
-        return made
+        return {name: given[name] for name in names if given.get(name) is not None}
 
     def weight_of_matches(self, student: Any) -> float:
         """Return `match_weight`, by default 1 for a student whose configuration has interaction layers.

@@ -36,7 +36,7 @@ from .compatibility import (
     content_problems,
     patch_size,
 )
-from .distillation_config import DistillationTrainingArguments
+from .distillation_config import METHODS, DistillationTrainingArguments
 from .objective_callback import ObjectiveCallback
 from .optimizer import load_optimizer, rate_heads, save_optimizer, with_muon
 from .raw_dataset import raw_collator
@@ -219,10 +219,24 @@ class DistillationTrainer(RowMeansTrainer):
         super()._hp_search_setup(trial)
         student = self.accelerator.unwrap_model(self.model)
         self._prepare_model(student)
-        # A state that was trained goes on, with the optimizer that holds it.
         objective = self.distillation_objective
-        if objective is not None and (self.model_init is not None or not objective.state_dict()):
+        if objective is None:
+            return
+
+        # What the caller wrote into an objective stays; of a trained state, so do the optimizer's parameters.
+        is_as_said = self._said_of_objective(student) == self._made_of
+        if self.model_init is None and not is_as_said and objective.state_dict():
+            trained = f"the arguments of a {type(objective).__name__} whose state was trained were changed"
+            raise ValueError(f"{trained}; make a new trainer.")
+        if self.model_init is not None or not is_as_said:
             self._set_objective(student)
+
+    def _said_of_objective(self, student: Any) -> Any:
+        """Return what the arguments say about the objective; None: it was given."""
+        if self._given_objective is not None:
+            return None
+        made = self.objective_class or METHODS[self.args.method]
+        return made, self.args.objective_arguments(made, student.config, getattr(self.teacher, "config", None))
 
     def _prepare_model(self, model: Any) -> None:
         """Write into a model what the arguments say about it."""
@@ -243,7 +257,7 @@ class DistillationTrainer(RowMeansTrainer):
     def _set_objective(self, student: Any) -> Objective:
         """Set what is compared from now on, and what both models are asked for it."""
         teacher: Any = self.teacher
-        objective = self._given_objective
+        objective, self._made_of = self._given_objective, self._said_of_objective(student)
         if objective is None:
             own = self.objective_class
             objective = self.args.make_objective(own, student.config, getattr(teacher, "config", None))
