@@ -285,6 +285,12 @@ def test_one_call_distills(folders: Folders, is_split: bool) -> None:
     assert words == answer_questions(student, image, QUESTIONS, processor)
     assert read_run("student").teacher.revision.startswith("sha256:")
 
+    told["max_steps"] = 1
+    with pytest.raises(ValueError, match=r"\(max_steps: 2 there, 1 now\); give resume .*, overwrite to begin anew"):
+        distill(folders.vilt, data, output_dir="student", disable_tqdm=True, **told)
+    distill(folders.vilt, data, output_dir="student", overwrite=True, disable_tqdm=True, **told)
+    assert read_run("student").steps == 1
+
 
 def test_the_one_call_of_the_page_runs(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Path(__file__).parents[2] / "docs" / "distillation.md"

@@ -57,7 +57,7 @@ def test_a_finished_run_is_finished(run, caplog):
 def test_other_settings_are_refused_with_both_values(run):
     make, folder = run
     record = (folder / "run.json").read_bytes()
-    with pytest.raises(ValueError, match=r"learning_rate: the default there, 0.05 now\); give --resume .* --overwrite"):
+    with pytest.raises(ValueError, match=r"learning_rate: the default there, 0.05 now\); give resume .* overwrite"):
         train(make(learning_rate=0.05))
     with pytest.raises(ValueError, match=r"max_steps: 2 there, 3 now; seed: 42 there, 1 now"):
         train(make(max_steps=3, seed=1))
@@ -70,11 +70,29 @@ def test_other_settings_are_refused_with_both_values(run):
     train(make(logging_steps=5, eval_strategy="steps", eval_steps=1))
 
 
+def test_a_checkpoint_is_the_same_in_another_folder(run, tmp_path):
+    make, _ = run
+    begin = make(seed=1)
+    places = [tmp_path / "there", tmp_path / "moved"]
+    for place in places:
+        begin.model.save_pretrained(place)
+    begin.describe_run(start=origin_of(places[0]))
+    train(begin, overwrite=True)
+    again = make(seed=1)
+    again.describe_run(start=origin_of(places[1]))
+    assert train(again)["train_runtime"] > 0
+    begin.model.base_model.get_input_embeddings().weight.data += 1
+    begin.model.save_pretrained(places[1])
+    again.describe_run(start=origin_of(places[1]))
+    with pytest.raises(ValueError, match=r"\(start: there \(sha256:\w{12}\) there, moved \(sha256:\w{12}\) now\)"):
+        train(again)
+
+
 def test_other_rows_are_refused_finished_or_stopped(run, tmp_path):
     make, folder = run
     other = load_task("scenes", num_scenes={"train": 12, "validation": 2, "test": 2}, seed=5)
     again = load_task("scenes", num_scenes={"train": 12, "validation": 3, "test": 2})
-    others = r"settings \(data: 30 rows \[\w{12}\] there, 30 rows \[\w{12}\] now\); give --resume"
+    others = r"settings \(data: 30 rows \[\w{12}\] there, 30 rows \[\w{12}\] now\); give resume"
     train(make(data=again))
     with pytest.raises(ValueError, match=others):
         train(make(data=other))

@@ -10,7 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
 from dual_distill import sealed
-from dual_distill.hub_cards import RunRecord, origin_of, read_run
+from dual_distill.hub_cards import Origin, RunRecord, origin_of, read_run
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.teachers import load_config, load_model
 from dual_distill.trainer import DistillationTrainer, newest_whole, note_preflight
@@ -82,7 +82,7 @@ def find_checkpoint(trainer: DistillationTrainer, resume: bool, overwrite: bool)
         differences += [] if there == here else [f"labels: {len(there)} there, {len(here)} now, or in another order"]
     if differences and not resume:
         begun = f"{str(folder)!r} holds a run of other settings ({'; '.join(differences)})"
-        way_out = "give --resume to go on with these, --overwrite to begin anew, or another output_dir"
+        way_out = "give resume (--resume) to go on with these, overwrite to begin anew, or another output_dir"
         raise ValueError(f"{begun}; {way_out}.")
 
     # With more steps than it was to have, a finished run goes on.
@@ -141,7 +141,12 @@ def _differences(earlier: RunRecord, now: RunRecord) -> list[str]:
     unknown = _LATER if earlier.data.identity is None else ()
     names = [name for name in sorted({*there, *here}) if not _FREE.fullmatch(name) and name not in unknown]
     values = [(name, there.get(name, "the default"), here.get(name, "the default")) for name in names]
-    return [f"{name}: {before} there, {after} now" for name, before, after in values if before != after]
+    return [f"{name}: {before} there, {after} now" for name, before, after in values if _known(before) != _known(after)]
+
+
+def _known(value: Any) -> Any:
+    """Return what a value is compared by: a checkpoint in a folder by its digest, wherever it lies."""
+    return value.revision if isinstance(value, Origin) and not value.on_hub else value
 
 
 def _remove_run(folder: Path) -> None:

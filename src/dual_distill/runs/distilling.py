@@ -36,6 +36,9 @@ def distill(
     dataset: Dataset | Mapping[str, Dataset] | str | Path,
     output_dir: str | Path,
     student: PreTrainedModel | str | Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
     **training_arguments: Any,
 ) -> DistilledStudent:
     """Teach a dual encoder what a fusion encoder knows, and save it with its processor and the record of the run.
@@ -51,13 +54,16 @@ def distill(
             custom dataset, as `load_custom_dataset` takes it.
         output_dir: folder of the student.
         student: a model, or the name of its checkpoint; None: a dual encoder that starts from the teacher's weights.
+        resume: whether a run of other settings in `output_dir` is gone on with.
+        overwrite: whether a run in `output_dir` is removed first.
         **training_arguments: of `DistillationTrainingArguments`: `num_train_epochs`, `learning_rate`, `label_weight`.
 
     Returns:
         Student, processor and metrics; the student stays on the device of the run.
 
     Raises:
-        ValueError: the teacher has no labels, there are no training rows, or what `DistillationTrainer` raises.
+        ValueError: the teacher has no labels, there are no training rows, `output_dir` holds a run of other settings,
+            or what `DistillationTrainer` raises.
 
     References:
         Wang et al., EMNLP 2022, arXiv 2112.08723.
@@ -94,7 +100,7 @@ def distill(
     if taught_by is not teacher:
         trainer.describe_run(teacher=origin_of(teacher))
 
-    metrics = train(trainer)
+    metrics = train(trainer, resume, overwrite)
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
     trained: Any = trainer.model
