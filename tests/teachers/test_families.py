@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BitsAndBytesConfig, GitConfig, GitForCausalLM
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import BitsAndBytesConfig, GitConfig, GitForCausalLM, PreTrainedTokenizerFast
+from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 from worlds.tiny_teachers import TEACHERS, VISION, save_teacher, tiny_teacher, word_tokenizer
 
 from dual_distill.modeling import record_attention
 from dual_distill.teachers import FAMILIES, caption_images, family_of, load_teacher
-from dual_distill.teachers.answers import answer_logits
+from dual_distill.teachers.answers import answer_logits, answer_tokens, yes_scores
 from dual_distill.teachers.foreign import run_recorded
 from dual_distill.teachers.layout import LAYOUT, as_view, image_layout, joint_attention, patch_boxes, text_layout
-from dual_distill.teachers.prompts import read_template
+from dual_distill.teachers.prompts import Prompt, read_template
 
 TEXTS = ["two dogs on a red sofa", "what is it?"]
 REGIONS = ("lxmert", "visual_bert")
@@ -230,6 +232,55 @@ def test_an_answer_is_as_probable_as_the_prompt_that_holds_it_says(name, length)
             logits = model(**longer).logits[:, -ids.shape[1] - 1 : -1].log_softmax(-1)
         expected = logits.gather(-1, ids[..., None]).sum((1, 2)) / (ids.shape[1] if length == "mean" else 1)
         torch.testing.assert_close(view.logits[:, column], expected, atol=1e-3, rtol=1e-4)
+
+
+def test_an_answer_follows_the_blank_that_smolvlms_own_template_puts_before_it():
+    model, processor = tiny_teacher("smolvlm")
+    processor.chat_template = DEFAULT_CHAT_TEMPLATE  # asks up to "Assistant:", and its turns are "Assistant: red"
+    family, images = family_of(model.config), pictures()[:1]
+    batch = family.inputs(model.config, processor, images, ["what is it?"])
+    found = family.view(model, processor, batch, [-1], ANSWERS).logits[0]
+
+    # The whole conversation, as the model is trained on it.
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}]
+    for answer, score in zip(ANSWERS, found, strict=True):
+        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        written = processor.apply_chat_template([*asked, said]).rstrip()
+        assert written.endswith(f"Assistant: {answer}<end_of_utterance>")
+        read = processor(text=[written], images=[images], return_tensors="pt")
+        ids, start = read["input_ids"][0], batch["input_ids"].shape[1]
+        assert ids[:start].tolist() == batch["input_ids"][0].tolist()
+        with torch.no_grad():
+            logits = model(**read).logits[0, start - 1 : -1].log_softmax(-1)
+        torch.testing.assert_close(score, logits.gather(-1, ids[start:, None]).sum(), atol=1e-3, rtol=1e-4)
+
+
+def test_a_turn_that_does_not_begin_with_the_prompt_leaves_nothing_between():
+    _, processor = tiny_teacher("smolvlm")
+    # LLaVA-OneVision: "assistant" and a line break where it asks, "assistant" and a blank in a turn.
+    processor.chat_template = (
+        "{% for m in messages %}{{ m.role }} {% for c in m.content %}{{ '<image>' if c.type == 'image' else '\n' + "
+        "c.text }}{% endfor %}</s>{% endfor %}{% if add_generation_prompt %}assistant\n{% endif %}"
+    )
+    assert read_template(processor) == ("user <image>\n", "</s>assistant\n", "", "</s>")
+
+
+def test_tokens_of_an_answer_are_those_behind_its_prompt():
+    # Llama's tokenizer marks where a word begins, and the beginning of a text as well.
+    words = ["<unk>", "▁", "▁USER:", "▁what", "▁ASSISTANT:", "▁red", "red", "▁yes", "▁no", "</s>"]
+    made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="</s>")
+    prompt = Prompt("USER: ", " ASSISTANT:", " ", "</s>")
+
+    tokens, real = answer_tokens(tokenizer, ["red"], prompt, torch.device("cpu"))
+    assert tokenizer.convert_ids_to_tokens(tokens[0]) == ["▁red", "</s>"]
+    assert real.tolist() == [[1, 1]]
+    logits = torch.arange(10.0).square().repeat(1, 1, 1)
+    assert yes_scores(tokenizer, logits, prompt=prompt).tolist() == [49.0 - 64.0]
+    with pytest.raises(ValueError, match="'yes' and 'yes' begin with the same token, which tells nothing"):
+        yes_scores(tokenizer, logits, "yes", "yes", prompt)
 
 
 def test_a_short_list_scores_the_best_by_first_token_and_what_is_kept():

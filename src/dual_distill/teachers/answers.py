@@ -8,19 +8,35 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .prompts import Prompt
+
 Length = Literal["sum", "mean"]
+# A model without a chat template is asked without one.
+_BARE = Prompt("", "")
 
 
-def answer_tokens(tokenizer: Any, answers: Sequence[str], end: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens of L answers and their end, `(L, length)`, and which are real, as float.
+def answer_tokens(
+    tokenizer: Any, answers: Sequence[str], prompt: Prompt, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Tokens of L answers and their end as they follow a prompt, `(L, length)`, and which are real, as float.
 
     Raises:
         ValueError: there are no answers, or one has no token.
     """
-    ids = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
-    if not ids or not all(ids):
-        raise ValueError(f"{len(ids)} answers, of which one or more have no token; give texts that are not empty.")
-    ids = [tokenizer(answer + end, add_special_tokens=False)["input_ids"] for answer in answers]
+
+    def ids_of(texts: Sequence[str]) -> list[list[int]]:
+        return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+    if not answers or not all(ids_of(answers)):
+        raise ValueError(f"{len(answers)} answers, of which one or more have no token; give texts that are not empty.")
+
+    # Tokens differ with what stands before them (" red", or a word that begins a text), so they are read behind the
+    # prompt's end. Where its last token would become another one there, the prompt as it was read is continued.
+    texts = [f"{prompt.before_answer}{answer}{prompt.after_answer}" for answer in answers]
+    [asked], joined = ids_of([prompt.after]), ids_of([prompt.after + text for text in texts])
+    pairs = zip(joined, ids_of(texts), strict=True)
+    ids = [whole[len(asked) :] if whole[: len(asked)] == asked else alone for whole, alone in pairs]
+
     tokens = pad_sequence([torch.tensor(each) for each in ids], batch_first=True)
     real = pad_sequence([torch.ones(len(each)) for each in ids], batch_first=True)
     return tokens.to(device), real.to(device)
@@ -33,7 +49,7 @@ def answer_logits(
     prompt_mask: Tensor,
     prefix: Any,
     answers: Sequence[str],
-    end: str = "",
+    prompt: Prompt = _BARE,
     *,
     best: int | None = None,
     keep: Tensor | None = None,
@@ -49,9 +65,9 @@ def answer_logits(
         tokenizer: its tokenizer.
         prompt_mask: `(B, S)`, 1 for a real token of the prompts, which are padded on the left.
         prefix: what the model returned for them with `use_cache=True`: `logits` and `past_key_values`.
-        answers: L texts, as they follow the prompt.
-        end: what the chat template writes behind an answer; its tokens count too, so that "cat" is not the beginning
-            of "cat and dog".
+        answers: L texts.
+        prompt: what the chat template writes around an answer. The tokens of its end count too, so that "cat" is not
+            the beginning of "cat and dog".
         best: score only so many answers a row, those whose first token is the most probable; None: all.
         keep: `(B, n)` long, answers that are scored in any case, such as the label and the student's best.
         length: "sum" adds the log-probabilities of an answer's tokens: the probability that the model writes exactly
@@ -67,7 +83,7 @@ def answer_logits(
         ValueError: there are no answers, or one has no token.
     """
     device, rows, count = prefix.logits.device, len(prefix.logits), len(answers)
-    tokens, real = answer_tokens(tokenizer, answers, end, device)
+    tokens, real = answer_tokens(tokenizer, answers, prompt, device)
     first = prefix.logits[:, -1].float().log_softmax(-1)[:, tokens[:, 0]]
 
     # Which answers are continued: the same number in each row.
@@ -104,7 +120,13 @@ def _continue(model: Callable[..., Any], prompt_mask: Tensor, cache: Any, tokens
     return (following * real.flatten(0, 1)[:, 1:]).sum(-1).unflatten(0, (rows, count))
 
 
-def yes_scores(tokenizer: Any, logits: Tensor, yes: str = "yes", no: str = "no") -> Tensor:
-    """Log-odds of "yes" against "no" as the next token, `(B,)`, of logits `(B, S, V)`: how a reranker scores."""
-    ids = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (no, yes)]
-    return logits[:, -1, ids].float().diff(dim=-1)[:, 0]
+def yes_scores(tokenizer: Any, logits: Tensor, yes: str = "yes", no: str = "no", prompt: Prompt = _BARE) -> Tensor:
+    """Log-odds of "yes" against "no" as the next token, `(B,)`, of logits `(B, S, V)`: how a reranker scores.
+
+    Raises:
+        ValueError: both words begin with the same token.
+    """
+    tokens, _ = answer_tokens(tokenizer, (no, yes), prompt, logits.device)
+    if tokens[0, 0] == tokens[1, 0]:
+        raise ValueError(f"{yes!r} and {no!r} begin with the same token, which tells nothing; give other words.")
+    return logits[:, -1, tokens[:, 0]].float().diff(dim=-1)[:, 0]

@@ -112,9 +112,10 @@ def view(
     outputs, recorded = foreign.run_recorded(model, {**read, "use_cache": answers is not None}, layers(model), wanted)
     shown = [joint_attention(attention, layout, causal=True) for [attention] in recorded]
 
-    logits = None
+    logits = match = None
+    prompt, tokenizer = read_template(processor), processor.tokenizer
     if answers is not None:
-        end = read_template(processor).after_answer
-        logits = answer_logits(model, processor.tokenizer, read["attention_mask"], outputs, answers, end, **scoring)
-    match = None if yes_no is None else yes_scores(processor.tokenizer, outputs.logits, *yes_no)
+        logits = answer_logits(model, tokenizer, read["attention_mask"], outputs, answers, prompt, **scoring)
+    if yes_no is not None:
+        match = yes_scores(tokenizer, outputs.logits, *yes_no, prompt)
     return as_view(layout, shown, logits=logits, match_scores=match)

@@ -16,6 +16,7 @@ from . import foreign
 from .answers import answer_logits
 from .foreign import Answers, Batch, Modules
 from .layout import as_view, cross_attention, image_layout, named_logits, patch_boxes, split_layout, text_layout
+from .prompts import Prompt
 from .view import LayerAttention, TeacherView
 
 load = foreign.load
@@ -97,4 +98,5 @@ def _written(
 
     start = torch.full_like(mask[:, :1], model.config.text_config.bos_token_id)
     began = decode(start, use_cache=True)
-    return answer_logits(decode, tokenizer, torch.ones_like(start), began, answers, tokenizer.sep_token, **scoring)
+    prompt = Prompt("", "", after_answer=tokenizer.sep_token)
+    return answer_logits(decode, tokenizer, torch.ones_like(start), began, answers, prompt, **scoring)

@@ -94,8 +94,8 @@ def view(
     if "ForQuestionAnswering" in type(model).__name__:
         logits = named_logits(model.config, outputs.logits, answers)
     elif answers is not None and kind == "paligemma":
-        end, mask = processor.tokenizer.eos_token, read["attention_mask"]
-        logits = answer_logits(model, processor.tokenizer, mask, outputs, answers, end, **scoring)
+        prompt, mask = Prompt("", "", after_answer=processor.tokenizer.eos_token), read["attention_mask"]
+        logits = answer_logits(model, processor.tokenizer, mask, outputs, answers, prompt, **scoring)
     else:
         foreign.check_no_answers(model, answers)
     return as_view(layout, [joint_attention(attention, layout) for [attention] in recorded], logits=logits)

@@ -19,10 +19,11 @@ _TEXT, _ANSWER = "\ue000", "\ue001"
 
 
 class Prompt(NamedTuple):
-    """What a template writes around a text behind its image, and behind an answer to it."""
+    """What a template writes around a text behind its image, and around an answer behind all of that."""
 
     before: str
     after: str
+    before_answer: str = ""
     after_answer: str = ""
 
 
@@ -49,11 +50,16 @@ def read_template(processor: Any, instruction: str = "{text}", system: str | Non
 
     asked = [says("system", system)] if system else []
     asked.append(says("user", first, None, rest.replace("{text}", _TEXT)))
-    before, _, after = processor.apply_chat_template(asked, add_generation_prompt=True).partition(_TEXT)
+    prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
+    before, _, after = prompt.partition(_TEXT)
     if processor.image_token not in before:
         raise ValueError(f"the chat template has no {processor.image_token} before the text; give one that has.")
-    end = processor.apply_chat_template([*asked, says("assistant", _ANSWER)]).partition(_ANSWER)[2]
-    return Prompt(before, after, end.rstrip())
+    turn, _, end = processor.apply_chat_template([*asked, says("assistant", _ANSWER)]).partition(_ANSWER)
+
+    # SmolVLM is asked up to "Assistant:", and its turns are "Assistant: red". LLaVA-OneVision's turns do not begin with
+    # its prompt at all; there an answer follows the prompt as it is.
+    before_answer = turn.removeprefix(prompt) if turn.startswith(prompt) else ""
+    return Prompt(before, after, before_answer, end.rstrip())
 
 
 def prompt_inputs(
