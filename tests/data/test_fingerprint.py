@@ -5,11 +5,12 @@ import importlib
 import json
 from types import SimpleNamespace
 
+import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from dual_distill.data import described_fingerprint, fingerprint
+from dual_distill.data import decode_image, described_fingerprint, fingerprint, image_content
 
 
 def sha256(content: bytes) -> str:
@@ -30,6 +31,43 @@ def test_an_image_is_known_by_its_size_and_pixels():
         len({fingerprint(Image.new(mode, size)) for mode, size in (("RGB", (2, 1)), ("RGB", (1, 2)), ("L", (2, 3)))})
         == 3
     )
+
+
+def palette(colour: tuple[int, ...], mode: str = "RGB") -> Image.Image:
+    image = Image.new("P", (2, 1), 1)
+    image.putpalette([9] * len(mode) + list(colour), mode)
+    return image
+
+
+def turned(orientation: int) -> Image.Image:
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.getexif()[0x0112] = orientation
+    return image
+
+
+def transparent(image: Image.Image, colour: int) -> Image.Image:
+    image.info["transparency"] = colour
+    return image
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        [palette((200, 0, 0)), palette((0, 0, 200))],
+        [palette((0, 0, 200, alpha), "RGBA") for alpha in (255, 100)],
+        [palette((0, 0, 200, 255), "RGBA").convert("PA"), palette((0, 200, 0, 255), "RGBA").convert("PA")],
+        [transparent(palette((200, 0, 0)), index) for index in (0, 1)],
+        [transparent(Image.new("L", (2, 1), 7), shade) for shade in (7, 8)],
+        [turned(1), turned(6)],
+    ],
+    ids=["palette", "RGBA palette", "PA", "transparent index", "transparent shade", "EXIF orientation"],
+)
+def test_equal_bytes_that_are_read_as_other_pixels_are_other_images(images):
+    one, other = images
+    assert (one.mode, one.tobytes()) == (other.mode, other.tobytes())
+    assert decode_image(one, 0) != decode_image(other, 0)
+    for known_by in (fingerprint, image_content):
+        assert known_by(one) == known_by(one.copy()) != known_by(other)
 
 
 def test_a_model_is_known_by_its_weights():

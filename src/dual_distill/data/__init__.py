@@ -2,13 +2,14 @@
 
 from .answers import answer_coverage, build_answer_vocabulary
 from .augmentation import RandAugment
-from .collators.base import ID_COLUMNS, DistillationCollator, ImageTextCollator, image_content
+from .collators.base import ID_COLUMNS, DistillationCollator, ImageTextCollator
 from .collators.masked_words import TAG_LENGTH, CaptioningCollator, CaptionMasker, PreTrainingCollator, WholeWordMasker
 from .datasets.custom import CustomDataset, load_custom_dataset
 from .datasets.scene_questions import COLOURS, SHAPES, scene_answers
 from .datasets.scenes import generate_scenes
 from .decode_ahead import InputSource, Prepared, decode_ahead, fill_shards, is_readable, run_by_shape
 from .fingerprint import described_fingerprint, fingerprint
+from .image_content import image_content
 from .images import IMAGE_SUFFIXES, ImageError, decode_image, image_bytes, image_source, other_names, resize_image
 from .indexed_dataset import IndexedDataset, RowEpochCallback
 from .reading import ReadingReport, table_rows

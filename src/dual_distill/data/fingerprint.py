@@ -13,6 +13,8 @@ from torch import nn
 
 from dual_distill.sealed import LARGE, remembered
 
+from .image_content import pixel_reading
+
 _DIGITS = 12
 
 
@@ -20,9 +22,9 @@ def fingerprint(*parts: Any) -> str:
     """Return the SHA-256 of contents in hexadecimal.
 
     Args:
-        parts: bytes as they are; a text as UTF-8; a PIL image by mode, size and pixels; a tensor by shape, dtype and
-            values; a module by the names and tensors of its state (of a large one it is remembered, by a faster hash of
-        the same content); anything else as JSON with sorted keys.
+        parts: bytes as they are; a text as UTF-8; a PIL image by mode, size, pixels and how they are read; a tensor by
+            shape, dtype and values; a module by the names and tensors of its state (of a large one it is remembered, by
+            a faster hash of the same content); anything else as JSON with sorted keys.
 
     Example:
         >>> fingerprint(b"abc")[:8], fingerprint({"seed": 0})[:12]
@@ -63,9 +65,10 @@ def _pieces(part: Any) -> Iterator[Any]:
     elif isinstance(part, str):
         yield part.encode()
     elif isinstance(part, Image.Image):
-        # Equal bytes of another width and height are another image.
+        # Equal bytes of another width and height, or read by another palette, are another image.
         yield f"{part.mode} {part.size}\n".encode()
         yield part.tobytes()
+        yield pixel_reading(part)
     elif isinstance(part, torch.Tensor):
         yield f"{tuple(part.shape)} {part.dtype}\n".encode()
         yield part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -4,12 +4,9 @@ Data sets of the wild hold palettes, alpha channels, 16-bit scans, half-download
 bombs. All of them meet this file, and whatever cannot become an RGB image ends in one sentence that names the row.
 """
 
-import contextlib
 import io
 import stat
-import struct
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from .fingerprint import fingerprint
+from .image_content import DECODING_ERRORS, exif_orientation
 
 # How files of images end.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -30,12 +28,7 @@ MAX_FILE_BYTES = 1_000_000_000
 # Raster formats whose decoders live in Pillow itself, AVIF in most builds. PostScript (runs Ghostscript) and the
 # containers ICO and ICNS (their header may declare another size than the image inside) stay out.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-_ORIENTATION = 0x0112  # tag of EXIF
 _TURNED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # by Pillow's `Image.Transpose`
-DECODING_ERRORS = (  # OSError includes UnidentifiedImageError; SyntaxError is Pillow's word for a broken PNG or TIFF
-    *(OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError),
-    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
-)
 
 
 def other_names(name: str) -> list[str]:
@@ -205,12 +198,7 @@ def _decode(image: Image.Image, where: str, max_pixels: int, jpeg_size: JpegSize
     if image.mode == "F":
         raise ImageError(f"{where}: mode 'F' (float pixels) does not say what is white; save it with 8 or 16 bits.")
 
-    # Read and never written: Pillow cannot rewrite every EXIF, and good pixels would count as damaged.
-    given, orientation = image, None
-    with contextlib.suppress(*DECODING_ERRORS), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        orientation = image.getexif().get(_ORIENTATION)
-
+    given, orientation = image, exif_orientation(image)
     if image.mode.startswith("I"):
         # Pillow would clip such values instead of scaling them.
         image = image.convert("I")
@@ -226,7 +214,7 @@ def _decode(image: Image.Image, where: str, max_pixels: int, jpeg_size: JpegSize
     image = image if image.mode == "RGB" else image.convert("RGB")
 
     # A copy of the largest image takes 256 MB, so one that nobody else holds is handed out as it is.
-    if orientation in _TURNED:
+    if orientation is not None:
         image = image.transpose(Image.Transpose(_TURNED[orientation]))
         width, height = (height, width) if orientation >= 5 else (width, height)
     elif image is given and jpeg_size is None:

@@ -19,7 +19,7 @@ from torch.utils.data import Sampler
 
 from .collators.base import ImageTextCollator
 from .fingerprint import fingerprint
-from .images import DECODING_ERRORS
+from .image_content import DECODING_ERRORS
 
 ShapeKey = tuple[tuple[int, ...], int]
 

@@ -198,6 +198,17 @@ def test_the_cache_knows_contents_not_names(processor, rows, png, decodings, tmp
     assert len(decodings) == 3
 
 
+def test_the_cache_knows_the_colours_of_a_palette(processor):
+    red, blue = Image.new("P", (16, 16)), Image.new("P", (16, 16))
+    red.putpalette([255, 0, 0])
+    blue.putpalette([0, 0, 255])
+    collate = make(processor)
+    rows = [{"image": image, "question": "is it?"} for image in (red, blue)]
+    first, second = (collate([row])["pixel_values"][0, 0, :, 0, 0] for row in rows)
+    assert first.tolist() == [1, -1, -1]
+    assert second.tolist() == [-1, -1, 1]
+
+
 def test_a_full_cache_takes_nothing_more_in_and_keeps_what_it_has(processor, png, decodings):
     size_mb = 3 * 16 * 16 * 4 / 1e6
     collate = make(processor, image_cache_mb=2.5 * size_mb)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dual_distill.data.fingerprint import fingerprint
+from dual_distill.data.image_content import image_content
 from dual_distill.data.images import MAX_PIXELS, JpegSize, decode_image, image_source, resize_image
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
 from dual_distill.data.records import InvalidRecordError, Record
@@ -302,10 +303,3 @@ class _ImageCache(dict[str, Tensor]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _ImageCache, (self.limit_bytes,)
-
-
-def image_content(image: Image.Image | Mapping[str, Any]) -> bytes:
-    """What an image holds: its encoded bytes, or the pixels of one in memory and what changes how they are decoded."""
-    if not isinstance(image, Image.Image):
-        return bytes(image["bytes"])
-    return repr((image.mode, image.size, sorted(map(str, image.info.items())))).encode() + image.tobytes()

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dual_distill.data.image_content import image_content
 from dual_distill.data.indexed_dataset import EPOCH_COLUMN, INDEX_COLUMN
 from dual_distill.data.tasks import Task
 
-from .base import Batch, ImageTextCollator, Row, image_content
+from .base import Batch, ImageTextCollator, Row
 
 # Longest caption in tokens, [CLS] and [SEP] among them, as the models have it.
 CAPTION_LENGTH = 40
