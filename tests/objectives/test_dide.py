@@ -476,6 +476,20 @@ def test_a_narrower_interaction_is_compared_through_a_map_that_learns(masks):
     assert len(list(objective.parameters())) == 2
 
 
+def test_the_deepest_mapped_layer_teaches_the_interaction_however_the_map_is_written():
+    batch = {"attention_mask": torch.ones(3, TEXT, dtype=torch.long)}
+    student, teacher = interacting(outputs(layers=2), layers=1), outputs(layers=2)
+    found = []
+    for layer_map in ({0: 0, -1: -1}, {-1: -1, 0: 0}, {0: 0, 1: 1}, {1: 1, 0: 0}, {-1: -1, -2: -2}):
+        shown = [1 if layer in (1, -1) else 0 for layer in layer_map.values()]
+        ordered = SimpleNamespace(**vars(teacher))
+        ordered.query_states = tuple(teacher.query_states[index] for index in shown)
+        ordered.key_states = tuple(teacher.key_states[index] for index in shown)
+        objective = DiDEObjective(0.0, 0.0, interaction_attention_weight=1.0, layer_map=layer_map)
+        found.append(objective(student, ordered, batch)["loss"])
+    assert all(torch.equal(loss, found[0]) for loss in found)
+
+
 @pytest.mark.parametrize("weight", ["interaction_attention_weight", "interaction_hidden_weight"])
 def test_interaction_terms_of_a_student_without_such_layers_are_refused(weight, masks):
     batch, image = masks

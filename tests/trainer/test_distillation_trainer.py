@@ -70,6 +70,34 @@ def test_rows_without_a_label_keep_two_times_four_equal_to_eight(build, make_row
     assert_equal_weights(*runs)
 
 
+def test_smoothed_labels_count_by_rows(build, make_rows, make_student):
+    """Two times four is eight where rows lack a label; and a factor near 0 is none."""
+    rows = make_rows(8)
+    for index in (0, 1, 2, 5):
+        rows[index]["label"] = -100
+    weights = []
+    for size, factor in ((8, 0.3), (4, 0.3), (8, 1e-9), (8, 0.0)):
+        fields = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size, "optim": "sgd"}
+        fields |= {"train_sampling_strategy": "sequential", "max_steps": 1, "learning_rate": 0.1}
+        trainer = build(teacher=None, rows=rows, label_smoothing_factor=factor, **fields)
+        trainer.train()
+        weights.append(trainer.model.classifier[-1].bias.detach())
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(weights[2], weights[3], atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(weights[0], weights[2], atol=1e-4)
+
+
+def test_soft_scores_are_not_smoothed(build, make_student, collator):
+    def soft(rows):
+        batch = collator(rows)
+        return {**batch, "labels": torch.nn.functional.one_hot(batch["labels"], 5).float()}
+
+    trainer = build(teacher=None, label_smoothing_factor=0.1)
+    trainer.data_collator = soft
+    with pytest.raises(ValueError, match=r"label_smoothing_factor is 0.1, but the labels are soft scores of several"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("kind", ["fusion encoder", "dual encoder"])
 def test_transformers_trainer_accumulates_too(kind, build, make_teacher, make_student):
     """Without our trainer: the models themselves say that their loss is a mean over rows."""
@@ -307,6 +335,20 @@ def test_prediction_without_labels_gives_the_logits(taught, build, make_rows, co
     assert isinstance(output.predictions, np.ndarray)
     expected = make_student().eval()(**collator(rows)).logits
     torch.testing.assert_close(torch.as_tensor(output.predictions), expected.detach(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("cache", [None, "attention"])
+def test_an_evaluation_without_labels_measures_what_needs_none(cache, build, make_rows):
+    labelled, bare = make_rows(10), [{name: row[name] for name in ("ids", "image")} for row in make_rows(10)]
+    measure = {"compute_metrics": lambda found: {"seen": len(found.label_ids)}}
+    expected = build(cache_teacher=cache).evaluate(labelled, metric_key_prefix="test")
+    found = build(cache_teacher=cache, **measure).evaluate(bare, metric_key_prefix="test")
+    names = ("test_loss", "test_attention_loss", "test_soft_label_loss")
+    assert [found[name] for name in names] == pytest.approx([expected[name] for name in names], rel=1e-5)
+    assert "test_seen" not in found
+    # Hard labels cannot be measured without, and nothing is asked of a teacher for predictions.
+    assert "test_loss" not in build(label_weight=1.0).evaluate(bare, metric_key_prefix="test")
+    assert "test_loss" not in build().predict(bare).metrics
 
 
 def test_training_with_a_teacher_needs_no_labels(build, make_rows):

@@ -352,6 +352,8 @@ def test_refusals(student, processor, smolvlm, tmp_path):
         train(student, processor, store, tmp_path / "b", layer_map={-1: 0}, max_steps=1)
     with pytest.raises(ValueError, match=r"has other tokens than the student, and layer_map names layer 7 of 2"):
         train(student, processor, smolvlm, tmp_path / "c", layer_map={-1: 7})
+    with pytest.raises(ValueError, match="and count_padded_queries counts what its attention lacks; leave it out"):
+        train(student, processor, smolvlm, tmp_path / "c", count_padded_queries=True)
     with pytest.raises(ValueError, match="and a DistillVLMObjective compares more than attention and answers"):
         train(student, processor, smolvlm, tmp_path / "d", method="distillvlm")
     told = {"train_dataset": make_rows(), "data_collator": lambda rows: {}, "teacher": str(smolvlm)}

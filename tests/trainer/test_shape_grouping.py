@@ -104,6 +104,13 @@ def test_an_evaluation_gives_and_measures_the_rows_in_their_order(trainer, rows,
     assert run.compute_metrics is measure
 
 
+def test_an_evaluation_that_drops_its_last_rows_drops_those_of_the_data(trainer, rows):
+    found = trainer(dataloader_drop_last=True, per_device_eval_batch_size=4).predict(rows)
+    whole = trainer(per_device_eval_batch_size=1).predict(rows)
+    assert found.label_ids.tolist() == [row % 5 for row in range(16)]
+    np.testing.assert_allclose(found.predictions, whole.predictions[:16], atol=1e-5)
+
+
 def test_ranked_answers_are_in_the_order_of_the_rows(make_student, rows, collator):
     student = make_student().eval()
     found = rank_answers(student, rows, collator, batch_size=3)

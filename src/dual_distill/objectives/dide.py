@@ -305,7 +305,10 @@ class DiDEObjective(CrossModalObjective):
         if self.interaction_attention_weight:
             num_tokens = num_text_tokens + image_mask.shape[1]
             states = interaction.query_states[-1], interaction.key_states[-1][1]
-            of_text = self._teacher_pair(teacher_view, len(self.layer_map) - 1, num_text_tokens, num_tokens)[0]
+            # The deepest that is mapped, in whatever order: one counted from the last is behind one from the first.
+            layers = self.teacher_layers
+            deepest = max(range(len(layers)), key=lambda index: (layers[index] < 0, layers[index]))
+            of_text = self._teacher_pair(teacher_view, deepest, num_text_tokens, num_tokens)[0]
             attention = self._direction_loss(states, of_text, image_mask, text_mask)
             losses["interaction_attention_loss"] = num_images * attention
         if self.interaction_hidden_weight:

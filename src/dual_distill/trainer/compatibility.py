@@ -385,6 +385,9 @@ def _check_aligned(config: Any, teacher: AlignedTeacher, objective: Objective) -
             objective, CrossModalObjective
         ),
         "interaction_hidden_weight compares states token by token; set it to 0": bool(objective.hidden_layers),
+        "count_padded_queries counts what its attention lacks; leave it out": getattr(
+            objective, "count_padded_queries", False
+        ),
         "the student reads several images a row, or regions; take a teacher that reads its tokens": is_other,
         f"layer_map names layer {layers} of {depth}": bool(layers),
     }

@@ -323,7 +323,13 @@ class DistillationTrainer(RowMeansTrainer):
         objective = self.distillation_objective
         if objective is None:
             own = {name: value for name, value in inputs.items() if not name.startswith(TEACHER_PREFIX)}
-            loss, outputs = Trainer.compute_loss(self, model, own, return_outputs=True)
+            smoothed = None if self.label_smoother is None else own.get("labels")
+            if smoothed is not None and smoothed.is_floating_point():
+                factor = f"label_smoothing_factor is {self.args.label_smoothing_factor}"
+                raise ValueError(f"{factor}, but the labels are soft scores of several answers; leave it out.")
+            # Divided by the rows, as without smoothing: those without a label don't change the weight of the others.
+            divisor = len(smoothed) if smoothed is not None and smoothed.dim() == 1 else None
+            loss, outputs = Trainer.compute_loss(self, model, own, return_outputs=True, num_items_in_batch=divisor)
             return {"loss": loss}, {"logits": outputs["logits"]}
 
         # The student first: some teachers are asked about what it found.
@@ -335,6 +341,9 @@ class DistillationTrainer(RowMeansTrainer):
             teacher_view = self.teacher_cache.outputs(inputs, self._ask_teacher, objective)
         objective.train(model.training)
         return objective(student_outputs, teacher_view, inputs), {"logits": student_outputs.logits}
+
+    def _needs_labels(self) -> bool:
+        return self.distillation_objective is None or bool(self.distillation_objective.label_weight)
 
     def _ask_student(self, model: nn.Module, inputs: Batch, objective: Objective) -> Any:
         """Return the student's outputs on a batch, with what the objective compares."""

@@ -57,7 +57,7 @@ class RowMeansTrainer(RecordingTrainer):
         self._row_epochs = RowEpochCallback()
         self.add_callback(self._row_epochs)
         self._keys_of: dict[int, tuple[Any, list[ShapeKey] | None]] = {}
-        self._has_real_rows = True
+        self._has_real_rows, self._is_evaluating = True, False
         if self.compute_loss_func is not None:
             self.loss_is_scaled_for_ga = None  # such a function divides by the items of all micro-batches
 
@@ -75,8 +75,9 @@ class RowMeansTrainer(RecordingTrainer):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         # Where rows are compared, which ones share a batch is part of what is measured.
-        is_whole = self.args.eval_do_concat_batches and not self.args.batch_eval_metrics and not self.compares_rows
-        keys = self._shape_keys(eval_dataset) if is_whole else None
+        told = self.args
+        is_whole = told.eval_do_concat_batches and not (told.batch_eval_metrics or told.dataloader_drop_last)
+        keys = self._shape_keys(eval_dataset) if is_whole and not self.compares_rows else None
         return super()._get_eval_sampler(eval_dataset) if keys is None else grouped_order(keys, len(keys))
 
     def _shape_keys(self, rows: Any) -> list[ShapeKey] | None:
@@ -120,7 +121,18 @@ class RowMeansTrainer(RecordingTrainer):
         return batches, num_items
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Predict as `Trainer` does, without the rows that fill the last batch of several processes up."""
+        """Predict as `Trainer` does, without the rows that fill the last batch of several processes up.
+
+        In an evaluation, a loss that needs no labels is measured of rows without them too.
+        """
+        if self._is_evaluating and not self._needs_labels() and any(inputs.get(it) is None for it in self.label_names):
+            before = self.label_names, self.can_return_loss
+            self.label_names, self.can_return_loss = [], True
+            try:
+                return *self.prediction_step(model, inputs, *args, **kwargs)[:2], None
+            finally:
+                self.label_names, self.can_return_loss = before
+
         rows, state = find_batch_size(inputs), self.accelerator.gradient_state
         left, first = (state.remainder if state.end_of_dataloader else 0), self.args.process_index * rows
         if not 0 < left < rows * self.args.world_size:
@@ -139,6 +151,17 @@ class RowMeansTrainer(RecordingTrainer):
             first = 0
         self._has_real_rows = True
         return loss, *(_filled(output, first, rows) for output in outputs)
+
+    def _needs_labels(self) -> bool:
+        return True
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `RecordingTrainer` does."""
+        self._is_evaluating = True
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._is_evaluating = False
 
     def _take_terms(self) -> dict[str, float]:
         """Return the mean of each term since the last call, over all processes, and start anew."""
