@@ -47,6 +47,8 @@ class RowMeansTrainer(RecordingTrainer):
     # The loss is a mean over the rows of one micro-batch, so Trainer must divide it by the accumulation steps.
     loss_is_scaled_for_ga: bool | None = False
     compute_metrics: Any
+    label_names: Any
+    can_return_loss: Any
     compares_rows: ClassVar[bool] = False
     """Whether a term compares the rows of all processes, each of which must then have equally many."""
 
