@@ -209,6 +209,23 @@ def test_the_cache_knows_the_colours_of_a_palette(processor):
     assert second.tolist() == [-1, -1, 1]
 
 
+def test_changed_settings_of_the_processor_prepare_images_anew(rows, decodings):
+    images = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    own = DualDistillProcessor(images, BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}))
+    collate = make(own, image_cache_mb=3 * 16 * 16 * 4 / 1e6)  # the first image fills it
+    assert collate(rows[:1])["pixel_values"].shape == (1, 1, 3, 16, 16)
+
+    images.size = {"height": 8, "width": 8}
+    assert collate(rows[:2])["pixel_values"].shape == (2, 1, 3, 8, 8)
+    images.image_mean = [0.0, 0.0, 0.0]
+    assert collate(rows[:2])["pixel_values"][0, 0, 0, 0, 0].item() == pytest.approx(200 / 255 / 0.5)
+    own.jpeg_margin = 2
+    collate(rows[:2])
+    assert len(decodings) == 7
+    collate(rows[:2])
+    assert len(decodings) == 7  # and kept as they are now
+
+
 def test_a_full_cache_takes_nothing_more_in_and_keeps_what_it_has(processor, png, decodings):
     size_mb = 3 * 16 * 16 * 4 / 1e6
     collate = make(processor, image_cache_mb=2.5 * size_mb)

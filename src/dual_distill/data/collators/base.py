@@ -177,6 +177,8 @@ class ImageTextCollator:
         return tag_texts(self.processor.tokenizer, texts, tags, max_length, self.max_tag_length) | batch
 
     def _pixels(self, rows: Sequence[Row]) -> Batch:
+        # Once a batch: whoever changes the processor between two runs gets images as it prepares them now.
+        self._cache.hold(f"{self.processor.image_processor.to_json_string()} {self.processor.jpeg_margin}")
         indices = range(len(self.task.image_columns))
         batch: Batch = self.processor.pad_images([[self._image(row, index) for index in indices] for row in rows])
         return batch
@@ -200,7 +202,7 @@ class ImageTextCollator:
         if key in self._cache:
             return self._cache[key]
 
-        image = self.decoded(row, index, getattr(self.processor, "jpeg_size", None))
+        image = self.decoded(row, index, self.processor.jpeg_size)
         prepared: Tensor = resize_image(self.processor.prepare_image, image, name)
         if not augmented:
             self._cache.keep(key, prepared)
@@ -294,6 +296,13 @@ class _ImageCache(dict[str, Tensor]):
 
     def __init__(self, limit_bytes: float) -> None:
         self.limit_bytes = self.free_bytes = limit_bytes
+        self.settings: str | None = None
+
+    def hold(self, settings: str) -> None:
+        """Drop what was prepared with other settings, and make room for images prepared with these."""
+        if settings != self.settings:
+            self.clear()
+            self.settings, self.free_bytes = settings, self.limit_bytes
 
     def keep(self, key: str, image: Tensor) -> None:
         """Take an image in, if it fits."""
