@@ -1,9 +1,12 @@
 """A run put together from its arguments: what it starts from, and what it refuses."""
 
 import json
+import re
 
 import pytest
 import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageColumn
 from PIL import Image
 from transformers import AutoModel, BertConfig, BertTokenizer, ViTConfig, ViTImageProcessorPil
 
@@ -25,6 +28,8 @@ SHAPE = {
     "resize": "fixed",
     "max_text_length": 24,
 }
+
+CAPTIONS = {"image": ImageColumn(decode=False), "caption": Value("string"), "image_id": Value("int64")}
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +136,73 @@ def test_a_student_of_two_models_is_trained_asked_and_drawn(data, towers, tmp_pa
         torch.testing.assert_close(answers, model(**batch).logits.softmax(-1), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="none of this package's own"):
         export_onnx(model, processor, tmp_path / "onnx")
+
+
+@pytest.fixture(scope="module")
+def shaped(data, towers, tmp_path_factory):
+    """Make the run of a retrieval model, from random weights, a fusion encoder, a dual encoder or two towers."""
+    folder = tmp_path_factory.mktemp("shaped")
+    rows = data["train"].select(range(4))
+    columns = {"image": rows["image"][:], "caption": [f"a red circle {row}" for row in range(4)], "image_id": range(4)}
+    captions = Dataset.from_dict(columns, features=Features(**CAPTIONS))
+    splits = {"train": captions, "validation": captions}
+    vision, text = towers
+    starts = {
+        "random": SHAPE,
+        "fusion": {"init_from": str(folder / "fusion")},
+        "dual": {"init_from": str(folder / "dual")},
+        "towers": {"vision_tower": vision, "text_tower": text, "max_text_length": 24},
+    }
+
+    def build(start, **fields):
+        training = DistillationTrainingArguments(str(folder / "run"), use_cpu=True, report_to="none")
+        arguments = ModelArguments(**starts[start] | fields)
+        return make_run(arguments, DataArguments(task="coco_retrieval"), training, data=splits)
+
+    build("random", architecture="fusion_encoder").save_model(str(folder / "fusion"))
+    build("random").save_model(str(folder / "dual"))
+    return build
+
+
+@pytest.mark.parametrize("start", ["random", "fusion", "towers"])
+def test_a_student_projects_to_the_width_that_is_asked_for(shaped, start):
+    model = shaped(start, projection_dim=32).model
+    assert model.text_projection.weight.shape == model.image_projection.weight.shape == (32, 16)
+    assert model.config.projection_dim == 32
+
+
+NEW = "a dual_encoder from random weights, two towers or a fusion_encoder"
+FROM_FUSION, FROM_RANDOM = "a dual_encoder from a fusion_encoder", "a fusion_encoder from random weights"
+
+
+@pytest.mark.parametrize(
+    ("start", "architecture", "fields", "has", "way_out"),
+    [
+        ("dual", "dual_encoder", {"projection_dim": 32}, "256", NEW),
+        ("dual", "dual_encoder", {"interaction_layers": 1}, "0", NEW),
+        ("dual", "dual_encoder", {"text_layers": [0]}, "all of them", FROM_FUSION),
+        ("towers", "dual_encoder", {"vision_layers": [0]}, "all of them", FROM_FUSION),
+        ("random", "dual_encoder", {"norm_first": False}, "True", FROM_RANDOM),
+        ("towers", "dual_encoder", {"norm_first": False}, "True", FROM_RANDOM),
+        ("fusion", "fusion_encoder", {"text_layers": [0]}, "all of them", FROM_FUSION),
+        ("random", "fusion_encoder", {"projection_dim": 32}, "none", NEW),
+    ],
+)
+def test_what_a_start_brings_in_another_shape_than_is_asked_for_is_refused(
+    shaped, start, architecture, fields, has, way_out
+):
+    [(name, asked)] = fields.items()
+    message = f"{name} is {asked}, but this {architecture} has {has}; leave it out, or train {way_out}."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        shaped(start, architecture=architecture, **fields)
+
+
+def test_a_shape_that_the_start_has_may_be_asked_for(shaped):
+    shaped("dual", projection_dim=256, interaction_layers=0)
+    assert not shaped("random", architecture="fusion_encoder", norm_first=False).model.config.norm_first
+    model = shaped("fusion", text_layers=[0], vision_layers=[0, 1], interaction_layers=1, projection_dim=8).model
+    assert model.text_projection.weight.shape == (8, 16)
+    assert model.config.text_config.num_hidden_layers == 1
 
 
 def test_one_tower_alone_and_towers_beside_a_start_are_refused():

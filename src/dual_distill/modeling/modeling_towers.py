@@ -103,6 +103,7 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
         vision_layers: Sequence[int] | None = None,
         interaction_layers: int = 0,
         interaction_from: Sequence[int] | None = None,
+        projection_dim: int | None = None,
     ) -> Self:
         """Build a dual encoder whose towers, poolers, embeddings and head start from a fusion encoder's weights.
 
@@ -117,6 +118,7 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
             interaction_layers: layers in which text tokens read image tokens, behind the towers.
             interaction_from: fusion layers that those start from, in order, such as `[-1]` for one; None: newly
                 initialized.
+            projection_dim: width of the vectors that retrieval compares; None: that of `DualEncoderConfig`.
 
         Returns:
             A model of this class, in the fusion encoder's dtype and on its device, in training mode.
@@ -133,7 +135,8 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
         if interaction_from is not None and len(interaction_from) != interaction_layers:
             named = f"interaction_from names {len(interaction_from)} layers"
             raise ValueError(f"{named}, interaction_layers is {interaction_layers}.")
-        config = dual_config_from_fusion(fusion_encoder.config, text_layers, vision_layers, interaction_layers)
+        layers = (text_layers, vision_layers, interaction_layers)
+        config = dual_config_from_fusion(fusion_encoder.config, *layers, projection_dim)
         config.architectures = [cls.__name__]
         config._attn_implementation = fusion_encoder.config._attn_implementation
 

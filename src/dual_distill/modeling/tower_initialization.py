@@ -19,8 +19,11 @@ def dual_config_from_fusion(
     text_layers: Sequence[int] | None = None,
     vision_layers: Sequence[int] | None = None,
     interaction_layers: int = 0,
+    projection_dim: int | None = None,
 ) -> DualEncoderConfig:
     """Return the configuration of a dual encoder shaped like a fusion encoder, both towers as deep as the layers named.
+
+    A fusion encoder has no projections; `projection_dim` None is the default of `DualEncoderConfig`.
 
     Raises:
         ValueError: the fusion encoder reads regions, or normalises behind its residuals; towers do neither.
@@ -49,12 +52,15 @@ def dual_config_from_fusion(
 
     kept = ("initializer_range", "num_images", "classifier_hidden_size", "tie_word_embeddings")
     kept += ("id2label", "label2id", "problem_type")
+    fields = {name: getattr(config, name) for name in kept}
+    if projection_dim is not None:
+        fields["projection_dim"] = projection_dim
     return DualEncoderConfig(
         text_config=text_tower,
         vision_config=image_tower,
         recorded_layers=recorded_layers,
         interaction_layers=interaction_layers,
-        **{name: getattr(config, name) for name in kept},
+        **fields,
     )
 
 

@@ -89,9 +89,10 @@ class ModelArguments:
         return None if self.vision_tower is None else (self.vision_tower, str(self.text_tower))
 
     @property
-    def towers(self) -> tuple[list[int] | None, list[int] | None, int]:
-        """Layers that a dual encoder takes from a fusion encoder, text and image, and how many of interaction."""
-        return self.text_layers, self.vision_layers, self.interaction_layers or 0
+    def towers(self) -> dict[str, Any]:
+        """Layers that a dual encoder takes from a fusion encoder, and what it has beyond them."""
+        layers = {"text_layers": self.text_layers, "vision_layers": self.vision_layers}
+        return layers | {"interaction_layers": self.interaction_layers or 0, "projection_dim": self.projection_dim}
 
     @property
     def taught_by(self) -> tuple[str, str | None] | None:

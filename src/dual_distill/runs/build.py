@@ -40,6 +40,11 @@ _TOKENIZER_ROWS = 20_000
 # What a model from nothing takes over as it is.
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")
 _SHAPE = (*_SIZES, "initializer_range", "embedding_initializer_range")
+# What a start may bring along in another way than was asked for, and which model it is built for.
+_NEW_DUAL = "a dual_encoder from random weights, two towers or a fusion_encoder"
+_COMES_WITH = dict.fromkeys(("interaction_layers", "projection_dim"), _NEW_DUAL)
+_COMES_WITH |= dict.fromkeys(("text_layers", "vision_layers"), "a dual_encoder from a fusion_encoder")
+_COMES_WITH["norm_first"] = "a fusion_encoder from random weights"
 
 RunArguments = tuple[ModelArguments, DataArguments, DistillationTrainingArguments]
 
@@ -203,7 +208,7 @@ def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedMode
             name, revision = cast("tuple[str, str | None]", arguments.start)
             model = load_model(name, revision, data.head.classes, **told).model
         if not isinstance(model, model_class):
-            model = model_class.from_fusion_encoder(model, *arguments.towers)
+            model = model_class.from_fusion_encoder(model, **arguments.towers)
         model.set_attn_implementation(arguments.attn_implementation)
         _configure(model.config, arguments, data)
         for module in model.modules():
@@ -238,15 +243,10 @@ def _student_config(
     is_fusion, wants_fusion = isinstance(config, FusionEncoderConfig), arguments.architecture == "fusion_encoder"
     if wants_fusion and not is_fusion:
         raise ValueError(f"init_from {arguments.init_from!r} is a dual_encoder, which cannot start a fusion_encoder.")
-    if is_fusion and not wants_fusion:
-        config = dual_config_from_fusion(config, *arguments.towers)
-    if arguments.start is None and not wants_fusion and arguments.projection_dim is not None:
-        config.projection_dim = arguments.projection_dim
-
-    layers = getattr(config, "interaction_layers", 0)  # a fusion encoder has none
-    if arguments.interaction_layers not in (None, layers):
-        has = f"init_from has {layers}; they come with a dual encoder from random weights or a fusion encoder"
-        raise ValueError(f"interaction_layers is {arguments.interaction_layers}, but {has}.")
+    takes_layers = is_fusion and not wants_fusion
+    if takes_layers:
+        config = dual_config_from_fusion(config, **arguments.towers)
+    _check_shape(config, arguments, takes_layers)
 
     _configure(config, arguments, data)
     columns = data.task.image_columns
@@ -256,9 +256,32 @@ def _student_config(
     return config
 
 
+def _check_shape(config: Any, arguments: ModelArguments, takes_layers: bool) -> None:
+    """Refuse what is asked of the shape where the start brings its own; sizes alone are those of a model from nothing.
+
+    Raises:
+        ValueError: the model has another number of interaction layers, ..., than was asked for.
+    """
+    whole = "all of them"
+    built = {
+        "interaction_layers": getattr(config, "interaction_layers", 0),  # a fusion encoder has none
+        "projection_dim": getattr(config, "projection_dim", "none"),
+        "text_layers": arguments.text_layers if takes_layers else whole,
+        "vision_layers": arguments.vision_layers if takes_layers else whole,
+        # True is the default, so that it asks for nothing; towers of ours are always so.
+        "norm_first": arguments.norm_first or getattr(config, "norm_first", True),
+    }
+    for name, value in built.items():
+        if (asked := getattr(arguments, name)) not in (None, value):
+            way_out = f"leave it out, or train {_COMES_WITH[name]}"
+            raise ValueError(f"{name} is {asked}, but this {arguments.architecture} has {value}; {way_out}.")
+
+
 def _of_towers(arguments: ModelArguments, data: RunData, label_names: list[str]) -> dict[str, Any]:
     """Return what a dual encoder of two models is told beside their names."""
     fields = {"interaction_layers": arguments.interaction_layers or 0, "num_images": len(data.task.image_columns)}
+    if arguments.projection_dim is not None:
+        fields["projection_dim"] = arguments.projection_dim
     return fields | _labels(label_names)
 
 
