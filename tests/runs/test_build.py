@@ -1,5 +1,6 @@
 """A run put together from its arguments: what it starts from, and what it refuses."""
 
+import itertools
 import json
 import re
 
@@ -10,11 +11,12 @@ from datasets import Image as ImageColumn
 from PIL import Image
 from transformers import AutoModel, BertConfig, BertTokenizer, ViTConfig, ViTImageProcessorPil
 
-from dual_distill.data import load_task, train_tokenizer
+from dual_distill.data import ImageTextStream, load_task, train_tokenizer
 from dual_distill.hub_cards import origin_of
 from dual_distill.inference import FeatureStore, FeatureStoreVQA, attention_maps, encode_images, export_onnx
 from dual_distill.modeling import DualEncoderForQuestionAnswering, FusionEncoderForQuestionAnswering
 from dual_distill.runs import DataArguments, ModelArguments, make_run
+from dual_distill.runs.build import resolve
 from dual_distill.teachers import load_model
 from dual_distill.trainer import DistillationTrainingArguments
 
@@ -212,6 +214,41 @@ def test_one_tower_alone_and_towers_beside_a_start_are_refused():
         ModelArguments(text_tower="bert", vision_tower="vit", init_from="a/student")
 
 
+def write_captions(folder, captions):
+    for caption in captions:
+        Image.new("RGB", (12, 12)).save(folder / f"{caption}.png")
+    lines = [json.dumps({"file_name": f"{caption}.png", "caption": caption}) for caption in captions]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return [{"path": str(folder), "kind": "folder"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "seeds", "expected"),
+    [({}, {"seed": 1}, 1), ({}, {"seed": 1, "data_seed": 2}, 2), ({"seed": 3}, {"seed": 1, "data_seed": 2}, 3)],
+)
+def test_the_order_of_a_stream_follows_the_seed_of_the_run(tmp_path, options, seeds, expected):
+    sources = write_captions(tmp_path, [f"a red circle {number}" for number in range(8)])
+    options = {"sources": sources, "validation": sources, "validation_rows": 1, **options}
+    arguments = DataArguments(task="image_text", head="pretraining", data_options=options)
+    training = DistillationTrainingArguments(str(tmp_path / "run"), max_steps=1, use_cpu=True, **seeds)
+    [found, same] = [
+        [row["caption"] for row in itertools.islice(stream, 8)]
+        for stream in (
+            resolve((ModelArguments(**SHAPE), arguments, training)).data.train_rows,
+            ImageTextStream(sources, seed=expected),
+        )
+    ]
+    assert found == same
+
+
+def test_a_stream_that_is_given_keeps_its_own_seed(tmp_path):
+    sources = write_captions(tmp_path, ["a red circle", "a blue square"])
+    splits = load_task("image_text", sources=sources, validation=sources, seed=5)
+    training = DistillationTrainingArguments(str(tmp_path / "run"), max_steps=1, use_cpu=True, seed=1)
+    arguments = DataArguments(task="image_text", head="pretraining")
+    assert resolve((ModelArguments(**SHAPE), arguments, training), splits).data.train_rows.seed == 5
+
+
 def test_a_tokenizer_reads_each_row_of_a_short_stream_once(tmp_path, monkeypatch):
     read = []
 
@@ -221,11 +258,7 @@ def test_a_tokenizer_reads_each_row_of_a_short_stream_once(tmp_path, monkeypatch
 
     monkeypatch.setattr("dual_distill.runs.build.train_tokenizer", noted)
     captions = ("a red circle", "a blue square")
-    for caption in captions:
-        Image.new("RGB", (12, 12)).save(tmp_path / f"{caption}.png")
-    lines = [json.dumps({"file_name": f"{caption}.png", "caption": caption}) for caption in captions]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    sources = [{"path": str(tmp_path), "kind": "folder"}]
+    sources = write_captions(tmp_path, captions)
     options = {"sources": sources, "validation": sources, "validation_rows": 1}
     arguments = DataArguments(task="image_text", head="pretraining", data_options=options)
     training = DistillationTrainingArguments(str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to="none")

@@ -139,7 +139,7 @@ def resolve(
 ) -> Resolved:
     """Find out all of a run that needs no weights; arguments and errors are those of `make_run`."""
     model_arguments, data_arguments, training_arguments = arguments
-    data = prepare_data(data_arguments, training_arguments.seed, splits)
+    data = prepare_data(data_arguments, training_arguments.seed, splits, training_arguments.data_seed)
     head, start, taught_by = data.head, model_arguments.start, model_arguments.taught_by
     check_options(head.trainer_class(data_arguments.caption_training), training_arguments, taught_by is not None)
     # A teacher with tokens of its own lends the student neither labels nor a processor.

@@ -51,13 +51,18 @@ class RunData:
         return self.regions["max_tag_length"] if self.regions.get("num_tags") else 0
 
 
-def prepare_data(arguments: DataArguments, seed: int, splits: Mapping[str, Any] | None = None) -> RunData:
+def prepare_data(
+    arguments: DataArguments, seed: int, splits: Mapping[str, Any] | None = None, data_seed: int | None = None
+) -> RunData:
     """Read the data of a run, unless its splits are at hand already, and choose the rows that are used.
+
+    A stream that is read here is shuffled by `data_seed`, or by `seed`, unless the reader's options name one.
 
     Raises:
         FileNotFoundError: there is no such data or region store.
         ValueError: the data cannot be read or trained on, or the arguments do not fit it.
     """
+    is_read_here = splits is None
     if splits is None:
         task, splits = load_data(arguments)
     else:
@@ -70,6 +75,10 @@ def prepare_data(arguments: DataArguments, seed: int, splits: Mapping[str, Any] 
     # Masks, negatives and augmentation are drawn in each epoch by a row's index; what a model writes itself is not.
     train_rows = _used_rows(splits["train"], task, arguments.max_train_rows, seed)
     is_drawn = arguments.augmentation != "none" or not HEADS[task.head].has_labels
+    if isinstance(train_rows, data.ImageTextStream) and is_read_here and "seed" not in (arguments.data_options or {}):
+        # A copy, so that a tokenizer learns from the same rows with every seed.
+        train_rows = train_rows.split(0, 1)
+        train_rows.seed = seed if data_seed is None else data_seed
     if isinstance(train_rows, Dataset) and is_drawn and arguments.caption_training == "masked_words":
         train_rows = data.IndexedDataset(train_rows)
     eval_rows = _used_rows(splits["validation"], task, arguments.max_eval_rows, seed)
