@@ -24,6 +24,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     measured = {"metric": "accuracy", "value": 0.5, "split": "validation", "source": "dual-distill train"}
     record = {"format": 2, "data": {"name": "scenes"}, "seed": 0, "steps": 4, "measurements": [measured]}
+    record["teacher"] = {"name": "teacher", "revision": "sha256:0123", "on_hub": False}
     (folder / "run.json").write_text(json.dumps(record))
     save_file({"weight": np.zeros(3, np.float32)}, folder / "model.safetensors")
     return folder

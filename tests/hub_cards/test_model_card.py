@@ -133,6 +133,21 @@ def test_results_on_a_data_set_of_the_hub_are_written_in_its_own_form_too(make_f
         assert not file.exists()
 
 
+def test_results_on_other_data_stand_in_the_table_alone(make_folder: Callable[..., Path]) -> None:
+    """No list on the Hub may hold them against the data that the run learned from."""
+    folder = make_folder()
+    loss = Measurement("loss", 1.5, "validation", "trainer", rows=9)
+    other = Measurement("accuracy", 0.25, "validation", "dual-distill evaluate --task gqa", rows=7, task="gqa")
+    write_run(folder, replace(RUN, measurements=(loss, other)))
+    card = write_card(folder).read_text()
+    assert "| accuracy | validation of gqa | 7 | 25.0 % |" in card
+    assert [one.metric_type for one in ModelCard(card).data.eval_results] == ["loss"]
+    assert "accuracy" not in (folder / ".eval_results" / "dual_distill.yaml").read_text()
+    write_run(folder, replace(RUN, measurements=(other,)))
+    assert ModelCard(write_card(folder).read_text()).data.eval_results is None
+    assert not (folder / ".eval_results" / "dual_distill.yaml").exists()
+
+
 def test_a_card_says_what_the_run_did_and_no_more(make_folder: Callable[..., Path]) -> None:
     folder = make_folder()
     objective = ObjectiveRecord("DiDEObjective", {"attention_weight": 0.0, "soft_label_weight": 1, "label_weight": 0.5})

@@ -4,6 +4,7 @@
 """
 
 from .checkpoint_folder import PUBLISHED
+from .evaluations import add_evaluation
 from .model_card import write_card
 from .push import PushError, PushReport, push_folder, push_pretrained
 from .run_record import (
@@ -14,7 +15,6 @@ from .run_record import (
     Preflight,
     RunRecord,
     Speed,
-    add_evaluation,
     origin_of,
     read_run,
     read_yaml,

@@ -196,14 +196,15 @@ def eval_results(checkpoint: Checkpoint) -> str:
             notes=f"{_metric_name(one)}, {one.split}" + (f", {one.rows:,} rows" if one.rows is not None else ""),
         )
         for one in _measured(run)
+        if one.task is None
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False) if entries else ""
 
 
 def _measured(run: RunRecord) -> list[Measurement]:
     """Measurements worth showing: losses where nothing else was measured on the same rows."""
-    better = {one.split for one in run.measurements if not one.metric.endswith("loss")}
-    return [one for one in run.measurements if one.split not in better or not one.metric.endswith("loss")]
+    better = {(one.split, one.task) for one in run.measurements if not one.metric.endswith("loss")}
+    return [one for one in run.measurements if (one.split, one.task) not in better or not one.metric.endswith("loss")]
 
 
 def parse_card(readme: str, name: str = CARD) -> Card:
@@ -314,9 +315,9 @@ def _own_metadata(
         "datasets": data.hub_ids or None,
     }
 
-    # The Hub takes no result without its data.
-    data_name = data.name or "".join(data.hub_ids[:1])
-    if not measured or not data_name:
+    # The Hub takes no result without its data: the run's own, which stand here.
+    data_name, own = data.name or "".join(data.hub_ids[:1]), [one for one in measured if one.task is None]
+    if not own or not data_name:
         return found
     results = [
         EvalResult(
@@ -331,7 +332,7 @@ def _own_metadata(
             metric_value=round(one.value, _DIGITS),
         )
         for task in tasks
-        for one in measured
+        for one in own
     ]
     return {**found, "model_name": title, "eval_results": results}
 
@@ -350,7 +351,7 @@ def _metric_row(one: Measurement) -> dict[str, Any]:
 
     return {
         "metric": _metric_name(one),
-        "split": one.split,
+        "split": one.split if one.task is None else f"{one.split} of {one.task}",
         "rows": "" if one.rows is None else f"{one.rows:,}",
         "is_above_question_only": one.text_only is None or one.value > one.text_only,
         **{name: shown(getattr(one, name)) for name in ("value", "teacher", "text_only", "majority")},

@@ -1,6 +1,6 @@
 """What a run did, as `run.json` beside the weights: the only place from which a card takes numbers.
 
-The trainer writes it, evaluations are added to it (`add_evaluation`), card and push read it. A number that does not say
+The trainer writes it, evaluations are added to it (`evaluations`), card and push read it. A number that does not say
 where it comes from is refused here, so that no card can hold one; and a record names the weights that it is about, so
 that a card can tell when they have changed since.
 """
@@ -10,7 +10,6 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +82,7 @@ class DataOrigin:
         revision: commit or release of the data; None where it has none (generated data follows from `settings`).
         arguments: configuration of each data set, as `load_dataset` takes it.
         identity: what the rows of train are known by, wherever they lie; None: not known, or an older record.
+        task: what `evaluate --task` calls such data, whatever `name` says; None: as `name`.
     """
 
     name: str | None = None
@@ -91,6 +91,7 @@ class DataOrigin:
     revision: str | None = None
     arguments: list[str] = field(default_factory=list)
     identity: str | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Measurement:
         majority: of the most frequent training answer.
         groups: group -> value.
         edition: of the script that scores so, where there are several; None: there is one.
+        task: of other data than the run's, as `evaluate --task` calls them; None: the run's own data.
 
     Raises:
         ValueError: it has no source or split, or a number is not finite.
@@ -128,6 +130,7 @@ class Measurement:
     majority: float | None = None
     groups: dict[str, float] = field(default_factory=dict)
     edition: str | None = None
+    task: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what a card could not answer for."""
@@ -303,69 +306,6 @@ def read_yaml(text: str) -> Any:
         yaml.YAMLError: it is none, or a key stands twice in a mapping.
     """
     return _UniqueKeys(text).get_single_data()
-
-
-def add_evaluation(
-    record: RunRecord, evaluation: Mapping[str, Any], source: str, teacher: Mapping[str, Any] | None = None
-) -> RunRecord:
-    """Add what `dual-distill evaluate --output-dir` wrote; an earlier number of the same metric and split gives way.
-
-    Args:
-        record: the run.
-        evaluation: of this model.
-        source: the command or file that it comes from.
-        teacher: the same of the teacher, on the same rows.
-
-    Raises:
-        ValueError: the evaluation lacks task, split, rows or a number, the two are of different rows, or one is of
-            other weights than those of the run.
-
-    Example:
-        >>> run = RunRecord(data=DataOrigin("scenes"))
-        >>> found = {"task": "scenes", "split": "test", "rows": 30, "accuracy": 0.5, "text_only": 0.4}
-        >>> [(m.metric, m.value, m.text_only) for m in add_evaluation(run, found, "dual-distill evaluate").measurements]
-        [('accuracy', 0.5, 0.4)]
-    """
-    for name in ("task", "split", "rows", "vqa_score_edition"):
-        if name not in evaluation and name != "vqa_score_edition":
-            raise ValueError(f"{source} has no {name!r}; give what `dual-distill evaluate --output-dir` wrote.")
-        if teacher is not None and teacher.get(name) != evaluation.get(name):
-            both = f"with {name} {teacher.get(name)!r}, the model with {evaluation.get(name)!r}"
-            raise ValueError(f"the teacher was evaluated {both}; evaluate both on the same rows.")
-    for measured, known in ((evaluation, record.weights), (teacher or {}, record.teacher and record.teacher.revision)):
-        weights = (str(measured.get("weights")), str(known))
-        if weights[0] != weights[1] and all(one.startswith(_DIGEST) for one in weights):
-            other = f"was measured on weights {weights[0][:19]}, but the run is about {weights[1][:19]}"
-            raise ValueError(f"the evaluation of {measured.get('model')!r} {other}; evaluate these again.")
-
-    # The baselines are measured by the main metric only.
-    main = next((name for name in ("vqa_score", "cider") if evaluation.get(name) is not None), "accuracy")
-    baselines = {name: evaluation.get(name) for name in ("text_only", "majority")}
-    found, of_teacher = (evaluation["split"], source, evaluation["rows"]), _numbers(teacher or {}, main)
-    added = []
-    for metric, value in _numbers(evaluation, main).items():
-        beside: dict[str, Any] = {**(baselines if metric == main else {}), "teacher": of_teacher.get(metric)}
-        beside["groups"] = evaluation.get(f"{metric}_by_group") or {}
-        beside["edition"] = evaluation.get(f"{metric}_edition")
-        added.append(Measurement(metric, value, *found, **beside))
-    if not added:
-        raise ValueError(f"{source} gave no number that a card has; give what `evaluate --output-dir` wrote.")
-
-    replaced = {(one.metric, one.split) for one in added}
-    kept = [one for one in record.measurements if (one.metric, one.split) not in replaced]
-    return replace(record, measurements=(*kept, *added))
-
-
-def _numbers(evaluation: Mapping[str, Any], main: str) -> dict[str, float]:
-    """What an evaluation says of one model: metric -> value, those of a search as the trainer calls them."""
-    found = {metric: evaluation.get(metric) for metric in (main, "consistency", "bleu_4")}
-    # What another model ordered anew is no number of this one.
-    ways = {"dual": ""} if evaluation.get("rerank") else {"dual": "", "reranked": "reranked_"}
-    for way, prefix in ways.items():
-        for direction, numbers in evaluation.get("whole", {}).get(way, {}).items():
-            named = {f"{prefix}{direction}_{name}": value for name, value in numbers.items()}
-            found |= {name: value for name, value in named.items() if not name.endswith("num_queries")}
-    return {metric: value for metric, value in found.items() if value is not None}
 
 
 def weights_digest(folder: str | Path) -> str | None:

@@ -160,7 +160,7 @@ def _complete_record(folder: Path, reports: dict[str, EvaluationReport], latency
 
     teacher = {"task": "scenes", "split": "test", **reports["teacher"].to_dict()}
     found = {**teacher, **reports[stage].to_dict(), **{name: teacher[name] for name in ("text_only", "majority")}}
-    record = add_evaluation(record, found, SOURCE, None if stage == "teacher" else teacher)
+    record = add_evaluation(record, found, SOURCE, teacher if record.teacher else None)
 
     if stage == "distilled":  # the student that was timed
         threads = torch.get_num_threads()

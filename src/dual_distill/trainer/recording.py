@@ -112,7 +112,8 @@ class RecordingTrainer(SealedTrainer):
         }
         data = self._told.get("data", hub_cards.DataOrigin(task_name))
         rows = {split: count for split, count in rows.items() if count is not None}
-        known["data"] = replace(data, rows=rows, identity=identify_rows(self.train_dataset))
+        identity = identify_rows(self.train_dataset)
+        known["data"] = replace(data, rows=rows, identity=identity, task=data.task or task_name)
         known["settings"] = {**self._told["settings"], **differing_fields(self.args)}
         return hub_cards.RunRecord(**known)
 
