@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import (
     AutoProcessor,
     BertTokenizer,
+    GotOcr2ImageProcessorPil,
     PreTrainedTokenizerFast,
     Siglip2ImageProcessorPil,
     ViltImageProcessorPil,
@@ -177,6 +178,35 @@ def test_one_image_one_a_row_and_rows_of_one_are_the_same(processor):
     assert torch.equal(one["pixel_values"], processor(images=[[image]])["pixel_values"])
     flat, nested = processor(images=[image, other]), processor(images=[[image], [other]])
     assert torch.equal(flat["pixel_values"], nested["pixel_values"])
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "channels last"])
+def test_an_array_of_several_images_is_all_of_them(kind, processor):
+    # All of one size: four rows, or two rows of two.
+    arrays = np.stack([np.asarray(picture(16, 24, seed)) for seed in range(4)])
+    arrays = arrays if kind == "channels last" else arrays.transpose(0, 3, 1, 2)
+    given = torch.from_numpy(arrays) if kind == "torch" else arrays
+
+    expected = processor(images=[[image] for image in given])
+    assert expected["pixel_values"].shape[:3] == (4, 1, 3)
+    assert torch.equal(processor(images=given)["pixel_values"], expected["pixel_values"])
+
+    pairs = expected["pixel_values"].unflatten(0, (2, 2))[:, :, 0]
+    for rows in ([given[:2], given[2:]], given.reshape(2, 2, *given.shape[1:])):
+        assert torch.equal(processor(images=rows, text=TEXTS[:2])["pixel_values"], pairs)
+    with pytest.raises(ValueError, match="there are 1 texts and 4 rows of images"):
+        processor(images=given, text="what?")
+
+
+def test_what_the_image_processor_makes_several_images_of_is_refused(processor):
+    several = np.zeros((3, 16, 16, 3), np.uint8)
+    with pytest.raises(ValueError, match="made 3 images of what should be one; give one image at a time"):
+        processor.prepare_image(several)
+
+    tiles = GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}, crop_to_patches=True, min_patches=2)
+    cutting = DualDistillProcessor(tiles, processor.tokenizer)
+    with pytest.raises(ValueError, match="GotOcr2ImageProcessorPil made 3 images of what should be one"):
+        cutting(images=picture(32, 16))
 
 
 def test_refusals(processor):

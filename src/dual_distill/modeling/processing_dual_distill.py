@@ -19,7 +19,8 @@ from transformers.image_utils import SizeDict, is_valid_image
 from transformers.processing_utils import TextKwargs
 
 _logger = logging.getLogger(__name__)
-# An image (PIL of any mode of 8 bits, numpy or torch with three channels), one a row, or N a row.
+# An image (PIL of any mode of 8 bits, numpy or torch with three channels), one a row, or N a row; several of one size
+# may be an array.
 Images = Any
 # What image processor and tokenizer could be told, but is decided here: images are padded to the largest of the batch.
 _DECIDED = {"do_pad", "pad_size", "data_format", "return_tensors"}
@@ -109,7 +110,7 @@ class DualDistillProcessor(ProcessorMixin):
         """Process B rows of one text and N images.
 
         Args:
-            images: an image, one image a row, or N images a row (all rows alike).
+            images: an image, one image a row, or N images a row (all rows alike), as lists or arrays of these.
             text: a string, or one a row; padded to the longest, truncated to `max_length` or the tokenizer's limit.
             regions: `region_features` `(B, R, F)`, `region_boxes` `(B, R, 6)` and `region_mask` `(B, R)` in place of
                 images, as they stand in the batch; the model checks them.
@@ -187,6 +188,9 @@ class DualDistillProcessor(ProcessorMixin):
 
         # One image alone is never padded, so that what is cached or stored does not depend on its batch.
         prepared = self.image_processor(image, return_tensors="pt", **options)
+        if (count := len(prepared["pixel_values"])) != 1:
+            made = f"{type(self.image_processor).__name__} made {count} images of what should be one"
+            raise ValueError(f"{made}; give one image at a time, and an image processor that cuts no tiles.")
         pixels = torch.as_tensor(prepared["pixel_values"][0])
         if "spatial_shapes" not in prepared:
             return pixels
@@ -329,6 +333,10 @@ class _HeightFirst(Image.Image):
 
 def _as_rows(images: Images) -> list[list[Any]]:
     """B rows of N images each, whatever form they are given in."""
-    if is_valid_image(images):
-        return [[images]]
-    return [[row] if is_valid_image(row) else list(row) for row in images]
+    rows = [images] if _is_image(images) else images
+    return [[row] if _is_image(row) else list(row) for row in rows]
+
+
+def _is_image(value: Any) -> bool:
+    """Whether it is one image: no list, and no array of several."""
+    return is_valid_image(value) and getattr(value, "ndim", 0) < 4
