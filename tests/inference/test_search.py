@@ -104,6 +104,28 @@ def test_queries_that_are_stored_are_not_encoded_again(model, answering_processo
     assert [found.id for found in stored.best] == [found.id for found in fresh.best]
 
 
+def test_a_text_is_not_found_by_what_would_be_another_name_of_an_image_file(
+    model, answering_processor, images, stores, tmp_path
+) -> None:
+    of_images, text = stores[0], "is there a red circle?"
+    encode_texts(model, answering_processor, [f"{text}.jpg", "xylophones"], tmp_path / "like files")
+    of_texts = FeatureStore(tmp_path / "like files")
+    assert [name in of_texts for name in (f"{text}.jpg", text, "xylophones", "xylophones.png")] == [True, False] * 2
+    with pytest.raises(ValueError, match="lacks 1 of the texts asked for"):
+        of_texts[text]
+
+    # By the model's own vector of the text, not by the stored one of another text.
+    plain = FeatureStoreSearcher(model, answering_processor, of_images)
+    with_texts = FeatureStoreSearcher(model, answering_processor, of_images, of_texts)
+    assert with_texts.by_texts([text]) == plain.by_texts([text])
+    assert with_texts.by_texts([text]) != with_texts.by_texts([f"{text}.jpg"])
+
+    # Images are found with and without it.
+    named = {"1.jpg": images["image 0"], "2": images["image 1"]}
+    encode_images(model, answering_processor, named, tmp_path / "files")
+    assert all(name in FeatureStore(tmp_path / "files") for name in ("1", "1.jpg", "2", "2.png"))
+
+
 def synthetic(model, processor, path: Path, vectors: torch.Tensor, dtype: str = "float32") -> FeatureStore:
     folder = FeatureTable(path)
     identity, settings = model_identity(model), processor_settings("image", model, processor)

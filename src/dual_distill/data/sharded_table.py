@@ -59,6 +59,7 @@ class ShardedTable:
         made_by: what makes it, likewise.
         manifest_name: file of the manifest.
         keys: columns of the rows by whose values `find` finds one.
+        names_images: whether these name images.
 
     Example:
         >>> ShardedTable("no/such/folder").planned_shards()
@@ -69,6 +70,7 @@ class ShardedTable:
     made_by = "dual-distill"
     manifest_name = "manifest.json"
     keys: tuple[str, ...] = ("id",)
+    names_images = False
     starts: list[int]
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -298,7 +300,7 @@ class ShardedTable:
         An image is found with and without its file extension.
         """
         hashes, indices = self._index
-        for name in (key, *other_names(key)):
+        for name in (key, *(other_names(key) if self.names_images else ())):
             # Looked up by 64 bits, then compared whole.
             first, last = np.searchsorted(hashes, hash(name)), np.searchsorted(hashes, hash(name), side="right")
             for index in indices[first:last].tolist():

@@ -154,6 +154,8 @@ class FeatureStore(TableStore):
         self.path = str(path)
         self.table = FeatureTable(path)
         self.manifest = FeatureManifest(**self.table.open())
+        # A text is its own id: one that ends in ".jpg" is another text.
+        self.table.names_images = self.manifest.kind == "image"
 
     def __repr__(self) -> str:
         manifest = self.manifest

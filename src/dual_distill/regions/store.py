@@ -127,6 +127,7 @@ class RegionTable(ShardedTable):
     made_by = "`dual-distill regions`"
     manifest_name = "regions.json"
     keys = ("id", "sha256", "pixel_sha256")
+    names_images = True
 
     def start(
         self, manifest: RegionManifest, ids: Sequence[str], is_readable: Callable[[str], bool] | None = None
