@@ -30,6 +30,7 @@ from dual_distill.trainer import (
     write_views,
 )
 from dual_distill.trainer.stored_teacher import TeacherCollator
+from dual_distill.trainer.teacher_cache import RowCache
 
 TASK = Task("custom", "question_answering", ("image",), "question", "answer")
 TEXTS = ["two dogs on a red sofa", "what is it?", "yes, a black ball", "a cat and dogs"]
@@ -205,6 +206,49 @@ def test_a_store_keeps_the_largest_scores_of_each_query_where_asked(tmp_path):
         torch.testing.assert_close(few, expected / expected.sum(-1, keepdim=True).clamp(min=1e-9), atol=1e-6, rtol=0)
     sizes = [sum(file.stat().st_size for file in (tmp_path / name).rglob("*")) for name in ("3", "None")]
     assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            lambda own: setattr(own.image_processor, "size", {"longest_edge": 32}),
+            r"processor.image_processor.size.longest_edge: 64 there, 32 now",
+        ),
+        (lambda own: setattr(own, "image_seq_len", 2), r"processor.image_seq_len: 4 there, 2 now"),
+        (lambda own: setattr(own, "chat_template", own.chat_template + "\n"), r"processor.chat_template: "),
+        (lambda own: own.tokenizer.add_tokens(["sofa"]), r"processor.tokenizer: "),
+        (lambda own: setattr(own.tokenizer, "model_max_length", 9), r"processor.tokenizer: "),
+    ],
+    ids=["size", "number of tokens", "chat template", "vocabulary", "longest text"],
+)
+def test_a_store_is_held_to_what_its_teacher_reads_by(change, named, tmp_path):
+    teacher = ForeignTeacher(*tiny_teacher("smolvlm"), "SmolVLM")
+    StoredTeacher(tmp_path, teacher, view_settings(teacher, [-1], ANSWERS))
+    teacher.inputs(make_rows(2)["image"], TEXTS[:2])
+    StoredTeacher(tmp_path, teacher, view_settings(teacher, [-1], ANSWERS))  # what was read since changes nothing
+    change(teacher.processor)
+    with pytest.raises(ValueError, match=r"was begun with other settings \(" + named):
+        StoredTeacher(tmp_path, teacher, view_settings(teacher, [-1], ANSWERS))
+
+
+def test_a_store_is_held_to_what_its_teacher_is_asked(tmp_path):
+    teacher = ForeignTeacher(*tiny_teacher("smolvlm"), "SmolVLM")
+    StoredTeacher(tmp_path, teacher, view_settings(teacher, [-1], None))
+    teacher.ask_for_matches()
+    with pytest.raises(ValueError, match=r"other settings \(asked.instruction: None there, '<Instruct>"):
+        StoredTeacher(tmp_path, teacher, view_settings(teacher, [-1], None))
+
+
+def test_a_store_that_does_not_say_how_its_teacher_read_is_read_and_not_continued(tmp_path):
+    teacher = ForeignTeacher(*tiny_teacher("modernvbert"), "ModernVBERT")
+    settings = view_settings(teacher, [-1], None)
+    RowCache(tmp_path, {name: value for name, value in settings.items() if name not in ("processor", "asked")})
+    assert StoredTeacher(tmp_path).name == "ModernVBERT"
+    with pytest.raises(
+        ValueError, match=r"by a former version, which did not note asked, processor; give another folder"
+    ):
+        StoredTeacher(tmp_path, teacher, settings)
 
 
 class HeldRows:

@@ -30,4 +30,4 @@ from .streaming.sources import ImageTextSource
 from .streaming.stream import ImageTextLoader, ImageTextStream, ImageTextStreamCallback, load_image_text_stream
 from .tasks import TASKS, Task, get_task, load_task
 from .text_spans import text_spans
-from .tokenizer import train_tokenizer
+from .tokenizer import tokenizer_content, train_tokenizer

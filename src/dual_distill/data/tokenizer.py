@@ -1,7 +1,9 @@
 """A word-piece tokenizer trained on the texts at hand, for models that are trained from nothing."""
 
+import json
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer
@@ -49,3 +51,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 30_522, max_text_len
     trained.train_from_iterator(texts, trainer)
     told = {"do_lower_case": True, "strip_accents": False, "model_max_length": max_text_length}
     return BertTokenizer(vocab=trained.get_vocab(), **told)
+
+
+def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
+    """What a fast tokenizer does, as JSON holds it, whatever it tokenized before."""
+    content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    # The last call's state, no settings.
+    return {name: value for name, value in content.items() if name not in ("padding", "truncation")}

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from dual_distill.data import fingerprint
+from dual_distill.data import fingerprint, tokenizer_content
 from dual_distill.modeling import DualDistillProcessor, own_fields
 
 _SHOWN = 12
@@ -76,11 +76,7 @@ def processor_settings(kind: str, model: PreTrainedModel, processor: DualDistill
     if not tokenizer.is_fast:
         slow = f"a {type(tokenizer).__name__} without a fast backend"
         raise ValueError(f"The tokenizer is {slow}, which cannot be told from another; save it as a fast one.")
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    # The last call's state, no settings.
-    content.pop("padding", None)
-    content.pop("truncation", None)
-    return {"tokenizer_sha256": fingerprint(content), "max_tokens": longest_text(model, processor)}
+    return {"tokenizer_sha256": fingerprint(tokenizer_content(tokenizer)), "max_tokens": longest_text(model, processor)}
 
 
 def check_same_model(store: str, made_with: dict[str, Any], given: dict[str, Any]) -> None:

@@ -203,7 +203,7 @@ def view_settings(
     relation_heads: int | None = None,
     top_k: int | None = None,
 ) -> dict[str, Any]:
-    """What a store of a teacher's views depends on: what is asked of it, and how many scores a query are kept.
+    """What a store of a teacher's views depends on: what it reads, what is asked, and how many scores are kept.
 
     Raises:
         ValueError: the teacher has no such layer, or top_k is below 1.
@@ -217,6 +217,8 @@ def view_settings(
         "kind": "views",
         "name": teacher.name,
         "teacher": data.fingerprint(teacher.model),
+        "processor": _reads_by(teacher.processor),
+        "asked": dict(getattr(teacher.inputs, "keywords", {})),
         "num_layers": count,
         "layers": sorted({layer % count for layer in layers}),
         "answers": None if answers is None else list(answers),
@@ -224,6 +226,17 @@ def view_settings(
         "relation_heads": relation_heads,
         "top_k": top_k,
     }
+
+
+def _reads_by(processor: Any) -> dict[str, Any]:
+    """What texts and images go through before a teacher reads them, as JSON holds it; long parts by their digests."""
+    own = {name: value for name, value in json.loads(processor.to_json_string()).items() if value is not None}
+    parts = {name: part for name, part in vars(processor).items() if hasattr(part, "backend_tokenizer")}
+    # A text that stands alone is cut at the tokenizer's longest.
+    digests = {
+        name: data.fingerprint([data.tokenizer_content(part), part.model_max_length]) for name, part in parts.items()
+    }
+    return {**own, **digests, "chat_template": data.fingerprint(getattr(processor, "chat_template", None))}
 
 
 @torch.no_grad()

@@ -118,6 +118,10 @@ class RowCache:
             raise FileNotFoundError(f"There is no teacher cache {str(folder)!r}; dual-distill teach makes one.")
         self.settings = self._table.begin(settings or {})
         if settings is not None:
+            unknown = sorted(settings.keys() - self.settings.keys())
+            if unknown and self.settings.get("kind") == settings.get("kind"):
+                begun = f"The teacher cache {str(folder)!r} was begun by a former version, which did not note"
+                raise ValueError(f"{begun} {', '.join(unknown)}; give another folder, and it is made again.")
             self._table.check_settings(self.settings, settings)
         self.refresh()
 
