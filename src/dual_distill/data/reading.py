@@ -179,7 +179,7 @@ class RecordReader:
         if bad:
             self.report.bad.setdefault("image that cannot be decoded", []).extend(bad.values())
         good = [index for index in range(rows.num_rows) if index not in bad]
-        return rows.select(good) if good else self.table(split, [])  # which says that nothing is left
+        return rows.select(good) if good or not bad else self.table(split, [])  # which says that nothing is left
 
 
 class ImageFolder:
@@ -256,7 +256,10 @@ def read_parquet(folder: Path, pattern: str, columns: Sequence[str]) -> Records:
         numbers = itertools.count()
         # In pieces, since images may lie in the rows.
         for batch in rows.data.table.to_batches(1_000):
-            yield from ((f"{file}, row {next(numbers)}", Record(record)) for record in batch.to_pylist())
+            for record in batch.to_pylist():
+                has_image = "image" not in columns or any((record["image"] or {}).values())
+                bad = InvalidRecordError("missing image", "the image is missing: neither bytes nor a path")
+                yield f"{file}, row {next(numbers)}", Record(record) if has_image else bad
 
 
 def undecoded(dataset: Dataset, column: str, name: str) -> Dataset:

@@ -3,6 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dual_distill.data.datasets.easy_vqa import load_easy_vqa
+from dual_distill.data.reading import ReadingReport
 
 
 @pytest.fixture
@@ -74,6 +75,38 @@ def test_a_question_without_image_and_an_image_twice(folder):
     pq.write_table(pa.concat_tables([whole, whole.slice(0, 1)]), folder / "images.parquet")
     with pytest.raises(ValueError, match="image_id 3 occurs twice in split 'train'"):
         load_easy_vqa(folder, 1)
+
+
+@pytest.mark.parametrize("name", ["question", "answer"])
+def test_a_question_needs_text_and_answer(folder, name):
+    def empty_one(table):
+        return table.set_column(table.column_names.index(name), name, pa.array([None, *table[name].to_pylist()[1:]]))
+
+    rewrite(folder / "questions.parquet", empty_one)
+    with pytest.raises(ValueError, match=rf"questions\.parquet, row 0: {name} is empty \(None\), but a row"):
+        load_easy_vqa(folder, 1)
+    assert load_easy_vqa(folder, 0, skip_bad=True, check_images=False).num_rows["test"] == 2
+
+
+def test_questions_of_another_split_are_counted(folder):
+    def rename(table):
+        splits = ["val", *table["split"].to_pylist()[1:]]
+        return table.set_column(table.column_names.index("split"), "split", pa.array(splits))
+
+    rewrite(folder / "questions.parquet", rename)
+    report = ReadingReport()
+    assert load_easy_vqa(folder, 0, report=report).num_rows == {"train": 10, "validation": 0, "test": 2}
+    assert report.left_out == {"questions of split 'val', which is neither train nor test": 1}
+
+
+def test_an_image_that_is_missing(folder):
+    def empty_one(table):  # image 3 of train, with four questions
+        return table.set_column(0, "image", pa.array([None, *table["image"].to_pylist()[1:]], pa.binary()))
+
+    rewrite(folder / "images.parquet", empty_one)
+    with pytest.raises(ValueError, match=r"images\.parquet, row 0: the image is missing: neither bytes nor a path"):
+        load_easy_vqa(folder, 0)
+    assert load_easy_vqa(folder, 0, skip_bad=True).num_rows == {"train": 6, "validation": 0, "test": 3}
 
 
 def test_an_image_column_of_another_type(folder):

@@ -80,6 +80,39 @@ def test_images_may_also_be_structs_of_bytes_and_path(folder, png):
     assert load_nlvr(folder, 0)["dev"][0]["image"] == {"bytes": png((20, 0, 0)), "path": "a.png"}
 
 
+def with_column(folder, name, change):
+    """Write the split dev anew with one column changed: `change` makes a list of a list."""
+    for file in folder.glob("dev-*.parquet"):
+        table = pq.read_table(file)
+        index, values = table.column_names.index(name), table[name].to_pylist()
+        pq.write_table(table.set_column(index, name, pa.array(change(values))), file)
+
+
+def test_labels_of_parquet_may_be_the_two_words(folder):
+    expected = load_nlvr(folder, 0)["dev"]["label"][:]
+    with_column(folder, "label", lambda labels: [str(label).lower() for label in labels])
+    assert load_nlvr(folder, 0)["dev"]["label"][:] == expected
+    assert set(expected) == {"false", "true"}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message", "left"),
+    [
+        ("label", lambda labels: [None, *labels[1:]], r"row 0: label is None, but expected is text", 16),
+        ("label", lambda labels: ["maybe", "True"] + ["true"] * (len(labels) - 2), r"row 0: label is 'maybe'", 14),
+        ("sentence", lambda texts: [*texts[:2], " ", *texts[3:]], r"row 2: sentence is empty \(' '\)", 16),
+        ("identifier", lambda texts: [None, *texts[1:]], r"row 0: identifier is None, but expected is text", 16),
+        ("directory", lambda numbers: [None, *numbers[1:]], r"row 0: directory is None, but expected is a whole", 16),
+        ("image", lambda images: [None, *images[1:]], r"row 0: the image is missing: neither bytes nor a path", 16),
+    ],
+)
+def test_a_bad_row_of_parquet(folder, name, change, message, left):
+    with_column(folder, name, change)
+    with pytest.raises(ValueError, match=r"dev-00000-of-00002\.parquet, " + message):
+        load_nlvr(folder, 0)
+    assert load_nlvr(folder, 0, skip_bad=True, check_images=False)["dev"].num_rows == left
+
+
 def test_a_missing_column_is_named_with_its_file(folder, png):
     write_split(folder, "dev", [20], png, drop="permutation")
     with pytest.raises(

@@ -39,12 +39,13 @@ def load_easy_vqa(
         **reading: `skip_bad` and `report`, see `Reading`.
 
     Returns:
-        Columns image (undecoded), question, answer, image_id, question_id.
+        Columns image (undecoded), question, answer, image_id, question_id. Questions of another split are left out,
+            and counted in the report.
 
     Raises:
         FileNotFoundError: one of the files is missing.
-        ValueError: a file lacks a column, a question has no image, two images share an id, or `validation_images` does
-            not fit.
+        ValueError: a file lacks a column, a question has no image, text or answer, two images share an id, or
+            `validation_images` does not fit.
 
     References:
         github.com/vzhou842/easy-VQA
@@ -57,9 +58,15 @@ def load_easy_vqa(
     folder = official_folder(path, LAYOUT)
     reader = RecordReader("easy_vqa", _FEATURES.copy(), **reading)
     images: dict[tuple[str, int], Any] = {}
+
+    def keep_image(record: Any) -> None:
+        if (known_by := (record["split"], record["image_id"])) in images:
+            message = f"image_id {record['image_id']} occurs twice in split {record['split']!r}"
+            raise InvalidRecordError("image twice", message)
+        images[known_by] = record["image"]
+
     for place, record in read_parquet(folder, "images.parquet", ("image", "image_id", "split")):
-        if images.setdefault((record["split"], record["image_id"]), record["image"]) is not record["image"]:
-            raise ValueError(f"{place}: image_id {record['image_id']} occurs twice in split {record['split']!r}.")
+        reader.row(place, record, keep_image)
     image_ids = sorted(image_id for split, image_id in images if split == "train")
     reader.features["image_id"] = Value("string" if image_ids and isinstance(image_ids[0], str) else "int64")
     asked, most = f"validation_images is {validation_images}", len(image_ids)
@@ -67,12 +74,15 @@ def load_easy_vqa(
         raise ValueError(f"{asked}, but it is 0 or more and fewer than the {most} training images.")
 
     def make_row(question: Any, split: str) -> dict[str, Any] | None:
-        if question["split"] != split:
+        if (named := question["split"]) != split:
+            if split == "train" and named != "test":  # once, of the two times that the file is read
+                reader.report.left_out[f"questions of split {named!r}, which is neither train nor test"] += 1
             return None
         if (split, question["image_id"]) not in images:
             message = f"it asks about image_id {question['image_id']} of split {split!r}, which images.parquet lacks"
             raise InvalidRecordError("question without image", message)
-        return {**question, "image": images[split, question["image_id"]]}
+        texts = {name: question.text(name) for name in _TEXTS}
+        return {**question, **texts, "image": images[split, question["image_id"]]}
 
     columns = list(_QUESTIONS)
     with suppress(OSError, pa.ArrowException):  # what cannot be read is said below

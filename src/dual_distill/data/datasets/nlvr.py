@@ -27,7 +27,7 @@ from dual_distill.data.reading import (
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, Records, UniqueIds, read_json_lines
 
 # What the folder of NLVR v1 holds: the authors' repository, or Parquet with the columns image (PNG bytes), sentence,
-# label (bool), identifier ("n-m"), permutation (0 to 5) and directory.
+# label (bool, or text), identifier ("n-m"), permutation (0 to 5) and directory.
 NLVR_LAYOUT = "train/train.json, train/images/, the same of dev and test, or train-*.parquet, dev-* and test-*."
 
 # What the folder of NLVR2 holds: JSON lines, and images such as dev-850-0-img0.png, there at once, in train/, dev/,
@@ -35,6 +35,7 @@ NLVR_LAYOUT = "train/train.json, train/images/, the same of dev and test, or tra
 NLVR2_LAYOUT = "train.json, dev.json and, if wanted, test1.json, and the images, in it or in images/."
 
 _COLUMNS = ("image", "sentence", "label", "identifier", "permutation", "directory")
+_LABELS = ("false", "true")
 _NAMES = {"train": "train.json", "validation": "dev.json", "test": "test1.json"}
 _IDENTIFIER = re.compile(r"([a-z]+[0-9]?)-([0-9]+)-([0-9]+)-([0-9]+)")
 _TEXTS = dict.fromkeys(("sentence", "label", "identifier", "sentence_id"), Value("string"))
@@ -100,7 +101,7 @@ def _permutations(file: Path) -> Records:
 
 def _repository_row(record: Any, split: str, images: ImageFolder) -> dict[str, Any]:
     identifier, directory = (record.value(name, str) for name in ("identifier", "directory"))
-    label = record.choice("label", ("false", "true"))
+    label = record.choice("label", _LABELS)
     if not directory.isdecimal():
         raise InvalidRecordError("malformed directory", f"directory is {directory!r}, but expected is a whole number")
 
@@ -111,8 +112,12 @@ def _repository_row(record: Any, split: str, images: ImageFolder) -> dict[str, A
 
 
 def _parquet_row(record: Any) -> dict[str, Any]:
-    sentence_id = record["identifier"].partition("-")[0]
-    return {**record, "label": "true" if record["label"] else "false", "sentence_id": sentence_id}
+    if isinstance(record["label"], bool):
+        record["label"] = str(record["label"]).lower()
+    numbers = {name: record.value(name, int) for name in ("permutation", "directory")}
+    known = {"label": record.choice("label", _LABELS), "identifier": record.value("identifier", str), **numbers}
+    sentence_id = known["identifier"].partition("-")[0]
+    return {"image": record["image"], "sentence": record.text("sentence"), "sentence_id": sentence_id, **known}
 
 
 def load_nlvr2(path: FilePath | None = None, images: FilePath | None = None, **reading: Unpack[Reading]) -> DatasetDict:
