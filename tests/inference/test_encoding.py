@@ -11,14 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import PreTrainedModel
+from transformers import BertConfig, PreTrainedModel, ViTConfig, ViTImageProcessorPil
 
-from dual_distill.inference import FeatureStore, encode_images, encode_texts
+from dual_distill.data import fingerprint
+from dual_distill.inference import FeatureStore, FeatureStoreVQA, encode_images, encode_texts
+from dual_distill.inference.model_identity import model_identity, processor_settings
 from dual_distill.modeling import (
     DualDistillProcessor,
+    DualEncoderConfig,
     DualEncoderForImagesAndTextClassification,
     DualEncoderForQuestionAnswering,
     FusionEncoderForQuestionAnswering,
+    own_fields,
 )
 
 SCRIPT = Path(__file__).with_name("encode_in_a_process.py")
@@ -264,6 +268,39 @@ def test_another_model_processor_or_setting_is_refused(model, answering_processo
         ValueError, match=r"the model 'runs/a' at 0123456789ab \(weights \w{12}, float32\), not with 'b' \("
     ):
         encode(model, answering_processor, images, store)
+
+
+def test_a_model_that_pools_in_another_way_is_another_model(answering_processor, images, tmp_path) -> None:
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = BertConfig(vocab_size=len(answering_processor.tokenizer), max_position_embeddings=20, **shape)
+    image = ViTConfig(image_size=16, patch_size=8, **shape)
+    image_processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    processor = DualDistillProcessor(image_processor, answering_processor.tokenizer)
+
+    def pooling(of_text: str, of_image: str) -> PreTrainedModel:
+        towers = DualEncoderConfig(text_config=text, vision_config=image, text_pooling=of_text, vision_pooling=of_image)
+        torch.manual_seed(0)
+        return DualEncoderForQuestionAnswering(towers).eval()
+
+    encode(pooling("cls", "mean"), processor, images, tmp_path / "store")
+    assert encode(pooling("cls", "mean"), processor, images, tmp_path / "store").encoded == 0
+    for others in (("cls", "cls"), ("mean", "mean")):
+        with pytest.raises(ValueError, match=r"they differ in config\. Take the model that made it, or encode"):
+            FeatureStoreVQA(pooling(*others), processor, FeatureStore(tmp_path / "store"))
+
+
+def test_the_identity_of_own_towers_is_that_of_stores_of_before(model, answering_processor) -> None:
+    towers = {part: getattr(model.config, part) for part in ("text_config", "vision_config")}
+    fields = {part: {one: getattr(own, one) for one in own_fields(type(own))} for part, own in towers.items()}
+    assert model_identity(model)["config_sha256"] == fingerprint(fields)
+    assert [*processor_settings("text", model, answering_processor)] == ["tokenizer_sha256", "max_tokens"]
+
+
+def test_texts_that_were_cut_at_the_other_end_are_refused(model, answering_processor, tmp_path) -> None:
+    encode_texts(model, answering_processor, TEXTS, tmp_path / "store")
+    answering_processor.tokenizer.truncation_side = "left"
+    with pytest.raises(ValueError, match=r"other settings \(processor.tokenizer_sha256: "):
+        encode_texts(model, answering_processor, TEXTS, tmp_path / "store")
 
 
 def test_models_that_encode_no_image_alone_are_refused(answering_model, answering_processor, images, tmp_path) -> None:

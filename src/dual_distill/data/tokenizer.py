@@ -56,5 +56,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 30_522, max_text_len
 def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
     """What a fast tokenizer does, as JSON holds it, whatever it tokenized before."""
     content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    # The last call's state, no settings.
-    return {name: value for name, value in content.items() if name not in ("padding", "truncation")}
+    # The last call's state, no settings; but at which end a text is cut is one, named where it is not the usual one.
+    settings = {name: value for name, value in content.items() if name not in ("padding", "truncation")}
+    cut = tokenizer.truncation_side
+    return settings if cut == "right" else {**settings, "truncation_side": cut}

@@ -45,6 +45,9 @@ def model_identity(model: PreTrainedModel) -> dict[str, Any]:
     # Our own fields of the configurations; those of transformers differ from version to version.
     parts = {part: getattr(model.config, part) for part in ("text_config", "vision_config")}
     settings = {part: {one: getattr(own, one) for one in own_fields(type(own))} for part, own in parts.items()}
+    # Left out where a tower pools itself, as ours do: their stores of before still fit.
+    poolings = {name: getattr(model.config, name) for name in ("text_pooling", "vision_pooling")}
+    settings |= {name: pooling for name, pooling in poolings.items() if pooling != "tower"}
     return {
         "name": name,
         "revision": revision,
@@ -89,7 +92,8 @@ def check_same_model(store: str, made_with: dict[str, Any], given: dict[str, Any
     if parts:
         named, differ = _described(made_with), ", ".join(part.removesuffix("_sha256") for part in parts)
         unlike = f"not with {_described(given)}: they differ in {differ}"
-        raise ValueError(f"The store {store!r} was made with the model {named}, {unlike}. Take the model that made it.")
+        made = f"The store {store!r} was made with the model {named}, {unlike}"
+        raise ValueError(f"{made}. Take the model that made it, or encode into another folder.")
 
 
 def _described(model: dict[str, Any]) -> str:
