@@ -94,3 +94,10 @@ def test_the_empty_form_that_peft_leaves_for_a_card_is_nobody_s_text(make_adapte
     form.text = form.text.replace("## Model Details", "## What it is")  # somebody began to write
     form.save(folder / "README.md")
     assert "## What it is" in write_card(folder).read_text()
+
+
+def test_a_base_whose_name_is_none_of_the_hub_is_refused_with_a_commit_too(make_adapter: Callable[..., Path]) -> None:
+    """The card's example is code, and holds it."""
+    folder = make_adapter(base_model_name_or_path='x/y"}; __import__("os").system("id"); pinned = {"a": "x')
+    with pytest.raises(ValueError, match="is no folder and was not loaded from the Hub on this machine"):
+        collect(folder)

@@ -1,6 +1,8 @@
 """Cards of every kind of model: what they say, what they leave out, and what a person wrote in them."""
 
+import ast
 import importlib.resources
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -248,6 +250,58 @@ def test_a_model_of_regions_says_what_it_reads_and_promises_no_reading_of_images
     assert "It reads up to 20 regions an image, each with 1,024 features, and texts of up to 8 tokens." in card
     assert "patches" not in card
     assert "## Quick start" not in card
+
+
+# What transformers writes into config.json of its own models, which say less, or by other names.
+DISTILBERT = {"model_type": "distilbert", "n_layers": 6, "dim": 8, "n_heads": 2, "max_position_embeddings": 512}
+GPT2 = {"model_type": "gpt2", "n_layer": 12, "n_embd": 8, "n_head": 2, "n_positions": 1024}
+CONVNEXT = {"model_type": "convnext", "image_size": 64, "patch_size": 4, "hidden_sizes": [8] * 4, "depths": [1] * 4}
+RESNET = {"model_type": "resnet", "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
+VIT = {"model_type": "vit", "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2}
+VIT |= {"image_size": 32, "patch_size": 16}
+
+
+@pytest.mark.parametrize(
+    "text, image, words",
+    [
+        (DISTILBERT, RESNET, "`distilbert` for texts and `resnet` for images. It reads images, and texts of up to 512"),
+        (GPT2, CONVNEXT, "`gpt2` for texts and `convnext` for images. It reads images of 64 x 64 pixels, and texts;"),
+        (DISTILBERT, VIT, "`vit` for images. It reads images of 32 x 32 pixels in patches of 16, and texts of up to"),
+        ({**VIT, "model_type": "bert"}, VIT, "2 text layers and 2 image layers of width 16 with 2 attention heads. It"),
+    ],
+)
+def test_a_student_of_others_towers_has_a_card(
+    make_folder: Callable[..., Path], text: dict, image: dict, words: str
+) -> None:
+    card = write_card(make_folder(text_config=text, vision_config=image)).read_text()
+    assert words in " ".join(card.split())
+    assert "None" not in card
+    assert ("Texts beyond 512 tokens are cut off" in card) == (text is DISTILBERT)
+    compile(card.split("```python\n")[1].split("```")[0], "quick start", "exec")
+
+
+def calls_of(card: str) -> set[str]:
+    """Names of what the examples of a card call."""
+    trees = [ast.parse(block.split("```")[0]) for block in card.split("```python\n")[1:]]
+    calls = [node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return {getattr(call, "attr", None) or call.id for call in calls}
+
+
+def test_a_hostile_configuration_or_branch_writes_no_code(make_folder: Callable[..., Path]) -> None:
+    """The card of somebody else's checkpoint is copied and run."""
+    folder, code = make_folder(), '__import__("os").system("id")'
+    expected = calls_of(write_card(folder, repo_id="me/model", revision="v1").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    for size in (f"32), {code}, (1", [f"32), {code}, (1", 32], [8, 12, 16], {"height": code}):
+        config["vision_config"]["image_size"] = size
+        (folder / "config.json").write_text(json.dumps(config))
+        card = write_card(folder, repo_id="me/model", revision=f'v1"); {code}; print("').read_text()
+        assert calls_of(card) == expected
+        assert 'Image.new("RGB", (384, 384), "white")' in card
+    config["num_images"] = code
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json has num_images '__import__.*'; it must be a whole number"):
+        write_card(folder)
 
 
 def test_a_card_of_captions_writes_one(make_folder: Callable[..., Path]) -> None:

@@ -21,7 +21,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from dual_distill.sealed import write_file
 
-from .architectures import SENTENCE_CONFIG
+from .architectures import CONFIG, SENTENCE_CONFIG
 from .checkpoint_folder import CARD, Checkpoint, collect
 from .run_record import Measurement, RunRecord, read_yaml
 
@@ -136,7 +136,7 @@ def make_card(
     paper = (run.objective.paper if run.objective else None) or {}
     facts = {
         **vars(checkpoint),
-        **_harmless(told),
+        **_harmless(told | _shape(checkpoint.config)),
         "checkpoint": checkpoint,
         "source": repo_id or ".",
         "revision": revision,
@@ -358,6 +358,23 @@ def _metric_row(one: Measurement) -> dict[str, Any]:
         "groups": ", ".join(f"{group} {shown(value)}" for group, value in one.groups.items()),
         "source": one.source,
     }
+
+
+def _shape(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Both towers, and what of them stands in an example: code, into which nothing but whole numbers may come."""
+    num_images = config.get("num_images", 1)
+    if type(num_images) is not int:
+        raise ValueError(f"{CONFIG} has num_images {num_images!r}; it must be a whole number.")
+    text, image = (config.get(f"{tower}_config") or config for tower in ("text", "vision"))
+    size = image.get("image_size")
+    sides = size if isinstance(size, list) else [size, size]
+    is_known = len(sides) == 2 and all(type(side) is int for side in sides)
+
+    # Towers of others are told by their names: each has its own shape, which it need not say in these words.
+    shapes = [[tower.get(name) for name in ("hidden_size", "num_attention_heads")] for tower in (text, image)]
+    are_alike = shapes[0] == shapes[1] and all(shapes[0]) and "num_hidden_layers" in text.keys() & image.keys()
+    towers = {"text": text, "image": image, "are_alike": are_alike}
+    return {**towers, "num_images": num_images, "image_size": sides if is_known else None}
 
 
 def _settings(run: RunRecord) -> dict[str, str]:

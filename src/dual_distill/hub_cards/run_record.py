@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import snapshot_download
+from huggingface_hub.utils import validate_repo_id
 
 from dual_distill import sealed
 from dual_distill.credentials import without_credentials
@@ -326,7 +327,7 @@ def origin_of(name_or_path: str | Path, revision: str | None = None) -> Origin:
         revision: branch, tag or commit that was asked for.
 
     Raises:
-        ValueError: the folder has no safetensors weights, or the Hub repository is not in the local cache.
+        ValueError: the folder has no safetensors weights, or the name is none of the Hub or not in the local cache.
     """
     if found := CACHED.fullmatch(str(name_or_path)):
         owner, name, commit = found.groups()
@@ -339,9 +340,10 @@ def origin_of(name_or_path: str | Path, revision: str | None = None) -> Origin:
         if digest is None:
             raise ValueError(f"{name!r} has no safetensors weights to know it by; give the folder of a checkpoint.")
         return Origin(Path(name).resolve().name, digest, on_hub=False)
-    if revision is not None and _COMMIT.fullmatch(revision):
-        return Origin(name, revision, on_hub=True)
     try:
+        validate_repo_id(name)
+        if revision is not None and _COMMIT.fullmatch(revision):
+            return Origin(name, revision, on_hub=True)
         # One file, which everyone loads: a snapshot without its README, say, counts as incomplete.
         snapshot = snapshot_download(name, revision=revision, local_files_only=True, allow_patterns="config.json")
     except (OSError, ValueError) as error:
