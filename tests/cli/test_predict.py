@@ -1,5 +1,6 @@
 """`dual-distill predict` as a user meets it: answers in a table, as JSON, and one sentence for each mistake."""
 
+import argparse
 import json
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcessorPil
 
+from dual_distill.cli.evaluate import writing_options
 from dual_distill.cli.options import run_command
 from dual_distill.data import train_tokenizer
 from dual_distill.modeling import (
@@ -153,6 +155,16 @@ def test_a_checkpoint_without_answers_is_refused(tmp_path: Path, images: list[st
         run([body, "--image", images[0], "is it red?"])
     with pytest.raises(ValueError, match="nowhere"):
         run([str(tmp_path / "nowhere"), "--image", images[0], "is it red?"])
+
+
+def test_captions_are_written_as_the_model_was_saved_to_write_unless_told_otherwise() -> None:
+    told = argparse.Namespace(num_beams=None, max_new_tokens=None)
+    assert writing_options(told) == {}
+    told.num_beams = 5
+    assert writing_options(told) == {"num_beams": 5}
+    told.max_new_tokens = 0
+    with pytest.raises(ValueError, match="--max-new-tokens is 0, but must be at least 1"):
+        writing_options(told)
 
 
 def test_mistakes_by_their_sentences(

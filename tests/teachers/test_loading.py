@@ -16,6 +16,8 @@ from dual_distill.modeling import (
     DualEncoderForPreTraining,
     DualEncoderForQuestionAnswering,
     DualEncoderModel,
+    FusionEncoderConfig,
+    FusionEncoderForCaptioning,
     FusionEncoderForImagesAndTextClassification,
     FusionEncoderForImageTextRetrieval,
     FusionEncoderForMaskedLM,
@@ -52,6 +54,42 @@ def edit_config(folder, **fields):
     file = folder / "config.json"
     config = json.loads(file.read_text()) | fields
     file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+
+
+def save_captioner(folder, processor, **generation):
+    shape = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = FusionEncoderConfig(**shape, intermediate_size=32, image_size=12, patch_size=4)
+    model = FusionEncoderForCaptioning(config).eval()
+    model.use_tokens_of(processor.tokenizer)
+    model.generation_config.update(**generation)
+    for one in (model, processor):
+        one.save_pretrained(folder)
+    return model
+
+
+def test_a_captioner_writes_as_it_was_saved_to_write(vilt_processor, tmp_path):
+    processor = DualDistillProcessor(vilt_processor.image_processor, vilt_processor.tokenizer)
+    saved = save_captioner(tmp_path / "captioner", processor, num_beams=4, max_new_tokens=5, repetition_penalty=1.5)
+    loaded = load_model(tmp_path / "captioner").model
+    expected = {"num_beams": 4, "max_new_tokens": 5, "repetition_penalty": 1.5, "eos_token_id": 3}
+    assert {name: getattr(loaded.generation_config, name) for name in expected} == expected
+
+    batch = processor(images=Image.linear_gradient("L").resize((16, 12)).convert("RGB"))
+    assert torch.equal(loaded.generate(**batch), saved.generate(**batch))
+    assert loaded.generate(**batch).shape[1] == 1 + 5
+
+    # And is saved so again; a teacher is the same model; a body writes nothing.
+    loaded.save_pretrained(tmp_path / "again")
+    processor.save_pretrained(tmp_path / "again")
+    assert load_teacher(tmp_path / "again").model.generation_config.num_beams == 4
+    assert not load_model(tmp_path / "again", model_class=FusionEncoderModel).model.can_generate()
+
+    file = tmp_path / "again" / "generation_config.json"
+    file.write_text("[]")
+    with pytest.raises(ValueError, match=r"the generation_config.json of '.*again' cannot be read: "):
+        load_model(tmp_path / "again")
+    file.unlink()
+    assert load_model(tmp_path / "again").model.generation_config.max_new_tokens == 20
 
 
 @pytest.mark.parametrize("name", VILT_CLASSES)

@@ -361,6 +361,22 @@ def test_a_sample_that_is_better_becomes_more_likely_and_a_worse_one_less(proces
         assert (change > 1e-6) - (change < -1e-6) == sign
 
 
+def test_what_is_paid_does_not_depend_on_how_the_model_was_saved_to_write(processor, data, tmp_path, taught):
+    model = make_model(processor)
+    model.load_state_dict(taught.model.state_dict())
+    model.generation_config.update(num_beams=3, suppress_tokens=list(range(5, 12)), max_new_tokens=1)
+    own = model.generation_config.to_dict()
+    trainer = make_self_critical(tmp_path, processor, data, model)
+    batch = trainer.data_collator([data[0], data[4], data[8]])
+
+    # It has learnt the captions, none of whose words it would write.
+    for _ in range(2):
+        losses, _ = trainer._losses(model, batch | {})
+        assert losses["greedy_reward"] == pytest.approx(10.0, abs=0.1)
+        assert losses["reward"] > 1.0
+    assert model.generation_config.to_dict() == own
+
+
 def test_reward_rises(processor, data, tmp_path, taught):
     """From a model that writes the wrong colour half of the time."""
     model = make_model(processor)

@@ -43,7 +43,7 @@ from .options import add_options, aligned, option, refuse_options
 
 OF_CAPTIONS = ("num_beams", "max_new_tokens")
 _OF_RANKING = ("rerank", "rerank_with_layers", "rerank_top", "fold_images")
-_NUM_BEAMS, _NUM_TAGS = 1, 20
+_NUM_TAGS = 20
 _WAYS = {"dual": "dual encoder alone", "reranked": "top {} re-ranked"}
 _DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
 _TIMED = {
@@ -84,10 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_caption_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of regions and of captioning, to `predict` too."""
     group = parser.add_argument_group("models that read regions, and models that write captions")
-    tags, beams = f"(default: {_NUM_TAGS}, 0 where none were learnt)", f"(default: {_NUM_BEAMS}, greedy)"
     option(group, "--regions", "PATH", "region store of the images (`dual-distill regions`)")
-    option(group, "--num-tags", "N", f"most object tags a text {tags}")
-    option(group, "--num-beams", "N", f"beams; 5 in the papers {beams}")
+    option(group, "--num-tags", "N", f"most object tags a text (default: {_NUM_TAGS}, 0 where none were learnt)")
+    option(group, "--num-beams", "N", "beams; 5 in the papers (default: the model's, 1: greedy)")
     option(group, "--max-new-tokens", "N", "longest caption (default: the model's, 20)")
 
 
@@ -306,9 +305,12 @@ def _captions_table(found: dict[str, Any]) -> str:
 
 
 def writing_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what `generate` is told."""
-    longest = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
-    return {"num_beams": options.num_beams or _NUM_BEAMS, **longest}
+    """Return what `generate` is told; what is not given is as the model was saved to write."""
+    told = {name: value for name in OF_CAPTIONS if (value := getattr(options, name)) is not None}
+    for name, value in told.items():
+        if value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, but must be at least 1.")
+    return told
 
 
 def region_options(options: argparse.Namespace, config: PreTrainedConfig) -> dict[str, Any]:

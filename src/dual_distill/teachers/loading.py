@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, ViltConfig, ViltImageProcessorPil
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViltConfig,
+    ViltImageProcessorPil,
+)
 
 from dual_distill import modeling
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, FusionEncoderConfig
@@ -38,6 +45,7 @@ TAKEN_OVER: Mapping[tuple[type[PreTrainedModel], type[PreTrainedModel]], tuple[s
     (modeling.DualEncoderForPreTraining, modeling.DualEncoderForImageTextRetrieval): (*_PROJECTIONS, "itm_score"),
     (modeling.DualEncoderForImageTextRetrieval, modeling.DualEncoderForPreTraining): _PROJECTIONS,
 }
+_GENERATION = "generation_config.json"
 _MODALITIES = "embeddings.token_type_embeddings.weight"
 
 
@@ -120,6 +128,13 @@ def load_model(
         required = ("embeddings.", "encoder.", "layernorm.")
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": dtype}
     model, _ = build(wanted, config, body, taken, source, required=required, **options)
+
+    # How it was saved to write; a head that was taken over from another class brings nothing of the kind.
+    if saved is wanted and model.can_generate() and (folder / _GENERATION).is_file():
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"the {_GENERATION} of {source!r} cannot be read: {first_line(error)}") from error
     return LoadedModel(model, read_processor(folder, source, found))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from dual_distill.data import CaptioningCollator
 from dual_distill.evaluation import CiderReward
@@ -20,6 +20,8 @@ from .evaluation import caption_texts, captions_by_image, rows_by_image
 
 REFERENCE_ROWS = "reference_rows"
 """Name of the index of each image's references, `(B,)` int64."""
+# How a caption begins and ends.
+_FRAME = ("bos_token_id", "eos_token_id", "pad_token_id", "max_new_tokens", "max_length")
 
 
 class CaptioningTrainer(DistillationTrainer):
@@ -102,15 +104,22 @@ class SelfCriticalTrainer(DistillationTrainer):
         context = {name: value for name, value in inputs.items() if name != REFERENCE_ROWS}
         references = [self._references[index] for index in inputs[REFERENCE_ROWS].tolist()]
 
-        # Both are written as the model writes when it is used.
+        # Both are written in eval mode, as when the model is used.
         writer: Any = self.accelerator.unwrap_model(model)
         was_training = writer.training
         writer.eval()
-        longest = {} if self._max_new_tokens is None else {"max_new_tokens": self._max_new_tokens}
-        shared = {**context, **longest, "num_beams": 1}
-        with self.accelerator.autocast():
-            greedy = writer.generate(**shared, do_sample=False)
-            sampled = writer.generate(**shared, do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
+        # What is sampled is learnt by its raw probability: of how the model was saved to write, the frame alone holds.
+        own = writer.generation_config
+        frame = {name: getattr(own, name) for name in _FRAME}
+        if self._max_new_tokens is not None:
+            frame["max_new_tokens"] = self._max_new_tokens
+        writer.generation_config = GenerationConfig(**frame)
+        try:
+            with self.accelerator.autocast():
+                greedy = writer.generate(**context, do_sample=False)
+                sampled = writer.generate(**context, do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
+        finally:
+            writer.generation_config = own
         writer.train(was_training)
 
         paid = []

@@ -248,7 +248,7 @@ def describe_images(
         dataset: one row a caption, or one an image.
         collator: makes batches; its masking is left out.
         batch_size: images a batch.
-        **generation: of `generate`: `num_beams=5`, `max_new_tokens=20`, and so on; none: greedy, 20 tokens.
+        **generation: of `generate`: `num_beams=5`, `max_new_tokens=20`, and so on; none: the model's own.
 
     Returns:
         Image id -> caption, in the order of the images.
