@@ -105,6 +105,59 @@ def test_one_pass_over_the_pixels_gives_transformers_own_bit_by_bit(kind, size):
     assert image.size == size
 
 
+@pytest.mark.parametrize("size", [(320, 200), (150, 300)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("CLIP", {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
+        ("Bit", {"size": {"shortest_edge": 80}, "crop_size": {"height": 64, "width": 64}}),
+        ("CLIP", {"size": {"shortest_edge": 80}, "do_center_crop": False}),
+        ("CLIP", {"size": {"shortest_edge": 80}, "crop_size": {"height": 64, "width": 64}, "do_resize": False}),
+        ("CLIP", {"size": {"height": 80, "width": 96}, "crop_size": {"height": 64, "width": 64}}),
+        ("ConvNext", {"size": {"shortest_edge": 64}}),
+        ("ConvNext", {"size": {"shortest_edge": 384}}),
+        ("PoolFormer", {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
+        ("BridgeTower", {"size": {"shortest_edge": 64}, "crop_size": {"shortest_edge": 64}, "size_divisor": 8}),
+        ("Vilt", {"size": {"shortest_edge": 64}}),
+    ],
+)
+def test_the_seen_region_is_the_part_of_the_image_that_the_pixels_show(kind, settings, size):
+    # Red runs from 0 at the left to 1 at the right, green from top to bottom.
+    width, height = size
+    ramps = np.zeros((height, width, 3), dtype=np.uint8)
+    ramps[..., 0] = (np.arange(width) + 0.5) / width * 255
+    ramps[..., 1] = ((np.arange(height) + 0.5) / height * 255)[:, None]
+    image_processor = getattr(transformers, f"{kind}ImageProcessorPil")(**settings, do_normalize=False)
+    processor, image = DualDistillProcessor(image_processor, tokenizer()), Image.fromarray(ramps)
+    red, green, _ = processor.prepare_image(image)
+
+    ends = []
+    for values in (red.amax(0), green.amax(1)):
+        # Straight on from a quarter and three quarters of the way: the outermost pixels are blurred.
+        count = len(values)
+        first, last = count // 4, 3 * count // 4
+        step = (values[last] - values[first]) / (last - first)
+        ends.append([(values[first] + step * (at - first - 0.5)).item() for at in (0, count)])
+    (x0, x1), (y0, y1) = ends
+    assert processor.seen_region(image) == pytest.approx((x0, y0, x1, y1), abs=0.02)
+    assert processor.seen_region(ramps) == processor.seen_region(torch.tensor(ramps)) == processor.seen_region(image)
+
+
+def test_the_seen_region_of_a_shrunk_jpeg_is_that_of_the_whole_one():
+    crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = DualDistillProcessor(transformers.CLIPImageProcessorPil(**crop), tokenizer(), jpeg_margin=1)
+    encoded = io.BytesIO()
+    picture(333, 200).save(encoded, "JPEG")
+    whole, shrunk = (decode_image(encoded.getvalue(), 0, jpeg_size=size) for size in (None, processor.jpeg_size))
+    assert shrunk.size != whole.size == (333, 200)
+    assert processor.seen_region(shrunk) == processor.seen_region(whole)
+
+
+def test_a_jpeg_keeps_the_pixels_that_are_cropped_away():
+    convnext = transformers.ConvNextImageProcessorPil(size={"shortest_edge": 224})
+    assert DualDistillProcessor(convnext, tokenizer(), jpeg_margin=1).jpeg_size(2000, 1000) == (512, 256)
+
+
 @pytest.mark.parametrize("version", ["5.23", "5.24", "not yet known"])
 def test_the_pixels_stay_whatever_transformers_reads_as_an_images_size(version, processor, monkeypatch, caplog):
     def size_of(image, *args, **kwargs):

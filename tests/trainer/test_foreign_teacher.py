@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Dataset
 from PIL import Image
 from transformers import ViTImageProcessorPil
@@ -82,7 +83,7 @@ def test_every_family_teaches_a_student_of_other_tokens(name, processor, student
     read = family_of(model.config).inputs(model.config, own, images, rows["question"])
 
     objective, optimizer = DiDEObjective(soft_label_weight=0), torch.optim.SGD(student.parameters(), lr=0.01)
-    seen = {key: tensor for key, tensor in batch.items() if key != "student_text_spans"}
+    seen = {key: tensor for key, tensor in batch.items() if not key.startswith("student_")}
     losses = []
     for _ in range(2):
         outputs = student.eval()(**seen, output_query_states=[-1], output_key_states=[-1])
@@ -249,6 +250,35 @@ def test_a_store_that_does_not_say_how_its_teacher_read_is_read_and_not_continue
         ValueError, match=r"by a former version, which did not note asked, processor; give another folder"
     ):
         StoredTeacher(tmp_path, teacher, settings)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "ConvNext"])
+def test_the_patches_of_a_student_that_crops_are_where_its_pixels_are(kind, processor, png):
+    """Two wide images of which the middle is seen, and then one again, from the cache; and ours as a teacher."""
+    edge = {"size": {"shortest_edge": 16}}
+    crop = {"crop_size": {"height": 16, "width": 16}} if kind == "CLIP" else {"crop_pct": 0.5}
+    image_processor = getattr(transformers, f"{kind}ImageProcessorPil")(**edge, **crop)
+    crops = DualDistillProcessor(image_processor, processor.tokenizer)
+    collator = DistillationCollator(crops, TASK, ANSWERS)
+    collator.gives_spans = True
+    sizes = (64, 32), (64, 64), (64, 32)
+    rows = [{"image": png((9, 9, 9), size), "question": "what is it?", "answer": "yes"} for size in sizes]
+    batch = collator(rows)
+    found = student_tokens(batch, 8, torch.ones(3, 1, 5).bool())["student_image"].covered
+
+    width, height = ([0.5, 1.0, 0.5], [1.0] * 3) if kind == "CLIP" else ([0.25, 0.5, 0.25], [0.5] * 3)
+    for row in range(3):
+        x0, y0, x1, y1 = (0.5 + side * half[row] / 2 for side in (-1, 1) for half in (width, height))
+        corners = [[x0, y0, 0.5, 0.5], [0.5, y0, x1, 0.5], [x0, 0.5, 0.5, y1], [0.5, 0.5, x1, y1]]
+        torch.testing.assert_close(found[row], torch.tensor([[0.0, 0.0, 1.0, 1.0], *corners]))
+
+    images = [Image.new("RGB", size) for size in sizes]
+    config = FusionEncoderConfig(vocab_size=60, image_size=16, patch_size=8)
+    read = family_of(config).inputs(config, crops, images, ["what is it?"] * 3)
+    torch.testing.assert_close(read["image_boxes"], found)
+    collator.augmentation = lambda image, key: image.crop((0, 0, 32, 32))
+    square = collator([{**rows[0], "__epoch__": 0, "__index__": 0}])
+    torch.testing.assert_close(square["student_image_boxes"], batch["student_image_boxes"][1:2])
 
 
 class HeldRows:

@@ -27,7 +27,7 @@ from .modeling_heads import SplitLinear
 from .modeling_losses import PairIds, allowed_negatives, as_one_process, gather_pair_ids, gather_rows, pair_similarities
 from .modeling_ranking_lists import choose_lists, hardest_negatives, scored_lists
 from .modeling_towers import DualEncoderPreTrainedModel, DualEncoderTextModel, DualEncoderVisionModel
-from .processing_dual_distill import DualDistillProcessor
+from .processing_dual_distill import DualDistillProcessor, Region, seen_region
 from .tower_initialization import dual_config_from_fusion
 
 for _model in (FusionEncoderModel, DualEncoderModel, DualEncoderTextModel, DualEncoderVisionModel):

@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin, ViltImageProcessorPil
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import SizeDict, is_valid_image
+from transformers.image_utils import SizeDict, get_image_size, is_valid_image
 from transformers.processing_utils import TextKwargs
 
 _logger = logging.getLogger(__name__)
 # An image (PIL of any mode of 8 bits, numpy or torch with three channels), one a row, or N a row; several of one size
 # may be an array.
 Images = Any
+# `x0 y0 x1 y1` in the unit square of an image.
+Region = tuple[float, float, float, float]
 # What image processor and tokenizer could be told, but is decided here: images are padded to the largest of the batch.
 _DECIDED = {"do_pad", "pad_size", "data_format", "return_tensors"}
 # Of EXIF: how an image is to be turned.
@@ -29,6 +31,7 @@ _ORIENTATION = 0x0112
 _TURNED = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))
 # Resize, crop, rescale and normalise, and nothing else where nothing is padded to a fixed size.
 _STEPS = (PilBackend._preprocess, ViltImageProcessorPil._preprocess)
+_STRETCHED_FROM = 384  # size from which ConvNeXT's image processor crops nothing
 _IS_EXACT: dict[tuple[Any, ...], bool] = {}  # of an image processor's settings
 
 
@@ -204,13 +207,19 @@ class DualDistillProcessor(ProcessorMixin):
     def jpeg_size(self, width: int, height: int) -> tuple[int, int] | None:
         """Return the width and height that a JPEG of this size must be decoded to at least; None: all of it."""
         size: dict[str, Any] = dict(self.image_processor.size or {})
-        shortest, given = (size.get(name) for name in ("shortest_edge", "height"))
+        shortest, given = _resized_edge(self.image_processor), size.get("height")
         if self.jpeg_margin is None or not (shortest or given):
             return None
         if given:
             return ceil(self.jpeg_margin * size["width"]), ceil(self.jpeg_margin * given)
         scale: float = self.jpeg_margin * (shortest or 0) / min(width, height)
         return ceil(scale * width), ceil(scale * height)
+
+    def seen_region(self, image: Any) -> Region:
+        """Return `x0 y0 x1 y1` of the part of an image that its prepared pixels show, in the image's unit square."""
+        is_array = not isinstance(image, Image.Image)
+        height, width = get_image_size(image) if is_array else _HeightFirst(image).size
+        return seen_region(self.image_processor, width, height)
 
     def pad_images(self, rows: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
         """Pad prepared images to a common size.
@@ -249,6 +258,60 @@ class DualDistillProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Names of the tensors in a batch."""
         return ["input_ids", "attention_mask", "pixel_values", "pixel_mask"]
+
+
+def seen_region(image_processor: Any, width: int, height: int) -> Region:
+    """The part of an image that a model sees: all of it, unless the image processor crops the middle out.
+
+    Args:
+        image_processor: any of transformers'.
+        width: of the image in pixels, as its height.
+        height: likewise.
+
+    Returns:
+        `x0 y0 x1 y1` in the unit square of the image; beyond it where the crop is larger than the image, and shows
+        padding around it.
+
+    Example:
+        >>> from transformers import CLIPImageProcessorPil
+        >>> crops = CLIPImageProcessorPil(size={"shortest_edge": 10}, crop_size={"height": 10, "width": 10})
+        >>> seen_region(crops, width=40, height=20)
+        (0.25, 0.0, 0.75, 1.0)
+    """
+    size, crop = getattr(image_processor, "size", None) or {}, getattr(image_processor, "crop_size", None)
+    does_crop, edge = getattr(image_processor, "do_center_crop", False), _resized_edge(image_processor)
+    if getattr(image_processor, "crop_pct", None) and not does_crop:
+        # ConvNeXT and ResNet crop small sizes to a square without being told, and stretch large ones.
+        shorter = size.get("shortest_edge") or _STRETCHED_FROM
+        does_crop, crop = shorter < _STRETCHED_FROM, {"height": shorter, "width": shorter}
+    if not (does_crop and crop):
+        return 0.0, 0.0, 1.0, 1.0
+
+    does_resize = getattr(image_processor, "do_resize", True)
+    if does_resize and edge:
+        width, height = _resized(image_processor, edge, width, height)
+    elif does_resize and size.get("height"):
+        width, height = size["width"], size["height"]
+    square = crop.get("shortest_edge")
+    x, y = (square or crop["width"]) / width / 2, (square or crop["height"]) / height / 2
+    return 0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y
+
+
+def _resized_edge(image_processor: Any) -> int | None:
+    """Pixels that the shorter side of an image is resized to; None: both sides are given, or nothing is resized."""
+    edge, kept = (getattr(image_processor, "size", None) or {}).get("shortest_edge"), None
+    if edge and (getattr(image_processor, "do_center_crop", False) or edge < _STRETCHED_FROM):
+        kept = getattr(image_processor, "crop_pct", None)
+    return int(edge / kept) if edge and kept else edge
+
+
+def _resized(image_processor: Any, shorter: int, width: int, height: int) -> tuple[int, int]:
+    """Width and height once the shorter side is `shorter`; BridgeTower's has a longest side, and whole patches."""
+    scale, divisor = shorter / min(width, height), getattr(image_processor, "size_divisor", None)
+    if divisor is None:
+        return round(width * scale), round(height * scale)
+    scale = min(scale, int(1333 / 800 * shorter) / max(width, height))
+    return int(width * scale + 0.5) // divisor * divisor, int(height * scale + 0.5) // divisor * divisor
 
 
 def _upright_rgb(image: Any) -> Any:

@@ -129,14 +129,15 @@ def student_tokens(batch: Mapping[str, Tensor], patch_size: int, image_mask: Ten
     """Return what a student's tokens cover, as `AlignedTeacher` takes it.
 
     Args:
-        batch: `student_text_spans` `(B, T, 2)`, `attention_mask` `(B, T)`, and `pixel_mask` `(B, 1, H, W)`, 1 where
-            there is a pixel of the image; the rest pads it at the bottom and right.
+        batch: `student_text_spans` `(B, T, 2)`, `attention_mask` `(B, T)`, `student_image_boxes` `(B, 4)`, the part of
+            each image that its pixels show, and `pixel_mask` `(B, 1, H, W)`, 1 where there is one of these; the rest
+            pads them at the bottom and right.
         patch_size: pixels along a side of a patch.
         image_mask: `(B, 1, L)`, True for a real token; those in front of the patches show the whole image.
 
     Example:
         >>> batch = {"student_text_spans": torch.tensor([[[0, 3]]]), "attention_mask": torch.ones(1, 1)}
-        >>> batch |= {"pixel_mask": torch.ones(1, 1, 4, 8)}
+        >>> batch |= {"pixel_mask": torch.ones(1, 1, 4, 8), "student_image_boxes": torch.tensor([[0.0, 0, 1, 1]])}
         >>> student_tokens(batch, 4, torch.ones(1, 1, 3).bool())["student_image"].covered[0].tolist()
         [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]]
     """
@@ -145,7 +146,10 @@ def student_tokens(batch: Mapping[str, Tensor], patch_size: int, image_mask: Ten
     rows, columns = (torch.arange(side // patch_size, device=real.device) * patch_size for side in real.shape[1:])
     top, left = (grid.flatten()[None] for grid in torch.meshgrid(rows, columns, indexing="ij"))
     edges = [left / width, top / height, (left + patch_size) / width, (top + patch_size) / height]
-    patches = torch.stack(edges, dim=-1)
+    # What is padding alone has no area left.
+    patches = torch.stack(edges, dim=-1).clamp(max=1)
+    start, end = batch["student_image_boxes"][:, None].split(2, dim=-1)
+    patches = start.repeat(1, 1, 2) + patches * (end - start).repeat(1, 1, 2)
 
     whole = patches.new_tensor([0, 0, 1, 1]).expand(len(real), image_mask.shape[2] - patches.shape[1], 4)
     image = Tokens.of(torch.cat([whole, patches], dim=1), image_mask[:, 0])

@@ -21,12 +21,14 @@ def inputs(config: Any, processor: Any, images: Sequence[Any], texts: Sequence[s
     batch.pop("token_type_ids", None)
     batch |= processor(images=list(images))
 
-    # Images are padded at the bottom and right: those patches lie beyond the image.
+    # Images are padded at the bottom and right: those patches lie beyond what is seen of the image.
     height, width = batch["pixel_values"].shape[-2:]
     rows, columns = height // config.patch_size, width // config.patch_size
     boxes = []
-    for mask in batch["pixel_mask"][:, 0]:
-        beyond = (0.0, 0.0, width / int(mask[0].sum()), height / int(mask[:, 0].sum()))
+    for image, mask in zip(images, batch["pixel_mask"][:, 0], strict=True):
+        x0, y0, x1, y1 = processor.seen_region(image)
+        wider, higher = width / int(mask[0].sum()), height / int(mask[:, 0].sum())
+        beyond = (x0, y0, x0 + (x1 - x0) * wider, y0 + (y1 - y0) * higher)
         boxes.append(torch.cat([grid_boxes(1, 1), grid_boxes(rows, columns, beyond)]))
     return batch | layout | image_layout(boxes)
 

@@ -11,15 +11,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dual_distill.modeling import RecordedAttention
+from dual_distill.modeling import RecordedAttention, Region, seen_region
 
 from .view import DirectionAttention, LayerAttention, TeacherView
 
 LAYOUT = ("text_spans", "text_mask", "text_index", "image_boxes", "image_mask", "image_index")
 """Spans, boxes and masks as in `TeacherView`; each index says which tokens of the model's sequence these are."""
 
-WHOLE = (0.0, 0.0, 1.0, 1.0)
-Region = tuple[float, float, float, float]
+WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
 
 
 def split_layout(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -39,38 +38,6 @@ def grid_boxes(rows: int, columns: int, region: Region = WHOLE) -> Tensor:
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     corners = torch.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], dim=-1).flatten(0, 1)
     return corners * torch.tensor([x1 - x0, y1 - y0] * 2) + torch.tensor([x0, y0] * 2)
-
-
-def seen_region(image_processor: Any, width: int, height: int) -> Region:
-    """The part of an image that a model sees: all of it, unless the image processor crops the middle out.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> size, crop_size = {"shortest_edge": 10}, {"height": 10, "width": 10}
-        >>> crops = SimpleNamespace(do_center_crop=True, size=size, crop_size=crop_size)
-        >>> seen_region(crops, width=40, height=20)
-        (0.25, 0.0, 0.75, 1.0)
-    """
-    size, crop = getattr(image_processor, "size", None) or {}, getattr(image_processor, "crop_size", None)
-    if not (getattr(image_processor, "do_center_crop", False) and crop):
-        return WHOLE
-    if size.get("shortest_edge"):
-        width, height = _resized(image_processor, size["shortest_edge"], width, height)
-    elif size.get("height"):
-        width, height = size["width"], size["height"]
-    # Of an image that is smaller than the crop, the crop shows padding around it.
-    edge = crop.get("shortest_edge")
-    x, y = (edge or crop["width"]) / width / 2, (edge or crop["height"]) / height / 2
-    return (0.5 - x, 0.5 - y, 0.5 + x, 0.5 + y)
-
-
-def _resized(image_processor: Any, shorter: int, width: int, height: int) -> tuple[int, int]:
-    """Width and height once the shorter side is `shorter`; BridgeTower's has a longest side, and whole patches."""
-    scale, divisor = shorter / min(width, height), getattr(image_processor, "size_divisor", None)
-    if divisor is None:
-        return round(width * scale), round(height * scale)
-    scale = min(scale, int(1333 / 800 * shorter) / max(width, height))
-    return int(width * scale + 0.5) // divisor * divisor, int(height * scale + 0.5) // divisor * divisor
 
 
 def patch_boxes(image_processor: Any, images: Sequence[Image.Image], pixels: Tensor, patch_size: int) -> list[Tensor]:

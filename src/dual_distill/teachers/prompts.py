@@ -12,7 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlavaOnevisionModel
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from .layout import WHOLE, check_offsets, grid_boxes, image_layout, seen_region
+from dual_distill.modeling import seen_region
+
+from .layout import WHOLE, check_offsets, grid_boxes, image_layout
 
 # Stand for text and answer while the template is read; no text holds them, so what is around them is found.
 _TEXT, _ANSWER = "\ue000", "\ue001"

@@ -33,6 +33,8 @@ ROW_NAME = "__name__"
 
 Row = Mapping[str, Any]
 Batch = dict[str, Tensor]
+# Pixels `(3, H, W)`, and which part of the image they show: `x0 y0 x1 y1` in its unit square.
+PreparedImage = tuple[Tensor, tuple[float, float, float, float]]
 
 _UNKNOWN_LABEL = -100  # the index that torch's cross-entropy leaves out
 _NO_LIMIT = 1_000_000  # from here on, a tokenizer's `model_max_length` stands for none (transformers writes 1e30)
@@ -67,7 +69,9 @@ class ImageTextCollator:
     """
 
     one_image = False  # whether a row of the batch has one image
-    gives_spans = False  # whether a batch has `student_text_spans` `(B, T, 2)`, the characters of each token
+    # Whether a batch has `student_text_spans` `(B, T, 2)`, the characters of each token, and `student_image_boxes`
+    # `(B, 4)`, which part of the image the pixels show.
+    gives_spans = False
 
     def __init__(
         self,
@@ -136,13 +140,18 @@ class ImageTextCollator:
             return self._tagged(self.regions, rows, texts, max_length)
         cut = {"truncation": max_length is not None, "max_length": max_length}
         encoded = tokenizer(texts, padding="longest", return_tensors="pt", **cut)
-        batch = {name: encoded[name] for name in ("input_ids", "attention_mask")} | self._pixels(rows)
-        return batch | ({"student_text_spans": text_spans(tokenizer, texts, encoded)} if self.gives_spans else {})
+        pixels, boxes = self._pixels(rows)
+        batch = {name: encoded[name] for name in ("input_ids", "attention_mask")} | pixels
+        if self.gives_spans:
+            batch |= {"student_text_spans": text_spans(tokenizer, texts, encoded), "student_image_boxes": boxes}
+        return batch
 
     def encode_images(self, rows: Sequence[Row]) -> Batch:
         """Prepare the images of a batch without its texts; for regions with the tags behind empty ones."""
         rows = self.read_rows(rows)
-        return self._pixels(rows) if self.regions is None else self._tagged(self.regions, rows, [""] * len(rows), None)
+        if self.regions is None:
+            return self._pixels(rows)[0]
+        return self._tagged(self.regions, rows, [""] * len(rows), None)
 
     def read_rows(self, rows: Sequence[Row], *columns: str) -> Sequence[Row]:
         """Refuse rows that lack an image column or one of `columns`; name them, and read image files, undecoded.
@@ -176,12 +185,14 @@ class ImageTextCollator:
         batch, tags = regions([([row[column] for column in self.task.image_columns], row[ROW_NAME]) for row in rows])
         return tag_texts(self.processor.tokenizer, texts, tags, max_length, self.max_tag_length) | batch
 
-    def _pixels(self, rows: Sequence[Row]) -> Batch:
+    def _pixels(self, rows: Sequence[Row]) -> tuple[Batch, Tensor]:
+        """The images of a batch, padded, and which part of the first of each row is seen, `(B, 4)`."""
         # Once a batch: whoever changes the processor between two runs gets images as it prepares them now.
         self._cache.hold(f"{self.processor.image_processor.to_json_string()} {self.processor.jpeg_margin}")
         indices = range(len(self.task.image_columns))
-        batch: Batch = self.processor.pad_images([[self._image(row, index) for index in indices] for row in rows])
-        return batch
+        prepared = [[self._image(row, index) for index in indices] for row in rows]
+        batch: Batch = self.processor.pad_images([[pixels for pixels, _ in images] for images in prepared])
+        return batch, torch.tensor([images[0][1] for images in prepared])
 
     def is_augmented(self, row: Row) -> bool:
         """Return whether the images of a row are changed."""
@@ -194,8 +205,8 @@ class ImageTextCollator:
             image = self.augmentation(image, (row[EPOCH_COLUMN], row[INDEX_COLUMN], index))
         return image
 
-    def _image(self, row: Row, index: int) -> Tensor:
-        """One prepared image `(3, H, W)`: augmented anew, or kept from the last time that its content was seen."""
+    def _image(self, row: Row, index: int) -> PreparedImage:
+        """One prepared image: augmented anew, or kept from the last time that its content was seen."""
         value, name = row[self.task.image_columns[index]], row[ROW_NAME]
         augmented = self.is_augmented(row)
         key = "" if augmented else fingerprint(image_content(value))
@@ -203,7 +214,8 @@ class ImageTextCollator:
             return self._cache[key]
 
         image = self.decoded(row, index, self.processor.jpeg_size)
-        prepared: Tensor = resize_image(self.processor.prepare_image, image, name)
+        pixels: Tensor = resize_image(self.processor.prepare_image, image, name)
+        prepared = pixels, self.processor.seen_region(image)
         if not augmented:
             self._cache.keep(key, prepared)
         return prepared
@@ -291,7 +303,7 @@ def _composed(text: Any) -> Any:
     return unicodedata.normalize("NFC", text) if isinstance(text, str) else text
 
 
-class _ImageCache(dict[str, Tensor]):
+class _ImageCache(dict[str, PreparedImage]):
     """Prepared images by content, up to a limit; copies of a collator share it, another process starts with none."""
 
     def __init__(self, limit_bytes: float) -> None:
@@ -304,11 +316,11 @@ class _ImageCache(dict[str, Tensor]):
             self.clear()
             self.settings, self.free_bytes = settings, self.limit_bytes
 
-    def keep(self, key: str, image: Tensor) -> None:
+    def keep(self, key: str, image: PreparedImage) -> None:
         """Take an image in, if it fits."""
-        if image.nbytes <= self.free_bytes:
+        if (size := image[0].nbytes) <= self.free_bytes:
             self[key] = image
-            self.free_bytes -= image.nbytes
+            self.free_bytes -= size
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _ImageCache, (self.limit_bytes,)
