@@ -19,7 +19,7 @@ import textwrap
 
 from dual_distill.hub_cards import PUBLISHED, PushReport, push_folder, read_run
 
-from .options import add_options, option
+from .options import add_options, option, refuse_options
 
 _SENT = textwrap.fill(f"Sent beside the card are, where they are there: {', '.join(PUBLISHED)}.", 118)
 __doc__ = f"{__doc__}\n{_SENT} Everything else stays here.\n"
@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> PushReport:
     """Push as the options say."""
+    if options.space is not None:
+        refuse_options(options, ["create_pr"], "is given, but --space shows what a branch holds")
     given = {name: getattr(options, name) for name in ("revision", "create_pr", "message", "dry_run", "with_code")}
     # None, not False: a public one that is there stays public.
     private, metadata = options.private or None, {"license": options.license}
@@ -49,8 +51,10 @@ def run(options: argparse.Namespace) -> PushReport:
         from dual_distill.demo import write_space
 
         record = read_run(options.folder)
-        teacher = record.teacher if record is not None else None
-        write_space(options.space, report.repo_id, teacher.name if teacher is not None and teacher.on_hub else None)
+        taught_by = record.teacher if record is not None else None
+        teacher = f"{taught_by.name}@{taught_by.revision}" if taught_by is not None and taught_by.on_hub else None
+        pushed = f"{report.repo_id}@{report.revision}" if report.revision else report.repo_id
+        write_space(options.space, pushed, teacher)
         upload = f"hf upload {report.repo_id}-space {options.space} --repo-type space"
         print(f"the Space's folder is {options.space}; {upload} sends it", file=sys.stderr)
     return report

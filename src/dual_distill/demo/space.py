@@ -1,6 +1,8 @@
 """The folder of a Space that shows a checkpoint: what it runs is the very package that wrote it."""
 
+import re
 import shutil
+import tempfile
 from importlib.metadata import distribution, version
 from pathlib import Path
 
@@ -29,6 +31,8 @@ Ask an image, and see where the words look: what {shown} answers, where each wor
 milliseconds each route takes. On one's own machine: `dual-distill demo{words}`.
 """
 _GRADIO = "6.31.0"  # what the browser tests ran on
+# What a record of somebody else's says stands in code here.
+_NAME = re.compile(r"(\w[\w.-]*(?:/[\w.-]+)?)(?:@([\w./+@-]+))?")
 
 
 def write_space(
@@ -38,7 +42,8 @@ def write_space(
 
     Args:
         folder: made where it is not there; files of other names stay.
-        model: checkpoint on the Hub, `owner/name`; None: the quickstart's, trained at the first start.
+        model: checkpoint on the Hub, `owner/name` or `owner/name@revision`; None: the quickstart's, trained at the
+            first start.
         teacher: a second one beside it.
         with_package: copy the package as it is installed here; without it the Space asks the index for its version.
 
@@ -46,7 +51,8 @@ def write_space(
         Names of what was written.
 
     Raises:
-        FileExistsError: the folder holds another `dual_distill`.
+        FileExistsError: the folder holds another `dual_distill`, or the one that runs, or lies in it.
+        ValueError: a model's name is none on the Hub.
 
     Example:
         >>> import tempfile
@@ -54,19 +60,27 @@ def write_space(
         ...     write_space(folder, "me/student", with_package=False)
         ['README.md', 'app.py', 'requirements.txt']
     """
-    target, ours = Path(folder), f"dual-distill[demo]=={version('dual-distill')}"
+    target, running = Path(folder), Path(__file__).resolve().parents[1]
     package = target / "dual_distill"
+    if running in (package.resolve(), *package.resolve().parents):
+        raise FileExistsError(f"{str(package)!r} is the package that runs here, or inside it; choose another folder.")
     if package.exists() and not (package / "demo").is_dir():
         raise FileExistsError(f"{str(package)!r} is not a copy of this package; choose another folder.")
 
     names = [name for name in (model, teacher) if name]
+    found = {name: _NAME.fullmatch(name) for name in names}
+    if unfit := [name for name, match in found.items() if match is None]:
+        raise ValueError(f"{unfit[0]!r} is no name on the Hub; give owner/name, or owner/name@revision.")
+    parts = {name: match.groups() for name, match in found.items() if match}
     words = " ".join([*names[:1], *(["--teacher", teacher] if teacher else [])])
-    listed = "models:\n" + "".join(f"- {name}\n" for name in names) if names else ""
-    shown = f"[{model}](https://huggingface.co/{model})" if model else "the quickstart's student beside its teacher"
+    listed = "models:\n" + "".join(f"- {repo}\n" for repo, _ in parts.values()) if names else ""
+    repo, revision = parts[model] if model else ("dual_distill", None)
+    address = f"https://huggingface.co/{repo}" + (f"/tree/{revision}" if revision else "")
+    shown = f"[{model}]({address})" if model else "the quickstart's student beside its teacher"
     values = {"words": f" {words}" if words else "", "models": listed, "gradio": _GRADIO, "shown": shown}
-    title = f"Where it looks, {(model or 'dual_distill').rpartition('/')[2]}"
+    ours = f"dual-distill[demo]=={version('dual-distill')}"
     texts = {
-        "README.md": _README.format(title=title, **values),
+        "README.md": _README.format(title=f"Where it looks, {repo.rpartition('/')[2]}", **values),
         "app.py": _APP.format(words=words),
         "requirements.txt": "\n".join(_requirements() if with_package else [ours]) + "\n",
     }
@@ -77,8 +91,11 @@ def write_space(
         return sorted(texts)
 
     # Replaced whole, so that no module of an earlier version stays; its metadata say the version.
-    shutil.rmtree(package, ignore_errors=True)
-    shutil.copytree(Path(__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
+    with tempfile.TemporaryDirectory(dir=target, prefix=".copy-") as aside:
+        shutil.copytree(running, Path(aside, "new"), ignore=shutil.ignore_patterns("__pycache__"))
+        if package.exists():
+            package.rename(Path(aside, "old"))
+        Path(aside, "new").rename(package)
     metadata = target / f"dual_distill-{version('dual-distill')}.dist-info"
     metadata.mkdir(exist_ok=True)
     (metadata / "METADATA").write_text(distribution("dual-distill").read_text("METADATA") or "", encoding="utf-8")
