@@ -220,8 +220,9 @@ def test_a_store_keeps_the_largest_scores_of_each_query_where_asked(tmp_path):
         (lambda own: setattr(own, "chat_template", own.chat_template + "\n"), r"processor.chat_template: "),
         (lambda own: own.tokenizer.add_tokens(["sofa"]), r"processor.tokenizer: "),
         (lambda own: setattr(own.tokenizer, "model_max_length", 9), r"processor.tokenizer: "),
+        (lambda own: setattr(own.tokenizer, "truncation_side", "left"), r"processor.tokenizer: "),
     ],
-    ids=["size", "number of tokens", "chat template", "vocabulary", "longest text"],
+    ids=["size", "number of tokens", "chat template", "vocabulary", "longest text", "end that is cut"],
 )
 def test_a_store_is_held_to_what_its_teacher_reads_by(change, named, tmp_path):
     teacher = ForeignTeacher(*tiny_teacher("smolvlm"), "SmolVLM")
