@@ -232,10 +232,9 @@ def _reads_by(processor: Any) -> dict[str, Any]:
     """What texts and images go through before a teacher reads them, as JSON holds it; long parts by their digests."""
     own = {name: value for name, value in json.loads(processor.to_json_string()).items() if value is not None}
     parts = {name: part for name, part in vars(processor).items() if hasattr(part, "backend_tokenizer")}
-    # A text that stands alone is cut at the tokenizer's longest, at one of its ends.
+    # A text that stands alone is cut at the tokenizer's longest.
     digests = {
-        name: data.fingerprint([data.tokenizer_content(part), part.model_max_length, part.truncation_side])
-        for name, part in parts.items()
+        name: data.fingerprint([data.tokenizer_content(part), part.model_max_length]) for name, part in parts.items()
     }
     return {**own, **digests, "chat_template": data.fingerprint(getattr(processor, "chat_template", None))}
 
