@@ -1,6 +1,7 @@
 """`dual-distill attention`: a picture and its numbers, of a teacher as it stands and of a student beside it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from worlds.tiny_teachers import save_teacher
 
 from dual_distill import load_teacher
 from dual_distill.cli import main
+from dual_distill.data import decode_image
 from dual_distill.inference import attention_maps
+from dual_distill.teachers import load_processor
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,32 @@ def test_a_teacher_and_another_model_are_drawn_over_the_same_cells(folder, capsy
         np.testing.assert_allclose(numbers["maps"][name], expected, atol=1e-6)
         peak = printed["looks"][name][0]
         assert peak["share"] == pytest.approx(expected[0].max(), abs=1e-4)
+
+
+def test_each_model_decodes_a_jpeg_as_its_processor_asks(folder, capsys):
+    Image.effect_noise((960, 640), 90).convert("RGB").save(folder / "photo.jpg", quality=95)
+    shutil.copytree(folder / "fusion", folder / "margin")
+    processor = load_processor(folder / "margin")
+    processor.jpeg_margin = 1
+    processor.save_pretrained(folder / "margin")
+    words = [
+        "attention",
+        folder / "margin",
+        "--image",
+        folder / "photo.jpg",
+        "red sofa",
+        "--against",
+        folder / "fusion",
+    ]
+    words += ["--against", folder / "fusion", "--out", folder / "jpeg.png"]
+    assert main([*map(str, words)]) == 0
+
+    maps = json.loads((folder / "jpeg.json").read_text())["maps"]
+    for name, size in (("margin", processor.jpeg_size), ("fusion", None)):
+        image = decode_image(folder / "photo.jpg", 0, jpeg_size=size)
+        _, expected = attention_maps(*load_teacher(folder / name), image, "red sofa")
+        np.testing.assert_allclose(maps[name], expected, atol=1e-6)
+    assert maps["margin"] != maps["fusion"]
 
 
 def test_what_is_printed_names_the_cell_that_each_word_looks_at_most(folder, capsys):

@@ -13,15 +13,18 @@ from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcesso
 
 from dual_distill.cli.evaluate import writing_options
 from dual_distill.cli.options import run_command
-from dual_distill.data import train_tokenizer
+from dual_distill.data import decode_image, train_tokenizer
 from dual_distill.modeling import (
     DualDistillProcessor,
     DualEncoderConfig,
     DualEncoderForImagesAndTextClassification,
     DualEncoderForQuestionAnswering,
     DualEncoderModel,
+    FusionEncoderConfig,
+    FusionEncoderForCaptioning,
 )
 from dual_distill.teachers import load_config
+from dual_distill.trainer import captions_of_images
 
 run = partial(run_command, "predict")
 
@@ -165,6 +168,31 @@ def test_captions_are_written_as_the_model_was_saved_to_write_unless_told_otherw
     told.max_new_tokens = 0
     with pytest.raises(ValueError, match="--max-new-tokens is 0, but must be at least 1"):
         writing_options(told)
+
+
+def test_a_jpeg_is_described_as_the_processor_decodes_it(tmp_path: Path, answered: Callable) -> None:
+    tokenizer = train_tokenizer(["is it red?", "what is it?", "both are red."])
+    processor = DualDistillProcessor(ViltImageProcessorPil(size={"shortest_edge": 16}, size_divisor=8), tokenizer)
+    processor.jpeg_margin = 1
+    torch.manual_seed(0)
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    pixels = {"image_size": 16, "patch_size": 8, "initializer_range": 1.0}
+    captioner = FusionEncoderForCaptioning(FusionEncoderConfig(vocab_size=len(tokenizer), **shape, **pixels)).eval()
+    captioner.use_tokens_of(tokenizer)
+    for one in (captioner, processor):
+        one.save_pretrained(tmp_path / "captioner")
+
+    files = [tmp_path / f"{number}.jpg" for number in range(6)]
+    for file in files:
+        pixels = torch.randint(0, 256, (128 * 160 * 3,), dtype=torch.uint8)
+        Image.frombytes("RGB", (160, 128), bytes(pixels.tolist())).save(file, quality=95)
+    words = [word for file in files for word in ("--image", str(file))]
+    found = [row["caption"] for row in answered(str(tmp_path / "captioner"), *words)]
+    shrunk, whole = (
+        captions_of_images(captioner, processor, [decode_image(file, 0, jpeg_size=size) for file in files])
+        for size in (processor.jpeg_size, None)
+    )
+    assert found == shrunk != whole
 
 
 def test_mistakes_by_their_sentences(

@@ -1,6 +1,7 @@
 """What the demo's page asks, without a browser: answers, maps, times, searches, and a sentence for each mistake."""
 
 import re
+import shutil
 import struct
 import sys
 import threading
@@ -15,9 +16,11 @@ from worlds.tiny_teachers import save_teacher
 from dual_distill import modeling
 from dual_distill.cli import demo as command
 from dual_distill.cli import main
+from dual_distill.data import decode_image
 from dual_distill.demo import Answered, DemoImages, Demonstration, generated_scenes, launch
 from dual_distill.demo.demonstration import MOST_PIXELS, looks, read_upload
-from dual_distill.inference import FeatureStore, encode_images
+from dual_distill.inference import DualVisualQuestionAnsweringPipeline, FeatureStore, attention_maps, encode_images
+from dual_distill.teachers import load_processor
 
 QUESTION = "is there a red circle?"
 
@@ -191,6 +194,27 @@ def test_an_upload_that_cannot_be_used_is_said_without_a_path(tmp_path, content,
     with pytest.raises(ValueError, match=f"^This image cannot be used: .*{re.escape(reason)}") as caught:
         read_upload(str(tmp_path / "upload.png"))
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_an_upload_is_decoded_as_each_models_processor_asks(student, teacher, tmp_path):
+    Image.effect_noise((960, 640), 90).convert("RGB").save(tmp_path / "photo.jpg", quality=95)
+    shutil.copytree(student, tmp_path / "margin")
+    processor = load_processor(tmp_path / "margin")
+    processor.jpeg_margin = 1
+    processor.save_pretrained(tmp_path / "margin")
+    shown = Demonstration(str(tmp_path / "margin"), teacher)
+    answered = shown.ask(read_upload(str(tmp_path / "photo.jpg")), QUESTION)
+
+    own = "student: margin"
+    for name, size in ((own, processor.jpeg_size), ("teacher: teacher", None)):
+        image, model = decode_image(tmp_path / "photo.jpg", 0, jpeg_size=size), shown.models[name]
+        expected = DualVisualQuestionAnsweringPipeline(model, shown.processors[name], device="cpu")(image, QUESTION)
+        answers = {row["answer"]: row["score"] for row in expected[:3]}
+        assert answered.answers[name] == pytest.approx(answers, abs=1e-6)
+        _, maps = attention_maps(model, shown.processors[name], image, QUESTION)
+        np.testing.assert_allclose(answered.maps[name], maps, atol=1e-6)
+    whole = attention_maps(shown.models[own], processor, decode_image(tmp_path / "photo.jpg", 0), QUESTION)[1]
+    assert np.abs(whole - answered.maps[own]).max() > 1e-6
 
 
 def test_ten_threads_ask_at_once_and_each_gets_its_own_answer(shown):

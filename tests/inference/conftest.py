@@ -1,6 +1,7 @@
 """Tiny models with unlike weights, far from their initial values, and their processor."""
 
 import importlib.util
+import io
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +56,15 @@ def answering_model(answering_processor: DualDistillProcessor) -> Callable[..., 
         return model.eval()
 
     return build
+
+
+@pytest.fixture
+def jpeg() -> bytes:
+    """A photograph of noise, eight times as large as what a model reads: shrunk while it is decoded, it is another."""
+    file = io.BytesIO()
+    noise = torch.randint(0, 256, (152 * 200 * 3,), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    Image.frombytes("RGB", (200, 152), bytes(noise.tolist())).save(file, "JPEG", quality=95)
+    return file.getvalue()
 
 
 @pytest.fixture

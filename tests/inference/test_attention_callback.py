@@ -1,5 +1,6 @@
 """Pictures while a model learns: they change nothing of it, and trackers get them beside the terms of the loss."""
 
+import copy
 import json
 import os
 import runpy
@@ -8,14 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViltImageProcessorPil
+from transformers import TrainerState, ViltImageProcessorPil
 
-from dual_distill.data import train_tokenizer
-from dual_distill.inference import AttentionMapsCallback
-from dual_distill.modeling import DualDistillProcessor
+from dual_distill.data import decode_image, train_tokenizer
+from dual_distill.inference import AttentionMapsCallback, attention_maps, draw_attention_picture
+from dual_distill.modeling import DualDistillProcessor, DualEncoderForQuestionAnswering
 from dual_distill.trainer import DistillationTrainer
 
 tiny = runpy.run_path(str(Path(__file__).parents[1] / "trainer" / "conftest.py"))
@@ -59,6 +61,30 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     arguments.deepspeed = "zero.json"
     with pytest.raises(ValueError, match="holds no whole model here"):
         callback.on_train_begin(arguments, None, None)
+
+
+def test_a_jpeg_is_looked_at_as_each_processor_decodes_it(answering_model, answering_processor, jpeg, tmp_path) -> None:
+    model, text = answering_model(DualEncoderForQuestionAnswering), "is there a red circle?"
+    answering_processor.jpeg_margin = 1
+    whole, shrunk = (decode_image(jpeg, 0, jpeg_size=size) for size in (None, answering_processor.jpeg_size))
+    assert whole.size > shrunk.size
+    (tmp_path / "photo.jpg").write_bytes(jpeg)
+    seen, of_whole, expected = (
+        attention_maps(model, answering_processor, image, text)[1] for image in (tmp_path / "photo.jpg", whole, shrunk)
+    )
+    np.testing.assert_array_equal(seen, expected)
+    assert np.abs(of_whole - expected).max() > 1e-4
+
+    # A teacher decodes as its own processor asks, and all of it is drawn.
+    plain = copy.deepcopy(answering_processor)
+    plain.jpeg_margin = None
+    callback = AttentionMapsCallback(answering_processor, [(tmp_path / "photo.jpg", text)], 1, (model, plain))
+    (tmp_path / "photo.jpg").unlink()
+    words = text.replace("?", " ?").split()
+    drawn = draw_attention_picture(whole, words, {"teacher": of_whole, "student": expected}, question=text)
+    state = TrainerState(is_world_process_zero=True)
+    callback.on_step_end(tiny["tiny_arguments"](tmp_path), state, None, model=model)
+    assert Image.open(tmp_path / "attention" / "0-step-000000.png").tobytes() == drawn.tobytes()
 
 
 @pytest.mark.slow

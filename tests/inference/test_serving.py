@@ -4,9 +4,18 @@ import threading
 from collections.abc import Callable
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
-from dual_distill.inference import Batcher, ModelServer, ServingLimits
+from dual_distill.data import decode_image
+from dual_distill.inference import (
+    Batcher,
+    DualVisualQuestionAnsweringPipeline,
+    FeatureStore,
+    ModelServer,
+    ServingLimits,
+    encode_images,
+)
 from dual_distill.modeling import DualEncoderForPreTraining, DualEncoderForQuestionAnswering
 
 
@@ -46,6 +55,28 @@ def test_one_that_fails_spoils_no_other_and_a_close_finishes_what_waits() -> Non
         jobs[1].result(0)
     with pytest.raises(RuntimeError, match="the batcher is closed"):
         batcher.submit("late", invert, 1)
+
+
+def test_a_jpeg_of_a_request_is_decoded_as_the_processor_asks(
+    answering_model: Callable[..., PreTrainedModel], answering_processor, jpeg: bytes, tmp_path
+) -> None:
+    model, question = answering_model(DualEncoderForQuestionAnswering), "is there a red circle?"
+    answering_processor.jpeg_margin = 1
+    server = ModelServer(model, answering_processor)
+    answering = DualVisualQuestionAnsweringPipeline(model, answering_processor, device="cpu")
+    found, expected = server.answer(question, jpeg, None, 5).result(10), answering(jpeg, question)
+    assert {row["answer"]: row["score"] for row in found} == pytest.approx(
+        {row["answer"]: row["score"] for row in expected}, abs=1e-6
+    )
+
+    # What a store keeps of it; the whole image has another vector.
+    whole = decode_image(jpeg, 0)
+    encode_images(model, answering_processor, {"jpeg": jpeg, "whole": whole}, tmp_path / "store")
+    store = FeatureStore(tmp_path / "store")
+    [embedded] = server.embed([], [jpeg])
+    vector = torch.tensor(embedded.result(10))
+    torch.testing.assert_close(vector, store["jpeg"], atol=1e-5, rtol=0)
+    assert (store["jpeg"] - store["whole"]).abs().max() > 1e-2
 
 
 def test_models_that_neither_answer_nor_search_are_refused(

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dual_distill.inference import attention_maps, draw_attention_picture, load_image
+from dual_distill.inference import attention_maps, draw_attention_picture, fetch_image, load_image
 from dual_distill.teachers import load_teacher
 
 from .options import add_options, option
@@ -43,14 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Look with one model or two, draw both, and write picture and numbers."""
-    image, grid = load_image(options.image, repr(options.image)), None
+    content, grid = fetch_image(options.image, repr(options.image)), None
+    image = load_image(content, repr(options.image))
     maps: dict[str, np.ndarray] = {}
     for name, revision in {options.model: options.revision, options.against: None}.items():
         if name is not None:
             model, processor = load_teacher(name, revision)
             model.to(options.device)
             label = Path(name).name if Path(name).is_dir() and Path(name).name not in maps else name
-            words, maps[label] = attention_maps(model, processor, image, options.text, options.layers, grid)
+            words, maps[label] = attention_maps(model, processor, content, options.text, options.layers, grid)
             grid = maps[label].shape[1:]
 
     size = min(max(round((image.width * image.height) ** 0.5), _SMALLEST), _LARGEST)

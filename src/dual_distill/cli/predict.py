@@ -83,7 +83,9 @@ def describe(
     if options.questions:
         raise ValueError(f"{options.model!r} writes captions and answers nothing; leave {options.questions[0]!r} out.")
 
-    images = [load_image(image, repr(image)) for image in options.image]
+    # Regions are found by the pixels of the whole image.
+    size = None if of_regions else processor.jpeg_size
+    images = [load_image(image, repr(image), jpeg_size=size) for image in options.image]
     told = {"reading": of_regions, **captions.writing_options(options)}
     written = captions_of_images(model.to(options.device), processor, images, options.batch_size, **told)
     return [{"images": [image], "caption": text} for image, text in zip(options.image, written, strict=True)]

@@ -180,11 +180,11 @@ class Demonstration:
             raise ValueError(f"There is no image {absent[0]!r} among those given; give the images of the store.")
         return [decode_image(self.images.value(identifier), identifier) for identifier in ids]
 
-    def ask(self, image: Image.Image | None, question: str | None) -> Answered:
+    def ask(self, image: Any, question: str | None) -> Answered:
         """Answer, look and time.
 
         Args:
-            image: RGB.
+            image: what `load_image` takes; None: there is none yet.
             question: or a sentence; where a checkpoint writes captions none is needed: its own then looks.
 
         Raises:
@@ -201,19 +201,21 @@ class Demonstration:
                 for name, answering in self._pipelines.items()
             }
             for name in self._judges:
-                answers[name] = self._judged(name, image, text, list(answers[self.name]))
+                whole = inference.load_image(image, text)
+                answers[name] = self._judged(name, whole, text, list(answers[self.name]))
             maps: dict[str, np.ndarray] = {}
             for name, model in self.models.items():
                 grid = next(iter(maps.values())).shape[1:] if maps else None
                 words, maps[name] = inference.attention_maps(model, self.processors[name], image, text, grid=grid)
             return Answered(answers, words, maps, self._times(image, text), caption)
 
-    def _times(self, image: Image.Image, question: str) -> dict[str, float]:
+    def _times(self, image: Any, question: str) -> dict[str, float]:
         """Median milliseconds of every route of our models, timed in turn on this very question."""
         calls: dict[str, Any] = {}
         for name, model in self.models.items():
             if name in self._pipelines:
-                batch = family_of(model.config).inputs(model.config, self.processors[name], [image], [question])
+                shown = inference.load_image(image, question, jpeg_size=self.processors[name].jpeg_size)
+                batch = family_of(model.config).inputs(model.config, self.processors[name], [shown], [question])
                 read = {key: batch[key].to(model.device) for key in _READ}
                 ways = inference.answering_ways(model, read)
                 calls |= {f"{name}, {_ROUTES[way]}": call for way, call in ways.items() if way in _ROUTES}
@@ -259,14 +261,16 @@ def checked_text(text: str | None, what: str) -> str:
     return text
 
 
-def read_upload(file: str) -> Image.Image:
-    """Decode what was uploaded; the sentence of what cannot be used names no path of this machine.
+def read_upload(file: str) -> bytes:
+    """Return what was uploaded, once it was decoded; the sentence of what cannot be used names no path of this machine.
 
     Raises:
         ValueError: the file is no image, is damaged, or has too many pixels.
     """
     try:
-        return decode_image(Path(file).read_bytes(), "upload", max_pixels=MOST_PIXELS)
+        content = Path(file).read_bytes()
+        decode_image(content, "upload", max_pixels=MOST_PIXELS)
+        return content
     except ImageError as error:
         reason = str(error).partition(": ")[2].partition(";")[0]
         raise ValueError(f"This image cannot be used: {reason}. Choose another.") from error

@@ -13,6 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from dual_distill.inference import load_image
+
 from .demonstration import Answered, Demonstration, looks, read_upload, sharpest
 
 logger = logging.getLogger(__name__)
@@ -149,25 +151,26 @@ def _ask_tab(gr: Any, page: Any, shown: Demonstration, notice: Any) -> None:
         told = f"Of the attention of **{asked_now[1].words[word]}**, the brightest cell gets: {shares}."
         return {share: told, **{maps[name]: _marked(tile) for name, (tile, _) in tiles.items()}}
 
-    def ask(image_now: Image.Image | None, text: str) -> dict[Any, Any]:
+    def ask(image_now: Any, text: str) -> dict[Any, Any]:
         answered = shown.ask(image_now, text)
-        assert image_now is not None
+        answered_about = load_image(image_now, text), answered
         choices = [(word, index) for index, word in enumerate(answered.words)]
         first = sharpest(answered)
         return {
             **{answers[name]: probs for name, probs in answered.answers.items()},
-            **look((image_now, answered), first),
+            **look(answered_about, first),
             words: gr.Radio(choices=choices, value=first),
             caption: answered.caption,
             times: _times(answered.milliseconds),
-            asked: (image_now, answered),
+            asked: answered_about,
         }
 
     def choose(index: int) -> dict[Any, Any]:
         name = offered[index]
         [chosen] = shown.images_of([name])
         told = {question: shown.questions[name]} if name in shown.questions else {}
-        return {picture: _marked(_small(chosen, 480)), image: chosen, **told}
+        assert shown.images is not None
+        return {picture: _marked(_small(chosen, 480)), image: shown.images.value(name), **told}
 
     def upload(file: str | None) -> dict[Any, Any]:
         return {image: None if file is None else read_upload(file)}

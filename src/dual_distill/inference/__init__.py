@@ -17,4 +17,4 @@ from .prepacking import prepack_linear_layers
 from .retrieval import RetrievalReport, evaluate_retrieval
 from .search import FeatureStoreSearcher
 from .serving import Batcher, ModelServer, ServingLimits
-from .sources import load_image, open_images, read_texts
+from .sources import fetch_image, load_image, open_images, read_texts

@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dual_distill.teachers import Tokens, family_of, grid_boxes, key_shares
 
+from .sources import load_image
+
 _WIDEST, _NARROWEST = 1560, 960
 _FINEST = 64  # rows or columns of a map
 _LARGE_TILE = 640
@@ -37,7 +39,7 @@ _SMOOTH_OPACITY = 0.4, 0.75  # at 0 and at the peak
 def attention_maps(
     model: Any,
     processor: Any,
-    image: Image.Image,
+    image: Any,
     text: str,
     layers: Sequence[int] = (-1,),
     grid: tuple[int, int] | None = None,
@@ -52,7 +54,7 @@ def attention_maps(
     Args:
         model: is put into eval mode.
         processor: its processor.
-        image: RGB.
+        image: what `load_image` takes; a JPEG that is still encoded is decoded as the processor asks.
         text: what is asked or said; words of a chat template are left out of the result.
         layers: counted among those in which text and image meet (`layers` of the family), or the interaction layers.
         grid: rows and columns of the maps; None: as fine as the model's finest tokens.
@@ -68,6 +70,8 @@ def attention_maps(
     words = [found.span() for found in re.finditer(r"\w+|[^\w\s]", text)]
     if not words:
         raise ValueError(f"the text is {text!r}, which has no word; write one or more.")
+    # Processors of other families see all of a JPEG.
+    image = load_image(image, "to look at", jpeg_size=getattr(processor, "jpeg_size", None))
     batch = family.inputs(model.config, processor, [image], [text])
     view = family.view(model.eval(), processor, {name: each.to(model.device) for name, each in batch.items()}, layers)
     probs = [view.attention_probs(index, "text_to_image") for index in range(len(view.layers))]

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from .attention import attention_maps, draw_attention_picture
 from .queries import check_at_least_1
-from .sources import load_image
+from .sources import fetch_image, load_image
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +45,10 @@ class AttentionMapsCallback(TrainerCallback):
             raise ValueError("there are no rows to draw; give image and text of one or more.")
         check_at_least_1("every_steps", every_steps)
         self._processor, self._every_steps, self._teacher = processor, every_steps, teacher
-        self._rows = [(load_image(image, number), text) for number, (image, text) in enumerate(rows)]
+        # Read now, decoded as each processor asks.
+        self._rows = [(fetch_image(image, number), text) for number, (image, text) in enumerate(rows)]
+        for number, (image, _) in enumerate(self._rows):
+            load_image(image, number)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -76,12 +79,12 @@ class AttentionMapsCallback(TrainerCallback):
         model.train(was_training)
         _log(pictures, state.global_step)
 
-    def _draw(self, model: Any, image: Image.Image, text: str) -> Image.Image:
+    def _draw(self, model: Any, image: Any, text: str) -> Image.Image:
         words, maps = attention_maps(model, self._processor, image, text)
         drawn = {"student": maps}
         if self._teacher is not None:
             drawn = {"teacher": attention_maps(*self._teacher, image, text, grid=maps.shape[1:])[1], **drawn}
-        return draw_attention_picture(image, words, drawn, question=text)
+        return draw_attention_picture(load_image(image, text), words, drawn, question=text)
 
 
 def _log(pictures: dict[str, Path], step: int) -> None:

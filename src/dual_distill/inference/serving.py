@@ -163,7 +163,7 @@ class ModelServer:
 
     def image(self, content: bytes) -> Any:
         """Decode an image of a request."""
-        return data.decode_image(content, "of the request", self.limits.max_pixels)
+        return data.decode_image(content, "of the request", self.limits.max_pixels, self.processor.jpeg_size)
 
     def answer(self, question: str, image: bytes | None, image_id: str | None, top_k: int) -> "Future[Any]":
         """Answer a question about an image that is given, or stored."""

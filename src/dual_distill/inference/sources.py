@@ -18,7 +18,7 @@ from huggingface_hub.utils import httpx
 from PIL import Image
 
 from dual_distill.credentials import without_credentials
-from dual_distill.data import IMAGE_SUFFIXES, ImageError, decode_image, existing_file
+from dual_distill.data import IMAGE_SUFFIXES, ImageError, decode_image, existing_file, image_source
 
 MAX_DOWNLOAD_BYTES = 64_000_000
 
@@ -212,10 +212,16 @@ def load_image(value: Any, name: int | str, max_bytes: int = MAX_DOWNLOAD_BYTES,
         >>> load_image(Image.new("L", (3, 2)), name=0).mode
         'RGB'
     """
+    return decode_image(fetch_image(value, name, max_bytes), name, jpeg_size=jpeg_size)
+
+
+def fetch_image(value: Any, name: int | str, max_bytes: int = MAX_DOWNLOAD_BYTES) -> Any:
+    """Fetch or read an image once, for all that decode it: a PIL image, or `{"bytes": ..., "path": ...}`."""
     if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
         shown = without_credentials(value)
-        value = {"bytes": _download(value, f"row {name} (image {shown!r})", max_bytes), "path": shown}
-    return decode_image(value, name, jpeg_size=jpeg_size)
+        return {"bytes": _download(value, f"row {name} (image {shown!r})", max_bytes), "path": shown}
+    path, content = image_source(value, name)
+    return content if isinstance(content, Image.Image) else {"bytes": content, "path": path}
 
 
 def _download(url: str, where: str, max_bytes: int) -> bytes:
