@@ -155,9 +155,13 @@ def make_student(
     """Make a student as the quickstart does, but for what teaches it."""
     task, data = get_task("scenes"), load_scenes(options, seed)
     teacher, processor = load_teacher(folder)
+    given = dict(weights or {})
+    # A student that starts from the teacher's weights takes its last layers for its own, unless it is said otherwise.
+    start = given.pop("interaction_from", range(-layers, 0)) if from_teacher else None
+    attention_share = given.pop("attention_share", None)
     set_seed(seed)
     student = DualEncoderForQuestionAnswering.from_fusion_encoder(
-        teacher, interaction_layers=layers, interaction_from=range(-layers, 0) if from_teacher else None
+        teacher, interaction_layers=layers, interaction_from=start
     )
     if not from_teacher:
         set_seed(seed)
@@ -165,8 +169,7 @@ def make_student(
 
     collator = DistillationCollator(processor, task, list(teacher.config.id2label.values()))
     fields = {"muon_learning_rate": PRESETS["default"].muon_learning_rate, "preflight": False}
-    fields |= {**training_fields(options, seed, steps), **(weights or {})}
-    attention_share = fields.pop("attention_share", None)
+    fields |= {**training_fields(options, seed, steps), **given}
     trainer = DistillationTrainer(
         student,
         DistillationTrainingArguments(output_dir=tempfile.mkdtemp(), **fields),

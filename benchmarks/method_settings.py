@@ -44,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "twice the rate": {"muon_learning_rate": RATE * 2},
     "batches of 32": {"per_device_train_batch_size": 32},
     "the teacher's weights": {},
+    "the teacher's weights, a new layer": {"interaction_from": None},
 }
 
 
@@ -66,7 +67,7 @@ def main() -> None:
             weights = {**(LAYER_TERMS["distilled"] or {}), **SETTINGS[setting]}
             # As it is: a point of the learning curves.
             name = "distilled, one layer" + ("" if setting == "as it is" else f", {setting}")
-            from_teacher = setting == "the teacher's weights"
+            from_teacher = setting.startswith("the teacher's weights")
             run = {"setting": setting} | finished(options, seed, name, options.steps, 1, from_teacher, weights)
             print(f"    on validation: {100 * run['validation_accuracy']:.1f} %", flush=True)
             runs.append(run)
