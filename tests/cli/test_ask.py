@@ -120,6 +120,7 @@ def test_the_tables_are_for_reading(folder: Path, capsys: pytest.CaptureFixture[
         (["--pairs", "x", "--image", "red.png"], "--image is given, but --pairs names its images itself"),
         (["--pairs", "nowhere.jsonl"], "There is no file 'nowhere.jsonl'"),
         (["is it red?", "--image", "green.png"], "lacks 1 of the images asked for: 'green.png'"),
+        (["is it red?", "--image", "red.png", "--threshold", "7"], "threshold is 7.0, but a probability lies between"),
         (["is it red?", "--answer", "green"], r"'green' is none of the model's 3 \(yes, no, red\)"),
     ],
 )

@@ -97,6 +97,10 @@ def test_mistakes_by_their_sentences(
         run([model, "--images", "./nowhere", *store])
     with pytest.raises(ValueError, match="--strict is about images, but --texts is given"):
         run([model, "--texts", "x.txt", "--strict", *store])
+    with pytest.raises(ValueError, match="--image-column, --num-workers is about images, but --texts is given"):
+        run([model, "--texts", "x.txt", "--image-column", "image", "--num-workers", "0", *store])
+    with pytest.raises(ValueError, match="id_column is 'sku', but a folder of images has neither columns nor splits"):
+        run([model, "--images", str(images), "--id-column", "sku", *store])
     (images / "broken.jpg").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"row broken.jpg .* Without strict, it is listed"):
         run([model, "--images", str(images), "--strict", *store])

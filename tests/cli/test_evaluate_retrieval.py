@@ -1,5 +1,6 @@
 """`dual-distill evaluate` on images with captions, as a user meets it."""
 
+import argparse
 import json
 from collections.abc import Callable
 from functools import partial
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import ViltImageProcessorPil
 from worlds.write import write_captions
 
+from dual_distill.cli.evaluate import _evaluate_answers
 from dual_distill.cli.options import run_command
 from dual_distill.data import get_task, load_task, train_tokenizer
 from dual_distill.inference import evaluate_retrieval
@@ -151,6 +154,15 @@ def test_the_table(folder, words, capsys, tmp_path) -> None:
             ["--rerank-top", "4"],
             "--rerank-top needs what orders candidates anew; give --rerank MODEL or --rerank-with-layers",
         ),
+        (
+            ["--edition", "2021", "--no-baselines", "--regions", "x", "--num-tags", "0"],
+            "--edition, --no-baselines, --regions, --num-tags is given, but task .* is evaluated by its ranking",
+        ),
+        (["--top-k", "5"], "--top-k is given, but not --predictions, of which it says how many; leave it out"),
+        (
+            ["--task", "coco_captioning", "--edition", "2017", "--top-k", "5"],
+            "--edition, --top-k is given, but task 'coco_captioning' is evaluated by its captions",
+        ),
         (["--split", "dev"], "has no split 'dev'; it has validation, test"),
         (["--data-options", "[1]"], "data_options is '\\[1\\]'; give a JSON object"),
         (["--submission", "x.json"], "--submission is given, but task .* is evaluated by its ranking"),
@@ -163,6 +175,21 @@ def test_the_table(folder, words, capsys, tmp_path) -> None:
 def test_each_error_by_its_message(words, more: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run([*words, *more])
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, "--output-dir, --no-baselines is given, but split 'test' has no labels; leave it out"),
+        ("no", "--edition is of the VQA score, but task 'scenes' has one right answer a row; leave it out"),
+    ],
+)
+def test_options_that_say_nothing_of_these_rows_are_refused(answer: str | None, message: str) -> None:
+    rows = Dataset.from_dict({"question": ["is it?"], "answer": [answer], "question_id": [3]})
+    told = {"split": "test", "predictions": Path("found.jsonl"), "output_dir": Path("runs"), "no_baselines": True}
+    options = argparse.Namespace(submission=None, edition="2017", top_k=None, **told)
+    with pytest.raises(ValueError, match=message):
+        _evaluate_answers(options, get_task("scenes"), {"test": rows}, rows)
 
 
 def test_a_fusion_encoder_alone_is_pointed_to_its_place(folder, words, capsys: Callable) -> None:

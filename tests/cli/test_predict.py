@@ -13,6 +13,7 @@ from transformers import ViltConfig, ViltForQuestionAnswering, ViltImageProcesso
 
 from dual_distill.cli.evaluate import writing_options
 from dual_distill.cli.options import run_command
+from dual_distill.cli.predict import describe
 from dual_distill.data import decode_image, train_tokenizer
 from dual_distill.modeling import (
     DualDistillProcessor,
@@ -206,8 +207,11 @@ def test_mistakes_by_their_sentences(
         run([model, "--image", images[0], "is it red?", "--top-k", "0"])
     with pytest.raises(ValueError, match="answers questions, but there is none; write one or more"):
         run([model, "--image", images[0]])
-    with pytest.raises(ValueError, match="reads pixels, but --regions is given; leave it out"):
-        run([model, "--image", images[0], "is it red?", "--regions", "store"])
+    with pytest.raises(ValueError, match=r"--regions, --num-tags is given, but .* reads pixels; leave it out"):
+        run([model, "--image", images[0], "is it red?", "--regions", "store", "--num-tags", "7"])
+    told = argparse.Namespace(questions=[], top_k=5, model="runs/captioner")
+    with pytest.raises(ValueError, match="--top-k is given, but 'runs/captioner' writes captions; leave it out"):
+        describe(told, *[None] * 3)
     for words, message in (([model, "is it red?"], "required: --image"), ([model, "--image"], "expected one argument")):
         with pytest.raises(SystemExit, match="2"):
             run(words)

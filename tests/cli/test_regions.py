@@ -163,6 +163,9 @@ def test_photographs_from_end_to_end(tmp_path, capsys) -> None:
     "words, message",
     [
         (["x", "--output-dir", "y"], "A detector and --images are needed, or --tsv"),
+        (["--tsv", "y", "--output-dir", "z", "--id-column", "a"], "--id-column is about images, but --images is not"),
+        (["--tsv", "y", "--output-dir", "z", "--strict"], "--strict is about finding regions, but --tsv holds"),
+        (["x", "--images", "y", "--output-dir", "z", "--cut-box-numbers"], "--cut-box-numbers is about published fea"),
         (["--images", "x", "--output-dir", "y"], "A detector and --images are needed, or --tsv"),
         (["x", "--images", "no/such/folder", "--output-dir", "y"], "There is no folder 'no/such/folder' of images"),
         (

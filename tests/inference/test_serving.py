@@ -86,5 +86,9 @@ def test_models_that_neither_answer_nor_search_are_refused(
     assert ModelServer(model, answering_processor).searches
     with pytest.raises(ValueError, match="DualEncoderModel neither answers nor searches"):
         ModelServer(answering_model(DualEncoderForQuestionAnswering).dual_encoder, answering_processor)
+    # Nothing is searched by an index here, of whatever name.
+    for of in (model, answering_model(DualEncoderForQuestionAnswering)):
+        with pytest.raises(ValueError, match="index is 'nonsense', but there is no store that this model searches"):
+            ModelServer(of, answering_processor, index="nonsense")
     with pytest.raises(ValueError, match="max_queue is 0, but must be at least 1"):
         ServingLimits(max_queue=0)

@@ -81,6 +81,19 @@ def test_what_is_no_source(rows, tmp_path) -> None:
         open_images({7: "a.png"})
 
 
+def test_columns_and_splits_of_what_has_none_are_refused(rows, tmp_path) -> None:
+    folder, mapping = png(tmp_path / "photos" / "a.png").parent, {"a": "a.png"}
+    for images, named, what in (
+        (folder, {"image_column": "zzz"}, "image_column is 'zzz', but a folder of images has neither columns nor spl"),
+        (folder, {"id_column": "sku"}, "id_column is 'sku', but a folder of images"),
+        (mapping, {"split": "foo"}, "split is 'foo', but a mapping of images has neither columns nor splits; leave it"),
+        (open_images(mapping), {"id_column": "sku"}, "id_column is 'sku', but images by their ids"),
+        (rows, {"split": "foo"}, "split is 'foo', but the dataset has no splits; leave it out"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            open_images(images, **named)
+
+
 def test_texts_once_each(tmp_path) -> None:
     file = tmp_path / "texts.txt"
     file.write_text("\ufeffwhat is it?\n\n is it red? \r\nwhat is it?\n", encoding="utf-8")

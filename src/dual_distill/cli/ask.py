@@ -61,6 +61,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         options.top_k = _ANSWERS if requests else _RANKED
     if options.threshold is None:
         options.threshold = -1.0 if is_searched else 0.0
+    if not is_searched and not 0 <= options.threshold <= 1:
+        raise ValueError(f"threshold is {options.threshold}, but a probability lies between 0 and 1.")
 
     model, processor = load_model(options.model, options.revision)
     model.to(options.device)

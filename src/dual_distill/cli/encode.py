@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_store_options(parser: argparse.ArgumentParser) -> None:
     """Add what commands share that read images and fill a store."""
     option(parser, "--output-dir", "PATH", "folder of the store, made or continued", required=True)
-    option(parser, "--image-column", "NAME", "of Parquet and data sets (default: %(default)s)", default="image")
+    option(parser, "--image-column", "NAME", "of Parquet and data sets (default: image)")
     option(parser, "--id-column", "NAME", "column of ids, each once (default: the number of the row)")
     option(parser, "--split", "NAME", "split of a dataset that has several")
     workers = "processes that read and decode images (default: one a core, 16 at most; 0: none beside this one)"
@@ -69,7 +69,8 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> inference.EncodingReport:
     """Look at the inputs first, then load the model and encode."""
     if options.texts is not None:
-        of_images = ("id_column", "split", "strict", "verify", "projected", "keys_values", "tokens")
+        of_images = ["image_column", "id_column", "split", "num_workers", "strict", "verify"]
+        of_images += ["projected", "keys_values", "tokens"]
         refuse_options(options, of_images, "is about images, but --texts is given")
         texts = inference.read_texts(options.texts)
     else:

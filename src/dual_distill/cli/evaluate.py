@@ -39,9 +39,10 @@ from dual_distill.sealed import write_file
 from dual_distill.teachers import load_config, load_model
 
 from .card import EVALUATION
-from .options import add_options, aligned, option, refuse_options
+from .options import TOP_K, add_options, aligned, option, refuse_options
 
 OF_CAPTIONS = ("num_beams", "max_new_tokens")
+_OF_ANSWERS = ("edition", "no_baselines")
 _OF_RANKING = ("rerank", "rerank_with_layers", "rerank_top", "fold_images")
 _NUM_TAGS = 20
 _WAYS = {"dual": "dual encoder alone", "reranked": "top {} re-ranked"}
@@ -60,13 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, "model", "--revision", "--device", "--batch-size")
     parser.set_defaults(batch_size=128)
     option(parser, "--split", "NAME", "train, validation or test (%(default)s)", default="test")
-    editions = {"choices": get_args(VQAEdition), "default": "2021"}
+    editions = {"choices": get_args(VQAEdition)}
     option(parser, "--edition", "YEAR", "of the official VQA score: 2021, today's (default), or 2017", **editions)
     option(parser, "--max-rows", "N", "evaluate the first N rows (default: all)")
     parser.add_argument("--no-baselines", action="store_true", help="without the baselines, which read all of train")
     option(parser, "--predictions", "PATH", "also write each row, its predictions and whether it is right (JSON lines)")
     add_options(parser, "--top-k")
-    parser.set_defaults(top_k=5)
     option(
         parser, "--submission", "PATH", "also write the file that the server takes (VQA v2, GQA, NLVR, COCO's captions)"
     )
@@ -98,10 +98,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     writes = HEADS[TASKS[options.task].head].writes if options.task in TASKS else "answers"
     evaluate, unfit = {
         "answers": (_evaluate_answers, (*_OF_RANKING, *OF_CAPTIONS)),
-        "ranking": (_evaluate_ranking, (*OF_CAPTIONS, "submission")),
-        "captions": (_evaluate_captions, _OF_RANKING),
+        "ranking": (_evaluate_ranking, (*OF_CAPTIONS, *_OF_ANSWERS, "submission", "regions", "num_tags")),
+        "captions": (_evaluate_captions, (*_OF_RANKING, *_OF_ANSWERS, "top_k")),
     }[str(writes)]
     refuse_options(options, unfit, f"is given, but task {options.task!r} is evaluated by its {writes}")
+    if options.predictions is None:
+        refuse_options(options, ["top_k"], "is given, but not --predictions, of which it says how many")
     found = evaluate(options, *_load_rows(options))
 
     weights = origin_of(options.model, options.revision).revision
@@ -166,13 +168,20 @@ def _evaluate_answers(options: argparse.Namespace, task: Task, data: Any, rows: 
     if not has_labels and not options.submission and not options.predictions:
         way_out = "give --submission PATH or --predictions PATH"
         raise ValueError(f"split {options.split!r} has no labels to hold answers against; {way_out}.")
+    if not has_labels:
+        refuse_options(options, ["output_dir", "no_baselines"], f"is given, but split {options.split!r} has no labels")
+    if not (task.given_answers_column or task.answers_column):
+        why = f"is of the VQA score, but task {task.name!r} has one right answer a row"
+        refuse_options(options, ["edition"], why)
+    edition: VQAEdition = options.edition or "2021"
+    top_k = TOP_K if options.top_k is None else options.top_k
 
     model, processor = load_model(options.model, options.revision, HEADS[task.head].classes)
     label_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     regions = region_options(options, model.config)
     longest = min(_text_tokens(model.config, regions), processor.tokenizer.model_max_length)
     collator = DistillationCollator(processor, task, label_names, max_text_length=longest, image_cache_mb=0, **regions)
-    ranked = trainer.rank_answers(model.to(options.device), rows, collator, options.batch_size, top_k=options.top_k)
+    ranked = trainer.rank_answers(model.to(options.device), rows, collator, options.batch_size, top_k=top_k)
     answers = [best[0]["answer"] for best in ranked]
 
     if options.submission:
@@ -183,11 +192,11 @@ def _evaluate_answers(options: argparse.Namespace, task: Task, data: Any, rows: 
             ids = [f"{split}-{identifier}-{number}.png" for identifier, number in files]
         write_submission(options.submission, ids, answers, keys)
     if options.predictions:
-        _write_lines(options.predictions, trainer.prediction_records(ranked, rows, task, options.edition))
+        _write_lines(options.predictions, trainer.prediction_records(ranked, rows, task, edition))
     if not has_labels:
         return {"submission": str(options.submission or options.predictions)}
     train = None if options.no_baselines else data.get("train")
-    return asdict(trainer.report_answers(answers, rows, task, train, edition=options.edition))
+    return asdict(trainer.report_answers(answers, rows, task, train, edition=edition))
 
 
 def _write_lines(file: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -237,7 +246,7 @@ def _evaluate_ranking(options: argparse.Namespace, task: Task, data: Any, rows: 
     settings = {name: value for name, value in settings.items() if value is not None}
     if options.fold_images == 0:
         settings["fold_images"] = None
-    settings["nearest"] = options.top_k
+    settings["nearest"] = TOP_K if options.top_k is None else options.top_k
     searched = (rows, task, model.to(options.device), processor)
     evaluated = evaluate_retrieval(*searched, *again, **settings, show_progress=True)
     if options.predictions:
@@ -321,8 +330,7 @@ def region_options(options: argparse.Namespace, config: PreTrainedConfig) -> dic
             model.
     """
     if getattr(config, "visual_inputs", "patches") != "regions":
-        if options.regions is not None:
-            raise ValueError(f"{options.model!r} reads pixels, but --regions is given; leave it out.")
+        refuse_options(options, ["regions", "num_tags"], f"is given, but {options.model!r} reads pixels")
         return {}
     if options.regions is None:
         made = f"boxes: {config.region_boxes_id}; features: {config.region_features_id}"

@@ -22,13 +22,14 @@ from typing import Any, NoReturn
 
 from dual_distill.credentials import without_credentials
 
+TOP_K = 5
 # Shared options: what stands for the value, and the help.
 _VALUES = {
     "model": ("MODEL", "checkpoint folder or Hub repository (also owner/name@revision), ours or a ViLT"),
     "folder": ("FOLDER", "checkpoint folder, as `dual-distill train` writes it"),
     "store": ("STORE", "folder of the store that the model made"),
     "--revision": ("NAME", "branch, tag, commit or refs/pr/N of a Hub repository"),
-    "--top-k": ("N", "answers a question (default: %(default)s)"),
+    "--top-k": ("N", f"answers a question (default: {TOP_K})"),
     "--batch-size": ("N", "rows a forward pass (default: %(default)s)"),
     "--device": ("NAME", "cpu, cuda, cuda:1 ... (default: auto, cuda where there is one, else cpu)"),
     "--license": ("NAME", "licence of the weights as the Hub calls it, such as apache-2.0"),

@@ -27,7 +27,7 @@ from dual_distill.teachers import load_model
 from dual_distill.trainer import captions_of_images
 
 from . import evaluate as captions
-from .options import add_options, answer_blocks, option, refuse_options
+from .options import TOP_K, add_options, answer_blocks, option, refuse_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("questions", metavar="question", nargs="*", help="question or sentence about an image")
     option(parser, "--image", "PATH_OR_URL", "may be repeated", action="append", required=True)
     add_options(parser, "--top-k", "--batch-size", "--revision", "--device")
-    parser.set_defaults(top_k=5, batch_size=16)
+    parser.set_defaults(batch_size=16)
     captions.add_caption_options(parser)
 
 
@@ -68,7 +68,8 @@ def answer(
     # Each group of images is asked every question.
     groups = [options.image[start : start + together] for start in range(0, len(options.image), together)]
     requests = [{"image": group, "question": options.questions} for group in groups]
-    answers = answering(requests, top_k=options.top_k, batch_size=options.batch_size)
+    top_k = TOP_K if options.top_k is None else options.top_k
+    answers = answering(requests, top_k=top_k, batch_size=options.batch_size)
     return [
         {"images": group, "question": question, "answers": best}
         for group, of_group in zip(groups, answers, strict=True)
@@ -82,6 +83,7 @@ def describe(
     """Write a caption about each image."""
     if options.questions:
         raise ValueError(f"{options.model!r} writes captions and answers nothing; leave {options.questions[0]!r} out.")
+    refuse_options(options, ["top_k"], f"is given, but {options.model!r} writes captions")
 
     # Regions are found by the pixels of the whole image.
     size = None if of_regions else processor.jpeg_size

@@ -39,8 +39,8 @@ from .encode import add_store_options, unreadable_lines
 from .options import add_options, option, refuse_options
 
 _OF_BOXES = ("threshold", "min_regions", "max_regions")
-_OF_DETECTION = ("model", "boxes", "revision", *_OF_BOXES, "batch_size", "num_workers")
-_OF_TSV = ("labels", "sizes", "made_by")
+_OF_DETECTION = ("model", "boxes", "revision", *_OF_BOXES, "batch_size", "num_workers", "strict")
+_OF_TSV = ("labels", "sizes", "made_by", "cut_box_numbers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +92,9 @@ def run(options: argparse.Namespace) -> regions.RegionReport:
 def _from_tsv(options: argparse.Namespace) -> regions.RegionReport:
     refuse_options(options, _OF_DETECTION, "is about finding regions, but --tsv holds what was found")
     images = None
-    if options.images is not None:
+    if options.images is None:
+        refuse_options(options, ["image_column", "id_column", "split"], "is about images, but --images is not given")
+    else:
         images = open_images(options.images, options.image_column, options.id_column, options.split)
 
     made_by = options.made_by or f"published features {Path(options.tsv).name}"

@@ -130,11 +130,12 @@ class ModelServer:
         model: answers questions, or is a dual encoder that searches.
         processor: its processor.
         store: what the model made of images, or of texts to be found by images; None: only what comes with a request.
-        index: as for `FeatureStoreSearcher`.
+        index: as for `FeatureStoreSearcher`; None without a store to search.
         limits: what is taken on.
 
     Raises:
-        ValueError: the model does neither; it reads regions; the store is not of this model.
+        ValueError: the model does neither; it reads regions; the store is not of this model; an index without a
+            store to search.
     """
 
     def __init__(
@@ -151,6 +152,10 @@ class ModelServer:
             raise ValueError(f"{type(model).__name__} neither answers nor searches; serve a model that does.")
         if getattr(model.config, "visual_inputs", "patches") == "regions" or getattr(model, "num_images", 1) != 1:
             raise ValueError("the model reads regions, or several images together; serve one that reads an image.")
+
+        if index is not None and not (store and self.searches):
+            way_out = "leave it out, or serve a model that searches, with its store"
+            raise ValueError(f"index is {index!r}, but there is no store that this model searches; {way_out}.")
 
         self.answering: Any = None
         self.stored: Any = None

@@ -40,7 +40,7 @@ class Inputs:
 
 
 def open_images(
-    images: Any, image_column: str = "image", id_column: str | None = None, split: str | None = None
+    images: Any, image_column: str | None = None, id_column: str | None = None, split: str | None = None
 ) -> Inputs:
     """Return the images, by id and undecoded, of whatever names or holds them.
 
@@ -48,7 +48,7 @@ def open_images(
         images: a folder of image files, searched with all its sub-folders (hidden ones and files of other kinds are
             passed over); a Parquet file; a folder that `Dataset.save_to_disk` wrote; a dataset on the Hub; a
             `datasets.Dataset`; a mapping from id to image; or what this function returned.
-        image_column: of Parquet and data sets: `datasets.Image`, bytes or paths.
+        image_column: of Parquet and data sets: `datasets.Image`, bytes or paths; None: `image`.
         id_column: likewise, each id once; None: the number of the row.
         split: of a dataset that has splits.
 
@@ -57,18 +57,21 @@ def open_images(
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it cannot be read, holds no images, has no such column, repeats an id, or has splits and none is
-            named.
+        ValueError: it cannot be read, holds no images, has no such column, repeats an id, has splits and none is named,
+            or has none and one is.
 
     Example:
         >>> open_images({"a": "photos/a.png"}).ids
         ['a']
     """
+    named = {"image_column": image_column, "id_column": id_column, "split": split}
     if isinstance(images, Inputs):
+        _refuse_named("images by their ids have neither columns nor splits", named)
         return images
     if isinstance(images, Mapping) and not isinstance(images, DatasetDict):
         if not images:
             raise ValueError("There are no images; give at least one.")
+        _refuse_named("a mapping of images has neither columns nor splits", named)
         if unfit := [key for key in images if not isinstance(key, str)]:
             raise ValueError(f"The id {unfit[0]!r} is a {type(unfit[0]).__name__}, but an id is a string.")
         return Inputs(list(images), images.__getitem__)
@@ -83,10 +86,12 @@ def open_images(
         found = load_from_disk(name)
     elif path.is_dir() or name.count("/") > 1 or name.startswith((".", "/", "~")):
         # A dataset on the Hub is owner/name; any other path is said not to be there.
-        return _folder_images(name)
+        inputs = _folder_images(name)
+        _refuse_named("a folder of images has neither columns nor splits", named)
+        return inputs
     else:
         try:
-            found = load_dataset(name, split=split)
+            found, split = load_dataset(name, split=split), None  # which is taken already
         except (OSError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             wrong = f"{name!r} is not a folder or Parquet file here, nor a dataset that can be fetched from the Hub"
@@ -98,7 +103,16 @@ def open_images(
         if split not in found:
             raise ValueError(f"There are the splits {', '.join(found)} in {shown}, but {split or 'none'} is named.")
         found = found[split]
-    return dataset_images(found, image_column, id_column)
+    elif split is not None and split != str(found.split):
+        _refuse_named(f"{shown} has no splits", {"split": split})
+    return dataset_images(found, image_column or "image", id_column)
+
+
+def _refuse_named(why: str, named: Mapping[str, str | None]) -> None:
+    """Refuse a column or a split that is named of what has none."""
+    for name, value in named.items():
+        if value is not None:
+            raise ValueError(f"{name} is {value!r}, but {why}; leave it out.")
 
 
 def _folder_images(folder: str) -> Inputs:
