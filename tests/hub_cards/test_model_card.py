@@ -277,6 +277,8 @@ def test_a_student_of_others_towers_has_a_card(
     assert words in " ".join(card.split())
     assert "None" not in card
     assert ("Texts beyond 512 tokens are cut off" in card) == (text is DISTILBERT)
+    assert "pipeline(" in card
+    assert "image-feature-extraction" not in card  # which takes models of transformers, not a part that holds one
     compile(card.split("```python\n")[1].split("```")[0], "quick start", "exec")
 
 
