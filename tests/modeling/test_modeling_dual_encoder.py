@@ -174,3 +174,16 @@ def test_refusals(build, batch):
     ):
         with pytest.raises(ValueError, match=message):
             model(**given)
+
+
+def test_a_frozen_tower_drops_nothing(build, pairs):
+    model = build(DualEncoderModel, hidden_dropout_prob=0.5)
+    model.text_model.requires_grad_(False)
+    first, second = (model.train()(**pairs) for _ in range(2))
+    assert torch.equal(first.text_pooler_output, second.text_pooler_output)
+    assert torch.equal(first.text_pooler_output, model.eval()(**pairs).text_pooler_output)
+
+    # One that learns is in training mode as before.
+    assert not torch.equal(first.image_pooler_output, second.image_pooler_output)
+    model.text_model.requires_grad_(True)
+    assert model.train().text_model.training

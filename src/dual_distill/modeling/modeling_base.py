@@ -43,6 +43,16 @@ class EncoderPreTrainedModel(PreTrainedModel):
             init.normal_(module.position_embeddings, std=std)
 
 
+class FreezableTower(nn.Module):
+    """A tower that stays as it is where none of it is trained, ours or of others."""
+
+    def train(self, mode: bool = True) -> Any:
+        """As every module; frozen, it drops nothing, and keeps no running means of batches that change."""
+        # What makes a model of others fit is trained, whether it is or not.
+        part = getattr(self, "model", self)
+        return super().train(mode and any(parameter.requires_grad for parameter in part.parameters()))
+
+
 def records_layers(forward: Callable[..., Any]) -> Any:
     """Let a forward hand out `hidden_states` and `attentions` as `_can_record_outputs` names them."""
     return merge_with_config_defaults(capture_outputs(tie_last_hidden_states=False)(forward))

@@ -20,12 +20,13 @@ from transformers.utils import TransformersKwargs
 
 from .configuration_dual_encoder import DualEncoderConfig, tower_width
 from .modeling_attention_recording import record_attention
+from .modeling_base import FreezableTower
 from .modeling_embeddings import with_image_axis
 from .modeling_layers import has_values, resolve_layers
 from .modeling_outputs import TowerOutput
 
 
-class ForeignTower(nn.Module):
+class ForeignTower(FreezableTower):
     """A model of transformers, its pooling, and what of its attention is recorded."""
 
     def __init__(self, config: DualEncoderConfig, tower: PreTrainedConfig, pooling: str):
@@ -49,13 +50,6 @@ class ForeignTower(nn.Module):
         """Take the weights of a checkpoint."""
         told = {"config": self.model.config, "revision": revision, "dtype": torch.float32, **self.options}
         self.model = type(self.model).from_pretrained(name, **told)
-
-    def train(self, mode: bool = True) -> Any:
-        """As every module; a frozen model stays as it is: no dropout, and no running means of batches that change."""
-        super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            self.model.eval()
-        return self
 
     def get_input_embeddings(self) -> Any:
         """Return the word or patch embeddings."""

@@ -12,7 +12,7 @@ from transformers.utils import TransformersKwargs
 
 from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
 from .configuration_fusion_encoder import FusionEncoderConfig
-from .modeling_base import EncoderPreTrainedModel, TextInputs, TransformerBody, records_layers
+from .modeling_base import EncoderPreTrainedModel, FreezableTower, TextInputs, TransformerBody, records_layers
 from .modeling_embeddings import ImageEmbeddings, TextEmbeddings, text_positions
 from .modeling_fusion_encoder import FusionEncoderPreTrainedModel
 from .modeling_layers import TransformerAttention, TransformerLayer
@@ -145,7 +145,7 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
         return model.to(device=fusion_encoder.device, dtype=fusion_encoder.dtype).train()
 
 
-class DualEncoderTextModel(TextInputs, TransformerBody, DualEncoderPreTrainedModel):
+class DualEncoderTextModel(FreezableTower, TextInputs, TransformerBody, DualEncoderPreTrainedModel):
     """The text tower."""
 
     config: DualEncoderTextConfig
@@ -172,7 +172,7 @@ class DualEncoderTextModel(TextInputs, TransformerBody, DualEncoderPreTrainedMod
         return TowerOutput(**self.encode_tokens(tokens, layer_mask, recorded_layers, attention_mask, **kwargs))
 
 
-class DualEncoderVisionModel(TransformerBody, DualEncoderPreTrainedModel):
+class DualEncoderVisionModel(FreezableTower, TransformerBody, DualEncoderPreTrainedModel):
     """The image tower."""
 
     config: DualEncoderVisionConfig
