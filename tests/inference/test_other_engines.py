@@ -1,5 +1,6 @@
 """mteb, workers of datasets, and a data set for the Hub: each by the real package, on something tiny."""
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset, Image, load_dataset, load_from_disk
 from huggingface_hub import DatasetCard
 
 from dual_distill import load_model
@@ -120,6 +121,39 @@ def test_rows_of_another_model_or_other_settings_are_not_joined(retriever, photo
     assert not (tmp_path / "a").exists()
     copy = EncodeColumn(str(tmp_path / "copy"), image_column="image", id_column="name", batch_size=1)
     assert copy.write_store(rows, tmp_path / "b").rows == 5
+
+
+def test_a_model_that_was_trained_again_into_its_folder_encodes_anew(retriever, tmp_path: Path) -> None:
+    model, processor, folder = retriever
+    Dataset.from_dict({"text": TEXTS}).save_to_disk(tmp_path / "rows")
+    rows, encode = load_from_disk(tmp_path / "rows"), EncodeColumn(folder, text_column="text")
+
+    def check(encoded: Dataset) -> None:
+        with torch.inference_mode():
+            expected = model.embed_texts(**processor(text=TEXTS))
+        np.testing.assert_allclose(encoded.with_format("numpy")["vector"][:], expected, atol=1e-5)
+
+    # Equal content gives equal rows, which `datasets` does not make again.
+    first = rows.map(encode, batched=True)
+    check(first)
+    copies = [rows.map(one, batched=True) for one in (encode, EncodeColumn(folder, text_column="text"))]
+    assert {copy._fingerprint for copy in copies} == {first._fingerprint}
+
+    with torch.no_grad():
+        model.text_projection.weight.mul_(-2)
+    model.save_pretrained(folder)
+    check(rows.map(encode, batched=True))
+    check(rows.map(EncodeColumn(folder, text_column="text"), batched=True))
+    before = rows.map(encode, batched=True)
+    processor.tokenizer.model_max_length = 4
+    processor.save_pretrained(folder)
+    after = rows.map(encode, batched=True)
+    check(after)
+    assert after["vector"] != before["vector"]
+
+    # Sent to workers that see a model which this machine does not.
+    away = EncodeColumn("no/such/folder", text_column="text")
+    assert copy.copy(away).model == away.model
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import shutil
 import weakref
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from PIL import Image
 from transformers import ViTImageProcessorPil
 from worlds.tiny_teachers import TEACHERS, save_teacher, tiny_teacher
@@ -351,6 +353,17 @@ def test_rows_that_workers_ask_about_are_joined_into_the_store_of_one_process(sm
         teach.write_store(told.remove_columns("made_with"), tmp_path / "none")
     # What is the same by another name is the same.
     assert replace(teach, layers=[1], batch_size=1).write_store(told, tmp_path / "joined") == 5
+
+
+def test_rows_are_told_anew_once_the_teachers_folder_holds_another(smolvlm, tmp_path):
+    shutil.copytree(smolvlm, tmp_path / "teacher")
+    known = set()
+    for name in (None, "model.safetensors", "processor_config.json"):
+        if name is not None:
+            file = tmp_path / "teacher" / name
+            file.write_bytes(file.read_bytes() + b" ")
+        known |= {Hasher.hash(TeachRows(str(tmp_path / "teacher"), TASK, answers=ANSWERS)) for _ in range(2)}
+    assert len(known) == 3
 
 
 def test_where_several_answers_may_be_right_each_is_learned_as_its_share(student, processor, tmp_path):

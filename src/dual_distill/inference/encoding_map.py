@@ -9,7 +9,7 @@ import torch
 
 from dual_distill import data
 from dual_distill.data import ImageError, Prepared
-from dual_distill.teachers import load_model
+from dual_distill.teachers import content_of, load_model
 
 from .encoding import Encoding, EncodingReport, StoreSettings, encode_prepared, prepare_image, prepared_texts, searches
 from .model_identity import model_identity, processor_settings
@@ -23,7 +23,8 @@ class EncodeColumn:
     """A column of images or texts becomes vectors; loads its model where it runs, once a process.
 
     For `Dataset.map(..., batched=True, num_proc=8)`, Ray Data's `map_batches`, Spark's `mapInPandas` and their like,
-    which send it to their workers: it holds names alone, until it is called. The vectors are those of a store, which
+    which send it to their workers: it holds names alone, and what the model's folder
+    holds or its commit, until it is called. The vectors are those of a store, which
     `write_store` makes of them: to 1e-6, and bit by bit with a batch size of 1, since a row's last bits depend on those
     that share its forward pass.
 
@@ -54,12 +55,16 @@ class EncodeColumn:
     device: str = "cpu"
     id_column: str | None = None
     _loaded: Any = field(default=None, init=False, repr=False)
+    _content: str | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if (self.image_column is None) == (self.text_column is None):
             raise ValueError("give image_column or text_column, one of them.")
 
     def __getstate__(self) -> dict[str, Any]:
+        # Under equal names `datasets` would return what another content of the folder gave before.
+        if (content := content_of(self.model)) != self._content:
+            self._content, self._loaded = content, None
         return {**vars(self), "_loaded": None}
 
     def _load(self) -> Any:

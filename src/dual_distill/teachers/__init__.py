@@ -9,7 +9,7 @@ from .aligned_teacher import AlignedTeacher, ForeignTeacher, student_tokens
 from .alignment import Tokens, align_view, key_shares, of_rows, over_heads
 from .bert import start_from_bert
 from .causal_vlm import caption_images
-from .checkpoint import fetch
+from .checkpoint import content_of, fetch
 from .conversion import (
     MAX_POSITIONS,
     TOLERANCE,

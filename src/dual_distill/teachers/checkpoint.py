@@ -21,6 +21,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from dual_distill import sealed
+from dual_distill.data import fingerprint
 from dual_distill.hub_cards import split_revision
 from dual_distill.modeling import DualEncoderModel, FusionEncoderModel
 
@@ -76,6 +77,23 @@ def fetch(name_or_path: str, revision: str | None = None, weights: bool = True) 
         reason = f"{'' if revision is None else f' at revision {revision!r}'} ({first_line(error)})"
         failed = f"could not be fetched from the Hub{reason}; check spelling, network and your access to it"
         raise ValueError(f"{name_or_path!r} is not a folder here and {failed}.") from error
+
+
+def content_of(name_or_path: str, revision: str | None = None) -> str | None:
+    """Return what a checkpoint holds now, unloaded: its commit, or a digest of a folder's files; None: it is not here.
+
+    Two that differ may be loaded as different models, or with other processors.
+    """
+    try:
+        folder = fetch(name_or_path, revision, weights=False)
+    except ValueError:
+        # Workers may see what this machine does not; whoever loads it says what is wrong.
+        return None
+    if not Path(split_revision(name_or_path, revision)[0]).is_dir():
+        return folder.name  # the cache names snapshots by commit
+    patterns = (*CONFIG_FILES, "*.safetensors", SHARD_INDEX)
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+    return fingerprint([[file.relative_to(folder).as_posix(), sealed.digest_of(file)] for file in files])
 
 
 def read_config(folder: Path, source: str, model_types: Sequence[str], expected: str) -> PreTrainedConfig:

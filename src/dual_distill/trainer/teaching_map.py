@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load, save
 
 from dual_distill import data
-from dual_distill.teachers import ForeignTeacher, load_teacher
+from dual_distill.teachers import ForeignTeacher, content_of, load_teacher
 
 from .stored_teacher import TeacherCollator, view_rows, view_settings
 from .teacher_cache import RowCache, row_names
@@ -46,8 +46,12 @@ class TeachRows:
     device: str = "cpu"
     revision: str | None = None
     _loaded: Any = field(default=None, init=False, repr=False)
+    _content: str | None = field(default=None, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
+        # Under equal names `datasets` would return what another content of the folder gave before.
+        if (content := content_of(self.teacher, self.revision)) != self._content:
+            self._content, self._loaded = content, None
         return {**vars(self), "_loaded": None}
 
     def _load(self) -> tuple[ForeignTeacher, TeacherCollator, dict[str, Any]]:
