@@ -292,6 +292,28 @@ def test_one_call_distills(folders: Folders, is_split: bool) -> None:
     assert read_run("student").steps == 1
 
 
+@pytest.mark.parametrize(
+    ("told", "layers", "weights"),
+    [
+        ({}, 1, (1, 1, 1)),
+        ({"interaction_layers": 2, "interaction_hidden_weight": 0.5}, 2, (1, 1, 0.5)),
+        ({"interaction_layers": 0}, 0, (1, 0, 0)),
+        ({"cache_teacher": "attention"}, 1, (1, 1, 0)),
+        ({"cache_teacher": "logits", "attention_weight": 0.0}, 1, (0, 0, 0)),
+    ],
+    ids=["default", "two layers", "the paper's", "cached attention", "cached answers"],
+)
+def test_one_call_builds_a_layer_and_teaches_where_it_looks(folders: Folders, told, layers, weights) -> None:
+    fields = {"max_steps": 1, "per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none"}
+    student = distill(folders.vilt, rows(), "student", disable_tqdm=True, **fields, **told).student
+    noted = read_run("student").objective.weights
+    names = ("attention_weight", "interaction_attention_weight", "interaction_hidden_weight")
+    assert student.config.interaction_layers == layers
+    assert tuple(noted.get(name, 0) for name in names) == weights
+    with pytest.raises(ValueError, match="interaction_layers is 1, but the student that was given has as many"):
+        distill(folders.vilt, rows(), "other", student="student", interaction_layers=1)
+
+
 def test_the_one_call_of_the_page_runs(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Path(__file__).parents[2] / "docs" / "distillation.md"
     [block] = [part.split("```")[0] for part in page.read_text().split("```python\n") if "distill(" in part[:400]]

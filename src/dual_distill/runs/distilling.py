@@ -37,6 +37,7 @@ def distill(
     output_dir: str | Path,
     student: PreTrainedModel | str | Path | None = None,
     *,
+    interaction_layers: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     **training_arguments: Any,
@@ -54,6 +55,9 @@ def distill(
             custom dataset, as `load_custom_dataset` takes it.
         output_dir: folder of the student.
         student: a model, or the name of its checkpoint; None: a dual encoder that starts from the teacher's weights.
+        interaction_layers: layers in which words look at the image's stored tokens, of a student that starts so. None:
+            one; 0: the paper's interaction of two vectors. With layers `interaction_attention_weight` and
+            `interaction_hidden_weight` are 1 unless they are given, or a teacher's cache lacks what they compare.
         resume: whether a run of other settings in `output_dir` is gone on with.
         overwrite: whether a run in `output_dir` is removed first.
         **training_arguments: of `DistillationTrainingArguments`: `num_train_epochs`, `learning_rate`, `label_weight`.
@@ -63,7 +67,7 @@ def distill(
 
     Raises:
         ValueError: the teacher has no labels, there are no training rows, `output_dir` holds a run of other settings,
-            or what `DistillationTrainer` raises.
+            interaction layers are asked of a student that is given, or what `DistillationTrainer` raises.
 
     References:
         Wang et al., EMNLP 2022, arXiv 2112.08723.
@@ -74,7 +78,14 @@ def distill(
         ValueError: the dataset has the splits test, but a student learns from one named train; name it so.
     """
     splits = splits_of(dataset)
-    args = DistillationTrainingArguments(output_dir=str(output_dir), **training_arguments)
+    if student is not None and interaction_layers is not None:
+        has_own = "but the student that was given has as many as it has"
+        raise ValueError(f"interaction_layers is {interaction_layers}, {has_own}; leave one of them out.")
+    layers = 1 if student is None and interaction_layers is None else interaction_layers or 0
+    cached = training_arguments.get("cache_teacher")
+    kept = {"interaction_attention_weight": cached != "logits", "interaction_hidden_weight": cached is None}
+    weights = {name: float(is_kept) for name, is_kept in kept.items()} if layers else {}
+    args = DistillationTrainingArguments(output_dir=str(output_dir), **{**weights, **training_arguments})
     taught_by: Any = teacher
     labelled: Any
     if reads_student_tokens(teacher):
@@ -93,7 +104,11 @@ def distill(
     # Layers that have no counterpart in the teacher are drawn from the seed of the run.
     set_seed(args.seed)
     dual_class: Any = head.dual_class
-    learner: Any = dual_class.from_fusion_encoder(taught_by) if student is None else student
+    learner: Any = student
+    if student is None:
+        learner = dual_class.from_fusion_encoder(
+            taught_by, interaction_layers=layers, interaction_from=range(-layers, 0) if layers else None
+        )
     learner = learner if taught_by is not teacher else labelled
     told = {"train_dataset": splits["train"], "eval_dataset": splits.get("validation"), **head.metrics(learner)}
     trainer = head.trainer(learner, args, teacher=taught_by, processing_class=processor, **told)
