@@ -35,15 +35,15 @@ _locked: set[Path] = set()
 FilePath = str | os.PathLike[str]
 
 
-def write_file(file: Path, content: Sequence[Any] | str, exclusive: bool = False) -> bool:
-    """Write a text or pieces of bytes under a hidden name and rename.
+def write_file(file: Path, content: Sequence[Any] | str | Callable[[Any], None], exclusive: bool = False) -> bool:
+    """Write a text, pieces of bytes, or what a function writes into a stream, under a hidden name and rename.
 
     Any number of processes may write one file. A hidden file is locked for as long as its writer lives, and what one
     left that was killed goes with the next write.
 
     Args:
         file: written over where it is there.
-        content: a text, or buffers that come one after the other.
+        content: a text, buffers that come one after the other, or a function of a stream; it may be called again.
         exclusive: whether a file that is there is kept.
 
     Returns:
@@ -56,7 +56,10 @@ def write_file(file: Path, content: Sequence[Any] | str, exclusive: bool = False
             fcntl.flock(stream, fcntl.LOCK_EX)
         try:
             pieces: Any = [content.encode()] if isinstance(content, str) else content
-            stream.writelines(pieces)
+            if callable(pieces):
+                pieces(stream)
+            else:
+                stream.writelines(pieces)
             stream.flush()
             os.fsync(stream.fileno())
             if exclusive:

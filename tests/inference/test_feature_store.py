@@ -1,9 +1,12 @@
 """A store's folder and its reading: synthetic vectors whose every value is known from its index."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -59,6 +62,22 @@ def test_pieces_say_where_they_start_and_are_no_longer_than_asked(store: Feature
     assert [(start, len(piece)) for start, piece in pieces] == [(0, 2), (2, 1), (3, 2), (5, 1), (6, 2)]
     for start, piece in pieces:
         assert torch.equal(piece, vectors(store.ids(range(start, start + len(piece)))))
+
+
+def test_two_write_one_parquet_file_at_once(store: FeatureStore, tmp_path: Path) -> None:
+    both_write = threading.Barrier(2)
+
+    class Meeting(FeatureStore):
+        def pieces(self, *args, **kwargs):
+            both_write.wait(timeout=10)
+            yield from super().pieces(*args, **kwargs)
+
+    with ThreadPoolExecutor(2) as pool:
+        written = [pool.submit(Meeting(store.path).to_parquet, tmp_path / "vectors.parquet") for _ in range(2)]
+        for one in written:
+            one.result()
+    assert pq.read_table(tmp_path / "vectors.parquet")["id"].to_pylist() == store.ids()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["store", "vectors.parquet"]
 
 
 def test_any_rows_in_any_order(store: FeatureStore) -> None:

@@ -28,6 +28,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from dual_distill.data import ShardedTable, TableStore, tensor_column
+from dual_distill.sealed import write_file
 
 from .model_identity import check_same_model
 
@@ -216,15 +217,14 @@ class FeatureStore(TableStore):
         Raises:
             ValueError: as `batches`.
         """
-        reader, target = self.batches(name, rows=8192), Path(file)
-        aside = target.with_name(f".{target.name}.unfinished")
-        try:
-            with pq.ParquetWriter(aside, reader.schema) as writer:
+
+        def write(stream: Any) -> None:
+            reader = self.batches(name, rows=8192)
+            with pq.ParquetWriter(stream, reader.schema) as writer:
                 for batch in reader:
                     writer.write_batch(batch)
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
+
+        write_file(Path(file), write)
 
     def read(self, indices: Sequence[int], name: str | None = None) -> torch.Tensor:
         """Return the vectors at some indices, `(indices, width)`, in their order, also repeatedly, as `pieces` does.
