@@ -1,6 +1,6 @@
 """Where the paper's curve goes: students of a quickstart's teacher over steps, by what teaches them and how they start.
 
-    python benchmarks/learning_curves.py [--seeds 0 1 2] [--steps 500 1000 2000 4000] [--terms ...]
+    python benchmarks/learning_curves.py [--seeds 0 1 2] [--steps 500 1000 2000 4000 8000 16000] [--terms ...]
         [--runs-dir runs/quickstart]
 
 Needs the teachers that benchmarks/quickstart_seeds.py leaves in RUNS_DIR/default-random-seedN. Each point is a run of
@@ -63,7 +63,7 @@ def main() -> None:
     """Train, evaluate, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, nargs="+", default=[500, 1000, 2000, 4000])
+    parser.add_argument("--steps", type=int, nargs="+", default=[500, 1000, 2000, 4000, 8000, 16000])
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--terms", nargs="+", choices=[*TERMS, "distilled"], help="what teaches (default: all)")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/quickstart"))
