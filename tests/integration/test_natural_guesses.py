@@ -19,9 +19,11 @@ from dual_distill import (
     answer_questions,
     distill,
     get_task,
+    load_custom_dataset,
     load_model,
     load_teacher,
 )
+from dual_distill.data import CustomDataset
 from dual_distill.hub_cards import read_run
 from dual_distill.teachers import convert_vilt, load_processor
 
@@ -63,6 +65,12 @@ def rows(text: str = "question", label: str = "answer", count: int = 8) -> datas
         },
         datasets.Features({"image": datasets.Image(), text: datasets.Value("string"), label: datasets.Value("string")}),
     )
+
+
+def custom_dataset() -> CustomDataset:
+    """The same under names of its own, as `load_custom_dataset` reads it."""
+    own = rows("q", "a").rename_column("image", "photo")
+    return load_custom_dataset(datasets.DatasetDict(train=own, validation=own), "photo", "q", "a")
 
 
 def few_steps(**fields: object) -> DistillationTrainingArguments:
@@ -128,7 +136,19 @@ REFUSED: list[tuple[str, Callable[[Folders], object], str]] = [
     (
         "a column of texts under another name",
         lambda folders: DistillationTrainer(folders.dual, teacher=folders.vilt, train_dataset=rows("prompt")),
-        r"^the columns are image, prompt, answer, none of them question, text, sentence; rename",
+        r"^the columns are image, prompt, answer, but a trainer looks for image and question, text or sentence; rename",
+    ),
+    (
+        "a column of images under another name",
+        lambda folders: DistillationTrainer(
+            folders.dual, teacher=folders.vilt, train_dataset=rows().rename_column("image", "photo")
+        ),
+        r"^the columns are photo, question, answer, but .* image and .*; rename them, give distill .*=\.$",
+    ),
+    (
+        "a custom dataset whole as train_dataset",
+        lambda folders: DistillationTrainer(folders.dual, teacher=folders.vilt, train_dataset=custom_dataset()),
+        r"^train_dataset is a CustomDataset of train, validation; give train_dataset=data\['train'\]",
     ),
     (
         "classes that are numbered in another order",
@@ -272,9 +292,10 @@ def test_what_transformers_says_without_the_package(folders: Folders, run_fresh)
     assert sum(sentence in line for line in said) == 2
 
 
-@pytest.mark.parametrize("is_split", [True, False], ids=["splits", "rows"])
-def test_one_call_distills(folders: Folders, is_split: bool) -> None:
-    data = datasets.DatasetDict(train=rows(), validation=rows(count=4)) if is_split else rows()
+@pytest.mark.parametrize("form", ["custom", "splits", "rows"])
+def test_one_call_distills(folders: Folders, form: str) -> None:
+    data = datasets.DatasetDict(train=rows(), validation=rows(count=4)) if form == "splits" else rows()
+    data, is_split = custom_dataset() if form == "custom" else data, form != "rows"
     told = {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none"}
     student, processor, metrics = distill(folders.vilt, data, output_dir="student", disable_tqdm=True, **told)
     assert type(student) is DualEncoderForQuestionAnswering

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from dual_distill import data
 from dual_distill.regions import RegionStore
+from dual_distill.trainer import raw_image_columns
 
 from .arguments import DataArguments
 from .heads import HEADS, HeadSpec, choose_head
@@ -128,8 +129,14 @@ def list_labels(task: data.Task, rows: Any, fewest: int | None, labelled: PreTra
 
 
 def splits_of(dataset: Any) -> Mapping[str, Any]:
-    """Return the splits of a dataset: of rows, of splits of rows, or of a custom dataset by its name."""
-    splits = data.load_custom_dataset(dataset).data if isinstance(dataset, str | Path) else dataset
+    """Return the splits of a dataset: of rows, of splits of rows, or of a custom dataset, read or by its name."""
+    splits = data.load_custom_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+    if isinstance(splits, data.CustomDataset):
+        # Under the names by which a trainer knows rows that come without a task.
+        task, images = splits.task, raw_image_columns(len(splits.task.image_columns))
+        named = {**dict(zip(task.image_columns, images, strict=True)), task.text_column: "question"}
+        named |= {str(task.label_column): "answer"} | ({task.answers_column: "answers"} if task.answers_column else {})
+        splits = splits.data.rename_columns(named)
     if not isinstance(splits, Mapping):
         splits = {"train": splits}
     if "train" not in splits:

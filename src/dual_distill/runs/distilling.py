@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 
+from dual_distill.data import CustomDataset
 from dual_distill.hub_cards import origin_of
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.teachers import load_model, load_teacher
@@ -33,7 +34,7 @@ class DistilledStudent(NamedTuple):
 
 def distill(
     teacher: str | Path,
-    dataset: Dataset | Mapping[str, Dataset] | str | Path,
+    dataset: Dataset | Mapping[str, Dataset] | CustomDataset | str | Path,
     output_dir: str | Path,
     student: PreTrainedModel | str | Path | None = None,
     *,
@@ -51,8 +52,8 @@ def distill(
         teacher: name of a checkpoint with answers or classes: ours, or a ViLT, which is converted on the way in; or one
             of any family of `teachers.FAMILIES`, or what `dual-distill teach` wrote of it, for a student that is named.
         dataset: rows with the columns image (image_0, image_1), question, text or sentence, and answer, label or
-            answers; splits of such rows, of which `train` is learned from and `validation` evaluated; or the name of a
-            custom dataset, as `load_custom_dataset` takes it.
+            answers; splits of such rows, of which `train` is learned from and `validation` evaluated; or what
+            `load_custom_dataset` returns, or takes as its first argument.
         output_dir: folder of the student.
         student: a model, or the name of its checkpoint; None: a dual encoder that starts from the teacher's weights.
         interaction_layers: layers in which words look at the image's stored tokens, of a student that starts so. None:

@@ -16,6 +16,7 @@ from .evaluation import (
 )
 from .image_text_trainers import PreTrainingTrainer, RetrievalTrainer
 from .preflight import note_preflight, run_preflight
+from .raw_dataset import raw_image_columns
 from .recording import differing_fields
 from .sealed_trainer import newest_whole
 from .stored_teacher import StoredTeacher, is_store, open_teacher, reads_student_tokens, view_settings, write_views

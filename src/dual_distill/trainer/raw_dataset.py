@@ -5,17 +5,24 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from dual_distill.data import DistillationCollator, Task
+from dual_distill.data import CustomDataset, DistillationCollator, Task
 from dual_distill.teachers import load_processor
 
 _TEXT_COLUMNS = ("question", "text", "sentence")
 _LABEL_COLUMNS = ("answer", "label")
+# What a model reads of a text: rows with one of these are batches already.
+_PREPARED = {"input_ids", "text_pooler_output", "text_embeds", "text_token_embeds"}
+
+
+def raw_image_columns(num_images: int) -> tuple[str, ...]:
+    """Return the names of the columns with the images of a row."""
+    return ("image",) if num_images == 1 else tuple(f"image_{index}" for index in range(num_images))
 
 
 def raw_collator(
     dataset: Any, config: PreTrainedConfig, processor: Any, checkpoint: str | None
 ) -> DistillationCollator | None:
-    """Return the collator of the task that the columns of raw rows name; None where there is no column for each image.
+    """Return the collator of the task that the columns of raw rows name; None of rows that are prepared.
 
     Args:
         dataset: what is trained on.
@@ -24,20 +31,23 @@ def raw_collator(
         checkpoint: where the teacher or the model came from; None: nowhere.
 
     Raises:
-        ValueError: there are several splits, no text, or there is no processor.
+        ValueError: there are several splits, an image or the text has no column, or there is no processor.
     """
-    if isinstance(dataset, Mapping):
+    splits = dataset.data if isinstance(dataset, CustomDataset) else dataset
+    if isinstance(splits, Mapping):
         way_out = "give train_dataset=data['train'], eval_dataset=data['validation']"
-        raise ValueError(f"train_dataset is a {type(dataset).__name__} of {', '.join(dataset)}; {way_out}.")
+        raise ValueError(f"train_dataset is a {type(dataset).__name__} of {', '.join(splits)}; {way_out}.")
 
     columns, num_images = getattr(dataset, "column_names", None) or [], config.num_images
-    images = ("image",) if num_images == 1 else tuple(f"image_{index}" for index in range(num_images))
-    if not set(images) <= set(columns):
+    images = raw_image_columns(num_images)
+    has_images = set(images) <= set(columns)
+    if not columns or (_PREPARED & set(columns) and not has_images):
         return None
     text = next((column for column in _TEXT_COLUMNS if column in columns), None)
-    if text is None:
-        has = f"the columns are {', '.join(columns)}, none of them {', '.join(_TEXT_COLUMNS)}"
-        raise ValueError(f"{has}; rename the one with the text, or give data_collator=.")
+    if text is None or not has_images:
+        wanted = f"a trainer looks for {', '.join(images)} and {', '.join(_TEXT_COLUMNS[:2])} or {_TEXT_COLUMNS[2]}"
+        way_out = "rename them, give distill what load_custom_dataset returns, or give data_collator="
+        raise ValueError(f"the columns are {', '.join(columns)}, but {wanted}; {way_out}.")
 
     label = next((column for column in _LABEL_COLUMNS if column in columns), None)
     names = [config.id2label[index] for index in range(len(config.id2label))]
