@@ -173,6 +173,14 @@ def test_a_student_projects_to_the_width_that_is_asked_for(shaped, start):
     assert model.config.projection_dim == 32
 
 
+def test_towers_pool_as_they_are_asked(shaped):
+    model = shaped("towers", text_pooling="last", vision_pooling="cls", interaction_layers=1).model
+    assert (model.config.text_pooling, model.config.vision_pooling) == ("last", "cls")
+    assert (model.dual_encoder.text_model.pooling, model.dual_encoder.vision_model.pooling) == ("last", "cls")
+    with pytest.raises(ValueError, match="text_pooling is 'first'; give one of cls, mean, last, tower"):
+        ModelArguments(text_pooling="first")
+
+
 NEW = "a dual_encoder from random weights, two towers or a fusion_encoder"
 FROM_FUSION, FROM_RANDOM = "a dual_encoder from a fusion_encoder", "a fusion_encoder from random weights"
 
@@ -186,6 +194,7 @@ FROM_FUSION, FROM_RANDOM = "a dual_encoder from a fusion_encoder", "a fusion_enc
         ("towers", "dual_encoder", {"vision_layers": [0]}, "all of them", FROM_FUSION),
         ("random", "dual_encoder", {"norm_first": False}, "True", FROM_RANDOM),
         ("towers", "dual_encoder", {"norm_first": False}, "True", FROM_RANDOM),
+        ("dual", "dual_encoder", {"text_pooling": "mean"}, "tower", "a dual_encoder from two towers"),
         ("fusion", "fusion_encoder", {"text_layers": [0]}, "all of them", FROM_FUSION),
         ("random", "fusion_encoder", {"projection_dim": 32}, "none", NEW),
     ],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import BitsAndBytesConfig, GitConfig, GitForCausalLM, PreTrainedTokenizerFast
+from transformers import BitsAndBytesConfig, CLIPConfig, GitConfig, GitForCausalLM, PreTrainedTokenizerFast
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 from worlds.tiny_teachers import TEACHERS, VISION, save_teacher, tiny_teacher, word_tokenizer
 
@@ -436,6 +436,9 @@ def test_a_type_of_no_family_is_refused_with_the_list(tmp_path):
         ValueError, match=r"no teacher family knows models of type 'git', but .*smolvlm.*; write its load"
     ):
         family_of(GitConfig())
+    CLIPConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"knows models of type 'clip', but .*; a model whose .* can be a tower"):
+        load_teacher(tmp_path)
 
 
 class Git:

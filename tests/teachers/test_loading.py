@@ -533,6 +533,13 @@ def test_a_teacher_is_frozen_and_a_model_is_not(save_vilt):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_options_of_other_families_are_refused_of_ours(save_vilt):
+    _, folder = save_vilt("ViltForQuestionAnswering")
+    assert load_teacher(folder, dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"is loaded as a model of ours, without device_map, quantization_config"):
+        load_teacher(folder, device_map="cpu", quantization_config=None)
+
+
 def test_a_configuration_names_the_class_that_it_loads_as(save_vilt):
     _, folder = save_vilt("ViltForMaskedLM")
     assert load_config(folder).architectures == ["FusionEncoderForMaskedLM"]

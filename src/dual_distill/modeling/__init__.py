@@ -3,7 +3,7 @@
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_RETRIEVAL_MAPPING
 
-from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig
+from .configuration_dual_encoder import DualEncoderConfig, DualEncoderTextConfig, DualEncoderVisionConfig, Pooling
 from .configuration_fusion_encoder import FusionEncoderConfig, own_fields
 from .modeling_attention_recording import RecordedAttention, record_attention
 from .modeling_dual_encoder import DualEncoderModel

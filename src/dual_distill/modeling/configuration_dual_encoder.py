@@ -219,7 +219,8 @@ class DualEncoderConfig(OwnConfig):
             if is_own[name] and pooling != "tower":
                 raise ValueError(f"{name} is a tower of ours, which pools itself, but its pooling is {pooling!r}.")
         if self.interaction_layers and self.text_pooling == "tower" and not is_own["text_config"]:
-            raise ValueError("behind interaction layers the text tower's own pooling cannot be used; give cls or mean.")
+            lacks = "behind interaction layers the text tower's own pooling cannot be used"
+            raise ValueError(f"{lacks}; give text_pooling cls, mean or last.")
 
     def is_own(self, tower: str) -> bool:
         """Whether a tower, `text_config` or `vision_config`, is one of this package."""

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
+from dual_distill.modeling import Pooling
+
 Architecture = Literal["fusion_encoder", "dual_encoder"]
 Attention = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
 Augmentation = Literal["none", "randaugment"]
@@ -43,6 +45,8 @@ class ModelArguments:
     init_revision: str | None = _option(None, "Branch, tag or commit of init_from on the Hub.")
     text_tower: str | None = _option(None, "Student of two models that AutoModel loads: the text model.")
     vision_tower: str | None = _option(None, "The image model beside it, such as SigLIP 2 or DINOv3.")
+    text_pooling: Pooling | None = _option(None, "Which vector stands for a text there. Default: as the tower does.")
+    vision_pooling: Pooling | None = _option(None, "The same of an image. Default: tower; mean if there are layers.")
     new_head: bool = _option(False, "Newly initialize the head; init_from gives the body: pre-training, another task.")
     teacher: str | None = _option(
         None, "Frozen teacher: a checkpoint of any family, or a store of `teach`. Default: hard labels."
@@ -166,5 +170,7 @@ class DataArguments(ReadingArguments):
 def _check_choices(arguments: Any) -> None:
     """Refuse a word that is none of a field's: the command line's parser does not check a recipe's values."""
     for one in fields(arguments):
-        if get_origin(one.type) is Literal and (value := getattr(arguments, one.name)) not in get_args(one.type):
-            raise ValueError(f"{one.name} is {value!r}; give one of {', '.join(get_args(one.type))}.")
+        kinds = [kind for kind in (one.type, *get_args(one.type)) if get_origin(kind) is Literal]
+        value, words = getattr(arguments, one.name), [word for kind in kinds for word in get_args(kind)]
+        if kinds and value not in (*words, one.default):
+            raise ValueError(f"{one.name} is {value!r}; give one of {', '.join(words)}.")

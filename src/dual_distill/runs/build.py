@@ -44,6 +44,7 @@ _SHAPE = (*_SIZES, "initializer_range", "embedding_initializer_range")
 _NEW_DUAL = "a dual_encoder from random weights, two towers or a fusion_encoder"
 _COMES_WITH = dict.fromkeys(("interaction_layers", "projection_dim"), _NEW_DUAL)
 _COMES_WITH |= dict.fromkeys(("text_layers", "vision_layers"), "a dual_encoder from a fusion_encoder")
+_COMES_WITH |= dict.fromkeys(("text_pooling", "vision_pooling"), "a dual_encoder from two towers")
 _COMES_WITH["norm_first"] = "a fusion_encoder from random weights"
 
 RunArguments = tuple[ModelArguments, DataArguments, DistillationTrainingArguments]
@@ -265,7 +266,7 @@ def _check_shape(config: Any, arguments: ModelArguments, takes_layers: bool) -> 
     whole = "all of them"
     built = {
         "interaction_layers": getattr(config, "interaction_layers", 0),  # a fusion encoder has none
-        "projection_dim": getattr(config, "projection_dim", "none"),
+        **{name: getattr(config, name, "none") for name in ("projection_dim", "text_pooling", "vision_pooling")},
         "text_layers": arguments.text_layers if takes_layers else whole,
         "vision_layers": arguments.vision_layers if takes_layers else whole,
         # True is the default, so that it asks for nothing; towers of ours are always so.
@@ -280,9 +281,8 @@ def _check_shape(config: Any, arguments: ModelArguments, takes_layers: bool) -> 
 def _of_towers(arguments: ModelArguments, data: RunData, label_names: list[str]) -> dict[str, Any]:
     """Return what a dual encoder of two models is told beside their names."""
     fields = {"interaction_layers": arguments.interaction_layers or 0, "num_images": len(data.task.image_columns)}
-    if arguments.projection_dim is not None:
-        fields["projection_dim"] = arguments.projection_dim
-    return fields | _labels(label_names)
+    told = {name: getattr(arguments, name) for name in ("projection_dim", "text_pooling", "vision_pooling")}
+    return fields | {name: value for name, value in told.items() if value is not None} | _labels(label_names)
 
 
 def _labels(label_names: list[str]) -> dict[str, Any]:

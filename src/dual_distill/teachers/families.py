@@ -1,5 +1,6 @@
 """Which family of teachers a model belongs to, and the four functions that make one."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +59,7 @@ def family_of(config: PreTrainedConfig) -> TeacherFamily:
     if config.model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         way_out = "write its load, inputs, layers and view, and put them into teachers.FAMILIES (docs/teachers.md)"
+        way_out += "; a model whose text never looks at an image, as CLIP's, can be a tower alone (docs/towers.md)"
         raise ValueError(f"no teacher family knows models of type {config.model_type!r}, but {known}; {way_out}.")
     return FAMILIES[config.model_type]
 
@@ -104,10 +106,14 @@ def load_teacher(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code) if is_there else None
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{source!r} has no configuration that can be read: {first_line(error)}.") from error
-    if config is not None and model_class is None and FAMILIES.get(config.model_type, fusion) is not fusion:
+    family: TeacherFamily = fusion if config is None or model_class is not None else family_of(config)
+    if family is not fusion:
         options |= {"trust_remote_code": True} if trust_remote_code else {}
-        loaded = LoadedModel(*family_of(config).load(source, revision, **options))
+        loaded = LoadedModel(*family.load(source, revision, **options))
     else:
+        if unknown := options.keys() - inspect.signature(load_model).parameters.keys():
+            names, way_out = (", ".join(sorted(unknown)), "which others take; leave them out, and move it by .to()")
+            raise ValueError(f"{source!r} is loaded as a model of ours, without {names}, {way_out}.")
         loaded = load_model(source, revision, model_class, **options)
     loaded.model.requires_grad_(False)
     return loaded
