@@ -80,6 +80,16 @@ def test_a_teacher_that_sees_is_not_warned_of(build_trainer, caplog):
     assert not any("no better" in record.message for record in caplog.records)
 
 
+def test_what_is_not_tried_is_said(build_trainer, caplog):
+    trainer, why = build_trainer(), "the teacher is not tried before the first step: "
+    trainer.eval_dataset = None
+    assert run_preflight(trainer) is None
+    trainer.teacher.answers = None  # as of a teacher with other tokens
+    assert run_preflight(trainer) is None
+    reasons = ("there are no labelled validation rows", "soft_label_weight is 0, so the teacher is asked no answers")
+    assert [record.message for record in caplog.records] == [why + reason for reason in reasons]
+
+
 def test_once_in_a_run_in_its_record_and_on_its_card(build_trainer, caplog, tmp_path):
     folder, fields = tmp_path / "out", {"save_strategy": "steps", "save_steps": 1, "warmup_steps": 0}
     train(build_trainer(max_steps=1, **fields))

@@ -42,16 +42,21 @@ def run_preflight(trainer: DistillationTrainer) -> Preflight | None:
         trainer: of the run, before its first step.
 
     Returns:
-        The figures; None without a teacher that answers, or without labelled rows of a `datasets.Dataset`.
+        The figures; None without a teacher that answers, or without labelled rows of a `datasets.Dataset`: it says so.
     """
     collator = getattr(trainer.data_collator, "collator", trainer.data_collator)
     names, column = getattr(collator, "label_names", None), getattr(getattr(collator, "task", None), "label_column", "")
     rows, objective, began = trainer.eval_dataset, trainer.distillation_objective, time.perf_counter()
-    # A store holds training rows alone; of some teachers no answers are asked.
-    teacher: Any = trainer.teacher
-    if isinstance(teacher, StoredTeacher) or getattr(teacher, "answers", ()) is None:
+    if objective is None:
         return None
-    if objective is None or not names or not isinstance(rows, Dataset) or column not in rows.column_names:
+    lacks = {
+        "the teacher's store holds training rows alone": isinstance(trainer.teacher, StoredTeacher),
+        "soft_label_weight is 0, so the teacher is asked no answers": getattr(trainer.teacher, "answers", ()) is None,
+        "there are no labels": not names,
+        "there are no labelled validation rows": not isinstance(rows, Dataset) or column not in rows.column_names,
+    }
+    if reason := next((reason for reason, is_so in lacks.items() if is_so), None):
+        _logger.warning("the teacher is not tried before the first step: %s", reason)
         return None
 
     def answers(split: Dataset) -> list[str]:
