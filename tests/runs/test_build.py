@@ -173,6 +173,11 @@ def test_a_student_projects_to_the_width_that_is_asked_for(shaped, start):
     assert model.config.projection_dim == 32
 
 
+def test_a_tower_is_taken_at_its_revision(tmp_path):
+    found = ModelArguments(vision_tower="me/vit@v1", text_tower=str(tmp_path)).vision_text
+    assert found == {"vision": "me/vit", "vision_revision": "v1", "text": str(tmp_path), "text_revision": None}
+
+
 def test_towers_pool_as_they_are_asked(shaped):
     model = shaped("towers", text_pooling="last", vision_pooling="cls", interaction_layers=1).model
     assert (model.config.text_pooling, model.config.vision_pooling) == ("last", "cls")

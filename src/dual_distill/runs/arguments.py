@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
+from dual_distill.hub_cards import split_revision
 from dual_distill.modeling import Pooling
 
 Architecture = Literal["fusion_encoder", "dual_encoder"]
@@ -88,9 +89,13 @@ class ModelArguments:
         return None if self.init_from is None else (self.init_from, self.init_revision)
 
     @property
-    def vision_text(self) -> tuple[str, str] | None:
-        """The image and the text model that a student is built of."""
-        return None if self.vision_tower is None else (self.vision_tower, str(self.text_tower))
+    def vision_text(self) -> dict[str, Any]:
+        """The image and the text model that a student is built of, with their revisions; nothing: of none."""
+        found: dict[str, Any] = {}
+        for side, tower in (("vision", self.vision_tower), ("text", self.text_tower)):
+            if tower is not None:
+                found[side], found[f"{side}_revision"] = split_revision(tower)
+        return found
 
     @property
     def towers(self) -> dict[str, Any]:

@@ -129,10 +129,10 @@ def make_run(
 
 def _inputs(arguments: ModelArguments, rows: RunData) -> dict[str, str]:
     """Which towers and regions were given, by their content: the paths of this machine say nothing of it."""
-    towers = zip(("vision_tower", "text_tower"), arguments.vision_text or (), strict=False)
     stores = {name: rows.regions.get(name) for name in ("regions", "teacher_regions")}
     found = {name: f"boxes: {store.boxes_id}; features: {store.features_id}" for name, store in stores.items() if store}
-    return found | {name: str(origin_of(tower)) for name, tower in towers}
+    towers = {"vision_tower": arguments.vision_tower, "text_tower": arguments.text_tower}
+    return found | {name: str(origin_of(tower)) for name, tower in towers.items() if tower is not None}
 
 
 def resolve(
@@ -156,7 +156,7 @@ def resolve(
     saved = start or (taught_by if lends else None)
     if processor is None:
         if towers := model_arguments.vision_text:
-            processor = DualDistillProcessor.from_vision_text_pretrained(*towers)
+            processor = DualDistillProcessor.from_vision_text_pretrained(**towers)
         elif saved:
             processor = load_processor(*saved)
         else:
@@ -197,13 +197,13 @@ def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedMode
     config, data = resolved.student_config, resolved.data
     model_class: Any = data.head.model_class(config)
 
-    if arguments.start is None and arguments.vision_text is None:
+    if not (arguments.start or arguments.vision_text):
         config._attn_implementation = arguments.attn_implementation
         model: Any = model_class(config)
     else:
-        if arguments.vision_text is not None:
+        if arguments.vision_text:
             fields = _of_towers(arguments, data, resolved.label_names)
-            model = model_class.from_vision_text_pretrained(*arguments.vision_text, **fields)
+            model = model_class.from_vision_text_pretrained(**arguments.vision_text, **fields)
         else:
             told = _new_head(arguments, data, resolved.label_names)
             name, revision = cast("tuple[str, str | None]", arguments.start)
@@ -233,9 +233,9 @@ def _student_config(
 ) -> PreTrainedConfig:
     """Return the configuration of the model that is trained: its checkpoint's, or one of the sizes in `arguments`."""
     config: Any
-    if arguments.vision_text is not None:
+    if arguments.vision_text:
         fields = _of_towers(arguments, data, label_names)
-        config = DualEncoderConfig.from_vision_text_pretrained(*arguments.vision_text, **fields)
+        config = DualEncoderConfig.from_vision_text_pretrained(**arguments.vision_text, **fields)
     elif arguments.start is None:
         config = _config_of_sizes(arguments, data, label_names, vocab_size)
     else:
