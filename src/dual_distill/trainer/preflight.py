@@ -45,7 +45,8 @@ def run_preflight(trainer: DistillationTrainer) -> Preflight | None:
         The figures; None without a teacher that answers, or without labelled rows of a `datasets.Dataset`: it says so.
     """
     collator = getattr(trainer.data_collator, "collator", trainer.data_collator)
-    names, column = getattr(collator, "label_names", None), getattr(getattr(collator, "task", None), "label_column", "")
+    names: Any = getattr(collator, "label_names", None)
+    column = getattr(getattr(collator, "task", None), "label_column", "")
     rows, objective, began = trainer.eval_dataset, trainer.distillation_objective, time.perf_counter()
     if objective is None:
         return None
