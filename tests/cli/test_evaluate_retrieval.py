@@ -98,6 +98,11 @@ def test_recalls_both_ways_alone_and_re_ranked(folder, words, capsys) -> None:
     assert result["rerank"] == str(folder / "fusion")
 
 
+def test_a_stream_is_not_evaluated(folder: Path) -> None:
+    with pytest.raises(ValueError, match="task 'image_text' is a stream to train on alone; evaluate on another"):
+        run([str(folder / "dual"), "--task", "image_text"])
+
+
 @pytest.mark.parametrize("again", [[], ["--rerank-with-layers", "--rerank-top", "3"]])
 def test_the_nearest_images_of_each_caption_are_written(folder, words, capsys, tmp_path, again) -> None:
     file, model = tmp_path / "new" / "found.jsonl", "layers" if again else "dual"

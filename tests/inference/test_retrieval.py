@@ -309,7 +309,7 @@ def test_each_error_by_its_message(rows, dual, fusion, answering_processor, answ
         evaluate_retrieval(rows, TASK, dual, processor, fusion, processor, rerank_with_layers=True)
     with pytest.raises(ValueError, match="rerank_top is 0, but must be at least 1"):
         evaluate_retrieval(rows, TASK, dual, processor, fusion, processor, rerank_top=0)
-    with pytest.raises(ValueError, match="task 'scenes' has no images with captions to search"):
+    with pytest.raises(ValueError, match="task 'scenes' does not say which captions are of one image"):
         evaluate_retrieval(rows, get_task("scenes"), dual, processor)
     with pytest.raises(ValueError, match="There are no rows"):
         evaluate_retrieval(rows.select([]), TASK, dual, processor)

@@ -95,7 +95,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.output_dir is not None and options.output_dir.suffix == ".json":
         raise ValueError(f"--output-dir is {str(options.output_dir)!r}; give a folder, which gets {EVALUATION}.")
     # A custom dataset has labels.
-    writes = HEADS[TASKS[options.task].head].writes if options.task in TASKS else "answers"
+    task = TASKS.get(options.task)
+    writes = "answers" if task is None else HEADS[task.head].writes
+    if task is not None and writes == "ranking" and task.image_id_column is None:
+        raise ValueError(f"task {task.name!r} is a stream to train on alone; evaluate on another, as coco_retrieval.")
     evaluate, unfit = {
         "answers": (_evaluate_answers, (*_OF_RANKING, *OF_CAPTIONS)),
         "ranking": (_evaluate_ranking, (*OF_CAPTIONS, *_OF_ANSWERS, "submission", "regions", "num_tags")),

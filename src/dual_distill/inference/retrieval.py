@@ -230,7 +230,7 @@ class ImagesWithCaptions:
 
     def __init__(self, rows: Dataset, task: Task) -> None:
         if task.image_id_column is None:
-            raise ValueError(f"task {task.name!r} has no images with captions to search; coco_retrieval has.")
+            raise ValueError(f"task {task.name!r} does not say which captions are of one image; coco_retrieval does.")
         if not len(rows):
             raise ValueError("There are no rows, but retrieval needs one caption or more.")
         self.captions = [str(caption) for caption in rows[task.text_column]]
