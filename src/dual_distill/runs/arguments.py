@@ -13,8 +13,8 @@ Augmentation = Literal["none", "randaugment"]
 CaptionTraining = Literal["masked_words", "self_critical"]
 Resize = Literal["keep_aspect", "fixed"]
 
-_TASKS = """scenes (generated), easy_vqa, nlvr, vqa, gqa, vqa_rad, daquar, nlvr2, snli_ve; with captions:
-coco_retrieval, coco_captioning, image_text (a stream to train on); or custom: a table, folder or Hub data set of yours."""
+_TASKS = """scenes (generated), easy_vqa, nlvr, vqa, gqa, vqa_rad, daquar, nlvr2, snli_ve; images with captions:
+coco_retrieval, coco_captioning, image_text (a stream to train on); custom: a table, folder or Hub data set of yours."""
 _HEADS = """Custom dataset: question_answering (default) or images_and_text_classification. Images with captions:
 image_text_retrieval (default) or pretraining."""
 
