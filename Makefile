@@ -32,7 +32,7 @@ quickstart: $(INSTALLED) ## teacher, student, distillation and an attention imag
 demo: $(SHOWABLE) ## a page in the browser that asks a checkpoint (options: ARGS="MODEL --teacher TEACHER --images FOLDER")
 	$(TOOLS)/dual-distill demo $(ARGS)
 
-test: check ## check, then every test and every example in a docstring (options: ARGS="-k name", JOBS=4)
+test: check ## check, then every fast test and every example in a docstring (options: ARGS="-k name", JOBS=4)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(TESTABLE) ## lint, format and types; runs nothing
