@@ -107,9 +107,7 @@ def distill(
     dual_class: Any = head.dual_class
     learner: Any = student
     if student is None:
-        learner = dual_class.from_fusion_encoder(
-            taught_by, interaction_layers=layers, interaction_from=range(-layers, 0) if layers else None
-        )
+        learner = dual_class.from_fusion_encoder(taught_by, interaction_layers=layers)
     learner = learner if taught_by is not teacher else labelled
     told = {"train_dataset": splits["train"], "eval_dataset": splits.get("validation"), **head.metrics(learner)}
     trainer = head.trainer(learner, args, teacher=taught_by, processing_class=processor, **told)
