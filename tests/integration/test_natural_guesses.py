@@ -331,6 +331,9 @@ def test_one_call_builds_a_layer_and_teaches_where_it_looks(folders: Folders, to
     names = ("attention_weight", "interaction_attention_weight", "interaction_hidden_weight")
     assert student.config.interaction_layers == layers
     assert tuple(noted.get(name, 0) for name in names) == weights
+    others = rf"\(interaction_layers: {layers} there, 3 now.*; ask for the same shape, overwrite to begin anew"
+    with pytest.raises(ValueError, match=others):
+        distill(folders.vilt, rows(), "student", resume=True, **fields, **{**told, "interaction_layers": 3})
     with pytest.raises(ValueError, match="interaction_layers is 1, but the student that was given has as many"):
         distill(folders.vilt, rows(), "other", student="student", interaction_layers=1)
 

@@ -111,6 +111,15 @@ def test_other_rows_are_refused_finished_or_stopped(run, tmp_path):
     train(make(data=other), overwrite=True)
 
 
+def test_no_run_goes_on_with_a_model_of_another_shape(run):
+    make, _ = run
+    trainer = make()
+    other = type(trainer.model.config).from_dict({**trainer.model.config.to_dict(), "hidden_size": 32})
+    trainer.model = type(trainer.model)(other)
+    with pytest.raises(ValueError, match=r"\(hidden_size: 16 there, 32 now.*; ask for the same shape, overwrite"):
+        train(trainer, resume=True)
+
+
 def test_it_goes_on_or_begins_anew_when_told_to(run, caplog):
     make, folder = run
     trainer = make(max_steps=3)

@@ -176,10 +176,12 @@ def test_the_teacher_reads_its_own_features(tmp_path):
 
 def test_arguments_that_are_changed_after_the_objective_learned_are_refused(tmp_path):
     trainer = region_trainer(tmp_path)
+    trainer.args.attention_weight = 5.0
     trainer.train()
+    assert trainer.distillation_objective.weights["attention_weight"] == 5.0
     trainer.train()
     trainer.args.attention_weight = 7.0
-    with pytest.raises(ValueError, match="of a DistillVLMObjective whose state was trained were changed; make a new"):
+    with pytest.raises(ValueError, match="of a DistillVLMObjective whose state an optimizer holds were changed; make"):
         trainer.train()
 
 

@@ -3,6 +3,7 @@
 import logging
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,16 @@ def find_checkpoint(trainer: DistillationTrainer, resume: bool, overwrite: bool)
     found = last if steps is None else trainer.args.output_dir
     earlier = None if found is None else read_run(found)
     differences = [] if earlier is None else _differences(earlier, trainer.run_record())
+    shape: list[str] = []
     if found is not None and Path(found, "config.json").is_file():
-        there, here = load_config(found).id2label, trainer.model.config.id2label
-        differences += [] if there == here else [f"labels: {len(there)} there, {len(here)} now, or in another order"]
-    if differences and not resume:
-        begun = f"{str(folder)!r} holds a run of other settings ({'; '.join(differences)})"
-        way_out = "give resume (--resume) to go on with these, overwrite to begin anew, or another output_dir"
-        raise ValueError(f"{begun}; {way_out}.")
+        there, here = load_config(found), trainer.model.config
+        others = f"labels: {len(there.id2label)} there, {len(here.id2label)} now, or in another order"
+        differences += [] if there.id2label == here.id2label else [others]
+        shape = _described(_shape(there), _shape(here))
+    if shape or (differences and not resume):
+        begun = f"{str(folder)!r} holds a run of other settings ({'; '.join(shape + differences)})"
+        goes_on = "ask for the same shape" if shape else "give resume (--resume) to go on with these"
+        raise ValueError(f"{begun}; {goes_on}, overwrite to begin anew, or another output_dir.")
 
     # With more steps than it was to have, a finished run goes on.
     if steps is not None and differences and count_steps(trainer.train_dataset, trainer.args)["steps"] > steps:
@@ -139,9 +143,28 @@ def _differences(earlier: RunRecord, now: RunRecord) -> list[str]:
     )
     # A record of before says nothing of some.
     unknown = _LATER if earlier.data.identity is None else ()
-    names = [name for name in sorted({*there, *here}) if not _FREE.fullmatch(name) and name not in unknown]
-    values = [(name, there.get(name, "the default"), here.get(name, "the default")) for name in names]
+    told = [
+        {name: it for name, it in one.items() if not _FREE.fullmatch(name) and name not in unknown}
+        for one in (there, here)
+    ]
+    return _described(*told)
+
+
+def _described(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs, each with both values."""
+    values = [(name, there.get(name, "the default"), here.get(name, "the default")) for name in sorted({*there, *here})]
     return [f"{name}: {before} there, {after} now" for name, before, after in values if _known(before) != _known(after)]
+
+
+def _shape(config: Any) -> dict[str, Any]:
+    """What the weights of a model have their shape from: of other shapes no run goes on."""
+    names = ("interaction_layers", "projection_dim", "hidden_size", "num_hidden_layers")
+    parts = {
+        "": config,
+        "text_": getattr(config, "text_config", None),
+        "vision_": getattr(config, "vision_config", None),
+    }
+    return {f"{part}{name}": getattr(one, name) for part, one in parts.items() for name in names if hasattr(one, name)}
 
 
 def _known(value: Any) -> Any:

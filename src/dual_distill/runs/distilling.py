@@ -83,9 +83,9 @@ def distill(
         has_own = "but the student that was given has as many as it has"
         raise ValueError(f"interaction_layers is {interaction_layers}, {has_own}; leave one of them out.")
     layers = 1 if student is None and interaction_layers is None else interaction_layers or 0
-    cached = training_arguments.get("cache_teacher")
+    cached, is_compared = training_arguments.get("cache_teacher"), training_arguments.get("method", "dide") == "dide"
     kept = {"interaction_attention_weight": cached != "logits", "interaction_hidden_weight": cached is None}
-    weights = {name: float(is_kept) for name, is_kept in kept.items()} if layers else {}
+    weights = {name: float(is_kept) for name, is_kept in kept.items()} if layers and is_compared else {}
     args = DistillationTrainingArguments(output_dir=str(output_dir), **{**weights, **training_arguments})
     taught_by: Any = teacher
     labelled: Any

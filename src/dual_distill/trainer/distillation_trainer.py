@@ -225,8 +225,8 @@ class DistillationTrainer(RowMeansTrainer):
 
         # What the caller wrote into an objective stays; of a trained state, so do the optimizer's parameters.
         is_as_said = self._said_of_objective(student) == self._made_of
-        if self.model_init is None and not is_as_said and objective.state_dict():
-            trained = f"the arguments of a {type(objective).__name__} whose state was trained were changed"
+        if self.model_init is None and not is_as_said and objective.state_dict() and self.optimizer is not None:
+            trained = f"the arguments of a {type(objective).__name__} whose state an optimizer holds were changed"
             raise ValueError(f"{trained}; make a new trainer.")
         if self.model_init is not None or not is_as_said:
             self._set_objective(student)
