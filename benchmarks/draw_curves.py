@@ -29,8 +29,9 @@ COLOURS = {
     "soft labels, attention of all layers": "#56b4e9",
     "soft labels, attention, hard labels": "#009e73",
     "distilled": "#0072b2",
+    "distilled, hard labels": "#009e73",
 }
-MARKERS = dict(zip(COLOURS, "s^oDvo", strict=True))
+MARKERS = dict(zip(COLOURS, "s^oDvov", strict=True))
 TITLES = {
     "random": "the paper's interaction, random weights",
     "teacher": "the paper's interaction, the teacher's weights",

@@ -56,7 +56,8 @@ def students(options: argparse.Namespace) -> list[dict[str, Any]]:
     runs = []
     for seed in options.seeds:
         for layers in sorted({shallow for shallow, _ in DEPTHS.values()}):
-            for terms, weights in LAYER_TERMS.items():
+            for terms in ("hard labels", "soft labels", "distilled"):
+                weights = LAYER_TERMS[terms]
                 name = f"{terms}, {layers} layers"
                 if layers == 0:
                     called = "soft labels, attention" if terms == "distilled" else terms

@@ -7,8 +7,8 @@ Needs the teachers that benchmarks/quickstart_seeds.py leaves in RUNS_DIR/defaul
 its own, with its whole schedule: the paper's student (pooled vectors interact; no interaction layer) on hard labels, on
 the teacher's soft labels, on these and its attention of the last layer or of all, and on these and hard labels; from
 random weights and from the teacher's; and one with an interaction layer, from random weights, on hard labels, on soft
-labels, and on these, both attentions and hidden states. All other settings are those of the quickstart's students.
-Seconds are of this process's processor, one thread. A finished run is read, not made again; short runs of all seeds
+labels, on these, both attentions and hidden states, and on all of that and hard labels. All other settings are those of
+the quickstart's students. Seconds are of this process's processor, one thread. A finished run is read, not made again; short runs of all seeds
 come first. `--time` times a step of each way of teaching, all in turn in one process, for comparisons at equal seconds.
 `--tiny` tries the script out and records nothing.
 """
@@ -54,6 +54,11 @@ LAYER_TERMS: dict[str, Weights] = {
     "hard labels": None,
     "soft labels": {"attention_weight": 0.0},
     "distilled": {"interaction_attention_weight": 1.0, "interaction_hidden_weight": 1.0},
+    "distilled, hard labels": {
+        "interaction_attention_weight": 1.0,
+        "interaction_hidden_weight": 1.0,
+        "label_weight": 1.0,
+    },
 }
 STARTS = ("random", "teacher", "one layer")
 TIMED_STEPS = 30
@@ -65,7 +70,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, nargs="+", default=[500, 1000, 2000, 4000, 8000, 16000])
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
-    parser.add_argument("--terms", nargs="+", choices=[*TERMS, "distilled"], help="what teaches (default: all)")
+    parser.add_argument(
+        "--terms", nargs="+", choices=list({**TERMS, **LAYER_TERMS}), help="what teaches (default: all)"
+    )
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--finished", action="store_true", help="record what is finished; train nothing")
     parser.add_argument("--time", action="store_true", help="train nothing to its end; time a step of each, in turn")
