@@ -8,9 +8,9 @@ its own, with its whole schedule: the paper's student (pooled vectors interact; 
 the teacher's soft labels, on these and its attention of the last layer or of all, and on these and hard labels; from
 random weights and from the teacher's; and one with an interaction layer, from random weights, on hard labels, on soft
 labels, on these, both attentions and hidden states, and on all of that and hard labels. All other settings are those of
-the quickstart's students. Seconds are of this process's processor, one thread. A finished run is read, not made again; short runs of all seeds
-come first. `--time` times a step of each way of teaching, all in turn in one process, for comparisons at equal seconds.
-`--tiny` tries the script out and records nothing.
+the quickstart's students. Seconds are of this process's processor, one thread. A finished run is read, not made again;
+short runs of all seeds come first. `--time` times a step of each way of teaching, all in turn in one process, for
+comparisons at equal seconds. `--tiny` tries the script out and records nothing.
 """
 
 import argparse
