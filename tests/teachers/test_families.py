@@ -255,6 +255,31 @@ def test_an_answer_follows_the_blank_that_smolvlms_own_template_puts_before_it()
         torch.testing.assert_close(score, logits.gather(-1, ids[start:, None]).sum(), atol=1e-3, rtol=1e-4)
 
 
+def test_a_thought_that_a_template_closes_before_each_answer_is_part_of_the_prompt():
+    model, processor = tiny_teacher("qwen3_vl")
+    # A model that thinks is asked up to "<think>", and its turns hold a thought, here an empty one.
+    processor.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}{% if c.type == 'image' %}"
+        "<|vision_start|><|image_pad|><|vision_end|>{% else %}{% if m.role == 'assistant' %}<think>\n\n</think>\n\n"
+        "{% endif %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    family, images = family_of(model.config), pictures()[:1]
+    batch = family.inputs(model.config, processor, images, ["what is it?"])
+    asked = processor.tokenizer.decode(batch["input_ids"][0])
+    assert asked.endswith("what is it?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert [("what is it?"[a:b]) for a, b in batch["text_spans"][0].tolist()][-1] == "?"
+
+    # Answers are told apart by their own first token, and a reranker by that of "yes" and "no".
+    with torch.no_grad():
+        logits = model(**{key: value for key, value in batch.items() if key not in LAYOUT}).logits[0, -1]
+    first = [processor.tokenizer(answer)["input_ids"][0] for answer in ANSWERS]
+    short = family.view(model, processor, batch, [-1], ANSWERS, best=1).logits[0]
+    assert short.isfinite().tolist() == (logits[first] == logits[first].max()).tolist()
+    match = family.view(model, processor, batch, [-1], **family.MATCH_VIEW).match_scores
+    torch.testing.assert_close(match[0], logits[first[0]] - logits[first[2]], atol=1e-4, rtol=0)
+
+
 def test_a_turn_that_does_not_begin_with_the_prompt_leaves_nothing_between():
     _, processor = tiny_teacher("smolvlm")
     # LLaVA-OneVision: "assistant" and a line break where it asks, "assistant" and a blank in a turn.

@@ -58,10 +58,12 @@ def read_template(processor: Any, instruction: str = "{text}", system: str | Non
         raise ValueError(f"the chat template has no {processor.image_token} before the text; give one that has.")
     turn, _, end = processor.apply_chat_template([*asked, says("assistant", _ANSWER)]).partition(_ANSWER)
 
-    # SmolVLM is asked up to "Assistant:", and its turns are "Assistant: red". LLaVA-OneVision's turns do not begin with
-    # its prompt at all; there an answer follows the prompt as it is.
-    before_answer = turn.removeprefix(prompt) if turn.startswith(prompt) else ""
-    return Prompt(before, after, before_answer, end.rstrip())
+    # SmolVLM is asked up to "Assistant:", and its turns are "Assistant: red": the blank is part of the answer's tokens.
+    # More than a blank, such as the empty thought of a model that thinks, is part of the prompt. LLaVA-OneVision's
+    # turns do not begin with its prompt at all; there an answer follows the prompt as it is.
+    between = turn.removeprefix(prompt) if turn.startswith(prompt) else ""
+    said = between.rstrip(" ")
+    return Prompt(before, after + said, between.removeprefix(said), end.rstrip())
 
 
 def prompt_inputs(
