@@ -88,6 +88,16 @@ def test_a_captioner_writes_as_it_was_saved_to_write(vilt_processor, tmp_path):
     file.write_text("[]")
     with pytest.raises(ValueError, match=r"the generation_config.json of '.*again' cannot be read: "):
         load_model(tmp_path / "again")
+    file.write_text('{"num_beams": 0}')
+    with pytest.raises(ValueError, match=r"cannot be read: num_beams is 0, but must be at least 1"):
+        load_model(tmp_path / "again")
+
+    # What it leaves out is as the config says; a length of its own stays.
+    for written, lengths in (('{"num_beams": 5}', (None, 20)), ('{"max_length": 9, "num_beams": 5}', (9, None))):
+        file.write_text(written)
+        partial = load_model(tmp_path / "again").model.generation_config
+        assert (partial.num_beams, partial.max_length, partial.max_new_tokens) == (5, *lengths)
+        assert (partial.bos_token_id, partial.eos_token_id, partial.pad_token_id) == (2, 3, 0)
     file.unlink()
     assert load_model(tmp_path / "again").model.generation_config.max_new_tokens == 20
 

@@ -132,7 +132,13 @@ def load_model(
     # How it was saved to write; a head that was taken over from another class brings nothing of the kind.
     if saved is wanted and model.can_generate() and (folder / _GENERATION).is_file():
         try:
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+            written, made = GenerationConfig.from_pretrained(folder), model.generation_config.to_dict()
+            if written.num_beams is not None and written.num_beams < 1:
+                raise ValueError(f"num_beams is {written.num_beams}, but must be at least 1.")
+            # What it leaves out, such as how a caption ends, is as the config says.
+            made |= {"max_new_tokens": None} if written.max_length else {}
+            written.update(defaults_only=True, **made)
+            model.generation_config = written
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"the {_GENERATION} of {source!r} cannot be read: {first_line(error)}") from error
     return LoadedModel(model, read_processor(folder, source, found))
