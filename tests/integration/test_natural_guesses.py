@@ -23,7 +23,7 @@ from dual_distill import (
     load_model,
     load_teacher,
 )
-from dual_distill.data import CustomDataset
+from dual_distill.data import CustomDataset, DistillationCollator
 from dual_distill.hub_cards import read_run
 from dual_distill.teachers import convert_vilt, load_processor
 
@@ -351,3 +351,21 @@ def test_the_one_call_of_the_page_runs(folders: Folders, monkeypatch: pytest.Mon
         assert long in block
         block = block.replace(long, short)
     exec(compile(block, str(page), "exec"), {})
+
+
+def test_rows_behind_a_transform_are_what_it_makes_of_them(folders: Folders) -> None:
+    student, processor = load_model(folders.dual)
+
+    def prepared(batch: dict) -> dict:
+        labels = torch.tensor([int(answer == "red") for answer in batch["a"]])
+        return {**processor(text=batch["q"], images=batch["img"], padding="max_length", max_length=8), "labels": labels}
+
+    def renamed(batch: dict) -> dict:
+        return {"image": batch["img"], "question": batch["q"]}
+
+    raw = rows().rename_columns({"image": "img", "question": "q", "answer": "a"})
+    args = DistillationTrainingArguments("out", remove_unused_columns=False, use_cpu=True, report_to="none")
+    for transform in (prepared, renamed):
+        made = raw.with_transform(transform)
+        trainer = DistillationTrainer(student, args, train_dataset=made, processing_class=processor)
+        assert isinstance(trainer.data_collator, DistillationCollator) == (transform is renamed)

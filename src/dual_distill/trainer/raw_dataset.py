@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedConfig
 
 from dual_distill.data import CustomDataset, DistillationCollator, Task
@@ -39,6 +40,8 @@ def raw_collator(
         raise ValueError(f"train_dataset is a {type(dataset).__name__} of {', '.join(splits)}; {way_out}.")
 
     columns, num_images = getattr(dataset, "column_names", None) or [], config.num_images
+    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom" and len(dataset):
+        columns = list(dataset[0])  # what a transform makes of a row
     images = raw_image_columns(num_images)
     has_images = set(images) <= set(columns)
     if not columns or (_PREPARED & set(columns) and not has_images):
