@@ -187,3 +187,8 @@ def test_a_frozen_tower_drops_nothing(build, pairs):
     assert not torch.equal(first.image_pooler_output, second.image_pooler_output)
     model.text_model.requires_grad_(True)
     assert model.train().text_model.training
+
+    # Nor is one frozen whose weights are held elsewhere, in FSDP's flat parameter.
+    for module in model.text_model.modules():
+        module._parameters.clear()
+    assert model.train().text_model.training

@@ -48,9 +48,9 @@ class FreezableTower(nn.Module):
 
     def train(self, mode: bool = True) -> Any:
         """As every module; frozen, it drops nothing, and keeps no running means of batches that change."""
-        # What makes a model of others fit is trained, whether it is or not.
-        part = getattr(self, "model", self)
-        return super().train(mode and any(parameter.requires_grad for parameter in part.parameters()))
+        # What makes a model of others fit is trained, whether it is or not. FSDP may hold a tower's weights elsewhere.
+        frozen = [not parameter.requires_grad for parameter in getattr(self, "model", self).parameters()]
+        return super().train(mode and not (frozen and all(frozen)))
 
 
 def records_layers(forward: Callable[..., Any]) -> Any:
