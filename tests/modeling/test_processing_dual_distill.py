@@ -119,6 +119,10 @@ def test_one_pass_over_the_pixels_gives_transformers_own_bit_by_bit(kind, size):
         ("PoolFormer", {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
         ("BridgeTower", {"size": {"shortest_edge": 64}, "crop_size": {"shortest_edge": 64}, "size_divisor": 8}),
         ("Vilt", {"size": {"shortest_edge": 64}}),
+        ("Levit", {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
+        ("Levit", {"size": {"height": 80, "width": 96}, "crop_size": {"height": 64, "width": 64}}),
+        ("Perceiver", {"size": {"height": 48, "width": 56}, "crop_size": {"height": 64, "width": 64}}),
+        ("Perceiver", {"size": {"height": 48, "width": 56}, "crop_size": None, "do_center_crop": False}),
     ],
 )
 def test_the_seen_region_is_the_part_of_the_image_that_the_pixels_show(kind, settings, size):

@@ -288,7 +288,11 @@ def seen_region(image_processor: Any, width: int, height: int) -> Region:
         return 0.0, 0.0, 1.0, 1.0
 
     does_resize = getattr(image_processor, "do_resize", True)
-    if does_resize and edge:
+    if _is_of(image_processor, "Perceiver"):
+        # It crops first, to the share of the shorter side that `size` is of `crop_size`, and then resizes that.
+        shorter = min(width, height)
+        width, height, crop = width * crop["width"] / shorter, height * crop["height"] / shorter, size
+    elif does_resize and edge:
         width, height = _resized(image_processor, edge, width, height)
     elif does_resize and size.get("height"):
         width, height = size["width"], size["height"]
@@ -302,7 +306,13 @@ def _resized_edge(image_processor: Any) -> int | None:
     edge, kept = (getattr(image_processor, "size", None) or {}).get("shortest_edge"), None
     if edge and (getattr(image_processor, "do_center_crop", False) or edge < _STRETCHED_FROM):
         kept = getattr(image_processor, "crop_pct", None)
+    kept = 224 / 256 if _is_of(image_processor, "Levit") else kept
     return int(edge / kept) if edge and kept else edge
+
+
+def _is_of(image_processor: Any, model: str) -> bool:
+    """Whether an image processor is that of a model, of either back end."""
+    return type(image_processor).__name__.startswith(model)
 
 
 def _resized(image_processor: Any, shorter: int, width: int, height: int) -> tuple[int, int]:
