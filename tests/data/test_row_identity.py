@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from dual_distill.data import IndexedDataset, identify_rows
+from dual_distill.data import TASKS, IndexedDataset, identify_data, identify_rows
 
 
 def rows(count: int = 3000, **columns: list[Any]) -> Dataset:
@@ -87,3 +87,12 @@ def test_images_are_known_by_name_and_size_or_by_their_bytes_and_not_decoded(tmp
 def test_of_rows_that_may_be_drawn_only_the_number_is_known(other: Any, known: str | None) -> None:
     assert identify_rows(other) == known
     assert identify_rows(rows(0)) == "0 rows [a683096011db]"
+
+
+def test_data_are_known_by_the_images_and_texts_of_train_however_their_labels_are_spelled() -> None:
+    made, task = rows(30, image=[bytes([index]) for index in range(30)]), TASKS["easy_vqa"]
+    known = identify_data({"train": made}, task)
+    assert known == identify_data({"train": made.remove_columns("answer"), "test": made.select([0])}, task)
+    others = [made.select(range(29)), made.select(range(29, -1, -1)), rows(30, image=[b"other"] * 30)]
+    assert len({identify_data({"train": other}, task) for other in [made, *others]}) == 4
+    assert identify_data({"test": made}, task) is None

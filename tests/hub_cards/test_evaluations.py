@@ -7,7 +7,7 @@ import pytest
 from dual_distill.hub_cards import DataOrigin, Measurement, Origin, RunRecord, add_evaluation
 
 TEACHER = Origin("teacher", "sha256:" + "b" * 64, on_hub=False)
-RUN = RunRecord(data=DataOrigin("vqa", {"train": 60}), teacher=TEACHER)
+RUN = RunRecord(data=DataOrigin("vqa", {"train": 60}, task="vqa"), teacher=TEACHER)
 
 
 def test_an_evaluation_is_added_beside_its_teacher_s_and_replaces_an_earlier_one() -> None:
@@ -55,15 +55,26 @@ def test_an_evaluation_of_other_weights_is_refused() -> None:
         add_evaluation(run, {**found, "weights": "sha256:" + "c" * 64}, "evaluate")
     with pytest.raises(ValueError, match="weights sha256:aaaaaaaaaaaa, but the run is about sha256:bbbbbbbbbbbb"):
         add_evaluation(run, same[0], "evaluate", {**found, "weights": student})
-    # A commit of the Hub is neither those weights, nor another commit.
-    with pytest.raises(ValueError, match=r"was measured on weights d{19}, but the run is about sha256:aaaaaaaaaaaa;"):
-        add_evaluation(run, {**found, "weights": "d" * 40}, "evaluate")
     on_hub = replace(run, teacher=Origin("me/teacher", "c" * 40, on_hub=True))
     assert len(add_evaluation(on_hub, same[0], "evaluate", {**found, "weights": "c" * 40}).measurements) == 1
     with pytest.raises(ValueError, match=r"was measured on weights d{19}, but the run is about c{19};"):
         add_evaluation(on_hub, same[0], "evaluate", {**found, "weights": "d" * 40})
     with pytest.raises(ValueError, match="the run names no teacher, so 'runs/student' is none that is known; leave"):
         add_evaluation(replace(run, teacher=None), *same)
+
+
+def test_weights_that_are_known_otherwise_are_not_compared(caplog: pytest.LogCaptureFixture) -> None:
+    """The Hub's commit may hold these very weights; a teacher in memory and a store are known by their parameters."""
+    found = {"model": "me/student", "task": "vqa", "split": "test", "rows": 30, "accuracy": 0.5}
+    student, commit, in_memory = "sha256:" + "a" * 64, "d" * 40, "parameters:" + "b" * 64
+    for mine, its, known in ((commit, student, in_memory), (student, student, commit), (student, commit, in_memory)):
+        caplog.clear()
+        run = replace(RUN, weights=student, teacher=Origin("teacher", known, on_hub=False))
+        run = add_evaluation(run, {**found, "weights": mine}, "evaluate", {**found, "model": "t", "weights": its})
+        assert [one.teacher for one in run.measurements] == [0.5]
+        wrong = [f"of 't' was measured on weights {its[:19]}, but the run is about {known[:19]}; it is not"]
+        wrong = [*(["of 'me/student' was measured on weights ddd"] if mine == commit else []), *wrong]
+        assert [part in one for part, one in zip(wrong, caplog.messages, strict=True)] == [True] * len(wrong)
 
 
 def test_a_number_on_other_data_takes_no_place_of_the_run_s_own() -> None:
@@ -79,6 +90,32 @@ def test_a_number_on_other_data_takes_no_place_of_the_run_s_own() -> None:
     run = replace(run, data=DataOrigin("VQA v2", task="vqa"))
     run = add_evaluation(run, {**found, "task": "vqa", "accuracy": 0.62}, "evaluate")
     assert {(one.value, one.task) for one in run.measurements} == {(1.5, None), (0.32, "gqa"), (0.62, None)}
+
+
+def test_the_run_s_own_data_are_those_whose_content_is_the_same() -> None:
+    """A task may be read from any folder, and one set of data be called by several names."""
+    here, there = "60 rows [aaaaaaaaaaaa]", "60 rows [bbbbbbbbbbbb]"
+    own = Measurement("accuracy", 0.61, "test", "trainer")
+    run = replace(RUN, data=DataOrigin("custom", task="custom", content=here), measurements=(own,))
+    found = {"task": "custom", "split": "test", "rows": 30, "accuracy": 0.31}
+    of_others = add_evaluation(run, {**found, "data": there}, "evaluate").measurements
+    assert [(one.value, one.task) for one in of_others] == [(0.61, None), (0.31, f"custom (train: {there})")]
+    for same in ({"data": here}, {"data": here, "task": "easy_vqa"}, {"data": None}, {}):
+        [number] = add_evaluation(run, {**found, **same}, "evaluate").measurements
+        assert (number.value, number.task) == (0.31, None), same
+    [_, number] = add_evaluation(run, {**found, "data": there, "task": "easy_vqa"}, "evaluate").measurements
+    assert number.task == "easy_vqa"
+    with pytest.raises(ValueError, match=r"evaluated with data '60 rows \[bbb.*, the model with '60 rows \[aaa"):
+        add_evaluation(run, {**found, "data": here}, "evaluate", {**found, "data": there})
+    assert add_evaluation(run, {**found, "data": here}, "evaluate", found).measurements[0].teacher == 0.31
+
+
+@pytest.mark.parametrize("origin", [DataOrigin("custom", task="custom"), DataOrigin("VQA v2"), DataOrigin()])
+def test_a_run_that_does_not_know_its_data_takes_an_evaluation_for_its_own(origin: DataOrigin) -> None:
+    """Columns alone say no task; a record of before, or one that was told a name, says which data by no task."""
+    found = {"task": "easy_vqa", "split": "test", "rows": 30, "accuracy": 0.31, "data": "60 rows [aaaaaaaaaaaa]"}
+    [number] = add_evaluation(replace(RUN, data=origin), found, "evaluate").measurements
+    assert number.task is None
 
 
 def test_caption_scores_are_added_as_they_are() -> None:

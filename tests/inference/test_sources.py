@@ -92,6 +92,9 @@ def test_columns_and_splits_of_what_has_none_are_refused(rows, tmp_path) -> None
     ):
         with pytest.raises(ValueError, match=what):
             open_images(images, **named)
+    # The default, written out.
+    assert open_images(folder, "image").ids == ["a.png"]
+    assert open_images(open_images(mapping, "image"), "image").ids == ["a"]
 
 
 def test_texts_once_each(tmp_path) -> None:

@@ -66,9 +66,8 @@ def test_a_table_becomes_a_teacher_and_a_student_with_its_answers(
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     results = train(dual_distill, "teacher", *words, "--init_from", vilts["mlm"], "--output_dir", teacher)
     assert results["steps"] == 2
-    results = train(
-        dual_distill, "distilled", *words, "--init_from", teacher, "--teacher", teacher, "--output_dir", student
-    )
+    starts = ["--init_from", teacher, "--teacher", teacher, "--max_train_rows", "20"]
+    results = train(dual_distill, "distilled", *words, *starts, "--output_dir", student)
     assert results["eval_attention_loss"] > 0
     assert set(AutoConfig.from_pretrained(student).id2label.values()) == {"red", "blue"}
 
@@ -81,6 +80,9 @@ def test_a_table_becomes_a_teacher_and_a_student_with_its_answers(
     report = json.loads(printed.out)
     assert report["rows"] == 2  # a tenth of 24
     assert report["accuracy"] == results["eval_accuracy"]
+    # By which an evaluation of another file is told from one of the run's own, whatever part of it was used.
+    known = json.loads((student / "run.json").read_text())["data"]
+    assert (report["data"], known["rows"]["train"]) == (known["content"], 20)
 
     image = next(tables["csv"][0].parent.glob("photos/*.png"))
     printed = dual_distill("predict", student, "--image", image, "what color is it?", "--json", "--device", "cpu")

@@ -29,7 +29,7 @@ from typing import Any, get_args
 from transformers import HfArgumentParser, PreTrainedConfig
 
 from dual_distill import trainer
-from dual_distill.data import TASKS, CaptioningCollator, DistillationCollator, Task
+from dual_distill.data import TASKS, CaptioningCollator, DistillationCollator, Task, identify_data
 from dual_distill.evaluation import VQAEdition, report_captions, write_captions, write_submission
 from dual_distill.hub_cards import origin_of
 from dual_distill.inference import evaluate_retrieval
@@ -107,10 +107,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     refuse_options(options, unfit, f"is given, but task {options.task!r} is evaluated by its {writes}")
     if options.predictions is None:
         refuse_options(options, ["top_k"], "is given, but not --predictions, of which it says how many")
-    found = evaluate(options, *_load_rows(options))
+    task, splits, rows = _load_rows(options)
+    found = evaluate(options, task, splits, rows)
 
-    weights = origin_of(options.model, options.revision).revision
-    result = {"model": options.model, "weights": weights, "task": options.task, "split": options.split, **found}
+    result = {"model": options.model, "weights": origin_of(options.model, options.revision).revision}
+    result |= {"task": options.task, "data": identify_data(splits, task), "split": options.split, **found}
     if options.output_dir is not None and "rows" in result:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         write_file(options.output_dir / EVALUATION, json.dumps(result, indent=2) + "\n")

@@ -15,7 +15,7 @@ from .indexed_dataset import IndexedDataset, RowEpochCallback
 from .reading import ReadingReport, table_rows
 from .records import FilePath, existing_file, read_json_lines
 from .region_inputs import NUM_TAGS, RegionSet, distinct_tags, pad_regions, tag_texts
-from .row_identity import identify_rows
+from .row_identity import identify_data, identify_rows
 from .shape_grouping import (
     ShapeGroupedSampler,
     ShapeKey,

@@ -6,7 +6,7 @@ numbers and texts of about a thousand rows, images and lists of some sixty, whic
 a few rows of many is not noticed.
 """
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset, Value
 from .fingerprint import described_fingerprint, fingerprint
 from .indexed_dataset import IndexedDataset
 from .streaming.stream import ImageTextStream
+from .tasks import Task
 
 _SAMPLE, _LARGE_SAMPLE = 1024, 64
 
@@ -42,6 +43,14 @@ def identify_rows(rows: Any) -> str | None:
         part = rows.select_columns(sorted(names)).with_format("arrow")
         sample.append(_portable(part[:: -(-len(rows) // size)].to_pylist()) if names and len(rows) else [])
     return described_fingerprint(f"{len(rows):,} rows", sample)
+
+
+def identify_data(splits: Mapping[str, Any], task: Task) -> str | None:
+    """Return what data are known by that were read: images and texts of train; labels are spelled as a model's are."""
+    train = splits.get("train")
+    if isinstance(train, Dataset):
+        train = train.select_columns([*task.image_columns, task.text_column])
+    return identify_rows(train)
 
 
 def _portable(value: Any) -> Any:

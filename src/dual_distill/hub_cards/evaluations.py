@@ -1,10 +1,13 @@
 """What `dual-distill evaluate` measured, added to the record of a run: whose number, on which data, beside whose."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .run_record import Measurement, RunRecord
+from .run_record import DataOrigin, Measurement, RunRecord
+
+_logger = logging.getLogger(__name__)
 
 
 def add_evaluation(
@@ -12,7 +15,8 @@ def add_evaluation(
 ) -> RunRecord:
     """Add what `dual-distill evaluate --output-dir` wrote; an earlier number of metric, split and data gives way.
 
-    Numbers on other data than the run's own keep the name of their task.
+    Numbers on other data than the run's own keep the name of their task. Weights of which one side knows the commit and
+    the other a digest cannot be compared: the numbers are taken, with a warning.
 
     Args:
         record: the run.
@@ -31,11 +35,13 @@ def add_evaluation(
         >>> [(m.metric, m.value, m.text_only) for m in add_evaluation(run, found, "dual-distill evaluate").measurements]
         [('accuracy', 0.5, 0.4)]
     """
-    for name in ("task", "split", "rows", "vqa_score_edition"):
-        if name not in evaluation and name != "vqa_score_edition":
+    for name in ("task", "split", "rows", "vqa_score_edition", "data"):
+        if name not in evaluation and name in ("task", "split", "rows"):
             raise ValueError(f"{source} has no {name!r}; give what `dual-distill evaluate --output-dir` wrote.")
-        if teacher is not None and teacher.get(name) != evaluation.get(name):
-            both = f"with {name} {teacher.get(name)!r}, the model with {evaluation.get(name)!r}"
+        mine, its = evaluation.get(name), (teacher or evaluation).get(name)
+        # Evaluations of before do not say what their data are known by.
+        if mine != its and (name != "data" or (mine and its)):
+            both = f"with {name} {its!r}, the model with {mine!r}"
             raise ValueError(f"the teacher was evaluated {both}; evaluate both on the same rows.")
     if teacher is not None and record.teacher is None:
         way_out = "leave its evaluation out, or say it by `describe_run(teacher=...)`"
@@ -43,15 +49,18 @@ def add_evaluation(
     for measured, known in ((evaluation, record.weights), (teacher or {}, record.teacher and record.teacher.revision)):
         weights = str(measured.get("weights") or "")
         if weights and known and weights != known:
-            other = f"was measured on weights {weights[:19]}, but the run is about {known[:19]}"
-            raise ValueError(f"the evaluation of {measured.get('model')!r} {other}; evaluate these again.")
+            both = f"measured on weights {weights[:19]}, but the run is about {known[:19]}"
+            wrong = f"the evaluation of {measured.get('model')!r} was {both}"
+            # The Hub's commit, a digest of files and one of parameters in memory may be of the same weights.
+            if weights.rpartition(":")[0] == known.rpartition(":")[0]:
+                raise ValueError(f"{wrong}; evaluate these again.")
+            _logger.warning("%s; it is not known whether these are the same", wrong)
 
     # The baselines are measured by the main metric only.
     main = next((name for name in ("vqa_score", "cider") if evaluation.get(name) is not None), "accuracy")
     baselines = {name: evaluation.get(name) for name in ("text_only", "majority")}
     found, of_teacher = (evaluation["split"], source, evaluation["rows"]), _numbers(teacher or {}, main)
-    task = evaluation["task"] if evaluation["task"] != (record.data.task or record.data.name) else None
-    added = []
+    task, added = _other_data(evaluation, record.data), []
     for metric, value in _numbers(evaluation, main).items():
         beside: dict[str, Any] = {**(baselines if metric == main else {}), "teacher": of_teacher.get(metric)}
         beside["groups"] = evaluation.get(f"{metric}_by_group") or {}
@@ -63,6 +72,15 @@ def add_evaluation(
     replaced = {(one.metric, one.split, one.task) for one in added}
     kept = [one for one in record.measurements if (one.metric, one.split, one.task) not in replaced]
     return replace(record, measurements=(*kept, *added))
+
+
+def _other_data(evaluation: Mapping[str, Any], own: DataOrigin) -> str | None:
+    """What to call data that are known not to be the run's own; None: they are, or nothing tells them apart."""
+    task, content = evaluation["task"], evaluation.get("data")
+    if own.content and content:
+        return None if content == own.content else f"{task} (train: {content})" if task == own.task else task
+    # A trainer calls rows custom of which it knows the columns alone.
+    return None if own.task in (None, "custom", task) else task
 
 
 def _numbers(evaluation: Mapping[str, Any], main: str) -> dict[str, float]:

@@ -83,7 +83,8 @@ class DataOrigin:
         revision: commit or release of the data; None where it has none (generated data follows from `settings`).
         arguments: configuration of each data set, as `load_dataset` takes it.
         identity: what the rows of train are known by, wherever they lie; None: not known, or an older record.
-        task: what `evaluate --task` calls such data, whatever `name` says; None: as `name`.
+        task: what `evaluate --task` calls such data, whatever `name` says; None: not known.
+        content: what `evaluate` knows the data by, whatever part of them was used; None: not known.
     """
 
     name: str | None = None
@@ -93,6 +94,7 @@ class DataOrigin:
     arguments: list[str] = field(default_factory=list)
     identity: str | None = None
     task: str | None = None
+    content: str | None = None
 
 
 @dataclass(frozen=True)

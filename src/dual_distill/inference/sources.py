@@ -64,6 +64,7 @@ def open_images(
         >>> open_images({"a": "photos/a.png"}).ids
         ['a']
     """
+    image_column = None if image_column == "image" else image_column
     named = {"image_column": image_column, "id_column": id_column, "split": split}
     if isinstance(images, Inputs):
         _refuse_named("images by their ids have neither columns nor splits", named)

@@ -15,7 +15,7 @@ from datasets import DatasetDict
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, ViltImageProcessorPil, ViTImageProcessorPil, set_seed
 
-from dual_distill.data import ImageTextStream, RandAugment, answer_coverage, train_tokenizer
+from dual_distill.data import ImageTextStream, RandAugment, answer_coverage, identify_data, train_tokenizer
 from dual_distill.hub_cards import DataOrigin, origin_of
 from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig, FusionEncoderConfig, dual_config_from_fusion
 from dual_distill.teachers import load_config, load_model, load_processor
@@ -121,7 +121,7 @@ def make_run(
     origins = {role: origin_of(*checkpoint) for role, checkpoint in used.items() if checkpoint}
     trainer.describe_run(
         {**differing_fields(model_arguments, data_arguments), **_inputs(model_arguments, rows)},
-        data=DataOrigin(rows.task.name),
+        data=DataOrigin(rows.task.name, content=identify_data(rows.splits, rows.task)),
         **origins,
     )
     return trainer
