@@ -454,5 +454,9 @@ def test_refusals(student, processor, smolvlm, tmp_path):
     with pytest.raises(ValueError, match=r"SmolVLM reads one image a row, but task 'custom' has 2 \(image_0"):
         TeacherCollator(DistillationCollator(processor, two, ANSWERS), foreign)
     student.config.num_images = 2
+    columns = {name: list(make_rows()[name]) for name in ("image", "question", "answer")}
+    images = columns.pop("image")
+    paired = Dataset.from_dict({**columns, "image_0": images, "image_1": images})
+    told = {"train_dataset": paired, "processing_class": processor}
     with pytest.raises(ValueError, match="several images a row, or regions; take a teacher that reads its tokens"):
-        train(student, processor, smolvlm, tmp_path / "f")
+        DistillationTrainer(student, arguments(tmp_path / "f"), teacher=str(smolvlm), **told)
