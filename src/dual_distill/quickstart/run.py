@@ -2,8 +2,8 @@
 
 Stages: scenes, a tokenizer, a fusion teacher; three dual encoders with equal steps: one with an interaction layer on
 hard labels, one distilled with the paper's interaction of pooled vectors, one distilled with the layer, which starts as
-the first does and imitates the teacher's attention there and its last hidden states too; evaluation, latency, attention
-image, report. Each trained stage leaves a folder and a `stage.json`; a second start of the same command skips the
+the first does, imitates the teacher's attention there and its last hidden states too, and learns from hard labels beside
+all that; evaluation, latency, attention image, report. Each trained stage leaves a folder and a `stage.json`; a second start of the same command skips the
 stages whose folders are complete.
 """
 
@@ -54,9 +54,11 @@ class Preset:
     student_batch_size: int = 64
     student_learning_rate: float = 2e-3
     muon_learning_rate: float = 5e-3
-    # Where the layer looks and what it makes of the text, against the teacher's, for the student distilled with one.
+    # Of the student distilled with a layer: where it looks and what it makes of the text, against the teacher's; and
+    # hard labels, which are worth a point to it and nothing to the paper's.
     interaction_attention_weight: float = 1.0
     interaction_hidden_weight: float = 1.0
+    label_weight: float = 1.0
     # Share of the teacher's steps that see only questions of _FIRST_TYPES.
     teacher_first_share: float = 0.14
     num_attention_heads: int = 4

@@ -31,7 +31,7 @@ from .report import STAGES
 
 SOURCE = "dual-distill quickstart"
 _DATA = DataArguments(task="scenes")
-_LAYER_TERMS = ("interaction_attention_weight", "interaction_hidden_weight")
+_LAYER_TERMS = ("interaction_attention_weight", "interaction_hidden_weight", "label_weight")
 # What the teacher is asked first: about one thing each. It learns to see before it learns to count, relate and compare.
 _FIRST_TYPES = ("exist", "colour", "shape")
 _DONE = "stage.json"
