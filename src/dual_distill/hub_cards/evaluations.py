@@ -35,17 +35,16 @@ def add_evaluation(
         >>> [(m.metric, m.value, m.text_only) for m in add_evaluation(run, found, "dual-distill evaluate").measurements]
         [('accuracy', 0.5, 0.4)]
     """
-    for name in ("task", "split", "rows", "vqa_score_edition", "data"):
-        if name not in evaluation and name in ("task", "split", "rows"):
+    for name in ("task", "split", "rows"):
+        if name not in evaluation:
             raise ValueError(f"{source} has no {name!r}; give what `dual-distill evaluate --output-dir` wrote.")
-        mine, its = evaluation.get(name), (teacher or evaluation).get(name)
-        # Evaluations of before do not say what their data are known by.
-        if mine != its and (name != "data" or (mine and its)):
-            both = f"with {name} {its!r}, the model with {mine!r}"
-            raise ValueError(f"the teacher was evaluated {both}; evaluate both on the same rows.")
-    if teacher is not None and record.teacher is None:
-        way_out = "leave its evaluation out, or say it by `describe_run(teacher=...)`"
-        raise ValueError(f"the run names no teacher, so {teacher.get('model')!r} is none that is known; {way_out}.")
+    if teacher is not None:
+        _check_same_rows(evaluation, teacher)
+        if record.teacher is None:
+            way_out = "leave its evaluation out, or say it by `describe_run(teacher=...)`"
+            raise ValueError(f"the run names no teacher, so {teacher.get('model')!r} is none that is known; {way_out}.")
+
+    # Whose number it is.
     for measured, known in ((evaluation, record.weights), (teacher or {}, record.teacher and record.teacher.revision)):
         weights = str(measured.get("weights") or "")
         if weights and known and weights != known:
@@ -72,6 +71,16 @@ def add_evaluation(
     replaced = {(one.metric, one.split, one.task) for one in added}
     kept = [one for one in record.measurements if (one.metric, one.split, one.task) not in replaced]
     return replace(record, measurements=(*kept, *added))
+
+
+def _check_same_rows(evaluation: Mapping[str, Any], teacher: Mapping[str, Any]) -> None:
+    """Refuse a teacher's evaluation on other rows than the model's, or by another edition of the metric."""
+    for name in ("task", "split", "rows", "vqa_score_edition", "data"):
+        mine, its = evaluation.get(name), teacher.get(name)
+        # Evaluations of before do not say what their data are known by.
+        if mine != its and (name != "data" or (mine and its)):
+            both = f"with {name} {its!r}, the model with {mine!r}"
+            raise ValueError(f"the teacher was evaluated {both}; evaluate both on the same rows.")
 
 
 def _other_data(evaluation: Mapping[str, Any], own: DataOrigin) -> str | None:
