@@ -3,10 +3,11 @@
 import logging
 
 import pytest
+import torch
 
 from dual_distill.data import load_task
 from dual_distill.runs import DataArguments, ModelArguments, make_run
-from dual_distill.runs.duration import _forward_work, estimate_seconds, warn_if_long
+from dual_distill.runs.duration import _forward_work, _speed, estimate_seconds, warn_if_long
 from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_text_length": 24}
@@ -40,6 +41,18 @@ def test_seconds_grow_with_rows_and_with_a_teacher(run, monkeypatch: pytest.Monk
     assert one == pytest.approx(3.0 * 100 * 3 * _forward_work(model) / 1e9)
     assert estimate_seconds(200, model, None, args) == pytest.approx(2 * one)
     assert estimate_seconds(100, model, model, args) == pytest.approx(one * 4 / 3)
+
+
+def test_the_speed_of_a_layer_does_not_depend_on_what_memory_held() -> None:
+    arguments = DistillationTrainingArguments(use_cpu=True)
+    state = torch.get_rng_state()
+    clean = _speed(96, arguments)
+    for _ in range(3):
+        # Numbers below the normal ones, which a processor multiplies a hundred times more slowly.
+        dirt = torch.full((4 * 96, 96), 1e-42)
+        del dirt
+        assert _speed(96, arguments) > clean / 20
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_run_of_more_than_an_hour_says_so_with_parameters_and_origin(run, caplog: pytest.LogCaptureFixture) -> None:

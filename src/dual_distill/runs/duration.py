@@ -88,6 +88,9 @@ def _speed(width: int, arguments: DistillationTrainingArguments) -> float:
     """FLOPs a second of a linear layer of the model's width, on the device and in the precision of the run."""
     dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else torch.float32
     layer = torch.nn.Linear(width, 4 * width, device="meta").to_empty(device=arguments.device).to(dtype)
+    # No random numbers, which would move the run's; nor what memory held, which may be numbers too small to be fast.
+    for weights in layer.parameters():
+        torch.nn.init.ones_(weights)
     inputs = torch.ones(_MEASURED_ROWS, width, device=arguments.device, dtype=dtype)
 
     @torch.inference_mode()
