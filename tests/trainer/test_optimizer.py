@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dual_distill.trainer import DistillationTrainer
-from dual_distill.trainer.optimizer import MuonWithAdamW, with_muon
+from dual_distill.trainer.optimizer import Muon, MuonWithAdamW, orthogonalize, with_muon
 
 
 class Net(nn.Module):
@@ -43,14 +43,56 @@ def test_the_matrix_of_a_layer_goes_along_the_nearest_orthogonal_one_and_the_res
     for other, weight in model.named_parameters():
         if other != name:
             assert torch.equal(weight, plain.get_parameter(other)), other
-    # Decay first; then the gradient with its singular values made alike, at AdamW's size. Five Newton-Schulz steps in
-    # bfloat16 leave them between about 0.7 and 1.2. Behind a layer norm one of the four is 0, and stays small.
+    # Decay first; then the gradient with its singular values made alike, at AdamW's size. Five Newton-Schulz steps
+    # leave them between about 0.7 and 1.2. Behind a layer norm one of the four is 0, and stays small.
     left, values, right = torch.linalg.svd(model.get_parameter(name).grad)
     step = (before * (1 - 0.5 * 0.1) - model.get_parameter(name).detach()) / (0.5 * 0.2 * 4**0.5)
     along = left.T @ step @ right.T
     assert values[2] > 0.05 > 1e-3 > values[3]
     assert ((along.diagonal()[:3] > 0.6) & (along.diagonal()[:3] < 1.3)).all()
     assert (along - along.diagonal().diag()).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
+def test_singular_values_go_through_the_polynomial_of_the_paper_and_directions_stay(shape):
+    torch.manual_seed(1)
+    matrices = torch.randn(3, *shape)
+    left, values, right = torch.linalg.svd(matrices.double(), full_matrices=False)
+    values = values / values.norm(dim=1, keepdim=True)
+    for _ in range(5):
+        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+    expected = left @ values.diag_embed() @ right
+    torch.testing.assert_close(orthogonalize(matrices).double(), expected, atol=2e-5, rtol=0)
+
+
+def test_steps_are_those_of_torchs_muon_for_matrices_alone_and_together():
+    torch.manual_seed(2)
+    start = [torch.randn(*shape) for shape in ((4, 4), (4, 8), (4, 4), (8, 4), (4, 4))]
+    gradients = [[torch.randn_like(one) for one in start] for _ in range(3)]
+    settings = {"lr": 0.05, "weight_decay": 0.1}
+
+    def trained(make, chosen):
+        weights = [nn.Parameter(start[at].clone()) for at in chosen]
+        optimizer = make(weights, **settings)
+        for step in gradients:
+            for at, weight in zip(chosen, weights, strict=True):
+                # One of them sits a step out.
+                weight.grad = None if at == 2 and step is gradients[1] else step[at].clone()
+            optimizer.step()
+        return [weight.detach() for weight in weights], optimizer
+
+    together, ours = trained(Muon, range(5))
+    theirs, other = trained(
+        lambda *given, **named: torch.optim.Muon(*given, adjust_lr_fn="match_rms_adamw", **named), range(5)
+    )
+    for mine, its, before in zip(together, theirs, start, strict=True):
+        # torch rounds the steps to bfloat16: to three digits of what a weight moves.
+        assert (mine - its).abs().max() < 0.02 * (mine - before).abs().max()
+    for at in range(5):
+        torch.testing.assert_close(trained(Muon, [at])[0][0], together[at], atol=1e-6, rtol=0)
+    # A run that began with torch's resumes with ours.
+    mine, its = (optimizer.state_dict()["state"] for optimizer in (ours, other))
+    assert all(mine[at].keys() == its[at].keys() for at in range(5))
 
 
 def test_a_scheduler_and_a_saved_state_reach_both_parts():
