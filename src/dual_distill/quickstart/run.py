@@ -2,9 +2,9 @@
 
 Stages: scenes, a tokenizer, a fusion teacher; three dual encoders with equal steps: one with an interaction layer on
 hard labels, one distilled with the paper's interaction of pooled vectors, one distilled with the layer, which starts as
-the first does, imitates the teacher's attention there and its last hidden states too, and learns from hard labels beside
-all that; evaluation, latency, attention image, report. Each trained stage leaves a folder and a `stage.json`; a second start of the same command skips the
-stages whose folders are complete.
+the first does, imitates the teacher's attention there and its last hidden states too, and learns from hard labels
+beside all that; evaluation, latency, attention image, report. Each trained stage leaves a folder and a `stage.json`; a
+second start of the same command skips the stages whose folders are complete.
 """
 
 import platform
