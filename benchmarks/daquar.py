@@ -9,8 +9,9 @@ network (8 x 10 cells), and fuses both in two layers, newly initialized, in whic
 best on validation is kept, and also asked about images of other rows. What it says of the training rows is written
 once, as `dual-distill teach` does. Small dual encoders with a tokenizer of their own (1,000 word pieces) are then
 trained for equal steps on hard labels, on the teacher's soft labels, and on those and its attention, carried over
-characters and boxes: with our towers and with a random BERT and ViT, over pixels in 6 x 8 patches, and with a random
-BERT and one interaction layer over the cells of the frozen image network.
+characters and boxes (or, asked for by `--variants`, on soft and hard labels): with our towers and with a random BERT
+and ViT, over pixels in 6 x 8 patches, and with a random BERT and one interaction layer over the cells of the frozen
+image network.
 The teacher trains in bfloat16 mixed precision, students in float32. A frozen network is run once an image. With
 `--wordnet` the saved models are asked again for WUPS (see benchmarks/wups.py), and for the answers of one word, which
 are what is published of most other models.
@@ -61,7 +62,13 @@ TEACHER_SIZE = {"height": 256, "width": 320}
 SIZE = {"height": 96, "width": 128}
 INTERACTION = "BERT and EfficientNet, one interaction layer"
 TOWERS = ("our towers", "BERT and ViT", INTERACTION)
-VARIANTS = {"hard labels": None, "soft labels": {"attention_weight": 0.0}, "soft labels and attention": {}}
+VARIANTS = {
+    "hard labels": None,
+    "soft labels": {"attention_weight": 0.0},
+    "soft labels and attention": {},
+    "soft labels and hard labels": {"attention_weight": 0.0, "label_weight": 1.0},
+}
+RECORDED = list(VARIANTS)[:3]
 # Cells of a convolution have no attention of their own; the interaction layer imitates the teacher's.
 INTERACTION_ATTENTION = {"attention_weight": 0.0, "interaction_attention_weight": 1.0}
 
@@ -244,6 +251,7 @@ def main() -> None:
     parser.add_argument("--teacher-rate", type=float, default=2e-4)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--towers", nargs="+", choices=TOWERS, default=list(TOWERS), help="students (default: all)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=RECORDED, help="default: the first three")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/daquar"))
     parser.add_argument("--name", help="of the recorded result (default: daquar, where all towers are asked for)")
     parser.add_argument("--rows", type=int, help="most rows of each split (default: all)")
@@ -306,7 +314,8 @@ def main() -> None:
             if seed not in options.seeds and not interacts:
                 continue
             processor = DualDistillProcessor(cells if interacts else images, tokenizer)
-            for name, weights in VARIANTS.items() if towers in options.towers else ():
+            for name in options.variants if towers in options.towers else ():
+                weights = VARIANTS[name]
                 if interacts and weights == {}:
                     weights = INTERACTION_ATTENTION
                 given = (options, data, answers, processor, config, seed, weights, views)
@@ -318,7 +327,8 @@ def main() -> None:
                     told = (saved, data["test"], answers, similarity)
                     found |= finished(folder, f"{saved.name}, WUPS", functools.partial(wups_of, *told))
                 results.setdefault(called, {})[f"seed {seed}"] = found
-    name = options.name or ("daquar" if options.towers == list(TOWERS) else None)
+    is_all = options.towers == list(TOWERS) and options.variants == RECORDED
+    name = options.name or ("daquar" if is_all else None)
     if name and not options.tiny:
         write(name, results, source)
 
