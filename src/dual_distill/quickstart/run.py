@@ -69,7 +69,7 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(200, 20, 40, 32, 2, teacher_steps=30, student_steps=20),
-    "default": Preset(10_000, 300, 1_000, 96, 4, teacher_steps=1_600, student_steps=1_100),
+    "default": Preset(10_000, 300, 1_000, 96, 4, teacher_steps=1_800, student_steps=1_100),
     "thorough": Preset(40_000, 500, 2_000, 128, 4, teacher_steps=6_000, student_steps=6_000),
 }
 """Name -> how much is generated and trained."""
