@@ -199,12 +199,21 @@ def _round_weights(file: Path, precision: str) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    rounded = file.with_suffix(".rounded")
+    model, rounded = onnx.load(file), file.with_suffix(".rounded")
+    # Shapes that the exporter noted: of matrices too, which the quantizer turns and then finds at odds with them.
+    del model.graph.value_info[:]
     if precision == "int8":
         # Matrices alone: the convolution of the patches is small, and slow in int8.
-        quantize_dynamic(file, rounded, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
+        quantize_dynamic(model, rounded, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
     else:
-        onnx.save(convert_float_to_float16(onnx.load(file), keep_io_types=True), rounded)
+        model = convert_float_to_float16(model, keep_io_types=True)
+        # A scalar that several nodes read is cast once for each, under one name.
+        nodes: dict[tuple[str, ...], Any] = {}
+        for node in model.graph.node:
+            nodes.setdefault(tuple(node.output), node)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes.values())
+        onnx.save(model, rounded)
     for before in file.parent.glob(f"{file.name}*"):
         before.unlink()
     rounded.rename(file)
