@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, ViltImageProcessorPil, pipeline
 
 from dual_distill.data import train_tokenizer
 from dual_distill.inference import ANSWERING_TASK, export_onnx
-from dual_distill.inference.export import compare_with_torch
+from dual_distill.inference.export import _round_weights, compare_with_torch, graphs_of
 from dual_distill.modeling import (
     DualDistillProcessor,
     DualEncoderConfig,
@@ -146,8 +147,22 @@ def test_interaction_layers_are_in_the_questions_graph(exported_layers, rows, to
         np.testing.assert_allclose(logits, model(**text, **pixels).logits.numpy(), atol=1e-4)
 
 
+PRECISIONS = pytest.mark.parametrize("precision, most", [("float16", 0.02), ("int8", 0.3)])
+
+
+@PRECISIONS
+@pytest.mark.parametrize("which", ["exported", "exported_layers"])
+def test_graphs_that_are_rounded_run_and_answer_nearly_the_same(precision, most, which, request, tmp_path):
+    model, _, out, _ = request.getfixturevalue(which)
+    for name in graphs_of(model):
+        shutil.copyfile(out / f"{name}.onnx", tmp_path / f"{name}.onnx")
+        _round_weights(tmp_path / f"{name}.onnx", precision)
+    found = compare_with_torch(model, tmp_path)
+    assert 1e-6 < found["largest_difference"] < most * found["largest_value"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("precision, most", [("float16", 0.02), ("int8", 0.3)])
+@PRECISIONS
 @pytest.mark.parametrize("layers", [0, 2])
 def test_rounded_weights_are_near(precision, most, layers, exported, exported_layers, tmp_path):
     model, processor, *_ = exported_layers if layers else exported
