@@ -89,3 +89,12 @@ def test_what_cannot_be_drawn_is_refused(folder, capsys, words, message):
     assert main([*model, *words, "--out", str(folder / "no.png")]) == 2
     assert message in capsys.readouterr().err
     assert not (folder / "no.png").exists()
+
+
+def test_a_picture_goes_into_a_new_folder_and_has_a_pictures_name(folder, capsys):
+    words = ["attention", str(folder / "fusion"), "--image", str(folder / "photo.png"), "red sofa", "--out"]
+    assert main([*words, str(folder / "new" / "map.jpg")]) == 0
+    assert Image.open(folder / "new" / "map.jpg").format == "JPEG"
+    assert (folder / "new" / "map.json").is_file()
+    assert main([*words, str(folder / "map")]) == 2
+    assert "map'; give the name of a picture, such as map.png." in capsys.readouterr().err

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dual_distill.inference import attention_maps, draw_attention_picture, fetch_image, load_image
 from dual_distill.teachers import load_teacher
@@ -43,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Look with one model or two, draw both, and write picture and numbers."""
+    if options.out.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--out is {str(options.out)!r}; give the name of a picture, such as map.png.")
     content, grid = fetch_image(options.image, repr(options.image)), None
     image = load_image(content, repr(options.image))
     maps: dict[str, np.ndarray] = {}
@@ -55,6 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             grid = maps[label].shape[1:]
 
     size = min(max(round((image.width * image.height) ** 0.5), _SMALLEST), _LARGEST)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = {"question": options.text, "tile_size": size, "smooth": options.smooth}
     draw_attention_picture(image, words, maps, **told).save(options.out)
     numbers = {"image": options.image, "text": options.text, "layers": options.layers, "words": words}
