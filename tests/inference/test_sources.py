@@ -68,6 +68,9 @@ def test_what_is_no_source(rows, tmp_path) -> None:
         open_images(str(tmp_path / "none.parquet"))
     with pytest.raises(FileNotFoundError, match="There is no folder 'no/such/folder'"):
         open_images("no/such/folder")
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(ValueError, match=r"photo\.jpg' is one file, and no Parquet file; give the folder"):
+        open_images(str(tmp_path / "photo.jpg"))
     with pytest.raises(ValueError, match="'nobody/nothing' is not a folder or Parquet file here, nor a dataset"):
         open_images("nobody/nothing")
     with pytest.raises(ValueError, match="no column 'photo', only image, sku"):

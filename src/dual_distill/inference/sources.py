@@ -83,6 +83,8 @@ def open_images(
         found, shown = images, "the dataset"
     elif path.suffix == ".parquet":
         found = Dataset.from_parquet(str(existing_file(name)))
+    elif path.is_file():
+        raise ValueError(f"{name!r} is one file, and no Parquet file; give the folder that holds the images.")
     elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         found = load_from_disk(name)
     elif path.is_dir() or name.count("/") > 1 or name.startswith((".", "/", "~")):
