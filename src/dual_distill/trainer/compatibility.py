@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 
 from dual_distill import modeling
 from dual_distill.objectives import CrossModalObjective, Objective, PreTrainingObjective, RankingObjective
-from dual_distill.teachers import AlignedTeacher, load_processor
+from dual_distill.teachers import AlignedTeacher, ForeignTeacher, load_processor
 
 from .distillation_config import METHODS, DistillationTrainingArguments, constructor_names
 
@@ -391,9 +391,11 @@ def _check_aligned(config: Any, teacher: AlignedTeacher, objective: Objective) -
         "the student reads several images a row, or regions; take a teacher that reads its tokens": is_other,
         f"layer_map names layer {layers} of {depth}": bool(layers),
     }
+    # Of a store it is not known whose tokens its teacher had.
+    how = "has other tokens than the student" if isinstance(teacher, ForeignTeacher) else "is read from a store"
     for problem, is_there in problems.items():
         if is_there:
-            raise ValueError(f"{teacher.name} has other tokens than the student, and {problem}.")
+            raise ValueError(f"{teacher.name} {how}, and {problem}.")
 
 
 def reads_otherwise(ours: Any, theirs: Any) -> bool:

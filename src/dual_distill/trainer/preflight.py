@@ -51,7 +51,7 @@ def run_preflight(trainer: DistillationTrainer) -> Preflight | None:
     if objective is None:
         return None
     lacks = {
-        "the teacher's store holds training rows alone": isinstance(trainer.teacher, StoredTeacher),
+        "its store may lack validation rows": isinstance(trainer.teacher, StoredTeacher),
         "soft_label_weight is 0, so the teacher is asked no answers": getattr(trainer.teacher, "answers", ()) is None,
         "there are no labels": not names,
         "there are no labelled validation rows": not isinstance(rows, Dataset) or column not in rows.column_names,

@@ -119,7 +119,8 @@ class StoredTeacher(AlignedTeacher):
         lacking = [row for row, name in enumerate(names) if name not in self.store]
         if lacking and self.teacher is None:
             lacks = f"lacks {len(lacking)} of the {len(names)} rows of a batch"
-            raise ValueError(f"the store of {self.name} {lacks}; write these texts and images with dual-distill teach.")
+            way_out = "write these texts and images with dual-distill teach, and set augmentation to none, of which it"
+            raise ValueError(f"the store of {self.name} {lacks}; {way_out} knows nothing.")
         if lacking and self.teacher is not None:
             # The whole batch, since some models have the patches of all images in one row.
             read = {name: tensor for name, tensor in batch.items() if name != ROW_KEYS}
