@@ -57,7 +57,7 @@ def test_a_finished_run_is_finished(run, caplog):
 def test_other_settings_are_refused_with_both_values(run):
     make, folder = run
     record = (folder / "run.json").read_bytes()
-    with pytest.raises(ValueError, match=r"learning_rate: the default there, 0.05 now\); give resume .* overwrite"):
+    with pytest.raises(ValueError, match=r"learning_rate: 0.0001 there, 0.05 now\); give resume .* overwrite"):
         train(make(learning_rate=0.05))
     with pytest.raises(ValueError, match=r"max_steps: 2 there, 3 now; seed: 42 there, 1 now"):
         train(make(max_steps=3, seed=1))

@@ -4,6 +4,7 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from dual_distill import sealed
 from dual_distill.hub_cards import Origin, RunRecord, origin_of, read_run
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.teachers import load_config, load_model
-from dual_distill.trainer import DistillationTrainer, newest_whole, note_preflight
+from dual_distill.trainer import DistillationTrainer, DistillationTrainingArguments, newest_whole, note_preflight
 
+from .arguments import DataArguments, ModelArguments
 from .duration import count_steps, warn_if_long
 
 _logger = logging.getLogger(__name__)
@@ -24,6 +26,13 @@ _FREE = re.compile(
     r"(log|logging|save|eval|per_device_eval|max_eval|torch_empty|dataloader_(num|persistent|prefetch))_.*"
     r"|do_.*|load_best_model_at_end|metric_for_best_model|greater_is_better|ignore_data_skip"
 )
+# What a record says nothing of.
+_DEFAULTS = {
+    field.name: field.default
+    for arguments in (ModelArguments, DataArguments, DistillationTrainingArguments)
+    for field in fields(arguments)
+    if field.default not in (MISSING, None)
+}
 
 # What records have said since they have said what the rows are known by.
 _LATER = ("data", "text_tower", "vision_tower", "regions", "teacher_regions")
@@ -143,11 +152,9 @@ def _differences(earlier: RunRecord, now: RunRecord) -> list[str]:
     )
     # A record of before says nothing of some.
     unknown = _LATER if earlier.data.identity is None else ()
-    told = [
-        {name: it for name, it in one.items() if not _FREE.fullmatch(name) and name not in unknown}
-        for one in (there, here)
-    ]
-    return _described(*told)
+    named = [name for name in {**there, **here} if not _FREE.fullmatch(name) and name not in unknown]
+    known = ({name: value for name, value in {**_DEFAULTS, **one}.items() if name in named} for one in (there, here))
+    return _described(*known)
 
 
 def _described(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
