@@ -416,7 +416,7 @@ def test_an_empty_split_and_an_empty_file(folder):
             FileNotFoundError,
             "There is no file or folder 'nobody-at-all/nothing', and it cannot be loaded",
         ),
-        ("images", ValueError, "The folder 'images' holds no table; expected is a .csv, .tsv"),
+        ("images", ValueError, r"The folder 'images' holds no table called train \(\.csv, \.tsv"),
         ("images/a.png", ValueError, r"'images/a.png' is none of the known formats \(\.csv, \.tsv"),
         (
             {"train": "t.csv", "extra": "t.csv"},

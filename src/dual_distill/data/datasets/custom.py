@@ -25,9 +25,6 @@ from dual_distill.data.reading import ImageFolder, Reading, RecordReader, hold_o
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, existing_file, read_lines
 from dual_distill.data.tasks import TASKS, Task, nearest_name
 
-# What a custom dataset may be; more in `load_custom_dataset`.
-LAYOUT = "a .csv, .tsv, .jsonl, .json or .parquet, a folder of such or of images with metadata, or owner/name"
-
 _SPLIT_WORDS = {"train": "train", **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"), "test": "test"}
 _SPLITS = tuple(dict.fromkeys(_SPLIT_WORDS.values()))
 _FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -195,7 +192,8 @@ def _folder_files(folder: Path) -> dict[str, list[Path]]:
 
     files = [folder / name for name in _METADATA if (folder / name).is_file()]
     if not found and len(files) != 1:
-        raise ValueError(f"The folder {str(folder)!r} holds no table; expected is {LAYOUT}.")
+        lacks = f"holds no table called train ({', '.join(_FORMATS)}), and no metadata.csv or metadata.jsonl"
+        raise ValueError(f"The folder {str(folder)!r} {lacks}; name it so, or give the file itself.")
     return found or {"train": files}
 
 
