@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -107,6 +108,16 @@ def test_a_dry_run_prints_a_plan_for_reading_or_as_json(capsys: pytest.CaptureFi
     plan = json.loads(capsys.readouterr().out)
     assert (plan["steps"], plan["teacher"], plan["memory_bytes"]["teacher"]) == (3, None, 0)
     assert not (tmp_path / "never").exists()
+
+
+def test_a_recipe_loads_by_no_more_processes_than_there_are_cores(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"dataloader_num_workers: 4\noutput_dir: {tmp_path}\n")
+    assert parse_recipe([str(recipe), "--dataloader_num_workers", "3"])[2].dataloader_num_workers == 3
+    assert capsys.readouterr().err == ""
+    assert parse_recipe([str(recipe)])[2].dataloader_num_workers == 2
+    assert "the run takes --dataloader_num_workers 2" in capsys.readouterr().err
 
 
 ROLES = """\

@@ -24,6 +24,7 @@ A recipe of your own (student.yaml, roles are not needed):
 
 import argparse
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -118,6 +119,10 @@ def parse_recipe(
         check_names(word.removeprefix("--").split("=")[0] for word in rest if word.startswith("--"))
         raise ValueError(f"{' '.join(rest)!r} was not understood; write fields as --field value.")
     _fall_back(given)
+    workers, cores = "dataloader_num_workers", os.cpu_count() or 1
+    if cores < getattr(given, workers) == recipe.get(workers):  # of which torch warns at every loader
+        setattr(given, workers, cores)
+        print(f"there are fewer cores here than {workers}; the run takes --{workers} {cores}", file=sys.stderr)
     return parser.parse_dict(vars(given), allow_extra_keys=True)
 
 
