@@ -314,7 +314,7 @@ class AnsweringModel:
 
 def _answering_class(name: str) -> type[PreTrainedModel]:
     if name not in _ANSWERING_MODELS:
-        known = f"{', '.join(_ANSWERING_MODELS)} (`dual-distill convert` makes one of a ViLT checkpoint)"
+        known = f"{', '.join(_ANSWERING_MODELS)}; training with new_head makes one of it"
         raise ValueError(f"{name} gives no answers; the pipeline takes {known}.")
     return _ANSWERING_MODELS[name]
 
