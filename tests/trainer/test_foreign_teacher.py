@@ -434,7 +434,7 @@ def test_a_dual_encoder_with_interaction_layers_teaches_what_they_look_at(studen
 def test_refusals(student, processor, smolvlm, tmp_path):
     train(student, processor, smolvlm, tmp_path, cache_teacher="attention", max_steps=1)
     store = tmp_path / "teacher_cache"
-    with pytest.raises(ValueError, match=r"the store of .* lacks 4 of the 4 rows of a batch; .* set augmentation to none"):
+    with pytest.raises(ValueError, match=r"lacks 4 of the 4 rows of a batch; .* set augmentation to none"):
         train(student, processor, store, tmp_path / "a")
     with pytest.raises(ValueError, match="is read from a store, and count_padded_queries counts what its attention"):
         train(student, processor, store, tmp_path / "a", count_padded_queries=True)

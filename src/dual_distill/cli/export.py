@@ -16,6 +16,7 @@ It needs onnx, onnxscript and onnxruntime: pip install 'dual-distill[onnx]'.
 """
 
 import argparse
+import sys
 
 from dual_distill.inference import ExportReport, export_onnx
 from dual_distill.teachers import load_model
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> ExportReport:
     """Load and export."""
     model, processor = load_model(options.model, options.revision)
+    print("making the graphs and holding them against torch, which takes a minute or two", file=sys.stderr)
     return export_onnx(model, processor, options.output_dir, options.precision)
 
 
