@@ -24,11 +24,11 @@ def png(path: Path, colour: str = "red") -> Path:
 
 
 def test_a_folder_with_all_below_it_in_the_order_of_paths(tmp_path) -> None:
-    for name in ("b.png", "a/z.JPG", "a/b/c.webp", ".hidden.png", ".cache/d.png"):
+    for name in ("b.png", "a/z.JPG", "a/b/c.webp", "d.avif", ".hidden.png", ".cache/d.png"):
         png(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
     source = open_images(str(tmp_path))
-    assert source.ids == ["a/b/c.webp", "a/z.JPG", "b.png"]
+    assert source.ids == ["a/b/c.webp", "a/z.JPG", "b.png", "d.avif"]
     assert source.value("a/z.JPG") == str(tmp_path / "a" / "z.JPG")
 
 

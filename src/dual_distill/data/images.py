@@ -17,7 +17,7 @@ from .fingerprint import fingerprint
 from .image_content import DECODING_ERRORS, exif_orientation
 
 # How files of images end.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 
 # Default limit on width x height, in pixels: 8000 x 8000, 256 MB once decoded (Pillow keeps four bytes a pixel).
 MAX_PIXELS = 64_000_000
