@@ -101,6 +101,18 @@ def test_every_kind_gives_the_same_rows(tmp_path, pairs):
         assert found.num_shards == {"webdataset": 1, "parquet": 3}.get(kind, 7)
 
 
+def test_a_list_that_was_written_anew_is_read_anew(tmp_path):
+    folder = tmp_path / "photos"
+    source = {"path": str(files.write_metadata_folder(folder, range(3))), "kind": "folder"}
+    before = stream(source, shuffle_buffer=0)
+    assert len(list(before)) == before.num_rows == 3
+    (folder / "images").rename(folder / "former")
+    files.write_metadata_folder(folder, range(5))
+    after = stream(source, shuffle_buffer=0)
+    assert [row["caption"].strip() for row in after] == [f"a thing {count}" for count in range(5)]
+    assert len(list(before)) == 3  # of the rows that its shards were cut of
+
+
 def test_parquet_with_several_captions_a_picture(tmp_path):
     said = [[f"a thing {count}", f"one {count}"] for count in range(3)]
     path = files.write_parquet(tmp_path / "a.parquet", range(3), said=said)

@@ -109,6 +109,7 @@ class Shard(NamedTuple):
         path: the file, or the folder.
         num_rows: rows in it, bad ones included; None where that is not known without reading them.
         start: parquet: number of the row group; folder, karpathy, coco: first row.
+        listed: folder, karpathy, coco: size and time of the file that lists the rows.
     """
 
     source: ImageTextSource
@@ -116,6 +117,7 @@ class Shard(NamedTuple):
     path: str
     num_rows: int | None
     start: int = 0
+    listed: tuple[int, int] | None = None
 
 
 def parse_sources(sources: Any) -> list[ImageTextSource]:
@@ -182,10 +184,11 @@ def find_shards(source: ImageTextSource, skip_bad: bool = False) -> list[Shard]:
         shards = [shard for file in files for shard in find(source, f"{source.name}/{file.rsplit('/', 1)[-1]}", file)]
     else:
         # Ranges of rows, so many that a few workers share them evenly.
-        count = len(_listed_records(source, skip_bad))
+        listed = _list_state(source)
+        count = len(_listed_records(source, skip_bad, listed))
         bounds = [count * piece // _RANGES for piece in range(_RANGES + 1)]
         ranges = [(start, stop - start) for start, stop in itertools.pairwise(bounds) if stop > start]
-        shards = [Shard(source, str(source.name), source.path, rows, start) for start, rows in ranges]
+        shards = [Shard(source, str(source.name), source.path, rows, start, listed) for start, rows in ranges]
 
     if not shards:
         raise ValueError(f"The source {source.path!r} has no rows; leave it out.")
@@ -210,8 +213,19 @@ def described_sources(shards: list[list[Shard]]) -> list[str]:
 def file_sizes(shards: list[list[Shard]]) -> list[int | None]:
     """Bytes of each shard's file, or of the one that lists its images; None where it does not lie on this machine."""
     every = dict.fromkeys((one.path, one.source.kind) for each in shards for one in each)
-    files = [Path(path, _METADATA) if kind == "folder" else Path(path) for path, kind in every]
+    files = [_list_file(path, kind) for path, kind in every]
     return [file.stat().st_size if file.is_file() else None for file in files]
+
+
+def _list_file(path: str, kind: str) -> Path:
+    """The file of a shard, or the one that lists its rows."""
+    return Path(path, _METADATA) if kind == "folder" else Path(path)
+
+
+def _list_state(source: ImageTextSource) -> tuple[int, int] | None:
+    """By what a file that was written anew is told from the one before."""
+    file = _list_file(source.path, source.kind)
+    return (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None
 
 
 def _tar_shard(source: ImageTextSource, name: str, file: str) -> list[Shard]:
@@ -238,7 +252,7 @@ def _parquet_shards(source: ImageTextSource, name: str, file: str) -> list[Shard
 
 
 @functools.lru_cache(maxsize=32)
-def _listed_records(source: ImageTextSource, skip_bad: bool) -> Any:
+def _listed_records(source: ImageTextSource, skip_bad: bool, listed: tuple[int, int] | None) -> Any:
     """The rows of a caption file, a data set; or of a folder, (image path, caption or error, name); read once."""
     if source.kind == "folder":
         return list(_folder_records(source))
@@ -391,7 +405,7 @@ def _parquet_rows(shard: Shard) -> Rows:
 
 def _listed_rows(shard: Shard, skip_bad: bool) -> Rows:
     """The rows of a range of a folder or of a caption file."""
-    records = _listed_records(shard.source, skip_bad)
+    records = _listed_records(shard.source, skip_bad, shard.listed)
     for number in range(shard.start, shard.start + (shard.num_rows or 0)):
         if shard.source.kind == "folder":
             image, caption, record = records[number]
