@@ -113,6 +113,21 @@ def test_test_questions_have_no_answers(folder):
     assert load_vqa(folder, validation_rows=1, test_questions=questions)["test"].num_rows == 2
 
 
+def test_a_file_that_is_named_takes_the_place_of_the_folders(folder):
+    """Questions alone, or annotations alone, were left out for those of the folder."""
+    named = {"annotations": files(folder)["annotations"], "questions": files(folder)["questions"]}
+    for part in ("questions", "annotations"):
+        with pytest.raises(ValueError, match=r"There are . files of questions, . of annotations; give as many"):
+            load_vqa(folder, **{part: named[part]}, validation_rows=1)
+    for file in folder.glob("v2_*val2014*.json"):
+        file.unlink()
+    document = json.loads(named["questions"].read_text())
+    document["questions"][0]["question"] = "Which colour is it?"
+    (folder / "mine.json").write_text(json.dumps(document))
+    data = load_vqa(folder, questions=folder / "mine.json", validation_rows=1)
+    assert data["train"][0]["question"] == "Which colour is it?"
+
+
 def test_a_bom_is_no_trouble(folder):
     for file in folder.glob("*.json"):
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b", ", b",\r\n"))

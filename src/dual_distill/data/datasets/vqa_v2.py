@@ -84,8 +84,8 @@ def load_vqa(
         folder = official_folder(path, LAYOUT)
         has_val = (folder / "v2_OpenEnded_mscoco_val2014_questions.json").exists()
         parts = ["train2014", "val2014"] if has_val else ["train2014"]
-        questions = [folder / f"v2_OpenEnded_mscoco_{part}_questions.json" for part in parts]
-        annotations = [folder / f"v2_mscoco_{part}_annotations.json" for part in parts]
+        questions = questions or [folder / f"v2_OpenEnded_mscoco_{part}_questions.json" for part in parts]
+        annotations = annotations or [folder / f"v2_mscoco_{part}_annotations.json" for part in parts]
     image_folder = ImageFolder(images or official_folder(path, LAYOUT))
     asked, answered = _as_list(questions), _as_list(annotations)
     if len(asked) != len(answered):
