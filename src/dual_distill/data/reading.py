@@ -209,7 +209,8 @@ class ImageFolder:
             once = Counter(file.rpartition(".")[0] for file in files)
             known = {file.rpartition(".")[0]: file for file in files if once[file.rpartition(".")[0]] == 1}
         else:
-            known = {file.name: file.name for file in os.scandir(folder)} if folder.is_dir() else {}
+            entries = os.scandir(folder) if folder.is_dir() else ()
+            known = {file.name: file.name for file in entries if not file.is_dir()}
 
         # Some file systems take accents in names apart.
         composed = {unicodedata.normalize("NFC", name): file for name, file in known.items()}

@@ -138,13 +138,16 @@ def read_csv(file: FilePath) -> Records:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(_bounded_lines(lines, file), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
         while True:
-            place = f"{path}, line {reader.line_num + 1}"
+            first = reader.line_num + 1
+            place = f"{path}, line {first}"
             try:
                 values = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
                 kind = path.suffix[1:].upper()
+                # A quote that is never closed takes the lines behind it along.
+                place = f"{path}, lines {first} to {reader.line_num}" if reader.line_num > first else place
                 yield place, InvalidRecordError("malformed line", f"the line is not {kind} ({error})")
                 continue
             except UnicodeDecodeError as error:
