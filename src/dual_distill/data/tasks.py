@@ -8,7 +8,7 @@ in the collator, through the one safe decoder that names the row when it fails.
 import difflib
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
@@ -151,21 +151,25 @@ def load_task(name: str, path: str | os.PathLike[str] | None = None, **options: 
     module, _, function = str(task.reader).partition(":")
     read = getattr(import_module(f"dual_distill.data.datasets.{module}"), function)
 
-    # A reader's signature is what it can be asked for; a generator has no path.
+    # A generator has no path.
     options |= {} if path is None else {"path": path}
-    known: dict[str, Any] = dict(inspect.signature(read).parameters)
-    if reading := known.pop("reading", None):
-        known |= get_args(reading.annotation)[0].__annotations__
-    for option in options:
-        if option not in known:
-            raise ValueError(f"Task {name!r} has no option {option!r}{nearest_name(option, list(known))}")
-
+    check_options(name, read, options)
     data = read(**options)
     if not isinstance(data, DatasetDict):  # a stream and the rows held out of it
         return data
     for column in task.image_columns:
         data = data.cast_column(column, Image(decode=False))
     return data
+
+
+def check_options(name: str, read: Callable[..., Any], options: Iterable[str]) -> None:
+    """Refuse options that the signature of a task's reader does not name."""
+    known: dict[str, Any] = dict(inspect.signature(read).parameters)
+    if reading := known.pop("reading", None):
+        known |= get_args(reading.annotation)[0].__annotations__
+    for option in options:
+        if option not in known:
+            raise ValueError(f"Task {name!r} has no option {option!r}{nearest_name(option, list(known))}")
 
 
 def nearest_name(given: str, known: list[str]) -> str:

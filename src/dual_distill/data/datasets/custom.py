@@ -23,7 +23,7 @@ from dual_distill.data.answers import build_answer_vocabulary
 from dual_distill.data.fingerprint import fingerprint
 from dual_distill.data.reading import ImageFolder, Reading, RecordReader, hold_out, undecoded
 from dual_distill.data.records import FilePath, InvalidRecordError, Record, UniqueIds, existing_file, read_lines
-from dual_distill.data.tasks import TASKS, Task, nearest_name
+from dual_distill.data.tasks import TASKS, Task, check_options, nearest_name
 
 _SPLIT_WORDS = {"train": "train", **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"), "test": "test"}
 _SPLITS = tuple(dict.fromkeys(_SPLIT_WORDS.values()))
@@ -112,13 +112,16 @@ def load_custom_dataset(
         >>> custom.task.label_names, custom.data["train"]["label"][:]
         (('0', '1'), ['1', '0'])
     """
+    check_options("custom", load_custom_dataset, reading)
     images = (image_column,) if isinstance(image_column, str) else tuple(image_column)
     if head not in _FIXED_LABELS:
         raise ValueError(f"head is {head!r}, but it is {' or '.join(map(repr, _FIXED_LABELS))}.")
     if not 0 < validation_share < 1:
         raise ValueError(f"validation_share is {validation_share}, but it is above 0 and below 1.")
-    if label_names is not None and (not label_names or len(set(label_names)) < len(label_names)):
-        raise ValueError(f"label_names is {list(label_names)!r}, but expected are one or more names, each once.")
+    names = None if label_names is None else [*label_names]
+    is_text = isinstance(label_names, str) or not all(isinstance(name, str) for name in names or ())
+    if names is not None and (is_text or not names or len(set(names)) < len(names)):
+        raise ValueError(f"label_names is {label_names!r}, but expected is a list of one or more names, each once.")
     fixed, classes = _FIXED_LABELS[head], [unicodedata.normalize("NFC", name) for name in label_names or ()]
     task = Task("custom", head, images, text_column, label_column, answers_column=answers_column, fixed_labels=fixed)
 
