@@ -313,7 +313,7 @@ class _TableReader(RecordReader):
             row[task.text_column] = record.text(task.text_column)
 
             if task.answers_column is not None:
-                answers = [Record(answer=answer) for answer in record.value(task.answers_column, list) or [None]]
+                answers = [Record(answer=_as_text(one)) for one in record.value(task.answers_column, list) or [None]]
                 row[task.answers_column] = [self._spelled(answer.text("answer", _LABEL)) for answer in answers]
                 row[self.label] = Counter(row[task.answers_column]).most_common(1)[0][0]
             else:
@@ -332,8 +332,8 @@ class _TableReader(RecordReader):
         value = record.get(self.label)
         if isinstance(kind, ClassLabel) and isinstance(value, int):
             record = Record({self.label: kind.int2str(value) if value >= 0 else None})
-        elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-            record = Record({self.label: str(value).removesuffix(".0").lower()})
+        elif value is not None:
+            record = Record({self.label: _as_text(value)})
 
         label = self._spelled(record.text(self.label, _LABEL))
         if self.task.fixed_labels and classes and label not in classes:
@@ -396,6 +396,12 @@ def _dataset_records(name: str, table: Dataset, images: Dataset | None, wanted: 
         "missing image", "the image is missing: there are neither bytes nor a file at its path"
     )
     kept = [column for column in table.column_names if column in wanted and column not in inside]
+def _as_text(value: Any) -> Any:
+    """A whole number, or true or false, as text; anything else as it is."""
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return str(value).removesuffix(".0").lower() if is_whole else value
+
+
     for index, values in enumerate(table.with_format(None).select_columns(kept)):
         yield f"{name}, row {index}", problem if index in missing else Record(values)
 
