@@ -274,7 +274,7 @@ class _TableReader(RecordReader):
         """What the rows of train are of that must not stand on both sides of the line, one a row."""
         for values in zip(*self._groups["train"], strict=True):
             # Six images of one example of NLVR share these; a column that numbers the rows says nothing.
-            if None not in values and len(set(values)) < len(values):
+            if None not in values and 1 < len(set(values)) < len(values):
                 return list(values)
 
         # An image inside the table is known by its bytes: each of its rows holds them.
@@ -322,7 +322,8 @@ class _TableReader(RecordReader):
                 value = ids.add(record.get(self.id_column))
                 id_types.add(int if type(value) is int and -(2**63) <= value < 2**63 else str)
                 row[self.id_column] = str(value)
-            groups.append([record.get(column) for column in _GROUP_COLUMNS])
+            named = [record.get(column) for column in _GROUP_COLUMNS]
+            groups.append([one if isinstance(one, str | int | float | None) else repr(one) for one in named])
             return row
 
         return make_row
@@ -409,7 +410,7 @@ def _as_text(value: Any) -> Any:
 def _hold_out_groups(rows: Dataset, groups: list[Any], share: float, seed: int) -> tuple[Dataset, Dataset]:
     """Train and validation, which gets whole groups as long as they fit into its share; one group at least."""
     sizes = Counter(groups)
-    order = sorted(sizes)
+    order = sorted(sizes, key=lambda group: (isinstance(group, str), group))
     random.Random(seed).shuffle(order)
 
     held_out: list[Any] = []
