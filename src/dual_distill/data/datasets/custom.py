@@ -49,7 +49,7 @@ class CustomDataset(NamedTuple):
 
 
 def load_custom_dataset(
-    data: FilePath | Mapping[str, FilePath] | DatasetDict,
+    data: FilePath | Mapping[str, FilePath] | Dataset | DatasetDict,
     image_column: str | Sequence[str] = "image",
     text_column: str = "question",
     label_column: str = "answer",
@@ -71,8 +71,8 @@ def load_custom_dataset(
         data: a file .csv, .tsv, .jsonl, .json (lines, or one array) or .parquet; a folder with train.csv,
             validation.csv, test.csv (or the other formats), or with images and metadata.csv or metadata.jsonl (whose
             `file_name` is the column image), in it or in train/, validation/, test/; the name of a data set on the Hub,
-            owner/name; split -> file; or splits that are loaded already. val, valid and dev mean validation. A BOM and
-            CRLF are fine.
+            owner/name; split -> file; or rows or splits that are loaded already. val, valid and dev mean validation. A
+            BOM and CRLF are fine.
         image_column: column of the images, or several in the order in which the model sees them. A value is a path,
             which starts at the folder of the file, or (Parquet, Hub) an image.
         text_column: column of the question or sentence.
@@ -156,6 +156,10 @@ def _find_tables(data: Any, config: str | None, revision: str | None) -> dict[st
     """What sentences call each split, and its rows or files: train, validation and test, in this order."""
     name = "the data"
     if not isinstance(data, Mapping):
+    if isinstance(data, Dataset):
+        data = {"train": data}
+    elif not isinstance(data, Mapping | str | os.PathLike):
+        raise ValueError(f"The data are a {type(data).__name__}; expected is {LAYOUT}, or splits that are loaded.")
         path, name = Path(data), os.fspath(data)
         if path.is_dir():
             data = _folder_files(path)
@@ -230,14 +234,20 @@ class _TableReader(RecordReader):
         Labels are spelled as in `classes`; those of a classifier that are none of them are bad, if there are any.
         """
         folder, images, kind, records = Path.cwd(), None, None, None
-        if isinstance(table, list) and isinstance(table[0], tuple):  # a task's reader read them
+        if isinstance(table, list) and all(isinstance(one, tuple) for one in table):  # a task's reader read them
             records, table = iter(table), None
         elif not isinstance(table, Dataset):
-            files = [existing_file(file) for file in (table if isinstance(table, list) else [table])]
+            listed = table if isinstance(table, list) else [table]
+            if not all(isinstance(file, str | os.PathLike) for file in listed):
+                raise ValueError(f"The {name} is a {type(table).__name__}; give a file, or a datasets.Dataset.")
+            files = [existing_file(file) for file in listed]
             name, folder, suffix = str(files[0]), files[0].parent, files[0].suffix
             if suffix not in _FORMATS:
                 raise ValueError(f"{name!r} is none of the known formats ({', '.join(_FORMATS)}); save it as one.")
             table = Dataset.from_parquet([str(file) for file in files]) if suffix == ".parquet" else None
+            if len(files) > 1 and (suffix != ".parquet" or {file.parent for file in files} != {folder}):
+                found = f"The split {split!r} is {len(files)} files ({', '.join(file.name for file in files)})"
+                raise ValueError(f"{found}, but only Parquet of one folder may be several; join them into one.")
 
         # Images inside a data set stay where they are; everything else is a record, whatever it is read from.
         if table is not None:
@@ -293,7 +303,11 @@ class _TableReader(RecordReader):
         for place, record in read_lines(file):
             if file.name in _METADATA and isinstance(record, Record):
                 names = {"file_name": "image"}
-                record = Record({names.get(c, c.removesuffix("_file_name")): v for c, v in record.items()})
+                renamed = [names.get(column, column.removesuffix("_file_name")) for column in record]
+                if twice := [column for column in self.columns if renamed.count(column) > 1]:
+                    found = f"two columns for {twice[0]!r}, one of them as the name of a file ({', '.join(record)})"
+                    raise ValueError(f"{file}: there are {found}; rename the other.")
+                record = Record(zip(renamed, record.values(), strict=True))
             if file.suffix in (".csv", ".tsv") and isinstance(record, Record):
                 self._check_columns(str(file), record)
             yield place, record
