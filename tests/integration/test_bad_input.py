@@ -409,3 +409,28 @@ def test_words_of_a_recipe_are_checked(dual_distill: Callable, tmp_path: Path) -
     ):
         recipe.write_text(f"{line}\n")
         assert_refused(dual_distill("train", recipe, "--output_dir", tmp_path / "out"), sentence, tmp_path / "out")
+
+
+def test_answers_are_spelled_as_those_of_the_checkpoint_that_is_started_from(shop_model: Path, train: Callable) -> None:
+    """All would be no class of the head, and those of some rows alone would be left out without a word."""
+    capital = [f"red{number}.png,what is it?,{('Red', 'BLUE')[number % 2]}" for number in range(5)]
+    words = ("--init_from", shop_model, "--new_head", "false", "--dry-run", "--json")
+    printed, _ = train("custom", lambda folder: write_shop(folder, *capital), *words)
+    assert printed.code == 0, printed.err
+    assert json.loads(printed.out)["label_coverage"] == 1
+
+
+def test_a_field_of_the_run_is_no_option_of_the_reader(train: Callable) -> None:
+    for option, value in {"label_column": "text", "min_answer_count": 2}.items():
+        printed, out = train("custom", write_shop, "--data_options", json.dumps({option: value}))
+        assert_refused(printed, f"data_options name {option}, which the run has fields for; give it beside them", out)
+    printed, out = train("custom", write_shop, "--data_options", '{"validation_shar": 0.2}')
+    assert_refused(printed, "has no option 'validation_shar'; did you mean 'validation_share'", out)
+
+
+def test_label_names_among_the_readers_options_are_the_classes(train: Callable) -> None:
+    """They were taken and changed nothing."""
+    options = ("--data_options", '{"label_names": ["blue", "red", "green"]}')
+    printed, _ = train("custom", write_shop, *options, "--dry-run", "--json")
+    assert printed.code == 0, printed.err
+    assert json.loads(printed.out)["num_labels"] == 3

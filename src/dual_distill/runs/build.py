@@ -31,7 +31,7 @@ from dual_distill.trainer import (
 
 from .arguments import DataArguments, ModelArguments
 from .continuation import processor_of_run
-from .data import RunData, list_labels, prepare_data
+from .data import RunData, asked_head, list_labels, prepare_data
 
 _SHORTEST_TEXT = 4
 _CHECKED_ROWS = 16
@@ -140,8 +140,7 @@ def resolve(
 ) -> Resolved:
     """Find out all of a run that needs no weights; arguments and errors are those of `make_run`."""
     model_arguments, data_arguments, training_arguments = arguments
-    data = prepare_data(data_arguments, training_arguments.seed, splits, training_arguments.data_seed)
-    head, start, taught_by = data.head, model_arguments.start, model_arguments.taught_by
+    head, start, taught_by = asked_head(data_arguments), model_arguments.start, model_arguments.taught_by
     check_options(head.trainer_class(data_arguments.caption_training), training_arguments, taught_by is not None)
     # A teacher with tokens of its own lends the student neither labels nor a processor.
     lends = taught_by is not None and reads_student_tokens(*taught_by)
@@ -150,6 +149,8 @@ def resolve(
     # Labels of the checkpoint whose head is used, else the teacher's, else the task's, else those of the data.
     keeps_head = start is not None and not model_arguments.new_head
     labelled = load_config(*start, head.classes) if start and keeps_head else teacher_config
+    spelled = [labelled.id2label[index] for index in range(len(labelled.id2label))] if labelled else None
+    data = prepare_data(data_arguments, training_arguments.seed, splits, training_arguments.data_seed, spelled)
     fewest, train_rows = data_arguments.min_answer_count, data.splits["train"]
     label_names = list_labels(data.task, train_rows, fewest, labelled) if head.has_labels else []
 

@@ -52,12 +52,33 @@ class RunData:
         return self.regions["max_tag_length"] if self.regions.get("num_tags") else 0
 
 
+def asked_head(arguments: DataArguments) -> HeadSpec:
+    """Return the head that a task is learned with, before its data is read.
+
+    Raises:
+        ValueError: there is no such task or head, or they do not go together.
+    """
+    if arguments.task != "custom":
+        return HEADS[choose_head(data.get_task(arguments.task), arguments.head).head]
+    labelled = [name for name, head in HEADS.items() if head.has_labels]
+    name = arguments.head or labelled[0]
+    if name not in labelled:
+        way_out = f"give {' or '.join(labelled)}; for captions take task image_text"
+        raise ValueError(f"head is {name!r}, but task custom has labels: {way_out}.")
+    return HEADS[name]
+
+
 def prepare_data(
-    arguments: DataArguments, seed: int, splits: Mapping[str, Any] | None = None, data_seed: int | None = None
+    arguments: DataArguments,
+    seed: int,
+    splits: Mapping[str, Any] | None = None,
+    data_seed: int | None = None,
+    label_names: Sequence[str] | None = None,
 ) -> RunData:
     """Read the data of a run, unless its splits are at hand already, and choose the rows that are used.
 
-    A stream that is read here is shuffled by `data_seed`, or by `seed`, unless the reader's options name one.
+    A stream that is read here is shuffled by `data_seed`, or by `seed`, unless the reader's options name one. Labels of
+    a custom dataset are spelled as `label_names`, those of a checkpoint.
 
     Raises:
         FileNotFoundError: there is no such data or region store.
@@ -65,7 +86,7 @@ def prepare_data(
     """
     is_read_here = splits is None
     if splits is None:
-        task, splits = load_data(arguments)
+        task, splits = load_data(arguments, label_names)
     else:
         task = choose_head(data.get_task(arguments.task), arguments.head)
     for split in ("train", "validation"):
@@ -108,13 +129,14 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
         task = choose_head(data.get_task(arguments.task), arguments.head)
         return task, data.load_task(arguments.task, arguments.data, **options)
 
-    head = arguments.head or "question_answering"
-    if head in HEADS and not HEADS[head].has_labels:
-        raise ValueError(f"head is {head!r}, but task custom has labels; for captions take task image_text.")
     if arguments.data is None:
         raise ValueError("task custom needs data=, a file, a folder, or the name of a data set on the Hub.")
-    options |= {name: getattr(arguments, name) for name in _COLUMNS}
-    options |= {"head": head, "label_names": label_names, "min_answer_count": arguments.min_answer_count or 1}
+    own = {name: getattr(arguments, name) for name in _COLUMNS} | {"head": asked_head(arguments).name}
+    own["min_answer_count"] = arguments.min_answer_count or 1
+    if taken := ", ".join(sorted(own.keys() & options)):
+        raise ValueError(f"data_options name {taken}, which the run has fields for; give it beside them.")
+    # Those of a checkpoint are the order of its logits.
+    options |= own | ({} if label_names is None else {"label_names": label_names})
     custom = data.load_custom_dataset(arguments.data, **options)
     return custom.task, custom.data
 

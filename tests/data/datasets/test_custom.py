@@ -445,8 +445,14 @@ def test_data_that_is_not_there(folder, name, error, message, monkeypatch):
             {"head": "images_and_text_classification", "answers_column": "all"},
             "answers_column is 'all', but several answers go",
         ),
-        ({"label_names": ["a", "a"]}, r"label_names is \['a', 'a'\], but expected are one or more names, each once"),
+        (
+            {"label_names": ["a", "a"]},
+            r"label_names is \['a', 'a'\], but expected is a list of one or more names, each",
+        ),
         ({"label_names": []}, r"label_names is \[\]"),
+        ({"label_names": "red"}, "label_names is 'red', but expected is a list"),
+        ({"label_names": [0, 1]}, r"label_names is \[0, 1\], but expected is a list"),
+        ({"label_colum": "question"}, "Task 'custom' has no option 'label_colum'; did you mean 'label_column'"),
         ({"min_answer_count": 0}, "min_answer_count is 0"),
         ({"min_answer_count": 9}, "No answer in column 'answer' occurs 9 times or more"),
         ({"validation_share": 1.0}, "validation_share is 1.0, but it is above 0 and below 1"),
@@ -576,3 +582,78 @@ def test_an_image_may_be_named_without_its_extension(folder, png):
     (folder / "images" / "a.jpg").write_bytes(png())  # now there are two that it could be
     with pytest.raises(ValueError, match=r"train\.csv, line 2: the image is missing: .* holds no images/a;"):
         load_custom_dataset(files)
+
+
+def test_rows_that_are_loaded_are_those_of_train(folder, png):
+    rows = Dataset.from_list([row | {"image": png((i, 0, 0))} for i, row in enumerate(questions("abcdefgh"))])
+    assert load_custom_dataset(rows).data.num_rows == {"train": 7, "validation": 1}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda rows: rows, "The data are a list; expected is a .csv"),
+        (lambda rows: None, "The data are a NoneType"),
+        (lambda rows: {"train": rows}, "The split 'train' of the data is a list; give a file, or a datasets.Dataset"),
+        (lambda rows: {"train": Dataset.from_list(rows).to_iterable_dataset()}, "is a IterableDataset; give a file"),
+        (lambda rows: {"train": []}, "The split 'train' of 'custom dataset' has no rows"),
+        (
+            lambda rows: {"train": ["t.csv", "t.csv"]},
+            r"The split 'train' is 2 files \(t.csv, t.csv\), but only Parquet",
+        ),
+    ],
+)
+def test_data_of_another_kind(folder, make, message, monkeypatch):
+    """Of several tables the first alone was read."""
+    monkeypatch.chdir(folder)
+    write(folder / "t.csv", questions())
+    with pytest.raises(ValueError, match=message):
+        load_custom_dataset(make(questions()))
+
+
+def test_two_columns_for_one_image_are_refused(folder):
+    """The rows of one were paired with the images of the other."""
+    rows = [{"file_name": "a.png", "image": "b.png", "question": "why?", "answer": "x"}] * 2
+    write(folder / "images" / "metadata.csv", rows)
+    with pytest.raises(ValueError, match=r"metadata\.csv: there are two columns for 'image', one of them as the name"):
+        load_custom_dataset(folder / "images", skip_bad=True)
+
+
+def test_an_open_quote_names_all_lines_that_it_takes_along(folder):
+    lines = ["image,question,answer", 'images/a.png,"why?,x', *["images/b.png,why?,x"] * 3, 'images/c.png,"why?",x']
+    (folder / "mine.csv").write_text("\n".join([*lines, "images/d.png,why?,x"]))
+    report = ReadingReport()
+    files = {"train": folder / "mine.csv", "validation": write(folder / "other.csv", questions())}
+    assert load_custom_dataset(files, skip_bad=True, report=report).data["train"].num_rows == 1
+    assert [bad.split(": ")[0].rpartition(", ")[2] for bad in report.bad["malformed line"]] == ["lines 2 to 6"]
+
+
+@pytest.mark.parametrize(("answers", "common"), [([3, 3, 4], "3"), ([True, False, True], "true"), (["3", 3.0, 4], "3")])
+def test_several_answers_may_be_numbers_and_truths(folder, answers, common):
+    rows = [row | {"people": answers} for row in questions()]
+    data, _ = load_custom_dataset(splits(folder, ".jsonl", train=rows, validation=rows), answers_column="people")
+    assert data["train"]["answer"][:] == [common] * 4
+
+
+@pytest.mark.parametrize("values", ["x" * 8, [1, "x"] * 4, [[1]] * 8])
+def test_groups_of_any_values(folder, values):
+    """One value for all rows is no group that could stand on one side."""
+    rows = [row | {"directory": value} for row, value in zip(questions("abcdefgh"), values, strict=True)]
+    found = load_custom_dataset(write(folder / "mine.jsonl", rows)).data.num_rows
+    held_out = 4 if len({str(value) for value in values}) == 2 else 1
+    assert found == {"train": 8 - held_out, "validation": held_out}
+
+
+def test_a_folder_is_no_image(folder):
+    (folder / "images" / "a").mkdir()
+    rows = [questions()[0] | {"image": "images/a"}]
+    data, _ = load_custom_dataset(splits(folder, ".csv", train=rows, validation=questions()))
+    assert data["train"][0]["image"]["path"] == str(folder / "images" / "a.png")
+
+
+def test_numbered_answers_are_spelled_as_the_classes_that_are_asked_for(folder, png):
+    kinds = Features(image=Value("binary"), question=Value("string"), answer=ClassLabel(names=["Red", "BLUE"]))
+    columns = {"image": [png((i, 0, 0)) for i in range(4)], "question": list("abcd"), "answer": [0, 1, 0, 1]}
+    rows = Dataset.from_dict(columns, features=kinds)
+    data, task = load_custom_dataset(DatasetDict(train=rows, validation=rows), label_names=["blue", "red"])
+    assert (data["train"]["answer"][:], task.label_names) == (["red", "blue", "red", "blue"], ("blue", "red"))

@@ -145,8 +145,9 @@ def load_custom_dataset(
     if reader.respelled:
         merged = f"{len(set(reader.respelled)):,} spellings; merge_spellings=False keeps them apart"
         reader.report.notes[f"answer in another spelling than its class ({merged})"] = len(reader.respelled)
+    known = set(classes)
     for split, rows in reader.splits.items():
-        if unknown := sum(label not in set(classes) for label in rows[label_column]):
+        if unknown := sum(label not in known for label in rows[label_column]):
             remark = f"answer outside the {len(classes):,} classes ({split}; it counts as wrong)"
             reader.report.notes[remark] += unknown
     return CustomDataset(reader.finish(), replace(task, label_names=tuple(classes)))
@@ -155,11 +156,11 @@ def load_custom_dataset(
 def _find_tables(data: Any, config: str | None, revision: str | None) -> dict[str, tuple[str, Any]]:
     """What sentences call each split, and its rows or files: train, validation and test, in this order."""
     name = "the data"
-    if not isinstance(data, Mapping):
     if isinstance(data, Dataset):
         data = {"train": data}
     elif not isinstance(data, Mapping | str | os.PathLike):
         raise ValueError(f"The data are a {type(data).__name__}; expected is {LAYOUT}, or splits that are loaded.")
+    if not isinstance(data, Mapping):
         path, name = Path(data), os.fspath(data)
         if path.is_dir():
             data = _folder_files(path)
@@ -244,10 +245,10 @@ class _TableReader(RecordReader):
             name, folder, suffix = str(files[0]), files[0].parent, files[0].suffix
             if suffix not in _FORMATS:
                 raise ValueError(f"{name!r} is none of the known formats ({', '.join(_FORMATS)}); save it as one.")
-            table = Dataset.from_parquet([str(file) for file in files]) if suffix == ".parquet" else None
             if len(files) > 1 and (suffix != ".parquet" or {file.parent for file in files} != {folder}):
                 found = f"The split {split!r} is {len(files)} files ({', '.join(file.name for file in files)})"
                 raise ValueError(f"{found}, but only Parquet of one folder may be several; join them into one.")
+            table = Dataset.from_parquet([str(file) for file in files]) if suffix == ".parquet" else None
 
         # Images inside a data set stay where they are; everything else is a record, whatever it is read from.
         if table is not None:
@@ -259,11 +260,11 @@ class _TableReader(RecordReader):
                 images = undecoded(images, column, name)
             records = _dataset_records(name, table, images, {*self.columns, *_GROUP_COLUMNS})
 
-        names = kind.names if isinstance(kind, ClassLabel) else classes
+        names = classes or (kind.names if isinstance(kind, ClassLabel) else [])
         known = [unicodedata.normalize("NFC", name) for name in names]
-        self._spellings |= {label: label for label in known}
-        for label in known:
-            self._spellings.setdefault(self._key(label), label)
+        # All as they are first: two of them may differ in case alone.
+        for spelling, label in [*((label, label) for label in known), *((self._key(label), label) for label in known)]:
+            self._spellings.setdefault(spelling, label)
         make_row = self._row_maker(split, folder, [] if images is None else images.column_names, kind, classes)
         records = self._file_records(Path(name)) if records is None else records
         if images is None:
@@ -395,6 +396,12 @@ class _TableReader(RecordReader):
         return joined if len(good) == joined.num_rows else joined.select(good)
 
 
+def _as_text(value: Any) -> Any:
+    """A whole number, or true or false, as text; anything else as it is."""
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return str(value).removesuffix(".0").lower() if is_whole else value
+
+
 def _dataset_records(name: str, table: Dataset, images: Dataset | None, wanted: set[str]) -> Iterator[tuple[str, Any]]:
     """The rows of a data set, but for the images inside it, whose absence makes a row bad."""
     inside = [] if images is None else images.column_names
@@ -411,12 +418,6 @@ def _dataset_records(name: str, table: Dataset, images: Dataset | None, wanted: 
         "missing image", "the image is missing: there are neither bytes nor a file at its path"
     )
     kept = [column for column in table.column_names if column in wanted and column not in inside]
-def _as_text(value: Any) -> Any:
-    """A whole number, or true or false, as text; anything else as it is."""
-    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return str(value).removesuffix(".0").lower() if is_whole else value
-
-
     for index, values in enumerate(table.with_format(None).select_columns(kept)):
         yield f"{name}, row {index}", problem if index in missing else Record(values)
 
