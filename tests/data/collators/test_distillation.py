@@ -137,6 +137,12 @@ def test_soft_scores_are_labels_where_several_people_answered(processor, rows):
             collate([{**rows[0], "answers": wrong}])
 
 
+def test_answers_that_are_spelled_in_two_forms_of_unicode_are_counted_together(processor, rows):
+    collate = DistillationCollator(processor, SOFT, ["caf\u00e9"])
+    answers = ["caf\u00e9"] * 2 + ["cafe\u0301"] * 2
+    assert collate([{**rows[0], "answers": answers}])["labels"].tolist() == [[1.0]]
+
+
 def test_pairs_have_no_labels(processor, rows):
     assert set(DistillationCollator(processor, PAIRS, ())(rows)) == {
         "input_ids",

@@ -285,9 +285,9 @@ class DistillationCollator(ImageTextCollator):
 
         # What is no class scores nothing, and takes nothing from the others.
         scores = torch.zeros(len(self.label_names))
-        for answer, score in soft_scores(answers).items():
-            if _composed(answer) in self._label_ids:
-                scores[self._label_ids[_composed(answer)]] = score
+        for answer, score in soft_scores([_composed(answer) for answer in answers]).items():
+            if answer in self._label_ids:
+                scores[self._label_ids[answer]] = score
         return scores
 
     def _label(self, label: Any, name: str) -> int:
