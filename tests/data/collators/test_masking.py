@@ -2,8 +2,9 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+import tokenizers
 import torch
-from transformers import BertTokenizer
+from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from dual_distill.data import WholeWordMasker, train_tokenizer
 
@@ -117,5 +118,8 @@ def test_each_error_by_its_message(tokenizer):
         WholeWordMasker(SimpleNamespace(is_fast=False))
     with pytest.raises(ValueError, match=r"has no mask token"):
         WholeWordMasker(SimpleNamespace(is_fast=True, mask_token_id=None))
+    whole = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[MASK]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    with pytest.raises(ValueError, match=r"takes a text of two words for one word, all of which would be masked"):
+        WholeWordMasker(PreTrainedTokenizerFast(tokenizer_object=whole, mask_token="[MASK]"))
     with pytest.raises(ValueError, match=r"there are 1 texts and 2 keys"):
         WholeWordMasker(train_tokenizer(["a dog"]))(encode(tokenizer, "a dog"), [(0, 0), (0, 1)])

@@ -87,7 +87,8 @@ class WholeWordMasker(_Masker):
         seed: which masking; another seed draws everything anew.
 
     Raises:
-        ValueError: the tokenizer is not a fast one or has no mask token, or `probability` is out of range.
+        ValueError: the tokenizer is not a fast one, has no mask token or takes all of a text for one word, or
+            `probability` is out of range.
 
     Note:
         BERT's own whole-word masking draws 80 / 10 / 10 for each word piece. Here it is drawn for the word, so that no
@@ -114,6 +115,10 @@ class WholeWordMasker(_Masker):
         if not 0 < probability <= 1:
             raise ValueError(f"probability is {probability}, but must be above 0 and at most 1 (BERT: 0.15).")
         super().__init__(tokenizer, seed)
+        # Gemma's, for one, takes all of a text for one word, and all of it would be masked.
+        if len({*tokenizer("two words").word_ids()} - {None}) == 1:
+            takes = f"{type(tokenizer).__name__} takes a text of two words for one word, all of which would be masked"
+            raise ValueError(f"{takes}; take a tokenizer that says where words begin, as BERT's.")
         self.probability = probability
 
     def __call__(self, encoding: Any, keys: Sequence[Key]) -> tuple[Tensor, Tensor]:
