@@ -2,6 +2,7 @@
 
 import io
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,6 +276,9 @@ def test_refusals(processor):
         processor(images=[PICTURES[0], PICTURES[0] * 2])
     with pytest.raises(ValueError, match=r"the rows of one batch have \[0\] images"):
         processor(images=[[], []])
+    for named in ("photo.jpg", Path("photo.jpg"), ["photo.jpg"], [["photo.jpg"]], [PICTURES[0][0], "photo.jpg"]):
+        with pytest.raises(ValueError, match=r"an image is 'photo\.jpg', a name; open it first"):
+            processor(images=named)
 
 
 def photograph(mode: str) -> Image.Image:

@@ -406,8 +406,11 @@ class _HeightFirst(Image.Image):
 
 def _as_rows(images: Images) -> list[list[Any]]:
     """B rows of N images each, whatever form they are given in."""
-    rows = [images] if _is_image(images) else images
-    return [[row] if _is_image(row) else list(row) for row in rows]
+    rows = [images] if _is_image(images) or isinstance(images, str | Path) else images
+    rows = [[row] if _is_image(row) or isinstance(row, str | Path) else list(row) for row in rows]
+    if named := [one for row in rows for one in row if isinstance(one, str | Path)]:
+        raise ValueError(f"an image is {str(named[0])!r}, a name; open it first, with PIL.Image.open(...).")
+    return rows
 
 
 def _is_image(value: Any) -> bool:
