@@ -8,7 +8,7 @@ import datasets
 import pytest
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, TrainingArguments, ViltForQuestionAnswering, pipeline
+from transformers import AutoConfig, PreTrainedModel, TrainingArguments, ViltForQuestionAnswering, pipeline
 
 from dual_distill import (
     DistillationTrainer,
@@ -311,6 +311,20 @@ def test_one_call_distills(folders: Folders, form: str) -> None:
         distill(folders.vilt, data, output_dir="student", disable_tqdm=True, **told)
     distill(folders.vilt, data, output_dir="student", overwrite=True, disable_tqdm=True, **told)
     assert read_run("student").steps == 1
+
+
+def test_a_table_by_its_name_is_spelled_as_the_teachers_answers(folders: Folders, tmp_path: Path) -> None:
+    """Answers in capitals were no class of the model, and every evaluation was 0."""
+    for row in range(8):
+        Image.new("RGB", (40, 32), (row, 0, 0)).save(tmp_path / f"{row}.png")
+    names = [*AutoConfig.from_pretrained(folders.vilt).id2label.values()]
+    lines = [f"{row}.png,what is it?,{names[row % 2].upper()}" for row in range(8)]
+    (tmp_path / "shop.csv").write_text("\n".join(["image,question,answer", *lines]))
+    told = {"max_steps": 1, "per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none"}
+    metrics = distill(
+        folders.vilt, tmp_path / "shop.csv", "spelled", label_weight=1.0, disable_tqdm=True, **told
+    ).metrics
+    assert metrics["eval_label_loss"] > 0
 
 
 @pytest.mark.parametrize(

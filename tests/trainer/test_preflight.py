@@ -73,6 +73,16 @@ def test_a_teacher_that_the_words_beat_is_said_with_its_standard_error(build_tra
     assert any(f"question-only baseline ({100 * (found.teacher - 0.9):+.1f} points, standard error " in s for s in said)
 
 
+def test_answers_that_the_model_cannot_give_are_counted(build_trainer, caplog):
+    trainer = build_trainer()
+    rows = trainer.eval_dataset.to_list()
+    answers = [row["answer"].upper() if index < 10 else row["answer"] for index, row in enumerate(rows)]
+    trainer.eval_dataset = trainer.eval_dataset.remove_columns("answer").add_column("answer", answers)
+    run_preflight(trainer)
+    said = "of 40 validation rows (10 of them with an answer that is none of the model's): teacher "
+    assert said in caplog.records[0].message
+
+
 def test_a_teacher_that_sees_is_not_warned_of(build_trainer, caplog):
     found = run_preflight(build_trainer(SeesAll(), leaks=False, attention_weight=0.0))
     assert found.teacher == 1.0

@@ -150,9 +150,14 @@ def list_labels(task: data.Task, rows: Any, fewest: int | None, labelled: PreTra
     return data.build_answer_vocabulary(rows, str(task.label_column), fewest or task.min_answer_count)
 
 
-def splits_of(dataset: Any) -> Mapping[str, Any]:
-    """Return the splits of a dataset: of rows, of splits of rows, or of a custom dataset, read or by its name."""
-    splits = data.load_custom_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+def splits_of(dataset: Any, label_names: Sequence[str] | None = None) -> Mapping[str, Any]:
+    """Return the splits of a dataset: of rows, of splits of rows, or of a custom dataset, read or by its name.
+
+    Answers of one that is read here are spelled as `label_names`.
+    """
+    splits = dataset
+    if isinstance(dataset, str | Path):
+        splits = data.load_custom_dataset(dataset, label_names=label_names)
     if isinstance(splits, data.CustomDataset):
         # Under the names by which a trainer knows rows that come without a task.
         task, images = splits.task, raw_image_columns(len(splits.task.image_columns))

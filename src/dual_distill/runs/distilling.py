@@ -78,7 +78,7 @@ def distill(
         Traceback (most recent call last):
         ValueError: the dataset has the splits test, but a student learns from one named train; name it so.
     """
-    splits = splits_of(dataset)
+    splits = {} if isinstance(dataset, str | Path) else splits_of(dataset)
     if student is not None and interaction_layers is not None:
         has_own = "but the student that was given has as many as it has"
         raise ValueError(f"interaction_layers is {interaction_layers}, {has_own}; leave one of them out.")
@@ -101,6 +101,10 @@ def distill(
     if head is None or not head.has_labels:
         way_out = "which gives no answers or classes; use its trainer, or `dual-distill train`"
         raise ValueError(f"the teacher {str(teacher)!r} is a {type(labelled).__name__}, {way_out}.")
+
+    # What is read here is spelled as the teacher's answers.
+    names = [labelled.config.id2label[index] for index in range(len(labelled.config.id2label))]
+    splits = splits or splits_of(dataset, names)
 
     # Layers that have no counterpart in the teacher are drawn from the seed of the run.
     set_seed(args.seed)

@@ -79,9 +79,13 @@ def run_preflight(trainer: DistillationTrainer) -> Preflight | None:
     }
     shares = {who: round(one.mean().item(), 4) for who, one in right.items()}
     error = round(max((share * (1 - share) / len(rows)) ** 0.5 for share in shares.values()), 4)
+    unknown = sum(label not in names for label in labels)
+    among = f" ({unknown} of them with an answer that is none of the model's)" if unknown else ""
     figures = ", ".join(f"{who} {100 * share:.1f} %" for who, share in shares.items())
     seconds = round(time.perf_counter() - began, 1)
-    _logger.warning("before the first step, of %d validation rows: %s right (%s s)", len(rows), figures, seconds)
+    _logger.warning(
+        "before the first step, of %d validation rows%s: %s right (%s s)", len(rows), among, figures, seconds
+    )
 
     taught = right.pop("teacher")
     for who, one in right.items():
