@@ -592,7 +592,7 @@ def test_rows_that_are_loaded_are_those_of_train(folder, png):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda rows: rows, "The data are a list; expected is a .csv"),
+        (lambda rows: rows, "The data are a list; give a file, a folder"),
         (lambda rows: None, "The data are a NoneType"),
         (lambda rows: {"train": rows}, "The split 'train' of the data is a list; give a file, or a datasets.Dataset"),
         (lambda rows: {"train": Dataset.from_list(rows).to_iterable_dataset()}, "is a IterableDataset; give a file"),

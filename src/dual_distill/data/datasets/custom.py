@@ -159,7 +159,7 @@ def _find_tables(data: Any, config: str | None, revision: str | None) -> dict[st
     if isinstance(data, Dataset):
         data = {"train": data}
     elif not isinstance(data, Mapping | str | os.PathLike):
-        raise ValueError(f"The data are a {type(data).__name__}; expected is {LAYOUT}, or splits that are loaded.")
+        raise ValueError(f"The data are a {type(data).__name__}; give a file, a folder, owner/name, or loaded splits.")
     if not isinstance(data, Mapping):
         path, name = Path(data), os.fspath(data)
         if path.is_dir():
