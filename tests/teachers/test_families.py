@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BitsAndBytesConfig, CLIPConfig, GitConfig, GitForCausalLM, PreTrainedTokenizerFast
 from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 from worlds.tiny_teachers import TEACHERS, VISION, save_teacher, tiny_teacher, word_tokenizer
@@ -253,6 +253,27 @@ def test_an_answer_follows_the_blank_that_smolvlms_own_template_puts_before_it()
         with torch.no_grad():
             logits = model(**read).logits[0, start - 1 : -1].log_softmax(-1)
         torch.testing.assert_close(score, logits.gather(-1, ids[start:, None]).sum(), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "idefics3"])
+def test_a_prompt_begins_as_often_as_its_template_says(name):
+    model, processor = tiny_teacher(name)
+    tokenizer, image = processor.tokenizer, pictures()[0]
+    begins = processors.TemplateProcessing("<s> $A", None, [("<s>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = begins
+
+    # The template writes <s>, and so does the tokenizer: transformers' own call lets one of them.
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "what is it?"}]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    own = processor.apply_chat_template([{"role": "user", "content": content}], **options)["input_ids"]
+    batch = family_of(model.config).inputs(model.config, processor, [image], ["what is it?"])
+    assert batch["input_ids"].tolist() == own.tolist()
+    assert (own == tokenizer.bos_token_id).sum() == 1
+
+    # Without one in the template it is the tokenizer's.
+    processor.chat_template = processor.chat_template.removeprefix("{{ bos_token }}")
+    again = family_of(model.config).inputs(model.config, processor, [image], ["what is it?"])
+    assert again["input_ids"].tolist() == own.tolist()
 
 
 def test_a_thought_that_a_template_closes_before_each_answer_is_part_of_the_prompt():

@@ -84,7 +84,10 @@ def prompt_inputs(
     """
     check_offsets(processor.tokenizer)
     prompts = [f"{prompt.before}{text}{prompt.after}" for text in texts]
-    options = {"padding": True, "padding_side": "left", "return_offsets_mapping": True, "return_tensors": "pt"}
+    options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_offsets_mapping": True, "return_tensors": "pt"}
+    # A template that writes the start of a text itself (Gemma 3, Idefics 3) is given no second one by the tokenizer.
+    if (start := processor.tokenizer.bos_token) and prompt.before.startswith(start):
+        options["add_special_tokens"] = False
     batch = dict(processor(text=prompts, images=[[image] for image in images], **options))
     offsets, real = batch.pop("offset_mapping"), batch["attention_mask"].bool()
 
