@@ -69,7 +69,9 @@ def read_template(processor: Any, instruction: str = "{text}", system: str | Non
 def prompt_inputs(
     config: Any, processor: Any, images: Sequence[Image.Image], texts: Sequence[str], prompt: Prompt, added: int = 0
 ) -> dict[str, Tensor]:
-    """Process prompts of an image and a text each; padded on the left, so that all end together.
+    """Process prompts of an image and a text each; padded on the left, so that what is written begins in one place.
+
+    Florence-2's encoder counts its positions from the first token, padding or not, and is padded on the right.
 
     Args:
         config: of the model; its type says how image tokens cover the image.
@@ -84,7 +86,8 @@ def prompt_inputs(
     """
     check_offsets(processor.tokenizer)
     prompts = [f"{prompt.before}{text}{prompt.after}" for text in texts]
-    options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_offsets_mapping": True, "return_tensors": "pt"}
+    options: dict[str, Any] = {"padding": True, "return_offsets_mapping": True, "return_tensors": "pt"}
+    options["padding_side"] = "right" if config.model_type == "florence2" else "left"
     # A template that writes the start of a text itself (Gemma 3, Idefics 3) is given no second one by the tokenizer.
     if (start := processor.tokenizer.bos_token) and prompt.before.startswith(start):
         options["add_special_tokens"] = False
