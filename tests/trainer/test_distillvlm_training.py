@@ -145,6 +145,18 @@ def test_every_term_falls(hidden_loss, tmp_path):
         assert all(math.isfinite(value) for value in values)
 
 
+@pytest.mark.parametrize("hidden_loss", ["nce", "mse"])
+@pytest.mark.parametrize("save_only_model", [False, True])
+def test_the_best_checkpoint_is_loaded_with_its_projection_and_queue(save_only_model, hidden_loss, tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_hidden_loss", "greater_is_better": True}
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    fields = {**best, **steps, "save_only_model": save_only_model, "hidden_loss": hidden_loss, "learning_rate": 0.2}
+    trainer = region_trainer(tmp_path, eval_rows=region_rows(6), **fields)
+    trainer.train()
+    assert trainer.state.best_global_step < trainer.state.global_step
+    assert trainer.evaluate()["eval_hidden_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+
+
 def test_evaluation_leaves_the_queue_alone(tmp_path):
     trainer = region_trainer(tmp_path, eval_rows=region_rows(11), eval_strategy="steps", eval_steps=2)
     trainer.train()

@@ -38,20 +38,20 @@ from .compatibility import (
 )
 from .distillation_config import METHODS, DistillationTrainingArguments
 from .objective_callback import ObjectiveCallback
-from .optimizer import load_optimizer, rate_heads, save_optimizer, with_muon
+from .objective_state import ObjectiveStateTrainer
+from .optimizer import rate_heads, with_muon
 from .raw_dataset import raw_collator
 from .recording import known_origin, loaded_from
-from .row_means import Losses, RowMeansTrainer
+from .row_means import Losses
 from .stored_teacher import StoredTeacher, TeacherCollator, open_teacher, view_settings
 from .teacher_cache import ROW_KEYS, Batch, KeyedCollator, TeacherCache, TeacherCacheCallback
 
 TEACHER_PREFIX = "teacher_"
 """Inputs whose name begins so are the teacher's."""
-_OBJECTIVE_OPTIMIZER = "objective_optimizer.safetensors"
 NOT_READ = (TEACHER_PREFIX, "student_")  # beginnings of what a student does not read
 
 
-class DistillationTrainer(RowMeansTrainer):
+class DistillationTrainer(ObjectiveStateTrainer):
     """Trains a student on what a frozen teacher shows, or any of the package's models on hard labels only.
 
     Args:
@@ -392,22 +392,6 @@ class DistillationTrainer(RowMeansTrainer):
         finally:
             # In memory the objective has them.
             model.config.projected_heads = 0
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save what a resumed run needs, the objective's state among it."""
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.distillation_objective is not None and self.args.should_save:
-            self.distillation_objective.save_state(output_dir)
-            if self._objective_optimizer is not None:
-                save_optimizer(self._objective_optimizer, Path(output_dir, _OBJECTIVE_OPTIMIZER))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Take up what `_save_optimizer_and_scheduler` saved."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.distillation_objective is not None and checkpoint is not None:
-            self.distillation_objective.load_state(checkpoint)
-            if self._objective_optimizer is not None:
-                load_optimizer(self._objective_optimizer, Path(checkpoint, _OBJECTIVE_OPTIMIZER))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer of student and objective, with a learning rate of its own for the classifier.
