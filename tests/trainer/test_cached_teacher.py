@@ -33,6 +33,17 @@ def test_another_teacher_is_refused(build, make_teacher, tmp_path):
         build(cache_teacher="attention", teacher_cache_dir=folder, teacher=make_teacher(9))
 
 
+def test_what_is_checked_does_not_depend_on_what_is_known(build, tmp_path):
+    """Processes gather what they check, and one may have to ask where another has all of its rows."""
+    noted = []
+    for _ in range(2):
+        trainer = build(cache_teacher="attention", teacher_cache_dir=str(tmp_path / "cache"))
+        trainer.compute_loss(trainer.model, trainer.data_collator(trainer.train_dataset[:4]))
+        trainer.teacher_cache.flush()
+        noted.append(list(trainer._not_finite))
+    assert noted[0] == noted[1]
+
+
 def test_logits_alone_are_refused_with_attention(tmp_path):
     with pytest.raises(ValueError, match=r"cache_teacher is 'logits' but attention_weight 1\.0"):
         DistillationTrainingArguments(output_dir=str(tmp_path), cache_teacher="logits", use_cpu=True)

@@ -44,6 +44,7 @@ def run(folder, processes, rows, pair):
         "with_teacher few",  # 11 rows: one process has none of its own in the last batch
         "with_teacher attention_alone",  # the classifier takes part in no loss
         "with_teacher streamed",
+        "with_teacher cached",  # in the second epoch one process knows its rows, the other asks
         "with_teacher zero2",
         "without_teacher zero3 uneven",
     ],

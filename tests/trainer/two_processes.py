@@ -1,7 +1,7 @@
 """A run of the tiny pair, alone or under torchrun; `test_distributed.py` starts it.
 
 torchrun --nproc_per_node 2 two_processes.py OUTPUT ROWS_A_PROCESS with_teacher|without_teacher [streamed]
-[uneven] [few] [attention_alone] [zero1|zero2|zero3]
+[uneven] [few] [attention_alone] [cached] [zero1|zero2|zero3]
 """
 
 import faulthandler
@@ -35,6 +35,7 @@ def main() -> None:
     output, rows, pair, *kinds = Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
     fields = {"soft_label_weight": 0.0, "activation_checkpointing": True} if "attention_alone" in kinds else {}
     fields |= {"max_steps": 3} if "streamed" in kinds else {}
+    fields |= {"cache_teacher": "attention"} if "cached" in kinds else {}
     stages = [int(kind[-1]) for kind in kinds if kind.startswith("zero")]
     fields |= {"deepspeed": deepspeed(stages[0])} if stages and "WORLD_SIZE" in os.environ else {}
     eval_rows = 13 if "uneven" in kinds else 11 if "few" in kinds else 16

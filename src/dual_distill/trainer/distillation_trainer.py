@@ -339,6 +339,8 @@ class DistillationTrainer(ObjectiveStateTrainer):
         else:
             assert isinstance(objective, DiDEObjective)
             teacher_view = self.teacher_cache.outputs(inputs, self._ask_teacher, objective)
+            # In every process, whether or not it had to ask: what is checked is gathered.
+            self.note_finite("the teacher's outputs", teacher_view.logits)
         objective.train(model.training)
         return objective(student_outputs, teacher_view, inputs), {"logits": student_outputs.logits}
 
