@@ -33,6 +33,21 @@ def test_another_teacher_is_refused(build, make_teacher, tmp_path):
         build(cache_teacher="attention", teacher_cache_dir=folder, teacher=make_teacher(9))
 
 
+def test_layers_that_are_changed_between_two_runs_are_other_ones_in_the_cache_too(build, tmp_path):
+    plain, trainer = build(max_steps=1), build(max_steps=1, cache_teacher="attention")
+    for one in (plain, trainer):
+        one.train()
+        one.args.layer_map = {-1: 0}
+    with pytest.raises(ValueError, match=r"was begun with other settings \(layers: \[-1\] there, \[0\] now"):
+        trainer.train()
+    trainer.args.teacher_cache_dir = str(tmp_path / "other")
+    for one in (plain, trainer):
+        one.train()
+    found, expected = (one.state.log_history[0]["attention_loss"] for one in (trainer, plain))
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert len(trainer.teacher_cache) == 8
+
+
 def test_what_is_checked_does_not_depend_on_what_is_known(build, tmp_path):
     """Processes gather what they check, and one may have to ask where another has all of its rows."""
     noted = []

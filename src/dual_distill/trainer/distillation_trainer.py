@@ -155,6 +155,7 @@ class DistillationTrainer(ObjectiveStateTrainer):
 
         self.teacher: nn.Module | None = taught_by
         self.distillation_objective: Objective | None = None
+        self._made_of: Any = None
         self.teacher_cache: TeacherCache | None = None
         student = self.accelerator.unwrap_model(self.model)
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
@@ -228,8 +229,18 @@ class DistillationTrainer(ObjectiveStateTrainer):
         if self.model_init is None and not is_as_said and objective.state_dict() and self.optimizer is not None:
             trained = f"the arguments of a {type(objective).__name__} whose state an optimizer holds were changed"
             raise ValueError(f"{trained}; make a new trainer.")
-        if self.model_init is not None or not is_as_said:
-            self._set_objective(student)
+        if self.model_init is None and is_as_said:
+            return
+        objective = self._set_objective(student)
+        if self.teacher_cache is not None:
+            # Of other layers another one is needed; where it is refused, this holds for the next try too.
+            said, self._made_of = self._made_of, None
+            self.teacher_cache.flush()
+            teacher: Any = self.teacher
+            self.teacher_cache = self._open_teacher_cache(self.teacher_cache.kind, teacher, objective)
+            self.pop_callback(TeacherCacheCallback)
+            self.add_callback(TeacherCacheCallback(self.teacher_cache))
+            self._made_of = said
 
     def _said_of_objective(self, student: Any) -> Any:
         """Return what the arguments say about the objective; None: it was given."""
@@ -291,7 +302,8 @@ class DistillationTrainer(ObjectiveStateTrainer):
 
     def _open_teacher_cache(self, kind: str, teacher: nn.Module, objective: Objective) -> TeacherCache:
         """Open the cache that the arguments name, with everything that a result depends on, beside the row itself."""
-        augmentation = getattr(self.data_collator, "augmentation", None)
+        collator = getattr(self.data_collator, "collator", self.data_collator)
+        augmentation = getattr(collator, "augmentation", None)
         image_processor = getattr(self.processing_class, "image_processor", None)
         config: Any = teacher.config
 
