@@ -192,6 +192,13 @@ def test_the_tokenizer_is_restored_and_never_rebuilt(make, run, monkeypatch):
     assert (run / "tokenizer.json").read_bytes() == before
 
 
+def test_weights_alone_are_nothing_to_resume_from(make, tmp_path):
+    trainer = make(tmp_path, max_steps=2, save_only_model=True)
+    trainer.train()
+    with pytest.raises(ValueError, match=r"checkpoint-2' has no optimizer\.pt; resume from a checkpoint that"):
+        make(tmp_path).train(resume_from_checkpoint=True)
+
+
 def test_other_labels_are_refused(make, run, data):
     labels = json.loads((run / "checkpoint-3" / "config.json").read_text())["id2label"]
     trainer = make(run)

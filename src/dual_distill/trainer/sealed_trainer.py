@@ -45,6 +45,7 @@ class SealedTrainer(FiniteTrainer):
                 raise ValueError(f"{self.args.output_dir!r} holds no whole checkpoint to resume from; leave it out.")
         elif found is not None:
             sealed.verify(found)
+        if found is not None:
             missing = [name for name in _NEEDED if not Path(found, name).is_file()]
             if missing and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
                 raise ValueError(f"{found!r} has no {missing[0]}; resume from a checkpoint that was saved whole.")
