@@ -111,6 +111,15 @@ def test_a_scheduler_and_a_saved_state_reach_both_parts():
     assert again._parts[0].state is again._parts[1].state is again.state
 
 
+def test_a_schedule_that_ends_at_a_rate_of_its_own_begins_with_that_of_adamw(build):
+    fields = {"muon_learning_rate": 0.5, "learning_rate": 0.01, "max_steps": 4, "warmup_steps": 0}
+    trainer = build(**fields, lr_scheduler_type="polynomial", lr_scheduler_kwargs={"lr_end": 0.004})
+    trainer.train()
+    # Both fall to four tenths, in a straight line.
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(0.5 * 0.4)
+    assert trainer.lr_scheduler.get_last_lr()[-1] == pytest.approx(0.004)
+
+
 def test_resumed_equals_uninterrupted(build, make_student, tmp_path):
     fields = {"muon_learning_rate": 0.01, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     whole = build(make_student(seed=1), **fields)

@@ -104,6 +104,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._parts = (muon, adamw)
         self._num_muon_groups = len(muon.param_groups)
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        # Schedules that end at a rate of their own ask here for the one that they begin with.
+        self.defaults = adamw.defaults
         self._share()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
