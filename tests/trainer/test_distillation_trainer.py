@@ -283,6 +283,14 @@ def test_terms_of_a_log_are_the_mean_of_its_steps(build):
         assert means == pytest.approx(expected, rel=1e-5)
 
 
+def test_terms_that_an_earlier_run_did_not_log_are_none_of_the_next(build):
+    trainer = build(logging_steps=2, max_steps=3, learning_rate=0.0)
+    trainer.train()
+    first = [logged(trainer, term) for term in TERMS[:2]]
+    trainer.train()  # the third step was not logged
+    assert [logged(trainer, term) for term in TERMS[:2]] == first
+
+
 def test_evaluation_before_training(build, make_rows, make_teacher, make_student, collator):
     """In batches of 8 and 3 the metrics are the objective on all eleven rows at once."""
     rows = make_rows(11)

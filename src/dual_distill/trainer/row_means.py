@@ -90,6 +90,11 @@ class RowMeansTrainer(RecordingTrainer):
             self._keys_of[id(rows)] = rows, shape_keys(self.data_collator, rows)  # held, so that the id stays its own
         return self._keys_of[id(rows)][1]
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `RecordingTrainer` does; what an earlier run did not log is no part of this one's terms."""
+        self._terms = {}
+        return super().train(*args, **kwargs)
+
     @abstractmethod
     def _losses(self, model: nn.Module, inputs: Batch) -> Losses:
         """Return the loss and its terms, and what an evaluation gathers."""
