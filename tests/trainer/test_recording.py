@@ -149,6 +149,17 @@ def test_other_rows_take_no_place_of_the_validation_rows(measured, make_rows, ca
     assert {one.rows for one in trainer.run_record().measurements if one.split == "near"} == {4}
 
 
+def test_workers_that_outlive_an_evaluation_read_the_rows_that_are_asked_for(measured, make_rows):
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    plain, trainer = measured(), measured(**workers)
+    for rows in (None, make_rows(5), make_rows(16)[11:], None):
+        found, expected = (one.evaluate(rows, metric_key_prefix="test") for one in (trainer, plain))
+        assert found["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-6)
+    trainer.eval_dataset = plain.eval_dataset = make_rows(3)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=1e-6)
+    trainer._end_workers()
+
+
 def test_rows_that_an_evaluation_leaves_out_are_not_counted(measured):
     trainer = measured(dataloader_drop_last=True, per_device_eval_batch_size=4)
     assert trainer.evaluate()["eval_samples_per_second"] > 0

@@ -66,6 +66,7 @@ class RecordingTrainer(SealedTrainer):
         self._measurements: dict[tuple[int, str, str], hub_cards.Measurement] = {}
         self._loaded_step: int | None = None
         self._saved_step: int | None = None
+        self._rows_of_loaders: dict[str, Any] = {}
         self._seconds = self._began = 0.0
         super().__init__(args=args, **kwargs)
 
@@ -81,6 +82,16 @@ class RecordingTrainer(SealedTrainer):
         loader = super()._get_dataloader(*args, **kwargs)
         getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
         return loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return the batches of an evaluation; those of workers that outlive it are held for the same rows alone."""
+        name = eval_dataset if isinstance(eval_dataset, str) else "eval"
+        given = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows = self.eval_dataset[name] if isinstance(given, str) else given
+        if self._rows_of_loaders.get(name) is not rows:
+            self.__dict__.get("_eval_dataloaders", {}).pop(name, None)
+            self._rows_of_loaders[name] = rows
+        return super().get_eval_dataloader(eval_dataset)
 
     def describe_run(self, settings: Mapping[str, Any] | None = None, **known: Any) -> None:
         """Add to the record what the trainer cannot know.
