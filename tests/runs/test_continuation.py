@@ -1,13 +1,14 @@
 """A run repeated: finished, gone on with, or refused because its settings are others."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from dual_distill.data import load_task
-from dual_distill.hub_cards import origin_of, read_run
+from dual_distill.hub_cards import Measurement, Preflight, origin_of, read_run, write_run
 from dual_distill.runs import DataArguments, ModelArguments, make_run, train
 from dual_distill.trainer import DistillationTrainingArguments
 
@@ -140,3 +141,32 @@ def test_a_run_that_was_stopped_goes_on_unasked(run, caplog):
     train(make())
     assert "resuming from checkpoint-1" in caplog.text
     torch.testing.assert_close(load_file(folder / "model.safetensors"), whole, atol=1e-6, rtol=0)
+
+
+def test_a_finished_run_that_is_saved_again_keeps_its_record(run):
+    make, folder = run
+    record = replace(read_run(folder), preflight=Preflight(rows=5, teacher=0.5, student=0.25, standard_error=0.2))
+    write_run(folder, replace(record, measurements=(Measurement("accuracy", 0.5, "test", "by hand", rows=7),)))
+    trainer = make(seed=1)
+    train(trainer, resume=True)  # nothing is trained, so nothing of it is of another seed
+    found = trainer.evaluate()
+    trainer.create_model_card(dataset="my scenes")
+    again = read_run(folder)
+    assert {(one.metric, one.split): one.value for one in again.measurements} == {
+        ("accuracy", "test"): 0.5,
+        ("accuracy", "validation"): found["eval_accuracy"],
+        ("loss", "validation"): found["eval_loss"],
+    }
+    assert replace(again, measurements=(), data=record.data) == record
+    assert (again.data.name, again.data.rows) == ("my scenes", record.data.rows)
+    trainer.train()
+    assert trainer.run_record().seed == 1
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew_for_more_steps(run):
+    make, folder = run
+    train(make(save_strategy="no"), overwrite=True)
+    weights = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"holds a finished run and no whole checkpoint to go on from; overwrite"):
+        train(make(save_strategy="no", max_steps=3), resume=True)
+    assert (folder / "model.safetensors").read_bytes() == weights

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import ViltImageProcessorPil
 
+from dual_distill.data import train_tokenizer
+from dual_distill.modeling import DualDistillProcessor
 from dual_distill.objectives import DistillVLMObjective, Objective
+from dual_distill.runs import train
 from dual_distill.trainer import DistillationTrainer, check_compatibility
 from dual_distill.trainer.optimizer import load_optimizer, save_optimizer
 
@@ -155,6 +160,24 @@ def test_the_best_checkpoint_is_loaded_with_its_projection_and_queue(save_only_m
     trainer.train()
     assert trainer.state.best_global_step < trainer.state.global_step
     assert trainer.evaluate()["eval_hidden_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+
+
+def test_what_a_finished_runs_objective_learned_is_taken_up(tmp_path, caplog):
+    def make():
+        fields = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+        trainer = region_trainer(tmp_path, eval_rows=region_rows(6), **fields)
+        trainer.processing_class = DualDistillProcessor(ViltImageProcessorPil(), train_tokenizer(["a dog"], 60))
+        return trainer
+
+    trainer = make()
+    train(trainer)
+    measured = trainer.evaluate()["eval_hidden_loss"]
+    again = make()
+    train(again)
+    assert again.evaluate()["eval_hidden_loss"] == pytest.approx(measured, rel=1e-6)
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    train(make())
+    assert "checkpoint-2 is gone, and with it what a DistillVLMObjective learned" in caplog.text
 
 
 def test_evaluation_leaves_the_queue_alone(tmp_path):

@@ -100,6 +100,9 @@ def find_checkpoint(trainer: DistillationTrainer, resume: bool, overwrite: bool)
 
     # With more steps than it was to have, a finished run goes on.
     if steps is not None and differences and count_steps(trainer.train_dataset, trainer.args)["steps"] > steps:
+        if last is None:
+            way_out = "overwrite to begin anew, or start from it (init_from) in another output_dir"
+            raise ValueError(f"{str(folder)!r} holds a finished run and no whole checkpoint to go on from; {way_out}.")
         return last
     return found
 
@@ -122,6 +125,15 @@ def take_up_finished(trainer: DistillationTrainer) -> dict[str, float]:
     found = load_model(folder, model_class=type(trained)).model.state_dict()
     # A result may have kept projections that the objective has while it is trained.
     trained.load_state_dict(found, strict=not trainer.args.keep_attention_projections)
+    record: Any = read_run(folder)
+    trainer.take_up(record)
+    objective, checkpoint = trainer.distillation_objective, folder / f"checkpoint-{record.steps}"
+    if objective is not None and objective.state_dict():
+        if checkpoint.is_dir():
+            objective.load_state(checkpoint)
+        else:
+            lost = f"{checkpoint.name} is gone, and with it what a {type(objective).__name__} learned"
+            _logger.warning("%s: losses that need it are measured with numbers drawn anew", lost)
     trainer.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
     _logger.warning("the run in %s is finished, %s steps; nothing is trained", folder, trainer.state.global_step)
     measured = [entry for entry in trainer.state.log_history if "train_runtime" in entry]

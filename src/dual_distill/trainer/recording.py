@@ -67,6 +67,8 @@ class RecordingTrainer(SealedTrainer):
         self._loaded_step: int | None = None
         self._saved_step: int | None = None
         self._rows_of_loaders: dict[str, Any] = {}
+        self._finished: hub_cards.RunRecord | None = None
+        self._told_before: dict[str, Any] = {}
         self._seconds = self._began = 0.0
         super().__init__(args=args, **kwargs)
 
@@ -109,6 +111,13 @@ class RecordingTrainer(SealedTrainer):
         splits = {"train": self.train_dataset, **self._evaluated()}
         rows = {split: _num_rows(dataset) for split, dataset in splits.items()}
         now = self._step()
+        measured = tuple(one for (step, *_), one in self._measurements.items() if step == now)
+        if self._finished is not None:
+            anew = {(one.metric, one.split) for one in measured}
+            kept = [one for one in self._finished.measurements if one.task or (one.metric, one.split) not in anew]
+            told = {name: value for name, value in self._told.items() if value is not self._told_before.get(name)}
+            told.pop("settings", None)
+            return replace(self._finished, **told, measurements=(*kept, *measured))
 
         # What the caller knows better stands; rows are those that the trainer was given.
         known: dict[str, Any] = {
@@ -117,7 +126,7 @@ class RecordingTrainer(SealedTrainer):
             "steps": now,
             "train_seconds": round(time.perf_counter() - self._began if self.is_in_train else self._seconds, 3),
             "device": torch.cuda.get_device_name(self.args.device) if self.args.device.type == "cuda" else None,
-            "measurements": tuple(one for (step, *_), one in self._measurements.items() if step == now),
+            "measurements": measured,
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             **self._told,
         }
@@ -128,9 +137,14 @@ class RecordingTrainer(SealedTrainer):
         known["settings"] = {**self._told["settings"], **differing_fields(self.args)}
         return hub_cards.RunRecord(**known)
 
+    def take_up(self, record: hub_cards.RunRecord) -> None:
+        """Stand for a finished run, whose weights the model has: its record changes by what is measured now alone."""
+        self._finished, self._told_before = replace(record, weights=None), dict(self._told)
+        self._measurements, self._loaded_step = {}, record.steps
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does, and note how long."""
-        self._measurements, self._loaded_step, self._saved_step = {}, None, None
+        self._measurements, self._loaded_step, self._saved_step, self._finished = {}, None, None, None
         self._began = time.perf_counter()
         try:
             return super().train(*args, **kwargs)
