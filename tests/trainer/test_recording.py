@@ -198,6 +198,20 @@ def test_the_numbers_of_the_best_checkpoint_go_with_its_weights(measured, tmp_pa
     assert value == trainer.state.best_metric
 
 
+def test_what_was_measured_before_a_resume_goes_with_its_weights(measured, tmp_path):
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "learning_rate": 2.0}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_attention_loss", "greater_is_better": True}
+    measured(max_steps=2, **steps, **best).train()
+    resumed = measured(max_steps=3, **steps, **best)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.best_global_step <= 2
+    [value] = [one.value for one in resumed.run_record().measurements if one.metric == "attention_loss"]
+    assert value == resumed.state.best_metric
+    stopped = measured(max_steps=2, **steps)
+    stopped.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert "accuracy" in {one.metric for one in stopped.run_record().measurements}
+
+
 def test_a_resumed_run_counts_the_seconds_before(build, tmp_path):
     build(save_strategy="steps", save_steps=2, max_steps=2).train()
     file = tmp_path / "out" / "checkpoint-2" / "run.json"

@@ -324,12 +324,20 @@ class RecordingTrainer(SealedTrainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._loaded_step = self.state.best_global_step
+        self._recall(self.state.best_model_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Take up what was saved, the seconds that were trained before among it."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (earlier := hub_cards.read_run(checkpoint)) is not None:
+        if checkpoint is not None and (earlier := self._recall(checkpoint)) is not None:
             self._began -= earlier.train_seconds or 0.0
+
+    def _recall(self, checkpoint: Any) -> hub_cards.RunRecord | None:
+        """Read the record of a checkpoint; what was measured of its weights is known again."""
+        if (record := hub_cards.read_run(checkpoint)) is not None:
+            known: Any = {(record.steps, one.split, one.metric): one for one in record.measurements}
+            self._measurements = known | self._measurements
+        return record
 
     def _step(self) -> int:
         """The step whose weights the model has."""
