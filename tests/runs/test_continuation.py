@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from dual_distill.data import load_task
-from dual_distill.hub_cards import Measurement, Preflight, origin_of, read_run, write_run
+from dual_distill.hub_cards import Measurement, Preflight, origin_of, read_run, write_card, write_run
 from dual_distill.runs import DataArguments, ModelArguments, make_run, train
 from dual_distill.trainer import DistillationTrainingArguments
 
@@ -127,6 +127,12 @@ def test_it_goes_on_or_begins_anew_when_told_to(run, caplog):
     train(trainer, resume=True)
     assert "resuming from checkpoint-2" in caplog.text
     assert (trainer.state.global_step, read_run(folder).steps) == (3, 3)
+    changed = ["at step 2: max_steps: 2 there, 3 now"]
+    assert read_run(folder).changed == changed
+    train(make(max_steps=4), resume=True)
+    changed.append("at step 3: max_steps: 3 there, 4 now")
+    assert read_run(folder).changed == changed
+    assert "| changed on the way | at step 2: max_steps: 2 there, 3 now; at step 3" in write_card(folder).read_text()
     train(make(max_steps=1, learning_rate=0.5), overwrite=True)
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-1"]
     assert read_run(folder).settings["learning_rate"] == 0.5

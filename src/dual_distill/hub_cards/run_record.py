@@ -84,7 +84,7 @@ class DataOrigin:
         arguments: configuration of each data set, as `load_dataset` takes it.
         identity: what the rows of train are known by, wherever they lie; None: not known, or an older record.
         task: what `evaluate --task` calls such data, whatever `name` says; None: not known.
-        content: what `evaluate` knows the data by, whatever part of them was used; None: not known.
+        content: what `evaluate` knows the data by, whatever part of train was used; None: not known.
     """
 
     name: str | None = None
@@ -218,6 +218,7 @@ class RunRecord:
         model_name: what the model is called; None: as its repository or class.
         finetuned_from: repository that it was told to be fine-tuned from, in place of `start`.
         tasks: the Hub's identifiers of what it is for; none: those that follow from its head.
+        changed: settings, rows and checkpoints with which a run was gone on with that were others before, by step.
 
     Example:
         >>> RunRecord(data=DataOrigin("scenes"), measurements=(Measurement("accuracy", 0.9, "test", "by hand"),)).steps
@@ -241,6 +242,7 @@ class RunRecord:
     model_name: str | None = None
     finetuned_from: str | None = None
     tasks: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
 
 
 _NESTED = {"objective": ObjectiveRecord, "data": DataOrigin, "teacher": Origin, "start": Origin}

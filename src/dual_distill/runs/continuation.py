@@ -103,7 +103,11 @@ def find_checkpoint(trainer: DistillationTrainer, resume: bool, overwrite: bool)
         if last is None:
             way_out = "overwrite to begin anew, or start from it (init_from) in another output_dir"
             raise ValueError(f"{str(folder)!r} holds a finished run and no whole checkpoint to go on from; {way_out}.")
-        return last
+        found = last
+    resumed = None if found in (None, trainer.args.output_dir) else read_run(found)
+    if resumed is not None:
+        changed = [f"at step {resumed.steps}: {'; '.join(differences)}"] if differences else []
+        trainer.describe_run(changed=[*resumed.changed, *changed])
     return found
 
 
