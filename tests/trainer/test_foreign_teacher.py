@@ -170,6 +170,8 @@ def test_teach_writes_what_training_reads_and_goes_on_where_it_stopped(
     assert json.loads(capsys.readouterr().out)["written"] == 0
     assert main([*words, "--layers", "0"]) == 2
     assert "was begun with other settings (layers: [1] there, [0] now)" in capsys.readouterr().err
+    assert main([*words, "--no-answers", "--min-answer-count", "2"]) == 2
+    assert "--min-answer-count is given, but with --no-answers none is asked about" in capsys.readouterr().err
 
     folder = tmp_path / "student"
     student.save_pretrained(folder)

@@ -22,7 +22,7 @@ from dual_distill.teachers import ForeignTeacher, load_teacher
 from dual_distill.trainer import StoredTeacher, view_settings, write_views
 
 from .evaluate import add_reading
-from .options import add_options, aligned, option
+from .options import add_options, aligned, option, refuse_options
 
 _NUMBERED = "LABEL_0"  # how transformers calls the first label of a model that has none
 
@@ -54,6 +54,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if unknown := [split for split in options.splits if split not in data]:
         raise ValueError(f"task {task.name!r} has no split {unknown[0]!r}; it has {', '.join(data)}.")
 
+    if options.no_answers:
+        refuse_options(options, ["min_answer_count"], "is given, but with --no-answers none is asked about")
     model, processor = load_teacher(options.teacher, options.revision)
     teacher = ForeignTeacher(model.to(options.device), processor, options.teacher)
     labelled = None if model.config.id2label.get(0, _NUMBERED) == _NUMBERED else model.config
