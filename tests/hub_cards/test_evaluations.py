@@ -110,6 +110,19 @@ def test_the_run_s_own_data_are_those_whose_content_is_the_same() -> None:
     assert add_evaluation(run, {**found, "data": here}, "evaluate", found).measurements[0].teacher == 0.31
 
 
+def test_the_evaluated_rows_themselves_say_it_where_both_sides_know_them() -> None:
+    """Other rows of train, or an option of the reader that changes none of test, are no other test data."""
+    own = Measurement("accuracy", 0.61, "test", "trainer")
+    run = replace(RUN, data=DataOrigin("custom", task="custom", content="a", splits={"test": "c"}), measurements=(own,))
+    found = {"task": "custom", "split": "test", "rows": 30, "accuracy": 0.31, "data": "b", "split_data": "c"}
+    [number] = add_evaluation(run, found, "evaluate", {**found, "data": "a"}).measurements
+    assert (number.value, number.task, number.teacher) == (0.31, None, 0.31)
+    [_, number] = add_evaluation(run, {**found, "data": "a", "split_data": "d"}, "evaluate").measurements
+    assert number.task == "custom (test: d)"
+    with pytest.raises(ValueError, match="evaluated with split_data 'd', the model with 'c'"):
+        add_evaluation(run, found, "evaluate", {**found, "split_data": "d"})
+
+
 @pytest.mark.parametrize("origin", [DataOrigin("custom", task="custom"), DataOrigin("VQA v2"), DataOrigin()])
 def test_a_run_that_does_not_know_its_data_takes_an_evaluation_for_its_own(origin: DataOrigin) -> None:
     """Columns alone say no task; a record of before, or one that was told a name, says which data by no task."""

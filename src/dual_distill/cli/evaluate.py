@@ -111,7 +111,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     found = evaluate(options, task, splits, rows)
 
     result = {"model": options.model, "weights": origin_of(options.model, options.revision).revision}
-    result |= {"task": options.task, "data": identify_data(splits, task), "split": options.split, **found}
+    result |= {"task": options.task, "data": identify_data(splits, task), "split": options.split}
+    result |= {"split_data": identify_data(splits, task, options.split), **found}
     if options.output_dir is not None and "rows" in result:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         write_file(options.output_dir / EVALUATION, json.dumps(result, indent=2) + "\n")

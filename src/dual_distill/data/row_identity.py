@@ -45,12 +45,12 @@ def identify_rows(rows: Any) -> str | None:
     return described_fingerprint(f"{len(rows):,} rows", sample)
 
 
-def identify_data(splits: Mapping[str, Any], task: Task) -> str | None:
-    """Return what data are known by that were read: images and texts of train; labels are spelled as a model's are."""
-    train = splits.get("train")
-    if isinstance(train, Dataset):
-        train = train.select_columns([*task.image_columns, task.text_column])
-    return identify_rows(train)
+def identify_data(splits: Mapping[str, Any], task: Task, split: str = "train") -> str | None:
+    """Return what data are known by: images and texts of a split as read; labels are spelled as a model's are."""
+    rows = splits.get(split)
+    if isinstance(rows, Dataset):
+        rows = rows.select_columns([*task.image_columns, task.text_column])
+    return identify_rows(rows)
 
 
 def _portable(value: Any) -> Any:

@@ -75,19 +75,23 @@ def add_evaluation(
 
 def _check_same_rows(evaluation: Mapping[str, Any], teacher: Mapping[str, Any]) -> None:
     """Refuse a teacher's evaluation on other rows than the model's, or by another edition of the metric."""
-    for name in ("task", "split", "rows", "vqa_score_edition", "data"):
+    # Evaluations of before do not say what their data are known by.
+    known = [name for name in ("split_data", "data") if evaluation.get(name) and teacher.get(name)]
+    for name in ("task", "split", "rows", "vqa_score_edition", *known[:1]):
         mine, its = evaluation.get(name), teacher.get(name)
-        # Evaluations of before do not say what their data are known by.
-        if mine != its and (name != "data" or (mine and its)):
+        if mine != its:
             both = f"with {name} {its!r}, the model with {mine!r}"
             raise ValueError(f"the teacher was evaluated {both}; evaluate both on the same rows.")
 
 
 def _other_data(evaluation: Mapping[str, Any], own: DataOrigin) -> str | None:
     """What to call data that are known not to be the run's own; None: they are, or nothing tells them apart."""
-    task, content = evaluation["task"], evaluation.get("data")
-    if own.content and content:
-        return None if content == own.content else f"{task} (train: {content})" if task == own.task else task
+    task, split = evaluation["task"], evaluation["split"]
+    # The rows themselves, where both say them; those of train stand for the data.
+    rows, data = (own.splits.get(split), evaluation.get("split_data")), (own.content, evaluation.get("data"))
+    for name, (mine, its) in ((split, rows), ("train", data)):
+        if mine and its:
+            return None if mine == its else f"{task} ({name}: {its})" if task == own.task else task
     # A trainer calls rows custom of which it knows the columns alone.
     return None if own.task in (None, "custom", task) else task
 

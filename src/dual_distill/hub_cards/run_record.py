@@ -85,6 +85,7 @@ class DataOrigin:
         identity: what the rows of train are known by, wherever they lie; None: not known, or an older record.
         task: what `evaluate --task` calls such data, whatever `name` says; None: not known.
         content: what `evaluate` knows the data by, whatever part of train was used; None: not known.
+        splits: what it knows each other split by.
     """
 
     name: str | None = None
@@ -95,6 +96,7 @@ class DataOrigin:
     identity: str | None = None
     task: str | None = None
     content: str | None = None
+    splits: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

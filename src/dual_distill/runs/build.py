@@ -118,10 +118,11 @@ def make_run(
     used = {"start": model_arguments.start, "teacher": model_arguments.taught_by}
     if isinstance(teacher, StoredTeacher):
         del used["teacher"]  # the trainer says whose views are stored
+    known: dict[str, Any] = {split: identify_data(rows.splits, rows.task, split) for split in rows.splits}
     origins = {role: origin_of(*checkpoint) for role, checkpoint in used.items() if checkpoint}
     trainer.describe_run(
         {**differing_fields(model_arguments, data_arguments), **_inputs(model_arguments, rows)},
-        data=DataOrigin(rows.task.name, content=identify_data(rows.splits, rows.task)),
+        data=DataOrigin(rows.task.name, content=known.pop("train"), splits=known),
         **origins,
     )
     return trainer
