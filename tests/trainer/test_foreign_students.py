@@ -90,6 +90,15 @@ def test_projections_are_kept_where_asked(build, rows, tmp_path):
     torch.testing.assert_close(saved(**batch).logits, learner(**batch).logits)
 
 
+def test_projections_compare_a_student_of_half_precision_too(build, rows):
+    fields = {"rows": rows, "eval_rows": rows[:6], "max_steps": 1, "soft_label_weight": 0.0}
+    whole, half = build(student(_WIDE), **fields), build(student(_WIDE), bf16_full_eval=True, **fields)
+    for trainer in (whole, half):
+        trainer.train()
+    expected, found = (trainer.evaluate()["eval_attention_loss"] for trainer in (whole, half))
+    assert found == pytest.approx(expected, rel=0.05)
+
+
 def test_an_objective_without_projections_is_refused_where_towers_do_not_fit(build, rows):
     with pytest.raises(ValueError, match=r"towers do not fit each other; call objective\.add_projections"):
         build(student(_WIDE), rows=rows, objective=DiDEObjective())

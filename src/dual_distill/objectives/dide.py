@@ -55,7 +55,8 @@ class CrossModalObjective(Objective):
         """Final tokens `(B, 1, L, C)` as queries or keys `(B, H, L, D)`; recorded ones are those already."""
         if self.attention_projections is None:
             return tokens
-        states = self.attention_projections[role](tokens[:, 0])
+        # In float32, whatever the student's states are: a projection is not cast with the model.
+        states = self.attention_projections[role](tokens[:, 0].float())
         return states.unflatten(-1, (self.projected_heads, -1)).transpose(1, 2)
 
     def teacher_scores(self, teacher_view: Any, attention_mask: Tensor, num_tokens: int) -> list[Pair]:
