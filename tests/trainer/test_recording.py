@@ -198,6 +198,29 @@ def test_the_numbers_of_the_best_checkpoint_go_with_its_weights(measured, tmp_pa
     assert value == trainer.state.best_metric
 
 
+def test_a_second_training_counts_the_steps_and_seconds_of_the_first(measured, tmp_path):
+    trainer = measured(max_steps=2, save_strategy="steps", save_steps=1)
+    trainer.train()
+    seconds = trainer.run_record().train_seconds
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    record = read_run(tmp_path / "out")
+    assert record.steps == 4
+    assert record.train_seconds > seconds
+    assert "accuracy" in {one.metric for one in record.measurements}
+
+    # Refused before it begins, and resumed within.
+    with pytest.raises(ValueError, match="checkpoint-9"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-9"))
+    assert trainer.run_record().steps == 4
+    resumed = measured(max_steps=3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    assert resumed.run_record().steps == 5
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    assert resumed.run_record().steps == 5
+
+
 def test_what_was_measured_before_a_resume_goes_with_its_weights(measured, tmp_path):
     steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "learning_rate": 2.0}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_attention_loss", "greater_is_better": True}

@@ -70,6 +70,7 @@ class RecordingTrainer(SealedTrainer):
         self._finished: hub_cards.RunRecord | None = None
         self._told_before: dict[str, Any] = {}
         self._seconds = self._began = 0.0
+        self._earlier_steps = 0  # of trainings before, which gave the weights that this one began with
         super().__init__(args=args, **kwargs)
 
         # Known by its weights as they are now, whatever happens to their folder later.
@@ -123,7 +124,7 @@ class RecordingTrainer(SealedTrainer):
         known: dict[str, Any] = {
             "start": self._start,
             "seed": self.args.seed,
-            "steps": now,
+            "steps": self._earlier_steps + now,
             "train_seconds": round(time.perf_counter() - self._began if self.is_in_train else self._seconds, 3),
             "device": torch.cuda.get_device_name(self.args.device) if self.args.device.type == "cuda" else None,
             "measurements": measured,
@@ -140,16 +141,21 @@ class RecordingTrainer(SealedTrainer):
     def take_up(self, record: hub_cards.RunRecord) -> None:
         """Stand for a finished run, whose weights the model has: its record changes by what is measured now alone."""
         self._finished, self._told_before = replace(record, weights=None), dict(self._told)
-        self._measurements, self._loaded_step = {}, record.steps
+        self._measurements, self._loaded_step, self._seconds = {}, record.steps, record.train_seconds or 0.0
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as `Trainer` does, and note how long."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer` does, and note how long; a training of these weights before counts too."""
+        goes_on = not resume_from_checkpoint and self.model_init is None
+        state, earlier_steps = self.state, self._earlier_steps
+        self._earlier_steps = earlier_steps + self._step() if goes_on else 0
+        self._began = time.perf_counter() - (self._seconds if goes_on else 0.0)
         self._measurements, self._loaded_step, self._saved_step, self._finished = {}, None, None, None
-        self._began = time.perf_counter()
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._seconds = time.perf_counter() - self._began
+            if self.state is state:  # it was refused before it began
+                self._earlier_steps = earlier_steps
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -324,18 +330,19 @@ class RecordingTrainer(SealedTrainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._loaded_step = self.state.best_global_step
-        self._recall(self.state.best_model_checkpoint)
+        self._recall(self.state.best_model_checkpoint, self._loaded_step or 0)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Take up what was saved, the seconds that were trained before among it."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (earlier := self._recall(checkpoint)) is not None:
+        if checkpoint is not None and (earlier := self._recall(checkpoint, self.state.global_step)) is not None:
             self._began -= earlier.train_seconds or 0.0
+            self._earlier_steps = max((earlier.steps or 0) - self.state.global_step, 0)
 
-    def _recall(self, checkpoint: Any) -> hub_cards.RunRecord | None:
+    def _recall(self, checkpoint: Any, step: int) -> hub_cards.RunRecord | None:
         """Read the record of a checkpoint; what was measured of its weights is known again."""
         if (record := hub_cards.read_run(checkpoint)) is not None:
-            known: Any = {(record.steps, one.split, one.metric): one for one in record.measurements}
+            known: Any = {(step, one.split, one.metric): one for one in record.measurements}
             self._measurements = known | self._measurements
         return record
 
