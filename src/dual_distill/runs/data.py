@@ -63,8 +63,8 @@ def asked_head(arguments: DataArguments) -> HeadSpec:
     labelled = [name for name, head in HEADS.items() if head.has_labels]
     name = arguments.head or labelled[0]
     if name not in labelled:
-        way_out = f"give {' or '.join(labelled)}; for captions take task image_text"
-        raise ValueError(f"head is {name!r}, but task custom has labels: {way_out}.")
+        way_out = f"for captions take task image_text, else give {' or '.join(labelled)}"
+        raise ValueError(f"head is {name!r}, but task custom has labels; {way_out}.")
     return HEADS[name]
 
 
