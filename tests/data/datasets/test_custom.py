@@ -644,6 +644,15 @@ def test_groups_of_any_values(folder, values):
     assert found == {"train": 8 - held_out, "validation": held_out}
 
 
+def test_rows_without_a_group_do_not_undo_those_of_the_others(folder):
+    rows = [row | {"directory": f"{number // 2}"} for number, row in enumerate(questions("abcdefgh"))]
+    del rows[0]["directory"]
+    for seed in range(8):
+        data = load_custom_dataset(write(folder / "mine.jsonl", rows), validation_share=0.3, seed=seed).data
+        letters = {row["image"]["path"][-5] for row in data["validation"]}
+        assert all(len(letters & pair) in (0, 2) for pair in ({"c", "d"}, {"e", "f"}, {"g", "h"}))
+
+
 def test_a_folder_is_no_image(folder):
     (folder / "images" / "a").mkdir()
     rows = [questions()[0] | {"image": "images/a"}]

@@ -283,15 +283,17 @@ class _TableReader(RecordReader):
 
     def groups_of_train(self) -> list[Any]:
         """What the rows of train are of that must not stand on both sides of the line, one a row."""
-        for values in zip(*self._groups["train"], strict=True):
-            # Six images of one example of NLVR share these; a column that numbers the rows says nothing.
-            if None not in values and 1 < len(set(values)) < len(values):
-                return list(values)
-
         # An image inside the table is known by its bytes: each of its rows holds them.
         images = self.splits["train"].select_columns([self.task.image_columns[0]])
         found = (row[self.task.image_columns[0]] for row in images)
-        return [one["path"] if one["bytes"] is None else fingerprint(one["bytes"]) for one in found]
+        of_image = (one["path"] if one["bytes"] is None else fingerprint(one["bytes"]) for one in found)
+        for values in zip(*self._groups["train"], strict=True):
+            # Six images of one example of NLVR share these; a column that numbers the rows says nothing.
+            named = [value for value in values if value is not None]
+            if len(set(named)) < len(named) and len(set(values)) > 1:
+                pairs = zip(values, of_image, strict=True) if None in values else ((value, None) for value in values)
+                return [image if value is None else value for value, image in pairs]
+        return list(of_image)
 
     def _check_columns(self, name: str, found: Iterable[str]) -> None:
         """Refuse a table without a column, which is no matter of skipping."""
