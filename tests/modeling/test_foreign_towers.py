@@ -126,6 +126,28 @@ def test_alone_and_padded_at_either_side_is_equal(vision, text, inputs):
     torch.testing.assert_close(model(**left).logits, together, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("text", ["mpnet", "longformer", "luke", "data2vec-text", "esm", "ibert", "markuplm"])
+def test_positions_behind_that_of_padding_are_the_towers_own(text, inputs):
+    widths = {"entity_vocab_size": 5, "entity_emb_size": 8} if text == "luke" else {}
+    model = tiny("vit", {"model_type": text, **_WORDS, "pad_token_id": 1, **widths}).dual_encoder.text_model
+    ids, mask = inputs["input_ids"].clone(), inputs["attention_mask"]
+    ids[1, 4:] = 1
+    together = model(ids, mask).last_hidden_state
+    for row, length in enumerate((7, 4)):
+        alone = model.model(input_ids=ids[row : row + 1, :length]).last_hidden_state[0]
+        torch.testing.assert_close(together[row, :length], alone, atol=1e-5, rtol=1e-5)
+    assert model.first_position == 2
+    config = DualEncoderConfig(text_config=model.model.config, vision_config=VISION["vit"])
+    assert config.max_position_embeddings == 22
+
+
+def test_a_tower_whose_attention_is_not_seen_says_so(inputs):
+    model = tiny("vit", {"model_type": "mpnet", **_WORDS, "pad_token_id": 1})
+    assert model(**inputs).logits.shape == (2, 3)
+    with pytest.raises(ValueError, match="a MPNetModel has attention of its own kind.*; set attention_weight to 0"):
+        model(**inputs, **RECORD)
+
+
 @every_pair
 def test_recorded_is_what_eager_attention_computes(vision, text, inputs):
     model, eager = tiny(vision, text), tiny(vision, text, attn_implementation="eager")

@@ -57,7 +57,10 @@ Pooling = Literal["cls", "mean", "last", "tower"]
 """The first token, the mean of all, the last one, or whatever the tower itself pools."""
 
 # Their position table begins behind the row of the padding token.
-_POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "xmod")
+_POSITIONS_BEHIND_PADDING = (
+    *("roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "xlm-roberta-xl", "xmod"),
+    *("mpnet", "longformer", "ibert", "luke", "data2vec-text", "esm", "markuplm"),
+)
 
 
 def _of_towers(name: str, *towers: str) -> property:

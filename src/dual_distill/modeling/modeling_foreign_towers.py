@@ -64,6 +64,9 @@ class ForeignTower(FreezableTower):
         if not recorded_layers:
             return self.model(**inputs, **{**kwargs, "return_dict": True}), []
 
+        if not self.attention_names:
+            reads = "has attention of its own kind, whose queries and keys are not seen"
+            raise ValueError(f"a {type(self.model).__name__} {reads}; set attention_weight to 0, or take another tower.")
         names = [self.attention_names[layer] for layer in resolve_layers(recorded_layers, len(self.attention_names))]
         with record_attention(self.model, names) as recorded:
             output = self.model(**inputs, **{**kwargs, "return_dict": True})
