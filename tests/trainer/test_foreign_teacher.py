@@ -389,7 +389,13 @@ def test_where_several_answers_may_be_right_each_is_learned_as_its_share(student
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, share, reduction="sum") / 4
     assert found == pytest.approx(expected.item(), rel=1e-4)
 
-    # A store says the same.
+    # A cache says the same, and so does a store.
+    told["data_collator"] = DistillationCollator(processor, replace(TASK, answers_column="answers"), ANSWERS)
+    kept = arguments(tmp_path / "run", attention_weight=0, cache_teacher="attention")
+    trainer = DistillationTrainer(student, kept, teacher=teacher, **told)
+    trainer.compute_loss(student.eval(), trainer.data_collator(list(rows)))
+    assert trainer._take_terms()["soft_label_loss"] == pytest.approx(expected.item(), rel=1e-4)
+    told["data_collator"] = collator
     store = StoredTeacher(tmp_path / "views", teacher, view_settings(teacher, [-1], ANSWERS))
     write_views(store, rows, collator.task)
     trainer = DistillationTrainer(

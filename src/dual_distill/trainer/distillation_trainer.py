@@ -190,7 +190,7 @@ class DistillationTrainer(ObjectiveStateTrainer):
                 layers, heads = objective.teacher_layers, objective.relation_heads
                 settings = view_settings(taught_by, layers, taught_by.answers, heads)
                 teller = StoredTeacher(self._cache_folder, taught_by, settings)
-                teller.answers = taught_by.answers
+                teller.answers, teller.multi_label_student = taught_by.answers, taught_by.multi_label_student
             if isinstance(teller, StoredTeacher):
                 self.add_callback(TeacherCacheCallback(teller.store))
             self.data_collator, self.teacher = TeacherCollator(self.data_collator, teller), teller
