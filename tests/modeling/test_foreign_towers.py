@@ -1,12 +1,15 @@
 """Towers that are not ours: each is built, saved, loaded, padded, recorded and taught."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering
+from worlds.tiny_teachers import save_teacher
 
 from dual_distill.modeling import (
     DualEncoderConfig,
@@ -106,8 +109,6 @@ def test_saved_and_loaded_is_equal(vision, text, inputs, tmp_path):
         assert torch.equal(loaded.eval()(**inputs).logits, model(**inputs).logits)
 
     # The names in the file are those that Trainer looks for when it resumes.
-    from safetensors.torch import load_file
-
     model.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=not model.all_tied_weights_keys)
 
 
@@ -335,6 +336,31 @@ def test_from_vision_text_pretrained_takes_both_models(vision, text, saved, inpu
     assert all(torch.equal(weight, own[name]) for name, weight in taken.items())
     assert taken
     assert model.eval()(**inputs).logits.shape == (2, 5)
+
+
+def test_a_checkpoint_without_the_towers_weights_is_refused(saved, tmp_path):
+    vision, text = saved("vit", "bert")
+    build = DualEncoderForQuestionAnswering.from_vision_text_pretrained
+
+    # A pooler may be new, as that of a published classifier is.
+    weights = load_file(f"{vision}/model.safetensors")
+    save_file({name: it for name, it in weights.items() if "pooler" not in name}, f"{vision}/model.safetensors")
+    build(vision, text)
+    weights = load_file(f"{text}/model.safetensors")
+    save_file({name: it for name, it in weights.items() if "layer.1." not in name}, f"{text}/model.safetensors")
+    with pytest.raises(ValueError, match=r"text' lacks 16 weights of a BertModel, such as encoder.layer.1.attention"):
+        build(vision, text)
+    # Both towers of a model that writes are inside it, under names of its own.
+    both = str(save_teacher("smolvlm", tmp_path / "smolvlm"))
+    for pair in ((both, text), (vision, both)):
+        with pytest.raises(ValueError, match=r"smolvlm' lacks \d+ weights of a (Smol|Llama)"):
+            build(*pair)
+
+    # No pickle is read.
+    torch.save(weights, f"{text}/pytorch_model.bin")
+    Path(text, "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        build(vision, text)
 
 
 def test_a_frozen_tower_keeps_its_running_means_and_drops_nothing(inputs):

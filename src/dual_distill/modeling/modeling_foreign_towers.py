@@ -47,9 +47,19 @@ class ForeignTower(FreezableTower):
         self.attention_names = [name for name, part in self.model.named_modules() if hasattr(part, "is_causal")]
 
     def load(self, name: str | Path, revision: str | None) -> None:
-        """Take the weights of a checkpoint."""
+        """Take the weights of a checkpoint.
+
+        Raises:
+            ValueError: it lacks weights of the tower, as one that holds the tower inside a model that writes.
+        """
         told = {"config": self.model.config, "revision": revision, "dtype": torch.float32, **self.options}
-        self.model = type(self.model).from_pretrained(name, **told)
+        told |= {"use_safetensors": True, "output_loading_info": True}
+        self.model, report = type(self.model).from_pretrained(name, **told)
+        # Without a pooler many are published; a new one is trained.
+        missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+        if missing:
+            lacks = f"lacks {len(missing)} weights of a {type(self.model).__name__}, such as {missing[0]}"
+            raise ValueError(f"{str(name)!r} {lacks}; give a checkpoint that was saved as that model, with all of them.")
 
     def get_input_embeddings(self) -> Any:
         """Return the word or patch embeddings."""

@@ -67,7 +67,8 @@ class DualEncoderPreTrainedModel(EncoderPreTrainedModel):
             A model of this class in float32, in training mode.
 
         Raises:
-            ValueError: AutoModel loads no such tower, or a field does not fit; OSError: there is no such checkpoint.
+            ValueError: AutoModel loads no such tower, the checkpoint lacks weights of it, or a field does not fit;
+                OSError: there is no such checkpoint in safetensors.
 
         Example:
             >>> from tempfile import TemporaryDirectory as Folder
