@@ -286,6 +286,20 @@ def test_checkpointed_layers_give_the_same_gradients(inputs):
 
 
 @pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("vit", "a vit, which says no max_position_embeddings, as an image model; give an encoder, such as BERT"),
+        ("bloom", "a bloom, which says no max_position_embeddings"),
+        ("bart", "a bart, which has a decoder; give an encoder, such as BERT, or a causal model, such as Llama"),
+        ("t5", "a t5, which has a decoder"),
+    ],
+)
+def test_a_text_tower_that_reads_no_text_as_it_stands_is_refused(text, sentence):
+    with pytest.raises(ValueError, match=f"text_config is {sentence}"):
+        tiny("vit", {"model_type": text})
+
+
+@pytest.mark.parametrize(
     ("fields", "sentence"),
     [
         ({"vision_pooling": "cls"}, "SiglipVisionModel has no CLS token"),

@@ -83,7 +83,7 @@ def tower_config(key: str, given: Any, own: type[PreTrainedConfig]) -> Any:
     """Return the configuration of a tower: of one in transformers by its `model_type`, of CLIP's kind the half.
 
     Raises:
-        ValueError: AutoModel has no model of that type.
+        ValueError: AutoModel has no model of that type, or that of a text reads none, or not by an encoder alone.
     """
     config = given or {}
     model_type = config.get("model_type", own.model_type) if isinstance(config, dict) else config.model_type
@@ -95,6 +95,10 @@ def tower_config(key: str, given: Any, own: type[PreTrainedConfig]) -> Any:
     if isinstance(config, dict) or config.model_type not in MODEL_MAPPING_NAMES:
         known = f"AutoModel has no model of that type; give a {own.model_type}, or a model that AutoModel loads"
         raise ValueError(f"{key} is a {getattr(config, 'model_type', model_type)}, but {known}.")
+    if key == "text_config" and (config.is_encoder_decoder or not hasattr(config, "max_position_embeddings")):
+        lacks = "says no max_position_embeddings, as an image model" if not config.is_encoder_decoder else "has a decoder"
+        way_out = "give an encoder, such as BERT, or a causal model, such as Llama"
+        raise ValueError(f"{key} is a {config.model_type}, which {lacks}; {way_out}.")
     return config
 
 
