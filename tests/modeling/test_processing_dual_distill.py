@@ -73,6 +73,15 @@ def test_word_pieces_and_their_mask():
     assert set(batch) == {"input_ids", "attention_mask"}
 
 
+def test_padding_is_masked_where_the_tokenizer_names_its_ids_alone(processor):
+    alone = DualDistillProcessor(processor.image_processor, tokenizer(model_input_names=["input_ids"]))
+    found, expected = alone(text=TEXTS), processor(text=TEXTS)
+    assert found["attention_mask"].tolist() == expected["attention_mask"].tolist()
+    assert found["attention_mask"].sum(1).tolist() == [6, 4, 7]
+    # As collators ask it, too.
+    assert "attention_mask" in alone.tokenizer(TEXTS, padding=True)
+
+
 def test_text_is_truncated_to_the_length_asked_for_or_the_tokenizers_own():
     processor = DualDistillProcessor(ViTImageProcessorPil(), tokenizer(model_max_length=5))
     assert processor(text="what is it what is it")["input_ids"].tolist() == [[2, 5, 6, 7, 3]]

@@ -255,6 +255,15 @@ def test_an_answer_follows_the_blank_that_smolvlms_own_template_puts_before_it()
         torch.testing.assert_close(score, logits.gather(-1, ids[start:, None]).sum(), atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["smolvlm", "blip"])
+def test_padding_is_masked_where_the_tokenizer_names_its_ids_alone(name):
+    model, processor = tiny_teacher(name)
+    expected = family_of(model.config).inputs(model.config, processor, pictures(), TEXTS)
+    processor.tokenizer.model_input_names = ["input_ids"]
+    found = family_of(model.config).inputs(model.config, processor, pictures(), TEXTS)
+    assert found["attention_mask"].tolist() == expected["attention_mask"].tolist()
+
+
 @pytest.mark.parametrize("name", ["gemma3", "idefics3"])
 def test_a_prompt_begins_as_often_as_its_template_says(name):
     model, processor = tiny_teacher(name)

@@ -75,6 +75,9 @@ class DualDistillProcessor(ProcessorMixin):
         if tokenizer is not None and len(tokenizer) <= len(set(tokenizer.all_special_ids)):
             lacks = f"no words but its {len(tokenizer)} special tokens: tokenizer.json or the vocabulary is missing"
             raise ValueError(f"the tokenizer has {lacks}; copy it again.")
+        # Of one that names its ids alone, padding would be read as text.
+        if tokenizer is not None and "attention_mask" not in tokenizer.model_input_names:
+            tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
 
     @classmethod
     def from_vision_text_pretrained(

@@ -54,7 +54,8 @@ def text_layout(tokenizer: Any, texts: Sequence[str]) -> tuple[dict[str, Tensor]
         ValueError: the tokenizer does not say which characters a token covers.
     """
     check_offsets(tokenizer)
-    options = {"padding": True, "truncation": True, "return_tensors": "pt", "return_offsets_mapping": True}
+    options = {"padding": True, "truncation": True, "return_attention_mask": True, "return_tensors": "pt"}
+    options["return_offsets_mapping"] = True
     encoded = dict(tokenizer(list(texts), **options))
     mask = encoded["attention_mask"].bool()
     spans = encoded.pop("offset_mapping") * mask[..., None]

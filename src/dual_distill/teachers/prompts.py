@@ -86,8 +86,8 @@ def prompt_inputs(
     """
     check_offsets(processor.tokenizer)
     prompts = [f"{prompt.before}{text}{prompt.after}" for text in texts]
-    options: dict[str, Any] = {"padding": True, "return_offsets_mapping": True, "return_tensors": "pt"}
-    options["padding_side"] = "right" if config.model_type == "florence2" else "left"
+    options: dict[str, Any] = {"padding": True, "return_attention_mask": True, "return_offsets_mapping": True}
+    options |= {"padding_side": "right" if config.model_type == "florence2" else "left", "return_tensors": "pt"}
     # A template that writes the start of a text itself (Gemma 3, Idefics 3) is given no second one by the tokenizer.
     if (start := processor.tokenizer.bos_token) and prompt.before.startswith(start):
         options["add_special_tokens"] = False
