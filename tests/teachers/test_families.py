@@ -207,6 +207,15 @@ def test_a_row_alone_shows_what_it_shows_in_a_batch(name):
     torch.testing.assert_close(boxes, alone.image_boxes[0][alone.image_mask[0]])
 
 
+@pytest.mark.parametrize("name", each("blip", "flava", "lxmert", "visual_bert"))
+def test_a_model_of_half_precision_is_shown_its_batch(name):
+    model, processor, batch = batch_of(name)
+    view = family_of(model.config).view
+    whole = view(model, processor, batch, [-1]).attention_probs(0, "text_to_image")
+    half = view(model.to(torch.bfloat16), processor, batch, [-1]).attention_probs(0, "text_to_image")
+    assert 0 < (half - whole)[batch["text_mask"].bool()[:, None].expand(half.shape[:3])].abs().mean() < 0.05
+
+
 ANSWERS = ["yes", "two dogs", "no", "a red sofa"]
 
 

@@ -79,12 +79,18 @@ def run_recorded(
         raise ValueError(f"{has}, but layers is {list(wanted)}; count from 0, or from the last with -1.")
 
     chosen = [layers[layer] for layer in wanted]
+    # Most models round their pixels to the type of their weights themselves, but FLAVA and those that read regions.
+    batch = {name: it.to(model.dtype) if _is_float(it) else it for name, it in batch.items()}
     with record_attention(model, [name for names in chosen for name in names]) as recorded:
         outputs = (run or model)(**batch)
     missing = [name for names in chosen for name in names if name not in recorded]
     if missing:
         raise ValueError(f"{type(model).__name__} ran no attention in {', '.join(missing)}; name modules that attend.")
     return outputs, [[recorded[name] for name in names] for names in chosen]
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def check_no_answers(model: Any, answers: Answers) -> None:
