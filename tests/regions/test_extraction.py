@@ -238,6 +238,17 @@ def test_boxes_of_another_store(detector, images, tmp_path) -> None:
         extract(detr(20), images, tmp_path / "other", boxes=RegionStore(tmp_path / "few"))
 
 
+def test_boxes_of_another_image_under_the_same_id_are_refused(detector, images, tmp_path) -> None:
+    extract(detector, images, tmp_path / "student")
+    images["image 4"] = images["image 4"].rotate(180)
+    with pytest.raises(ValueError, match=r"image 'image 4': the region store .*student' holds another image"):
+        extract(detr(20), images, tmp_path / "teacher", boxes=RegionStore(tmp_path / "student"))
+    # Under another name it is found by its content.
+    images["image 4"] = images["image 4"].rotate(180)
+    renamed = {f"photo {number}": image for number, image in enumerate(images.values())}
+    assert extract(detr(20), renamed, tmp_path / "renamed", boxes=RegionStore(tmp_path / "student")).images == 7
+
+
 def test_boxes_of_an_image_of_another_size(detector, images, tmp_path) -> None:
     """A store that knows no content, as one of published features, is asked by id."""
     manifest = RegionManifest("published", "published", 4, "float32", 3, {})

@@ -222,9 +222,8 @@ class _Extraction(NamedTuple):
             except ValueError as error:
                 raise ValueError(f"image {name!r}: {error}") from error
 
-        # By content; by id where the store of boxes knows no content.
-        known = [key for key in (*fingerprints, name) if key is not None and key in self.boxes]
-        regions = self.boxes.find(known[0] if known else name)
+        known = [key for key in fingerprints if key is not None and key in self.boxes]
+        regions = self.boxes.find(known[0]) if known else self.boxes.find_unseen(name)
         if (regions.width, regions.height) != size:
             found = f"the boxes in {self.boxes.path!r} are of one of {regions.width} x {regions.height}"
             sizes = f"the image is {size[0]} x {size[1]} pixels, but {found}"

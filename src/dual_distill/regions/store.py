@@ -237,6 +237,19 @@ class RegionStore(TableStore):
         """
         return self._found(self.table.find(str(key)), str(key))
 
+    def find_unseen(self, name: str) -> RegionSet:
+        """Return the regions of an image by its id, where the store knows no content by which to find it.
+
+        Raises:
+            ValueError: the store lacks the image, or knows another content under its id.
+        """
+        if (index := self.table.find(name)) is not None:
+            number, inside = self.table.locate(index)
+            if self.table.rows(number)["pixel_sha256"][inside].as_py() is not None:
+                other = f"the region store {self.path!r} holds another image under this id"
+                raise ValueError(f"image {name!r}: {other}; give the same images, or make its regions anew.")
+        return self._found(index, name)
+
     def find_image(self, value: Any, row: int | str = 0) -> RegionSet:
         """Return the regions of an image by its content: the encoded bytes first, then the pixels.
 
