@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from dual_distill.data import ImageError
 from dual_distill.inference import FeatureStore, FeatureStoreSearcher, FeatureStoreVQA, encode_images, encode_texts
 from dual_distill.inference.feature_store import (
     NORMALISED,
@@ -322,6 +323,15 @@ def test_an_index_that_faiss_does_not_know(model, answering_processor, stores) -
     pytest.importorskip("faiss", reason="needs faiss-cpu, the extra retrieval")
     with pytest.raises(ValueError, match="faiss makes no index of 'Flut'"):
         FeatureStoreSearcher(model, answering_processor, stores[0], index="faiss:Flut")
+    with pytest.raises(ValueError, match=r"faiss cannot make 'IVF64,Flat' of the 5 vectors of .* fewer centres"):
+        FeatureStoreSearcher(model, answering_processor, stores[0], index="faiss:IVF64,Flat")
+
+
+def test_an_image_of_no_shape_to_search_by_is_a_sentence(model, answering_processor, stores) -> None:
+    with pytest.raises(ImageError, match="row 1: the image of 4000 x 1 pixels cannot be resized"):
+        FeatureStoreSearcher(model, answering_processor, stores[1]).by_images(
+            [Image.new("RGB", (20, 20)), Image.new("RGB", (4000, 1))]
+        )
 
 
 @pytest.fixture

@@ -1,13 +1,15 @@
 """What serves many at once: jobs that go through the model together, and none that is lost."""
 
+import io
 import threading
 from collections.abc import Callable
 
 import pytest
 import torch
+from PIL import Image
 from transformers import PreTrainedModel
 
-from dual_distill.data import decode_image
+from dual_distill.data import ImageError, decode_image
 from dual_distill.inference import (
     Batcher,
     DualVisualQuestionAnsweringPipeline,
@@ -77,6 +79,42 @@ def test_a_jpeg_of_a_request_is_decoded_as_the_processor_asks(
     vector = torch.tensor(embedded.result(10))
     torch.testing.assert_close(vector, store["jpeg"], atol=1e-5, rtol=0)
     assert (store["jpeg"] - store["whole"]).abs().max() > 1e-2
+
+
+def test_a_jpeg_that_was_shrunk_while_it_was_decoded_is_resized_by_its_own_size(
+    answering_model: Callable[..., PreTrainedModel], answering_processor
+) -> None:
+    """By the fewer pixels that it was decoded to, a side of 194 x 133 would have one patch more."""
+    file, noise = io.BytesIO(), torch.randint(0, 256, (194 * 133 * 3,), dtype=torch.uint8)
+    Image.frombytes("RGB", (194, 133), bytes(noise.tolist())).save(file, "JPEG")
+    model, question = answering_model(DualEncoderForQuestionAnswering), "is there a red circle?"
+    answering_processor.jpeg_margin = 1
+    once = decode_image(file.getvalue(), 0, jpeg_size=answering_processor.jpeg_size)
+    twice = decode_image(once, 0)
+    assert once.size == twice.size != (194, 133)
+    assert torch.equal(answering_processor.prepare_image(twice), answering_processor.prepare_image(once))
+    # A crop of it is not what its header declared.
+    assert decode_image(once.crop((0, 0, 10, 10)), 0).info == {}
+
+    server = ModelServer(model, answering_processor)
+    answering = DualVisualQuestionAnsweringPipeline(model, answering_processor, device="cpu")
+    found = server.answer(question, file.getvalue(), None, 5).result(10)
+    expected = answering(file.getvalue(), question)
+    assert {row["answer"]: row["score"] for row in found} == pytest.approx(
+        {row["answer"]: row["score"] for row in expected}, abs=1e-6
+    )
+
+
+def test_an_image_of_no_shape_is_a_sentence_and_a_limit_that_would_not_hold_is_refused(
+    answering_model: Callable[..., PreTrainedModel], answering_processor
+) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (4000, 1)).save(file, "PNG")
+    server = ModelServer(answering_model(DualEncoderForQuestionAnswering), answering_processor)
+    with pytest.raises(ImageError, match="of the request: the image of 4000 x 1 pixels cannot be resized"):
+        server.embed([], [file.getvalue()])
+    with pytest.raises(ValueError, match="max_pixels is 64,000,001, but images have 64,000,000 at most"):
+        ServingLimits(max_pixels=64_000_001)
 
 
 def test_models_that_neither_answer_nor_search_are_refused(

@@ -10,7 +10,16 @@ from .datasets.scenes import generate_scenes
 from .decode_ahead import InputSource, Prepared, decode_ahead, fill_shards, is_readable, run_by_shape
 from .fingerprint import described_fingerprint, fingerprint
 from .image_content import image_content
-from .images import IMAGE_SUFFIXES, ImageError, decode_image, image_bytes, image_source, other_names, resize_image
+from .images import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    ImageError,
+    decode_image,
+    image_bytes,
+    image_source,
+    other_names,
+    resize_image,
+)
 from .indexed_dataset import IndexedDataset, RowEpochCallback
 from .reading import ReadingReport, table_rows
 from .records import FilePath, existing_file, read_json_lines

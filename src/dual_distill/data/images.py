@@ -220,6 +220,9 @@ def _decode(image: Image.Image, where: str, max_pixels: int, jpeg_size: JpegSize
     elif image is given and jpeg_size is None:
         image = image.copy()
     # What is upright now is not turned again, and no JPEG is made anew of what was one.
-    image.info = {"declared_size": (width, height), "decoded_size": image.size} if is_shrunk else {}
+    # What was shrunk before, and no crop of it, says so still.
+    kept = given.info if not is_shrunk and given.info.get("decoded_size") == image.size else {}
+    kept = {name: kept[name] for name in ("declared_size", "decoded_size") if name in kept}
+    image.info = {"declared_size": (width, height), "decoded_size": image.size} if is_shrunk else kept
     image.format = None
     return image

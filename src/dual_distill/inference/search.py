@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
+from dual_distill.data import resize_image
 from dual_distill.modeling import DualDistillProcessor
 
 from .encoding import encode_in_order, searches
@@ -180,7 +181,7 @@ class FeatureStoreSearcher(FeatureStoreQueries):
         else:
             size = self.processor.jpeg_size
             decoded = (load_image(image, number, jpeg_size=size) for number, image in enumerate(images))
-            pixels = map(self.processor.prepare_image, decoded)
+            pixels = (resize_image(self.processor.prepare_image, one, str(n)) for n, one in enumerate(decoded))
             vectors = encode_in_order(self.model, pixels, len(images), batch_size=1)
         return self._search(vectors, images, top_k, threshold, rerank_top)
 

@@ -35,10 +35,10 @@ class ServingLimits:
         max_batch: requests that go through the model together.
         max_queue: requests under way; the next is refused (503).
         max_body_mb: largest body in megabytes (413); an image in base64 takes 4/3 of its file.
-        max_pixels: largest width x height of an image (422).
+        max_pixels: largest width x height of an image (422); 64,000,000 at most.
 
     Raises:
-        ValueError: one is below 1.
+        ValueError: one is below 1, or `max_pixels` above what is decoded.
     """
 
     max_batch: int = 32
@@ -49,6 +49,8 @@ class ServingLimits:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             check_at_least_1(name, value)
+        if self.max_pixels > data.MAX_PIXELS:
+            raise ValueError(f"max_pixels is {self.max_pixels:,}, but images have {data.MAX_PIXELS:,} at most.")
 
 
 class _Job(NamedTuple):
@@ -216,7 +218,7 @@ class ModelServer:
         for text in texts:
             check_text("text", text)
         inputs = [*text_inputs(self.model, self.processor, texts)]
-        inputs += [self.processor.prepare_image(self.image(image)) for image in images]
+        inputs += [data.resize_image(self.processor.prepare_image, self.image(one), "of the request") for one in images]
 
         def encode(rows: list[Any]) -> list[list[float]]:
             return encode_in_order(self.model, rows, len(rows), self.limits.max_batch).float().tolist()

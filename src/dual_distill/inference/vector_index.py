@@ -121,8 +121,13 @@ def _built(faiss: Any, store: FeatureStore, spec: str) -> Any:
     except RuntimeError as error:
         raise ValueError(f"faiss makes no index of {spec!r}; give a spec of faiss.index_factory.") from error
 
-    if not found.is_trained:  # such as the centres of an inverted file
-        found.train(torch.cat([piece for _, piece in store.pieces()]).float().numpy())
+    try:
+        if not found.is_trained:  # such as the centres of an inverted file
+            found.train(torch.cat([piece for _, piece in store.pieces()]).float().numpy())
+    except RuntimeError as error:
+        reason = str(error).rpartition("failed: ")[2]
+        learns = f"faiss cannot make {spec!r} of the {len(store):,} vectors of {store.path!r} ({reason})"
+        raise ValueError(f"{learns}; give a spec with fewer centres, or search without an index.") from error
     for _, piece in store.pieces(rows=_ROWS):
         found.add(piece.float().numpy())
     return found
