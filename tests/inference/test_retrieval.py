@@ -243,6 +243,18 @@ def test_captions_are_cut_many_at_a_time_as_alone(dual, answering_processor, mon
             assert torch.equal(found, encode_text(answering_processor, [text])["input_ids"][0])
 
 
+def test_behind_the_candidates_the_dual_encoders_nearest_are_named(
+    rows, dual, fusion, answering_processor, pictures
+) -> None:
+    similarities = cosines(dual, answering_processor, pictures[:4], CAPTIONS)
+    order = by_candidates(similarities, pair_scores(fusion, answering_processor, pictures[:4], CAPTIONS), 2)
+    both = (rows, TASK, dual, answering_processor, fusion, answering_processor)
+    for number in (1, 3, 9):
+        found = evaluate_retrieval(*both, rerank_top=2, nearest=number).nearest
+        expected = [order(text, "text_to_image")[:number] for text in range(len(CAPTIONS))]
+        assert found == [[100 - image for image in row] for row in expected]
+
+
 def test_recall_does_not_depend_on_the_blocks_in_which_it_is_ranked(
     rows, dual, fusion, answering_processor, monkeypatch
 ) -> None:

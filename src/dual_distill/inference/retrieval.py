@@ -159,7 +159,8 @@ def evaluate_retrieval(
     owners = torch.tensor(data.image_of_caption)
     parts = [_directions(*vectors, owners, range(num_images))]
     # Compares every pair once, for the time that this takes.
-    nearest_images = parts[0]["text_to_image"].candidates(nearest)
+    reranks = fusion is not None or rerank_with_layers
+    nearest_images = parts[0]["text_to_image"].candidates(max(nearest, rerank_top * reranks))
     times = [PairTime("dual", num_pairs, time.perf_counter() - start, True)]
 
     # Published figures are means over parts of 1,000 images, in the order of the rows.
@@ -169,9 +170,10 @@ def evaluate_retrieval(
         parts += [_directions(*vectors, owners, range(first, first + fold)) for first in firsts]
     recalls: list[Recalls] = [{"dual": {name: one.recall() for name, one in part.items()}} for part in parts]
 
-    if fusion is not None or rerank_with_layers:
+    if reranks:
         # The pairs of all parts and directions, each once.
         best = [{name: one.candidates(rerank_top) for name, one in part.items()} for part in parts]
+        best[0]["text_to_image"] = nearest_images[:, :rerank_top]
         each = [
             torch.cat([one.pair_keys(chosen[name]).flatten() for name, one in part.items()]).unique()
             for part, chosen in zip(parts, best, strict=True)
@@ -187,7 +189,8 @@ def evaluate_retrieval(
             return scores[torch.searchsorted(keys, one.pair_keys(chosen))]
 
         of_texts = scores_of(parts[0]["text_to_image"], best[0]["text_to_image"])
-        nearest_images = best[0]["text_to_image"].gather(1, of_texts.argsort(1, descending=True))[:, :nearest]
+        again = best[0]["text_to_image"].gather(1, of_texts.argsort(1, descending=True))
+        nearest_images = torch.cat([again, nearest_images[:, rerank_top:]], dim=1)
         for part, chosen, recall in zip(parts, best, recalls, strict=True):
             recall["reranked"] = {
                 name: one.recall(chosen[name], scores_of(one, chosen[name])) for name, one in part.items()
@@ -197,7 +200,7 @@ def evaluate_retrieval(
             times.append(PairTime(way, number, number * seconds / len(keys), number == len(keys)))
 
     top = rerank_top if "reranked" in recalls[0] else None
-    named = [[data.image_ids[index] for index in row] for row in nearest_images.tolist()]
+    named = [[data.image_ids[index] for index in row] for row in nearest_images[:, :nearest].tolist()]
     report = RetrievalReport(num_images, len(data.captions), recalls[0], times, top, nearest=named)
     if len(parts) == 1:
         return report
