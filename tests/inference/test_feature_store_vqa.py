@@ -186,6 +186,29 @@ def test_a_store_of_another_model_is_refused(model, make_asker, answering_proces
         FeatureStoreVQA(answering_model(DualEncoderModel), answering_processor, images)
 
 
+@pytest.mark.parametrize("layers", [0, 1])
+def test_answers_that_are_all_sure_are_ranked_by_their_logits(
+    answering_model, make_asker, answering_processor, images, layers
+) -> None:
+    model = answering_model(
+        DualEncoderForQuestionAnswering, problem_type="multi_label_classification", interaction_layers=layers
+    )
+    with torch.no_grad():
+        model.classifier[-1].weight.zero_()
+        model.classifier[-1].bias.copy_(torch.tensor([20.0, 40, 30, 60, 50]))  # sigmoids of 1 in float32
+    asker, name = make_asker(model), next(iter(images))
+    answering = pipeline(ANSWERING_TASK, model=model, processor=answering_processor, device="cpu")
+    for best in (asker.answer(name, ["red?"])[0], answering(images[name], "red?")):
+        assert [row["answer"] for row in best] == ["blue", "two", "no", "red", "yes"]
+    assert {hit.answer for hit in asker.rank("red?").best} == {"blue"}
+
+
+def test_a_string_in_place_of_questions_is_refused_where_tokens_are_stored(answering_model, make_asker) -> None:
+    asker = make_asker(answering_model(DualEncoderForQuestionAnswering, interaction_layers=1))
+    with pytest.raises(ValueError, match="questions is the string 'red'; give a list"):
+        asker.rankings("red")
+
+
 def test_questions_that_cannot_be_asked(model, make_asker) -> None:
     asker = make_asker(model)
     with pytest.raises(ValueError, match="A text is ' '"):

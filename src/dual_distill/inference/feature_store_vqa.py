@@ -154,13 +154,14 @@ class FeatureStoreVQA(FeatureStoreQueries):
             shown = ", ".join(self._labels[:10]) + (", ..." if len(self._labels) > 10 else "")
             raise ValueError(f"The answer {answer!r} is none of the model's {len(self._labels)} ({shown}).")
 
-        each = [RunningTopK(top_k, threshold) for _ in questions]
+        each = [RunningTopK(top_k, threshold) for _ in check_texts(questions, "questions")]
         for start, of_questions in self._asked(questions, rows):
-            for best, probs in zip(each, of_questions, strict=True):
-                scores, labels = probs.max(-1)
+            for best, logits in zip(each, of_questions, strict=True):
+                # Of the logits: several probabilities may be 1.
+                labels = logits.argmax(-1)
                 if answer is not None:
-                    label = self._labels.index(answer)
-                    scores, labels = probs[:, label], torch.full_like(labels, label)
+                    labels = torch.full_like(labels, self._labels.index(answer))
+                scores = answer_probs(self.model.config, logits).gather(1, labels[:, None])[:, 0]
                 best.add(start, scores, labels)
 
         rankings = []
@@ -182,16 +183,16 @@ class FeatureStoreVQA(FeatureStoreQueries):
             The index of the first image in the store, and `(images, labels)` probabilities, float32, on the CPU.
         """
         for start, of_questions in self._asked([question], rows):
-            for probs in of_questions:
-                yield start, probs
+            for logits in of_questions:
+                yield start, answer_probs(self.model.config, logits)
 
     def _asked(self, questions: Sequence[str], rows: int | None) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
-        """The first image of each step, and for each question the probabilities of the step's images."""
+        """The first image of each step, and for each question the logits of the step's images."""
         if not self._has_tokens:
             texts = self.model.project_text(self._text_vectors(questions, self.texts).to(self.model.dtype))
             for start, vectors in self.images.pieces(self._part, rows or _ROWS):
                 half = self._projected(vectors)
-                yield start, (self._probs(text[None], half) for text in texts)
+                yield start, (self._logits(text[None], half) for text in texts)
             return
 
         size = rows or _TOKEN_ROWS
@@ -201,7 +202,7 @@ class FeatureStoreVQA(FeatureStoreQueries):
             images = self._stored_images(self.images, indices)
             if len(words) > 1:
                 images = self._token_states(images)
-            yield start, (self._token_probs(asked, images, len(indices)) for asked in words)
+            yield start, (self._token_logits(asked, images, len(indices)) for asked in words)
 
     def answer(self, image: str, questions: Sequence[str], top_k: int = 5) -> list[list[dict[str, str | float]]]:
         """Ask many questions of one stored image.
@@ -247,12 +248,12 @@ class FeatureStoreVQA(FeatureStoreQueries):
             questions = [question for _, question in pairs[step]]
             if self._has_tokens:
                 inputs = self._pair_inputs(questions, self.images, indices[step])
-                probs = self._token_probs(inputs, {}, len(questions))
+                logits = self._token_logits(inputs, {}, len(questions))
             else:
                 vectors = self.images.read(indices[step], self._part)
                 texts = self._text_vectors(questions, self.texts).to(self.model.dtype)
-                probs = self._probs(self.model.project_text(texts), self._projected(vectors))
-            answers += best_answers(self.model.config, probs, top_k)
+                logits = self._logits(self.model.project_text(texts), self._projected(vectors))
+            answers += best_answers(self.model.config, logits, top_k)
         return answers
 
     def _projected(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -260,14 +261,13 @@ class FeatureStoreVQA(FeatureStoreQueries):
         images = vectors.to(self.model.device, self.model.dtype)[:, None]
         return images if self._part == PROJECTED else self.model.project_images(images)
 
-    def _probs(self, texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """Probabilities of pairs of projected texts and images, or of one text and every image."""
-        return answer_probs(self.model.config, self.model.logits_of_projections(texts, images).float()).cpu()
+    def _logits(self, texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """Logits of pairs of projected texts and images, or of one text and every image."""
+        return self.model.logits_of_projections(texts, images).float().cpu()
 
-    def _token_probs(self, words: Mapping[str, Any], images: Mapping[str, Any], pairs: int) -> torch.Tensor:
-        """Probabilities of pairs of question and image, or of one question and every image."""
-        logits = self.model(**words, **images).logits.float()
-        return answer_probs(self.model.config, logits).cpu().expand(pairs, -1)
+    def _token_logits(self, words: Mapping[str, Any], images: Mapping[str, Any], pairs: int) -> torch.Tensor:
+        """Logits of pairs of question and image, or of one question and every image."""
+        return self.model(**words, **images).logits.float().cpu().expand(pairs, -1)
 
     def _token_states(self, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Stored tokens as the keys and values that interaction layers make of them, for many questions."""

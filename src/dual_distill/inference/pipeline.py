@@ -24,7 +24,7 @@ from dual_distill.modeling import DualDistillProcessor, DualEncoderConfig
 from dual_distill.regions import RegionStore
 from dual_distill.teachers import LABELLED, load_model, load_processor
 
-from .queries import answer_probs, best_answers, check_at_least_1
+from .queries import best_answers, check_at_least_1
 from .sources import check_text, load_image
 
 ANSWERING_TASK = "dual-visual-question-answering"
@@ -269,7 +269,7 @@ class DualVisualQuestionAnsweringPipeline(Pipeline):
     def postprocess(self, answered: tuple[PreparedRequest, torch.Tensor], top_k: int = _TOP_K) -> Any:
         """Turn logits into the most probable answers."""
         request, logits = answered
-        answers = best_answers(self.model.config, answer_probs(self.model.config, logits), top_k)
+        answers = best_answers(self.model.config, logits, top_k)
         return answers if request.is_list else answers[0]
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:

@@ -124,12 +124,14 @@ def answer_probs(config: PreTrainedConfig, logits: Tensor) -> Tensor:
     return logits.sigmoid() if config.problem_type == "multi_label_classification" else logits.softmax(-1)
 
 
-def best_answers(config: PreTrainedConfig, probs: Tensor, top_k: int) -> list[list[dict[str, str | float]]]:
-    """Return for each row of `(rows, labels)` probabilities the best answers with their scores, most probable first."""
-    best = probs.topk(min(top_k, probs.shape[-1]), dim=-1)
+def best_answers(config: PreTrainedConfig, logits: Tensor, top_k: int) -> list[list[dict[str, str | float]]]:
+    """Return for each row of `(rows, labels)` logits the best answers with their probabilities, most probable first."""
+    # By logits: probabilities of sure answers are all 1 in float32.
+    order = logits.topk(min(top_k, logits.shape[-1]), dim=-1).indices
+    scores = answer_probs(config, logits).gather(-1, order)
     return [
         [{"answer": config.id2label[label], "score": score} for label, score in zip(labels, scores, strict=True)]
-        for labels, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        for labels, scores in zip(order.tolist(), scores.tolist(), strict=True)
     ]
 
 
