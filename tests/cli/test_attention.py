@@ -43,6 +43,19 @@ def test_a_teacher_and_another_model_are_drawn_over_the_same_cells(folder, capsy
         assert peak["share"] == pytest.approx(expected[0].max(), abs=1e-4)
 
 
+def test_two_revisions_of_one_repository_are_two_models(folder, monkeypatch):
+    of_revision = {"v1": folder / "smolvlm", None: folder / "fusion"}
+    monkeypatch.setattr(
+        "dual_distill.cli.attention.load_teacher", lambda name, revision: load_teacher(of_revision[revision])
+    )
+    words = ["attention", "me/student", "--revision", "v1", "--against", "me/student", "red sofa"]
+    assert main([*words, "--image", str(folder / "photo.png"), "--out", str(folder / "two.png")]) == 0
+    maps = json.loads((folder / "two.json").read_text())["maps"]
+    assert list(maps) == ["me/student@v1", "me/student"]
+    _, expected = attention_maps(*load_teacher(folder / "smolvlm"), Image.open(folder / "photo.png"), "red sofa")
+    np.testing.assert_allclose(maps["me/student@v1"], expected, atol=1e-6)
+
+
 def test_each_model_decodes_a_jpeg_as_its_processor_asks(folder, capsys):
     Image.effect_noise((960, 640), 90).convert("RGB").save(folder / "photo.jpg", quality=95)
     shutil.copytree(folder / "fusion", folder / "margin")

@@ -238,6 +238,16 @@ def test_maps_are_the_models_own_attention_rescaled_to_the_image(
         torch.testing.assert_close(torch.tensor(found).flatten(), expected, atol=1e-5, rtol=0)
 
 
+def test_vowel_signs_and_joiners_are_part_of_a_word(
+    processor: DualDistillProcessor, fusion: FusionEncoderForQuestionAnswering
+) -> None:
+    words, maps = attention_maps(
+        fusion, processor, Image.new("RGB", (16, 16)), "\u0939\u093f\u0928\u094d\u0926\u0940 red?"
+    )
+    assert words == ["\u0939\u093f\u0928\u094d\u0926\u0940", "red", "?"]
+    assert len(maps) == 3
+
+
 def test_the_dual_encoder_gives_maps_of_the_same_shape(
     processor: DualDistillProcessor, fusion: FusionEncoderForQuestionAnswering
 ) -> None:

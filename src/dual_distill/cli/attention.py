@@ -49,10 +49,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     content, grid = fetch_image(options.image, repr(options.image)), None
     image = load_image(content, repr(options.image))
     maps: dict[str, np.ndarray] = {}
-    for name, revision in {options.model: options.revision, options.against: None}.items():
+    # Two revisions of one repository are two models.
+    for name, revision in ((options.model, options.revision), (options.against, None)):
         if name is not None:
             model, processor = load_teacher(name, revision)
             model.to(options.device)
+            name = name if revision is None else f"{name}@{revision}"
             label = Path(name).name if Path(name).is_dir() and Path(name).name not in maps else name
             words, maps[label] = attention_maps(model, processor, content, options.text, options.layers, grid)
             grid = maps[label].shape[1:]

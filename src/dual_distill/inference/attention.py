@@ -4,13 +4,13 @@ Distillation of cross-modal attention claims that the student looks where the te
 a column for each word, a row for each model.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 from unicodedata import normalize
 
 import numpy as np
+import regex
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,6 +19,8 @@ from dual_distill.teachers import Tokens, family_of, grid_boxes, key_shares
 from .sources import load_image
 
 _WIDEST, _NARROWEST = 1560, 960
+# Vowel signs, tone marks and joiners are part of a word.
+_WORD = r"[\w\p{M}\u200c\u200d]+|[^\w\p{M}\s]"
 _FINEST = 64  # rows or columns of a map
 _LARGE_TILE = 640
 _TILE_SIZE, _WORDS_IN_BAND = 144, 8
@@ -67,7 +69,7 @@ def attention_maps(
     """
     # The text as the processor reads it.
     text, family = normalize("NFC", text), family_of(model.config)
-    words = [found.span() for found in re.finditer(r"\w+|[^\w\s]", text)]
+    words = [found.span() for found in regex.finditer(_WORD, text)]
     if not words:
         raise ValueError(f"the text is {text!r}, which has no word; write one or more.")
     # Processors of other families see all of a JPEG.
