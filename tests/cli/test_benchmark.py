@@ -95,6 +95,21 @@ def test_a_dual_encoder_alone_is_compared_with_itself_and_bad_shapes_are_refused
         run([folders[1], *QUICK, "--text-tokens", "11"])
 
 
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--real-tokens", "0"], "0 real of 10 text tokens were asked for"),
+        (["--text-tokens", "0"], "0 real of 0 text tokens were asked for"),
+        (["--batch-sizes", "0"], "batch_size is 0, but must be at least 1"),
+        (["--threads", "0"], "--threads is 0; give 1 or more"),
+        (["--warmup", "-1"], "warmup is -1; give 0 or more"),
+    ],
+)
+def test_a_number_that_is_none_to_time_is_refused(folders, words, message):
+    with pytest.raises(ValueError, match=message):
+        run([folders[1], *QUICK, *words])
+
+
 def test_layers_of_torch_itself_are_timed_on_request(folders, capsys):
     run([folders[1], *QUICK, "--no-prepacking", "--json"])
     assert json.loads(capsys.readouterr().out)["prepacked_layers"] == 0

@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Load what is asked for and time it at every batch size."""
     if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"--threads is {options.threads}; give 1 or more.")
         torch.set_num_threads(options.threads)
 
     # Whom the ratios compare with: what is named, else the dual encoder that could be distilled from a fusion encoder.
@@ -69,18 +71,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     config = model.config
     height, width = options.image_size or [side * config.patch_size for side in config.patch_grid]
-    text_tokens = options.text_tokens or config.max_position_embeddings
+    text_tokens = config.max_position_embeddings if options.text_tokens is None else options.text_tokens
+    real_tokens = text_tokens if options.real_tokens is None else options.real_tokens
 
     rows: list[dict[str, Any]] = []
     for batch_size in options.batch_sizes:
-        shape = PairShape(batch_size, text_tokens, options.real_tokens or text_tokens, (height, width))
+        shape = PairShape(batch_size, text_tokens, real_tokens, (height, width))
         rows += measure_answering(models, shape, options.warmup, options.repeats)
 
+    is_cuda = options.device.startswith("cuda")
     # A table of milliseconds says nothing without the machine that they were measured on.
     return {
         "model": options.model,
         "against": next(iter(models)) if len(models) > 1 else None,
-        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(options.device) if is_cuda else platform.processor() or "cpu",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "dtype": options.dtype,

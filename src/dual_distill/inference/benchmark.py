@@ -19,6 +19,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from dual_distill.modeling import DualEncoderConfig
 from dual_distill.teachers import random_batch
 
+from .queries import check_at_least_1
+
 # "stored" sides are encoded before the clock starts, "projected" ones also went through their half of the interaction's
 # first linear map (`encode --projected`). Of interaction layers, an image is stored as its tokens, or as the keys and
 # values that the layers make of them.
@@ -99,6 +101,8 @@ def alternate(
     """
     if repeats < 2:
         raise ValueError(f"repeats is {repeats}; give 2 or more, or there is no spread.")
+    if warmup < 0:
+        raise ValueError(f"warmup is {warmup}; give 0 or more.")
     device = torch.device(device)
     names = list(ways)
     milliseconds: dict[Name, list[float]] = {name: [] for name in names}
@@ -190,6 +194,7 @@ def random_pairs(config: PreTrainedConfig, shape: PairShape, seed: int = 0) -> d
         ValueError: the shape does not fit the model.
     """
     patch, longest = config.patch_size, config.max_position_embeddings
+    check_at_least_1("batch_size", shape.batch_size)
     if not 1 <= shape.real_tokens <= shape.text_tokens <= longest:
         asked, most = f"{shape.real_tokens} real of {shape.text_tokens} text tokens", longest
         raise ValueError(f"{asked} were asked for; the model takes 1 to {most}, and real ones are at most all.")
