@@ -122,6 +122,15 @@ def start(folder: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+def encode_whole(folder: Path) -> None:
+    """What one process makes that nobody stops; it loads the model, since the last bits also depend on how weights lie
+    in memory."""
+    process = start(folder, WORLD_SIZE="1")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    (folder / "store").rename(folder / "whole")
+
+
 @pytest.fixture
 def saved(model, answering_processor, images, tmp_path) -> Path:
     model.save_pretrained(tmp_path / "model")
@@ -143,11 +152,8 @@ def test_shared_out_by_rank(model, answering_processor, images, tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_killed_for_real_and_continued_by_two_processes_at_once(saved, model, answering_processor) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    encode(model, answering_processor, str(saved / "images"), saved / "whole")
-    torch.set_num_threads(threads)
+def test_killed_for_real_and_continued_by_two_processes_at_once(saved) -> None:
+    encode_whole(saved)
     killed = start(saved, KILL_AT="4", RANK="0")  # its first shard is written, the next is begun
     _, errors = killed.communicate()
     assert killed.returncode == -signal.SIGKILL, errors
@@ -163,16 +169,24 @@ def test_killed_for_real_and_continued_by_two_processes_at_once(saved, model, an
 
 
 @pytest.mark.slow
-def test_several_encoders_on_one_store_leave_one_another_alone(saved, model, answering_processor) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    encode(model, answering_processor, str(saved / "images"), saved / "whole")
-    torch.set_num_threads(threads)
+def test_several_encoders_on_one_store_leave_one_another_alone(saved) -> None:
+    encode_whole(saved)
     encoders = [start(saved, WORLD_SIZE="1") for _ in range(5)]  # without shares: each does what is not done yet
     for encoder in encoders:
         _, errors = encoder.communicate()
         assert encoder.returncode == 0, errors
     assert contents(saved / "store") == contents(saved / "whole")
+
+
+def test_a_name_that_several_images_have_without_their_extension_finds_none(
+    model, answering_processor, pictures, tmp_path
+) -> None:
+    named = {"cat.png": pictures[0], "cat.jpg": pictures[1], "dog.png": pictures[2]}
+    encode(model, answering_processor, named, tmp_path / "store")
+    store = FeatureStore(tmp_path / "store")
+    assert store.indices(["cat.jpg", "dog", "cat.png"]) == [1, 2, 0]
+    with pytest.raises(ValueError, match=r"lacks 1 of the images asked for: 'cat'\. Its ids are like 'cat.png'"):
+        store.indices(["cat"])
 
 
 def test_new_images_are_encoded_alone(model, answering_processor, images, tmp_path) -> None:

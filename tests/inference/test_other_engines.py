@@ -86,6 +86,18 @@ def test_what_workers_of_datasets_encode_is_joined_into_a_store(retriever, photo
     np.testing.assert_allclose(FeatureStore(tmp_path / "texts").read(range(6)), expected, atol=1e-3)
 
 
+def test_a_text_that_occurs_again_is_stored_once_and_one_without_words_is_refused(retriever, tmp_path: Path) -> None:
+    of_texts = EncodeColumn(retriever[2], text_column="text")
+    rows = Dataset.from_dict({"text": ["red?", TEXTS[0], "red?"]}).map(of_texts, batched=True)
+    assert of_texts.write_store(rows, tmp_path / "texts").rows == 2
+    store = FeatureStore(tmp_path / "texts")
+    assert store.ids() == ["red?", TEXTS[0]]
+    np.testing.assert_allclose(store.read([0, 1]), rows.with_format("numpy")["vector"][:2], atol=1e-6)
+    for text in (None, " "):
+        with pytest.raises(ValueError, match=f"A text is {text!r}, but must be a string with words in it"):
+            of_texts({"text": ["red?", text]})
+
+
 def test_what_cannot_be_joined_is_refused(retriever, photos, answering_model, tmp_path: Path) -> None:
     encode = EncodeColumn(retriever[2], image_column="image", id_column="name")
     made_with = encode({"image": [photos["photo 0"]], "name": ["a"]})["made_with"]

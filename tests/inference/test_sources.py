@@ -32,6 +32,26 @@ def test_a_folder_with_all_below_it_in_the_order_of_paths(tmp_path) -> None:
     assert source.value("a/z.JPG") == str(tmp_path / "a" / "z.JPG")
 
 
+def test_linked_folders_are_searched_and_a_link_back_is_not_followed(tmp_path) -> None:
+    png(tmp_path / "elsewhere" / "a.png")
+    png(tmp_path / "photos" / "b.png")
+    for link, to in (("photos/2024", "elsewhere"), ("elsewhere/back", "photos"), ("photos/self", "photos")):
+        (tmp_path / link).symlink_to(tmp_path / to)
+    assert open_images(tmp_path / "photos").ids == ["2024/a.png", "b.png"]
+
+
+def test_names_of_people_are_readable_and_lines_are_not(tmp_path) -> None:
+    names = ["Screenshot 9.41\u202fAM.png", "\u0928\u094d\u200d.png", "new.AVIF", "no\u00a0break.jpg"]
+    for name in names:
+        png(tmp_path / name)
+    assert open_images(tmp_path).ids == sorted(names)
+    for name in ("two\nlines.png", "line\u2028end.png"):
+        png(tmp_path / name)
+        with pytest.raises(ValueError, match="holds a file with an unreadable name"):
+            open_images(tmp_path)
+        (tmp_path / name).unlink()
+
+
 @pytest.fixture
 def rows(tmp_path) -> Dataset:
     files = [png(tmp_path / f"{colour}.png", colour) for colour in ("red", "blue")]

@@ -297,16 +297,21 @@ class ShardedTable:
     def find(self, key: str) -> int | None:
         """Return the index of the row of an open table that has this value in one of its `keys`, or None.
 
-        An image is found with and without its file extension.
+        An image is found with and without its file extension, unless several images are called so.
         """
+        if (found := self._find(key)) is not None or not self.names_images:
+            return found
+        others = [index for index in map(self._find, other_names(key)) if index is not None]
+        return others[0] if len(others) == 1 else None
+
+    def _find(self, name: str) -> int | None:
         hashes, indices = self._index
-        for name in (key, *(other_names(key) if self.names_images else ())):
-            # Looked up by 64 bits, then compared whole.
-            first, last = np.searchsorted(hashes, hash(name)), np.searchsorted(hashes, hash(name), side="right")
-            for index in indices[first:last].tolist():
-                number, inside = self.locate(index)
-                if any(self.rows(number)[column][inside].as_py() == name for column in self.keys):
-                    return int(index)
+        # Looked up by 64 bits, then compared whole.
+        first, last = np.searchsorted(hashes, hash(name)), np.searchsorted(hashes, hash(name), side="right")
+        for index in indices[first:last].tolist():
+            number, inside = self.locate(index)
+            if any(self.rows(number)[column][inside].as_py() == name for column in self.keys):
+                return int(index)
         return None
 
     @cached_property

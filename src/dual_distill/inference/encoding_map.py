@@ -13,7 +13,7 @@ from dual_distill.teachers import content_of, load_model
 
 from .encoding import Encoding, EncodingReport, StoreSettings, encode_prepared, prepare_image, prepared_texts, searches
 from .model_identity import model_identity, processor_settings
-from .sources import Inputs, row_ids
+from .sources import Inputs, check_text, row_ids
 
 _NO_VECTOR = np.zeros(0, np.float32)
 
@@ -100,6 +100,8 @@ class EncodeColumn:
     def _prepared(self, batch: Mapping[str, Sequence[Any]], values: list[Any]) -> Iterator[Prepared | ImageError]:
         model, processor, _ = self._load()
         if self.text_column is not None:
+            for text in values:
+                check_text("A text", text)
             yield from prepared_texts(model, processor, values)
             return
         names = range(len(values)) if self.id_column is None else batch[self.id_column]
@@ -138,8 +140,8 @@ class EncodeColumn:
             holds = "A store of a model with interaction layers holds tokens, not one vector an image"
             raise ValueError(f"{holds}; encode it by `dual-distill encode` in the processes of torchrun.")
         kind, found = "image" if self.text_column is None else "text", data.table_rows(rows, made_with)
-        ids = row_ids(found, self.output_column, self.text_column or self.id_column)
-        numbers = {identifier: number for number, identifier in enumerate(ids)}
+        ids = row_ids(found, self.output_column, self.text_column or self.id_column, repeats=kind == "text")
+        numbers = {identifier: number for number, identifier in reversed(list(enumerate(ids)))}
         found = found.select_columns([self.output_column, "sha256", "problem"]).with_format("numpy")
         settings: StoreSettings = {"dtype": dtype, "shard_size": shard_size, "batch_size": self.batch_size}
         joined = _Joined(kind, model, processor, store, settings)
@@ -153,7 +155,7 @@ class EncodeColumn:
                 raise ValueError(f"{has} as those of {self.model!r}; encode it with this model.")
             return Prepared(vector.float(), str(row["sha256"]))
 
-        source = Inputs(ids, lambda identifier: found[numbers[identifier]])
+        source = Inputs(list(dict.fromkeys(ids)), lambda identifier: found[numbers[identifier]])
         return joined.fill(source, prepare, num_workers=0, show_progress=show_progress)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
@@ -24,6 +25,7 @@ MAX_DOWNLOAD_BYTES = 64_000_000
 
 _TIMEOUT_S = 30.0
 _NAMED = 3
+_UNREADABLE = {"Cc", "Cs", "Zl", "Zp"}
 
 
 @dataclass
@@ -45,9 +47,9 @@ def open_images(
     """Return the images, by id and undecoded, of whatever names or holds them.
 
     Args:
-        images: a folder of image files, searched with all its sub-folders (hidden ones and files of other kinds are
-            passed over); a Parquet file; a folder that `Dataset.save_to_disk` wrote; a dataset on the Hub; a
-            `datasets.Dataset`; a mapping from id to image; or what this function returned.
+        images: a folder of image files, searched with all its sub-folders, also linked ones (hidden ones and files of
+            other kinds are passed over); a Parquet file; a folder that `Dataset.save_to_disk` wrote; a dataset on the
+            Hub; a `datasets.Dataset`; a mapping from id to image; or what this function returned.
         image_column: of Parquet and data sets: `datasets.Image`, bytes or paths; None: `image`.
         id_column: likewise, each id once; None: the number of the row.
         split: of a dataset that has splits.
@@ -122,14 +124,18 @@ def _folder_images(folder: str) -> Inputs:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"There is no folder {folder!r} of images; check the path.")
     found = []
-    for current, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for current, folders, names in os.walk(folder, followlinks=True):
+        # A link back to a folder above would be followed without end.
+        above = {one.resolve() for one in (Path(current), *Path(current).parents)}
+        shown = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in shown if Path(current, name).resolve() not in above]
         images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
         found += [(Path(current) / name).relative_to(folder).as_posix() for name in images]
 
     if not found:
         raise ValueError(f"The folder {folder!r} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
-    if unreadable := [name for name in found if not name.isprintable()]:
+    # Blanks of other widths and joiners are part of many a name; lines, controls and stray bytes are no text.
+    if unreadable := [name for name in found if any(category(letter) in _UNREADABLE for letter in name)]:
         name = repr(unreadable[0])
         raise ValueError(f"The folder {folder!r} holds a file with an unreadable name ({name}); rename it.")
     return Inputs(sorted(found), partial(os.path.join, folder))
@@ -145,13 +151,13 @@ def dataset_images(rows: Dataset, image_column: str, id_column: str | None = Non
     return Inputs(ids, partial(_row_image, rows.select_columns([image_column]), image_column, numbers))
 
 
-def row_ids(rows: Dataset, column: str, id_column: str | None) -> list[str]:
-    """Return the ids of rows, each once: the values of a column, or the numbers of the rows; both columns are there."""
+def row_ids(rows: Dataset, column: str, id_column: str | None, repeats: bool = False) -> list[str]:
+    """Return the ids of rows: the values of a column, each once unless it `repeats`, or the numbers of the rows."""
     for name in (column, id_column):
         if name is not None and name not in rows.column_names:
             raise ValueError(f"The dataset has no column {name!r}, only {', '.join(rows.column_names)}.")
     ids = [str(key) for key in (range(len(rows)) if id_column is None else rows[id_column])]
-    if twice := [repr(identifier) for identifier, number in Counter(ids).items() if number > 1]:
+    if not repeats and (twice := [repr(identifier) for identifier, number in Counter(ids).items() if number > 1]):
         found = f"{len(twice)} ids occur more than once in the column {id_column!r}"
         raise ValueError(f"{found}, such as {', '.join(twice[:_NAMED])}; give each an id of its own.")
     return ids
