@@ -6,8 +6,8 @@
   a dataset            a folder that Dataset.save_to_disk wrote, or owner/name on the Hub; ids likewise
 
 A killed run continues with the same command, and the store comes out the same (docs/feature_store.md says when bit for
-bit). Images that were added are encoded alone. Images that cannot be read are listed and do not end the run (--strict: they do); once they can be, the
-same command encodes them. Several processes or machines with one shared folder:
+bit). Images that were added are encoded alone. Images that cannot be read are listed and do not end the run (--strict:
+they do); once they can be, the same command encodes them. Several processes or machines with one shared folder:
   accelerate launch --multi_gpu --num_processes 4 -m dual_distill encode ...
   torchrun --nproc-per-node 2 -m dual_distill encode ...                      (CPUs)
 

@@ -159,8 +159,7 @@ def evaluate_retrieval(
     owners = torch.tensor(data.image_of_caption)
     parts = [_directions(*vectors, owners, range(num_images))]
     # Compares every pair once, for the time that this takes.
-    reranks = fusion is not None or rerank_with_layers
-    nearest_images = parts[0]["text_to_image"].candidates(max(nearest, rerank_top * reranks))
+    nearest_images = parts[0]["text_to_image"].candidates(max(nearest, rerank_top))
     times = [PairTime("dual", num_pairs, time.perf_counter() - start, True)]
 
     # Published figures are means over parts of 1,000 images, in the order of the rows.
@@ -170,10 +169,10 @@ def evaluate_retrieval(
         parts += [_directions(*vectors, owners, range(first, first + fold)) for first in firsts]
     recalls: list[Recalls] = [{"dual": {name: one.recall() for name, one in part.items()}} for part in parts]
 
-    if reranks:
+    if fusion is not None or rerank_with_layers:
         # The pairs of all parts and directions, each once.
         best = [{name: one.candidates(rerank_top) for name, one in part.items()} for part in parts]
-        best[0]["text_to_image"] = nearest_images[:, :rerank_top]
+        best[0]["text_to_image"] = nearest_images[:, :rerank_top].clone()
         each = [
             torch.cat([one.pair_keys(chosen[name]).flatten() for name, one in part.items()]).unique()
             for part, chosen in zip(parts, best, strict=True)
@@ -189,12 +188,10 @@ def evaluate_retrieval(
             return scores[torch.searchsorted(keys, one.pair_keys(chosen))]
 
         of_texts = scores_of(parts[0]["text_to_image"], best[0]["text_to_image"])
-        again = best[0]["text_to_image"].gather(1, of_texts.argsort(1, descending=True))
-        nearest_images = torch.cat([again, nearest_images[:, rerank_top:]], dim=1)
+        nearest_images[:, :rerank_top] = best[0]["text_to_image"].gather(1, of_texts.argsort(1, descending=True))
         for part, chosen, recall in zip(parts, best, recalls, strict=True):
-            recall["reranked"] = {
-                name: one.recall(chosen[name], scores_of(one, chosen[name])) for name, one in part.items()
-            }
+            of_candidates = {name: (chosen[name], scores_of(one, chosen[name])) for name, one in part.items()}
+            recall["reranked"] = {name: one.recall(*of_candidates[name]) for name, one in part.items()}
         # Whoever needs the whole alone scores the pairs of the whole alone.
         for way, number in (("rerank", num_of_whole), ("rerank_all" if fusion is None else "fusion", num_pairs)):
             times.append(PairTime(way, number, number * seconds / len(keys), number == len(keys)))
