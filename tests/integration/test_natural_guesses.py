@@ -182,6 +182,16 @@ REFUSED: list[tuple[str, Callable[[Folders], object], str]] = [
         r"^the dataset has the splits training, but a student learns from one named train",
     ),
     (
+        "one call with a list of rows",
+        lambda folders: distill(folders.vilt, list(rows()), "out"),
+        r"^the rows to train on are a list; give datasets\.Dataset\.from_list\(rows\)\.$",
+    ),
+    (
+        "one call with a loaded teacher",
+        lambda folders: distill(load_teacher(folders.vilt).model, rows(), "out"),
+        r"^the teacher is a FusionEncoderForQ.*; give the folder or the name that it is saved under, or take ",
+    ),
+    (
         "one call with a teacher without labels",
         lambda folders: distill(str(Path(folders.vilt).parent / "mlm"), rows(), "out"),
         r"is a FusionEncoderForMaskedLM, which gives no answers or classes; use its trainer",

@@ -78,6 +78,9 @@ def distill(
         Traceback (most recent call last):
         ValueError: the dataset has the splits test, but a student learns from one named train; name it so.
     """
+    if not isinstance(teacher, str | Path):
+        way_out = "give the folder or the name that it is saved under, or take DistillationTrainer"
+        raise ValueError(f"the teacher is a {type(teacher).__name__}, whose processor is not known; {way_out}.")
     splits = {} if isinstance(dataset, str | Path) else splits_of(dataset)
     if student is not None and interaction_layers is not None:
         has_own = "but the student that was given has as many as it has"

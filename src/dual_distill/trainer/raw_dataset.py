@@ -39,6 +39,9 @@ def raw_collator(
         way_out = "give train_dataset=data['train'], eval_dataset=data['validation']"
         raise ValueError(f"train_dataset is a {type(dataset).__name__} of {', '.join(splits)}; {way_out}.")
 
+    if isinstance(dataset, list) and dataset and not _PREPARED & {*dataset[0]}:
+        raise ValueError("the rows to train on are a list; give datasets.Dataset.from_list(rows).")
+
     columns, num_images = getattr(dataset, "column_names", None) or [], config.num_images
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom" and len(dataset):
         columns = list(dataset[0])  # what a transform makes of a row
