@@ -88,6 +88,9 @@ def test_what_is_no_source(rows, tmp_path) -> None:
         open_images(str(tmp_path / "none.parquet"))
     with pytest.raises(FileNotFoundError, match="There is no folder 'no/such/folder'"):
         open_images("no/such/folder")
+    for misspelt in ("photoz", "photoz/"):
+        with pytest.raises(FileNotFoundError, match=f"There is no folder '{misspelt}'"):
+            open_images(misspelt)
     (tmp_path / "photo.jpg").touch()
     with pytest.raises(ValueError, match=r"photo\.jpg' is one file, and no Parquet file; give the folder"):
         open_images(str(tmp_path / "photo.jpg"))

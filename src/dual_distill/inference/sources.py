@@ -89,7 +89,7 @@ def open_images(
         raise ValueError(f"{name!r} is one file, and no Parquet file; give the folder that holds the images.")
     elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         found = load_from_disk(name)
-    elif path.is_dir() or name.count("/") > 1 or name.startswith((".", "/", "~")):
+    elif path.is_dir() or path.as_posix().count("/") != 1 or name.startswith((".", "/", "~")):
         # A dataset on the Hub is owner/name; any other path is said not to be there.
         inputs = _folder_images(name)
         _refuse_named("a folder of images has neither columns nor splits", named)
