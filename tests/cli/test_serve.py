@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from transformers import BertTokenizer, PreTrainedModel, ViltImageProcessorPil
 
+from dual_distill.cli import main
 from dual_distill.inference import (
     DualVisualQuestionAnsweringPipeline,
     FeatureStore,
@@ -104,6 +105,12 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     yield one
     one.process.send_signal(signal.SIGTERM)
     assert one.process.wait(30) == 0
+
+
+def test_a_port_that_is_taken_is_said_in_a_sentence(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(Path(served.store.path).parent / "model")
+    assert main(["serve", folder, "--port", str(served.port)]) == 2
+    assert f"port {served.port} of 127.0.0.1 is taken, or none to listen at" in capsys.readouterr().err
 
 
 def png(image: Image.Image) -> str:

@@ -266,6 +266,12 @@ def test_ten_sessions_at_once_each_get_the_words_of_their_own_question(page_url)
     assert told == [("", ["is", "there", f"a{number}", "shape", "?"]) for number in range(10)]
 
 
+def test_a_port_that_is_taken_is_said(page_url, student):
+    port = int(page_url.rstrip("/").rsplit(":", 1)[1])
+    with pytest.raises(OSError, match=f"port {port} is taken; give another --port"):
+        launch(Demonstration(student), port=port)
+
+
 def test_the_command_serves_a_checkpoint_and_ends_with_ctrl_c(chromium, student, tmp_path):
     command = [sys.executable, "-m", "dual_distill", "demo", student, "--device", "cpu"]
     # Heard where the tests are a background job too.

@@ -13,6 +13,7 @@ Examples:
 
 import argparse
 import asyncio
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -91,8 +92,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     # The loop of asyncio: the socket is taken from it at the end.
     quiet: Any = {"log_level": "warning", "server_header": False, "timeout_keep_alive": 60, "loop": "asyncio"}
     config = uvicorn.Config(guard, options.host, options.port, **quiet)
-    listening = config.bind_socket()
-    listening.listen(config.backlog)  # so that nobody who reads the address is refused
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:  # listening already, so that nobody who reads the address is refused
+        listening = socket.create_server((options.host, options.port), family=family, backlog=config.backlog)
+    except (OSError, OverflowError) as error:
+        wrong = f"port {options.port} of {options.host} is taken, or none to listen at"
+        raise OSError(f"{wrong}; give another --port, such as 0 for any that is free.") from error
     address = "http://{}:{}".format(*listening.getsockname()[:2])
     print(f"serving {options.model} on {address} (what it takes: {address}/docs)", file=sys.stderr, flush=True)
     started = time.monotonic()

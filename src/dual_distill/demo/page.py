@@ -69,7 +69,12 @@ def launch(shown: Demonstration, host: str | None = None, port: int | None = Non
     page.queue(default_concurrency_limit=1)
     looks_like: dict[str, Any] = {"theme": theme, "css": _CSS, "footer_links": [], "ssr_mode": False}
     server: dict[str, Any] = {"server_name": host, "server_port": port, "max_file_size": "64mb", "share": False}
-    page.launch(**server, **looks_like, quiet=True, prevent_thread_lock=True, inbrowser=False)
+    try:
+        page.launch(**server, **looks_like, quiet=True, prevent_thread_lock=True, inbrowser=False)
+    except OSError as error:
+        if port is None:
+            raise
+        raise OSError(f"port {port} is taken; give another --port, or leave it out for the first free one.") from error
     return page
 
 
