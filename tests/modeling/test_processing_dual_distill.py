@@ -44,6 +44,7 @@ def processor(request):
 
 PICTURES = [[picture(32, 16, 0)], [picture(16, 16, 1)], [picture(20, 33, 2)]]
 TEXTS = ["what is it?", "what?", "it is what it is"]
+_SQUARE = {"height": 64, "width": 64}
 
 
 def test_saved_and_loaded_gives_the_same_batch(processor, tmp_path):
@@ -133,6 +134,9 @@ def test_one_pass_over_the_pixels_gives_transformers_own_bit_by_bit(kind, size):
         ("Levit", {"size": {"height": 80, "width": 96}, "crop_size": {"height": 64, "width": 64}}),
         ("Perceiver", {"size": {"height": 48, "width": 56}, "crop_size": {"height": 64, "width": 64}}),
         ("Perceiver", {"size": {"height": 48, "width": 56}, "crop_size": None, "do_center_crop": False}),
+        ("Llava", {"size": {"shortest_edge": 64}, "crop_size": _SQUARE}),
+        ("Llava", {"size": {"shortest_edge": 64}, "crop_size": _SQUARE, "do_pad": True, "image_mean": [0.0] * 3}),
+        ("Llava", {"size": {"shortest_edge": 80}, "crop_size": _SQUARE, "do_pad": True, "image_mean": [0.0] * 3}),
     ],
 )
 def test_the_seen_region_is_the_part_of_the_image_that_the_pixels_show(kind, settings, size):
@@ -147,9 +151,9 @@ def test_the_seen_region_is_the_part_of_the_image_that_the_pixels_show(kind, set
 
     ends = []
     for values in (red.amax(0), green.amax(1)):
-        # Straight on from a quarter and three quarters of the way: the outermost pixels are blurred.
+        # Straight on from the middle quarter: the outermost pixels are blurred, or pad the image.
         count = len(values)
-        first, last = count // 4, 3 * count // 4
+        first, last = 3 * count // 8, 5 * count // 8
         step = (values[last] - values[first]) / (last - first)
         ends.append([(values[first] + step * (at - first - 0.5)).item() for at in (0, count)])
     (x0, x1), (y0, y1) = ends

@@ -281,6 +281,13 @@ def seen_region(image_processor: Any, width: int, height: int) -> Region:
         >>> seen_region(crops, width=40, height=20)
         (0.25, 0.0, 0.75, 1.0)
     """
+    longer = max(width, height)
+    if type(image_processor).__name__.startswith("LlavaImage") and image_processor.do_pad and width != height:
+        # It puts the image into the middle of a square first.
+        x0, y0, x1, y1 = seen_region(image_processor, longer, longer)
+        x, y = longer / width, longer / height
+        return 0.5 + (x0 - 0.5) * x, 0.5 + (y0 - 0.5) * y, 0.5 + (x1 - 0.5) * x, 0.5 + (y1 - 0.5) * y
+
     size, crop = getattr(image_processor, "size", None) or {}, getattr(image_processor, "crop_size", None)
     does_crop, edge = getattr(image_processor, "do_center_crop", False), _resized_edge(image_processor)
     if getattr(image_processor, "crop_pct", None) and not does_crop:
