@@ -145,7 +145,7 @@ def test_positions_behind_that_of_padding_are_the_towers_own(text, inputs):
 def test_a_tower_whose_attention_is_not_seen_says_so(inputs):
     model = tiny("vit", {"model_type": "mpnet", **_WORDS, "pad_token_id": 1})
     assert model(**inputs).logits.shape == (2, 3)
-    with pytest.raises(ValueError, match="a MPNetModel has attention of its own kind.*; set attention_weight to 0"):
+    with pytest.raises(ValueError, match=r"a MPNetModel has attention of its own kind.*; set attention_weight to 0"):
         model(**inputs, **RECORD)
 
 

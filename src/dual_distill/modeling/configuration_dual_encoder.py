@@ -96,7 +96,8 @@ def tower_config(key: str, given: Any, own: type[PreTrainedConfig]) -> Any:
         known = f"AutoModel has no model of that type; give a {own.model_type}, or a model that AutoModel loads"
         raise ValueError(f"{key} is a {getattr(config, 'model_type', model_type)}, but {known}.")
     if key == "text_config" and (config.is_encoder_decoder or not hasattr(config, "max_position_embeddings")):
-        lacks = "says no max_position_embeddings, as an image model" if not config.is_encoder_decoder else "has a decoder"
+        no_text = "says no max_position_embeddings, as an image model"
+        lacks = "has a decoder" if config.is_encoder_decoder else no_text
         way_out = "give an encoder, such as BERT, or a causal model, such as Llama"
         raise ValueError(f"{key} is a {config.model_type}, which {lacks}; {way_out}.")
     return config

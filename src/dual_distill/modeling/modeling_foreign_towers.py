@@ -59,7 +59,7 @@ class ForeignTower(FreezableTower):
         missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
         if missing:
             lacks = f"lacks {len(missing)} weights of a {type(self.model).__name__}, such as {missing[0]}"
-            raise ValueError(f"{str(name)!r} {lacks}; give a checkpoint that was saved as that model, with all of them.")
+            raise ValueError(f"{str(name)!r} {lacks}; give a checkpoint of that model alone, in whole.")
 
     def get_input_embeddings(self) -> Any:
         """Return the word or patch embeddings."""
@@ -75,8 +75,9 @@ class ForeignTower(FreezableTower):
             return self.model(**inputs, **{**kwargs, "return_dict": True}), []
 
         if not self.attention_names:
-            reads = "has attention of its own kind, whose queries and keys are not seen"
-            raise ValueError(f"a {type(self.model).__name__} {reads}; set attention_weight to 0, or take another tower.")
+            way_out = "set attention_weight to 0, or take another tower"
+            kind = "attention of its own kind, whose queries and keys are not seen"
+            raise ValueError(f"a {type(self.model).__name__} has {kind}; {way_out}.")
         names = [self.attention_names[layer] for layer in resolve_layers(recorded_layers, len(self.attention_names))]
         with record_attention(self.model, names) as recorded:
             output = self.model(**inputs, **{**kwargs, "return_dict": True})
