@@ -62,7 +62,7 @@ def main() -> None:
     result |= {"largest_relative_difference_of_moves": round(max(moved), 4)}
     print(result)
     if not options.tiny:
-        write("muon", result, source)
+        write("muon" if width == 96 else f"muon_{width}", result, source)
 
 
 if __name__ == "__main__":

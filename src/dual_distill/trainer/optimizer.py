@@ -29,7 +29,7 @@ class Muon(torch.optim.Optimizer):
     """`torch.optim.Muon` (momentum 0.95, Nesterov's) with all matrices of a shape in one product.
 
     It orthogonalises the momentum of a matrix, so that all of its directions learn at the same rate. torch's takes one
-    matrix after another, in bfloat16, which most CPUs compute more slowly than float32: half of a small model's step.
+    matrix after another, in bfloat16, which most CPUs compute more slowly than float32 (`benchmarks/muon.py`).
 
     Args:
         params: matrices, or groups of them.
