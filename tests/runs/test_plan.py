@@ -204,16 +204,20 @@ def test_a_teacher_of_another_family_is_counted_and_a_store_needs_no_memory(teac
 
 
 def test_what_would_stop_a_run_stops_its_plan(teacher, tmp_path):
+    alone = {"taught_by": None, "model": {"init_from": None, **SHAPE}}  # checkpoints are looked at before data
     wrong = [
         (
             {"model": {"init_from": None, **SHAPE, "num_attention_heads": 4}},
             "the teacher has 2 attention heads, the student 4",
         ),
         ({"data": {"task": "scene"}}, "did you mean 'scenes'"),
-        ({"data": {"task": "nlvr2", "data": str(tmp_path / "nowhere"), "data_options": None}}, "There is no folder"),
+        (
+            {**alone, "data": {"task": "nlvr2", "data": str(tmp_path / "nowhere"), "data_options": None}},
+            "There is no folder",
+        ),
         ({"data": {"task": "custom", "data": None, "data_options": None}}, "task custom needs data="),
         (
-            {"data": {"task": "coco_retrieval", "data": str(tmp_path), "data_options": None}},
+            {**alone, "data": {"task": "coco_retrieval", "data": str(tmp_path), "data_options": None}},
             "holds none of dataset_coco.json",
         ),
         ({"data": {"head": "pretraining"}}, "head is 'pretraining', which learns from image_text"),
@@ -224,4 +228,4 @@ def test_what_would_stop_a_run_stops_its_plan(teacher, tmp_path):
     for fields, message in wrong:
         model = fields.pop("model", {})
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            plan(teacher, tmp_path, **fields, **model)
+            plan(fields.pop("taught_by", teacher), tmp_path, **fields, **model)
