@@ -35,9 +35,14 @@ def test_a_folder_with_all_below_it_in_the_order_of_paths(tmp_path) -> None:
 def test_linked_folders_are_searched_and_a_link_back_is_not_followed(tmp_path) -> None:
     png(tmp_path / "elsewhere" / "a.png")
     png(tmp_path / "photos" / "b.png")
-    for link, to in (("photos/2024", "elsewhere"), ("elsewhere/back", "photos"), ("photos/self", "photos")):
+    png(tmp_path / "photos" / "2023" / "c.png")
+    links = (("photos/2024", "elsewhere"), ("elsewhere/back", "photos"), ("photos/self", "photos"))
+    # One to a folder that is searched anyway, which would give its images twice; and two that link to each other.
+    links += (("photos/latest", "photos/2023"), ("elsewhere/other", "more"), ("more/again", "elsewhere"))
+    (tmp_path / "more").mkdir()
+    for link, to in links:
         (tmp_path / link).symlink_to(tmp_path / to)
-    assert open_images(tmp_path / "photos").ids == ["2024/a.png", "b.png"]
+    assert open_images(tmp_path / "photos").ids == ["2023/c.png", "2024/a.png", "b.png"]
 
 
 def test_names_of_people_are_readable_and_lines_are_not(tmp_path) -> None:

@@ -140,6 +140,11 @@ def test_positions_behind_that_of_padding_are_the_towers_own(text, inputs):
     assert model.first_position == 2
     config = DualEncoderConfig(text_config=model.model.config, vision_config=VISION["vit"])
     assert config.max_position_embeddings == 22
+    # ESM's configuration names no padding token of its own.
+    without = DualEncoderConfig(
+        text_config={"model_type": "esm", **_WORDS, "pad_token_id": None}, vision_config=VISION["vit"]
+    )
+    assert without.max_position_embeddings == 24
 
 
 def test_a_tower_whose_attention_is_not_seen_says_so(inputs):

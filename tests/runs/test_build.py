@@ -17,6 +17,7 @@ from dual_distill.inference import FeatureStore, FeatureStoreVQA, attention_maps
 from dual_distill.modeling import DualEncoderForQuestionAnswering, FusionEncoderForQuestionAnswering
 from dual_distill.runs import DataArguments, ModelArguments, make_run
 from dual_distill.runs.build import resolve
+from dual_distill.runs.data import load_data
 from dual_distill.teachers import load_model
 from dual_distill.trainer import DistillationTrainingArguments
 
@@ -278,3 +279,20 @@ def test_a_tokenizer_reads_each_row_of_a_short_stream_once(tmp_path, monkeypatch
     training = DistillationTrainingArguments(str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to="none")
     make_run(ModelArguments(**SHAPE), arguments, training)
     assert sorted(read) == sorted(captions)
+
+
+def test_label_names_that_are_not_the_checkpoints_are_refused(tmp_path):
+    file = tmp_path / "shop.csv"
+    for colour in ("red", "blue"):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{colour}.png")
+    file.write_text("image,question,answer\n" + "red.png,what?,red\nblue.png,what?,blue\n" * 4)
+    arguments = DataArguments(
+        "custom", str(file), data_options={"label_names": ["blue", "red"], "validation_share": 0.5}
+    )
+    with pytest.raises(
+        ValueError, match=r"label_names in data_options are \['blue', 'red'\], but the checkpoint's are"
+    ):
+        load_data(arguments, ["red", "blue"])
+    for known in (None, ["blue", "red"]):
+        task, _ = load_data(arguments, known)
+        assert task.label_names == ("blue", "red")

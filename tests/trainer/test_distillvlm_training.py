@@ -18,6 +18,7 @@ from dual_distill.data import train_tokenizer
 from dual_distill.modeling import DualDistillProcessor
 from dual_distill.objectives import DistillVLMObjective, Objective
 from dual_distill.runs import train
+from dual_distill.runs.continuation import take_up_finished
 from dual_distill.trainer import DistillationTrainer, check_compatibility
 from dual_distill.trainer.optimizer import load_optimizer, save_optimizer
 
@@ -175,9 +176,32 @@ def test_what_a_finished_runs_objective_learned_is_taken_up(tmp_path, caplog):
     again = make()
     train(again)
     assert again.evaluate()["eval_hidden_loss"] == pytest.approx(measured, rel=1e-6)
-    shutil.rmtree(tmp_path / "checkpoint-2")
-    train(make())
-    assert "checkpoint-2 is gone, and with it what a DistillVLMObjective learned" in caplog.text
+    # As a checkpoint of weights alone was, before the objective's state went with it; and without the folder.
+    lost = "checkpoint-2 is gone or holds no objective.safetensors, and with it what a DistillVLMObjective learned"
+    for remove in ((tmp_path / "checkpoint-2" / "objective.safetensors").unlink, None):
+        shutil.rmtree(tmp_path / "checkpoint-2") if remove is None else remove()
+        caplog.clear()
+        train(make())
+        assert lost in caplog.text
+
+
+def test_what_is_taken_up_is_of_the_last_training_where_one_was_before(tmp_path, caplog):
+    def make():
+        fields = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+        trainer = region_trainer(tmp_path, eval_rows=region_rows(6), **fields)
+        trainer.processing_class = DualDistillProcessor(ViltImageProcessorPil(), train_tokenizer(["a dog"], 60))
+        return trainer
+
+    trainer = make()
+    trainer.train()
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    assert trainer.run_record().steps == 4
+    measured, again = trainer.evaluate()["eval_hidden_loss"], make()
+    take_up_finished(again)
+    assert "is gone" not in caplog.text
+    assert again.evaluate()["eval_hidden_loss"] == pytest.approx(measured, rel=1e-6)
 
 
 def test_evaluation_leaves_the_queue_alone(tmp_path):

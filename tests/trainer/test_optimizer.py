@@ -95,6 +95,31 @@ def test_steps_are_those_of_torchs_muon_for_matrices_alone_and_together():
     assert all(mine[at].keys() == its[at].keys() for at in range(5))
 
 
+def test_a_state_of_torchs_muon_is_taken_up_and_parts_change_nothing(monkeypatch):
+    torch.manual_seed(3)
+    start, first, second = (torch.randn(5, 4, 6) for _ in range(3))
+    whole, resumed = ([nn.Parameter(one.clone()) for one in start] for _ in range(2))
+
+    def step(optimizer, weights, gradients):
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient.clone()
+        optimizer.step()
+
+    settings = {"lr": 0.05, "weight_decay": 0.1}
+    torchs, begun = (torch.optim.Muon(one, adjust_lr_fn="match_rms_adamw", **settings) for one in (whole, resumed))
+    step(torchs, whole, first)
+    step(torchs, whole, second)
+
+    step(begun, resumed, first)
+    ours = Muon(resumed, **settings)
+    ours.load_state_dict({**ours.state_dict(), "state": begun.state_dict()["state"]})
+    monkeypatch.setattr("dual_distill.trainer.optimizer._MOST_ELEMENTS", 50)  # two of 24 elements at once
+    step(ours, resumed, second)
+    for one, other, before in zip(whole, resumed, start, strict=True):
+        # torch rounds its steps to bfloat16.
+        assert (one - other).abs().max() < 0.02 * (one - before).abs().max()
+
+
 def test_a_scheduler_and_a_saved_state_reach_both_parts():
     model = Net()
     optimizer = make_pair(model)

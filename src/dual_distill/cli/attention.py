@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Look with one model or two, draw both, and write picture and numbers."""
-    if options.out.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(options.out.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--out is {str(options.out)!r}; give the name of a picture, such as map.png.")
     content, grid = fetch_image(options.image, repr(options.image)), None
     image = load_image(content, repr(options.image))

@@ -124,11 +124,16 @@ def _folder_images(folder: str) -> Inputs:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"There is no folder {folder!r} of images; check the path.")
     found = []
+    root = Path(folder).resolve()
+
+    def is_elsewhere(path: Path) -> bool:
+        # A link to a folder that is walked anyway gives its images twice; one to a folder above, without end.
+        target = path.resolve()
+        return not target.is_relative_to(root) and target not in {one.resolve() for one in path.parents}
+
     for current, folders, names in os.walk(folder, followlinks=True):
-        # A link back to a folder above would be followed without end.
-        above = {one.resolve() for one in (Path(current), *Path(current).parents)}
-        shown = [name for name in folders if not name.startswith(".")]
-        folders[:] = [name for name in shown if Path(current, name).resolve() not in above]
+        shown = [Path(current, name) for name in folders if not name.startswith(".")]
+        folders[:] = [one.name for one in shown if not one.is_symlink() or is_elsewhere(one)]
         images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
         found += [(Path(current) / name).relative_to(folder).as_posix() for name in images]
 

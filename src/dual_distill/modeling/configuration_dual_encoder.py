@@ -275,7 +275,7 @@ class DualEncoderConfig(OwnConfig):
     def max_position_embeddings(self) -> int:
         """Longest text in tokens."""
         text = self.text_config
-        is_behind = text.model_type in _POSITIONS_BEHIND_PADDING
+        is_behind = text.model_type in _POSITIONS_BEHIND_PADDING and text.pad_token_id is not None
         return text.max_position_embeddings - (text.pad_token_id + 1 if is_behind else 0)
 
     @property

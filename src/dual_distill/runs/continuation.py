@@ -131,14 +131,17 @@ def take_up_finished(trainer: DistillationTrainer) -> dict[str, float]:
     trained.load_state_dict(found, strict=not trainer.args.keep_attention_projections)
     record: Any = read_run(folder)
     trainer.take_up(record)
-    objective, checkpoint = trainer.distillation_objective, folder / f"checkpoint-{record.steps}"
+    trainer.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+    # A record counts the steps of trainings before, a folder does not.
+    step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else trainer.state.global_step
+    objective, checkpoint = trainer.distillation_objective, folder / f"checkpoint-{step}"
     if objective is not None and objective.state_dict():
-        if checkpoint.is_dir():
+        if (checkpoint / objective.state_file).is_file():
             objective.load_state(checkpoint)
         else:
-            lost = f"{checkpoint.name} is gone, and with it what a {type(objective).__name__} learned"
-            _logger.warning("%s: losses that need it are measured with numbers drawn anew", lost)
-    trainer.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+            lost = f"{checkpoint.name} is gone or holds no {objective.state_file}, and with it"
+            learned = f"what a {type(objective).__name__} learned"
+            _logger.warning("%s %s: losses that need it are measured with numbers drawn anew", lost, learned)
     _logger.warning("the run in %s is finished, %s steps; nothing is trained", folder, trainer.state.global_step)
     measured = [entry for entry in trainer.state.log_history if "train_runtime" in entry]
     return dict(measured[-1]) if measured else {}

@@ -135,6 +135,10 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
     own["min_answer_count"] = arguments.min_answer_count or 1
     if taken := ", ".join(sorted(own.keys() & options)):
         raise ValueError(f"data_options name {taken}, which the run has fields for; give it beside them.")
+    asked = options.get("label_names")
+    if label_names is not None and asked is not None and list(asked) != list(label_names):
+        other = f"label_names in data_options are {asked!r}, but the checkpoint's are {list(label_names)!r}"
+        raise ValueError(f"{other}, the order of its logits; leave them out, or set new_head.")
     # Those of a checkpoint are the order of its logits.
     options |= own | ({} if label_names is None else {"label_names": label_names})
     custom = data.load_custom_dataset(arguments.data, **options)

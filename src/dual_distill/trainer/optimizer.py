@@ -12,6 +12,7 @@ from torch import nn
 # Coefficients of the Newton-Schulz steps and momentum, both of Jordan et al.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _MOMENTUM = 0.95
+_MOST_ELEMENTS = 2**24  # of matrices that are stepped at once
 
 
 def rate_heads(optimizer: torch.optim.Optimizer, model: nn.Module, factor: float) -> None:
@@ -52,8 +53,11 @@ class Muon(torch.optim.Optimizer):
             for matrix in group["params"]:
                 if matrix.grad is not None:
                     alike[matrix.shape, matrix.device].append(matrix)
-            for matrices in alike.values():
-                self._step_alike(matrices, group["lr"], group["weight_decay"])
+            for (shape, _), matrices in alike.items():
+                # So many at once that their copies stay small beside a model.
+                at_once = max(1, _MOST_ELEMENTS // shape.numel())
+                for start in range(0, len(matrices), at_once):
+                    self._step_alike(matrices[start : start + at_once], group["lr"], group["weight_decay"])
 
     def _step_alike(self, matrices: list[torch.Tensor], rate: float, decay: float) -> None:
         """Step matrices of one shape."""
