@@ -163,17 +163,19 @@ def test_the_best_checkpoint_is_loaded_with_its_projection_and_queue(save_only_m
     assert trainer.evaluate()["eval_hidden_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
 
 
-def test_what_a_finished_runs_objective_learned_is_taken_up(tmp_path, caplog):
-    def make():
-        fields = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
-        trainer = region_trainer(tmp_path, eval_rows=region_rows(6), **fields)
-        trainer.processing_class = DualDistillProcessor(ViltImageProcessorPil(), train_tokenizer(["a dog"], 60))
-        return trainer
+def make_short(tmp_path):
+    """A run of two steps that saves what another start of it needs."""
+    fields = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    trainer = region_trainer(tmp_path, eval_rows=region_rows(6), **fields)
+    trainer.processing_class = DualDistillProcessor(ViltImageProcessorPil(), train_tokenizer(["a dog"], 60))
+    return trainer
 
-    trainer = make()
+
+def test_what_a_finished_runs_objective_learned_is_taken_up(tmp_path, caplog):
+    trainer = make_short(tmp_path)
     train(trainer)
     measured = trainer.evaluate()["eval_hidden_loss"]
-    again = make()
+    again = make_short(tmp_path)
     train(again)
     assert again.evaluate()["eval_hidden_loss"] == pytest.approx(measured, rel=1e-6)
     # As a checkpoint of weights alone was, before the objective's state went with it; and without the folder.
@@ -181,24 +183,18 @@ def test_what_a_finished_runs_objective_learned_is_taken_up(tmp_path, caplog):
     for remove in ((tmp_path / "checkpoint-2" / "objective.safetensors").unlink, None):
         shutil.rmtree(tmp_path / "checkpoint-2") if remove is None else remove()
         caplog.clear()
-        train(make())
+        train(make_short(tmp_path))
         assert lost in caplog.text
 
 
 def test_what_is_taken_up_is_of_the_last_training_where_one_was_before(tmp_path, caplog):
-    def make():
-        fields = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
-        trainer = region_trainer(tmp_path, eval_rows=region_rows(6), **fields)
-        trainer.processing_class = DualDistillProcessor(ViltImageProcessorPil(), train_tokenizer(["a dog"], 60))
-        return trainer
-
-    trainer = make()
+    trainer = make_short(tmp_path)
     trainer.train()
     trainer.train()
     trainer.save_model()
     trainer.save_state()
     assert trainer.run_record().steps == 4
-    measured, again = trainer.evaluate()["eval_hidden_loss"], make()
+    measured, again = trainer.evaluate()["eval_hidden_loss"], make_short(tmp_path)
     take_up_finished(again)
     assert "is gone" not in caplog.text
     assert again.evaluate()["eval_hidden_loss"] == pytest.approx(measured, rel=1e-6)

@@ -83,6 +83,22 @@ def test_answers_that_the_model_cannot_give_are_counted(build_trainer, caplog):
     assert said in caplog.records[0].message
 
 
+def test_rows_without_an_answer_and_answers_spelled_otherwise_change_nothing(build_trainer, caplog):
+    teacher, accent = SeesAll(), ["n\u00e9", "ne\u0301"]
+    trainer = build_trainer(teacher, leaks=False, attention_weight=0.0)
+    trainer.data_collator.label_names = tuple(name.replace("heart", accent[0]) for name in NAMES)
+    for split in ("eval_dataset", "train_dataset"):
+        answers = [answer.replace("heart", accent[1]) for answer in getattr(trainer, split)["answer"]]
+        changed = getattr(trainer, split).remove_columns("answer")
+        setattr(trainer, split, changed.add_column("answer", [None, None, *answers[2:]]))
+    found = run_preflight(trainer)
+    assert (found.rows, found.teacher) == (38, 1.0)
+    assert "none of the model's" not in caplog.text
+    trainer.eval_dataset = trainer.eval_dataset.select(range(3))
+    assert run_preflight(trainer) is None
+    assert "there are fewer than two labelled validation rows" in caplog.text
+
+
 def test_a_teacher_that_sees_is_not_warned_of(build_trainer, caplog):
     found = run_preflight(build_trainer(SeesAll(), leaks=False, attention_weight=0.0))
     assert found.teacher == 1.0
@@ -96,7 +112,10 @@ def test_what_is_not_tried_is_said(build_trainer, caplog):
     assert run_preflight(trainer) is None
     trainer.teacher.answers = None  # as of a teacher with other tokens
     assert run_preflight(trainer) is None
-    reasons = ("there are no labelled validation rows", "soft_label_weight is 0, so the teacher is asked no answers")
+    reasons = (
+        "there are fewer than two labelled validation rows",
+        "soft_label_weight is 0, so the teacher is asked no answers",
+    )
     assert [record.message for record in caplog.records] == [why + reason for reason in reasons]
 
 

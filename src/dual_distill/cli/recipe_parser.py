@@ -119,8 +119,10 @@ def parse_recipe(
         check_names(word.removeprefix("--").split("=")[0] for word in rest if word.startswith("--"))
         raise ValueError(f"{' '.join(rest)!r} was not understood; write fields as --field value.")
     _fall_back(given)
-    workers, cores = "dataloader_num_workers", os.cpu_count() or 1
-    if cores < getattr(given, workers) == recipe.get(workers):  # of which torch warns at every loader
+    # As many as this process may use, by which torch warns.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = "dataloader_num_workers"
+    if cores < getattr(given, workers) == recipe.get(workers):
         setattr(given, workers, cores)
         print(f"there are fewer cores here than {workers}; the run takes --{workers} {cores}", file=sys.stderr)
     return parser.parse_dict(vars(given), allow_extra_keys=True)

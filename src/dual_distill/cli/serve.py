@@ -96,8 +96,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     try:  # listening already, so that nobody who reads the address is refused
         listening = socket.create_server((options.host, options.port), family=family, backlog=config.backlog)
     except (OSError, OverflowError) as error:
-        wrong = f"port {options.port} of {options.host} is taken, or none to listen at"
-        raise OSError(f"{wrong}; give another --port, such as 0 for any that is free.") from error
+        wrong = f"cannot listen at port {options.port} of {options.host} ({getattr(error, 'strerror', None) or error})"
+        raise OSError(f"{wrong}; give another --port, such as 0 for any that is free, or another --host.") from error
     address = "http://{}:{}".format(*listening.getsockname()[:2])
     print(f"serving {options.model} on {address} (what it takes: {address}/docs)", file=sys.stderr, flush=True)
     started = time.monotonic()

@@ -48,14 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Read the data, load the teacher, and write what is missing."""
+    if options.no_answers:
+        refuse_options(options, ["min_answer_count"], "is given, but with --no-answers none is asked about")
     reading = {field.name: getattr(options, field.name) for field in fields(ReadingArguments)}
     fewest = options.min_answer_count
     task, data = load_data(DataArguments(**reading, min_answer_count=fewest))
     if unknown := [split for split in options.splits if split not in data]:
         raise ValueError(f"task {task.name!r} has no split {unknown[0]!r}; it has {', '.join(data)}.")
 
-    if options.no_answers:
-        refuse_options(options, ["min_answer_count"], "is given, but with --no-answers none is asked about")
     model, processor = load_teacher(options.teacher, options.revision)
     teacher = ForeignTeacher(model.to(options.device), processor, options.teacher)
     labelled = None if model.config.id2label.get(0, _NUMBERED) == _NUMBERED else model.config

@@ -61,7 +61,7 @@ def launch(shown: Demonstration, host: str | None = None, port: int | None = Non
 
     Raises:
         ImportError: gradio is not installed.
-        OSError: the port is taken.
+        OSError: the port is taken, or nothing may listen there.
     """
     theme = gradio().themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     page = build_page(shown, note)
@@ -74,7 +74,8 @@ def launch(shown: Demonstration, host: str | None = None, port: int | None = Non
     except OSError as error:
         if port is None:
             raise
-        raise OSError(f"port {port} is taken; give another --port, or leave it out for the first free one.") from error
+        wrong = f"cannot listen at port {port} of {host or '127.0.0.1'}, which may be taken"
+        raise OSError(f"{wrong}; give another --port, or leave it out for the first free one.") from error
     return page
 
 

@@ -157,17 +157,18 @@ class FeatureStoreVQA(FeatureStoreQueries):
         each = [RunningTopK(top_k, threshold) for _ in check_texts(questions, "questions")]
         for start, of_questions in self._asked(questions, rows):
             for best, logits in zip(each, of_questions, strict=True):
-                # Of the logits: several probabilities may be 1.
-                labels = logits.argmax(-1)
+                probs = answer_probs(self.model.config, logits)
                 if answer is not None:
-                    labels = torch.full_like(labels, self._labels.index(answer))
-                scores = answer_probs(self.model.config, logits).gather(1, labels[:, None])[:, 0]
-                best.add(start, scores, labels)
+                    scores, labels = probs[:, self._labels.index(answer)], None
+                else:  # by the logits: several probabilities may be 1
+                    labels = logits.argmax(-1)
+                    scores, labels = probs.gather(1, labels[:, None])[:, 0], labels.cpu()
+                best.add(start, scores.cpu(), labels)
 
         rankings = []
         for best in each:
             ids = self.images.ids(best.rows.tolist())
-            answers = [self._labels[label] for label in best.labels.tolist()]
+            answers = [answer or self._labels[label] for label in best.labels.tolist()]
             rankings.append(Ranking(list(map(RankedImage, ids, answers, best.scores.tolist())), best.matches))
         return rankings
 
@@ -184,7 +185,7 @@ class FeatureStoreVQA(FeatureStoreQueries):
         """
         for start, of_questions in self._asked([question], rows):
             for logits in of_questions:
-                yield start, answer_probs(self.model.config, logits)
+                yield start, answer_probs(self.model.config, logits).cpu()
 
     def _asked(self, questions: Sequence[str], rows: int | None) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
         """The first image of each step, and for each question the logits of the step's images."""
@@ -263,11 +264,11 @@ class FeatureStoreVQA(FeatureStoreQueries):
 
     def _logits(self, texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """Logits of pairs of projected texts and images, or of one text and every image."""
-        return self.model.logits_of_projections(texts, images).float().cpu()
+        return self.model.logits_of_projections(texts, images).float()
 
     def _token_logits(self, words: Mapping[str, Any], images: Mapping[str, Any], pairs: int) -> torch.Tensor:
         """Logits of pairs of question and image, or of one question and every image."""
-        return self.model(**words, **images).logits.float().cpu().expand(pairs, -1)
+        return self.model(**words, **images).logits.float().expand(pairs, -1)
 
     def _token_states(self, images: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Stored tokens as the keys and values that interaction layers make of them, for many questions."""

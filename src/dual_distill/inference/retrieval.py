@@ -158,8 +158,9 @@ def evaluate_retrieval(
     vectors = data.vectors(dual.eval(), processor, batch_size, show_progress)
     owners = torch.tensor(data.image_of_caption)
     parts = [_directions(*vectors, owners, range(num_images))]
+    reranks = fusion is not None or rerank_with_layers
     # Compares every pair once, for the time that this takes.
-    nearest_images = parts[0]["text_to_image"].candidates(max(nearest, rerank_top))
+    nearest_images = parts[0]["text_to_image"].candidates(max(nearest, rerank_top) if reranks else nearest)
     times = [PairTime("dual", num_pairs, time.perf_counter() - start, True)]
 
     # Published figures are means over parts of 1,000 images, in the order of the rows.
@@ -169,7 +170,7 @@ def evaluate_retrieval(
         parts += [_directions(*vectors, owners, range(first, first + fold)) for first in firsts]
     recalls: list[Recalls] = [{"dual": {name: one.recall() for name, one in part.items()}} for part in parts]
 
-    if fusion is not None or rerank_with_layers:
+    if reranks:
         # The pairs of all parts and directions, each once.
         best = [{name: one.candidates(rerank_top) for name, one in part.items()} for part in parts]
         best[0]["text_to_image"] = nearest_images[:, :rerank_top].clone()

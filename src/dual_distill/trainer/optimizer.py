@@ -76,7 +76,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """Bring singular values near 1, between about 0.7 and 1.2, by five Newton-Schulz steps; (N, R, C) -> (N, R, C)."""
+    """Bring singular values near 1, between about 0.7 and 1.2, by five Newton-Schulz steps; (N, R, C) -> (N, R, C).
+
+    Example:
+        >>> orthogonalize(torch.tensor([[[3.0, 0.0], [0.0, -3.0]]])).round(decimals=2)
+        tensor([[[ 1.1100,  0.0000],
+                 [ 0.0000, -1.1100]]])
+    """
     # A GPU multiplies bfloat16 fastest, and these steps need no more; a CPU without such a unit is slowest at it.
     found = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
     is_tall = found.shape[1] > found.shape[2]

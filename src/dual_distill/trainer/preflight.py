@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from datasets import Dataset
@@ -54,32 +55,34 @@ def run_preflight(trainer: DistillationTrainer) -> Preflight | None:
         "its store may lack validation rows": isinstance(trainer.teacher, StoredTeacher),
         "soft_label_weight is 0, so the teacher is asked no answers": getattr(trainer.teacher, "answers", ()) is None,
         "there are no labels": not names,
-        "there are no labelled validation rows": not isinstance(rows, Dataset) or column not in rows.column_names,
+        "there are fewer than two labelled validation rows": not isinstance(rows, Dataset)
+        or column not in rows.column_names
+        or len(_some_labelled(rows, column, 2, 0)) < 2,
     }
     if reason := next((reason for reason, is_so in lacks.items() if is_so), None):
         _logger.warning("the teacher is not tried before the first step: %s", reason)
         return None
 
     def answers(split: Dataset) -> list[str]:
-        return [names[label] if isinstance(label, int) else str(label) for label in split[column]]
+        return [normalize("NFC", names[one] if isinstance(one, int) else one) for one in split[column]]
 
-    rows = rows.shuffle(seed=trainer.args.seed).select(range(min(_ROWS, len(rows))))
+    rows = _some_labelled(rows, column, _ROWS, trainer.args.seed)
     labels, train = answers(rows), getattr(trainer.train_dataset, "dataset", trainer.train_dataset)
     batches: Any = DataLoader(rows, trainer.args.eval_batch_size, collate_fn=trainer.data_collator)
     said = _answers_of_models(trainer, batches, names)
-    if isinstance(train, Dataset) and len(train) > 1:
-        train = train.shuffle(seed=trainer.args.seed).select(range(min(_TRAIN_ROWS, len(train))))
+    train = _some_labelled(train, column, _TRAIN_ROWS, trainer.args.seed) if isinstance(train, Dataset) else ()
+    if len(train) > 1:
         texts = [list(split[collator.task.text_column]) for split in (train, rows)]
         baseline = question_only_baseline(texts[0], answers(train), texts[1], labels, trainer.args.seed)
         said[_WORDS] = list(baseline.predictions)
 
     right = {
-        who: torch.tensor([one == label for one, label in zip(its, labels, strict=True)]).float()
+        who: torch.tensor([normalize("NFC", one) == label for one, label in zip(its, labels, strict=True)]).float()
         for who, its in said.items()
     }
     shares = {who: round(one.mean().item(), 4) for who, one in right.items()}
     error = round(max((share * (1 - share) / len(rows)) ** 0.5 for share in shares.values()), 4)
-    unknown = sum(label not in names for label in labels)
+    unknown = len(labels) - sum(map(labels.count, {normalize("NFC", name) for name in names}))
     among = f" ({unknown} of them with an answer that is none of the model's)" if unknown else ""
     figures = ", ".join(f"{who} {100 * share:.1f} %" for who, share in shares.items())
     seconds = round(time.perf_counter() - began, 1)
@@ -95,6 +98,12 @@ def run_preflight(trainer: DistillationTrainer) -> Preflight | None:
             by = f"{points:+.1f} points, standard error {of_points:.1f}"
             _logger.warning("the teacher is no better than the %s (%s): it may teach its mistakes", who, by)
     return Preflight(len(rows), shares["teacher"], shares["student's start"], error, shares.get(_WORDS), seconds)
+
+
+def _some_labelled(rows: Dataset, column: str, most: int, seed: int) -> Dataset:
+    """At most so many of the rows that have a label, drawn by the seed."""
+    rows = rows.select([index for index, label in enumerate(rows[column]) if label is not None])
+    return rows.shuffle(seed=seed).select(range(min(most, len(rows))))
 
 
 def _answers_of_models(trainer: Any, batches: Any, names: Sequence[str]) -> dict[str, list[Any]]:
