@@ -1,5 +1,6 @@
 """What a run records of itself, whoever started it, and the card that is made of it."""
 
+import time
 from dataclasses import dataclass, replace
 
 import pytest
@@ -213,12 +214,24 @@ def test_a_second_training_counts_the_steps_and_seconds_of_the_first(measured, t
     # Refused before it begins, and resumed within.
     with pytest.raises(ValueError, match="checkpoint-9"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-9"))
-    assert trainer.run_record().steps == 4
+    assert replace(trainer.run_record(), weights=record.weights) == record
+    trainer.evaluate(metric_key_prefix="test")  # which is written: the weights lie there
+    assert "test" in {one.split for one in read_run(tmp_path / "out").measurements}
     resumed = measured(max_steps=3)
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
     assert resumed.run_record().steps == 5
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
     assert resumed.run_record().steps == 5
+
+
+def test_the_clock_of_a_training_that_was_stopped_stands(measured, monkeypatch):
+    trainer = measured(max_steps=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "training_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        trainer.train()
+    seconds = trainer.run_record().train_seconds
+    time.sleep(0.01)
+    assert trainer.run_record().train_seconds == seconds
 
 
 def test_what_was_measured_before_a_resume_goes_with_its_weights(measured, tmp_path):

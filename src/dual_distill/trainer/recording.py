@@ -47,6 +47,8 @@ _NOT_SETTINGS = {
     *("regions", "teacher_regions", "teacher_cache_dir", "preflight"),
 }
 _NOT_SETTINGS_OF = ("ddp_", "hub_", "push_to_hub", "logging_dir", "report_to", "disable_tqdm", "resume_from")
+# What a record has from the last training.
+_OF_A_TRAINING = ("_earlier_steps", "_seconds", "_measurements", "_loaded_step", "_saved_step", "_finished")
 # What Trainer says of the machine.
 _NOT_METRICS = re.compile(r"mem_.*|(.*_)?(runtime|per_second|preparation_time|compilation_time)")
 
@@ -146,16 +148,17 @@ class RecordingTrainer(SealedTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does, and note how long; a training of these weights before counts too."""
         goes_on = not resume_from_checkpoint and self.model_init is None
-        state, earlier_steps = self.state, self._earlier_steps
-        self._earlier_steps = earlier_steps + self._step() if goes_on else 0
+        state, before = self.state, {name: getattr(self, name) for name in _OF_A_TRAINING}
+        self._earlier_steps = self._earlier_steps + self._step() if goes_on else 0
         self._began = time.perf_counter() - (self._seconds if goes_on else 0.0)
         self._measurements, self._loaded_step, self._saved_step, self._finished = {}, None, None, None
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
+            self.is_in_train = False  # where it was stopped too, or the clock would run on
             self._seconds = time.perf_counter() - self._began
             if self.state is state:  # it was refused before it began
-                self._earlier_steps = earlier_steps
+                vars(self).update(before)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
