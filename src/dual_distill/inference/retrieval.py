@@ -140,8 +140,7 @@ def evaluate_retrieval(
         apart = "does not encode images and texts apart for comparison; give a dual encoder"
         raise ValueError(f"{type(dual).__name__} {apart} with the head image_text_retrieval.")
     if fusion is not None and not isinstance(fusion, FusionEncoderForImageTextRetrieval):
-        needed = "a fusion encoder with the head image_text_retrieval"
-        raise ValueError(f"{type(fusion).__name__} cannot re-rank; give {needed}.")
+        raise ValueError(f"{type(fusion).__name__} cannot re-rank; give a fusion encoder for image_text_retrieval.")
     if (fusion is None) != (fusion_processor is None):
         raise ValueError("fusion and fusion_processor belong together; give both or neither.")
     if rerank_with_layers and (fusion is not None or not dual.config.interaction_layers):
