@@ -203,6 +203,28 @@ def test_answers_that_are_all_sure_are_ranked_by_their_logits(
     assert {hit.answer for hit in asker.rank("red?").best} == {"blue"}
 
 
+@pytest.mark.parametrize("problem_type", [None, "multi_label_classification"])
+@pytest.mark.parametrize("rows", [2, 100])
+def test_images_of_one_sure_answer_are_ranked_by_how_sure(model, make_asker, monkeypatch, problem_type, rows) -> None:
+    asker = make_asker(model)
+    model.config.problem_type = problem_type
+    of_red = torch.tensor([30.0, 50.0, -90.0, 40.0, 0.0])  # 30 and more: probabilities of 1 in float32
+    each = torch.zeros(5, 5).index_copy(1, torch.tensor([2]), of_red[:, None])
+    pieces = [(start, each[start : start + rows]) for start in range(0, 5, rows)]
+    monkeypatch.setattr(asker, "_asked", lambda *_: ((start, [piece]) for start, piece in pieces))
+    ids = asker.images.ids([1, 3, 0, 4, 2])
+    for answer in ("red", None):
+        ranking = asker.rank("is it?", answer)
+        assert [hit.image for hit in ranking.best][:3] == ids[:3]
+        assert [hit.score for hit in ranking.best][:3] == [1.0] * 3
+    ranking = asker.rank("is it?", "red")
+    assert [hit.image for hit in ranking.best] == ids
+    assert ranking.best[3].score == pytest.approx(0.2 if problem_type is None else 0.5, abs=1e-6)
+    assert asker.rank("is it?", "red", top_k=2).best == ranking.best[:2]
+    sure = asker.rank("is it?", "red", threshold=1.0)
+    assert (sure.best, sure.matches) == (ranking.best[:3], 3)
+
+
 def test_a_string_in_place_of_questions_is_refused_where_tokens_are_stored(answering_model, make_asker) -> None:
     asker = make_asker(answering_model(DualEncoderForQuestionAnswering, interaction_layers=1))
     with pytest.raises(ValueError, match="questions is the string 'red'; give a list"):

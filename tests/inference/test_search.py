@@ -385,6 +385,17 @@ def test_layers_order_the_nearest_anew_as_they_do_from_pixels(
             assert len(found) == min(rerank_top, top_k, len(names))
 
 
+def test_sure_matches_are_ordered_by_their_logits(reading, answering_processor, images, monkeypatch) -> None:
+    model, stored = reading
+    searcher = FeatureStoreSearcher(model, answering_processor, stored("images"))
+    [plain] = searcher.by_texts(["red"])
+    logits = torch.tensor([20.0, 60.0, 90.0, 40.0, 30.0])[:, None]  # sigmoids of 1 in float32
+    monkeypatch.setattr(model, "match_scores", lambda **_: logits)
+    [sure] = searcher.by_texts(["red"], rerank_top=5)
+    assert [hit.id for hit in sure.best] == [plain.best[place].id for place in (2, 1, 3, 4, 0)]
+    assert {hit.match for hit in sure.best} == {1.0}
+
+
 def test_tokens_beside_vectors_leave_the_search_what_it_is(reading, answering_processor, images, tmp_path) -> None:
     model, stored = reading
     with_tokens, small = stored("images"), stored("int8", dtype="int8")

@@ -9,6 +9,8 @@ Of a model with interaction layers the store holds each image's tokens, or the k
 them, and the layers read these with every question.
 """
 
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from dual_distill.modeling import DualDistillProcessor
 
 from .encoding import searches
 from .feature_store import LISTS, PROJECTED, FeatureStore
-from .queries import FeatureStoreQueries, RunningTopK, answer_probs, best_answers, check_at_least_1
+from .queries import FeatureStoreQueries, RunningTopK, answer_probs, best_answers, check_at_least_1, log_odds
 from .sources import check_texts
 
 _ROWS = 1024
@@ -154,22 +156,20 @@ class FeatureStoreVQA(FeatureStoreQueries):
             shown = ", ".join(self._labels[:10]) + (", ..." if len(self._labels) > 10 else "")
             raise ValueError(f"The answer {answer!r} is none of the model's {len(self._labels)} ({shown}).")
 
-        each = [RunningTopK(top_k, threshold) for _ in check_texts(questions, "questions")]
+        # By log-odds: probabilities of sure answers are all 1 in float32.
+        each = [RunningTopK(top_k, -sys.float_info.max) for _ in check_texts(questions, "questions")]
+        label = None if answer is None else self._labels.index(answer)
         for start, of_questions in self._asked(questions, rows):
             for best, logits in zip(each, of_questions, strict=True):
-                probs = answer_probs(self.model.config, logits)
-                if answer is not None:
-                    scores, labels = probs[:, self._labels.index(answer)], None
-                else:  # by the logits: several probabilities may be 1
-                    labels = logits.argmax(-1)
-                    scores, labels = probs.gather(1, labels[:, None])[:, 0], labels.cpu()
-                best.add(start, scores.cpu(), labels)
+                labels = logits.argmax(-1) if label is None else torch.full_like(logits[:, 0], label, dtype=torch.long)
+                odds = log_odds(self.model.config, logits, labels).cpu().double()
+                best.add(start, odds.masked_fill(_probabilities(odds) < threshold, -math.inf), labels.cpu())
 
         rankings = []
         for best in each:
-            ids = self.images.ids(best.rows.tolist())
-            answers = [answer or self._labels[label] for label in best.labels.tolist()]
-            rankings.append(Ranking(list(map(RankedImage, ids, answers, best.scores.tolist())), best.matches))
+            ids, answers = self.images.ids(best.rows.tolist()), [self._labels[one] for one in best.labels.tolist()]
+            scores = _probabilities(best.scores).tolist()
+            rankings.append(Ranking(list(map(RankedImage, ids, answers, scores)), best.matches))
         return rankings
 
     @torch.inference_mode()
@@ -278,3 +278,8 @@ class FeatureStoreVQA(FeatureStoreQueries):
         states = body.interaction_model.project_images(tokens[:, None])
         pooled = body.vision_model.pool(tokens, mask)
         return {"image_pooler_output": pooled, "image_token_states": states, "image_token_mask": mask}
+
+
+def _probabilities(log_odds: torch.Tensor) -> torch.Tensor:
+    """Log-odds as probabilities, float32; rounded last, so that they stand in the same order."""
+    return log_odds.double().sigmoid().float()

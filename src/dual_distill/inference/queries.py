@@ -124,6 +124,14 @@ def answer_probs(config: PreTrainedConfig, logits: Tensor) -> Tensor:
     return logits.sigmoid() if config.problem_type == "multi_label_classification" else logits.softmax(-1)
 
 
+def log_odds(config: PreTrainedConfig, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the log-odds of one answer a row: its sigmoid is `answer_probs`, but where that rounds to 1 it differs."""
+    chosen = logits.gather(-1, labels[:, None])[:, 0]
+    if config.problem_type == "multi_label_classification":
+        return chosen
+    return chosen - logits.scatter(-1, labels[:, None], -torch.inf).logsumexp(-1)
+
+
 def best_answers(config: PreTrainedConfig, logits: Tensor, top_k: int) -> list[list[dict[str, str | float]]]:
     """Return for each row of `(rows, labels)` logits the best answers with their probabilities, most probable first."""
     # By logits: probabilities of sure answers are all 1 in float32.

@@ -232,19 +232,20 @@ class FeatureStoreSearcher(FeatureStoreQueries):
 
     def _reranked(self, query: str, hits: list[SearchHit], rerank_top: int) -> list[SearchHit]:
         """The nearest in the order in which text and image fit, read together; the others behind them."""
-        matched = []
+        matched: list[tuple[float, SearchHit]] = []
         for start in range(0, min(rerank_top, len(hits)), _PAIRS):
             part = hits[start : min(start + _PAIRS, rerank_top)]
             names, is_image = [hit.id for hit in part], self.store.manifest.kind == "image"
             texts, images, store = ([query], names, self.store) if is_image else (names, [query], self.queries)
             assert store is not None
             inputs = self._pair_inputs(texts, store, store.indices(images))
-            fits = self.model.match_scores(**inputs)[:, 0].float().sigmoid().expand(len(part)).tolist()
-            matched += [hit._replace(match=fit) for hit, fit in zip(part, fits, strict=True)]
+            logits = self.model.match_scores(**inputs)[:, 0].float().expand(len(part))
+            fits = [hit._replace(match=fit) for hit, fit in zip(part, logits.sigmoid().tolist(), strict=True)]
+            matched += zip(logits.tolist(), fits, strict=True)
 
-        # Stable, so that equal ones stay in the order of their cosines.
-        matched.sort(key=lambda hit: -(hit.match or 0.0))
-        return matched + hits[rerank_top:]
+        # By logits, for probabilities of sure ones are all 1; stable: equal ones stay in the order of their cosines.
+        matched.sort(key=lambda one: -one[0])
+        return [hit for _, hit in matched] + hits[rerank_top:]
 
     def _nearest(self, queries: torch.Tensor, number: int, threshold: float) -> list[SearchResult]:
         """The best of all, or of what an approximate index finds."""
