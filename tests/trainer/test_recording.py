@@ -226,8 +226,8 @@ def test_a_second_training_counts_the_steps_and_seconds_of_the_first(measured, t
 
 def test_the_clock_of_a_training_that_was_stopped_stands(measured, monkeypatch):
     trainer = measured(max_steps=2)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer, "training_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(trainer, "training_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
         trainer.train()
     seconds = trainer.run_record().train_seconds
     time.sleep(0.01)

@@ -601,6 +601,10 @@ def test_rows_that_are_loaded_are_those_of_train(folder, png):
             lambda rows: {"train": ["t.csv", "t.csv"]},
             r"The split 'train' is 2 files \(t.csv, t.csv\), but only Parquet",
         ),
+        (
+            lambda rows: {"train": [Dataset.from_list(rows).to_parquet("0.parquet") and "0.parquet", "t.csv"]},
+            r"The split 'train' is 2 files \(0.parquet, t.csv\), but only Parquet",
+        ),
     ],
 )
 def test_data_of_another_kind(folder, make, message, monkeypatch):
@@ -609,6 +613,27 @@ def test_data_of_another_kind(folder, make, message, monkeypatch):
     write(folder / "t.csv", questions())
     with pytest.raises(ValueError, match=message):
         load_custom_dataset(make(questions()))
+
+
+def test_parquet_of_two_folders_holds_its_images(folder):
+    """The folder of a table is that of images that are given as paths, and of no others."""
+    images = sorted((folder / "images").iterdir())[:4]
+    rows = [{"image": {"bytes": file.read_bytes(), "path": None}, "question": "why?", "answer": "x"} for file in images]
+    kinds = Features({"image": Image(), "question": Value("string"), "answer": Value("string")})
+    paths = [{**row, "image": f"images/{file.name}"} for row, file in zip(rows, images, strict=True)]
+    files: dict[str, list] = {"inside": [], "paths": []}
+    for name, part in (("a", slice(0, 2)), ("b", slice(2, 4))):
+        (folder / name).mkdir()
+        for kind, table in (
+            ("inside", Dataset.from_list(rows[part], kinds)),
+            ("paths", Dataset.from_list(paths[part])),
+        ):
+            files[kind].append(folder / name / f"{kind}.parquet")
+            table.to_parquet(files[kind][-1])
+    data = load_custom_dataset({"train": files["inside"], "validation": files["inside"][1:]}).data
+    assert [row["image"]["bytes"] for row in data["train"]] == [row["image"]["bytes"] for row in rows]
+    with pytest.raises(ValueError, match=r"is 2 files \(.*\) of 2 folders, but paths of images start at the folder of"):
+        load_custom_dataset({"train": files["paths"], "validation": files["inside"]})
 
 
 def test_two_columns_for_one_image_are_refused(folder):

@@ -234,7 +234,7 @@ class _TableReader(RecordReader):
 
         Labels are spelled as in `classes`; those of a classifier that are none of them are bad, if there are any.
         """
-        folder, images, kind, records = Path.cwd(), None, None, None
+        folder, images, kind, records, folders = Path.cwd(), None, None, None, {Path()}
         if isinstance(table, list) and all(isinstance(one, tuple) for one in table):  # a task's reader read them
             records, table = iter(table), None
         elif not isinstance(table, Dataset):
@@ -245,9 +245,11 @@ class _TableReader(RecordReader):
             name, folder, suffix = str(files[0]), files[0].parent, files[0].suffix
             if suffix not in _FORMATS:
                 raise ValueError(f"{name!r} is none of the known formats ({', '.join(_FORMATS)}); save it as one.")
-            if len(files) > 1 and (suffix != ".parquet" or {file.parent for file in files} != {folder}):
-                found = f"The split {split!r} is {len(files)} files ({', '.join(file.name for file in files)})"
-                raise ValueError(f"{found}, but only Parquet of one folder may be several; join them into one.")
+            folders = {file.parent for file in files}
+            of_files = f"The split {split!r} is {len(files)} files ({', '.join(str(file) for file in files)})"
+            if len(files) > 1 and any(file.suffix != ".parquet" for file in files):
+                raise ValueError(f"{of_files}, but only Parquet may be several; join them into one.")
+            name += f" and {len(files) - 1} more" if len(files) > 1 else ""
             table = Dataset.from_parquet([str(file) for file in files]) if suffix == ".parquet" else None
 
         # Images inside a data set stay where they are; everything else is a record, whatever it is read from.
@@ -255,6 +257,9 @@ class _TableReader(RecordReader):
             self._check_columns(name, table.column_names)
             kind = table.features.get(self.label)
             inside = [column for column in self.task.image_columns if table.features[column] not in _TEXT_TYPES]
+            if len(folders) > 1 and len(inside) < len(self.task.image_columns):
+                way_out = "paths of images start at the folder of their table; join them into one, or give one folder's"
+                raise ValueError(f"{of_files} of {len(folders)} folders, but {way_out}.")
             images = table.select_columns(inside) if inside else None
             for column in inside:
                 images = undecoded(images, column, name)
