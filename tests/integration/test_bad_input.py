@@ -420,10 +420,18 @@ def test_answers_are_spelled_as_those_of_the_checkpoint_that_is_started_from(sho
     assert json.loads(printed.out)["label_coverage"] == 1
 
 
-def test_a_field_of_the_run_is_no_option_of_the_reader(train: Callable) -> None:
+def test_a_field_of_the_run_is_no_option_of_the_reader(
+    train: Callable, dual_distill: Callable, shop_model: Path, tmp_path: Path
+) -> None:
     for option, value in {"label_column": "text", "min_answer_count": 2}.items():
-        printed, out = train("custom", write_shop, "--data_options", json.dumps({option: value}))
-        assert_refused(printed, f"data_options name {option}, which the run has fields for; give it beside them", out)
+        given = ("--data_options", json.dumps({option: value}))
+        sentence = f"data_options name {option}, which is no option of the reader; give it beside them, or leave it out"
+        printed, out = train("custom", write_shop, *given)
+        assert_refused(printed, sentence, out)
+    # Answers are the checkpoint's where it is evaluated.
+    shop = ("--task", "custom", "--data", write_shop(tmp_path))
+    printed = dual_distill("evaluate", shop_model, *shop, "--data-options", given[1])
+    assert_refused(printed, f"{sentence} where there is no such option", verb="evaluate")
     printed, out = train("custom", write_shop, "--data_options", '{"validation_shar": 0.2}')
     assert_refused(printed, "has no option 'validation_shar'; did you mean 'validation_share'", out)
 

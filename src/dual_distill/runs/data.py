@@ -134,7 +134,8 @@ def load_data(arguments: DataArguments, label_names: Sequence[str] | None = None
     own = {name: getattr(arguments, name) for name in _COLUMNS} | {"head": asked_head(arguments).name}
     own["min_answer_count"] = arguments.min_answer_count or 1
     if taken := ", ".join(sorted(own.keys() & options)):
-        raise ValueError(f"data_options name {taken}, which the run has fields for; give it beside them.")
+        way_out = "give it beside them, or leave it out where there is no such option"
+        raise ValueError(f"data_options name {taken}, which is no option of the reader; {way_out}.")
     asked = options.get("label_names")
     if label_names is not None and asked is not None and list(asked) != list(label_names):
         other = f"label_names in data_options are {asked!r}, but the checkpoint's are {list(label_names)!r}"

@@ -158,7 +158,7 @@ class RecordingTrainer(SealedTrainer):
             self.is_in_train = False  # where it was stopped too, or the clock would run on
             self._seconds = time.perf_counter() - self._began
             if self.state is state:  # it was refused before it began
-                vars(self).update(before)
+                self.__dict__.update(before)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
