@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageColumn
 from PIL import Image
-from transformers import AutoModel, BertConfig, BertTokenizer, ViTConfig, ViTImageProcessorPil
+from transformers import AutoModel, BertConfig, BertTokenizer, ResNetConfig, ViTConfig, ViTImageProcessorPil
 
 from dual_distill.data import ImageTextStream, load_task, train_tokenizer
 from dual_distill.hub_cards import origin_of
@@ -107,6 +107,29 @@ def towers(tmp_path_factory):
     AutoModel.from_config(BertConfig(**shape, vocab_size=len(words))).save_pretrained(text)
     BertTokenizer({word: index for index, word in enumerate(words)}).save_pretrained(text)
     return vision, text
+
+
+def test_a_convolutional_tower_and_one_that_attends_are_built_and_started_from(data, towers, tmp_path):
+    """A ResNet attends to nothing, so it can be asked neither for sdpa nor for anything else; the text model can."""
+    vision, text = str(tmp_path / "vision"), towers[1]
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    AutoModel.from_config(config).save_pretrained(vision)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(vision)
+
+    def make(**fields):
+        arguments = ModelArguments(**fields, max_text_length=24)
+        training = DistillationTrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none")
+        return make_run(arguments, DataArguments(task="scenes", max_train_rows=30), training, data=data)
+
+    for implementation in ("sdpa", "eager"):
+        make(vision_tower=vision, text_tower=text, interaction_layers=1).save_model(str(tmp_path / "start"))
+        trainer = make(init_from=str(tmp_path / "start"), attn_implementation=implementation)
+        body = trainer.model.dual_encoder
+        assert trainer.model.config._attn_implementation == implementation
+        assert body.text_model.model.config._attn_implementation == implementation
+        assert body.vision_model.model.config._attn_implementation == "eager"
+        fresh = make(vision_tower=vision, text_tower=text, attn_implementation=implementation).model
+        assert fresh.dual_encoder.text_model.model.config._attn_implementation == implementation
 
 
 def test_a_student_of_two_models_is_trained_asked_and_drawn(data, towers, tmp_path):

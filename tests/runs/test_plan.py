@@ -168,6 +168,32 @@ def test_checkpointing_keeps_the_inputs_of_the_layers(tmp_path):
     assert kept(3) - kept(2) > 5 * states
 
 
+def test_a_frozen_tower_keeps_no_activations_and_has_no_gradients(tmp_path):
+    """By hand: between one and two layers of the image tower lie what autograd keeps of one, and its weights."""
+    from dual_distill import DualEncoderForQuestionAnswering
+
+    sizes = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 5}
+    config = dual_config_from_fusion(FusionEncoderConfig(**sizes, image_size=[8, 12], patch_size=4))
+    processor = ViTImageProcessorPil(size={"height": 8, "width": 12})
+
+    def found(**fields):
+        arguments = DistillationTrainingArguments(str(tmp_path), use_cpu=True, **fields)
+        return estimate_memory(DualEncoderForQuestionAnswering, config, [], processor, arguments)
+
+    trained, frozen = found(), found(freeze_vision_tower=True)
+    tower = DualEncoderForQuestionAnswering(config).dual_encoder.vision_model
+    weights = sum(4 * parameter.numel() for parameter in tower.parameters())
+    assert frozen["weights"] == trained["weights"]
+    assert trained["gradients"] - frozen["gradients"] == weights
+    assert trained["optimizer"] - frozen["optimizer"] == 2 * weights
+    model = DualEncoderForQuestionAnswering(config)
+    batch = {"input_ids": torch.ones(8, 40).long(), "attention_mask": torch.ones(8, 40).long()}
+    batch |= {"pixel_values": torch.randn(8, 1, 3, 8, 12), "pixel_mask": torch.ones(8, 1, 8, 12).long()}
+    batch["attention_mask"][0, 7:], batch["pixel_mask"][0, :, :, 8:] = 0, 0
+    model.dual_encoder.vision_model.requires_grad_(False)
+    assert frozen["activations"] == kept_bytes(model, batch, [], False) < trained["activations"]
+
+
 def test_the_largest_batch_of_pictures():
     config = FusionEncoderConfig()
     vilt = ViltImageProcessorPil(size={"shortest_edge": 384})

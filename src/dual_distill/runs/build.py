@@ -208,11 +208,11 @@ def build_model(arguments: ModelArguments, resolved: Resolved) -> PreTrainedMode
             model = model_class.from_vision_text_pretrained(**arguments.vision_text, **fields)
         else:
             told = _new_head(arguments, data, resolved.label_names)
+            told["attn_implementation"] = arguments.attn_implementation
             name, revision = cast("tuple[str, str | None]", arguments.start)
             model = load_model(name, revision, data.head.classes, **told).model
         if not isinstance(model, model_class):
             model = model_class.from_fusion_encoder(model, **arguments.towers)
-        model.set_attn_implementation(arguments.attn_implementation)
         _configure(model.config, arguments, data)
         for module in model.modules():
             if isinstance(module, nn.Dropout) and arguments.hidden_dropout_prob is not None:
@@ -283,6 +283,7 @@ def _check_shape(config: Any, arguments: ModelArguments, takes_layers: bool) -> 
 def _of_towers(arguments: ModelArguments, data: RunData, label_names: list[str]) -> dict[str, Any]:
     """Return what a dual encoder of two models is told beside their names."""
     fields = {"interaction_layers": arguments.interaction_layers or 0, "num_images": len(data.task.image_columns)}
+    fields["attn_implementation"] = arguments.attn_implementation
     told = {name: getattr(arguments, name) for name in ("projection_dim", "text_pooling", "vision_pooling")}
     return fields | {name: value for name, value in told.items() if value is not None} | _labels(label_names)
 

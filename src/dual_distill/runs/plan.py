@@ -158,7 +158,7 @@ def estimate_memory(
         config: its configuration.
         layers: layers whose queries and keys are recorded.
         image_processor: knows the size of the largest image.
-        arguments: batch size, precision, optimizer, checkpointing.
+        arguments: batch size, precision, optimizer, checkpointing, frozen towers.
         example: makes of a batch of texts and images what a head reads, as `HeadSpec.example`.
 
     Note:
@@ -171,6 +171,7 @@ def estimate_memory(
     text = (arguments.train_batch_size, min(config.max_position_embeddings, LONGEST_TEXT))
     with FakeTensorMode(), no_init_weights():
         model = student_class(config)
+        arguments.freeze_towers(model.base_model)
         if arguments.gradient_checkpointing or arguments.activation_checkpointing:
             model.activation_checkpointing_enable()
         words = {name: torch.ones(text, dtype=torch.long) for name in ("input_ids", "attention_mask")}
@@ -178,9 +179,10 @@ def estimate_memory(
         is_half = arguments.bf16 or arguments.fp16
         kept = _kept_bytes(model, example(batch, config, arguments), layers, is_half)
 
+    gradients = _FLOAT32 * model.num_parameters(only_trainable=True)
+    optimizer = _ADAM_STATES * gradients if "adam" in arguments.optim else 0
     weights = _FLOAT32 * model.num_parameters()
-    optimizer = _ADAM_STATES * weights if "adam" in arguments.optim else 0
-    return {"weights": weights, "gradients": weights, "optimizer": optimizer, "activations": kept}
+    return {"weights": weights, "gradients": gradients, "optimizer": optimizer, "activations": kept}
 
 
 def _largest_inputs(config: Any, batch_size: int, height: int, width: int) -> dict[str, torch.Tensor]:

@@ -182,6 +182,22 @@ class DistillationTrainingArguments(TrainingArguments):
             raise ValueError(f"match_weight is {self.match_weight}, but {lacks}; leave it out.")
         return float(has_layers) if self.match_weight is None else self.match_weight
 
+    def freeze_towers(self, body: Any) -> None:
+        """Leave those towers of a model without its head as they are that these arguments name.
+
+        Raises:
+            ValueError: it has no towers.
+        """
+        for tower in ("text", "vision"):
+            if not getattr(self, f"freeze_{tower}_tower"):
+                continue
+            if not hasattr(body, f"{tower}_model"):
+                lacks = f"a {type(body).__name__} has no towers"
+                raise ValueError(f"freeze_{tower}_tower is set, but {lacks}; leave it out.")
+            part = getattr(body, f"{tower}_model")
+            # What makes a tower of others fit is trained.
+            getattr(part, "model", part).requires_grad_(False)
+
     def write_weights(self, config: PreTrainedConfig) -> None:
         """Write the weights of the hard terms that were given into the configuration of a model for pre-training.
 

@@ -254,16 +254,7 @@ class DistillationTrainer(ObjectiveStateTrainer):
         is_adapter = hasattr(model, "get_base_model")
         if is_adapter and self.args.keep_attention_projections:
             raise ValueError("keep_attention_projections is set, but an adapter is saved without them; leave it out.")
-        body = (model.get_base_model() if is_adapter else model).base_model
-        for tower in ("text", "vision"):
-            if not getattr(self.args, f"freeze_{tower}_tower"):
-                continue
-            if not hasattr(body, f"{tower}_model"):
-                lacks = f"a {type(body).__name__} has no towers"
-                raise ValueError(f"freeze_{tower}_tower is set, but {lacks}; leave it out.")
-            part = getattr(body, f"{tower}_model")
-            # What makes a tower of others fit is trained.
-            getattr(part, "model", part).requires_grad_(False)
+        self.args.freeze_towers((model.get_base_model() if is_adapter else model).base_model)
 
     def _set_objective(self, student: Any) -> Objective:
         """Set what is compared from now on, and what both models are asked for it."""
