@@ -199,6 +199,14 @@ REFUSED: list[tuple[str, Callable[[Folders], object], str]] = [
 ]
 
 
+def test_a_misspelt_table_is_refused_before_a_teacher_is_loaded(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dual_distill.runs.distilling.load_teacher", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(FileNotFoundError, match=r"There is no file 'shop\.csv'"):
+        distill(folders.vilt, "shop.csv", "out")
+
+
 @pytest.mark.parametrize("guess, sentence", [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
 def test_a_guess_is_refused_by_a_sentence_that_names_the_call(
     folders: Folders, guess: Callable[[Folders], object], sentence: str

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, set_seed
 from dual_distill.data import CustomDataset
 from dual_distill.hub_cards import origin_of
 from dual_distill.modeling import DualDistillProcessor
-from dual_distill.teachers import load_model, load_teacher
+from dual_distill.teachers import load_config, load_model, load_teacher
 from dual_distill.trainer import DistillationTrainingArguments, reads_student_tokens
 
 from .continuation import train
@@ -90,24 +90,24 @@ def distill(
     kept = {"interaction_attention_weight": cached != "logits", "interaction_hidden_weight": cached is None}
     weights = {name: float(is_kept) for name, is_kept in kept.items()} if layers and is_compared else {}
     args = DistillationTrainingArguments(output_dir=str(output_dir), **{**weights, **training_arguments})
-    taught_by: Any = teacher
-    labelled: Any
-    if reads_student_tokens(teacher):
-        taught_by, processor = load_teacher(teacher)
-        labelled = taught_by
-    elif isinstance(student, str | Path):
-        labelled, processor = load_model(student)
-    else:
-        lacks = "has tokens of its own, from which no student starts"
-        raise ValueError(f"the teacher {str(teacher)!r} {lacks}; give student=, the folder of one with a processor.")
-    head = head_of(labelled.config)
+    named: Any = teacher  # whose answers and processor are the student's
+    if not reads_student_tokens(teacher):
+        if not isinstance(student, str | Path):
+            lacks, way_out = "has tokens of its own, from which no student starts", "the folder of one with a processor"
+            raise ValueError(f"the teacher {str(teacher)!r} {lacks}; give student=, {way_out}.")
+        named = student
+    config = load_config(named)
+    head = head_of(config)
     if head is None or not head.has_labels:
+        role, [found] = "teacher" if named is teacher else "student", config.architectures or ["model without a head"]
         way_out = "which gives no answers or classes; use its trainer, or `dual-distill train`"
-        raise ValueError(f"the teacher {str(teacher)!r} is a {type(labelled).__name__}, {way_out}.")
+        raise ValueError(f"the {role} {str(named)!r} is a {found}, {way_out}.")
 
-    # What is read here is spelled as the teacher's answers.
-    names = [labelled.config.id2label[index] for index in range(len(labelled.config.id2label))]
-    splits = splits or splits_of(dataset, names)
+    # What is read here is spelled as these answers, and before the weights: a name may be misspelt.
+    splits = splits or splits_of(dataset, [config.id2label[index] for index in range(len(config.id2label))])
+    labelled: Any
+    labelled, processor = load_teacher(named) if named is teacher else load_model(named)
+    taught_by = labelled if named is teacher else teacher
 
     # Layers that have no counterpart in the teacher are drawn from the seed of the run.
     set_seed(args.seed)
