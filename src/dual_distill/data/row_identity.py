@@ -46,7 +46,14 @@ def identify_rows(rows: Any) -> str | None:
 
 
 def identify_data(splits: Mapping[str, Any], task: Task, split: str = "train") -> str | None:
-    """Return what data are known by: images and texts of a split as read; labels are spelled as a model's are."""
+    """Return what data are known by: images and texts of a split as read; labels are spelled as a model's are.
+
+    Example:
+        >>> rows = Dataset.from_dict({"image": ["a.png"], "question": ["what?"], "answer": ["a cat"]})
+        >>> task = Task("mine", "question_answering", ("image",), "question", "answer")
+        >>> identify_data({"train": rows}, task) == identify_data({"train": rows.remove_columns("answer")}, task)
+        True
+    """
     rows = splits.get(split)
     if isinstance(rows, Dataset):
         rows = rows.select_columns([*task.image_columns, task.text_column])

@@ -57,6 +57,10 @@ def asked_head(arguments: DataArguments) -> HeadSpec:
 
     Raises:
         ValueError: there is no such task or head, or they do not go together.
+
+    Example:
+        >>> asked_head(DataArguments(task="nlvr2")).name
+        'images_and_text_classification'
     """
     if arguments.task != "custom":
         return HEADS[choose_head(data.get_task(arguments.task), arguments.head).head]

@@ -66,6 +66,16 @@ def check_options(
         args: of the run.
         has_teacher: whether there is one; without it nothing is compared.
         given: an objective, which has settings of its own; None: one is made of the arguments.
+
+    Raises:
+        ValueError: such an option is set, most often one of another `method`, or one of a teacher that is not there.
+
+    Example:
+        >>> from dual_distill.trainer import DistillationTrainer
+        >>> args = DistillationTrainingArguments(output_dir="out", attention_weight=2.0)
+        >>> check_options(DistillationTrainer, args, has_teacher=False)
+        Traceback (most recent call last):
+        ValueError: attention_weight is 2.0, but nothing of this run (DistillationTrainer, no teacher) reads that; ...
     """
     read, parts = {*trainer_class.own_options, *_ALWAYS_READ}, [trainer_class.__name__]
     if has_teacher:

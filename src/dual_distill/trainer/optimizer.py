@@ -40,6 +40,13 @@ class Muon(torch.optim.Optimizer):
     References:
         Jordan et al., *Muon: An optimizer for hidden layers in neural networks*, 2024; Liu et al., *Muon is scalable
         for LLM training*, arXiv 2502.16982, for the scale of its updates, which is AdamW's.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.eye(2))
+        >>> weight.grad = torch.tensor([[3.0, 0.0], [0.0, -0.1]])  # both directions learn at one rate
+        >>> Muon([weight], lr=0.1, weight_decay=0.0).step()
+        >>> (torch.eye(2) - weight).diagonal().detach().sign()
+        tensor([ 1., -1.])
     """
 
     def __init__(self, params: Any, lr: float, weight_decay: float = 0.1):
