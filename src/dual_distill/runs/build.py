@@ -282,7 +282,10 @@ def _check_shape(config: Any, arguments: ModelArguments, takes_layers: bool) -> 
 
 def _of_towers(arguments: ModelArguments, data: RunData, label_names: list[str]) -> dict[str, Any]:
     """Return what a dual encoder of two models is told beside their names."""
-    fields = {"interaction_layers": arguments.interaction_layers or 0, "num_images": len(data.task.image_columns)}
+    fields: dict[str, Any] = {
+        "interaction_layers": arguments.interaction_layers or 0,
+        "num_images": len(data.task.image_columns),
+    }
     fields["attn_implementation"] = arguments.attn_implementation
     told = {name: getattr(arguments, name) for name in ("projection_dim", "text_pooling", "vision_pooling")}
     return fields | {name: value for name, value in told.items() if value is not None} | _labels(label_names)
