@@ -1,6 +1,7 @@
 """A run repeated: finished, gone on with, or refused because its settings are others."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -147,6 +148,23 @@ def test_a_run_that_was_stopped_goes_on_unasked(run, caplog):
     train(make())
     assert "resuming from checkpoint-1" in caplog.text
     torch.testing.assert_close(load_file(folder / "model.safetensors"), whole, atol=1e-6, rtol=0)
+
+
+def test_larger_batches_that_leave_no_step_to_train_are_refused(run):
+    """Thirty rows are two batches of 15, and one of 30: the run ended after the first half, as if it were finished."""
+    make, folder = run
+    train(make(max_steps=-1, num_train_epochs=2, per_device_train_batch_size=15), overwrite=True)
+    for name in ("run.json", "trainer_state.json", "model.safetensors"):
+        (folder / name).unlink()
+    for step in (1, 2, 4):
+        shutil.rmtree(folder / f"checkpoint-{step}")
+    larger = {"max_steps": -1, "per_device_train_batch_size": 30}
+    sentence = r"checkpoint-3' is at step 3, but with these settings the run has 2 \(.*batch_size: 15 there, 30 now\)"
+    with pytest.raises(ValueError, match=sentence):
+        train(make(num_train_epochs=2, **larger), resume=True)
+    trainer = make(num_train_epochs=4, **larger)
+    train(trainer, resume=True)
+    assert trainer.state.global_step == 4
 
 
 def test_a_finished_run_that_is_saved_again_keeps_its_record(run):

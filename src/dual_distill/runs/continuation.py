@@ -99,13 +99,21 @@ def find_checkpoint(trainer: DistillationTrainer, resume: bool, overwrite: bool)
         raise ValueError(f"{begun}; {goes_on}, overwrite to begin anew, or another output_dir.")
 
     # With more steps than it was to have, a finished run goes on.
-    if steps is not None and differences and count_steps(trainer.train_dataset, trainer.args)["steps"] > steps:
+    asked = count_steps(trainer.train_dataset, trainer.args)["steps"] if differences else 0
+    if steps is not None and asked > steps:
         if last is None:
             way_out = "overwrite to begin anew, or start from it (init_from) in another output_dir"
             raise ValueError(f"{str(folder)!r} holds a finished run and no whole checkpoint to go on from; {way_out}.")
         found = last
     resumed = None if found in (None, trainer.args.output_dir) else read_run(found)
     if resumed is not None:
+        # Of larger batches a run has fewer steps.
+        taken = TrainerState.load_from_json(str(Path(str(found), TRAINER_STATE_NAME))).global_step
+        if differences and taken > asked:
+            has_less = (
+                f"{found!r} is at step {taken}, but with these settings the run has {asked} ({'; '.join(differences)})"
+            )
+            raise ValueError(f"{has_less}; give more max_steps or num_train_epochs, or settings as they were.")
         changed = [f"at step {resumed.steps}: {'; '.join(differences)}"] if differences else []
         trainer.describe_run(changed=[*resumed.changed, *changed])
     return found
