@@ -62,7 +62,8 @@ def test_singular_values_go_through_the_polynomial_of_the_paper_and_directions_s
     for _ in range(5):
         values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
     expected = left @ values.diag_embed() @ right
-    torch.testing.assert_close(orthogonalize(matrices).double(), expected, atol=2e-5, rtol=0)
+    # Each of fifteen products is rounded to bfloat16, and the polynomial is steep.
+    torch.testing.assert_close(orthogonalize(matrices).double(), expected, atol=0.05, rtol=0)
 
 
 def test_steps_are_those_of_torchs_muon_for_matrices_alone_and_together():
@@ -86,7 +87,7 @@ def test_steps_are_those_of_torchs_muon_for_matrices_alone_and_together():
         lambda *given, **named: torch.optim.Muon(*given, adjust_lr_fn="match_rms_adamw", **named), range(5)
     )
     for mine, its, before in zip(together, theirs, start, strict=True):
-        # torch rounds the steps to bfloat16: to three digits of what a weight moves.
+        # Both round to bfloat16, and sum in another order.
         assert (mine - its).abs().max() < 0.02 * (mine - before).abs().max()
     for at in range(5):
         torch.testing.assert_close(trained(Muon, [at])[0][0], together[at], atol=1e-6, rtol=0)
@@ -116,7 +117,7 @@ def test_a_state_of_torchs_muon_is_taken_up_and_parts_change_nothing(monkeypatch
     monkeypatch.setattr("dual_distill.trainer.optimizer._MOST_ELEMENTS", 50)  # two of 24 elements at once
     step(ours, resumed, second)
     for one, other, before in zip(whole, resumed, start, strict=True):
-        # torch rounds its steps to bfloat16.
+        # Both round to bfloat16, and sum in another order.
         assert (one - other).abs().max() < 0.02 * (one - before).abs().max()
 
 

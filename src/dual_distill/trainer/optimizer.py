@@ -30,7 +30,7 @@ class Muon(torch.optim.Optimizer):
     """`torch.optim.Muon` (momentum 0.95, Nesterov's) with all matrices of a shape in one product.
 
     It orthogonalises the momentum of a matrix, so that all of its directions learn at the same rate. torch's takes one
-    matrix after another, in bfloat16, which most CPUs compute more slowly than float32 (`benchmarks/muon.py`).
+    matrix after another, and in a number format which most CPUs compute slowly (`benchmarks/muon.py`).
 
     Args:
         params: matrices, or groups of them.
@@ -86,20 +86,25 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     """Bring singular values near 1, between about 0.7 and 1.2, by five Newton-Schulz steps; (N, R, C) -> (N, R, C).
 
     Example:
-        >>> orthogonalize(torch.tensor([[[3.0, 0.0], [0.0, -3.0]]])).round(decimals=2)
-        tensor([[[ 1.1100,  0.0000],
-                 [ 0.0000, -1.1100]]])
+        >>> orthogonalize(torch.tensor([[[3.0, 0.0], [0.0, -3.0]]]))
+        tensor([[[ 1.1250,  0.0000],
+                 [ 0.0000, -1.1250]]])
     """
-    # A GPU multiplies bfloat16 fastest, and these steps need no more; a CPU without such a unit is slowest at it.
-    found = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
-    is_tall = found.shape[1] > found.shape[2]
-    found = found.mT if is_tall else found
-    found = found / found.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    # bfloat16, as torch's: trained without its rounding, teachers were worse (docs/results.md). A CPU is faster at
+    # float32, in which each product is rounded as bfloat16's is.
+    number = torch.bfloat16 if matrices.is_cuda else torch.float32
 
+    def rounded(product: torch.Tensor) -> torch.Tensor:
+        return product.bfloat16().to(number)
+
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    found = rounded(matrices.mT if is_tall else matrices)
+    found = rounded(found / rounded(found.norm(dim=(1, 2), keepdim=True)).clamp(min=1e-7))
     linear, cubic, quintic = _NEWTON_SCHULZ
     for _ in range(5):
-        gram = found @ found.mT
-        found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), found, beta=linear)
+        gram = rounded(found @ found.mT)
+        factor = rounded(torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic))
+        found = rounded(torch.baddbmm(found, factor, found, beta=linear))
     return (found.mT if is_tall else found).to(matrices.dtype)
 
 
