@@ -190,6 +190,12 @@ def test_teach_writes_what_training_reads_and_goes_on_where_it_stopped(
     with pytest.raises(ValueError, match=r"has tokens of its own, from which no student starts; give student="):
         distill(smolvlm, make_rows(), tmp_path / "none", use_cpu=True)
 
+    # Before the first step, not where they are evaluated behind the last.
+    unseen = make_rows().map(lambda row: {"question": f"{row['question']} well"})
+    with pytest.raises(ValueError, match="lacks 2 of the 2 rows of validation that were looked up; write these texts"):
+        distill(store, {"train": make_rows(), "validation": unseen}, tmp_path / "late", student=folder, use_cpu=True)
+    assert not list((tmp_path / "late").glob("*.safetensors"))
+
 
 def test_a_store_keeps_the_largest_scores_of_each_query_where_asked(tmp_path):
     model, own = tiny_teacher("modernvbert")

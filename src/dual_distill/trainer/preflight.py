@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from dual_distill.evaluation import question_only_baseline
 from dual_distill.hub_cards import Preflight, read_run
 
-from .distillation_trainer import DistillationTrainer
+from .distillation_trainer import TEACHER_PREFIX, DistillationTrainer
 from .stored_teacher import StoredTeacher
+from .teacher_cache import ROW_KEYS
 
 _logger = logging.getLogger(__name__)
 _ROWS, _TRAIN_ROWS = 500, 5000
@@ -28,6 +29,11 @@ _WORDS = "question-only baseline"
 
 def note_preflight(trainer: DistillationTrainer, checkpoint: str | None) -> None:
     """Run the preflight and note it in the record; once in a run: a checkpoint that is resumed from holds it."""
+    teacher, rows, collator = trainer.teacher, trainer.eval_dataset, trainer.data_collator
+    if isinstance(teacher, StoredTeacher) and teacher.teacher is None and isinstance(rows, Dataset) and len(rows):
+        # Of two, for otherwise the run would fail behind its last step, where they are evaluated.
+        keys = collator.of_teacher([rows[0], rows[len(rows) - 1]])[TEACHER_PREFIX + ROW_KEYS]
+        teacher.lacking(keys, "validation that were looked up")
     if checkpoint is not None:
         trainer.describe_run(preflight=getattr(read_run(checkpoint), "preflight", None))
     elif trainer.args.preflight and trainer.is_world_process_zero():

@@ -115,12 +115,7 @@ class StoredTeacher(AlignedTeacher):
             has = f"the attention of layers {self.layers}, and the run compares {missing}"
             raise ValueError(f"the store of {self.name} holds {has}; write those with dual-distill teach --layers.")
 
-        names = row_names(batch[ROW_KEYS])
-        lacking = [row for row, name in enumerate(names) if name not in self.store]
-        if lacking and self.teacher is None:
-            lacks = f"lacks {len(lacking)} of the {len(names)} rows of a batch"
-            way_out = "write these texts and images with dual-distill teach, and set augmentation to none, of which it"
-            raise ValueError(f"the store of {self.name} {lacks}; {way_out} knows nothing.")
+        names, lacking = row_names(batch[ROW_KEYS]), self.lacking(batch[ROW_KEYS], "a batch")
         if lacking and self.teacher is not None:
             # The whole batch, since some models have the patches of all images in one row.
             read = {name: tensor for name, tensor in batch.items() if name != ROW_KEYS}
@@ -132,6 +127,15 @@ class StoredTeacher(AlignedTeacher):
         chosen = [self.layers.index(layer) for layer in wanted]
         found = view_of(rows, chosen, batch[ROW_KEYS].device, top_k=about.get("top_k"))
         return self._answered(found)
+
+    def lacking(self, keys: Tensor, where: str) -> list[int]:
+        """Return which rows are not stored yet; they are refused where no teacher can be asked about them."""
+        found = [row for row, name in enumerate(row_names(keys)) if name not in self.store]
+        if found and self.teacher is None:
+            lacks = f"lacks {len(found)} of the {len(keys)} rows of {where}"
+            way_out = "write these texts and images with dual-distill teach, and set augmentation to none, of which it"
+            raise ValueError(f"the store of {self.name} {lacks}; {way_out} knows nothing.")
+        return found
 
     def _answered(self, view: TeacherView) -> TeacherView:
         """A view with the logits of the student's answers, in their order."""
