@@ -5,6 +5,8 @@ Unusual here:
 * Images arrive as pixels with a mask whatever the tower, and image tokens leave in raster order behind CLS and register
   tokens. For SigLIP 2's flexible grids the pixels are cut into patches here, the real ones first, as it wants them.
 * Queries and keys are noted while the tower runs (see `modeling_attention_recording`); the tower itself is not touched.
+* A tower is tried once when it is built, on made-up inputs: whether it runs, whether padding changes a text, where the
+  token of a patch stands. This sees of any model what a list of types would have to know.
 """
 
 import inspect
@@ -29,9 +31,15 @@ from .modeling_outputs import TowerOutput
 class ForeignTower(FreezableTower):
     """A model of transformers, its pooling, and what of its attention is recorded."""
 
+    reads: str
+    such_as: str
+
     def __init__(self, config: DualEncoderConfig, tower: PreTrainedConfig, pooling: str):
         super().__init__()
         model_class = MODEL_MAPPING[type(tower)]
+        # Not by `main_input_name`, which many image models leave at that of texts.
+        if self.reads not in inspect.signature(model_class.forward).parameters:
+            raise ValueError(f"a {model_class.__name__} reads no {self.reads}; give a model such as {self.such_as}.")
         # A model that cannot attend as asked attends as it can.
         if not model_class._supports_sdpa:
             tower._attn_implementation = "eager"
@@ -60,6 +68,38 @@ class ForeignTower(FreezableTower):
         if missing:
             lacks = f"lacks {len(missing)} weights of a {type(self.model).__name__}, such as {missing[0]}"
             raise ValueError(f"{str(name)!r} {lacks}; give a checkpoint of that model alone, in whole.")
+
+    def can_be_tried(self) -> bool:
+        """Whether the weights are drawn, here, and attention runs on every device; a saved model was tried once."""
+        # transformers sets this where it draws, not on meta. DeepSpeed holds weights elsewhere.
+        is_drawn = getattr(self.model, "_is_hf_initialized", False)
+        is_here = is_drawn and all(weight.numel() for weight in self.model.parameters())
+        return is_here and self.model.config._attn_implementation in ("eager", "sdpa")
+
+    @torch.no_grad()
+    def try_out(self, inputs: dict[str, Any]) -> Any:
+        """Output of the model in evaluation mode.
+
+        Raises:
+            ValueError: it does not run on them, or makes no tokens.
+        """
+        self.model.eval()
+        try:
+            output = self.model(**inputs, return_dict=True)
+            output.last_hidden_state  # noqa: B018 - a model without tokens is no tower
+            return output
+        except Exception as error:
+            reason = f"{type(error).__name__}, {str(error).strip().splitlines()[0].rstrip('.')!r}"
+            fails = f"a {type(self.model).__name__} does not run on {self.reads} alone: {reason}"
+            raise ValueError(f"{fails}; give a model such as {self.such_as}.") from error
+        finally:
+            self.model.train()
+
+    def check_width(self, states: Tensor, width: int) -> None:
+        """Refuse tokens or pooled vectors that are not as wide as the configuration says."""
+        if states.shape[-1] != width:
+            gives = f"a {type(self.model).__name__} gives vectors of width {states.shape[-1]}"
+            raise ValueError(f"{gives} where its configuration says {width}; give a model such as {self.such_as}.")
 
     def get_input_embeddings(self) -> Any:
         """Return the word or patch embeddings."""
@@ -108,11 +148,45 @@ class ForeignTower(FreezableTower):
 class ForeignTextTower(ForeignTower):
     """A text model, bidirectional or causal; texts may be padded at either side."""
 
+    reads, such_as = "input_ids", "BERT or Llama"
+
     def __init__(self, config: DualEncoderConfig):
         super().__init__(config, config.text_config, str(config.text_pooling))
         # RoBERTa's kind counts positions from behind its padding token's.
         positions = config.text_config.max_position_embeddings
         self.first_position = positions - config.max_position_embeddings
+        if self.can_be_tried():
+            self.check_padding(getattr(config.text_config, "vocab_size", 1000))
+
+    def check_padding(self, vocab_size: int) -> None:
+        """Refuse a model whose tokens of a text change with the padding behind it."""
+        # Words from the middle: special ones stand at the ends.
+        words = (vocab_size // 2 + torch.arange(8, device=self.model.device)) % vocab_size
+        mask = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]], device=words.device)
+        output = self.try_out(self.model_inputs(words[None, :4], mask[:, :4]))
+        alone = self.finish(output, mask[:, :4]).last_hidden_state
+        padded = self.try_out(self.model_inputs(words[None], mask)).last_hidden_state[:, :4]
+
+        change, largest = (padded - alone).abs().max(), alone.abs().max()
+        if change > largest * torch.finfo(alone.dtype).eps ** 0.5:
+            reads = (
+                f"a {type(self.model).__name__} reads padding: in a batch with a longer text, tokens of a text change"
+            )
+            way_out = f"give a model that masks padding, such as {self.such_as}"
+            raise ValueError(f"{reads} by {change / largest:.1g} of the largest; {way_out}.")
+
+    def model_inputs(
+        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None = None
+    ) -> dict[str, Any]:
+        """What the model is given for texts."""
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if "position_ids" in self.takes and attention_mask is not None:
+            inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0).long() + self.first_position
+        if "token_type_ids" in self.takes:
+            inputs["token_type_ids"] = token_type_ids
+        if "use_cache" in self.takes:
+            inputs["use_cache"] = False
+        return inputs
 
     def forward(
         self,
@@ -123,31 +197,93 @@ class ForeignTextTower(ForeignTower):
         **kwargs: Unpack[TransformersKwargs],
     ) -> TowerOutput:
         """Encode `(B, T)` word pieces; see `TowerOutput`."""
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if "position_ids" in self.takes and attention_mask is not None:
-            inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0).long() + self.first_position
-        if "token_type_ids" in self.takes:
-            inputs["token_type_ids"] = token_type_ids
-        if "use_cache" in self.takes:
-            inputs["use_cache"] = False
+        order = None
+        if attention_mask is not None:
+            # Padding behind: in front of a text, what pools the first token or has no mask would read it.
+            order = attention_mask.long().argsort(dim=1, descending=True, stable=True)
+            input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
+            token_type_ids = None if token_type_ids is None else token_type_ids.gather(1, order)
+        inputs = self.model_inputs(input_ids, attention_mask, token_type_ids)
         output, recorded = self.run(inputs, recorded_layers, **kwargs)
+        return self.finish(output, attention_mask, recorded, order)
 
+    def finish(
+        self, output: Any, mask: Tensor | None, recorded: Sequence[Any] = (), order: Tensor | None = None
+    ) -> TowerOutput:
+        """What the tower gives, of what the model does."""
         tokens = output.last_hidden_state
-        pooled = self.pool(tokens, attention_mask, getattr(output, "pooler_output", None))
-        return _tower_output(output, tokens, pooled, recorded)
+        pooled = self.pool(tokens, mask, getattr(output, "pooler_output", None))
+        for states in (tokens, pooled):
+            self.check_width(states, self.model.config.hidden_size)
+        return _tower_output(output, tokens if order is None else _put_back(tokens, order), pooled, recorded, order)
 
 
 class ForeignVisionTower(ForeignTower):
     """An image model: a transformer over patches of a fixed or a flexible grid, or a convolutional backbone."""
 
+    reads, such_as = "pixel_values", "ViT, SigLIP or ConvNeXt"
+
     def __init__(self, config: DualEncoderConfig):
         super().__init__(config, config.vision_config, str(config.vision_pooling))
         self.patch_size, self.is_flexible = config.patch_size, "spatial_shapes" in self.takes
-        width = tower_width(config.vision_config)
+        self.width = width = tower_width(config.vision_config)
         # Image tokens as wide as those of text, with which they are compared.
         self.projection: Any = nn.Identity()
         if width != config.hidden_size:
             self.projection = nn.Linear(width, config.hidden_size)
+        if self.can_be_tried():
+            sized = hasattr(config.vision_config, "image_size") or self.is_flexible
+            self.check_places(*(config.patch_grid if sized else (2, 3)))
+
+    def check_places(self, rows: int, columns: int) -> None:
+        """Refuse a model whose tokens do not stand as its patches do."""
+        side, name = self.patch_size, type(self.model).__name__
+        draw = torch.Generator().manual_seed(0)
+        pixels = torch.randn(1, 3, rows * side, columns * side, generator=draw).repeat(2, 1, 1, 1)
+        # Of two images that are else the same, the last patch of the first row.
+        pixels[1, :, :side, -side:] *= -1
+        pixels = pixels.to(self.model.device, self.model.dtype)
+        inputs, order = self.model_inputs(pixels, None)
+        output = self.try_out(inputs)
+        tokens = self.finish(output, [rows, columns], inputs, order).last_hidden_state
+        if output.last_hidden_state.dim() == 4:
+            return  # cells say where they stand
+        num_first = tokens.shape[1] - rows * columns
+        changed = int((tokens[1] - tokens[0]).norm(dim=-1).argmax())
+        if changed != num_first + columns - 1:
+            stand = f"patch {columns - 1} of {rows} x {columns} is token {changed} of {tokens.shape[1]}"
+            expected = f"expected are those of patches last, row by row; give a model such as {self.such_as}"
+            raise ValueError(f"a {name} has its tokens in another order: {stand}; {expected}.")
+
+    def model_inputs(self, pixels: Tensor, mask: Tensor | None) -> tuple[dict[str, Any], Tensor | None]:
+        """What the model is given for images, and the order of the patches in it, None: raster order."""
+        if self.is_flexible:
+            return self.cut_patches(pixels, mask)
+        inputs: dict[str, Any] = {"pixel_values": pixels}
+        if "interpolate_pos_encoding" in self.takes:
+            size = self.model.config.image_size
+            own_size = (size, size) if isinstance(size, int) else tuple(size)
+            inputs["interpolate_pos_encoding"] = tuple(pixels.shape[-2:]) != own_size
+        return inputs, None
+
+    def raster(self, tokens: Tensor, order: Tensor | None, grid: list[int]) -> Tensor:
+        """Tokens `(B, L, C)` of what the model gives, in raster order behind those of the whole image.
+
+        Raises:
+            ValueError: there are fewer than patches, or a convolution has other cells.
+        """
+        name = type(self.model).__name__
+        if tokens.dim() == 4:
+            if list(tokens.shape[-2:]) != grid:
+                found = f"a {name} gives {tokens.shape[-2]} x {tokens.shape[-1]} cells where"
+                raise ValueError(
+                    f"{found} {grid[0]} x {grid[1]} are expected; take ConvNeXt, EfficientNet, or ResNet as published."
+                )
+            tokens = tokens.flatten(2).transpose(1, 2)
+        if tokens.shape[1] < grid[0] * grid[1]:
+            kind = f"a {name} gives {tokens.shape[1]} tokens for a grid of {grid[0]} x {grid[1]} patches"
+            raise ValueError(f"{kind}; take a tower with a token for each patch, or a convolutional one.")
+        return tokens if order is None else _put_back(tokens, order)
 
     def forward(
         self,
@@ -159,44 +295,34 @@ class ForeignVisionTower(ForeignTower):
         """Encode `(B, N, 3, H, W)` or `(B, 3, H, W)` pixels as B * N sequences; see `TowerOutput`."""
         pixels = with_image_axis(pixel_values, 4).flatten(0, 1).to(self.model.dtype)
         mask = None if pixel_mask is None else with_image_axis(pixel_mask, 3).flatten(0, 1)
-        order, inputs = None, {"pixel_values": pixels}
-        if self.is_flexible:
-            inputs, order = self.cut_patches(pixels, mask)
-        else:
+        if not self.is_flexible:
             self.check_pixels(pixels, mask)
-            if "interpolate_pos_encoding" in self.takes:
-                size = self.model.config.image_size
-                own_size = (size, size) if isinstance(size, int) else tuple(size)
-                inputs["interpolate_pos_encoding"] = tuple(pixels.shape[-2:]) != own_size
+        inputs, order = self.model_inputs(pixels, mask)
         output, recorded = self.run(inputs, recorded_layers, **kwargs)
 
-        tokens = output.last_hidden_state
         grid = [side // self.patch_size for side in pixels.shape[-2:]]
-        if tokens.dim() == 4:
-            if list(tokens.shape[-2:]) != grid:
-                found = f"a {type(self.model).__name__} gives {tokens.shape[-2]} x {tokens.shape[-1]} cells where"
-                raise ValueError(
-                    f"{found} {grid[0]} x {grid[1]} are expected; take ConvNeXt, EfficientNet, or ResNet as published."
-                )
-            tokens = tokens.flatten(2).transpose(1, 2)
+        return self.finish(output, grid, inputs, order, recorded)
+
+    def finish(
+        self, output: Any, grid: list[int], inputs: dict[str, Any], order: Tensor | None, recorded: Sequence[Any] = ()
+    ) -> TowerOutput:
+        """What the tower gives, of what the model does, its tokens in raster order."""
+        tokens = self.raster(output.last_hidden_state, order, grid)
         num_first = tokens.shape[1] - grid[0] * grid[1]
-        if num_first < 0:
-            kind = f"a {type(self.model).__name__} gives {tokens.shape[1]} tokens for a grid of {grid[0]} x {grid[1]}"
-            raise ValueError(f"{kind} patches; take a tower with a token for each patch, or a convolutional one.")
         if self.pooling == "cls" and not num_first:
             raise ValueError(f"a {type(self.model).__name__} has no CLS token; give vision_pooling mean or tower.")
 
         image_mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
         if order is not None:
-            # Back to raster order, padded patches among them.
-            back = order.argsort(1)
-            image_mask = inputs["pixel_attention_mask"].bool().gather(1, back)
-            tokens = _reordered(tokens, back)
-            recorded = [tuple(_reordered(states, back) for states in pair) for pair in recorded]
-        tokens = self.projection(tokens)
-        own = getattr(output, "pooler_output", None)
-        own = None if own is None else self.projection(own.flatten(1))
-        return _tower_output(output, tokens, self.pool(tokens, image_mask, own), recorded, image_mask=image_mask)
+            image_mask = inputs["pixel_attention_mask"].bool().gather(1, order.argsort(1))
+        own = getattr(output, "pooler_output", None) if self.pooling == "tower" else None
+        own = None if own is None else own.flatten(1)
+        for states in (tokens, own):
+            if states is not None:
+                self.check_width(states, self.width)
+        tokens, own = self.projection(tokens), None if own is None else self.projection(own)
+        pooled = self.pool(tokens, image_mask, own)
+        return _tower_output(output, tokens, pooled, recorded, order, image_mask=image_mask)
 
     def check_pixels(self, pixels: Tensor, mask: Tensor | None) -> None:
         """Refuse padded images, whose padding would be read as image, and sizes that the patches do not divide."""
@@ -230,8 +356,22 @@ def _reordered(states: Tensor, order: Tensor) -> Tensor:
     return states.gather(-2, index.expand(*states.shape[:-2], -1, states.shape[-1]))
 
 
-def _tower_output(output: Any, tokens: Tensor, pooled: Tensor, recorded: list[Any], **more: Any) -> TowerOutput:
+def _put_back(states: Tensor, order: Tensor) -> Tensor:
+    """Tokens that stand in an order `(B, L)`, padded ones among them, where they stood before."""
+    return _reordered(states, order.argsort(1))
+
+
+def _tower_output(
+    output: Any, tokens: Tensor, pooled: Tensor, recorded: Sequence[Any], order: Tensor | None, **more: Any
+) -> TowerOutput:
     """What every tower returns, of the output of a model of transformers."""
     more |= {name: getattr(output, name, None) for name in ("hidden_states", "attentions")}
+    if order is not None:
+        recorded = [tuple(_put_back(states, order) for states in pair) for pair in recorded]
+        for name in ("hidden_states", "attentions"):
+            if more[name]:
+                more[name] = tuple(_put_back(states, order) for states in more[name])
+        if more["attentions"]:
+            more["attentions"] = tuple(_put_back(probs.mT, order).mT for probs in more["attentions"])
     more["query_states"], more["key_states"] = zip(*recorded, strict=True) if recorded else (None, None)
     return TowerOutput(last_hidden_state=tokens, pooler_output=pooled, **more)
