@@ -147,6 +147,15 @@ def test_positions_behind_that_of_padding_are_the_towers_own(text, inputs):
     assert without.max_position_embeddings == 24
 
 
+def test_heads_whose_width_varies_over_the_layers_are_not_compared(inputs):
+    kinds = {"layer_types": ["sliding_attention", "full_attention"], "head_dim": 8, "global_head_dim": 16}
+    small = {"vocab_size_per_layer_input": 60, "hidden_size_per_layer_input": 8, "num_key_value_heads": 2}
+    model = tiny("vit", {"model_type": "gemma4_text", **_WORDS, **_SPECIAL, **kinds, **small}, text_pooling="last")
+    assert model.config.attention_shapes == [None, (4, 8)]
+    assert model.config.records_tokens
+    assert model(**inputs, **RECORD).query_states[0][0].shape == (2, 1, 7, 32)
+
+
 def test_a_tower_whose_attention_is_not_seen_says_so(inputs):
     model = tiny("vit", {"model_type": "mpnet", **_WORDS, "pad_token_id": 1})
     assert model(**inputs).logits.shape == (2, 3)
@@ -293,8 +302,8 @@ def test_checkpointed_layers_give_the_same_gradients(inputs):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("vit", "a vit, which says no max_position_embeddings, as an image model; give an encoder, such as BERT"),
-        ("bloom", "a bloom, which says no max_position_embeddings"),
+        ("vit", "a vit, which names no max_position_embeddings, so that its longest text is not known; give an encoder"),
+        ("bloom", "a bloom, which names no max_position_embeddings"),
         ("bart", "a bart, which has a decoder; give an encoder, such as BERT, or a causal model, such as Llama"),
         ("t5", "a t5, which has a decoder"),
     ],
@@ -302,6 +311,12 @@ def test_checkpointed_layers_give_the_same_gradients(inputs):
 def test_a_text_tower_that_reads_no_text_as_it_stands_is_refused(text, sentence):
     with pytest.raises(ValueError, match=f"text_config is {sentence}"):
         tiny("vit", {"model_type": text})
+
+
+@pytest.mark.parametrize("vision", ["mobilenet_v1", "mobilenet_v2", "mobilevitv2", "cvt"])
+def test_an_image_tower_whose_width_is_not_said_is_refused(vision):
+    with pytest.raises(ValueError, match=f"vision_config is a {vision}, which names no hidden_size, so that the width"):
+        tiny({"model_type": vision}, "bert")
 
 
 _NARROW = {"embedding_size": 16}

@@ -96,10 +96,14 @@ def tower_config(key: str, given: Any, own: type[PreTrainedConfig]) -> Any:
         known = f"AutoModel has no model of that type; give a {own.model_type}, or a model that AutoModel loads"
         raise ValueError(f"{key} is a {getattr(config, 'model_type', model_type)}, but {known}.")
     if key == "text_config" and (config.is_encoder_decoder or not hasattr(config, "max_position_embeddings")):
-        no_text = "says no max_position_embeddings, as an image model"
+        no_text = "names no max_position_embeddings, so that its longest text is not known"
         lacks = "has a decoder" if config.is_encoder_decoder else no_text
         way_out = "give an encoder, such as BERT, or a causal model, such as Llama"
         raise ValueError(f"{key} is a {config.model_type}, which {lacks}; {way_out}.")
+    if key == "vision_config" and not (getattr(config, "hidden_sizes", None) or hasattr(config, "hidden_size")):
+        if config.model_type != "efficientnet":
+            lacks = "names no hidden_size, so that the width of its tokens is not known"
+            raise ValueError(f"{key} is a {config.model_type}, which {lacks}; give ViT, SigLIP or ConvNeXt.")
     return config
 
 
@@ -250,6 +254,9 @@ class DualEncoderConfig(OwnConfig):
         """Heads and width of a head of each tower's attention; None: it has none of its own."""
         shapes: list[tuple[int, int] | None] = []
         for tower in (self.text_config, self.vision_config):
+            if {"head_dim", "num_attention_heads"} & (getattr(tower, "per_layer_attributes", None) or set()):
+                shapes.append(None)  # Gemma 4: each kind of layer has its own
+                continue
             heads, width = getattr(tower, "num_attention_heads", None), tower_width(tower)
             head_width = getattr(tower, "head_dim", None) or width // (heads if isinstance(heads, int) else 1)
             shapes.append((heads, head_width) if isinstance(heads, int) else None)
