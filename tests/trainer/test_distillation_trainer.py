@@ -444,6 +444,13 @@ def test_an_objective_without_a_teacher_is_refused(build):
         build(teacher=None, objective=DiDEObjective())
 
 
+def test_rows_that_fill_no_batch_are_refused_where_such_a_batch_is_left_out(build, make_rows):
+    """Nothing was trained, and the run was finished."""
+    trainer = build(rows=make_rows(5), dataloader_drop_last=True, per_device_train_batch_size=6, max_steps=2)
+    with pytest.raises(ValueError, match="leaves out the 5 rows to train on, which fill no batch of 6; set it to"):
+        trainer.train()
+
+
 def test_soft_scores_choose_the_loss_of_answers(build, make_student):
     student = make_student()
     student.config.problem_type = "multi_label_classification"

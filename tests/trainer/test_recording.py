@@ -161,11 +161,14 @@ def test_workers_that_outlive_an_evaluation_read_the_rows_that_are_asked_for(mea
     trainer._end_workers()
 
 
-def test_rows_that_an_evaluation_leaves_out_are_not_counted(measured):
+def test_rows_that_an_evaluation_leaves_out_are_not_counted(measured, caplog):
     trainer = measured(dataloader_drop_last=True, per_device_eval_batch_size=4)
     assert trainer.evaluate()["eval_samples_per_second"] > 0
     assert {one.rows for one in trainer.run_record().measurements} == {8}
     assert trainer.predict(trainer.eval_dataset).predictions.shape[0] == 8
+    assert "nothing was measured" not in caplog.text
+    assert "eval_loss" not in measured(dataloader_drop_last=True, per_device_eval_batch_size=12).evaluate()
+    assert "nothing was measured: dataloader_drop_last leaves out all rows" in caplog.text
 
 
 def test_a_checkpoint_has_the_numbers_of_its_own_weights(measured, tmp_path):

@@ -172,6 +172,8 @@ class RecordingTrainer(SealedTrainer):
         rows = _num_rows(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset)
         if rows and self.args.dataloader_drop_last:  # which leaves out the last rows of an evaluation too
             rows -= rows % (self.args.eval_batch_size * self.args.world_size)
+            if not rows:
+                _logger.warning("nothing was measured: dataloader_drop_last leaves out all rows, which fill no batch")
         split = metric_key_prefix.removeprefix("eval_") if metric_key_prefix != "eval" else self._split_of(dataset)
         if split is None:
             way_out = "give metric_key_prefix, such as 'test', for numbers that a card may hold"

@@ -13,7 +13,7 @@ Unusual here:
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any, ClassVar
 
 import numpy as np
@@ -91,7 +91,15 @@ class RowMeansTrainer(RecordingTrainer):
         return self._keys_of[id(rows)][1]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as `RecordingTrainer` does; what an earlier run did not log is no part of this one's terms."""
+        """Train as `RecordingTrainer` does; what an earlier run did not log is no part of this one's terms.
+
+        Raises:
+            ValueError: all rows are left out, as they fill no batch.
+        """
+        rows, batch = self.train_dataset, self.args.train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and isinstance(rows, Sized) and len(rows) < batch:
+            few = f"the {len(rows)} rows to train on, which fill no batch of {batch}"
+            raise ValueError(f"dataloader_drop_last leaves out {few}; set it to false, or give smaller batches.")
         self._terms = {}
         return super().train(*args, **kwargs)
 
