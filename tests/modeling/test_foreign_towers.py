@@ -302,7 +302,10 @@ def test_checkpointed_layers_give_the_same_gradients(inputs):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("vit", "a vit, which names no max_position_embeddings, so that its longest text is not known; give an encoder"),
+        (
+            "vit",
+            "a vit, which names no max_position_embeddings, so that its longest text is not known; give an encoder",
+        ),
         ("bloom", "a bloom, which names no max_position_embeddings"),
         ("bart", "a bart, which has a decoder; give an encoder, such as BERT, or a causal model, such as Llama"),
         ("t5", "a t5, which has a decoder"),

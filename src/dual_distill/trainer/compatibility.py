@@ -30,7 +30,14 @@ _OWN_PROCESSOR = "give the run the processor of the {} (processing_class=, data_
 _NAMELESS = re.compile(r"LABEL_\d+")  # transformers' names of labels that nobody named
 _TOLERANCE = 0.02  # of pixels, whose values are about 1
 _NO_MASS = 1e-6
-_ALWAYS_READ = ("preflight", "group_by_shape", "muon_learning_rate", "freeze_text_tower", "freeze_vision_tower")
+_ALWAYS_READ = (
+    "preflight",
+    "group_by_shape",
+    "muon_learning_rate",
+    "freeze_text_tower",
+    "freeze_vision_tower",
+    "vision_cache_mb",
+)
 _NO_LIMIT = 1_000_000  # from here on, a tokenizer's `model_max_length` stands for none
 
 _VILT = (

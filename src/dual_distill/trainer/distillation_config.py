@@ -77,6 +77,10 @@ class DistillationTrainingArguments(TrainingArguments):
     ranking_negatives: int = _option(4, "Retrieval: negatives of each text and image; a teacher ranks the hardest.")
     freeze_text_tower: bool = _option(False, "Dual encoder: leave the text tower as it is.")
     freeze_vision_tower: bool = _option(False, "Dual encoder: leave the image tower as it is.")
+    vision_cache_mb: float = _option(
+        0.0,
+        "Memory for what a frozen image tower gives, in MB: each image is run once. 0: none.",
+    )
     keep_attention_projections: bool = _option(
         False, "Save what makes queries and keys of towers whose own do not fit: the student's attention can be drawn."
     )
@@ -108,6 +112,7 @@ class DistillationTrainingArguments(TrainingArguments):
             "head_learning_rate_factor": (self.head_learning_rate_factor > 0, above),
             "muon_learning_rate": (self.muon_learning_rate is None or self.muon_learning_rate > 0, above),
             "masking_share": (0 < self.masking_share <= 1, "give a share of words above 0 and at most 1"),
+            "vision_cache_mb": (0 <= self.vision_cache_mb < float("inf"), "give a number >= 0, 0 for no cache"),
             "ranking_negatives": (self.ranking_negatives >= 1, "it must be at least 1"),
         }
         # NaN, too, is no number below infinity.

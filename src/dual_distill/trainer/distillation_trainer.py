@@ -45,6 +45,7 @@ from .recording import known_origin, loaded_from
 from .row_means import Losses
 from .stored_teacher import StoredTeacher, TeacherCollator, open_teacher, view_settings
 from .teacher_cache import ROW_KEYS, Batch, KeyedCollator, TeacherCache, TeacherCacheCallback
+from .vision_cache import cache_images
 
 TEACHER_PREFIX = "teacher_"
 """Inputs whose name begins so are the teacher's."""
@@ -254,7 +255,10 @@ class DistillationTrainer(ObjectiveStateTrainer):
         is_adapter = hasattr(model, "get_base_model")
         if is_adapter and self.args.keep_attention_projections:
             raise ValueError("keep_attention_projections is set, but an adapter is saved without them; leave it out.")
-        self.args.freeze_towers((model.get_base_model() if is_adapter else model).base_model)
+        body = (model.get_base_model() if is_adapter else model).base_model
+        self.args.freeze_towers(body)
+        if limit_mb := self.args.vision_cache_mb:
+            cache_images(body, limit_mb, self.data_collator, self.is_sharded)
 
     def _set_objective(self, student: Any) -> Objective:
         """Set what is compared from now on, and what both models are asked for it."""
@@ -267,6 +271,9 @@ class DistillationTrainer(ObjectiveStateTrainer):
         is_learned = objective.attention_projections is not None or not objective.attention_weight
         if self.args.freeze_text_tower and self.args.freeze_vision_tower and not is_learned:
             raise ValueError("both towers are frozen, so their attention learns nothing; set attention_weight to 0.")
+        if self.args.vision_cache_mb and not is_learned:
+            compares = f"attention_weight is {objective.attention_weight}, which compares queries inside the tower"
+            raise ValueError(f"vision_cache_mb is set, but {compares}; set one of them to 0.")
         if isinstance(teacher, AlignedTeacher):
             labels = student.config.id2label
             teacher.answers = [labels[index] for index in range(len(labels))] if objective.soft_label_weight else None
