@@ -100,10 +100,10 @@ def tower_config(key: str, given: Any, own: type[PreTrainedConfig]) -> Any:
         lacks = "has a decoder" if config.is_encoder_decoder else no_text
         way_out = "give an encoder, such as BERT, or a causal model, such as Llama"
         raise ValueError(f"{key} is a {config.model_type}, which {lacks}; {way_out}.")
-    if key == "vision_config" and not (getattr(config, "hidden_sizes", None) or hasattr(config, "hidden_size")):
-        if config.model_type != "efficientnet":
-            lacks = "names no hidden_size, so that the width of its tokens is not known"
-            raise ValueError(f"{key} is a {config.model_type}, which {lacks}; give ViT, SigLIP or ConvNeXt.")
+    names_width = getattr(config, "hidden_sizes", None) or hasattr(config, "hidden_size")
+    if key == "vision_config" and not names_width and config.model_type != "efficientnet":
+        lacks = "names no hidden_size, so that the width of its tokens is not known"
+        raise ValueError(f"{key} is a {config.model_type}, which {lacks}; give ViT, SigLIP or ConvNeXt.")
     return config
 
 
