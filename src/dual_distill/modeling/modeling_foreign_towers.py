@@ -152,9 +152,6 @@ class ForeignTextTower(ForeignTower):
 
     def __init__(self, config: DualEncoderConfig):
         super().__init__(config, config.text_config, str(config.text_pooling))
-        # RoBERTa's kind counts positions from behind its padding token's.
-        positions = config.text_config.max_position_embeddings
-        self.first_position = positions - config.max_position_embeddings
         if self.can_be_tried():
             self.check_padding(getattr(config.text_config, "vocab_size", 1000))
 
@@ -180,8 +177,6 @@ class ForeignTextTower(ForeignTower):
     ) -> dict[str, Any]:
         """What the model is given for texts."""
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if "position_ids" in self.takes and attention_mask is not None:
-            inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0).long() + self.first_position
         if "token_type_ids" in self.takes:
             inputs["token_type_ids"] = token_type_ids
         if "use_cache" in self.takes:
@@ -199,7 +194,8 @@ class ForeignTextTower(ForeignTower):
         """Encode `(B, T)` word pieces; see `TowerOutput`."""
         order = None
         if attention_mask is not None:
-            # Padding behind: in front of a text, what pools the first token or has no mask would read it.
+            # Padding behind: in front of a text, what pools the first token or has no mask would read it. Positions are
+            # then those that the model counts itself, from wherever it begins.
             order = attention_mask.long().argsort(dim=1, descending=True, stable=True)
             input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
             token_type_ids = None if token_type_ids is None else token_type_ids.gather(1, order)
