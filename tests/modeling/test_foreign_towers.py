@@ -356,13 +356,15 @@ def test_a_text_tower_that_reads_padding_or_more_than_text_is_refused_when_it_is
             {"model_type": "focalnet", "image_size": 64, "embed_dim": 8, "depths": [1] * 4, "hidden_sizes": [8] * 4},
             "a FocalNetModel gives vectors of width 64 where its configuration says 8",
         ),
+        ({"model_type": "pixtral", **_PIXELS, "head_dim": 8}, "a PixtralVisionModel makes one row of tokens of two im"),
         (TEXT["bert"], "a BertModel reads no pixel_values; give a model such as ViT"),
         ({"model_type": "vivit", **_PIXELS}, "a VivitModel does not run on pixel_values alone"),
     ],
 )
 def test_an_image_tower_whose_tokens_are_not_its_patches_is_refused_when_it_is_built(vision, sentence):
+    towers = {"text_config": TEXT["bert"], "vision_config": vision, "vision_pooling": "mean"}
     with pytest.raises(ValueError, match=sentence):
-        DualEncoderForQuestionAnswering(DualEncoderConfig(text_config=TEXT["bert"], vision_config=vision))
+        DualEncoderForQuestionAnswering(DualEncoderConfig(**towers))
 
 
 def test_trying_a_tower_leaves_no_trace():

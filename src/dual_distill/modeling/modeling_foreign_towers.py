@@ -242,6 +242,8 @@ class ForeignVisionTower(ForeignTower):
         inputs, order = self.model_inputs(pixels, None)
         output = self.try_out(inputs)
         tokens = self.finish(output, [rows, columns], inputs, order).last_hidden_state
+        if len(tokens) != len(pixels):
+            raise ValueError(f"a {name} makes one row of tokens of two images; give a model such as {self.such_as}.")
         if output.last_hidden_state.dim() == 4:
             return  # cells say where they stand
         num_first = tokens.shape[1] - rows * columns
