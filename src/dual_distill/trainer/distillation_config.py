@@ -78,8 +78,7 @@ class DistillationTrainingArguments(TrainingArguments):
     freeze_text_tower: bool = _option(False, "Dual encoder: leave the text tower as it is.")
     freeze_vision_tower: bool = _option(False, "Dual encoder: leave the image tower as it is.")
     vision_cache_mb: float = _option(
-        0.0,
-        "Memory for what a frozen image tower gives, in MB: each image is run once. 0: none.",
+        0.0, "Memory for what a frozen image tower gives, in MB: each image is run once. 0: none."
     )
     keep_attention_projections: bool = _option(
         False, "Save what makes queries and keys of towers whose own do not fit: the student's attention can be drawn."
