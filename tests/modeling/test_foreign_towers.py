@@ -415,6 +415,29 @@ def test_padded_images_are_refused_where_padding_would_be_read(inputs):
         tiny("vit", "bert")(**inputs | {"pixel_values": inputs["pixel_values"][:, :, :30]})
 
 
+def test_an_own_size_that_patches_do_not_divide_is_read_as_the_model_reads_it(inputs):
+    """As of SigLIP so400m, 384 pixels in patches of 14: what fills no patch is left out at the right and below."""
+    model = tiny({**VISION["siglip"], "image_size": 30}, "bert", interaction_layers=1)
+    tower, pixels = model.dual_encoder.vision_model, torch.randn(2, 3, 30, 30)
+    output = model(**inputs | {"pixel_values": pixels})
+    assert output.image_mask.shape == (2, 1, 3 * 3)
+    expected = tower.projection(tower.model(pixel_values=pixels).last_hidden_state)
+    torch.testing.assert_close(tower(pixels).last_hidden_state, expected)
+
+
+def test_a_position_table_that_is_no_square_is_not_stretched(inputs):
+    model = tiny({**VISION["vit"], "image_size": [16, 40]}, "bert")
+    model(**inputs | {"pixel_values": torch.randn(2, 3, 16, 40)})
+    with pytest.raises(
+        ValueError, match="16 x 16 pixels for a ViTModel of 16 x 40, whose positions are stretched from"
+    ):
+        model(**inputs | {"pixel_values": torch.randn(2, 3, 16, 16)})
+
+
+def test_a_convolution_without_a_size_of_its_own_has_the_grid_of_usual_images():
+    assert tiny("resnet", "bert").config.patch_grid == (28, 28)
+
+
 def test_images_of_another_size_than_the_position_table(inputs):
     output = tiny("vit", "bert")(**inputs | {"pixel_values": torch.randn(2, 3, 16, 40)})
     assert output.image_mask.shape == (2, 1, 1 + 2 * 5)

@@ -300,12 +300,13 @@ class DualEncoderConfig(OwnConfig):
 
     @property
     def patch_grid(self) -> tuple[int, int]:
-        """Rows and columns of the image tower's position table."""
+        """Rows and columns of the image tower's position table, or of the cells of a usual image."""
         vision = self.vision_config
-        size = getattr(vision, "image_size", None)
-        if size is None:
+        if hasattr(vision, "num_patches") and not hasattr(vision, "image_size"):
             side = isqrt(vision.num_patches)
             return side, side
+        # A convolution has no size of its own; most are trained on this one.
+        size = getattr(vision, "image_size", None) or 224
         height, width = (size, size) if isinstance(size, int) else size
         return height // self.patch_size, width // self.patch_size
 

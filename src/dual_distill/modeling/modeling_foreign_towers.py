@@ -222,6 +222,8 @@ class ForeignVisionTower(ForeignTower):
     def __init__(self, config: DualEncoderConfig):
         super().__init__(config, config.vision_config, str(config.vision_pooling))
         self.patch_size, self.is_flexible = config.patch_size, "spatial_shapes" in self.takes
+        size = getattr(config.vision_config, "image_size", None)
+        self.own_size = (size, size) if isinstance(size, int) else tuple(size or ())
         self.width = width = tower_width(config.vision_config)
         # Image tokens as wide as those of text, with which they are compared.
         self.projection: Any = nn.Identity()
@@ -259,9 +261,13 @@ class ForeignVisionTower(ForeignTower):
             return self.cut_patches(pixels, mask)
         inputs: dict[str, Any] = {"pixel_values": pixels}
         if "interpolate_pos_encoding" in self.takes:
-            size = self.model.config.image_size
-            own_size = (size, size) if isinstance(size, int) else tuple(size)
-            inputs["interpolate_pos_encoding"] = tuple(pixels.shape[-2:]) != own_size
+            is_other = tuple(pixels.shape[-2:]) != self.own_size
+            if is_other and self.own_size[0] != self.own_size[1]:
+                height, width = pixels.shape[-2:]
+                own = "{} x {}, whose positions are stretched from squares alone".format(*self.own_size)
+                kind = f"a {type(self.model).__name__} of {own}"
+                raise ValueError(f"pixel_values: {height} x {width} pixels for {kind}; resize images to its size.")
+            inputs["interpolate_pos_encoding"] = is_other
         return inputs, None
 
     def raster(self, tokens: Tensor, order: Tensor | None, grid: list[int]) -> Tensor:
@@ -323,8 +329,12 @@ class ForeignVisionTower(ForeignTower):
         return _tower_output(output, tokens, pooled, recorded, order, image_mask=image_mask)
 
     def check_pixels(self, pixels: Tensor, mask: Tensor | None) -> None:
-        """Refuse padded images, whose padding would be read as image, and sizes that the patches do not divide."""
-        if any(side % self.patch_size for side in pixels.shape[-2:]):
+        """Refuse padded images, whose padding would be read as image, and sizes that the patches do not divide.
+
+        Of the tower's own size (384 pixels in patches of 14, say), it leaves out itself what fills no patch.
+        """
+        is_own = tuple(pixels.shape[-2:]) == self.own_size
+        if not is_own and any(side % self.patch_size for side in pixels.shape[-2:]):
             height, width = pixels.shape[-2:]
             does = f"{height} x {width} pixels do not divide into patches of {self.patch_size}"
             raise ValueError(f"pixel_values: {does}; use the tower's own image processor.")

@@ -205,7 +205,9 @@ def _limit_problems(role: str, model: Any, collator: Any, tokenizer: Any, pixels
             yield f"{cut}, but the {role} has positions for {positions}; {way_out}"
 
     height, width = pixels.shape[-2:]
-    if isinstance(patch, int) and regions is None and (height % patch or width % patch):
+    # Of its own size a tower leaves out what fills no patch.
+    is_own = _field(config, "image_size") in (height if height == width else None, [height, width])
+    if isinstance(patch, int) and regions is None and not is_own and (height % patch or width % patch):
         makes = f"the processor makes {height} x {width} pixels of an image of 64 x 96"
         yield f"{makes}, which are no whole patches of {patch} as the {role} reads; let it resize to multiples"
 
