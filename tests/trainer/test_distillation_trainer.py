@@ -458,6 +458,24 @@ def test_soft_scores_choose_the_loss_of_answers(build, make_student):
     assert not build().distillation_objective.multi_label
 
 
+@pytest.mark.parametrize("cache", [None, "logits"])
+def test_a_teacher_of_one_answer_gives_a_student_of_several_the_share_of_each(
+    cache, build, make_student, make_teacher, make_rows, collator, tmp_path
+):
+    """By hand: yes or no against its softmax; of a teacher that answers several itself, against its sigmoid."""
+    rows = make_rows(8)
+    for kind in ("single_label_classification", "multi_label_classification"):
+        student, teacher = make_student().eval(), make_teacher().eval()
+        student.config.problem_type, teacher.config.problem_type = "multi_label_classification", kind
+        fields = {"cache_teacher": cache, "attention_weight": 0.0, "output_dir": tmp_path / kind}
+        trainer = build(student, teacher, rows=rows, eval_rows=rows, **fields)
+        with torch.no_grad():
+            mine, its = (model(**collator(rows)).logits for model in (student, teacher))
+        targets = its.sigmoid() if kind.startswith("multi") else its.softmax(-1)
+        expected = nn.functional.binary_cross_entropy_with_logits(mine, targets, reduction="none").sum(1).mean()
+        assert trainer.evaluate()["eval_soft_label_loss"] == pytest.approx(expected.item(), rel=1e-4), kind
+
+
 def test_head_learning_rate_factor_makes_groups(build):
     trainer = build(head_learning_rate_factor=10.0, learning_rate=0.01)
     trainer.train()

@@ -5,7 +5,7 @@
 original is checked, `start_folder` one that begins with a BERT.
 """
 
-from .aligned_teacher import AlignedTeacher, ForeignTeacher, student_tokens
+from .aligned_teacher import AlignedTeacher, ForeignTeacher, as_binary, is_multi_label, student_tokens
 from .alignment import Tokens, align_view, key_shares, of_rows, over_heads
 from .bert import start_from_bert
 from .causal_vlm import caption_images

@@ -85,8 +85,7 @@ class AlignedTeacher(nn.Module):
                 logger.warning("%s shows one direction of attention alone; the other term is left out.", self.name)
         logits = view.logits
         if logits is not None and self.multi_label_student and not self.multi_label:
-            # Of a teacher that gives one answer the share of each, which is what a sigmoid of these gives back.
-            logits = logits.float().softmax(-1).logit(eps=1e-6)
+            logits = as_binary(logits)
         return AlignedOutputs(logits, aligned, view.match_scores)
 
 
@@ -109,7 +108,7 @@ class ForeignTeacher(AlignedTeacher):
         super().__init__()
         self.family, self.model, self.processor = family_of(model.config), model, processor
         self.name, self.num_layers = name or type(model).__name__, len(self.family.layers(model))
-        self.multi_label = model.config.problem_type == "multi_label_classification"
+        self.multi_label = is_multi_label(model)
         # Without the model, so that data-loading processes need no copy of it.
         self.inputs = partial(self.family.inputs, model.config, processor)
         self._scoring: dict[str, Any] = {}
@@ -123,6 +122,21 @@ class ForeignTeacher(AlignedTeacher):
         """Run the model on a batch of `inputs`."""
         view = self.family.view(self.model, self.processor, batch, layers, self.answers, **self._scoring)
         return view if view.logits is None else replace(view, logits=view.logits.clamp(min=_LEAST_LOGIT))
+
+
+def is_multi_label(model: Any) -> bool:
+    """Return whether each logit of a model is a yes or no of its own."""
+    return bool(model.config.problem_type == "multi_label_classification")
+
+
+def as_binary(logits: Tensor) -> Tensor:
+    """Of logits of one answer those whose sigmoid is the share of each; `(..., answers)`, float32.
+
+    Example:
+        >>> as_binary(torch.tensor([12.0, 12.0, 11.0])).sigmoid()
+        tensor([0.4223, 0.4223, 0.1554])
+    """
+    return logits.float().softmax(-1).logit(eps=1e-6)
 
 
 def student_tokens(batch: Mapping[str, Tensor], patch_size: int, image_mask: Tensor) -> dict[str, Tokens]:

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, Trainer
 from dual_distill.data import ImageTextStream, IndexedDataset, fingerprint
 from dual_distill.hub_cards import ObjectiveRecord, Origin, RunRecord
 from dual_distill.objectives import DiDEObjective, Objective
-from dual_distill.teachers import AlignedTeacher, ForeignTeacher, load_model, student_tokens
+from dual_distill.teachers import AlignedTeacher, ForeignTeacher, as_binary, is_multi_label, load_model, student_tokens
 
 from .compatibility import (
     check_arguments,
@@ -45,7 +45,7 @@ from .recording import known_origin, loaded_from
 from .row_means import Losses
 from .stored_teacher import StoredTeacher, TeacherCollator, open_teacher, view_settings
 from .teacher_cache import ROW_KEYS, Batch, KeyedCollator, TeacherCache, TeacherCacheCallback
-from .vision_cache import cache_images
+from .vision_cache import cache_images, check_frozen
 
 TEACHER_PREFIX = "teacher_"
 """Inputs whose name begins so are the teacher's."""
@@ -268,16 +268,13 @@ class DistillationTrainer(ObjectiveStateTrainer):
             own = self.objective_class
             objective = self.args.make_objective(own, student.config, getattr(teacher, "config", None))
         check_compatibility(student, teacher, objective, self._problems)
-        is_learned = objective.attention_projections is not None or not objective.attention_weight
-        if self.args.freeze_text_tower and self.args.freeze_vision_tower and not is_learned:
-            raise ValueError("both towers are frozen, so their attention learns nothing; set attention_weight to 0.")
-        if self.args.vision_cache_mb and not is_learned:
-            compares = f"attention_weight is {objective.attention_weight}, which compares queries inside the tower"
-            raise ValueError(f"vision_cache_mb is set, but {compares}; set one of them to 0.")
+        check_frozen(self.args, objective)
+        is_multi = is_multi_label(student)
+        self._teacher_gives_one = is_multi and hasattr(teacher, "config") and not is_multi_label(teacher)
         if isinstance(teacher, AlignedTeacher):
             labels = student.config.id2label
             teacher.answers = [labels[index] for index in range(len(labels))] if objective.soft_label_weight else None
-            teacher.multi_label_student = student.config.problem_type == "multi_label_classification"
+            teacher.multi_label_student = is_multi
         if self.is_sharded and self.args.fp16 and any(True for _ in objective.parameters()):
             scaled = "and float16 scales the loss, which their own optimizer under FSDP and DeepSpeed does not know"
             raise ValueError(f"a {type(objective).__name__} has parameters, {scaled}; take bf16.")
@@ -351,6 +348,8 @@ class DistillationTrainer(ObjectiveStateTrainer):
             teacher_view = self.teacher_cache.outputs(inputs, self._ask_teacher, objective)
             # In every process, whether or not it had to ask: what is checked is gathered.
             self.note_finite("the teacher's outputs", teacher_view.logits)
+        if self._teacher_gives_one and teacher_view.logits is not None:
+            teacher_view.logits = as_binary(teacher_view.logits)
         objective.train(model.training)
         return objective(student_outputs, teacher_view, inputs), {"logits": student_outputs.logits}
 

@@ -115,3 +115,19 @@ def cache_images(body: Any, limit_mb: float, collator: Any, is_sharded: bool) ->
         raise ValueError(f"vision_cache_mb is {limit_mb:g}, but {reason}.")
     if not isinstance(tower.forward, VisionCache):
         VisionCache(tower, limit_mb)
+
+
+def check_frozen(args: Any, objective: Any) -> None:
+    """Refuse frozen towers where attention inside them is compared.
+
+    Raises:
+        ValueError: both are, so that it learns nothing; or what a frozen one gives is kept, without its queries.
+    """
+    # Projections learn, and read what a tower gives.
+    if objective.attention_projections is not None or not objective.attention_weight:
+        return
+    if args.freeze_text_tower and args.freeze_vision_tower:
+        raise ValueError("both towers are frozen, so their attention learns nothing; set attention_weight to 0.")
+    if args.vision_cache_mb:
+        compares = f"attention_weight is {objective.attention_weight}, which compares queries inside the tower"
+        raise ValueError(f"vision_cache_mb is set, but {compares}; set one of them to 0.")
