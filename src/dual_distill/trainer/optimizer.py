@@ -90,8 +90,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
         tensor([[[ 1.1250,  0.0000],
                  [ 0.0000, -1.1250]]])
     """
-    # bfloat16, as torch's: trained without its rounding, teachers were worse (docs/results.md). A CPU is faster at
-    # float32, in which each product is rounded as bfloat16's is.
+    # In bfloat16, as torch's. Most CPUs are faster at float32, so there each product is rounded as bfloat16's is.
     number = torch.bfloat16 if matrices.is_cuda else torch.float32
 
     def rounded(product: torch.Tensor) -> torch.Tensor:
