@@ -258,7 +258,7 @@ class DistillationTrainer(ObjectiveStateTrainer):
         body = (model.get_base_model() if is_adapter else model).base_model
         self.args.freeze_towers(body)
         if limit_mb := self.args.vision_cache_mb:
-            cache_images(body, limit_mb, self.data_collator, self.is_sharded)
+            cache_images(body, limit_mb, self.data_collator, self.is_sharded or self.args.n_gpu > 1)
 
     def _set_objective(self, student: Any) -> Objective:
         """Set what is compared from now on, and what both models are asked for it."""

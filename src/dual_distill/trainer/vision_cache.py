@@ -96,7 +96,7 @@ class VisionCache:
         return [(shapes, *torch.cat(parts).tolist()) for parts in zip(*found, strict=True)]
 
 
-def cache_images(body: Any, limit_mb: float, collator: Any, is_sharded: bool) -> None:
+def cache_images(body: Any, limit_mb: float, collator: Any, is_split: bool) -> None:
     """Run the frozen image tower of a dual encoder once for each image.
 
     Raises:
@@ -109,7 +109,7 @@ def cache_images(body: Any, limit_mb: float, collator: Any, is_sharded: bool) ->
     wrong = {
         "the image tower is trained; set freeze_vision_tower": is_trained,
         "an augmentation makes another image each time; leave it out": augmentation is not None,
-        "a sharded model must run at every step; leave it out": is_sharded,
+        "a model that is split over devices, or copied to several by one process, runs at every step": is_split,
     }
     if reason := next((reason for reason, is_so in wrong.items() if is_so), None):
         raise ValueError(f"vision_cache_mb is {limit_mb:g}, but {reason}.")
