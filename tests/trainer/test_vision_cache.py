@@ -64,7 +64,7 @@ def test_padded_images_of_several_in_a_row_give_what_they_give_alone(make_studen
 
 
 def test_other_weights_and_another_number_format_are_run_anew():
-    tower = torch.nn.Conv2d(3, 2, 4)
+    tower = torch.nn.Conv2d(3, 2, 4).requires_grad_(False)
     cache, images = VisionCache(tower, 1), torch.randn(5, 3, 4, 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert tower(images).dtype == torch.bfloat16
@@ -96,6 +96,17 @@ def test_what_is_kept_without_gradients_is_trained_on():
         tower(images)
     head(tower(images).flatten(1)).sum().backward()
     assert head.weight.grad.abs().sum() > 0
+
+
+def test_a_tower_that_is_trained_after_all_has_its_gradients():
+    tower = torch.nn.Conv2d(3, 2, 4).requires_grad_(False)
+    VisionCache(tower, 1)
+    images = torch.randn(5, 3, 4, 4)
+    tower(images)
+    tower.requires_grad_(True)
+    for _ in range(2):  # a kept result would hold on to a graph that is gone
+        tower(images).sum().backward()
+    assert tower.weight.grad.abs().sum() > 0
 
 
 def test_what_a_cache_would_falsify_is_refused(build, make_student, make_rows, make_teacher):

@@ -25,7 +25,7 @@ class VisionCache:
         run_images: images that the tower was run for.
 
     Example:
-        >>> tower = nn.Conv2d(3, 2, 4)
+        >>> tower = nn.Conv2d(3, 2, 4).requires_grad_(False)
         >>> cache, images = VisionCache(tower, limit_mb=1.0), torch.randn(5, 3, 4, 4)
         >>> torch.equal(tower(images), tower(images)), cache.run_images
         (True, 5)
@@ -44,6 +44,9 @@ class VisionCache:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Give what the tower gives."""
+        # Trained after all: what it gives carries gradients.
+        if any(weight.requires_grad for weight in self._tower.parameters()):
+            return self._run(*args, **kwargs)
         given = self._signature.bind(*args, **kwargs).arguments
         for parameter in self._signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
@@ -56,8 +59,9 @@ class VisionCache:
 
         device = first.device.type
         number = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        asked = (number, str(sorted(others.items())))
-        weights = [(weight.dtype, weight._version) for weight in self._tower.parameters()]
+        asked = (first.device, number, str(sorted(others.items())))
+        held = (*self._tower.parameters(), *self._tower.buffers())
+        weights = [(one.dtype, one._version) for one in held]
         if weights != self._weights:
             self._weights, self._free_bytes = weights, self._limit_bytes
             self._kept.clear()
