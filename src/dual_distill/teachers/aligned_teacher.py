@@ -126,7 +126,7 @@ class ForeignTeacher(AlignedTeacher):
 
 def is_multi_label(model: Any) -> bool:
     """Return whether each logit of a model is a yes or no of its own."""
-    return bool(model.config.problem_type == "multi_label_classification")
+    return getattr(model.config, "problem_type", None) == "multi_label_classification"
 
 
 def as_binary(logits: Tensor) -> Tensor:

@@ -206,7 +206,8 @@ def _limit_problems(role: str, model: Any, collator: Any, tokenizer: Any, pixels
 
     height, width = pixels.shape[-2:]
     # Of its own size a tower leaves out what fills no patch.
-    is_own = _field(config, "image_size") in (height if height == width else None, [height, width])
+    size = _field(config, "image_size")
+    is_own = [height, width] == ([size, size] if isinstance(size, int) else list(size or ()))
     if isinstance(patch, int) and regions is None and not is_own and (height % patch or width % patch):
         makes = f"the processor makes {height} x {width} pixels of an image of 64 x 96"
         yield f"{makes}, which are no whole patches of {patch} as the {role} reads; let it resize to multiples"
